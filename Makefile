@@ -1,0 +1,33 @@
+# Each target sets up all that it needs in $(VENV); it is made if missing and reused if it is there.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test quality style bench clean
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## scikit-learn's digits: train ingredients, cook a soup, print the table
+	$(BIN)/python examples/demo.py
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+quality: $(READY)  ## lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(READY)  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## one script per claim of the README; each prints its table
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,39 @@
+"""One better image classifier from many fine-tunes, on any number of processes:
+
+    accelerate launch examples/soup.py --models 'runs/ft-*' --dataset DATA --budget 8 --test-split test
+
+Run each checkpoint once on a validation split and keep its logits; score candidate recipes by their ensembles; really
+average and measure only as many as the budget allows; keep the best (RADIN, arXiv 2401.17790).
+"""
+
+import argparse
+import sys
+
+import hf_radin
+from hf_radin import cli
+
+
+def main(args: argparse.Namespace) -> None:
+    cli.check(args)
+
+    # The ingredients: fine-tunes of one start, vetted from their small files.
+    ingredients = hf_radin.gather(args.models, **cli.model_options(args))
+
+    # Stage 1: every ingredient runs once on the split that chooses. Without --dataset, their cards say which.
+    bank = hf_radin.compute_logits(ingredients, **cli.data_options(args, ingredients))
+
+    # Stage 2: rank the candidates by their ensembles, measure the best, return the best measured.
+    soup = getattr(hf_radin, args.method)(bank, **cli.search_options(args))
+    cli.report(soup)
+
+    # An ordinary checkpoint, with the recipe and a card.
+    soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    if args.push_to:
+        hf_radin.push_soup_to_hub(soup, args.push_to, private=args.private, license=args.license)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description="Find the best soup of some checkpoints.", parents=[cli.soup_options()]
+    )
+    sys.exit(cli.guarded(main, parser.parse_args()))

@@ -1,0 +1,77 @@
+"""One model: images in, logits out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_radin import checkpoint
+from hf_radin.ingredients import Ingredient
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from PIL.Image import Image
+    from transformers import PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+
+def load(ingredient: Ingredient, dtype: torch.dtype) -> PreTrainedModel:
+    """The ingredient's model on the CPU, its weights in `dtype`.
+
+    Raises:
+        ValueError: if a weight is missing or has the wrong shape.
+    """
+    return checkpoint.load_model(
+        ingredient.download(),
+        dtype=dtype,
+        allow_pickle=ingredient.allow_pickle,
+        trust_remote_code=ingredient.trust_remote_code,
+    )
+
+
+def prepare(processor: BaseImageProcessor, image: Image) -> dict[str, torch.Tensor]:
+    """What a model takes for one image of any mode and orientation, without the batch dimension.
+
+    The image becomes upright RGB by the same function as in `pipeline("image-classification")`, and goes through the
+    processor alone, as there: what comes out does not depend on its neighbours.
+    """
+    from transformers.image_utils import load_image
+
+    return {name: value[0] for name, value in processor(images=load_image(image), return_tensors="pt").items()}
+
+
+def describe(processor: BaseImageProcessor) -> dict[str, Any]:
+    """All that decides about the pixels: configuration, backend and version (transformers#28180, #43017)."""
+    import transformers
+
+    return {
+        **processor.to_dict(),
+        "backend": getattr(processor, "backend", None) or type(processor).__name__,
+        "transformers": transformers.__version__,
+    }
+
+
+def forward(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], *, batch_size: int, accelerator: Accelerator
+) -> torch.Tensor:
+    """Logits of prepared images: float32 `(samples, classes)` on the CPU.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        inputs: by name, `(samples, ...)` on the CPU.
+    """
+    import torch
+
+    samples = len(next(iter(inputs.values())))
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, samples, batch_size):
+            batch = {
+                name: value[start : start + batch_size].to(
+                    accelerator.device, model.dtype if value.is_floating_point() else None, non_blocking=True
+                )
+                for name, value in inputs.items()
+            }
+            with accelerator.autocast():
+                logits.append(model(**batch).logits.float().cpu())  # (batch, classes)
+    return torch.cat(logits)

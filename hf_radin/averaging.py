@@ -1,0 +1,108 @@
+"""Average weights: many checkpoints in, one out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_radin import adapter, checkpoint
+from hf_radin.ingredients import Ingredients
+from hf_radin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def average(
+    ingredients: Ingredients,
+    recipe: Recipe,
+    *,
+    output: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> dict[str, torch.Tensor]:
+    """The weighted average of checkpoints, `sum_k p_k w_k`.
+
+    Args:
+        ingredients: must hold all that the recipe uses.
+        output: a folder to write the soup to, as an ordinary checkpoint; none by default.
+        dtype: of the result; by default that of the ingredients, float32 if they differ.
+
+    Returns:
+        The tensors of the averaged model's `state_dict()`.
+
+    Raises:
+        ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded.
+    """
+    model = average_model(ingredients, recipe, dtype=dtype)
+    if output is not None:
+        with checkpoint.quiet_transformers():
+            model.save_pretrained(output)
+            ingredients.select(recipe.used)[0].processor.save_pretrained(output)
+    return model.state_dict()
+
+
+def average_model(
+    ingredients: Ingredients, recipe: Recipe, *, dtype: str | torch.dtype | None = None
+) -> PreTrainedModel:
+    """The averaged model, in evaluation mode on the CPU. See `average`.
+
+    Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
+    name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged.
+    """
+    used = ingredients.select(recipe.used)
+    for one in used:
+        one.download()
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(checkpoint.open_tensors(one.folder, allow_pickle=one.allow_pickle)) for one in used
+        ]
+        target = checkpoint.as_dtype(dtype) if dtype else _widest_dtype(files)
+        if all(file.keys() == files[0].keys() for file in files):
+            sums: dict[str, torch.Tensor] = {}
+            for name in files[0]:
+                for file, weight in zip(files, recipe.used.values(), strict=True):
+                    _add(sums, name, file[name](), weight)
+                sums[name] = _rounded(sums[name], target)
+            return checkpoint.load_model(
+                used[0].folder, dtype=target, tensors=sums, trust_remote_code=used[0].trust_remote_code
+            )
+    sums = {}
+    for one, weight in zip(used, recipe.used.values(), strict=True):
+        model = adapter.load(one, torch.float64)
+        for name, tensor in model.state_dict().items():
+            _add(sums, name, tensor, weight)
+    model = model.to(target)
+    model.load_state_dict({name: _rounded(tensor, target) for name, tensor in sums.items()})
+    return model
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:
+    """Add a tensor's share to the sum of its name, in float64; of integers, which count or index, the first stays.
+
+    In float64 the average of equal float32 tensors is that tensor again once it is rounded, for any weights.
+    """
+    if not tensor.is_floating_point():
+        sums.setdefault(name, tensor)
+    elif name not in sums:
+        sums[name] = tensor.to(torch.float64) * weight
+    elif sums[name].shape != tensor.shape:
+        raise ValueError(
+            f"{name} has the shapes {tuple(sums[name].shape)} and {tuple(tensor.shape)} in two ingredients."
+        )
+    else:
+        sums[name].add_(tensor.to(torch.float64), alpha=weight)
+
+
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _widest_dtype(files: list[dict[str, Callable[[], torch.Tensor]]]) -> torch.dtype:
+    """The ingredients' dtype; float32 if they hold both float16 and bfloat16."""
+    dtypes = {tensor.dtype for file in files for read in file.values() if (tensor := read()).is_floating_point()}
+    return functools.reduce(torch.promote_types, dtypes)

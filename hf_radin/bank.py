@@ -1,0 +1,150 @@
+"""The logit bank: what every ingredient says about every image of a split, on disk and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_radin import ensemble
+from hf_radin.data import Prepared
+from hf_radin.files import write_atomically
+from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.processes import progress_bar
+
+
+@dataclass(frozen=True, eq=False)
+class LogitBank:
+    """Logits of ingredients on one split, and where they came from. Made by `compute_logits`, read by `open`.
+
+    Args:
+        folder: holds `bank.json`, `labels.npy`, `ids.npy` and for each ingredient `logits/*.npy` and `logits/*.json`.
+        ingredients: those whose logits this bank gives; the folder may hold more.
+        about: the contents of `bank.json`.
+        request: the arguments of `compute_logits`, to do the same for another split.
+    """
+
+    folder: Path
+    ingredients: Ingredients
+    about: dict[str, Any]
+    request: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> LogitBank:
+        """All that was computed into a folder.
+
+        Raises:
+            ValueError: if the folder is no bank.
+        """
+        folder = Path(path)
+        try:
+            about = json.loads((folder / "bank.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
+        records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
+        found = [_from_record(record) for record in records if record["finite"]]
+        data = about["data"]
+        columns = ("config_name", "revision", "image_column", "label_column", "split")
+        request = {"dataset": data["name"], **{name: data[name] for name in columns}}
+        return cls(folder, Ingredients(sorted(found, key=lambda one: one.id)), about, request)
+
+    def logits(self, ingredient: int | str) -> np.ndarray:
+        """One ingredient's logits by position or id: float32 `(samples, classes)`, memory-mapped."""
+        one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
+        return np.load(logits_path(self.folder, one), mmap_mode="r")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The true class of each sample, as an index into `classes`: `(samples,)`."""
+        return np.load(self.folder / "labels.npy", mmap_mode="r")
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The position of each sample in its split: `(samples,)`; skipped samples leave gaps."""
+        return np.load(self.folder / "ids.npy", mmap_mode="r")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.about["classes"])
+
+    @property
+    def split(self) -> str:
+        return str(self.about["data"]["split"])
+
+    @property
+    def prepared(self) -> Prepared:
+        """The images that the logits were computed from, ready for a model."""
+        return Prepared(self.folder / self.about["pixels"], self.about["blocks"])
+
+    def __len__(self) -> int:
+        return int(self.about["samples"])
+
+    def score(self, recipes: np.ndarray | Sequence[Sequence[float]], metric: str = "accuracy") -> np.ndarray:
+        """Exact scores of the ensembles of some recipes, `(recipes,)`; no model runs.
+
+        Args:
+            recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex.
+            metric: `accuracy`.
+        """
+        if metric != "accuracy":
+            raise ValueError(f"metric={metric!r}: recipes are scored by 'accuracy'.")
+        rows = ensemble.check_recipes(np.asarray(recipes), len(self.ingredients))
+        with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
+            hits = ensemble.count_hits(self._all_logits(), self.labels, rows, on_block=bar.update)
+        return hits / len(self)
+
+    def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
+        """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
+        return ensemble.predict(self._all_logits(), np.asarray(recipe))
+
+    def _all_logits(self) -> list[np.ndarray]:
+        return [self.logits(index) for index in range(len(self.ingredients))]
+
+
+def ingredient_key(ingredient: Ingredient) -> str:
+    return digest(ingredient.repo_id, ingredient.revision)
+
+
+def logits_path(folder: Path, ingredient: Ingredient) -> Path:
+    return folder / "logits" / f"{ingredient_key(ingredient)}.npy"
+
+
+def record_path(folder: Path, ingredient: Ingredient) -> Path:
+    return folder / "logits" / f"{ingredient_key(ingredient)}.json"
+
+
+def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
+    """Say that an ingredient's logits are complete, and whose they are."""
+    record = {
+        "id": ingredient.id,
+        "revision": ingredient.revision,
+        "folder": str(ingredient.folder),
+        "labels": ingredient.labels,
+        "architecture": ingredient.architecture,
+        "repo_id": ingredient.repo_id,
+        "finite": finite,
+    }
+    write_atomically(record_path(folder, ingredient), lambda path: path.write_text(json.dumps(record, indent=2)))
+
+
+def is_finite(folder: Path, ingredient: Ingredient) -> bool:
+    """Whether all of an ingredient's logits are finite numbers."""
+    return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
+
+
+def _from_record(record: dict[str, Any]) -> Ingredient:
+    """What a bank says of itself never allows pickles or remote code: only the user does."""
+    fields = ("id", "revision", "architecture", "repo_id")
+    return Ingredient(
+        **{name: record[name] for name in fields}, folder=Path(record["folder"]), labels=tuple(record["labels"])
+    )
+
+
+def digest(*parts: Any) -> str:
+    """A short name for what JSON says of the parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]

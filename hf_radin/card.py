@@ -1,0 +1,125 @@
+"""The model card: what the soup is made of and what was measured, nothing else."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = ("budget", "proposals", "candidates", "seed", "accept")
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+
+
+def render(fields: dict[str, Any], *, license: str | None = None) -> str:
+    """The card as text, from the contents of `recipe.json`.
+
+    Args:
+        license: what the user says; by default that of the ingredients used, if they all have the same one.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
+    used = [{**one, "weight": recipe[one["id"]]} for one in fields["ingredients"] if one["id"] in recipe]
+    data = fields["data"]
+    dataset = data["name"] if data["revision"] else Path(data["name"]).name
+    soup_results = [one for one in fields["results"] if one["name"] == "soup"]
+    metadata = ModelCardData(
+        base_model=[one["repo_id"] for one in used if one["repo_id"]] or None,
+        base_model_relation="merge" if any(one["repo_id"] for one in used) else None,
+        datasets=[data["name"]] if data["revision"] else None,
+        library_name="transformers",
+        license=_license(used, license),
+        metrics=sorted({name for one in soup_results for name in one["metrics"]}),
+        model_name="Model soup",
+        pipeline_tag="image-classification",
+        tags=["model-soup", "merge", "hf-radin", "arxiv:2401.17790"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_config=data["config_name"],
+                dataset_split=one["split"],
+                metric_type=name,
+                metric_value=value,
+            )
+            for one in soup_results
+            for name, value in one["metrics"].items()
+        ],
+    )
+    soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        used=used,
+        md=escape,
+        shown=shown,
+        dataset=dataset,
+        percent=lambda value: f"{100 * value:.2f} %",
+        soups=sorted(soups, key=lambda one: -one["measured"]),
+        singles=sorted(
+            (one for one in fields["measurements"] if one["proposal"] == "single"), key=lambda one: -one["measured"]
+        ),
+        metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
+        **{name: fields[name] for name in ("data", "results", "passes", "method", "images", "skipped", "held_out")},
+        sentence=_sentence(fields),
+        settings={
+            name: fields[name] for name in ("budget", "proposals", "candidates", "seed", "accept") if name in fields
+        },
+        considered=fields["ingredients"],
+        versions=fields["versions"],
+        processor=fields["processor"],
+        dtype=fields["saved_dtype"],
+    )
+    return str(card)
+
+
+def shown(name: str) -> str:
+    """An ingredient's id; of an absolute path, which says more of a machine than of a model, the last two folders."""
+    path = PurePath(name)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else name
+
+
+def escape(text: Any) -> str:
+    """Text from outside, such that Markdown and HTML show it and do nothing else with it."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    return re.sub(r"([\\`*_\[\]|~$:])", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _license(used: list[dict[str, Any]], said: str | None) -> str | None:
+    if said:
+        return said
+    licenses = {one["id"]: one["license"] for one in used}
+    if len(set(licenses.values())) == 1:
+        return next(iter(licenses.values()))
+    logger.warning(
+        "The card names no licence, since the ingredients don't agree: %s. Pass license=... if you know it.",
+        ", ".join(f"{name}: {value or 'none'}" for name, value in licenses.items()),
+    )
+    return None
+
+
+def _sentence(fields: dict[str, Any]) -> str:
+    """The outcome in one sentence, soup against best single, on the split that proves most."""
+    split = fields["held_out"] or fields["data"]["split"]
+    accuracy = {
+        one["name"]: one["metrics"]["accuracy"]
+        for one in fields["results"]
+        if one["split"] == split and "accuracy" in one["metrics"]
+    }
+    if len(fields["recipe"]["ingredients"]) == 1:
+        return "No soup was better than the best single model on the split that chooses, so this is that model."
+    if "soup" not in accuracy:
+        return ""
+    gain = 100 * (accuracy["soup"] - accuracy["best single"])
+    outcome = "better than" if gain > 0 else "worse than" if gain < 0 else "as good as"
+    proof = (
+        "which took no part in the choice" if fields["held_out"] else "which also chose it, so that this flatters it"
+    )
+    return (
+        f"On the split {escape(split)}, {proof}, the soup's accuracy is {100 * accuracy['soup']:.2f} %: "
+        f"{gain:+.2f} points, {outcome} the best single ingredient."
+    )

@@ -1,0 +1,201 @@
+"""The command line: `hf-radin soup`, `average`, `push`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_radin.ingredients import Ingredients
+    from hf_radin.soup import Soup
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends in one line on stderr and the exit status 2."""
+    parser = argparse.ArgumentParser(prog="hf-radin", description="One better image classifier from many fine-tunes.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    soup = commands.add_parser("soup", help="find the best soup of some checkpoints", parents=[soup_options()])
+    soup.set_defaults(run=_soup)
+    average = commands.add_parser("average", help="cook the soup of a recipe.json again")
+    average.add_argument("--recipe", type=Path, required=True, help="a recipe.json")
+    average.add_argument("--models", nargs="+", help="where the ingredients are now, if not where the recipe says")
+    average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
+    average.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    average.set_defaults(run=_average)
+    push = commands.add_parser("push", help="upload a saved soup in one commit")
+    push.add_argument("folder", type=Path, help="a folder that `hf-radin soup` wrote")
+    push.add_argument("repo_id", help="where to, as in org/soup")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    push.add_argument("--license", help="for the card, if the ingredients don't agree on one")
+    push.set_defaults(run=_push)
+    return guarded(lambda args: args.run(args), parser.parse_args(arguments))
+
+
+def guarded(run: Any, args: argparse.Namespace) -> int:
+    """Run a command with logging set up; what a user can mend is one line, not a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("hf_radin").setLevel(logging.INFO)
+    try:
+        run(args)
+    except ValueError as error:
+        print(f"hf-radin: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def soup_options() -> argparse.ArgumentParser:
+    """The options of `hf-radin soup` and `examples/soup.py`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument
+    add("--models", nargs="+", required=True, metavar="M", help="patterns, Hub ids (org/a@rev) or folders")
+    add("--revision", help="branch, tag or commit of the models that name none")
+    add("--dataset", help="Hub id or folder; by default what the models' cards agree on")
+    add("--dataset-config", help="configuration of the dataset")
+    add("--dataset-revision", help="branch, tag or commit of the dataset")
+    add("--split", help="split that chooses the soup; by default what the cards agree on, else validation")
+    add("--test-split", help="split that takes no part in the choice, for the final figures")
+    add("--image-column", help="needed if the dataset has several")
+    add("--label-column", help="needed if it can't be told")
+    add("--on-error", choices=("raise", "skip"), default="raise", help="what to do with an unreadable image")
+    add("--method", choices=("radin", "greedy", "uniform", "best_single"), default="radin")
+    add("--budget", type=int, default=8, help="how many soups to measure (radin; default 8)")
+    add("--proposals", choices=("auto", "monte-carlo", "subsets"), default="auto", help="candidate recipes (radin)")
+    add("--candidates", type=int, default=200, help="how many to draw by monte-carlo (default 200)")
+    add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
+    add("--metrics", default="accuracy", help="what to report, separated by commas: accuracy,f1")
+    add("--seed", type=int, default=0)
+    add("--batch-size", default="auto", type=lambda text: text if text == "auto" else int(text))
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
+    add("--cache-dir", type=Path, help="where logits are kept (default: hf_radin in HF_HOME)")
+    add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
+    add("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
+    add("--private", action="store_true", default=None, help="make a new repository private")
+    add("--license", help="for the card, if the models don't agree on one")
+    add("--allow-pickle", action="store_true", help="read .bin weights")
+    add("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
+    return parser
+
+
+def _soup(args: argparse.Namespace) -> None:
+    import hf_radin
+
+    check(args)
+    ingredients = hf_radin.gather(args.models, **model_options(args))
+    bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
+    soup: Soup = getattr(hf_radin, args.method)(bank, **search_options(args))
+    report(soup)
+    soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    if args.push_to:
+        hf_radin.push_soup_to_hub(soup, args.push_to, private=args.private, license=args.license)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before a model is looked at."""
+    from hf_radin.evaluate import load_metrics
+    from hf_radin.hub import ready_repo
+    from hf_radin.processes import on_main_process
+    from hf_radin.soup import check_output
+
+    if args.budget < 1:
+        raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, at least 1.")
+    check_output(args.output, overwrite=args.overwrite)
+    load_metrics(args.metrics.split(","))
+    if args.push_to:
+        on_main_process(lambda: ready_repo(args.push_to, private=args.private))
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `gather` takes of the options."""
+    return {name: getattr(args, name) for name in ("revision", "allow_pickle", "trust_remote_code")}
+
+
+def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
+    """What `compute_logits` takes of the options; what they leave open, the ingredients' cards say.
+
+    Raises:
+        ValueError: if the cards don't agree, or the dataset lacks a split that was asked for.
+    """
+    from hf_radin.data import open_split
+    from hf_radin.origin import Origin, agreed_origin
+
+    said = Origin() if args.dataset else agreed_origin(ingredients)
+    source = {
+        "dataset": args.dataset or said.dataset,
+        "config_name": args.dataset_config or said.config_name,
+        "revision": args.dataset_revision,
+        "image_column": args.image_column,
+        "label_column": args.label_column,
+    }
+    split = args.split or said.split or "validation"
+    if not args.dataset:
+        print(f"The models' cards agree on the dataset {source['dataset']}, split {split}.")
+    if args.test_split == split:
+        raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")
+    if args.test_split:
+        open_split(split=args.test_split, **source)
+    running = {name: getattr(args, name) for name in ("batch_size", "dtype", "on_error", "cache_dir")}
+    return {**source, "split": split, **running}
+
+
+def search_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the method takes of the options."""
+    own = {"radin": ("budget", "proposals", "candidates", "seed"), "greedy": ("accept",)}.get(args.method, ())
+    return {
+        **{name: getattr(args, name) for name in own},
+        "metrics": tuple(args.metrics.split(",")),
+        "test_split": args.test_split,
+    }
+
+
+def report(soup: Soup) -> None:
+    """Print the recipe and the table of results, in the main process."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(table(soup))
+
+
+def table(soup: Soup) -> str:
+    """What was found, as text."""
+    scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
+    columns = list(dict.fromkeys((split, name) for _, split, name in scores))
+    lines = [f"{'':14}" + "".join(f"{f'{split} {name}':>24}" for split, name in columns)]
+    for row in dict.fromkeys(one.name for one in soup.results):
+        lines.append(f"{row:14}" + "".join(f"{100 * scores[(row, *column)]:22.2f} %" for column in columns))
+    weights = ", ".join(f"{weight:.4g} {name}" for name, weight in soup.recipe.used.items())
+    passes = soup.about["passes"]
+    return "\n".join(
+        [*lines, f"Recipe: {weights}", f"Spent: {passes['logits']} passes for logits, {passes['soups']} for soups."]
+    )
+
+
+def _average(args: argparse.Namespace) -> None:
+    from hf_radin.averaging import average
+    from hf_radin.soup import check_output, cook
+
+    check_output(args.output, overwrite=args.overwrite)
+    ingredients, recipe = cook(args.recipe, models=args.models)
+    average(ingredients, recipe, output=args.output)
+
+
+def _push(args: argparse.Namespace) -> None:
+    from hf_radin.soup import Soup
+
+    commit = Soup.from_pretrained(args.folder).push_to_hub(
+        args.repo_id, private=args.private, create_pr=args.create_pr, license=args.license
+    )
+    print(commit.commit_url)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

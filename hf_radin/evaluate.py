@@ -1,0 +1,111 @@
+"""Measure averaged weights on a split, and report metrics by their names in the evaluate library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_radin import adapter
+from hf_radin.bank import LogitBank, digest
+from hf_radin.checkpoint import as_dtype
+from hf_radin.data import BLOCK
+from hf_radin.files import write_atomically
+from hf_radin.processes import on_main_process
+from hf_radin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# evaluate's own defaults are for two classes; averaged over classes these mean something for any number of them.
+_OPTIONS = {name: {"average": "macro"} for name in ("f1", "precision", "recall")}
+
+
+def measure(
+    bank: LogitBank,
+    recipe: Recipe,
+    make_model: Callable[[], PreTrainedModel],
+    *,
+    batch_size: int,
+    on_block: Callable[[int], object] = lambda samples: None,
+) -> np.ndarray:
+    """Classes that a soup predicts for the images of a bank: `(samples,)`, -1 where a logit is not finite.
+
+    Each process takes its blocks; one sum of integers brings them together. What was measured once is kept beside the
+    bank and not measured again.
+
+    Args:
+        recipe: names what is measured.
+        make_model: averages the weights; only called if they were not measured before.
+        on_block: hears how many images of all processes went by.
+
+    Raises:
+        ValueError: if this run's mixed precision is not that of the bank.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    parts = [[one.repo_id, one.revision, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
+    path = bank.folder / "soups" / f"{digest(parts)}.npy"
+    if on_main_process(path.exists):
+        on_block(len(bank))
+        return np.load(path)
+    accelerator = Accelerator()
+    if accelerator.mixed_precision != bank.about["mixed_precision"]:
+        raise ValueError(
+            f"The logits in {bank.folder} were computed with mixed precision {bank.about['mixed_precision']!r}, this "
+            f"run has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under the same one."
+        )
+    model = make_model().to(accelerator.device, as_dtype(bank.about["dtype"]))
+    # one entry a sample, filled by the process that has its block, and a last one that counts them
+    found = torch.zeros(len(bank) + 1, dtype=torch.int64)
+    world, prepared, ids = accelerator.num_processes, bank.prepared, bank.ids
+    for number in range(accelerator.process_index, prepared.blocks, world):
+        _, labels, inputs = prepared.read(number)
+        if inputs:
+            logits = adapter.forward(model, inputs, batch_size=batch_size, accelerator=accelerator).numpy()
+            start = int(np.searchsorted(ids, number * BLOCK))
+            classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+            found[start : start + len(labels)] = torch.from_numpy(classes)
+            found[-1] += len(labels)
+        on_block(len(labels) * world if number + world < prepared.blocks else len(labels))
+    found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
+    if found[-1] != len(bank):
+        raise RuntimeError(f"{found[-1]} images were measured where the split has {len(bank)}; this is a bug.")
+    predictions = found[:-1].numpy()
+    if accelerator.is_main_process:
+        write_atomically(path, partial(np.save, arr=predictions))
+    return predictions
+
+
+def load_metrics(names: Iterable[str]) -> dict[str, Any]:
+    """Metric modules of the evaluate library by name; `accuracy` comes with this package and needs no network.
+
+    Raises:
+        ValueError: if one can't be loaded.
+    """
+    import evaluate
+
+    loaded = {}
+    for name in names:
+        path = str(Path(__file__).parent / "metrics" / "accuracy") if name == "accuracy" else name
+        try:
+            loaded[name] = evaluate.load(path, keep_in_memory=True)
+        except Exception as error:  # a script from outside may fail in any way
+            raise ValueError(
+                f"The metric {name!r} can't be loaded by evaluate: {error}. Its script comes from the Hub; offline, "
+                "give the path of a folder that holds one."
+            ) from error
+    return loaded
+
+
+def compute_metrics(metrics: dict[str, Any], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores of predicted classes `(samples,)` against the true ones."""
+    scores: dict[str, float] = {}
+    for name, metric in metrics.items():
+        found = metric.compute(predictions=predictions, references=np.asarray(labels), **_OPTIONS.get(name, {}))
+        scores.update({key: float(value) for key, value in found.items() if np.ndim(value) == 0})
+    return scores

@@ -1,0 +1,99 @@
+"""The Hub: one commit for a folder, so that nobody ever sees half a soup."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_radin.processes import on_main_process
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from hf_radin.soup import Soup
+
+
+def push_soup_to_hub(
+    soup: Soup,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    license: str | None = None,
+) -> CommitInfo:
+    """Create the repository if need be and upload the whole soup, card included, in one commit.
+
+    With several processes the main one pushes and the others wait.
+
+    Args:
+        private: visibility of a new repository; by default what the organisation or user chose.
+        revision: branch to commit to.
+        create_pr: open a pull request instead of committing.
+        license: for the card; by default that of the ingredients, if they agree.
+
+    Raises:
+        ValueError: if the id is none, or the token may not write there.
+    """
+
+    def push() -> CommitInfo:
+        with tempfile.TemporaryDirectory() as temporary:
+            soup.write_into(Path(temporary), license=license)
+            return push_folder(
+                Path(temporary),
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or "Upload a model soup cooked with hf_radin",
+            )
+
+    return on_main_process(push)
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str,
+) -> CommitInfo:
+    """Upload all files of a folder in one commit."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    ready_repo(repo_id, private=private, token=token)
+    # not `upload_folder`: with Xet it splits a large folder into several commits
+    operations = [
+        CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return HfApi(token=token).create_commit(
+        repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+    )
+
+
+def ready_repo(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Make sure that the repository is there and may be written to.
+
+    Raises:
+        ValueError: if the id is none, or the token may not write there.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no Hub id: {error}") from error
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        raise ValueError(
+            f"{repo_id} can't be written to: {error}. Log in with `hf auth login`, or pass a token that may write."
+        ) from error

@@ -1,0 +1,24 @@
+"""What the processes of one run agree on, and what only the main one says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def on_main_process(decide: Callable[[], T]) -> T:
+    """What `decide` returns in the main process, in every process: what all must agree on is decided once."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([decide() if PartialState().is_main_process else None])[0]
+
+
+def progress_bar(**options: Any) -> Any:
+    """A bar of the main process; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
+    from accelerate import PartialState
+    from huggingface_hub.utils import tqdm
+
+    return tqdm(disable=not PartialState().is_main_process or None, leave=False, unit_scale=True, **options)

@@ -1,0 +1,127 @@
+"""A recipe says which ingredients go into a soup and how much of each; a measurement says what that gave."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# What is further from the simplex than the first is a mistake; what is nearer than the second needs no scaling.
+SIMPLEX_TOLERANCE = 1e-6
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ingredient ids and their weights on the simplex (`p` in arXiv 2401.17790).
+
+    Args:
+        ingredients: ids, each once.
+        weights: one for each ingredient, finite, at least 0, with sum 1.
+
+    Raises:
+        ValueError: if the weights are not on the simplex or do not fit the ingredients.
+    """
+
+    ingredients: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ingredients", tuple(self.ingredients))
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        if not self.ingredients:
+            raise ValueError("A recipe needs at least one ingredient.")
+        if len(self.ingredients) != len(self.weights):
+            raise ValueError(f"A recipe of {len(self.ingredients)} ingredients has {len(self.weights)} weights.")
+        repeated = sorted({name for name in self.ingredients if self.ingredients.count(name) > 1})
+        if repeated:
+            raise ValueError(f"Ingredient {repeated[0]!r} stands twice in a recipe; add its weights up instead.")
+        for name, weight in zip(self.ingredients, self.weights, strict=True):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"The weight of {name!r} is {weight}; weights are finite and at least 0.")
+        total = math.fsum(self.weights)
+        if abs(total - 1) > SIMPLEX_TOLERANCE:
+            raise ValueError(f"The weights of a recipe add up to {total!r}, not to 1.")
+        if abs(total - 1) > ROUNDING:  # float32 weights, say; a recipe read back is not touched again
+            object.__setattr__(self, "weights", tuple(weight / total for weight in self.weights))
+
+    @classmethod
+    def uniform(cls, ingredients: tuple[str, ...] | list[str]) -> Recipe:
+        """The same weight for every ingredient."""
+        if not ingredients:
+            raise ValueError("A recipe needs at least one ingredient.")
+        return cls(tuple(ingredients), (1 / len(ingredients),) * len(ingredients))
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The ingredients with a weight above 0, in order."""
+        return {name: weight for name, weight in zip(self.ingredients, self.weights, strict=True) if weight > 0}
+
+    def to_json(self) -> str:
+        """Python prints the shortest digits that read back as the same float, so a recipe survives exactly."""
+        return json.dumps({"ingredients": self.ingredients, "weights": self.weights})
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is not a recipe, or its weights are not on the simplex.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(tuple(fields["ingredients"]), tuple(fields["weights"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Not a recipe: expected 'ingredients' and 'weights', got {text[:200]!r}.") from error
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured candidate: what the ensemble promised and what the averaged weights gave.
+
+    Args:
+        recipe: the candidate.
+        proposal: what proposed it: `single`, `uniform`, `subset`, `monte-carlo` or `greedy`.
+        estimate: accuracy of the ensemble on the validation split, in [0, 1].
+        measured: accuracy of the soup on the same images, in [0, 1].
+        images: how many images the soup was measured on.
+    """
+
+    recipe: Recipe
+    proposal: str
+    estimate: float
+    measured: float
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ingredients": list(self.recipe.used),
+            "weights": list(self.recipe.used.values()),
+            "proposal": self.proposal,
+            "estimate": self.estimate,
+            "measured": self.measured,
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Measurement:
+        recipe = Recipe(tuple(fields["ingredients"]), tuple(fields["weights"]))
+        return cls(recipe, fields["proposal"], fields["estimate"], fields["measured"], fields["images"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one way of using the ingredients reaches on one split.
+
+    Args:
+        name: `soup`, `best single`, `uniform`, `greedy` or `ensemble`.
+        split: name of the split.
+        metrics: scores by name; accuracy in [0, 1].
+        images: how many images they were computed on.
+    """
+
+    name: str
+    split: str
+    metrics: dict[str, float]
+    images: int

@@ -1,0 +1,83 @@
+"""The `hub` fixture: a fresh loopback Hub, and the client libraries of this process pointed at it."""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from .loopback import LoopbackHub
+
+# They read the environment when they are imported, and the code behind them looks the values up here at each use.
+SETTINGS = ("huggingface_hub.constants", "datasets.config", "evaluate.config")
+# Values that some modules hold a copy of (`from ..constants import HF_HUB_CACHE`), by the module they come from.
+COPIED = {
+    "huggingface_hub.constants": ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"),
+    "evaluate.config": ("HF_LIST_ENDPOINT",),
+}
+LIBRARIES = ("huggingface_hub", "transformers", "datasets", "evaluate")
+# Where the libraries import code from that they downloaded: a second Hub's code must not be shadowed by the first's.
+DOWNLOADED = ("evaluate_modules", "datasets_modules", "transformers_modules")
+
+
+def _loaded(libraries: tuple[str, ...]) -> list[str]:
+    return [name for name in list(sys.modules) if name.split(".")[0] in libraries]
+
+
+def _set_copies(name: str, value: object) -> None:
+    for module in map(sys.modules.get, _loaded(LIBRARIES)):
+        if name in vars(module):
+            setattr(module, name, value)
+
+
+def _set_endpoint_of_shared_clients() -> None:
+    """huggingface_hub.model_info and its like are methods of one HfApi; transformers shares another."""
+    hub = sys.modules["huggingface_hub"]
+    for module in map(sys.modules.get, _loaded(LIBRARIES)):
+        for value in list(vars(module).values()):
+            if isinstance(value, hub.HfApi):
+                value.endpoint = hub.constants.ENDPOINT
+
+
+def reread_environment() -> None:
+    """Make the libraries imported so far forget the Hub they know, and take the one of os.environ.
+
+    Reloading the modules of settings leaves it to them to derive every URL and folder from HF_ENDPOINT and HF_HOME,
+    and what is imported later than this reads the environment anyway.
+    """
+    for module in SETTINGS:
+        if module in sys.modules:
+            settings = importlib.reload(sys.modules[module])
+            for name in COPIED.get(module, ()):
+                _set_copies(name, getattr(settings, name))
+    if "huggingface_hub" in sys.modules:
+        hub = sys.modules["huggingface_hub"]
+        hub.close_session()
+        hub.HfFileSystem.clear_instance_cache()
+        _set_copies("HF_MODULES_CACHE", os.path.join(hub.constants.HF_HOME, "modules"))
+        _set_endpoint_of_shared_clients()
+    if "datasets.config" in sys.modules:
+        # datasets would ask http://datasets-server.127.0.0.1 for what is known of a dataset; no variable prevents it.
+        sys.modules["datasets.config"].USE_PARQUET_EXPORT = False
+    for name in _loaded(DOWNLOADED):
+        del sys.modules[name]
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """A fresh Hub, the only one this process knows, with fresh caches; logged in as "tester", member of "org".
+
+    For a process of its own use `hub.environ(folder)`; what a test starts inherits this Hub in any case.
+    """
+    with LoopbackHub() as server, pytest.MonkeyPatch.context() as patch:
+        environ = server.environ(tmp_path_factory.mktemp("hf-home"))
+        for name in os.environ.keys() - environ.keys():
+            patch.delenv(name)
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "path", [*sys.path])  # evaluate and transformers append their folder of downloaded code
+        reread_environment()
+        yield server
+        patch.undo()
+        reread_environment()

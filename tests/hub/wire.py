@@ -1,0 +1,111 @@
+"""HTTP for the loopback Hub: requests in, replies out, and an access log."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of the access log. `path` is as asked, query included; the bytes are those of the bodies."""
+
+    method: str
+    path: str
+    status: int
+    received: int
+    served: int
+
+
+@dataclass
+class Call:
+    """A request on its way to what answers it; `path` without the query, still percent-encoded."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: Mapping[str, str]
+    body: bytes
+    user: str | None = None
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def option(self, name: str) -> str | None:
+        return self.query.get(name, [None])[0]
+
+    def flag(self, name: str) -> bool:
+        return (self.option(name) or "").lower() in ("1", "true")
+
+
+@dataclass
+class Reply:
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+
+class Server(ThreadingHTTPServer):
+    """Answers on a free port of 127.0.0.1 and logs every request."""
+
+    def __init__(self, answer: Callable[[Call], Reply], log: list[Request]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer = answer
+        self.log = log
+        self._connections: list[socket.socket] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self._connections.append(connection)
+        return connection, address
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in self._connections:  # those that clients keep alive must not outlive the Hub
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: with Nagle each answer could cost 40 ms
+
+    def _serve(self) -> None:
+        body = self._read_body()
+        target = urlsplit(self.path)
+        reply = self.server.answer(Call(self.command, target.path, parse_qs(target.query), self.headers, body))
+        served = b"" if self.command == "HEAD" else reply.body
+        # Logged first: a client that has its answer must find its request in the log.
+        self.server.log.append(Request(self.command, self.path, reply.status, len(body), len(served)))
+        try:
+            self.send_response(reply.status)
+            for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(served)
+        except ConnectionError:  # the reader of a stream has left
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def log_message(self, *_: object) -> None:
+        """Silence: the access log is a list."""
