@@ -18,12 +18,13 @@ def main(args: argparse.Namespace) -> None:
 
     # The ingredients: fine-tunes of one start, vetted from their small files.
     ingredients = hf_radin.gather(args.models, **cli.model_options(args))
+    search = cli.search_options(args, ingredients)
 
     # Stage 1: every ingredient runs once on the split that chooses. Without --dataset, their cards say which.
     bank = hf_radin.compute_logits(ingredients, **cli.data_options(args, ingredients))
 
     # Stage 2: rank the candidates by their ensembles, measure the best, return the best measured.
-    soup = getattr(hf_radin, args.method)(bank, **cli.search_options(args))
+    soup = getattr(hf_radin, args.method)(bank, **search)
     cli.report(soup)
 
     # An ordinary checkpoint, with the recipe and a card.

@@ -84,7 +84,8 @@ def average_model(
 def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:
     """Add a tensor's share to the sum of its name, in float64; of integers, which count or index, the first stays.
 
-    In float64 the average of equal float32 tensors is that tensor again once it is rounded, for any weights.
+    In float64 the average of equal float32 tensors is that tensor again once it is rounded, for any weights. Product
+    and sum are rounded one after the other, not fused as some processors would: all machines give the same bits.
     """
     if not tensor.is_floating_point():
         sums.setdefault(name, tensor)
@@ -95,7 +96,7 @@ def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight:
             f"{name} has the shapes {tuple(sums[name].shape)} and {tuple(tensor.shape)} in two ingredients."
         )
     else:
-        sums[name].add_(tensor.to(torch.float64), alpha=weight)
+        sums[name] += tensor.to(torch.float64) * weight
 
 
 def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -79,7 +79,7 @@ class LogitBank:
     @property
     def prepared(self) -> Prepared:
         """The images that the logits were computed from, ready for a model."""
-        return Prepared(self.folder / self.about["pixels"], self.about["blocks"])
+        return Prepared(self.folder / self.about["pixels"], **self.about["blocks"])
 
     def __len__(self) -> int:
         return int(self.about["samples"])

@@ -176,15 +176,22 @@ def load_model(
         source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
     try:
         with quiet_transformers():
-            # transformers takes the dtype from the file unless told (transformers#42883)
+            # transformers takes the dtype from the file unless told (transformers#42883); what does not fit is in the
+            # report, where it has a name
             model, report = model_class.from_pretrained(
-                **source, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
+                **source,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
             )
     except (
         Exception
     ) as error:  # whatever a bad file makes the loader raise, the user must hear which checkpoint it was
         raise ValueError(f"{folder}: the weights can't be loaded: {error}") from error
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    absent = sorted(report["missing_keys"])
+    absent += [f"{name} (it has {tuple(has)} for {tuple(needs)})" for name, has, needs in report["mismatched_keys"]]
     if absent:
         raise ValueError(
             f"{folder}: no weights for {', '.join(absent[:3])}{' and more' if len(absent) > 3 else ''}; "

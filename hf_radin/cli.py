@@ -91,8 +91,9 @@ def _soup(args: argparse.Namespace) -> None:
 
     check(args)
     ingredients = hf_radin.gather(args.models, **model_options(args))
+    search = search_options(args, ingredients)
     bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
-    soup: Soup = getattr(hf_radin, args.method)(bank, **search_options(args))
+    soup: Soup = getattr(hf_radin, args.method)(bank, **search)
     report(soup)
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     if args.push_to:
@@ -147,8 +148,15 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     return {**source, "split": split, **running}
 
 
-def search_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the method takes of the options."""
+def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
+    """What the method takes of the options.
+
+    Raises:
+        ValueError: if these ingredients have no such candidates.
+    """
+    from hf_radin.propose import propose
+
+    propose(len(ingredients), proposals=args.proposals, count=args.candidates)
     own = {"radin": ("budget", "proposals", "candidates", "seed"), "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in own},

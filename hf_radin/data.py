@@ -330,10 +330,11 @@ def _write_block(path: Path, samples: list[tuple[int, int, dict[str, torch.Tenso
 
 @dataclass(frozen=True)
 class Prepared:
-    """A split's prepared images, in `blocks` files of one folder."""
+    """A split's prepared images, in `blocks` files of one folder, each of up to `size` samples."""
 
     folder: Path
     blocks: int
+    size: int
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
         """Sample ids `(samples,)`, labels `(samples,)` and the models' inputs `(samples, ...)`, memory-mapped."""

@@ -12,7 +12,6 @@ import numpy as np
 from hf_radin import adapter
 from hf_radin.bank import LogitBank, digest
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import BLOCK
 from hf_radin.files import write_atomically
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
@@ -67,7 +66,7 @@ def measure(
         _, labels, inputs = prepared.read(number)
         if inputs:
             logits = adapter.forward(model, inputs, batch_size=batch_size, accelerator=accelerator).numpy()
-            start = int(np.searchsorted(ids, number * BLOCK))
+            start = int(np.searchsorted(ids, number * prepared.size))
             classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
             found[start : start + len(labels)] = torch.from_numpy(classes)
             found[-1] += len(labels)

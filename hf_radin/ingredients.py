@@ -152,15 +152,16 @@ def locate(
             if twin is not ingredient:
                 logger.warning("%s is the same checkpoint as %s: kept once.", ingredient.id, twin.id)
     ingredients = Ingredients(found.values())
-    _vet(ingredients)
+    if ingredients:
+        _vet(ingredients)
     return ingredients
 
 
 def _expand(name: str, token: str | bool | None) -> list[Path | str]:
     """The folders or Hub ids that one name stands for."""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return [Path(name)]
-    if Path(name).exists():
+    if name and Path(name).exists():
         raise ValueError(f"{name} is a file; a checkpoint is a folder with {checkpoint.CONFIG} and weights.")
     if not glob.has_magic(name):
         if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip("/"):
@@ -267,14 +268,14 @@ def _architecture(config: PretrainedConfig) -> str:
     return str((config.architectures or [config.model_type])[0])
 
 
-def _vet(ingredients: Sequence[Ingredient]) -> None:
+def _vet(ingredients: Ingredients) -> None:
     """Refuse ingredients that can't be averaged, or that the same images can't be shown to.
 
     What most of them agree on is taken to be right, so that the error names the odd one out.
     """
     _agree("architecture", {one.id: one.architecture for one in ingredients})
     _agree("number of classes", {one.id: len(one.labels) for one in ingredients})
-    for index in range(len(ingredients[0].labels) if ingredients else 0):
+    for index in range(len(ingredients.labels)):
         _agree(f"name of class {index}", {one.id: one.labels[index] for one in ingredients})
     shapes = {one.id: _shapes(one) for one in ingredients}
     for name in sorted(set().union(*shapes.values())):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin import adapter
+from hf_radin import adapter, data
 from hf_radin.bank import LogitBank, digest, is_finite, logits_path, record_path, write_record
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import Prepared, Split, match_labels, open_split, prepare_split
@@ -93,7 +93,9 @@ def compute_logits(
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
-    pixels = home / "pixels" / digest(*(about[name] for name in ("data", "classes", "processor", "on_error")))
+    pixels = (
+        home / "pixels" / digest(data.BLOCK, *(about[name] for name in ("data", "classes", "processor", "on_error")))
+    )
     folder = home / "banks" / digest(about)
     missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
     if accelerator.is_main_process:
@@ -148,9 +150,9 @@ def _prepare(
             )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks})))
+            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks, "size": data.BLOCK})))
         accelerator.wait_for_everyone()
-    return Prepared(folder, json.loads(done.read_text())["blocks"])
+    return Prepared(folder, **json.loads(done.read_text()))
 
 
 def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
@@ -158,11 +160,9 @@ def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
     import hf_radin
 
     ids, labels, skipped = prepared.index()
-    data = about["data"]
     if not len(ids):
-        raise ValueError(
-            f"The split {data['split']!r} of {data['name']} has no image to use; {len(skipped)} were skipped."
-        )
+        name, split = about["data"]["name"], about["data"]["split"]
+        raise ValueError(f"The split {split!r} of {name} has no image to use; {len(skipped)} were skipped.")
     if skipped:
         logger.warning("%d of %d images can't be read: left out.", len(skipped), len(ids) + len(skipped))
     write_atomically(folder / "ids.npy", partial(np.save, arr=ids))
@@ -171,7 +171,7 @@ def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
         **about,
         "samples": len(ids),
         "skipped": skipped,
-        "blocks": prepared.blocks,
+        "blocks": {"blocks": prepared.blocks, "size": prepared.size},
         "pixels": os.path.relpath(prepared.folder, folder),
         "hf_radin": hf_radin.__version__,
     }

@@ -1,0 +1,136 @@
+"""Real checkpoints for the tests: small ViTs that are trained here, on scikit-learn's digits, from one start."""
+
+import os
+import tempfile
+
+# Read when the libraries are imported: no test may touch the user's caches, and tiny models want one thread.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_radin-tests-")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+PARTS = {"train": slice(0, 700), "validation": slice(700, 1300), "test": slice(1300, 1797)}
+
+
+def digit_images(part: slice) -> tuple[list[Image.Image], list[int]]:
+    digits = load_digits()
+    pixels = (digits.images[part] * 255 / 16).astype(np.uint8)
+    return [Image.fromarray(one) for one in pixels], digits.target[part].tolist()
+
+
+def image_dataset(images: list, labels: list[int], names: list[str] | None = NAMES) -> datasets.Dataset:
+    label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A dataset folder with the splits train, validation (600 images) and test (497), in parquet."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, part in PARTS.items():
+        image_dataset(*digit_images(part)).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def train(model, *, learning_rate: float, epochs: int, seed: int, names: tuple[str, ...] = ("",)) -> None:
+    """Train in place the parameters whose names start with one of `names`, on a random half of the training part."""
+    images, labels = digit_images(PARTS["train"])
+    pixels = (torch.tensor(np.stack([np.asarray(one) for one in images])) / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
+    target = torch.tensor(labels)
+    generator = torch.Generator().manual_seed(seed)
+    some = torch.randperm(len(target), generator=generator)[: len(target) // 2]
+    chosen = [value for name, value in model.named_parameters() if name.startswith(names)]
+    optimizer = torch.optim.AdamW(chosen, lr=learning_rate)
+    model.train()
+    for _ in range(epochs):
+        for batch in some[torch.randperm(len(some), generator=generator)].split(32):
+            loss = model(pixel_values=pixels[batch], labels=target[batch]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+
+
+def save(model, folder: Path) -> None:
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Path:
+    """The checkpoint that all fine-tunes start from."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=8,
+        patch_size=2,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: index for index, name in enumerate(NAMES)},
+    )
+    model = ViTForImageClassification(config)
+    train(model, learning_rate=3e-3, epochs=25, seed=0)
+    folder = tmp_path_factory.mktemp("start")
+    save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(start, tmp_path_factory) -> Path:
+    """A folder with five fine-tunes, `ft-0` to `ft-4`, that differ in the images they saw and the learning rate."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(5):
+        model = ViTForImageClassification.from_pretrained(start)
+        train(model, learning_rate=(1e-3, 2e-3)[seed % 2], epochs=4, seed=seed + 1)
+        save(model, folder / f"ft-{seed}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def heads(start, tmp_path_factory) -> Path:
+    """Three fine-tunes of the head alone: a linear classifier of the same features."""
+    folder = tmp_path_factory.mktemp("heads")
+    for seed in range(3):
+        model = ViTForImageClassification.from_pretrained(start)
+        train(model, learning_rate=3e-2, epochs=3, seed=seed + 1, names=("classifier",))
+        save(model, folder / f"ft-{seed}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """A cache that tests share: what one computed, the next finds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def bank(runs, digits, cache):
+    """The logits of all five fine-tunes on the validation split."""
+    import hf_radin
+
+    return hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=cache)
+
+
+@pytest.fixture
+def two(runs, tmp_path) -> Path:
+    """A folder with copies of two fine-tunes, to be spoilt."""
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "two" / name)
+    return tmp_path / "two"

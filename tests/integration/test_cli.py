@@ -1,0 +1,167 @@
+"""The command line: the whole road in one command, and one line for what is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+import hf_radin
+from hf_radin import cli
+
+
+def card(folder, *, dataset, split="validation", config=None, datasets=None):
+    """What an ingredient's own card says of the data that it was evaluated on."""
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type=str(dataset),
+        dataset_name="digits",
+        dataset_split=split,
+        dataset_config=config,
+        metric_type="accuracy",
+        metric_value=0.9,
+    )
+    data = ModelCardData(model_name=folder.name, eval_results=[result], datasets=datasets)
+    ModelCard(f"---\n{data.to_yaml()}\n---\n# {folder.name}").save(folder / "README.md")
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "cwd"
+
+
+def soup(*options) -> int:
+    return cli.main(["soup", *map(str, options)])
+
+
+def test_the_whole_road(runs, digits, cache, cwd, capsys):
+    options = ["--dataset", digits, "--cache-dir", cache, "--budget", 2, "--test-split", "test", "--output", "out"]
+    assert soup("--models", f"{runs}/ft-*", *options) == 0
+    saved = hf_radin.Soup.from_pretrained("out")
+    printed = capsys.readouterr().out
+    for name in ("soup", "best single", "uniform", "ensemble"):
+        for split in ("validation", "test"):
+            assert f"{100 * saved.accuracy(name, split):.2f} %" in printed
+    assert f"Spent: 5 passes for logits, {saved.about['passes']['soups']} for soups." in printed
+
+
+def test_the_shell_may_expand_the_pattern(runs, digits, cache, cwd):
+    assert soup("--models", runs / "ft-0", runs / "ft-1", "--dataset", digits, "--cache-dir", cache) == 0
+    assert len(hf_radin.Soup.from_pretrained("soup").about["ingredients"]) == 2
+
+
+@pytest.mark.parametrize("method", ["greedy", "uniform", "best_single"])
+def test_the_other_methods(runs, digits, cache, cwd, method):
+    assert soup("--models", f"{runs}/ft-*", "--dataset", digits, "--cache-dir", cache, "--method", method) == 0
+    assert hf_radin.Soup.from_pretrained("soup").about["method"] == method
+
+
+def test_without_a_dataset_the_cards_say_it(two, digits, cache, cwd, capsys):
+    for folder in two.iterdir():
+        card(folder, dataset=digits, split="test")
+    assert soup("--models", f"{two}/*", "--cache-dir", cache) == 0
+    assert f"The models' cards agree on the dataset {digits}, split test." in capsys.readouterr().out
+    assert json.loads(Path("soup/recipe.json").read_text())["data"]["split"] == "test"
+
+
+def test_an_option_goes_before_the_cards(two, digits, cache, cwd):
+    for folder in two.iterdir():
+        card(folder, dataset="org/gone", split="test")
+    options = ["--dataset", digits, "--split", "validation", "--cache-dir", cache]
+    assert soup("--models", f"{two}/*", *options) == 0
+    assert json.loads(Path("soup/recipe.json").read_text())["data"]["split"] == "validation"
+
+
+def test_the_card_of_a_run_speaks_for_its_checkpoints(runs, digits, cache, cwd, tmp_path):
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "trainer" / name / "checkpoint-10")
+        card(tmp_path / "trainer" / name, dataset=digits)
+    assert soup("--models", f"{tmp_path}/trainer/*/checkpoint-*", "--cache-dir", cache) == 0
+
+
+def test_cards_that_say_nothing_are_told_apart_from_those_that_disagree(two, digits, cwd, capsys):
+    assert soup("--models", f"{two}/*") == 2
+    said = capsys.readouterr().err
+    assert f"{two}/ft-0: no dataset, no configuration, no split" in said and "--dataset" in said
+    card(two / "ft-0", dataset="org/pets")
+    card(two / "ft-1", dataset="org/birds", config="small")
+    assert soup("--models", f"{two}/*") == 2
+    said = capsys.readouterr().err
+    assert "ft-0: dataset 'org/pets', no configuration, split 'validation'" in said
+    assert "ft-1: dataset 'org/birds', configuration 'small', split 'validation'" in said
+
+
+def test_a_trainers_card_names_the_builder_and_the_dataset_beside_it(two, digits, cache, cwd, capsys):
+    for folder in two.iterdir():
+        card(folder, dataset="imagefolder")
+    assert soup("--models", f"{two}/*") == 2
+    assert "no dataset" in capsys.readouterr().err
+    for folder in two.iterdir():
+        card(folder, dataset="imagefolder", datasets=[str(digits)])
+    assert soup("--models", f"{two}/*", "--cache-dir", cache) == 0
+
+
+def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
+    (two / "ft-0" / "README.md").write_text("---\na: [\n---\n")
+    (two / "ft-1" / "README.md").write_text("---\nmodel-index: 7\ndatasets: {a: b}\n---\n")
+    assert soup("--models", f"{two}/*") == 2
+    assert "don't agree on the data" in capsys.readouterr().err and "can't be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "0"], "--budget 0"),
+        (["--output", "full"], "The output folder full is not empty"),
+        (["--test-split", "validation"], "this split chooses the soup; another one has to prove it"),
+        (["--test-split", "dev"], "has no split 'dev'"),
+        (["--split", "dev"], "has no split 'dev'"),
+        (["--metrics", "accuracy,./no-such-metric"], "The metric './no-such-metric' can't be loaded"),
+        (["--batch-size", "0"], "batch_size=0"),
+        (["--candidates", "0"], "candidates=0"),
+        (["--proposals", "subsets", "--budget", "-1"], "--budget -1"),
+        (["--dataset", "./nowhere"], "no folder './nowhere'"),
+        (["--models", "nothing-*"], "matches no folder"),
+        (["--push-to", "a/b/c"], "'a/b/c' is no Hub id"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_any_model_runs(runs, digits, cwd, tmp_path, capsys, options, message):
+    (cwd / "full").mkdir()
+    (cwd / "full" / "mine.txt").write_text("mine")
+    cache = tmp_path / "cache"
+    assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cache, *options) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not list(cache.glob("banks/*/logits/*"))
+    assert not (cwd / "soup").exists()
+
+
+def test_a_bad_option_is_argparses_to_refuse(capsys):
+    with pytest.raises(SystemExit) as error:
+        soup("--models", "a", "--method", "magic")
+    assert error.value.code == 2 and "invalid choice: 'magic'" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(runs, digits, cwd, monkeypatch, capsys):
+    from hf_radin import logits
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logits, "_run", interrupt)
+    assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cwd / "cache") == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_the_console_script_is_installed():
+    script = Path(sys.executable).parent / "hf-radin"
+    assert "average" in subprocess.check_output([script, "--help"], text=True)
+
+
+def test_the_example_reads_like_the_paper_in_80_lines():
+    assert len((Path(__file__).parents[2] / "examples" / "soup.py").read_text().splitlines()) <= 80

@@ -1,0 +1,250 @@
+"""Images and labels reach the models as they would through transformers' own pipeline, or not at all."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES, PARTS, digit_images, image_dataset
+from PIL import Image
+from transformers import pipeline
+
+import hf_radin
+from hf_radin import data
+
+
+def as_file(image: Image.Image, **options) -> dict:
+    buffer = io.BytesIO()
+    image.save(buffer, **{"format": "PNG", **options})
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def gradient(mode: str) -> Image.Image:
+    """An image of a mode that has something to lose: not square, colourful, see-through in places."""
+    rows, columns = np.mgrid[0:20, 0:14]
+    rgba = np.stack([rows * 12, columns * 18, (rows + columns) * 7, rows * 6 + 100], axis=-1).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray((rows * 3000).astype(np.uint16))
+    return Image.fromarray(rgba, "RGBA").convert("RGB").convert(mode) if mode != "RGBA" else Image.fromarray(rgba)
+
+
+def turned() -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways
+    return as_file(gradient("RGB"), exif=exif)
+
+
+FILES = {
+    **{mode: as_file(gradient(mode)) for mode in ("L", "LA", "P", "RGBA", "RGB", "1", "I;16")},
+    "CMYK": as_file(gradient("CMYK"), format="JPEG"),
+    "turned": turned(),
+}
+
+
+@pytest.fixture(scope="module")
+def gathered(runs):
+    return hf_radin.gather([str(runs / "ft-0"), str(runs / "ft-1")])
+
+
+def compute(gathered, tmp_path, images, labels=None, **options):
+    dataset = image_dataset(images, labels if labels is not None else [0] * len(images))
+    return hf_radin.compute_logits(
+        gathered, datasets.DatasetDict(validation=dataset), cache_dir=tmp_path / "cache", **options
+    )
+
+
+def test_images_of_any_mode_are_read_as_the_pipeline_reads_them(gathered, tmp_path):
+    bank = compute(gathered, tmp_path, list(FILES.values()))
+    for index, one in enumerate(gathered):
+        classify = pipeline("image-classification", model=str(one.folder), device="cpu")
+        for sample, (name, file) in enumerate(FILES.items()):
+            image = Image.open(io.BytesIO(file["bytes"]))
+            found = {row["label"]: row["score"] for row in classify(image, top_k=10, function_to_apply="none")}
+            expected = [found[label] for label in NAMES]
+            np.testing.assert_allclose(bank.logits(index)[sample], expected, atol=1e-4, err_msg=name)
+
+
+def test_labels_are_matched_by_name(gathered, digits, tmp_path):
+    images, labels = digit_images(slice(700, 760))
+    shuffled = NAMES[3:] + NAMES[:3]
+    moved = image_dataset(images, [shuffled.index(NAMES[label]) for label in labels], shuffled)
+    bank = hf_radin.compute_logits(gathered, {"validation": moved}, cache_dir=tmp_path)
+    assert bank.labels.tolist() == labels and bank.classes == tuple(NAMES)
+
+
+def test_a_dataset_may_have_fewer_classes_than_the_models(gathered, tmp_path):
+    images, _ = digit_images(slice(700, 703))
+    few = image_dataset(images, [0, 1, 0], ["seven", "three"])
+    assert hf_radin.compute_logits(gathered, {"validation": few}, cache_dir=tmp_path).labels.tolist() == [7, 3, 7]
+
+
+def test_numbers_without_names_are_matched_by_index(gathered, tmp_path):
+    images, labels = digit_images(slice(700, 710))
+    plain = image_dataset(images, labels, names=None)
+    assert hf_radin.compute_logits(gathered, {"validation": plain}, cache_dir=tmp_path).labels.tolist() == labels
+
+
+def test_strings_are_matched_by_name(gathered, tmp_path):
+    images, labels = digit_images(slice(700, 710))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    named = datasets.Dataset.from_dict({"image": images, "label": [NAMES[label] for label in labels]}, features)
+    assert hf_radin.compute_logits(gathered, {"validation": named}, cache_dir=tmp_path).labels.tolist() == labels
+
+
+def test_a_class_that_the_models_do_not_know_is_named_before_an_image_is_read(gathered, tmp_path):
+    images, _ = digit_images(slice(700, 703))
+    odd = image_dataset(images, [0, 1, 2], ["zero", "two", "dog"])
+    with pytest.raises(ValueError, match=r"classes that the models don't know: dog\. The models know zero, one"):
+        hf_radin.compute_logits(gathered, {"validation": odd}, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("label", [-1, 10, None])
+def test_a_label_that_is_none_is_named_with_its_sample(gathered, tmp_path, label):
+    images, labels = digit_images(slice(700, 705))
+    plain = image_dataset(images, [*labels[:3], label, *labels[4:]], names=None)
+    with pytest.raises(ValueError, match=f"Sample 3 of .* has the label {label}, which the models don't know"):
+        hf_radin.compute_logits(gathered, {"validation": plain}, cache_dir=tmp_path)
+
+
+def test_an_unreadable_image_is_named(gathered, tmp_path):
+    files = [*FILES.values()][:3]
+    broken = {"bytes": files[1]["bytes"][:40], "path": "holiday.png"}
+    with pytest.raises(ValueError, match=r"Sample 1 of .*\(holiday.png\): the image can't be read.*on_error='skip'"):
+        compute(gathered, tmp_path, [files[0], broken, files[2]])
+
+
+def test_or_left_out_and_counted(gathered, tmp_path, caplog):
+    files = [*FILES.values()][:3]
+    broken = {"bytes": b"no image", "path": None}
+    bank = compute(gathered, tmp_path, [files[0], broken, files[2]], [4, 5, 6], on_error="skip")
+    assert (len(bank), bank.ids.tolist(), bank.labels.tolist()) == (2, [0, 2], [4, 6])
+    assert bank.about["skipped"] == [1] and "1 of 3 images can't be read" in caplog.text
+
+
+def test_a_split_with_no_usable_image_is_refused(gathered, tmp_path):
+    with pytest.raises(ValueError, match="no image to use; 1 were skipped"):
+        compute(gathered, tmp_path, [{"bytes": b"no image", "path": None}], on_error="skip")
+    with pytest.raises(ValueError, match="no image to use; 0 were skipped"):
+        compute(gathered, tmp_path, [])
+
+
+def test_a_block_may_be_skipped_whole(gathered, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK", 2)
+    broken = {"bytes": b"no image", "path": None}
+    files = [*FILES.values()]
+    bank = compute(gathered, tmp_path, [files[0], broken, broken, broken, files[1]], on_error="skip")
+    assert bank.ids.tolist() == [0, 4] and bank.logits(0).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "dev"}, "has no split 'dev'; it has 'train', 'validation', 'test'"),
+        (
+            {"image_column": "picture"},
+            r"no image column 'picture'; its columns are image \(Image\), label \(ClassLabel\)",
+        ),
+        ({"label_column": "kind"}, r"no label column 'kind'; its columns are image \(Image\), label \(ClassLabel\)"),
+        ({"image_column": "label"}, "no image column 'label'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": "big"}, "batch_size='big'"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+    ],
+)
+def test_what_is_not_there_is_refused_and_what_is_there_named(gathered, digits, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": None}, r"Which column of the dataset .* holds the labels\? its columns are image \(Image\)"),
+        ({"label": None}, r"has 0 image columns; its columns are label \(ClassLabel\)"),
+        ({"image": None, "other": None, "label": None}, "has 2 image columns; .* Name one with image_column"),
+    ],
+)
+def test_columns_that_can_not_be_told_are_asked_for(gathered, tmp_path, columns, message):
+    images, labels = digit_images(slice(0, 3))
+    label = datasets.ClassLabel(names=NAMES)
+    values = {"image": (images, datasets.Image()), "other": (images, datasets.Image()), "label": (labels, label)}
+    dataset = datasets.Dataset.from_dict(
+        {name: values[name][0] for name in columns},
+        features=datasets.Features({name: values[name][1] for name in columns}),
+    )
+    with pytest.raises(ValueError, match=message):
+        hf_radin.compute_logits(gathered, {"validation": dataset}, cache_dir=tmp_path)
+
+
+def test_a_dataset_that_is_nowhere_is_refused(gathered, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for dataset in (tmp_path / "empty", 3, ["a"]):
+        with pytest.raises(ValueError):
+            hf_radin.compute_logits(gathered, dataset, cache_dir=tmp_path / "cache")
+
+
+def folder_of_images(folder, images, labels):
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = folder / "validation" / NAMES[label]
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{number:03}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["parquet", "images", "on disk", "object", "stream", "generator"])
+def test_every_kind_of_dataset_gives_the_same_accuracy(gathered, digits, tmp_path, kind):
+    images, labels = digit_images(PARTS["validation"])
+    images, labels = images[:300], labels[:300]  # more than a block
+    dataset = image_dataset(images, labels)
+    if kind == "parquet":
+        dataset.to_parquet(tmp_path / "data" / "validation.parquet")
+        source = tmp_path / "data"
+    elif kind == "images":
+        source = folder_of_images(tmp_path / "data", images, labels)
+    elif kind == "on disk":
+        datasets.DatasetDict(validation=dataset).save_to_disk(tmp_path / "data")
+        source = tmp_path / "data"
+    elif kind == "object":
+        source = dataset
+    elif kind == "stream":
+        source = dataset.to_iterable_dataset(num_shards=3)
+    else:
+        rows = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+        source = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    bank = hf_radin.compute_logits(gathered, source, cache_dir=tmp_path / "cache")
+    assert len(bank) == 300 and bank.ids.tolist() == list(range(300))
+    reference = hf_radin.compute_logits(gathered, dataset, cache_dir=tmp_path / "reference")
+    assert bank.score(np.eye(2)).tolist() == reference.score(np.eye(2)).tolist()
+
+
+def test_the_pil_backend_is_told_apart_and_works(gathered, digits, tmp_path, monkeypatch):
+    from transformers import AutoImageProcessor
+
+    from hf_radin import checkpoint
+
+    with_torchvision = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path)
+    monkeypatch.setattr(
+        checkpoint, "load_processor", lambda folder, **_: AutoImageProcessor.from_pretrained(folder, backend="pil")
+    )
+    with_pil = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path)
+    assert (with_torchvision.about["processor"]["backend"], with_pil.about["processor"]["backend"]) == (
+        "torchvision",
+        "pil",
+    )
+    assert with_pil.folder != with_torchvision.folder
+    # the digits have the processor's size already, so that nothing is left to interpolate differently
+    np.testing.assert_allclose(with_pil.logits(0), with_torchvision.logits(0), atol=1e-4)
+
+
+def test_images_that_are_not_of_one_size_are_refused(gathered, tmp_path, monkeypatch):
+    from hf_radin import adapter
+
+    def without_resizing(processor, image):
+        return {"pixel_values": torch.zeros(3, image.height, image.width)}
+
+    monkeypatch.setattr(adapter, "prepare", without_resizing)
+    with pytest.raises(ValueError, match=r"pixel_values of different shapes: \(3, 20, 14\) of sample 0, \(3, 8, 8\)"):
+        compute(gathered, tmp_path, [gradient("RGB"), Image.new("RGB", (8, 8))])

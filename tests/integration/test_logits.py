@@ -1,0 +1,200 @@
+"""A bank holds what the models say, computes nothing twice, and survives being killed."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import hf_radin
+from hf_radin import adapter, data
+
+
+def test_logits_are_those_of_the_models(bank, runs, digits):
+    import datasets
+
+    rows = datasets.load_dataset(str(digits), split="validation")
+    processor = AutoImageProcessor.from_pretrained(runs / "ft-2")
+    model = AutoModelForImageClassification.from_pretrained(runs / "ft-2")
+    with torch.inference_mode():
+        expected = model(**processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")).logits
+    np.testing.assert_allclose(bank.logits(2), expected, atol=1e-4)
+    assert bank.labels.tolist() == rows["label"]
+
+
+def test_logits_are_memory_mapped_and_found_by_id(bank):
+    assert isinstance(bank.logits(1), np.memmap) and bank.logits(1).shape == (600, 10)
+    assert (bank.logits(bank.ingredients.ids[1]) == bank.logits(1)).all()
+
+
+def test_score_equals_a_dense_computation(bank):
+    recipes = np.concatenate([np.eye(5), np.random.default_rng(0).dirichlet(np.ones(5), size=50)])
+    logits = np.stack([bank.logits(index) for index in range(5)]).astype(np.float64)
+    hits = np.einsum("rm,msc->rsc", recipes, logits).argmax(axis=-1) == bank.labels
+    assert (bank.score(recipes) == hits.mean(axis=1)).all()
+
+
+def test_the_models_learnt_something_and_differ(bank):
+    singles = bank.score(np.eye(5))
+    assert singles.min() > 0.6 and len(set(singles)) > 2
+
+
+def test_an_unknown_metric_is_refused(bank):
+    with pytest.raises(ValueError, match="metric='loss'"):
+        bank.score(np.eye(5), metric="loss")
+
+
+def test_a_bank_can_be_opened_again(bank):
+    again = hf_radin.LogitBank.open(bank.folder)
+    assert set(again.ingredients.ids) >= set(bank.ingredients.ids) and again.classes == bank.classes
+    assert (again.logits(bank.ingredients.ids[3]) == bank.logits(3)).all()
+    for path in (bank.folder.parent, "nowhere"):
+        with pytest.raises(ValueError, match="is no logit bank"):
+            hf_radin.LogitBank.open(path)
+
+
+def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, tmp_path, monkeypatch):
+    ran, decoded = [], []
+    forward, prepare = adapter.forward, adapter.prepare
+    monkeypatch.setattr(adapter, "forward", lambda *args, **options: ran.append(1) or forward(*args, **options))
+    monkeypatch.setattr(adapter, "prepare", lambda *args: decoded.append(1) or prepare(*args))
+
+    def compute(pattern):
+        ran.clear(), decoded.clear()
+        bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/{pattern}"), digits, cache_dir=tmp_path)
+        return bank, len(ran), len(decoded)
+
+    two, passes, images = compute("ft-[01]")
+    assert (passes, images) == (2 * 3, 600)  # three blocks a model
+    again, passes, images = compute("ft-[01]")
+    assert (passes, images) == (0, 0) and (again.logits(0) == two.logits(0)).all()
+    three, passes, images = compute("ft-[012]")
+    assert (passes, images) == (3, 0) and len(three.ingredients) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"split": "test"}, {"dtype": "bfloat16"}, {"on_error": "skip"}, {"label_column": "label"}]
+)
+def test_what_changes_the_outcome_changes_the_bank(runs, digits, cache, bank, change):
+    other = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, **change)
+    assert (other.folder == bank.folder) == (change == {"label_column": "label"})
+
+
+def test_a_dataset_that_changed_is_not_mixed_with_the_old(runs, digits, tmp_path):
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    found = hf_radin.gather(f"{runs}/ft-[01]")
+    before = hf_radin.compute_logits(found, copy, cache_dir=tmp_path / "cache")
+    shutil.copy(digits / "data" / "test-00000-of-00001.parquet", copy / "data" / "validation-00000-of-00001.parquet")
+    after = hf_radin.compute_logits(found, copy, cache_dir=tmp_path / "cache")
+    assert (len(before), len(after)) == (600, 497)
+
+
+def test_bfloat16_is_near_float32_and_stored_as_float32(bank, digits, cache):
+    low = hf_radin.compute_logits(bank.ingredients, digits, dtype="bfloat16", cache_dir=cache)
+    assert low.logits(0).dtype == np.float32
+    difference = np.abs(low.logits(0) - bank.logits(0)).max()
+    assert 0 < difference < 0.5
+
+
+def spoil(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def test_nan_logits_leave_the_ingredient_out_with_a_warning(runs, two, digits, tmp_path, caplog):
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"].fill_(float("nan")))
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
+    assert [Path(name).name for name in bank.ingredients.ids] == ["ft-0", "ft-2"]
+    assert "ft-1 give NaN or infinite logits: left out" in caplog.text
+    assert len(hf_radin.LogitBank.open(bank.folder).ingredients) == 2
+
+
+def test_and_an_error_if_fewer_than_two_remain(two, digits, tmp_path):
+    spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"].fill_(float("inf")))
+    with pytest.raises(ValueError, match=r"ft-1 give NaN or infinite logits, .*: 1 of 2 are left"):
+        hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("classifier.weight"),
+        lambda tensors: tensors.update({"classifier.weight": torch.zeros(9, 32)}),
+    ],
+)
+def test_a_missing_or_misshapen_head_is_refused_before_an_image_is_read(two, digits, tmp_path, change):
+    spoil(two / "ft-1", change)
+    with pytest.raises(ValueError, match=r"ft-1: no weights for classifier\.weight"):
+        hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
+    assert not list(tmp_path.glob("pixels/**/*.safetensors"))
+
+
+SCRIPT = """
+import sys
+import datasets, hf_radin.search, transformers
+from hf_radin import data
+data.BLOCK = 16
+print("ready", flush=True)
+bank = hf_radin.compute_logits(hf_radin.gather(sys.argv[1] + "/ft-*"), sys.argv[2], cache_dir=sys.argv[3])
+soup = hf_radin.radin(bank, budget=6)
+soup.save_pretrained(sys.argv[4], overwrite=True)
+"""
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
+
+
+def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(runs, digits, tmp_path):
+    def start(name):
+        arguments = [sys.executable, "-c", SCRIPT, runs, digits, tmp_path / name, tmp_path / f"{name}-soup"]
+        return subprocess.Popen([str(one) for one in arguments], stdout=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    whole.stdout.readline()
+    begun = time.monotonic()
+    assert whole.wait() == 0
+    lasted = time.monotonic() - begun
+    for attempt in range(4):
+        run = start("killed")
+        run.stdout.readline()
+        time.sleep(lasted * (attempt + 0.5) / 4)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+    assert start("killed").wait() == 0
+    expected, found = contents(tmp_path / "whole"), contents(tmp_path / "killed")
+    whole_files = {name for name in found if not Path(name).name.startswith(".")}  # a killed writer leaves a dot file
+    assert whole_files == expected.keys()
+    assert all(found[name] == expected[name] for name in expected)
+    recipes = [json.loads((tmp_path / f"{name}-soup" / "recipe.json").read_text()) for name in ("whole", "killed")]
+    assert recipes[0] == recipes[1]
+    whole.stdout.close()
+
+
+def test_pixels_that_are_gone_are_missed_by_name(runs, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
+    shutil.rmtree(tmp_path / "pixels")
+    with pytest.raises(ValueError, match="is gone; run compute_logits again"):
+        hf_radin.uniform(bank)
+    assert hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path).prepared.read(0)
+    assert hf_radin.uniform(bank).recipe == hf_radin.Recipe.uniform(bank.ingredients.ids)
+
+
+def test_blocks_do_not_change_the_logits(runs, digits, bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK", 7)
+    small = hf_radin.compute_logits(bank.ingredients.select(bank.ingredients.ids[:2]), digits, cache_dir=tmp_path)
+    np.testing.assert_allclose(small.logits(1), bank.logits(1), atol=1e-5)
+    assert small.ids.tolist() == bank.ids.tolist()

@@ -1,0 +1,69 @@
+"""One process and two give the same bank and the same soup, byte for byte."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "soup.py"
+
+
+def launch(folder: Path, processes: int, *options: str) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    return subprocess.run(
+        [sys.executable, *command, str(EXAMPLE), "--cache-dir", "cache", *map(str, options)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folders(runs, digits, tmp_path_factory):
+    found = {}
+    for processes in (1, 2):
+        found[processes] = tmp_path_factory.mktemp(f"processes-{processes}")
+        options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "4", "--test-split", "test"]
+        run = launch(found[processes], processes, *options)
+        assert run.returncode == 0, run.stderr
+        (found[processes] / "stdout").write_text(run.stdout)
+    return found
+
+
+def test_the_banks_are_equal(folders):
+    one, two = (contents(folders[processes] / "cache") for processes in (1, 2))
+    assert one.keys() == two.keys() and len(one) > 20
+    assert all(one[name] == two[name] for name in one)
+
+
+def test_the_soups_are_equal(folders):
+    one, two = (contents(folders[processes] / "soup") for processes in (1, 2))
+    assert one == two
+
+
+def test_the_main_process_alone_speaks(folders):
+    one, two = ((folders[processes] / "stdout").read_text() for processes in (1, 2))
+    assert one == two and one.count("best single") == 1
+
+
+def test_bad_input_ends_all_processes(runs, digits, tmp_path):
+    run = launch(tmp_path, 2, "--models", f"{runs}/ft-*", "--dataset", digits, "--test-split", "dev")
+    assert run.returncode != 0
+    assert "has no split 'dev'; it has 'train', 'validation', 'test'" in run.stderr
+    assert not (tmp_path / "soup").exists()
+
+
+def test_an_unreadable_image_of_another_process_ends_them_all(runs, tmp_path):
+    from conftest import digit_images, image_dataset
+
+    images, labels = digit_images(slice(700, 1300))
+    broken = {"bytes": b"no image", "path": None}
+    image_dataset([*images[:300], broken, *images[301:]], labels).to_parquet(tmp_path / "data" / "validation.parquet")
+    run = launch(tmp_path, 2, "--models", f"{runs}/ft-*", "--dataset", "data")
+    assert run.returncode != 0 and "Sample 300 of data" in run.stderr

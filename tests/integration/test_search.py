@@ -1,0 +1,244 @@
+"""The search finds what the paper's procedure finds, spends what it says, and is never worse than the baselines."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
+
+import hf_radin
+from hf_radin import Measurement, Recipe, evaluate, search
+from hf_radin.propose import propose
+
+
+def names(recipe) -> set[str]:
+    return {Path(name).name for name in recipe.used}
+
+
+@pytest.fixture(scope="module")
+def soup(bank):
+    return hf_radin.radin(bank, budget=4, test_split="test")
+
+
+def accuracy_of(model, bank) -> float:
+    """What a user would measure, one forward pass over all prepared images."""
+    inputs = torch.cat([bank.prepared.read(block)[2]["pixel_values"] for block in range(bank.prepared.blocks)])
+    with torch.inference_mode():
+        return float((model(pixel_values=inputs).logits.argmax(-1).numpy() == bank.labels).mean())
+
+
+def test_the_result_is_never_worse_than_the_baselines(bank):
+    for budget in (1, 3):
+        soup = hf_radin.radin(bank, budget=budget)
+        found = soup.accuracy("soup", "validation")
+        assert found >= soup.accuracy("best single", "validation") == bank.score(np.eye(5)).max()
+        assert found >= soup.accuracy("uniform", "validation")
+
+
+def test_what_is_reported_is_what_the_model_does(soup, bank):
+    assert soup.accuracy("soup", "validation") == accuracy_of(soup.model, bank)
+
+
+def test_the_candidates_with_the_best_estimates_are_measured(bank, soup):
+    found = propose(5)
+    soups = [one for one in soup.measurements if one.proposal != "single"]
+    ranked = np.sort(bank.score(found.weights)[5:])[::-1]
+    assert [one.estimate for one in soups[:4]] == ranked[:4].tolist()
+    for one in soups:
+        assert one.images == 600 and one.measured == accuracy_of(
+            hf_radin.soup.average_model(bank.ingredients, one.recipe), bank
+        )
+
+
+def test_the_budget_is_kept(bank):
+    for budget in (1, 2, 5):
+        soup = hf_radin.radin(bank, budget=budget)
+        proposals = [one.proposal for one in soup.measurements]
+        assert proposals.count("single") == 5 and proposals.count("uniform") == 1
+        assert len(proposals) - 5 in (budget, budget + 1)  # the uniform soup is among the best, or beside them
+        assert soup.about["passes"] == {"logits": 5, "soups": len(proposals) - 5}
+
+
+def test_a_budget_larger_than_the_candidates_measures_them_all(bank):
+    soup = hf_radin.radin(bank, budget=1000)
+    assert len(soup.measurements) == 2**5 - 1
+
+
+def test_monte_carlo_is_the_papers_procedure_and_a_seed_decides_it(bank):
+    def run(seed):
+        soup = hf_radin.radin(bank, budget=2, proposals="monte-carlo", candidates=5, seed=seed)
+        return [one for one in soup.measurements if one.proposal == "monte-carlo"]
+
+    assert run(0) == run(0) and all(2 <= len(one.recipe.used) <= 4 for one in run(0))
+    assert len({str(run(seed)) for seed in range(5)}) > 1
+
+
+def test_singles_cost_nothing_to_measure(bank, monkeypatch):
+    monkeypatch.setattr(search, "average_model", lambda *_: pytest.fail("a soup was made"))
+    single = hf_radin.best_single(bank)
+    assert single.accuracy("soup", "validation") == bank.score(np.eye(5)).max()
+    assert single.about["passes"] == {"logits": 5, "soups": 0}
+    assert len(single.recipe.used) == 1
+
+
+def test_uniform_is_the_uniform_soup(bank):
+    soup = hf_radin.uniform(bank)
+    assert soup.recipe == Recipe.uniform(bank.ingredients.ids)
+    assert soup.accuracy("soup", "validation") == accuracy_of(soup.model, bank)
+
+
+def greedy_by_hand(bank, accept) -> set[str]:
+    scores = bank.score(np.eye(5))
+    order = sorted(range(5), key=lambda index: -scores[index])
+    chosen, best = [order[0]], scores[order[0]]
+    for index in order[1:]:
+        ids = [bank.ingredients.ids[one] for one in [*chosen, index]]
+        trial = accuracy_of(hf_radin.soup.average_model(bank.ingredients, Recipe.uniform(ids)), bank)
+        if accept(trial, best):
+            chosen, best = [*chosen, index], trial
+    return {bank.ingredients.ids[one] for one in chosen}
+
+
+@pytest.mark.parametrize(("rule", "accept"), [(">=", lambda new, old: new >= old), (">", lambda new, old: new > old)])
+def test_greedy_is_the_official_algorithm(bank, rule, accept):
+    soup = hf_radin.greedy(bank, accept=rule)
+    assert set(soup.recipe.used) == greedy_by_hand(bank, accept)
+    assert soup.about["passes"] == {"logits": 5, "soups": 4} and soup.about["accept"] == rule
+    assert soup.accuracy("soup", "validation") >= bank.score(np.eye(5)).max()
+
+
+def measured(value, *, single=False, estimate=0.9):
+    return Measurement(
+        Recipe.uniform(["a"] if single else ["a", "b"]), "single" if single else "subset", estimate, value, 9
+    )
+
+
+def test_of_equals_the_single_model_is_chosen_then_the_better_estimate():
+    soup, single = measured(0.8, estimate=0.95), measured(0.8, single=True, estimate=0.8)
+    assert search.choose([soup, single]) is single
+    assert search.choose([soup, single, better := measured(0.81)]) is better
+    assert search.choose([soup, better := measured(0.8, estimate=0.96)]) is better
+
+
+def test_where_no_soup_is_better_the_best_single_is_returned_and_said(runs, start, tmp_path, digits, caplog):
+    # half of the ingredients are the others with the sign of the head turned round: no average is any good
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+        shutil.copytree(runs / name, tmp_path / "runs" / f"{name}-spoilt")
+        path = tmp_path / "runs" / f"{name}-spoilt" / "model.safetensors"
+        tensors = load_file(path)
+        save_file({k: -t if k.startswith("classifier") else t for k, t in tensors.items()}, path, {"format": "pt"})
+    found = hf_radin.gather([f"{tmp_path}/runs/ft-0", f"{tmp_path}/runs/*-spoilt"])
+    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    with caplog.at_level(logging.WARNING):
+        soup = hf_radin.radin(bank, budget=2)
+    assert names(soup.recipe) == {"ft-0"} and soup.recipe.weights == (1.0,)
+    assert "No soup was better than the best single model" in caplog.text
+    soup.save_pretrained(tmp_path / "soup")
+    assert "No soup was better than the best single" in (tmp_path / "soup" / "README.md").read_text()
+
+
+def test_for_a_linear_classifier_the_soup_is_the_ensemble(heads, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{heads}/*"), digits, cache_dir=tmp_path)
+    soup = hf_radin.radin(bank, budget=100)
+    soups = [one for one in soup.measurements if one.proposal != "single"]
+    assert len(soups) == 4 and len({one.measured for one in soup.measurements}) > 2
+    for one in soups:
+        assert one.measured == pytest.approx(one.estimate, abs=1 / 600)  # an image may lie on the edge of rounding
+        weights = [one.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
+        expected = np.tensordot(weights, np.stack([bank.logits(index) for index in range(3)]), axes=1)
+        model = hf_radin.soup.average_model(bank.ingredients, one.recipe)
+        inputs = bank.prepared.read(0)[2]
+        with torch.inference_mode():
+            np.testing.assert_allclose(model(**inputs).logits, expected[:256], atol=1e-4)
+
+
+def test_the_held_out_split_takes_no_part_in_the_choice(bank, soup):
+    without = hf_radin.radin(bank, budget=4)
+    assert without.recipe == soup.recipe and without.measurements == soup.measurements
+    assert {one.split for one in without.results} == {"validation"}
+    rows = {(one.name, one.split): one.images for one in soup.results}
+    assert rows == {
+        (name, split): images
+        for name in ("soup", "best single", "uniform", "ensemble")
+        for split, images in (("validation", 600), ("test", 497))
+    }
+
+
+def test_a_held_out_bank_may_be_given(bank, soup, digits, cache):
+    held_out = hf_radin.compute_logits(bank.ingredients, digits, split="test", cache_dir=cache)
+    assert hf_radin.radin(bank, budget=4, test_split=held_out).results == soup.results
+
+
+@pytest.mark.parametrize("given", ["name", "bank"])
+def test_the_split_that_chooses_can_not_prove(bank, given):
+    with pytest.raises(ValueError, match="The split 'validation' chooses the soup; another one has to prove it"):
+        hf_radin.radin(bank, test_split="validation" if given == "name" else bank)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget=0: it is the number of soups to measure, at least 1"),
+        ({"budget": -3}, "budget=-3"),
+        ({"budget": 2.5}, r"budget=2\.5"),
+        ({"budget": True}, "budget=True"),
+        ({"metric": "loss"}, "metric='loss'"),
+        ({"proposals": "genetic"}, "proposals='genetic'"),
+        ({"candidates": 0}, "candidates=0"),
+        ({"test_split": "dev"}, "has no split 'dev'"),
+        ({"metrics": ["./no-such-metric"]}, "The metric './no-such-metric' can't be loaded"),
+    ],
+)
+def test_bad_input_is_refused_before_a_soup_is_made(bank, monkeypatch, options, message):
+    monkeypatch.setattr(search, "measure", lambda *_: pytest.fail("a soup was measured"))
+    with pytest.raises(ValueError, match=message):
+        hf_radin.radin(bank, **options)
+
+
+def test_greedy_knows_two_rules(bank):
+    with pytest.raises(ValueError, match="accept='>>'"):
+        hf_radin.greedy(bank, accept=">>")
+
+
+def test_a_dataset_object_of_an_opened_bank_is_asked_for(bank, tmp_path, digits):
+    import datasets
+
+    rows = datasets.load_dataset(str(digits), split="validation")
+    again = hf_radin.LogitBank.open(hf_radin.compute_logits(bank.ingredients, rows, cache_dir=tmp_path).folder)
+    with pytest.raises(ValueError, match="computed from a Dataset object"):
+        hf_radin.radin(again, test_split="test")
+
+
+def test_an_opened_bank_can_be_searched(bank, soup):
+    again = hf_radin.LogitBank.open(bank.folder)
+    assert hf_radin.radin(again, budget=4).recipe == soup.recipe
+
+
+def test_metrics_go_through_evaluate(bank, tmp_path):
+    (tmp_path / "errors").mkdir()
+    (tmp_path / "errors" / "errors.py").write_text(
+        "import datasets\n"
+        "import evaluate\n"
+        "class Errors(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        kinds = {'predictions': datasets.Value('int64'), 'references': datasets.Value('int64')}\n"
+        "        return evaluate.MetricInfo('', '', datasets.Features(kinds))\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'errors': sum(a != b for a, b in zip(predictions, references))}\n"
+    )
+    soup = hf_radin.uniform(bank, metrics=("accuracy", str(tmp_path / "errors")))
+    for one in soup.results:
+        assert one.metrics["errors"] == round((1 - one.metrics["accuracy"]) * 600)
+
+
+def test_soups_that_give_nan_are_never_right(bank, monkeypatch):
+    model = AutoModelForImageClassification.from_pretrained(bank.ingredients[0].folder)
+    model.classifier.bias.data.fill_(float("nan"))
+    recipe = Recipe(bank.ingredients.ids[:2], (0.111, 0.889))
+    predictions = evaluate.measure(bank, recipe, lambda: model, batch_size=64)
+    assert (predictions == -1).all()

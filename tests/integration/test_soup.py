@@ -1,0 +1,182 @@
+"""A saved soup is an ordinary checkpoint, says what it is, and can be cooked again bit for bit."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+import hf_radin
+from hf_radin import card, cli
+
+
+@pytest.fixture(scope="module")
+def soup(bank):
+    return hf_radin.radin(bank, budget=4, test_split="test")
+
+
+@pytest.fixture(scope="module")
+def saved(soup, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "soup"
+    soup.save_pretrained(folder)
+    return folder
+
+
+def test_it_is_an_ordinary_checkpoint(saved, soup):
+    code = (
+        "import sys; from transformers import AutoModelForImageClassification, pipeline\n"
+        "from PIL import Image\n"
+        "model, report = AutoModelForImageClassification.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "assert not any(report.values()), report\n"
+        "print(pipeline('image-classification', model=sys.argv[1])(Image.new('L', (8, 8)))[0]['label'])\n"
+        "assert 'hf_radin' not in sys.modules"
+    )
+    label = subprocess.check_output([sys.executable, "-c", code, str(saved)], text=True).strip()
+    assert (
+        label
+        == pipeline("image-classification", model=soup.model, image_processor=soup.processor)(Image.new("L", (8, 8)))[
+            0
+        ]["label"]
+    )
+
+
+def test_what_is_saved_is_what_was_measured(saved, soup):
+    loaded = AutoModelForImageClassification.from_pretrained(saved).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in soup.model.state_dict().items())
+    assert AutoImageProcessor.from_pretrained(saved).to_dict() == soup.processor.to_dict()
+
+
+def test_it_holds_what_it_should_and_nothing_else(saved):
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.json",
+    ]
+    assert [path.name for path in saved.parent.iterdir()] == ["soup"]
+
+
+def test_it_reads_back(saved, soup):
+    again = hf_radin.Soup.from_pretrained(saved)
+    assert (again.recipe, again.measurements, again.results) == (soup.recipe, soup.measurements, soup.results)
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), soup.model.parameters(), strict=True))
+    assert again.about == {**soup.about, "saved_dtype": "float32"}
+
+
+def test_a_soup_that_was_read_can_be_saved(saved, tmp_path):
+    hf_radin.Soup.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    for path in saved.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_recipe_read_back_cooks_the_same_bits(saved, tmp_path):
+    assert cli.main(["average", "--recipe", str(saved / "recipe.json"), "--output", str(tmp_path / "cooked")]) == 0
+    assert (tmp_path / "cooked" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+    assert (tmp_path / "cooked" / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+
+
+def test_even_where_the_ingredients_have_moved(saved, runs, tmp_path, capsys):
+    fields = json.loads((saved / "recipe.json").read_text())
+    for part in (fields["recipe"], fields["measurements"][0]):
+        part["ingredients"] = [name.replace(str(runs), "/gone") for name in part["ingredients"]]
+    for one in fields["ingredients"]:
+        one["id"] = one["id"].replace(str(runs), "/gone")
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    command = ["average", "--recipe", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "cooked")]
+    assert cli.main(command) == 2
+    assert "There is no folder '/gone/ft-" in capsys.readouterr().err
+    assert cli.main([*command, "--models", f"{runs}/ft-*"]) == 0
+    assert load_file(tmp_path / "cooked" / "model.safetensors").keys() == load_file(saved / "model.safetensors").keys()
+    assert (tmp_path / "cooked" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+
+
+def test_an_ingredient_that_changed_is_not_cooked(saved, runs, two, tmp_path, capsys):
+    command = ["average", "--recipe", str(saved / "recipe.json"), "--output", str(tmp_path / "out")]
+    (two / "ft-0" / "config.json").write_text((two / "ft-0" / "config.json").read_text().replace("0.0", "0.1"))
+    assert cli.main([*command, "--models", str(two / "ft-0")]) == 2
+    assert "is not the checkpoint that the recipe was made with" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", [None, "no json", "[]", "{}", '{"format": 99}'])
+def test_what_is_no_soup_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe"):
+        hf_radin.Soup.from_pretrained(tmp_path)
+
+
+def test_an_output_folder_that_holds_something_is_refused(soup, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("of an older checkpoint")
+    with pytest.raises(ValueError, match="is not empty"):
+        soup.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        soup.save_pretrained(tmp_path / "notes.txt")
+    soup.save_pretrained(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "model-00001-of-00002.safetensors").exists()
+    assert AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(one) for one in re.findall(r"(\d+\.\d\d) %", text)]
+
+
+def test_the_card_says_what_was_measured(saved, soup):
+    card = ModelCard.load(saved / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-classification"
+    assert {"model-soup", "merge", "hf-radin"} <= set(data["tags"]) and "license" not in data
+    results = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert results == {(split, "accuracy"): soup.accuracy("soup", split) for split in ("validation", "test")}
+    for one in soup.results:
+        assert f"{100 * one.metrics['accuracy']:.2f} %" in card.text
+    true = {round(100 * value, 2) for one in soup.measurements for value in (one.estimate, one.measured)}
+    true |= {round(100 * one.metrics["accuracy"], 2) for one in soup.results}
+    assert set(numbers(card.text)) <= true, "the card holds a number that nobody measured"
+
+
+def test_tables_of_the_card_are_whole(saved):
+    lines = (saved / "README.md").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\|[-:|]+\|", line):
+            assert lines[number - 1].count("|") == line.count("|")
+            assert lines[number + 1].startswith("|"), "a table without a row"
+            assert lines[number - 2] == "", "a table needs an empty line before it"
+
+
+def test_the_card_names_a_licence_only_if_all_have_it(saved, soup, caplog):
+    fields = soup.to_dict()
+    assert "license:" not in card.render(fields) and not caplog.text
+    for one in fields["ingredients"]:
+        one["license"] = "mit"
+    assert "license: mit" in card.render(fields)
+    fields["ingredients"][[one["id"] for one in fields["ingredients"]].index(soup.recipe.ingredients[0])][
+        "license"
+    ] = None
+    assert "license:" not in card.render(fields) and "the ingredients don't agree" in caplog.text
+    assert "license: apache-2.0" in card.render(fields, license="apache-2.0")
+
+
+HOSTILE = "a|b`c`](javascript:alert(1))<script>\n## heading\u202e*x*"
+
+
+def test_names_from_outside_stay_names(soup):
+    fields = json.loads(
+        json.dumps(soup.to_dict()).replace(json.dumps(soup.recipe.ingredients[0]), json.dumps(HOSTILE))
+    )
+    fields["data"]["name"] = HOSTILE
+    text = card.render(fields)
+    body = text.split("---\n", 2)[2]
+    assert "<script" not in body and "\n## heading" not in body and "\u202e" not in body
+    assert not re.search(r"(?<!\\)\]\(javascript", body)
+    assert "a\\|b" in body
+    assert ModelCard(text).data.eval_results[0].dataset_name  # and the YAML is still YAML

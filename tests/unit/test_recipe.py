@@ -1,0 +1,58 @@
+"""A recipe lies on the simplex and survives being written down."""
+
+import math
+import random
+
+import pytest
+
+from hf_radin import Measurement, Recipe
+
+
+def test_uniform_gives_each_the_same_weight():
+    assert Recipe.uniform(["a", "b", "c"]).weights == (1 / 3, 1 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.4), (1.5, -0.5), (math.nan, 1.0), (math.inf, 0.0), (1.0,), (0.0, 0.0)])
+def test_weights_off_the_simplex_are_refused(weights):
+    with pytest.raises(ValueError):
+        Recipe(("a", "b"), weights)
+
+
+def test_an_ingredient_stands_once():
+    with pytest.raises(ValueError, match="'a' stands twice"):
+        Recipe(("a", "a"), (0.5, 0.5))
+
+
+@pytest.mark.parametrize("make", [lambda: Recipe((), ()), lambda: Recipe.uniform([])])
+def test_an_empty_recipe_is_refused(make):
+    with pytest.raises(ValueError, match="at least one"):
+        make()
+
+
+def test_weights_that_are_off_by_rounding_are_scaled_once():
+    recipe = Recipe(("a", "b", "c"), (0.3333333, 0.3333333, 0.3333333))
+    assert abs(math.fsum(recipe.weights) - 1) < 1e-15
+    assert Recipe(recipe.ingredients, recipe.weights) == recipe
+
+
+def test_json_gives_back_the_same_floats():
+    generator = random.Random(0)
+    for _ in range(200):
+        parts = [generator.random() for _ in range(7)]
+        recipe = Recipe(tuple("abcdefg"), tuple(part / math.fsum(parts) for part in parts))
+        assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"ingredients": ["a"]}', "no json", '{"ingredients": 3, "weights": 4}'])
+def test_what_is_no_recipe_is_refused(text):
+    with pytest.raises(ValueError):
+        Recipe.from_json(text)
+
+
+def test_used_leaves_out_what_has_no_weight():
+    assert Recipe(("a", "b", "c"), (0.25, 0.0, 0.75)).used == {"a": 0.25, "c": 0.75}
+
+
+def test_a_measurement_survives_being_written_down():
+    one = Measurement(Recipe(("a", "b"), (0.25, 0.75)), "subset", 0.9, 0.8, 100)
+    assert Measurement.from_dict(one.to_dict()) == one
