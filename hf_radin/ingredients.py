@@ -221,12 +221,13 @@ def _from_hub(
         small.append("*.py")
     try:
         if is_offline_mode():
-            folder = Path(snapshot_download(repo_id, revision=wanted, local_files_only=True))
-            sha, files = folder.name, {path.name for path in folder.iterdir()}
+            folder = Path(snapshot_download(repo_id, revision=wanted, allow_patterns=small, local_files_only=True))
+            files = {path.name for path in folder.iterdir()}
         else:
             info = HfApi().model_info(repo_id, revision=wanted, token=token)
-            sha, files = str(info.sha), {file.rfilename for file in info.siblings or []}
-            folder = Path(snapshot_download(repo_id, revision=sha, allow_patterns=small, token=token))
+            files = {file.rfilename for file in info.siblings or []}
+            # by the name that the user gave, so that the cache knows it when there is no network
+            folder = Path(snapshot_download(repo_id, revision=wanted, allow_patterns=small, token=token))
     except GatedRepoError as error:
         raise ValueError(f"{repo_id} is gated: ask for access on its page, then log in or pass a token.") from error
     except RepositoryNotFoundError as error:
@@ -244,7 +245,7 @@ def _from_hub(
     config = checkpoint.load_config(folder, trust_remote_code=trust_remote_code)
     return Ingredient(
         id=name,
-        revision=sha,
+        revision=folder.name,  # snapshots are kept under their commit
         folder=folder,
         labels=_labels(name, config),
         architecture=_architecture(config),

@@ -318,16 +318,21 @@ class LoopbackHub:
         self._require_write(call)
         answers = []
         for asked in call.json()["objects"]:
-            oid, url = asked["oid"], f"{self.url}/api/{repo.type}s/{repo.id}/lfs/{asked['oid']}"
-            actions = {"actions": {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}}
+            oid, verify = asked["oid"], f"{self.url}/api/{repo.type}s/{repo.id}/lfs/{asked['oid']}/verify"
+            upload = f"{self.url}/storage/{repo.type}/{repo.id}/lfs/{oid}"
+            actions = {"actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
             if oid not in repo.objects:
                 repo.announced[oid] = asked["size"]
             answers.append({**asked, **({} if oid in repo.objects else actions)})
         return json_reply({"transfer": "basic", "objects": answers})
 
-    @route("PUT", rf"{API}/lfs/(?P<oid>[0-9a-f]{{64}})")
-    def _lfs_put(self, call: Call, repo: Repo, oid: str) -> Reply:
-        """Clients send no token here: having the batch's URL is the permission, for just the object it announced."""
+    @route("PUT", r"/storage/(?P<type>[^/]+)/(?P<place>[^/]+/[^/]+)/lfs/(?P<oid>[0-9a-f]{64})")
+    def _lfs_put(self, call: Call, type: str, place: str, oid: str) -> Reply:
+        """Clients send no token here: having the batch's URL is the permission, for just the object it announced.
+
+        So this is no route of a repository, which for a private one would want a token.
+        """
+        repo = self._repos[type, place]
         if repo.announced.get(oid) != len(call.body) or hashlib.sha256(call.body).hexdigest() != oid:
             raise HubError(400, f"The {len(call.body)} bytes received are not the object announced as {oid}")
         repo.objects[oid] = call.body
