@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.processes import is_main_process
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -139,7 +141,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     }
     split = args.split or said.split or "validation"
     if not args.dataset:
-        print(f"The models' cards agree on the dataset {source['dataset']}, split {split}.")
+        say(f"The models' cards agree on the dataset {source['dataset']}, split {split}.")
     if args.test_split == split:
         raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")
     if args.test_split:
@@ -166,11 +168,14 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
 
 
 def report(soup: Soup) -> None:
-    """Print the recipe and the table of results, in the main process."""
-    from accelerate import PartialState
+    """Print the recipe and the table of results."""
+    say(table(soup))
 
-    if PartialState().is_main_process:
-        print(table(soup))
+
+def say(text: str) -> None:
+    """Print in the main process."""
+    if is_main_process():
+        print(text)
 
 
 def table(soup: Soup) -> str:

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # Samples in a block: the unit that one process works on, and that a killed run loses at most.
 BLOCK = 256
 
+# The name of a dataset that has none: it came as an object.
+OBJECT = "Dataset"
+
 Prepare = Callable[["Image"], "dict[str, torch.Tensor]"]
 
 
@@ -34,7 +37,8 @@ class Split:
 
     Args:
         rows: its rows; the image column holds undecoded files.
-        name: Hub id or folder; `Dataset` for an object.
+        name: Hub id or folder; OBJECT if it came as an object.
+        split: its name; of an object the one that it gives itself, if any.
         key: identifies the content: commit, file listing or fingerprint.
         class_names: of the label column, if it has any.
     """
@@ -72,7 +76,7 @@ def open_split(
     """
     import datasets
 
-    name, key, sha = "Dataset", None, None
+    name, key, sha = OBJECT, None, None
     if isinstance(dataset, (str, Path)):
         name = str(dataset)
         if Path(dataset).is_dir():
@@ -80,6 +84,8 @@ def open_split(
         else:
             dataset, sha = _load_hub(name, config_name, revision, token)
             key = f"{name}@{sha}"
+    elif isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)) and dataset.split is not None:
+        split = str(dataset.split)
     if isinstance(dataset, Mapping):
         if split not in dataset:
             raise ValueError(f"The dataset {name} has no split {split!r}; it has {', '.join(map(repr, dataset))}.")

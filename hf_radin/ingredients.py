@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import checkpoint
+from hf_radin.processes import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -141,13 +142,15 @@ def locate(
 ) -> Ingredients:
     """As `gather`, for any number of checkpoints: a recipe may have a single ingredient."""
     found: dict[str, Ingredient] = {}
-    for name in models:
-        for place in _expand(str(name), token):
+    places = [place for name in models for place in _expand(str(name), token)]
+    with progress_bar(total=len(places), desc="Looking at checkpoints", unit="checkpoint") as bar:
+        for place in places:
             ingredient = (
                 _from_folder(place, allow_pickle, trust_remote_code)
                 if isinstance(place, Path)
                 else _from_hub(place, revision, token, allow_pickle, trust_remote_code)
             )
+            bar.update()
             twin = found.setdefault(f"{ingredient.repo_id}@{ingredient.revision}", ingredient)
             if twin is not ingredient:
                 logger.warning("%s is the same checkpoint as %s: kept once.", ingredient.id, twin.id)

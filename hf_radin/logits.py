@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from hf_radin import adapter, data
 from hf_radin.bank import LogitBank, digest, is_finite, logits_path, record_path, write_record
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import Prepared, Split, match_labels, open_split, prepare_split
+from hf_radin.data import OBJECT, Prepared, Split, match_labels, open_split, prepare_split
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.processes import on_main_process, progress_bar
@@ -115,12 +115,12 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
     """The bank of the same ingredients on another split of the same dataset, computed if it is not there yet.
 
     Raises:
-        ValueError: if the dataset is an object that can't be opened again by its name.
+        ValueError: if the bank was computed from an object that is one split.
     """
-    if bank.request.get("dataset") == "Dataset":
+    if bank.about["data"]["name"] == OBJECT and not isinstance(bank.request["dataset"], Mapping):
         raise ValueError(
-            f"The bank in {bank.folder} was computed from a Dataset object, which it does not hold. Compute the bank "
-            f"of the split {split!r} with compute_logits and pass that."
+            f"The bank in {bank.folder} was computed from a Dataset object, which has no other splits. Compute the "
+            f"bank of the split {split!r} with compute_logits and pass that."
         )
     return compute_logits(bank.ingredients, split=split, **bank.request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,7 +19,11 @@ def on_main_process(decide: Callable[[], T]) -> T:
 
 def progress_bar(**options: Any) -> Any:
     """A bar of the main process; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
-    from accelerate import PartialState
     from huggingface_hub.utils import tqdm
 
-    return tqdm(disable=not PartialState().is_main_process or None, leave=False, unit_scale=True, **options)
+    return tqdm(disable=not is_main_process() or None, leave=False, unit_scale=True, **options)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all; the environment says it before anybody has decided about devices."""
+    return int(os.environ.get("RANK", "0")) == 0

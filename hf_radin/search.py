@@ -12,6 +12,7 @@ import numpy as np
 from hf_radin import origin
 from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
+from hf_radin.data import OBJECT
 from hf_radin.evaluate import compute_metrics, load_metrics, measure
 from hf_radin.logits import of_split
 from hf_radin.processes import on_main_process, progress_bar
@@ -184,7 +185,9 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
     if isinstance(test_split, str) and test_split == bank.split:
         raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
     held_out = of_split(bank, test_split) if isinstance(test_split, str) else test_split
-    if held_out.about["data"] == bank.about["data"]:
+    chooses, proves = bank.about["data"], held_out.about["data"]
+    # the parts of an object may bear any names
+    if chooses["key"] == proves["key"] and (chooses["split"] == proves["split"] or chooses["name"] == OBJECT):
         raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
     if held_out.classes != bank.classes:
         raise ValueError(f"The held-out bank in {held_out.folder} has other classes than the one in {bank.folder}.")

@@ -106,11 +106,10 @@ class Soup:
         Raises:
             ValueError: if the folder is not empty.
         """
-        folder = Path(save_directory)
-        check_output(folder, overwrite=overwrite)
-        on_main_process(lambda: self._write(folder, license))
+        on_main_process(lambda: self._write(Path(save_directory), overwrite, license))
 
-    def _write(self, folder: Path, license: str | None) -> None:
+    def _write(self, folder: Path, overwrite: bool, license: str | None) -> None:
+        check_output(folder, overwrite=overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             self.write_into(Path(temporary), license=license)

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+import hf_radin
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "soup.py"
 
 
-def launch(folder: Path, processes: int, *options: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    folder: Path, processes: int, *options: str, mixed_precision: str = "no"
+) -> subprocess.CompletedProcess[str]:
     command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    command += ["--mixed_precision", mixed_precision, "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     return subprocess.run(
         [sys.executable, *command, str(EXAMPLE), "--cache-dir", "cache", *map(str, options)],
         cwd=folder,
@@ -67,3 +71,15 @@ def test_an_unreadable_image_of_another_process_ends_them_all(runs, tmp_path):
     image_dataset([*images[:300], broken, *images[301:]], labels).to_parquet(tmp_path / "data" / "validation.parquet")
     run = launch(tmp_path, 2, "--models", f"{runs}/ft-*", "--dataset", "data")
     assert run.returncode != 0 and "Sample 300 of data" in run.stderr
+
+
+def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
+    options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "1"]
+    assert launch(tmp_path, 1, *options, mixed_precision="bf16").returncode == 0
+    (folder,) = (tmp_path / "cache" / "banks").iterdir()
+    bank = hf_radin.LogitBank.open(folder)
+    assert bank.about["mixed_precision"] == "bf16"
+    exact = bank.logits(0).astype("float32")
+    assert (exact.view("uint32") & 0xFFFF == 0).all()  # the head's outputs have the bits of bfloat16
+    with pytest.raises(ValueError, match="computed with mixed precision 'bf16', this run has 'no'"):
+        hf_radin.greedy(bank)

@@ -205,13 +205,28 @@ def test_greedy_knows_two_rules(bank):
         hf_radin.greedy(bank, accept=">>")
 
 
-def test_a_dataset_object_of_an_opened_bank_is_asked_for(bank, tmp_path, digits):
+def test_an_object_has_no_other_splits_and_says_which_it_is(bank, tmp_path, digits):
     import datasets
 
-    rows = datasets.load_dataset(str(digits), split="validation")
-    again = hf_radin.LogitBank.open(hf_radin.compute_logits(bank.ingredients, rows, cache_dir=tmp_path).folder)
-    with pytest.raises(ValueError, match="computed from a Dataset object"):
-        hf_radin.radin(again, test_split="test")
+    rows = datasets.load_dataset(str(digits), split="test")
+    direct = hf_radin.compute_logits(bank.ingredients, rows, cache_dir=tmp_path)
+    assert direct.split == "test"  # whatever the argument's default says
+    for one in (direct, hf_radin.LogitBank.open(direct.folder)):
+        with pytest.raises(ValueError, match="computed from a Dataset object, which has no other splits"):
+            hf_radin.radin(one, test_split="validation")
+    plain = datasets.Dataset.from_dict(rows[:], features=rows.features)
+    chooses = hf_radin.compute_logits(bank.ingredients, plain, split="validation", cache_dir=tmp_path)
+    proves = hf_radin.compute_logits(bank.ingredients, plain, split="test", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="another one has to prove it"):  # the same rows by another name
+        hf_radin.radin(chooses, test_split=proves)
+
+
+def test_a_dictionary_of_objects_has_splits(bank, digits, tmp_path):
+    import datasets
+
+    both = datasets.load_dataset(str(digits))
+    found = hf_radin.compute_logits(bank.ingredients, both, cache_dir=tmp_path)
+    assert {one.split for one in hf_radin.uniform(found, test_split="test").results} == {"validation", "test"}
 
 
 def test_an_opened_bank_can_be_searched(bank, soup):
