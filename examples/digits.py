@@ -8,6 +8,8 @@ different ones, and leaves the two other splits large enough to tell a better so
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -48,6 +50,18 @@ def split_rows(rows: np.ndarray, target: np.ndarray, first: int, seed: int) -> l
     return train_test_split(rows, train_size=first, stratify=target[rows], random_state=seed)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from more, and what comes out no longer depends on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def make_start(folder: str | Path, dataset: str | Path, *, epochs: int = 50, seed: int = 0) -> Path:
     """Train a small ViT to tell digit and turn of turned training images, and save it with its processor.
 
@@ -104,6 +118,7 @@ def pretrain(
     model.eval()
 
 
+@one_thread()
 def make_fine_tunes(
     start: str | Path, dataset: str | Path, output: str | Path, *, count: int = 16, seed: int = 0
 ) -> list[Path]:
