@@ -29,12 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
     average.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
     average.set_defaults(run=_average)
-    push = commands.add_parser("push", help="upload a saved soup in one commit")
+    push = commands.add_parser("push", help="upload a saved soup as it is, in one commit")
     push.add_argument("folder", type=Path, help="a folder that `hf-radin soup` wrote")
     push.add_argument("repo_id", help="where to, as in org/soup")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    push.add_argument("--license", help="for the card, if the ingredients don't agree on one")
     push.set_defaults(run=_push)
     return guarded(lambda args: args.run(args), parser.parse_args(arguments))
 
@@ -202,12 +201,14 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_radin.soup import Soup
+    from hf_radin.hub import COMMIT_MESSAGE, push_folder
+    from hf_radin.soup import RECIPE, read_recipe_file
 
-    commit = Soup.from_pretrained(args.folder).push_to_hub(
-        args.repo_id, private=args.private, create_pr=args.create_pr, license=args.license
+    read_recipe_file(args.folder / RECIPE)
+    commit = push_folder(
+        args.folder, args.repo_id, private=args.private, create_pr=args.create_pr, commit_message=COMMIT_MESSAGE
     )
-    print(commit.commit_url)
+    print(commit.pr_url or commit.commit_url)
 
 
 if __name__ == "__main__":

@@ -168,14 +168,11 @@ def _image_column(name: str, features: Mapping[str, Any], wanted: str | None) ->
     import datasets
 
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if wanted is None and len(images) == 1:
-        return images[0]
-    if wanted in images:
-        return str(wanted)
-    there = f"its columns are {', '.join(f'{column} ({type(kind).__name__})' for column, kind in features.items())}"
-    if wanted is not None:
-        raise ValueError(f"The dataset {name} has no image column {wanted!r}; {there}.")
-    raise ValueError(f"The dataset {name} has {len(images)} image columns; {there}. Name one with image_column.")
+    found = images[0] if wanted is None and len(images) == 1 else wanted
+    if found in images:
+        return str(found)
+    have = f"{len(images)} image columns" if wanted is None else f"no image column {wanted!r}"
+    raise ValueError(f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column.")
 
 
 def _label_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
@@ -186,10 +183,12 @@ def _label_column(name: str, features: Mapping[str, Any], wanted: str | None) ->
     found = wanted if wanted is not None else classes[0] if len(classes) == 1 else usual[0] if usual else None
     if found in features:
         return str(found)
-    there = f"its columns are {', '.join(f'{column} ({type(kind).__name__})' for column, kind in features.items())}"
-    if wanted is not None:
-        raise ValueError(f"The dataset {name} has no label column {wanted!r}; {there}.")
-    raise ValueError(f"Which column of the dataset {name} holds the labels? {there}. Name one with label_column.")
+    have = f"{len(classes)} columns of class labels" if wanted is None else f"no label column {wanted!r}"
+    raise ValueError(f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column.")
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    return f"its columns are {', '.join(f'{column} ({type(kind).__name__})' for column, kind in features.items())}"
 
 
 def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]:

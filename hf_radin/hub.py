@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from hf_radin.soup import Soup
 
+COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
+
 
 def push_soup_to_hub(
     soup: Soup,
@@ -49,7 +51,7 @@ def push_soup_to_hub(
                 token=token,
                 revision=revision,
                 create_pr=create_pr,
-                commit_message=commit_message or "Upload a model soup cooked with hf_radin",
+                commit_message=commit_message or COMMIT_MESSAGE,
             )
 
     return on_main_process(push)
@@ -65,7 +67,7 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str,
 ) -> CommitInfo:
-    """Upload all files of a folder in one commit."""
+    """Upload all files of a folder, but hidden ones, in one commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     ready_repo(repo_id, private=private, token=token)
@@ -73,7 +75,7 @@ def push_folder(
     operations = [
         CommitOperationAdd(path.relative_to(folder).as_posix(), path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     return HfApi(token=token).create_commit(
         repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr

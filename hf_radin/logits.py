@@ -98,9 +98,9 @@ def compute_logits(
     )
     folder = home / "banks" / digest(about)
     missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
-    if accelerator.is_main_process:
-        for name in missing:  # a checkpoint that can't be run is refused before the first image is read
-            adapter.load(ingredients.select([name])[0], weights_dtype)
+    # a checkpoint that can't be run is refused before the first image is read
+    for one in ingredients.select(missing[accelerator.process_index :: accelerator.num_processes]):
+        adapter.load(one, weights_dtype)
     accelerator.wait_for_everyone()
     prepared = _prepare(opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator)
     if accelerator.is_main_process and not (folder / "bank.json").exists():

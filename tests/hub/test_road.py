@@ -170,6 +170,20 @@ def test_saved_equals_pushed_equals_loaded(hub, soup, tmp_path):
     assert (again.recipe, again.measurements, again.results) == (soup.recipe, soup.measurements, soup.results)
 
 
+def test_a_saved_folder_is_pushed_as_it_is(hub, soup, tmp_path, capsys):
+    soup.save_pretrained(tmp_path / "soup")
+    with (tmp_path / "soup" / "README.md").open("a") as file:
+        file.write("What I have to say of it.")
+    (tmp_path / "soup" / ".notes").write_text("mine")
+    assert cli.main(["push", str(tmp_path / "soup"), "org/mine"]) == 0
+    assert hub.commits("org/mine")[0].sha in capsys.readouterr().out
+    pushed = hub.files("org/mine")
+    assert pushed["README.md"].endswith(b"What I have to say of it.") and ".notes" not in pushed
+    (tmp_path / "soup" / "recipe.json").unlink()
+    assert cli.main(["push", str(tmp_path / "soup"), "org/mine"]) == 2
+    assert "holds no soup" in capsys.readouterr().err
+
+
 def test_options_of_the_push(hub, soup):
     soup.push_to_hub("org/private", private=True, commit_message="My words", license="mit")
     assert hub.commits("org/private")[0].title == "My words"

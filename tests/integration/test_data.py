@@ -162,7 +162,10 @@ def test_what_is_not_there_is_refused_and_what_is_there_named(gathered, digits, 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": None}, r"Which column of the dataset .* holds the labels\? its columns are image \(Image\)"),
+        (
+            {"image": None},
+            r"has 0 columns of class labels; its columns are image \(Image\)\. Name one with label_column",
+        ),
         ({"label": None}, r"has 0 image columns; its columns are label \(ClassLabel\)"),
         ({"image": None, "other": None, "label": None}, "has 2 image columns; .* Name one with image_column"),
     ],
