@@ -10,6 +10,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SETTINGS = ("budget", "proposals", "candidates", "seed", "accept")
+SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
@@ -58,7 +59,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         md=escape,
         shown=shown,
         dataset=dataset,
-        percent=lambda value: f"{100 * value:.2f} %",
+        percent=percent,
+        show_metric=show_metric,
         soups=sorted(soups, key=lambda one: -one["measured"]),
         singles=sorted(
             (one for one in fields["measurements"] if one["proposal"] == "single"), key=lambda one: -one["measured"]
@@ -75,6 +77,15 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         dtype=fields["saved_dtype"],
     )
     return str(card)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def show_metric(name: str, value: float) -> str:
+    """Shares as percent; a metric of unknown range as it is."""
+    return percent(value) if name in SHARES else f"{value:.4f}"
 
 
 def shown(name: str) -> str:

@@ -179,16 +179,18 @@ def say(text: str) -> None:
 
 def table(soup: Soup) -> str:
     """What was found, as text."""
+    from hf_radin.card import show_metric
+
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
     lines = [f"{'':14}" + "".join(f"{f'{split} {name}':>24}" for split, name in columns)]
     for row in dict.fromkeys(one.name for one in soup.results):
-        lines.append(f"{row:14}" + "".join(f"{100 * scores[(row, *column)]:22.2f} %" for column in columns))
-    weights = ", ".join(f"{weight:.4g} {name}" for name, weight in soup.recipe.used.items())
+        cells = (show_metric(name, scores[row, split, name]) for split, name in columns)
+        lines.append(f"{row:14}" + "".join(f"{cell:>24}" for cell in cells))
+    weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     passes = soup.about["passes"]
-    return "\n".join(
-        [*lines, f"Recipe: {weights}", f"Spent: {passes['logits']} passes for logits, {passes['soups']} for soups."]
-    )
+    spent = f"Spent: {passes['logits']} passes for logits, {passes['soups']} for soups."
+    return "\n".join([*lines, "", "Recipe:", *weights, "", spent])
 
 
 def _average(args: argparse.Namespace) -> None:
