@@ -144,13 +144,24 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> BaseImag
         ) from error
 
 
-def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model that a configuration describes, without memory for its weights: its class, names and shapes."""
+def empty_model(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model that a checkpoint's configuration describes, without memory for weights: its class, names and shapes.
+
+    Raises:
+        ValueError: if the configuration is none of an image classifier.
+    """
     import torch
     from transformers import AutoModelForImageClassification
 
-    with torch.device("meta"):
-        return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"), quiet_transformers():
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each architecture fails in its own way on a configuration that it can't build
+        raise ValueError(
+            f"{folder}: {CONFIG} (model type {config.model_type!r}, architectures {config.architectures}) makes no "
+            f"image classifier: {error}"
+        ) from error
 
 
 def load_model(
@@ -170,7 +181,7 @@ def load_model(
             only warn (transformers#28122).
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
-    model_class = type(empty_model(config, trust_remote_code=trust_remote_code))
+    model_class = type(empty_model(folder, trust_remote_code=trust_remote_code))
     source: dict[str, Any] = {"pretrained_model_name_or_path": folder, "use_safetensors": not allow_pickle or None}
     if tensors is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": tensors}

@@ -303,7 +303,7 @@ def _agree(what: str, values: dict[str, Any]) -> None:
 
 def _shapes(ingredient: Ingredient) -> dict[str, tuple[int, ...]]:
     """Shapes by module name, from the configuration alone: file names of tensors differ between versions."""
-    model = checkpoint.empty_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code)
+    model = checkpoint.empty_model(ingredient.folder, trust_remote_code=ingredient.trust_remote_code)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

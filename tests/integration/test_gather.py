@@ -96,6 +96,14 @@ def spoil_type(folder):
     change(folder, model_type="no-such-type")
 
 
+def spoil_architecture(folder):
+    change(folder, model_type="deit", architectures=None)  # deit has two heads, and only `architectures` says which
+
+
+def spoil_task(folder):
+    change(folder, model_type="bert", architectures=["BertForSequenceClassification"])
+
+
 def spoil_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -139,6 +147,8 @@ def spoil_empty(folder):
         (spoil_config, "no config.json"),
         (spoil_json, "config.json can't be used"),
         (spoil_type, "config.json can't be used"),
+        (spoil_architecture, "in architecture: 'deit' against"),
+        (spoil_task, "in architecture: 'BertForSequenceClassification' against"),
         (spoil_weights, "no weights"),
         (spoil_truncated, "not a whole file of weights"),
         (spoil_header, "not a whole file of weights"),
@@ -235,3 +245,10 @@ def test_pickles_are_read_when_allowed_and_never_run_code(two):
     with pytest.raises(ValueError, match="not a whole file of weights"):
         hf_radin.gather(f"{two}/*", allow_pickle=True)
     assert not (two / "harm").exists()
+
+
+def test_what_is_no_image_classifier_is_named(two):
+    for name in ("ft-0", "ft-1"):
+        change(two / name, model_type="bert", architectures=["BertForSequenceClassification"])
+    with pytest.raises(ValueError, match=r"ft-0: config.json \(model type 'bert', .*\) makes no image classifier"):
+        hf_radin.gather(f"{two}/*")
