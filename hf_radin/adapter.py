@@ -73,5 +73,7 @@ def forward(
                 for name, value in inputs.items()
             }
             with accelerator.autocast():
-                logits.append(model(**batch).logits.float().cpu())  # (batch, classes)
+                output = model(**batch)
+            found = output.logits if "logits" in output else output[0]  # pp_lcnet calls them otherwise
+            logits.append(found.float().cpu())  # (batch, classes)
     return torch.cat(logits)
