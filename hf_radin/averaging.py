@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_radin import adapter, checkpoint
+from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
+from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
 
 
 def average(
@@ -23,27 +26,53 @@ def average(
     recipe: Recipe,
     *,
     output: str | Path | None = None,
+    overwrite: bool = False,
     dtype: str | torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
 
     Args:
         ingredients: must hold all that the recipe uses.
-        output: a folder to write the soup to, as an ordinary checkpoint; none by default.
+        output: a folder to write the soup to, as an ordinary checkpoint; none by default. With several processes the
+            main one writes.
+        overwrite: allow an output folder that holds something.
         dtype: of the result; by default that of the ingredients, float32 if they differ.
 
     Returns:
         The tensors of the averaged model's `state_dict()`.
 
     Raises:
-        ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded.
+        ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
+            folder is not empty, or an ingredient's.
     """
+    if output is not None:
+        refuse_ingredients(Path(output), ingredients)
+        check_output(Path(output), overwrite=overwrite)
     model = average_model(ingredients, recipe, dtype=dtype)
     if output is not None:
-        with checkpoint.quiet_transformers():
-            model.save_pretrained(output)
-            ingredients.select(recipe.used)[0].processor.save_pretrained(output)
+        processor = ingredients.select(recipe.used)[0].processor
+        on_main_process(
+            lambda: write_folder(Path(output), lambda new: save_checkpoint(model, processor, new), overwrite=overwrite)
+        )
     return model.state_dict()
+
+
+def save_checkpoint(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:
+    """Model and image processor, as `from_pretrained` reads them."""
+    with checkpoint.quiet_transformers():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+def refuse_ingredients(output: Path, ingredients: Ingredients) -> None:
+    """Never write over what a soup is made of.
+
+    Raises:
+        ValueError: if the output folder is that of an ingredient.
+    """
+    for one in ingredients:
+        if output.resolve() == one.folder.resolve():
+            raise ValueError(f"The output {output} is the ingredient {one.id}, which would be lost. Choose another.")
 
 
 def average_model(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_radin import ensemble
-from hf_radin.data import Prepared
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.prepared import Prepared
 from hf_radin.processes import progress_bar
 
 
@@ -46,12 +47,18 @@ class LogitBank:
             about = json.loads((folder / "bank.json").read_text())
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
-        records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
-        found = [_from_record(record) for record in records if record["finite"]]
-        data = about["data"]
-        columns = ("config_name", "revision", "image_column", "label_column", "split")
-        request = {"dataset": data["name"], **{name: data[name] for name in columns}}
-        return cls(folder, Ingredients(sorted(found, key=lambda one: one.id)), about, request)
+        try:
+            records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
+            found = [_from_record(record) for record in records if record["finite"]]
+            data = about["data"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} is no whole logit bank ({error!r}); remove it and compute it again."
+            ) from error
+        request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
+        request |= {name: about[name] for name in ("batch_size", "dtype", "on_error")}
+        request |= {"dataset": data["name"], "cache_dir": folder.parent.parent}
+        return cls(folder, Ingredients(_told_apart(found)), about, request)
 
     def logits(self, ingredient: int | str) -> np.ndarray:
         """One ingredient's logits by position or id: float32 `(samples, classes)`, memory-mapped."""
@@ -118,12 +125,22 @@ def record_path(folder: Path, ingredient: Ingredient) -> Path:
     return folder / "logits" / f"{ingredient_key(ingredient)}.json"
 
 
+def _told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:
+    """In order of their ids; several revisions of one id get different ones."""
+    count = Counter(one.id for one in ingredients)
+    return sorted(
+        (replace(one, id=f"{one.id}@{one.revision[:19]}") if count[one.id] > 1 else one for one in ingredients),
+        key=lambda one: one.id,
+    )
+
+
 def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
     """Say that an ingredient's logits are complete, and whose they are."""
     record = {
         "id": ingredient.id,
         "revision": ingredient.revision,
         "folder": str(ingredient.folder),
+        "stamp": ingredient.stamp,
         "labels": ingredient.labels,
         "architecture": ingredient.architecture,
         "repo_id": ingredient.repo_id,
@@ -139,7 +156,7 @@ def is_finite(folder: Path, ingredient: Ingredient) -> bool:
 
 def _from_record(record: dict[str, Any]) -> Ingredient:
     """What a bank says of itself never allows pickles or remote code: only the user does."""
-    fields = ("id", "revision", "architecture", "repo_id")
+    fields = ("id", "revision", "architecture", "repo_id", "stamp")
     return Ingredient(
         **{name: record[name] for name in fields}, folder=Path(record["folder"]), labels=tuple(record["labels"])
     )

@@ -48,19 +48,32 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
         return [folder / entry]
     try:
         shards = sorted(set(json.loads((folder / entry).read_text())["weight_map"].values()))
+        missing = [name for name in shards if Path(name).name != name or name not in present]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{folder / entry}: not an index of shards ({error!r}).") from error
-    missing = [name for name in shards if Path(name).name != name or name not in present]
     if missing:
         raise ValueError(f"{folder}: {entry} names {missing[0]!r}, which is not in the folder.")
     return [folder / name for name in shards]
 
 
+def _files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """What makes a checkpoint: configuration, processor and weights."""
+    small = [folder / name for name in (CONFIG, *PROCESSOR_FILES) if (folder / name).is_file()]
+    return small + weight_files(folder, allow_pickle=allow_pickle)
+
+
+def stamp(folder: Path, *, allow_pickle: bool = False) -> str:
+    """Names, sizes and times of a checkpoint's files: while it stays the same, so does the content."""
+    files = [(path.name, path.stat()) for path in _files(folder, allow_pickle)]
+    return hashlib.sha256(
+        repr([(name, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in files]).encode()
+    ).hexdigest()
+
+
 def content_hash(folder: Path, *, allow_pickle: bool = False) -> str:
     """`sha256:` and the digest of configuration, processor and weights: what makes two folders the same checkpoint."""
-    small = [folder / name for name in (CONFIG, *PROCESSOR_FILES) if (folder / name).is_file()]
     digest = hashlib.sha256()
-    for path in small + weight_files(folder, allow_pickle=allow_pickle):
+    for path in _files(folder, allow_pickle):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):
@@ -120,7 +133,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ValueError(f"{folder}: no {CONFIG}; a checkpoint as `save_pretrained` writes it has one.")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # a configuration checks itself, each in its own way
         raise ValueError(f"{folder}: {CONFIG} can't be used: {error}") from error
 
 
@@ -137,7 +150,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> BaseImag
             return AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:
         raise ValueError(
             f"{folder}: no usable image processor ({PROCESSOR_FILES[0]}); save the one it was trained with beside it. "
             f"transformers says: {error}"

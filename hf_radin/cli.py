@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     average.add_argument("--models", nargs="+", help="where the ingredients are now, if not where the recipe says")
     average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
     average.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    average.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
+    average.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     average.set_defaults(run=_average)
     push = commands.add_parser("push", help="upload a saved soup as it is, in one commit")
     push.add_argument("folder", type=Path, help="a folder that `hf-radin soup` wrote")
@@ -44,7 +46,7 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     logging.getLogger("hf_radin").setLevel(logging.INFO)
     try:
         run(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"hf-radin: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -97,6 +99,7 @@ def _soup(args: argparse.Namespace) -> None:
     soup: Soup = getattr(hf_radin, args.method)(bank, **search)
     report(soup)
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    say(f"The soup is in {args.output}: a checkpoint, recipe.json and a card.")
     if args.push_to:
         hf_radin.push_soup_to_hub(soup, args.push_to, private=args.private, license=args.license)
 
@@ -104,14 +107,14 @@ def _soup(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is looked at."""
     from hf_radin.evaluate import load_metrics
+    from hf_radin.files import check_output
     from hf_radin.hub import ready_repo
     from hf_radin.processes import on_main_process
-    from hf_radin.soup import check_output
 
     if args.budget < 1:
         raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, at least 1.")
     check_output(args.output, overwrite=args.overwrite)
-    load_metrics(args.metrics.split(","))
+    load_metrics(_names(args.metrics))
     if args.push_to:
         on_main_process(lambda: ready_repo(args.push_to, private=args.private))
 
@@ -127,7 +130,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     Raises:
         ValueError: if the cards don't agree, or the dataset lacks a split that was asked for.
     """
-    from hf_radin.data import open_split
+    from hf_radin.data import check_first_label, match_labels, open_split
     from hf_radin.origin import Origin, agreed_origin
 
     said = Origin() if args.dataset else agreed_origin(ingredients)
@@ -144,7 +147,8 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     if args.test_split == split:
         raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")
     if args.test_split:
-        open_split(split=args.test_split, **source)
+        test = open_split(split=args.test_split, **source)
+        check_first_label(test, match_labels(test, ingredients.labels))
     running = {name: getattr(args, name) for name in ("batch_size", "dtype", "on_error", "cache_dir")}
     return {**source, "split": split, **running}
 
@@ -153,17 +157,24 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     """What the method takes of the options.
 
     Raises:
-        ValueError: if these ingredients have no such candidates.
+        ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
+    from hf_radin.averaging import refuse_ingredients
     from hf_radin.propose import propose
 
-    propose(len(ingredients), proposals=args.proposals, count=args.candidates)
+    refuse_ingredients(args.output, ingredients)
+    propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     own = {"radin": ("budget", "proposals", "candidates", "seed"), "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in own},
-        "metrics": tuple(args.metrics.split(",")),
+        "metrics": _names(args.metrics),
         "test_split": args.test_split,
     }
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between the commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def report(soup: Soup) -> None:
@@ -195,11 +206,14 @@ def table(soup: Soup) -> str:
 
 def _average(args: argparse.Namespace) -> None:
     from hf_radin.averaging import average
-    from hf_radin.soup import check_output, cook
+    from hf_radin.files import check_output
+    from hf_radin.soup import cook
 
     check_output(args.output, overwrite=args.overwrite)
-    ingredients, recipe = cook(args.recipe, models=args.models)
-    average(ingredients, recipe, output=args.output)
+    options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
+    ingredients, recipe = cook(args.recipe, **options)
+    average(ingredients, recipe, output=args.output, overwrite=args.overwrite)
+    say(f"The soup is in {args.output}.")
 
 
 def _push(args: argparse.Namespace) -> None:

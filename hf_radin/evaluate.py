@@ -89,7 +89,7 @@ def load_metrics(names: Iterable[str]) -> dict[str, Any]:
     import evaluate
 
     loaded = {}
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         path = str(Path(__file__).parent / "metrics" / "accuracy") if name == "accuracy" else name
         try:
             loaded[name] = evaluate.load(path, keep_in_memory=True)
@@ -98,6 +98,10 @@ def load_metrics(names: Iterable[str]) -> dict[str, Any]:
                 f"The metric {name!r} can't be loaded by evaluate: {error}. Its script comes from the Hub; offline, "
                 "give the path of a folder that holds one."
             ) from error
+        try:
+            compute_metrics({name: loaded[name]}, np.array([0, 1, 2]), np.array([0, 1, 1]))
+        except Exception as error:
+            raise ValueError(f"The metric {name!r} can't be computed from predicted classes alone: {error}") from error
     return loaded
 
 
@@ -105,6 +109,7 @@ def compute_metrics(metrics: dict[str, Any], predictions: np.ndarray, labels: np
     """Scores of predicted classes `(samples,)` against the true ones."""
     scores: dict[str, float] = {}
     for name, metric in metrics.items():
-        found = metric.compute(predictions=predictions, references=np.asarray(labels), **_OPTIONS.get(name, {}))
+        options = _OPTIONS.get(Path(name).name, {})
+        found = metric.compute(predictions=predictions, references=np.asarray(labels), **options)
         scores.update({key: float(value) for key, value in found.items() if np.ndim(value) == 0})
     return scores

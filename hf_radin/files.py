@@ -1,8 +1,9 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,3 +17,46 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_output(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder that holds something already, or can't be made.
+
+    Raises:
+        ValueError: if it does and may not be overwritten, or is a file, or its place can't be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The output {folder} is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"The output folder {folder} can't be made: {place} can't be written to.")
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: bool = False) -> None:
+    """Let `fill` fill a temporary folder beside `folder`, then give it its name.
+
+    Where the folder holds something (which `overwrite` must allow) its files are replaced one by one, the card last,
+    and what was left there by another checkpoint is removed: shards, a recipe and its card. Other files stay.
+
+    Raises:
+        ValueError: as `check_output` does.
+    """
+    check_output(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        fill(new)
+        if not folder.exists() or not any(folder.iterdir()):
+            new.replace(folder)  # an empty folder gives way
+            return
+        old = {*folder.glob("model*.safetensors*"), folder / "recipe.json"}
+        if (folder / "recipe.json").exists():
+            old.add(folder / "README.md")
+        for path in sorted(new.iterdir(), key=lambda one: one.name == "README.md"):
+            path.replace(folder / path.name)
+            old.discard(folder / path.name)
+        for path in old:
+            path.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_radin.access import asking_the_hub
+from hf_radin.checkpoint import weight_files
 from hf_radin.processes import on_main_process
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
     from hf_radin.soup import Soup
 
+# The files of a saved soup.
+UPLOADED = ("*.json", "model*.safetensors", "README.md", "*.png", "*.py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 
 
@@ -67,19 +71,22 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str,
 ) -> CommitInfo:
-    """Upload all files of a folder, but hidden ones, in one commit."""
+    """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
+
+    Raises:
+        ValueError: if the folder holds no weights, the id is none, or the token may not write there.
+    """
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    weight_files(folder)
+    paths = sorted(path for pattern in UPLOADED for path in folder.glob(pattern))
     ready_repo(repo_id, private=private, token=token)
     # not `upload_folder`: with Xet it splits a large folder into several commits
-    operations = [
-        CommitOperationAdd(path.relative_to(folder).as_posix(), path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return HfApi(token=token).create_commit(
-        repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
-    )
+    operations = [CommitOperationAdd(path.name, path) for path in paths]
+    with asking_the_hub(repo_id, revision=revision):
+        return HfApi(token=token).create_commit(
+            repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+        )
 
 
 def ready_repo(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
@@ -89,13 +96,6 @@ def ready_repo(repo_id: str, *, private: bool | None = None, token: str | bool |
         ValueError: if the id is none, or the token may not write there.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    try:
+    with asking_the_hub(repo_id):
         HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no Hub id: {error}") from error
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise ValueError(
-            f"{repo_id} can't be written to: {error}. Log in with `hf auth login`, or pass a token that may write."
-        ) from error

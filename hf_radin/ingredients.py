@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import checkpoint
+from hf_radin.access import asking_the_hub
 from hf_radin.processes import progress_bar
 
 if TYPE_CHECKING:
@@ -19,6 +20,25 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
+
+# Fields of a configuration, by their beginnings, that may differ among fine-tunes of one start.
+_NOT_COMPARED = (
+    "_",
+    "architectures",
+    "dtype",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer",
+    "label2id",
+    "label_names",
+    "output_",
+    "problem_type",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class Ingredient:
         labels: class names in the order of the logits.
         architecture: class name of the model.
         repo_id: the model on the Hub; None for a folder.
+        stamp: sizes and times of a folder's files when `revision` was computed.
         allow_pickle: whether `.bin` weights may be read.
         trust_remote_code: whether the checkpoint's own code may run.
     """
@@ -42,6 +63,7 @@ class Ingredient:
     labels: tuple[str, ...]
     architecture: str
     repo_id: str | None = None
+    stamp: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     token: str | bool | None = None
@@ -58,8 +80,19 @@ class Ingredient:
         return checkpoint.load_processor(self.folder, trust_remote_code=self.trust_remote_code)
 
     def download(self) -> Path:
-        """The folder with the weights in it, fetched from the Hub if need be."""
+        """The folder with the weights in it, fetched from the Hub if need be.
+
+        Raises:
+            ValueError: if a folder is no longer the checkpoint that it was, or the Hub does not give it.
+        """
         if self.repo_id is None:
+            # a run that still trains may write here: what is computed must not bear another checkpoint's name
+            if checkpoint.stamp(self.folder, allow_pickle=self.allow_pickle) != self.stamp:
+                found = checkpoint.content_hash(self.folder, allow_pickle=self.allow_pickle)
+                if found != self.revision:
+                    raise ValueError(
+                        f"{self.id} has changed: it was {self.revision[:19]} and is {found[:19]}. Gather again."
+                    )
             return self.folder
         from huggingface_hub import snapshot_download
 
@@ -68,13 +101,20 @@ class Ingredient:
             patterns += ["pytorch_model.bin", "pytorch_model-*-of-*.bin", checkpoint.PICKLE_INDEX]
         if self.trust_remote_code:
             patterns.append("*.py")
-        return Path(snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns, token=self.token))
+        with asking_the_hub(self.id, revision=self.revision):
+            return Path(
+                snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns, token=self.token)
+            )
 
 
 class Ingredients(tuple[Ingredient, ...]):
     """An immutable sequence of vetted ingredients: one architecture, one set of classes, one image processor."""
 
     __slots__ = ()
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Ingredients(found) if isinstance(index, slice) else found
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -181,7 +221,8 @@ def _expand(name: str, token: str | bool | None) -> list[Path | str]:
         )
     from huggingface_hub import HfApi
 
-    listed = [model.id for model in HfApi().list_models(author=author, token=token)]
+    with asking_the_hub(f"The pattern {name!r}", missing=f"The pattern {name!r} matches no folder here"):
+        listed = [model.id for model in HfApi().list_models(author=author, token=token)]
     matches = sorted(model for model in listed if fnmatchcase(model, name))
     if not matches:
         raise ValueError(
@@ -191,15 +232,17 @@ def _expand(name: str, token: str | bool | None) -> list[Path | str]:
     return list(matches)
 
 
-def _from_folder(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Ingredient:
+def _from_folder(given: Path, allow_pickle: bool, trust_remote_code: bool) -> Ingredient:
+    folder = given.resolve()
     config = checkpoint.load_config(folder, trust_remote_code=trust_remote_code)
     with checkpoint.open_tensors(folder, allow_pickle=allow_pickle):
         pass  # a truncated file is found now, not after the others were read
     return Ingredient(
-        id=folder.as_posix(),
+        id=given.as_posix(),
+        stamp=checkpoint.stamp(folder, allow_pickle=allow_pickle),
         revision=checkpoint.content_hash(folder, allow_pickle=allow_pickle),
         folder=folder,
-        labels=_labels(folder.as_posix(), config),
+        labels=_labels(given.as_posix(), config),
         architecture=_architecture(config),
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
@@ -210,19 +253,14 @@ def _from_hub(
     name: str, revision: str | None, token: str | bool | None, allow_pickle: bool, trust_remote_code: bool
 ) -> Ingredient:
     from huggingface_hub import HfApi, is_offline_mode, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     repo_id, _, wanted = name.partition("@")
     wanted = wanted or revision or "main"
     small = [checkpoint.CONFIG, *checkpoint.PROCESSOR_FILES, "README.md"]
     if trust_remote_code:
         small.append("*.py")
-    try:
+    missing = f"There is no folder {repo_id!r} here and no such model on the Hub"
+    with asking_the_hub(repo_id, revision=wanted, missing=missing):
         if is_offline_mode():
             folder = Path(snapshot_download(repo_id, revision=wanted, allow_patterns=small, local_files_only=True))
             files = {path.name for path in folder.iterdir()}
@@ -231,16 +269,6 @@ def _from_hub(
             files = {file.rfilename for file in info.siblings or []}
             # by the name that the user gave, so that the cache knows it when there is no network
             folder = Path(snapshot_download(repo_id, revision=wanted, allow_patterns=small, token=token))
-    except GatedRepoError as error:
-        raise ValueError(f"{repo_id} is gated: ask for access on its page, then log in or pass a token.") from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"There is no folder {repo_id!r} here and no such model on the Hub (or it is private: pass a token)."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{repo_id} has no revision {wanted!r}.") from error
-    except HFValidationError as error:
-        raise ValueError(f"There is no folder {repo_id!r}, and it is no Hub id either: {error}") from error
     if checkpoint.choose_weights(files, allow_pickle=allow_pickle) is None:
         pickles = [file for file in files if file.endswith(".bin")]
         hint = f" It has {pickles[0]}: pass allow_pickle=True to read it." if pickles else ""
@@ -260,12 +288,16 @@ def _from_hub(
 
 
 def _labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
-    id2label = config.id2label or {}
+    id2label = config.id2label if isinstance(config.id2label, dict) else {}
     if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
         raise ValueError(
             f"{name}: id2label has the keys {sorted(id2label)[:5]}; a classifier numbers two or more classes from 0."
         )
-    return tuple(str(id2label[index]) for index in range(len(id2label)))
+    labels = tuple(str(id2label[index]) for index in range(len(id2label)))
+    label, count = Counter(labels).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{name}: {count} classes of id2label are called {label!r}; names must tell classes apart.")
+    return labels
 
 
 def _architecture(config: PretrainedConfig) -> str:
@@ -281,6 +313,9 @@ def _vet(ingredients: Ingredients) -> None:
     _agree("number of classes", {one.id: len(one.labels) for one in ingredients})
     for index in range(len(ingredients.labels)):
         _agree(f"name of class {index}", {one.id: one.labels[index] for one in ingredients})
+    configs = {one.id: _compared(one.config) for one in ingredients}
+    for field in sorted(set.intersection(*(set(fields) for fields in configs.values()))):
+        _agree(f"configuration's {field}", {model: fields[field] for model, fields in configs.items()})
     shapes = {one.id: _shapes(one) for one in ingredients}
     for name in sorted(set().union(*shapes.values())):
         _agree(f"shape of {name}", {model: found.get(name, "absent") for model, found in shapes.items()})
@@ -301,6 +336,16 @@ def _agree(what: str, values: dict[str, Any]) -> None:
         )
 
 
+def _compared(config: PretrainedConfig) -> dict[str, Any]:
+    """What of a configuration decides about the model's outputs: neither names, nor bookkeeping, nor training."""
+    fields = _flatten(config.to_dict())
+    return {
+        name: value
+        for name, value in fields.items()
+        if not any(part.startswith(_NOT_COMPARED) or "drop" in part for part in name.split("."))
+    }
+
+
 def _shapes(ingredient: Ingredient) -> dict[str, tuple[int, ...]]:
     """Shapes by module name, from the configuration alone: file names of tensors differ between versions."""
     model = checkpoint.empty_model(ingredient.folder, trust_remote_code=ingredient.trust_remote_code)
@@ -313,5 +358,5 @@ def _flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from hf_radin import adapter, data
+from hf_radin import adapter
 from hf_radin.bank import LogitBank, digest, is_finite, logits_path, record_path, write_record
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, Prepared, Split, match_labels, open_split, prepare_split
+from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.prepared import Prepared, block_path, prepare_split
 from hf_radin.processes import on_main_process, progress_bar
 
 if TYPE_CHECKING:
@@ -31,6 +35,9 @@ logger = logging.getLogger(__name__)
 # Images in one forward pass unless the user says otherwise: enough to fill a CPU's or a GPU's arithmetic units for
 # most classifiers, small enough for 8 GB.
 BATCH_SIZE = 64
+
+# Samples in a block of prepared images and logits: the unit of work of a process, and what a killed run loses at most.
+BLOCK = 256
 
 
 def compute_logits(
@@ -73,11 +80,18 @@ def compute_logits(
     from accelerate import Accelerator
     from huggingface_hub.constants import HF_HOME
 
+    if len(ingredients) < 2:
+        raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
     size = _batch_size(batch_size)
     weights_dtype = as_dtype(dtype or "float32")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
     accelerator = accelerator or Accelerator()
+    if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
+        raise ValueError(
+            f"{os.environ['WORLD_SIZE']} processes were launched, accelerate knows of {accelerator.num_processes}. "
+            "On CPUs, set ACCELERATE_USE_CPU=true; make no PartialState before the Accelerator."
+        )
     columns = {"config_name": config_name, "image_column": image_column, "label_column": label_column}
     source = {"dataset": dataset, **columns, "revision": revision, "token": token}
     opened = open_split(split=split, **source)
@@ -93,20 +107,19 @@ def compute_logits(
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
-    pixels = (
-        home / "pixels" / digest(data.BLOCK, *(about[name] for name in ("data", "classes", "processor", "on_error")))
-    )
+    pixels = home / "pixels" / digest(BLOCK, *(about[name] for name in ("data", "classes", "processor", "on_error")))
     folder = home / "banks" / digest(about)
-    missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
-    # a checkpoint that can't be run is refused before the first image is read
-    for one in ingredients.select(missing[accelerator.process_index :: accelerator.num_processes]):
-        adapter.load(one, weights_dtype)
-    accelerator.wait_for_everyone()
-    prepared = _prepare(opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator)
-    if accelerator.is_main_process and not (folder / "bank.json").exists():
-        _found(folder, prepared, {**about, "batch_size": size})
-    accelerator.wait_for_everyone()
-    _run(folder, prepared, ingredients.select(missing), weights_dtype, size, accelerator)
+    with _alone(folder):
+        missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
+        # a checkpoint that can't be run is refused before the first image is read
+        for one in ingredients.select(missing[accelerator.process_index :: accelerator.num_processes]):
+            _try(one, processor, weights_dtype, accelerator)
+        accelerator.wait_for_everyone()
+        prepared = _prepare(opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator)
+        if accelerator.is_main_process and not (folder / "bank.json").exists():
+            _found(folder, prepared, {**about, "batch_size": size})
+        accelerator.wait_for_everyone()
+        _run(folder, prepared, ingredients.select(missing), weights_dtype, size, accelerator)
     request = {**source, "batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": cache_dir}
     return replace(LogitBank.open(folder), ingredients=_usable(folder, ingredients), request=request)
 
@@ -125,6 +138,46 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
     return compute_logits(bank.ingredients, split=split, **bank.request)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one run at a time computes a bank; another waits, and finds it computed."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+
+    def acquire() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("Another run computes the same logits; waiting for it.")
+            lock.acquire()
+
+    on_main_process(acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _try(ingredient: Ingredient, processor: Any, dtype: torch.dtype, accelerator: Accelerator) -> None:
+    """Load a model and show it a blank image.
+
+    Raises:
+        ValueError: if a weight is missing, or the processor makes of an image what the model does not take.
+    """
+    model = adapter.load(ingredient, dtype).to(accelerator.device)
+    try:
+        inputs = adapter.prepare(processor, Image.new("RGB", (64, 64)))
+        adapter.forward(
+            model, {name: value[None] for name, value in inputs.items()}, batch_size=1, accelerator=accelerator
+        )
+    except Exception as error:  # each architecture fails in its own way
+        raise ValueError(
+            f"{ingredient.id}: its model can't be run on what its image processor makes: {error}"
+        ) from error
+
+
 def _prepare(
     split: Split,
     folder: Path,
@@ -135,24 +188,39 @@ def _prepare(
 ) -> Prepared:
     """Decode and prepare the split with all processes, unless it is there."""
     done = folder / "split.json"
-    if not on_main_process(done.exists):
+    if not on_main_process(lambda: _is_prepared(folder)):
         length = len(split.rows) if hasattr(split.rows, "__len__") else None
         with progress_bar(total=length, desc="Preparing images", unit="image") as bar:
-            blocks = prepare_split(
+            blocks, order = prepare_split(
                 split,
                 folder,
                 prepare=prepare,
                 to_class=to_class,
+                size=BLOCK,
                 on_error=on_error,
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 on_block=bar.update,
             )
+        if order != on_main_process(lambda: order):
+            raise ValueError(
+                f"Two processes were given {split.name}, split {split.split!r}, in different orders. Shuffle it "
+                "with a seed, or not at all."
+            )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks, "size": data.BLOCK})))
+            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks, "size": BLOCK})))
         accelerator.wait_for_everyone()
     return Prepared(folder, **json.loads(done.read_text()))
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether all blocks are there; they may have been removed to save space."""
+    try:
+        blocks = json.loads((folder / "split.json").read_text())["blocks"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(block_path(folder, number).exists() for number in range(blocks))
 
 
 def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
@@ -223,16 +291,17 @@ def _join(folder: Path, ingredient: Ingredient, parts: Path, blocks: int) -> Non
 
     def write(path: Path) -> None:
         nonlocal finite
-        whole = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(samples, len(ingredient.labels)))
         start = 0
-        for number in range(blocks):
-            part = np.load(_part_path(parts, number))
-            whole[start : start + len(part)] = part
-            finite = finite and bool(np.isfinite(part).all())
-            start += len(part)
+        with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
+            shape = (samples, len(ingredient.labels))
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for number in range(blocks):
+                part = np.load(_part_path(parts, number))
+                file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
+                finite = finite and bool(np.isfinite(part).all())
+                start += len(part)
         if start != samples:
             raise ValueError(f"{ingredient.id}: {start} rows of logits for {samples} images; remove {parts}.")
-        whole.flush()
 
     write_atomically(logits_path(folder, ingredient), write)
     write_record(folder, ingredient, finite=finite)
@@ -260,9 +329,9 @@ def _usable(folder: Path, ingredients: Ingredients) -> Ingredients:
 def _batch_size(batch_size: int | str) -> int:
     if batch_size == "auto":
         return BATCH_SIZE
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, (bool, str)) or not hasattr(batch_size, "__index__") or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: it is 'auto' or a number of images, at least 1.")
-    return batch_size
+    return operator.index(batch_size)
 
 
 def _part_path(parts: Path, number: int) -> Path:

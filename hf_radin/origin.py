@@ -57,7 +57,8 @@ def card_origin(card: dict[str, Any]) -> Origin:
         if isinstance(result, dict)
     ]
     names = [data.get("type") for data in results if isinstance(data, dict)]
-    names = [name for name in names if name and name not in _GENERIC] or _list(card.get("datasets"))
+    names = [name for name in names if isinstance(name, str) and name and name not in _GENERIC]
+    names = names or [name for name in _list(card.get("datasets")) if isinstance(name, str)]
     of_name = [data for data in results if isinstance(data, dict)]
     return Origin(
         _only(names),
@@ -105,5 +106,5 @@ def _list(value: Any) -> list[Any]:
 
 def _only(values: list[Any]) -> str | None:
     """The value that stands there alone, or as often as anything does."""
-    distinct = {str(value) for value in values if value}
+    distinct = {value for value in values if isinstance(value, str) and value}
     return distinct.pop() if len(distinct) == 1 else None

@@ -11,10 +11,11 @@ T = TypeVar("T")
 
 def on_main_process(decide: Callable[[], T]) -> T:
     """What `decide` returns in the main process, in every process: what all must agree on is decided once."""
-    from accelerate import PartialState
+    from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([decide() if PartialState().is_main_process else None])[0]
+    # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
+    return broadcast_object_list([decide() if Accelerator().is_main_process else None])[0]
 
 
 def progress_bar(**options: Any) -> Any:

@@ -12,7 +12,6 @@ import numpy as np
 from hf_radin import origin
 from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
-from hf_radin.data import OBJECT
 from hf_radin.evaluate import compute_metrics, load_metrics, measure
 from hf_radin.logits import of_split
 from hf_radin.processes import on_main_process, progress_bar
@@ -55,10 +54,12 @@ def radin(
     Raises:
         ValueError: for a budget below 1, or anything else that can't be used, before the first pass.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1:
         raise ValueError(f"budget={budget!r}: it is the number of soups to measure, at least 1.")
     report = _Report(bank, test_split, metric, metrics)
-    found = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed)
+    found = on_main_process(
+        lambda: propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=int(seed))
+    )
     estimates = on_main_process(lambda: bank.score(found.weights))
     ranked = [row for row in np.argsort(-estimates, kind="stable") if found.proposals[row] != "single"]
     shortlist = ranked[:budget]
@@ -66,7 +67,7 @@ def radin(
     measured = _singles(bank) + _measure_all(
         bank, [(_recipe(bank, found.weights[row]), found.proposals[row], estimates[row]) for row in shortlist]
     )
-    settings = {"budget": budget, "proposals": proposals, "candidates": len(found.proposals), "seed": seed}
+    settings = {"budget": int(budget), "proposals": proposals, "candidates": len(found.proposals), "seed": int(seed)}
     return report.soup("radin", measured, settings)
 
 
@@ -182,16 +183,24 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
     """The bank of the split that proves, refused if it is the split that chooses."""
     if test_split is None:
         return None
-    if isinstance(test_split, str) and test_split == bank.split:
+    if not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
         raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
-    held_out = of_split(bank, test_split) if isinstance(test_split, str) else test_split
-    chooses, proves = bank.about["data"], held_out.about["data"]
-    # the parts of an object may bear any names
-    if chooses["key"] == proves["key"] and (chooses["split"] == proves["split"] or chooses["name"] == OBJECT):
+    held_out = test_split if isinstance(test_split, LogitBank) else of_split(bank, str(test_split))
+    if bank.about["data"]["key"] == held_out.about["data"]["key"]:  # whatever the two are called
         raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
-    if held_out.classes != bank.classes:
-        raise ValueError(f"The held-out bank in {held_out.folder} has other classes than the one in {bank.folder}.")
-    return replace(held_out, ingredients=held_out.ingredients.select(bank.ingredients.ids))
+    for name in ("classes", "processor", "dtype", "mixed_precision"):
+        if bank.about[name] != held_out.about[name]:
+            raise ValueError(
+                f"The held-out bank in {held_out.folder} was computed with another {name} than that in {bank.folder}: "
+                f"{held_out.about[name]} against {bank.about[name]}."
+            )
+    there = {(one.repo_id, one.revision): one for one in held_out.ingredients}
+    absent = [one.id for one in bank.ingredients if (one.repo_id, one.revision) not in there]
+    if absent:
+        raise ValueError(
+            f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."
+        )
+    return replace(held_out, ingredients=bank.ingredients)
 
 
 def _recipe(bank: LogitBank, weights: np.ndarray) -> Recipe:

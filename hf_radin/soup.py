@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import tempfile
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import card, checkpoint, hub
-from hf_radin.averaging import average_model
+from hf_radin.access import asking_the_hub
+from hf_radin.averaging import average_model, refuse_ingredients, save_checkpoint
+from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredients, locate
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
@@ -65,9 +66,7 @@ class Soup:
     def model(self) -> PreTrainedModel:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
-            import torch
-
-            return checkpoint.load_model(self._folder, dtype=getattr(torch, self.about["saved_dtype"]))
+            return checkpoint.load_model(self._folder, dtype=checkpoint.as_dtype(self.about["saved_dtype"]))
         return average_model(self.ingredients, self.recipe)
 
     @cached_property
@@ -104,29 +103,18 @@ class Soup:
             license: for the card; by default that of the ingredients, if they agree.
 
         Raises:
-            ValueError: if the folder is not empty.
+            ValueError: if the folder is not empty, or an ingredient's.
         """
-        on_main_process(lambda: self._write(Path(save_directory), overwrite, license))
-
-    def _write(self, folder: Path, overwrite: bool, license: str | None) -> None:
-        check_output(folder, overwrite=overwrite)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            self.write_into(Path(temporary), license=license)
-            folder.mkdir(exist_ok=True)
-            stale = {path.name for path in folder.glob("model*.safetensors*")}
-            for path in Path(temporary).iterdir():
-                path.replace(folder / path.name)
-                stale.discard(path.name)
-            for name in stale:  # shards of a checkpoint that was here before
-                (folder / name).unlink()
+        folder = Path(save_directory)
+        refuse_ingredients(folder, self.ingredients)
+        on_main_process(
+            lambda: write_folder(folder, lambda new: self.write_into(new, license=license), overwrite=overwrite)
+        )
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:
         """The files of `save_pretrained`, one after the other, into an empty folder."""
         fields = self.to_dict()
-        with checkpoint.quiet_transformers():
-            self.model.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+        save_checkpoint(self.model, self.processor, folder)
         (folder / RECIPE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card.render(fields, license=license), encoding="utf-8")
 
@@ -147,17 +135,22 @@ class Soup:
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
+            missing = f"There is no folder {str(pretrained)!r} here and no such model on the Hub"
+            with asking_the_hub(str(pretrained), revision=revision, missing=missing):
+                folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
         fields = read_recipe_file(folder / RECIPE)
         known = ("format", "recipe", "results", "measurements")
-        return cls(
-            recipe=Recipe.from_json(json.dumps(fields["recipe"])),
-            ingredients=Ingredients(),
-            measurements=[Measurement.from_dict(one) for one in fields["measurements"]],
-            results=[Result(**one) for one in fields["results"]],
-            about={name: value for name, value in fields.items() if name not in known},
-            folder=folder,
-        )
+        try:
+            return cls(
+                recipe=Recipe.from_json(json.dumps(fields["recipe"])),
+                ingredients=Ingredients(),
+                measurements=[Measurement.from_dict(one) for one in fields["measurements"]],
+                results=[Result(**one) for one in fields["results"]],
+                about={name: value for name, value in fields.items() if name not in known},
+                folder=folder,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -170,31 +163,53 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path.parent} holds no soup: there is no {path.name}.") from error
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not a recipe: {error}") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise ValueError(f"{path} is not a recipe of format {FORMAT}, the one that this version reads.")
+    listed = fields.get("ingredients")
+    if not isinstance(fields.get("recipe"), dict) or not isinstance(listed, list) or not all(map(_is_listed, listed)):
+        raise ValueError(f"{path} is not a whole recipe: it must list weights, and ingredients with their revisions.")
     return fields
 
 
-def cook(
-    path: Path, *, models: list[str] | None = None, token: str | bool | None = None
-) -> tuple[Ingredients, Recipe]:
+def _is_listed(ingredient: Any) -> bool:
+    """Whether an entry of the list of ingredients says enough to find one again."""
+    return (
+        isinstance(ingredient, dict)
+        and all(isinstance(ingredient.get(name), str) for name in ("id", "revision"))
+        and isinstance(ingredient.get("repo_id"), (str, type(None)))
+    )
+
+
+def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tuple[Ingredients, Recipe]:
     """The ingredients and the recipe of a `recipe.json`, each ingredient at the very revision that it names.
 
     Args:
+        path: the file, or the soup's folder.
         models: where the checkpoints are now; by default where the recipe says.
+        options: as `gather` takes them.
 
     Raises:
         ValueError: if an ingredient is not there, or is not what it was.
     """
+    path = path / RECIPE if path.is_dir() else path
     fields = read_recipe_file(path)
     recipe = Recipe.from_json(json.dumps(fields["recipe"]))
     wanted = {one["id"]: one for one in fields["ingredients"] if one["id"] in recipe.used}
+    lost = [name for name in recipe.used if name not in wanted]
+    if lost:
+        raise ValueError(f"{path} gives {lost[0]!r} a weight, but does not say which checkpoint that is.")
+    gone = [one["id"] for one in wanted.values() if not one["repo_id"] and not Path(one["id"]).is_dir()]
+    if gone and not models:
+        raise ValueError(
+            f"There is no folder {gone[0]!r} here, where {path} has an ingredient; say where the checkpoints are now "
+            "with models=... (--models)."
+        )
     places = models or [
         f"{one['repo_id']}@{one['revision']}" if one["repo_id"] else one["id"] for one in wanted.values()
     ]
-    there = {one.revision: one for one in locate(places, token=token)}
+    there = {one.revision: one for one in locate(places, **options)}
     for name, one in wanted.items():
         if one["revision"] not in there:
             raise ValueError(
@@ -203,18 +218,6 @@ def cook(
             )
     found = Ingredients([there[one["revision"]] for one in wanted.values()])
     return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
-
-
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds something already.
-
-    Raises:
-        ValueError: if it does and may not be overwritten, or is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output {folder} is a file.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
 
 
 def versions() -> dict[str, str]:

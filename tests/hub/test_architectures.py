@@ -1,6 +1,5 @@
 """Every architecture that transformers can classify images with goes the whole road, to the Hub and back."""
 
-
 import datasets
 import numpy as np
 import pytest

@@ -84,8 +84,8 @@ def test_two_revisions_of_one_model_are_two_ingredients(zoo, runs):
         (["org/ft-0", "org/other"], "org/other: no weights"),
         (["org/ft-0", "org/pickled"], r"It has pytorch_model.bin: pass allow_pickle=True"),
         (["org/ft-0", "org/gated"], "org/gated is gated: ask for access"),
-        (["org/ft-0", "someone/private"], "no such model on the Hub .or it is private: pass a token"),
-        (["org/ft-0", "not an id"], "There is no folder 'not an id', and it is no Hub id either"),
+        (["org/ft-0", "someone/private"], "no such model on the Hub .or it is private: log in or pass a token"),
+        (["org/ft-0", "not an id"], "not an id is neither a folder here nor a Hub id"),
     ],
 )
 def test_what_can_not_be_had_is_named(zoo, runs, models, message):
@@ -131,7 +131,7 @@ def test_a_dataset_on_the_hub_is_streamed_at_one_commit(zoo, digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "org/gone"}, "no folder 'org/gone' and no such dataset on the Hub"),
+        ({"dataset": "org/gone"}, "no folder 'org/gone' here and no such dataset on the Hub"),
         ({"dataset": "org/digits", "revision": "gone"}, "org/digits has no revision 'gone'"),
         ({"dataset": "org/digits", "split": "dev"}, "has no split 'dev'"),
         ({"dataset": "org/digits", "config_name": "large"}, "org/digits can't be read"),
@@ -240,7 +240,7 @@ def test_the_bare_line_works_as_it_stands(zoo, tmp_path):
 def test_a_target_that_can_not_be_written_is_refused_before_any_model_runs(zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["soup", "--models", "org/ft-*", "--push-to", "someone/soup"]) == 2
-    assert "someone/soup can't be written to" in capsys.readouterr().err
+    assert "someone/soup: the Hub refuses: 403" in capsys.readouterr().err
     assert not zoo.asked("GET", "safetensors") and not (tmp_path / "soup").exists()
 
 

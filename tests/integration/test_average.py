@@ -124,10 +124,10 @@ def test_an_ingredient_that_is_not_there_is_named(three):
 
 
 def test_a_tensor_of_another_shape_is_named(two):
-    found = hf_radin.gather(f"{two}/*")
     tensors = load_file(two / "ft-1" / "model.safetensors")
     tensors["classifier.bias"] = torch.zeros(9)
     save_file(tensors, two / "ft-1" / "model.safetensors", {"format": "pt"})
+    found = hf_radin.gather(f"{two}/*")
     with pytest.raises(ValueError, match=r"classifier.bias has the shapes \(10,\) and \(9,\)"):
         hf_radin.average(found, Recipe.uniform(found.ids))
 

@@ -125,9 +125,9 @@ def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
         (["--batch-size", "0"], "batch_size=0"),
         (["--candidates", "0"], "candidates=0"),
         (["--proposals", "subsets", "--budget", "-1"], "--budget -1"),
-        (["--dataset", "./nowhere"], "no folder './nowhere'"),
+        (["--dataset", "./nowhere"], "./nowhere is neither a folder here nor a Hub id"),
         (["--models", "nothing-*"], "matches no folder"),
-        (["--push-to", "a/b/c"], "'a/b/c' is no Hub id"),
+        (["--push-to", "a/b/c"], "a/b/c is not a Hub id"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_any_model_runs(runs, digits, cwd, tmp_path, capsys, options, message):
@@ -165,3 +165,42 @@ def test_the_console_script_is_installed():
 
 def test_the_example_reads_like_the_paper_in_80_lines():
     assert len((Path(__file__).parents[2] / "examples" / "soup.py").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--models", "rnus/ft-*"], ["--models", "org/a", "org/b"], ["--dataset", "digtis"], ["--push-to", "org/soup"]],
+)
+def test_a_typo_without_a_network_is_one_line(runs, digits, cwd, monkeypatch, capsys, options):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, *options) == 2
+    said = capsys.readouterr().err
+    assert "the Hub can't be asked" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("option", ["--output", "--cache-dir"])
+def test_a_place_that_can_not_be_written_is_one_line(runs, digits, cwd, capsys, option):
+    (cwd / "file").write_text("mine")
+    assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, option, cwd / "file" / "soup") == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_a_test_split_without_labels_is_refused_before_any_model_runs(runs, cwd, capsys):
+    from conftest import digit_images, image_dataset
+
+    images, labels = digit_images(slice(700, 720))
+    image_dataset(images, labels).to_parquet("data/validation.parquet")
+    image_dataset(images, [-1] * 20).to_parquet("data/test.parquet")
+    options = ["--dataset", "data", "--test-split", "test", "--cache-dir", "cache"]
+    assert soup("--models", f"{runs}/ft-[01]", *options) == 2
+    said = capsys.readouterr().err
+    assert "Sample 0 of data, split 'test', has the label" in said and not list(cwd.glob("cache/banks/*/logits/*"))
+
+
+def test_an_odd_card_of_an_ingredient_does_no_harm(two, digits, cache, cwd):
+    odd = "---\nlicense: {a: b}\nmodel-index: [{results: [{dataset: {type: [a, b], split: {c: d}}}]}]\n---\n"
+    for folder in two.iterdir():
+        (folder / "README.md").write_text(odd)
+    assert soup("--models", f"{two}/*", "--dataset", digits, "--cache-dir", cache) == 0

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import pipeline
 
 import hf_radin
-from hf_radin import data
+from hf_radin import data, logits
 
 
 def as_file(image: Image.Image, **options) -> dict:
@@ -131,7 +131,7 @@ def test_a_split_with_no_usable_image_is_refused(gathered, tmp_path):
 
 
 def test_a_block_may_be_skipped_whole(gathered, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK", 2)
+    monkeypatch.setattr(logits, "BLOCK", 2)
     broken = {"bytes": b"no image", "path": None}
     files = [*FILES.values()]
     bank = compute(gathered, tmp_path, [files[0], broken, broken, broken, files[1]], on_error="skip")
@@ -246,8 +246,74 @@ def test_images_that_are_not_of_one_size_are_refused(gathered, tmp_path, monkeyp
     from hf_radin import adapter
 
     def without_resizing(processor, image):
-        return {"pixel_values": torch.zeros(3, image.height, image.width)}
+        tried = image.size == (64, 64)  # the blank image that each model is tried with
+        return {"pixel_values": torch.zeros(3, 8, 8) if tried else torch.zeros(3, image.height, image.width)}
 
     monkeypatch.setattr(adapter, "prepare", without_resizing)
     with pytest.raises(ValueError, match=r"pixel_values of different shapes: \(3, 20, 14\) of sample 0, \(3, 8, 8\)"):
         compute(gathered, tmp_path, [gradient("RGB"), Image.new("RGB", (8, 8))])
+
+
+def test_a_saved_split_has_no_other(gathered, digits, tmp_path):
+    split = datasets.load_dataset(str(digits), split="validation")
+    split.save_to_disk(tmp_path / "named")
+    datasets.Dataset.from_dict(split[:], features=split.features).save_to_disk(tmp_path / "nameless")
+    with pytest.raises(ValueError, match="has no split 'test'; it has 'validation'"):
+        hf_radin.compute_logits(gathered, tmp_path / "named", split="test", cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(gathered, tmp_path / "nameless", cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="another one has to prove it"):
+        hf_radin.uniform(bank, test_split="test")
+
+
+def test_images_named_by_their_paths_are_looked_at_again_when_they_change(gathered, tmp_path):
+    images, labels = digit_images(slice(700, 704))
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    split = datasets.Dataset.from_dict({"image": paths, "label": labels}).cast_column("image", datasets.Image())
+    before = hf_radin.compute_logits(gathered, split, cache_dir=tmp_path / "cache")
+    images[0].rotate(90).save(paths[3])
+    after = hf_radin.compute_logits(gathered, split, cache_dir=tmp_path / "cache")
+    assert (before.logits(0)[:3] == after.logits(0)[:3]).all() and (before.logits(0)[3] != after.logits(0)[3]).any()
+
+
+def test_linked_folders_are_looked_into_and_links_may_run_in_circles(gathered, digits, tmp_path):
+    (tmp_path / "real").mkdir()
+    for path in (digits / "data").iterdir():
+        (tmp_path / "real" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "data").symlink_to(tmp_path / "real")
+    before = data._listing_hash(tmp_path / "linked")
+    (tmp_path / "real" / "validation-00000-of-00001.parquet").write_bytes(b"other")
+    assert data._listing_hash(tmp_path / "linked") != before
+    (tmp_path / "real" / "circle").symlink_to(tmp_path / "linked")
+    assert data._listing_hash(tmp_path / "linked")
+
+
+def test_classes_that_are_numbers_in_another_order_are_matched_by_number():
+    to_class = data.match_labels(data.Split([], "d", None, "s", None, "k", "image", "label", None), ("1", "0", "2"))
+    assert [to_class(label) for label in (0, 1, 2)] == [1, 0, 2]
+
+
+def test_what_is_not_the_images_fault_is_not_skipped(gathered, tmp_path, monkeypatch):
+    from hf_radin import prepared
+
+    def fail(value):
+        raise MemoryError
+
+    monkeypatch.setattr(prepared, "_decode", fail)
+    with pytest.raises(MemoryError):
+        compute(gathered, tmp_path, list(FILES.values()), on_error="skip")
+
+
+def test_a_format_of_the_users_does_not_matter(gathered, digits, tmp_path):
+    split = datasets.load_dataset(str(digits), split="validation").select(range(20))
+    bank = hf_radin.compute_logits(gathered, split.with_format("torch", columns=["label"]), cache_dir=tmp_path)
+    assert bank.labels.tolist() == split["label"]
+
+
+def test_a_broken_file_of_data_is_named(gathered, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "validation.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="data can't be read as a dataset"):
+        hf_radin.compute_logits(gathered, tmp_path / "data", cache_dir=tmp_path / "cache")

@@ -104,6 +104,10 @@ def spoil_task(folder):
     change(folder, model_type="bert", architectures=["BertForSequenceClassification"])
 
 
+def spoil_labels(folder):
+    change(folder, id2label={index: "zero" if index == 9 else str(index) for index in range(10)} | {0: "zero"})
+
+
 def spoil_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -149,6 +153,7 @@ def spoil_empty(folder):
         (spoil_type, "config.json can't be used"),
         (spoil_architecture, "in architecture: 'deit' against"),
         (spoil_task, "in architecture: 'BertForSequenceClassification' against"),
+        (spoil_labels, "2 classes of id2label are called 'zero'"),
         (spoil_weights, "no weights"),
         (spoil_truncated, "not a whole file of weights"),
         (spoil_header, "not a whole file of weights"),
@@ -186,6 +191,10 @@ def other_size(folder):
     change(folder, intermediate_size=65)
 
 
+def other_activation(folder):
+    change(folder, hidden_act="relu")  # the same shapes, another function
+
+
 def other_architecture(folder):
     change(folder, model_type="deit", architectures=["DeiTForImageClassification"])
 
@@ -204,7 +213,8 @@ def other_interpolation(folder):
         (other_labels, "in name of class 0: 'digit 0' against 'zero'"),
         (other_order, "in name of class 0: 'nine' against 'zero'"),
         (fewer_classes, "in number of classes: 9 against 10"),
-        (other_size, r"in shape of .*: \(65,.* against \(64,"),
+        (other_size, "in configuration's intermediate_size: 65 against 64"),
+        (other_activation, "in configuration's hidden_act: 'relu' against 'gelu'"),
         (other_architecture, "in architecture: 'DeiTForImageClassification' against 'ViTForImageClassification'"),
         (other_pixels, "in image processor's image_mean"),
         (other_interpolation, "in image processor's resample"),
@@ -252,3 +262,18 @@ def test_what_is_no_image_classifier_is_named(two):
         change(two / name, model_type="bert", architectures=["BertForSequenceClassification"])
     with pytest.raises(ValueError, match=r"ft-0: config.json \(model type 'bert', .*\) makes no image classifier"):
         hf_radin.gather(f"{two}/*")
+
+
+def test_a_slice_is_a_sequence_of_ingredients(runs):
+    found = hf_radin.gather(f"{runs}/ft-*")
+    assert found[1:3] == found.select(found.ids[1:3]) and found[1:3].labels == found.labels
+
+
+def test_a_checkpoint_that_changed_since_is_not_used(runs, two):
+    found = hf_radin.gather(f"{two}/*")
+    shutil.copytree(two / "ft-1", two / "kept")
+    shutil.copy(runs / "ft-4" / "model.safetensors", two / "ft-1" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"ft-1 has changed: it was sha256:.* Gather again"):
+        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))
+    shutil.copy(two / "kept" / "model.safetensors", two / "ft-1" / "model.safetensors")  # as it was, at another time
+    assert hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))

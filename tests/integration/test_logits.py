@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
-from hf_radin import adapter, data
+from hf_radin import adapter, logits
 
 
 def test_logits_are_those_of_the_models(bank, runs, digits):
@@ -73,11 +73,11 @@ def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, t
         return bank, len(ran), len(decoded)
 
     two, passes, images = compute("ft-[01]")
-    assert (passes, images) == (2 * 3, 600)  # three blocks a model
+    assert (passes, images) == (2 * (1 + 3), 2 + 600)  # a blank image and three blocks a model
     again, passes, images = compute("ft-[01]")
     assert (passes, images) == (0, 0) and (again.logits(0) == two.logits(0)).all()
     three, passes, images = compute("ft-[012]")
-    assert (passes, images) == (3, 0) and len(three.ingredients) == 3
+    assert (passes, images) == (1 + 3, 1) and len(three.ingredients) == 3
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_missing_or_misshapen_head_is_refused_before_an_image_is_read(two, dig
 SCRIPT = """
 import sys
 import datasets, hf_radin.search, transformers
-from hf_radin import data
-data.BLOCK = 16
+from hf_radin import logits
+logits.BLOCK = 16
 print("ready", flush=True)
 bank = hf_radin.compute_logits(hf_radin.gather(sys.argv[1] + "/ft-*"), sys.argv[2], cache_dir=sys.argv[3])
 soup = hf_radin.radin(bank, budget=6)
@@ -194,7 +194,51 @@ def test_pixels_that_are_gone_are_missed_by_name(runs, digits, tmp_path):
 
 
 def test_blocks_do_not_change_the_logits(runs, digits, bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK", 7)
+    monkeypatch.setattr(logits, "BLOCK", 7)
     small = hf_radin.compute_logits(bank.ingredients.select(bank.ingredients.ids[:2]), digits, cache_dir=tmp_path)
     np.testing.assert_allclose(small.logits(1), bank.logits(1), atol=1e-5)
     assert small.ids.tolist() == bank.ids.tolist()
+
+
+def test_an_opened_bank_is_computed_for_another_split_under_the_same_settings(bank):
+    again = hf_radin.LogitBank.open(bank.folder)
+    test = logits.of_split(again, "test")
+    assert len(test) == 497 and test.folder.parent == bank.folder.parent
+    for name in ("dtype", "processor", "batch_size", "on_error"):
+        assert test.about[name] == bank.about[name]
+
+
+def test_pixels_of_which_a_block_is_gone_are_prepared_again(runs, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
+    block = next(tmp_path.glob("pixels/*/block-000001.safetensors"))
+    before = block.read_bytes()
+    block.unlink()
+    hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path)
+    assert block.read_bytes() == before
+
+
+def test_a_model_that_does_not_take_what_the_processor_makes_is_named_first(two, digits, tmp_path):
+    for name in ("ft-0", "ft-1"):
+        path = two / name / "preprocessor_config.json"
+        path.write_text(path.read_text().replace("8", "16"))
+    with pytest.raises(ValueError, match=r"ft-0: its model can't be run .*16\*16"):
+        hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
+    assert not list(tmp_path.glob("pixels/*/*"))
+
+
+def test_two_runs_at_once_end_as_one(runs, digits, tmp_path):
+    arguments = [sys.executable, "-c", SCRIPT, runs, digits, tmp_path / "cache"]
+    both = [
+        subprocess.Popen([str(one) for one in [*arguments, tmp_path / name]], stderr=subprocess.PIPE, text=True)
+        for name in ("a", "b")
+    ]
+    said = [run.communicate()[1] for run in both]
+    assert [run.returncode for run in both] == [0, 0], said
+    assert (tmp_path / "a" / "recipe.json").read_bytes() == (tmp_path / "b" / "recipe.json").read_bytes()
+    assert not list(tmp_path.glob("cache/banks/*/logits/*.parts"))
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_one_ingredient_is_refused_before_anything_runs(bank, digits, tmp_path, given):
+    with pytest.raises(ValueError, match=f"at least two ingredients; {given} were given"):
+        hf_radin.compute_logits(bank.ingredients[:given], digits, cache_dir=tmp_path)

@@ -1,5 +1,6 @@
 """One process and two give the same bank and the same soup, byte for byte."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,35 @@ import hf_radin
 EXAMPLE = Path(__file__).parents[2] / "examples" / "soup.py"
 
 
+# Runs the example and leaves a file that says how many processes there were: else one could pass for two.
+WITNESS = """
+import pathlib, runpy, sys
+from accelerate import Accelerator
+state = Accelerator()
+pathlib.Path(f"process-{state.process_index}-of-{state.num_processes}").touch()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def launch(
     folder: Path, processes: int, *options: str, mixed_precision: str = "no"
 ) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    """`accelerate launch` on the CPU; its --cpu alone starts one process, whatever --num_processes says."""
+    (folder / "witness.py").write_text(WITNESS)
+    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    command = ["-m", "accelerate.commands.launch", *several, "--num_processes", str(processes), "--num_machines", "1"]
     command += ["--mixed_precision", mixed_precision, "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    return subprocess.run(
-        [sys.executable, *command, str(EXAMPLE), "--cache-dir", "cache", *map(str, options)],
+    run = subprocess.run(
+        [sys.executable, *command, "witness.py", str(EXAMPLE), "--cache-dir", "cache", *map(str, options)],
         cwd=folder,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
     )
+    found = sorted(path.name for path in folder.glob("process-*"))
+    assert found == [f"process-{index}-of-{processes}" for index in range(processes)], run.stderr
+    return run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,7 +95,7 @@ def test_an_unreadable_image_of_another_process_ends_them_all(runs, tmp_path):
 def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
     options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "1"]
     assert launch(tmp_path, 1, *options, mixed_precision="bf16").returncode == 0
-    (folder,) = (tmp_path / "cache" / "banks").iterdir()
+    (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
     bank = hf_radin.LogitBank.open(folder)
     assert bank.about["mixed_precision"] == "bf16"
     exact = bank.logits(0).astype("float32")

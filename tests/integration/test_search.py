@@ -257,3 +257,39 @@ def test_soups_that_give_nan_are_never_right(bank, monkeypatch):
     recipe = Recipe(bank.ingredients.ids[:2], (0.111, 0.889))
     predictions = evaluate.measure(bank, recipe, lambda: model, batch_size=64)
     assert (predictions == -1).all()
+
+
+def test_a_held_out_bank_of_other_models_or_settings_is_refused(bank, runs, two, digits, cache):
+    few = bank.ingredients[:2]
+    chooses = hf_radin.compute_logits(few, digits, cache_dir=cache)
+    low = hf_radin.compute_logits(few, digits, split="test", dtype="bfloat16", cache_dir=cache)
+    with pytest.raises(ValueError, match=r"another dtype .*: bfloat16 against float32"):
+        hf_radin.uniform(chooses, test_split=low)
+    others = hf_radin.compute_logits(bank.ingredients[1:3], digits, split="test", cache_dir=cache)
+    with pytest.raises(ValueError, match=r"has no logits of .*ft-0"):
+        hf_radin.uniform(chooses, test_split=others)
+
+
+@pytest.mark.parametrize("returned", ["'text'", "None", "missing_input"])
+def test_a_metric_that_can_not_be_computed_is_refused_before_a_soup_is_made(bank, tmp_path, monkeypatch, returned):
+    monkeypatch.setattr(search, "measure", lambda *_: pytest.fail("a soup was measured"))
+    name = f"odd{abs(hash(returned))}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f"{name}.py").write_text(
+        "import datasets\n"
+        "import evaluate\n"
+        "class Odd(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        kinds = {'predictions': datasets.Value('int64'), 'references': datasets.Value('int64')}\n"
+        "        return evaluate.MetricInfo('', '', datasets.Features(kinds))\n"
+        "    def _compute(self, predictions, references):\n"
+        f"        return {{'odd': {returned}}}\n"
+    )
+    with pytest.raises(ValueError, match=f"{name}' can't be computed from predicted classes alone"):
+        hf_radin.uniform(bank, metrics=(str(tmp_path / name),))
+
+
+def test_numbers_of_numpy_are_numbers(bank, tmp_path):
+    soup = hf_radin.radin(bank, budget=np.int64(2), seed=np.int64(1), metrics="accuracy")
+    soup.save_pretrained(tmp_path / "soup")
+    assert hf_radin.Soup.from_pretrained(tmp_path / "soup").about["seed"] == 1

@@ -180,3 +180,70 @@ def test_names_from_outside_stay_names(soup):
     assert not re.search(r"(?<!\\)\]\(javascript", body)
     assert "a\\|b" in body
     assert ModelCard(text).data.eval_results[0].dataset_name  # and the YAML is still YAML
+
+
+def test_an_ingredient_is_never_written_over(bank, two, digits, cache):
+    found = hf_radin.gather(f"{two}/*")
+    before = (two / "ft-0" / "model.safetensors").read_bytes()
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache))
+    with pytest.raises(ValueError, match=r"is the ingredient .*ft-0, which would be lost"):
+        soup.save_pretrained(two / "ft-0", overwrite=True)
+    with pytest.raises(ValueError, match=r"is the ingredient .*ft-0, which would be lost"):
+        hf_radin.average(found, soup.recipe, output=two / "ft-0", overwrite=True)
+    options = ["--models", f"{two}/*", "--dataset", str(digits), "--overwrite", "--output", str(two / "ft-0")]
+    assert cli.main(["soup", *options]) == 2
+    assert (two / "ft-0" / "model.safetensors").read_bytes() == before
+
+
+def test_an_average_over_a_soup_leaves_no_recipe_of_another(saved, soup, tmp_path):
+    soup.save_pretrained(tmp_path / "out")
+    hf_radin.average(soup.ingredients, soup.recipe, output=tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "recipe.json").exists() and not (tmp_path / "out" / "README.md").exists()
+
+
+def test_a_save_that_fails_leaves_nothing_behind(soup, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "render", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        soup.save_pretrained(tmp_path / "soup")
+    assert not list(tmp_path.iterdir())
+
+
+def spoilt(fields, **changes):
+    return json.dumps({name: value for name, value in {**fields, **changes}.items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("changes", "readers"),
+    [
+        ({"recipe": ...}, "read cook"),
+        ({"recipe": []}, "read cook"),
+        ({"ingredients": ...}, "read cook"),
+        ({"ingredients": ["a"]}, "read cook"),
+        ({"ingredients": [{"id": ["a"], "revision": "b"}]}, "read cook"),
+        ({"recipe": {"ingredients": ["a"], "weights": [0.5]}}, "read cook"),
+        ({"ingredients": []}, "cook"),
+        ({"measurements": ...}, "read"),
+        ({"results": [{"name": "soup", "other": 1}]}, "read"),
+    ],
+)
+def test_a_recipe_that_was_tampered_with_is_refused(soup, tmp_path, changes, readers):
+    path = tmp_path / "recipe.json"
+    path.write_text(spoilt(soup.to_dict(), **changes))
+    if "read" in readers:
+        with pytest.raises(ValueError, match="recipe"):
+            hf_radin.Soup.from_pretrained(tmp_path)
+    if "cook" in readers:
+        assert cli.main(["average", "--recipe", str(path), "--output", str(tmp_path / "out")]) == 2
+
+
+def test_a_recipe_without_a_bottom_is_refused(tmp_path):
+    (tmp_path / "recipe.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not a recipe"):
+        hf_radin.Soup.from_pretrained(tmp_path)
+
+
+def test_the_card_says_what_the_method_did(bank):
+    single, uniform = hf_radin.best_single(bank).to_dict(), hf_radin.uniform(bank).to_dict()
+    assert "this is that model" not in card.render(single) and "# Best single model of 5" in card.render(single)
+    assert "model-soup" not in card.render(single)
+    assert "Nothing was chosen" in card.render(uniform)
