@@ -296,7 +296,8 @@ def write_card(folder: Path, name: str, settings: Settings, body: str, accuracy:
     """A card from which a soup's maker finds parent, dataset, configuration, evaluation split and accuracy."""
     measured = EvalResult(
         task_type="image-classification",
-        dataset_type=settings.dataset,
+        # of a folder all of its path: the card may be read from anywhere on this machine
+        dataset_type=str(Path(settings.dataset).resolve()) if Path(settings.dataset).exists() else settings.dataset,
         dataset_name=Path(settings.dataset).name,
         dataset_config=settings.config_name,
         dataset_split=settings.eval_split,

@@ -23,5 +23,5 @@ for row in soup.results:
     print(f"{row.split:12}{row.name:14}{row.metrics['accuracy']:.4f}")
 
 # An ordinary transformers checkpoint, with recipe.json and a model card.
-soup.save_pretrained("soup")
+soup.save_pretrained("soup", overwrite=True)
 # hf_radin.push_soup_to_hub(soup, "org/soup")

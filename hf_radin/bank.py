@@ -60,6 +60,11 @@ class LogitBank:
         request |= {"dataset": data["name"], "cache_dir": folder.parent.parent}
         return cls(folder, Ingredients(_told_apart(found)), about, request)
 
+    def __repr__(self) -> str:
+        data = self.about["data"]
+        where = f"{data['name']}, split {data['split']!r}"
+        return f"LogitBank({len(self.ingredients)} ingredients, {len(self)} images of {where}, in {self.folder})"
+
     def logits(self, ingredient: int | str) -> np.ndarray:
         """One ingredient's logits by position or id: float32 `(samples, classes)`, memory-mapped."""
         one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]

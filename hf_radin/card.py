@@ -9,7 +9,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("budget", "proposals", "candidates", "seed", "accept")
+SETTINGS = ("budget", "proposals", "candidates", "scored", "seed", "accept")
 SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
@@ -29,14 +29,14 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
     soup_results = [one for one in fields["results"] if one["name"] == "soup"]
     metadata = ModelCardData(
         base_model=[one["repo_id"] for one in used if one["repo_id"]] or None,
-        base_model_relation="merge" if any(one["repo_id"] for one in used) else None,
+        base_model_relation="merge" if len(used) > 1 and any(one["repo_id"] for one in used) else None,
         datasets=[data["name"]] if data["revision"] else None,
         library_name="transformers",
         license=_license(used, license),
         metrics=sorted({name for one in soup_results for name in one["metrics"]}),
         model_name="Model soup",
         pipeline_tag="image-classification",
-        tags=["model-soup", "merge", "hf-radin", "arxiv:2401.17790"],
+        tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
         eval_results=[
             EvalResult(
                 task_type="image-classification",
@@ -74,7 +74,9 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         considered=fields["ingredients"],
         versions=fields["versions"],
         processor=fields["processor"],
-        dtype=fields["saved_dtype"],
+        saved_dtype=fields["saved_dtype"],
+        dtype=fields["dtype"],
+        mixed_precision=fields["mixed_precision"],
     )
     return str(card)
 
@@ -121,16 +123,18 @@ def _sentence(fields: dict[str, Any]) -> str:
         for one in fields["results"]
         if one["split"] == split and "accuracy" in one["metrics"]
     }
+    if fields["method"] == "best_single":
+        return f"The best of {len(fields['ingredients'])} checkpoints on the split that chose it."
     if len(fields["recipe"]["ingredients"]) == 1:
         return "No soup was better than the best single model on the split that chooses, so this is that model."
     if "soup" not in accuracy:
-        return ""
+        return "Its accuracy was not measured."
     gain = 100 * (accuracy["soup"] - accuracy["best single"])
-    outcome = "better than" if gain > 0 else "worse than" if gain < 0 else "as good as"
-    proof = (
-        "which took no part in the choice" if fields["held_out"] else "which also chose it, so that this flatters it"
-    )
+    outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+    flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
+    if fields["method"] == "uniform":
+        flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."
     return (
-        f"On the split {escape(split)}, {proof}, the soup's accuracy is {100 * accuracy['soup']:.2f} %: "
-        f"{gain:+.2f} points, {outcome} the best single ingredient."
+        f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
+        f"ingredient.{flatters}"
     )

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin import __version__
 from hf_radin.processes import is_main_process
+
+SOUP = "find the best soup of some checkpoints"
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on stderr and the exit status 2."""
     parser = argparse.ArgumentParser(prog="hf-radin", description="One better image classifier from many fine-tunes.")
+    parser.add_argument("--version", action="version", version=f"hf_radin {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    soup = commands.add_parser("soup", help="find the best soup of some checkpoints", parents=[soup_options()])
+    soup = commands.add_parser("soup", help=SOUP, description=SOUP, parents=[soup_options()])
     soup.set_defaults(run=_soup)
     average = commands.add_parser("average", help="cook the soup of a recipe.json again")
     average.add_argument("--recipe", type=Path, required=True, help="a recipe.json")
@@ -69,14 +73,20 @@ def soup_options() -> argparse.ArgumentParser:
     add("--image-column", help="needed if the dataset has several")
     add("--label-column", help="needed if it can't be told")
     add("--on-error", choices=("raise", "skip"), default="raise", help="what to do with an unreadable image")
-    add("--method", choices=("radin", "greedy", "uniform", "best_single"), default="radin")
+    add(
+        "--method",
+        choices=("radin", "greedy", "uniform", "best_single"),
+        default="radin",
+        help="how the soup is found; budget, proposals, candidates and seed are radin's, accept is greedy's",
+    )
     add("--budget", type=int, default=8, help="how many soups to measure (radin; default 8)")
     add("--proposals", choices=("auto", "monte-carlo", "subsets"), default="auto", help="candidate recipes (radin)")
     add("--candidates", type=int, default=200, help="how many to draw by monte-carlo (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
-    add("--metrics", default="accuracy", help="what to report, separated by commas: accuracy,f1")
-    add("--seed", type=int, default=0)
-    add("--batch-size", default="auto", type=lambda text: text if text == "auto" else int(text))
+    add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
+    add("--seed", type=int, default=0, help="of the candidates drawn by monte-carlo (default 0)")
+    batch_size = "images in a forward pass (default: auto, which is 64)"
+    add("--batch-size", default="auto", type=lambda text: text if text == "auto" else int(text), help=batch_size)
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
     add("--cache-dir", type=Path, help="where logits are kept (default: hf_radin in HF_HOME)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
@@ -194,13 +204,16 @@ def table(soup: Soup) -> str:
 
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
-    lines = [f"{'':14}" + "".join(f"{f'{split} {name}':>24}" for split, name in columns)]
+    titles = [f"{split} {name}" for split, name in columns]
+    width = max([20, *map(len, titles)]) + 2
+    lines = [f"{'':14}" + "".join(f"{title:>{width}}" for title in titles)]
     for row in dict.fromkeys(one.name for one in soup.results):
         cells = (show_metric(name, scores[row, split, name]) for split, name in columns)
-        lines.append(f"{row:14}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{row:14}" + "".join(f"{cell:>{width}}" for cell in cells))
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     passes = soup.about["passes"]
-    spent = f"Spent: {passes['logits']} passes for logits, {passes['soups']} for soups."
+    over = f" over {soup.about['data']['split']}"
+    spent = f"Spent: {passes['logits']} passes{over} for logits, {passes['soups']} for soups."
     return "\n".join([*lines, "", "Recipe:", *weights, "", spent])
 
 

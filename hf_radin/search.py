@@ -67,7 +67,8 @@ def radin(
     measured = _singles(bank) + _measure_all(
         bank, [(_recipe(bank, found.weights[row]), found.proposals[row], estimates[row]) for row in shortlist]
     )
-    settings = {"budget": int(budget), "proposals": proposals, "candidates": len(found.proposals), "seed": int(seed)}
+    settings = {"budget": int(budget), "proposals": proposals, "candidates": int(candidates), "seed": int(seed)}
+    settings["scored"] = len(found.proposals)  # with singles and uniform, or all subsets
     return report.soup("radin", measured, settings)
 
 
