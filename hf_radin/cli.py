@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
-from hf_radin.processes import is_main_process
+from hf_radin.processes import is_main_process, leave
 
 SOUP = "find the best soup of some checkpoints"
 
@@ -50,6 +50,7 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     logging.getLogger("hf_radin").setLevel(logging.INFO)
     try:
         run(args)
+        leave()
     except (ValueError, OSError) as error:
         print(f"hf-radin: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,3 +29,11 @@ def progress_bar(**options: Any) -> Any:
 def is_main_process() -> bool:
     """Whether this process speaks for all; the environment says it before anybody has decided about devices."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave() -> None:
+    """Part from the other processes, when all is done: an interpreter that ends while it is connected may abort."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

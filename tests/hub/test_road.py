@@ -237,6 +237,28 @@ def test_the_bare_line_works_as_it_stands(zoo, tmp_path):
     assert not any(zoo.token.encode() in bytes(data) for data in zoo.files("org/soup").values())
 
 
+def test_two_processes_push_once(zoo, tmp_path):
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    run = subprocess.run(
+        [
+            sys.executable,
+            *launch.split(),
+            str(ROOT / "examples/soup.py"),
+            "--models",
+            "org/ft-*",
+            "--push-to",
+            "org/soup",
+        ],
+        cwd=tmp_path,
+        env=zoo.environ(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(zoo.commits("org/soup")) == 2 and len(zoo.asked("POST", "/commit/")) == 1
+    assert run.stdout.count("The models' cards agree") == 1
+
+
 def test_a_target_that_can_not_be_written_is_refused_before_any_model_runs(zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["soup", "--models", "org/ft-*", "--push-to", "someone/soup"]) == 2

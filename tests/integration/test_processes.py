@@ -24,7 +24,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def launch(
-    folder: Path, processes: int, *options: str, mixed_precision: str = "no"
+    folder: Path, processes: int, *options: str, mixed_precision: str = "no", script: Path = EXAMPLE
 ) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` on the CPU; its --cpu alone starts one process, whatever --num_processes says."""
     (folder / "witness.py").write_text(WITNESS)
@@ -32,7 +32,7 @@ def launch(
     command = ["-m", "accelerate.commands.launch", *several, "--num_processes", str(processes), "--num_machines", "1"]
     command += ["--mixed_precision", mixed_precision, "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     run = subprocess.run(
-        [sys.executable, *command, "witness.py", str(EXAMPLE), "--cache-dir", "cache", *map(str, options)],
+        [sys.executable, *command, "witness.py", str(script), *map(str, options), "--cache-dir", "cache"],
         cwd=folder,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,
@@ -102,3 +102,18 @@ def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
     assert (exact.view("uint32") & 0xFFFF == 0).all()  # the head's outputs have the bits of bfloat16
     with pytest.raises(ValueError, match="computed with mixed precision 'bf16', this run has 'no'"):
         hf_radin.greedy(bank)
+
+
+STREAM = """
+import sys, datasets, hf_radin
+models, data, _, cache = sys.argv[1:]
+stream = datasets.load_dataset(data, split="validation").to_iterable_dataset().shuffle(buffer_size=600)
+hf_radin.compute_logits(hf_radin.gather(models), stream, cache_dir=cache)
+"""
+
+
+def test_a_stream_that_each_process_sees_in_another_order_is_refused(runs, digits, tmp_path):
+    (tmp_path / "stream.py").write_text(STREAM)
+    run = launch(tmp_path, 2, f"{runs}/ft-[01]", digits, script=tmp_path / "stream.py")
+    assert run.returncode != 0 and "in different orders. Shuffle it with a seed, or not at all." in run.stderr
+    assert not list(tmp_path.glob("cache/banks/*/logits/*"))
