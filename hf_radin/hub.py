@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from hf_radin.soup import Soup
 
-# The files of a saved soup.
-UPLOADED = ("*.json", "model*.safetensors", "README.md", "*.png", "*.py")
+# The files of a saved soup; code is there where the ingredients brought their own.
+UPLOADED = ("*config.json", "recipe.json", "model*.safetensors*", "README.md", "*.png", "*.py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 
 

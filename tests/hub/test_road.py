@@ -174,11 +174,19 @@ def test_a_saved_folder_is_pushed_as_it_is(hub, soup, tmp_path, capsys):
     soup.save_pretrained(tmp_path / "soup")
     with (tmp_path / "soup" / "README.md").open("a") as file:
         file.write("What I have to say of it.")
-    (tmp_path / "soup" / ".notes").write_text("mine")
+    for name in (".notes", "secret.env", "secrets.json", "optimizer.pt"):
+        (tmp_path / "soup" / name).write_text("mine")
     assert cli.main(["push", str(tmp_path / "soup"), "org/mine"]) == 0
     assert hub.commits("org/mine")[0].sha in capsys.readouterr().out
     pushed = hub.files("org/mine")
-    assert pushed["README.md"].endswith(b"What I have to say of it.") and ".notes" not in pushed
+    assert pushed["README.md"].endswith(b"What I have to say of it.")
+    assert pushed.keys() - {".gitattributes"} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.json",
+    }
     (tmp_path / "soup" / "recipe.json").unlink()
     assert cli.main(["push", str(tmp_path / "soup"), "org/mine"]) == 2
     assert "holds no soup" in capsys.readouterr().err
