@@ -107,8 +107,14 @@ def compute_logits(
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
-    pixels = home / "pixels" / digest(BLOCK, *(about[name] for name in ("data", "classes", "processor", "on_error")))
-    folder = home / "banks" / digest(about)
+    # what the data are called may vary (`data`, `./data`); what they are is in the key
+    images = {
+        **opened.describe(),
+        "name": None,
+        **{name: about[name] for name in ("classes", "processor", "on_error")},
+    }
+    pixels = home / "pixels" / digest(BLOCK, images)
+    folder = home / "banks" / digest(images, about["dtype"], about["mixed_precision"])
     with _alone(folder):
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run is refused before the first image is read

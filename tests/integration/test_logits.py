@@ -242,3 +242,8 @@ def test_two_runs_at_once_end_as_one(runs, digits, tmp_path):
 def test_one_ingredient_is_refused_before_anything_runs(bank, digits, tmp_path, given):
     with pytest.raises(ValueError, match=f"at least two ingredients; {given} were given"):
         hf_radin.compute_logits(bank.ingredients[:given], digits, cache_dir=tmp_path)
+
+
+def test_a_folder_is_the_same_by_any_name(bank, digits, cache, monkeypatch):
+    monkeypatch.chdir(digits.parent)
+    assert hf_radin.compute_logits(bank.ingredients, f"./{digits.name}", cache_dir=cache).folder == bank.folder
