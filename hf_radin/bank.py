@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.prepared import Prepared
 from hf_radin.processes import progress_bar
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +40,13 @@ class LogitBank:
 
     @classmethod
     def open(cls, path: str | Path) -> LogitBank:
-        """All that was computed into a folder.
+        """All that was computed into a folder, but for checkpoints that are no longer where and what they were.
 
         Raises:
             ValueError: if the folder is no bank.
         """
-        folder = Path(path)
-        try:
-            about = json.loads((folder / "bank.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
+        folder = Path(path).resolve()
+        about = read_about(folder)
         try:
             records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
             found = [_from_record(record) for record in records if record["finite"]]
@@ -57,8 +57,8 @@ class LogitBank:
             ) from error
         request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
         request |= {name: about[name] for name in ("batch_size", "dtype", "on_error")}
-        request |= {"dataset": data["name"], "cache_dir": folder.parent.parent}
-        return cls(folder, Ingredients(_told_apart(found)), about, request)
+        request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
+        return cls(folder, Ingredients(_told_apart([one for one in found if _is_there(one)])), about, request)
 
     def __repr__(self) -> str:
         data = self.about["data"]
@@ -128,6 +128,30 @@ def logits_path(folder: Path, ingredient: Ingredient) -> Path:
 
 def record_path(folder: Path, ingredient: Ingredient) -> Path:
     return folder / "logits" / f"{ingredient_key(ingredient)}.json"
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `bank.json` says of a bank.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return dict(json.loads((folder / "bank.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
+
+
+def _is_there(ingredient: Ingredient) -> bool:
+    """Whether the checkpoint can still be used; those of the Hub are kept there under their commits."""
+    if ingredient.repo_id is not None:
+        return True
+    try:
+        ingredient.download()
+    except (ValueError, OSError) as error:
+        logger.warning("%s is left out of the bank: %s", ingredient.id, error)
+        return False
+    return True
 
 
 def _told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:

@@ -224,6 +224,8 @@ def _average(args: argparse.Namespace) -> None:
     from hf_radin.soup import cook
 
     check_output(args.output, overwrite=args.overwrite)
+    if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
+        raise ValueError(f"The output {args.output} is the folder of the recipe, which would be lost. Choose another.")
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
     ingredients, recipe = cook(args.recipe, **options)
     average(ingredients, recipe, output=args.output, overwrite=args.overwrite)

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+# How the name of a folder begins that is being filled; a killed run may leave one.
+PARTIAL = ".hf_radin."
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then give it its name: nobody ever sees half a file."""
@@ -27,7 +30,7 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output {folder} is a file.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and not overwrite and any(not one.name.startswith(PARTIAL) for one in folder.iterdir()):
         raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
     place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -43,14 +46,16 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
     Raises:
         ValueError: as `check_output` does.
     """
+    folder = folder.resolve()  # a link to a folder stays one
     check_output(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    place = folder if folder.exists() else folder.parent  # of a mounted folder, the parent may not be ours
+    with tempfile.TemporaryDirectory(dir=place, prefix=PARTIAL) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
         fill(new)
-        if not folder.exists() or not any(folder.iterdir()):
-            new.replace(folder)  # an empty folder gives way
+        if not folder.exists():
+            new.replace(folder)
             return
         old = {*folder.glob("model*.safetensors*"), folder / "recipe.json"}
         if (folder / "recipe.json").exists():

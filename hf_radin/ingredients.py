@@ -32,7 +32,8 @@ _NOT_COMPARED = (
     "initializer",
     "label2id",
     "label_names",
-    "output_",
+    "output_attentions",
+    "output_hidden_states",
     "problem_type",
     "return_dict",
     "torch_dtype",
@@ -301,7 +302,8 @@ def _labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def _architecture(config: PretrainedConfig) -> str:
-    return str((config.architectures or [config.model_type])[0])
+    named = config.architectures
+    return str(named[0]) if isinstance(named, list) and named else str(config.model_type)
 
 
 def _vet(ingredients: Ingredients) -> None:

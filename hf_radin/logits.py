@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from hf_radin import adapter
-from hf_radin.bank import LogitBank, digest, is_finite, logits_path, record_path, write_record
+from hf_radin.bank import LogitBank, digest, is_finite, logits_path, read_about, record_path, write_record
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.files import write_atomically
@@ -95,8 +95,14 @@ def compute_logits(
     columns = {"config_name": config_name, "image_column": image_column, "label_column": label_column}
     source = {"dataset": dataset, **columns, "revision": revision, "token": token}
     opened = open_split(split=split, **source)
+    if opened.name != OBJECT and opened.revision is None:
+        source["dataset"] = str(Path(dataset).resolve())  # the same folder, wherever the process goes
     opened = replace(opened, key=on_main_process(lambda: opened.key))  # an object without fingerprint has a random one
-    home = Path(cache_dir) if cache_dir is not None else Path(HF_HOME) / "hf_radin"
+    home = (Path(cache_dir) if cache_dir is not None else Path(HF_HOME) / "hf_radin").resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
     processor = ingredients[0].processor
     about = {
         "data": opened.describe(),
@@ -123,11 +129,16 @@ def compute_logits(
         accelerator.wait_for_everyone()
         prepared = _prepare(opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator)
         if accelerator.is_main_process and not (folder / "bank.json").exists():
-            _found(folder, prepared, {**about, "batch_size": size})
+            where = None if opened.name == OBJECT else source["dataset"]
+            _found(folder, prepared, {**about, "batch_size": size, "dataset": where})
         accelerator.wait_for_everyone()
         _run(folder, prepared, ingredients.select(missing), weights_dtype, size, accelerator)
-    request = {**source, "batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": cache_dir}
-    return replace(LogitBank.open(folder), ingredients=_usable(folder, ingredients), request=request)
+        if accelerator.is_main_process:
+            for one in ingredients:  # a checkpoint may have moved since its logits were computed
+                write_record(folder, one, finite=is_finite(folder, one))
+        accelerator.wait_for_everyone()
+    request = {**source, "batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
+    return LogitBank(folder, _usable(folder, ingredients), read_about(folder), request)
 
 
 def of_split(bank: LogitBank, split: str) -> LogitBank:

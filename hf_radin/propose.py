@@ -40,8 +40,9 @@ def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int
     """
     if proposals not in ("auto", "monte-carlo", "subsets"):
         raise ValueError(f"proposals={proposals!r}: it is 'auto', 'monte-carlo' or 'subsets'.")
-    if count < 1:
-        raise ValueError(f"candidates={count}: it is the number of subsets to draw, at least 1.")
+    for name, value, least in (("candidates", count, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name}={value!r}: it is a whole number, at least {least}.")
     if proposals == "subsets" and models > 20:
         raise ValueError(f"{models} ingredients have 2^{models} - 1 subsets; take proposals='monte-carlo'.")
     always = singles(models) + uniform(models)

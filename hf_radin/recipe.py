@@ -34,6 +34,8 @@ class Recipe:
             raise ValueError("A recipe needs at least one ingredient.")
         if len(self.ingredients) != len(self.weights):
             raise ValueError(f"A recipe of {len(self.ingredients)} ingredients has {len(self.weights)} weights.")
+        if not all(isinstance(name, str) for name in self.ingredients):
+            raise ValueError(f"A recipe names its ingredients by strings, not by {self.ingredients!r}.")
         repeated = sorted({name for name in self.ingredients if self.ingredients.count(name) > 1})
         if repeated:
             raise ValueError(f"Ingredient {repeated[0]!r} stands twice in a recipe; add its weights up instead.")

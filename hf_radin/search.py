@@ -57,9 +57,7 @@ def radin(
     if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1:
         raise ValueError(f"budget={budget!r}: it is the number of soups to measure, at least 1.")
     report = _Report(bank, test_split, metric, metrics)
-    found = on_main_process(
-        lambda: propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=int(seed))
-    )
+    found = on_main_process(lambda: propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed))
     estimates = on_main_process(lambda: bank.score(found.weights))
     ranked = [row for row in np.argsort(-estimates, kind="stable") if found.proposals[row] != "single"]
     shortlist = ranked[:budget]

@@ -140,6 +140,9 @@ class Soup:
                 folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
         fields = read_recipe_file(folder / RECIPE)
         known = ("format", "recipe", "results", "measurements")
+        lost = [name for name in ("method", "data", "passes", "saved_dtype", "versions") if not fields.get(name)]
+        if lost:
+            raise ValueError(f"{folder / RECIPE} is not a whole recipe: it does not say {lost[0]!r}.")
         try:
             return cls(
                 recipe=Recipe.from_json(json.dumps(fields["recipe"])),

@@ -104,6 +104,10 @@ def spoil_task(folder):
     change(folder, model_type="bert", architectures=["BertForSequenceClassification"])
 
 
+def spoil_architectures(folder):
+    change(folder, architectures=5)
+
+
 def spoil_labels(folder):
     change(folder, id2label={index: "zero" if index == 9 else str(index) for index in range(10)} | {0: "zero"})
 
@@ -153,6 +157,7 @@ def spoil_empty(folder):
         (spoil_type, "config.json can't be used"),
         (spoil_architecture, "in architecture: 'deit' against"),
         (spoil_task, "in architecture: 'BertForSequenceClassification' against"),
+        (spoil_architectures, "ft-1"),
         (spoil_labels, "2 classes of id2label are called 'zero'"),
         (spoil_weights, "no weights"),
         (spoil_truncated, "not a whole file of weights"),

@@ -1,6 +1,7 @@
 """A bank holds what the models say, computes nothing twice, and survives being killed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -247,3 +248,26 @@ def test_one_ingredient_is_refused_before_anything_runs(bank, digits, tmp_path, 
 def test_a_folder_is_the_same_by_any_name(bank, digits, cache, monkeypatch):
     monkeypatch.chdir(digits.parent)
     assert hf_radin.compute_logits(bank.ingredients, f"./{digits.name}", cache_dir=cache).folder == bank.folder
+
+
+def test_a_bank_does_not_follow_the_process_to_another_folder(runs, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(digits.parent)
+    bank = hf_radin.compute_logits(
+        hf_radin.gather(f"{runs}/ft-[01]"), digits.name, cache_dir=os.path.relpath(tmp_path / "cache")
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for one in (bank, hf_radin.LogitBank.open(bank.folder)):
+        assert len(logits.of_split(one, "test")) == 497
+
+
+def test_checkpoints_that_moved_are_found_again_and_lost_ones_left_out(runs, two, digits, tmp_path, caplog):
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path / "cache")
+    two.rename(tmp_path / "moved")
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/moved/*"), digits, cache_dir=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "moved" / "ft-1")
+    again = hf_radin.LogitBank.open(bank.folder)
+    assert [Path(name).name for name in again.ingredients.ids] == ["ft-0", "ft-2"]
+    assert "ft-1 is left out of the bank" in caplog.text
+    assert hf_radin.radin(again, budget=1)

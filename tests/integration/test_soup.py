@@ -222,7 +222,10 @@ def spoilt(fields, **changes):
         ({"ingredients": [{"id": ["a"], "revision": "b"}]}, "read cook"),
         ({"recipe": {"ingredients": ["a"], "weights": [0.5]}}, "read cook"),
         ({"ingredients": []}, "cook"),
+        ({"recipe": {"ingredients": [[], {}], "weights": [0.5, 0.5]}}, "read cook"),
         ({"measurements": ...}, "read"),
+        ({"saved_dtype": ...}, "read"),
+        ({"method": ...}, "read"),
         ({"results": [{"name": "soup", "other": 1}]}, "read"),
     ],
 )
@@ -247,3 +250,22 @@ def test_the_card_says_what_the_method_did(bank):
     assert "this is that model" not in card.render(single) and "# Best single model of 5" in card.render(single)
     assert "model-soup" not in card.render(single)
     assert "Nothing was chosen" in card.render(uniform)
+
+
+def test_the_output_may_be_a_link_or_a_mounted_folder(soup, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    soup.save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "model.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
+    soup.save_pretrained(tmp_path / "real", overwrite=True)
+    assert len(list((tmp_path / "real").iterdir())) == 5
+
+
+def test_a_recipe_is_not_lost_to_the_soup_it_cooks(saved, soup, tmp_path, capsys):
+    soup.save_pretrained(tmp_path / "out")
+    for recipe in (tmp_path / "out", tmp_path / "out" / "recipe.json"):
+        options = ["--recipe", str(recipe), "--output", str(tmp_path / "out"), "--overwrite"]
+        assert cli.main(["average", *options]) == 2
+        assert "is the folder of the recipe, which would be lost" in capsys.readouterr().err
+    assert (tmp_path / "out" / "recipe.json").exists()
