@@ -233,9 +233,9 @@ def test_a_dictionary_of_objects_has_splits(bank, digits, tmp_path):
     assert {one.split for one in hf_radin.uniform(found, test_split="test").results} == {"validation", "test"}
 
 
-def test_an_opened_bank_can_be_searched(bank, soup):
-    again = hf_radin.LogitBank.open(bank.folder)
-    assert hf_radin.radin(again, budget=4).recipe == soup.recipe
+def test_an_opened_bank_can_be_searched(bank, soup, digits, tmp_path):
+    alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path)
+    assert hf_radin.radin(hf_radin.LogitBank.open(alone.folder), budget=4).recipe == soup.recipe
 
 
 def test_metrics_go_through_evaluate(bank, tmp_path):
