@@ -97,7 +97,8 @@ def open_tensors(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[s
             try:
                 if path.suffix == ".safetensors":
                     file = stack.enter_context(safe_open(path, framework="pt"))
-                    readers.update({name: partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118
+                    names = file.keys()  # the file itself can't be iterated over
+                    readers.update({name: partial(file.get_tensor, name) for name in names})
                 else:
                     pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                     readers.update({name: partial(pickled.__getitem__, name) for name in pickled})

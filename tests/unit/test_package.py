@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_importing_loads_neither_torch_nor_transformers_and_is_fast():
     assert min(float(run[0]) for run in runs) < 0.3
 
 
-def test_the_help_of_the_command_line_is_there_within_a_second():
+def test_the_help_of_the_command_line_is_there_within_two_seconds():
     start = time.perf_counter()
     subprocess.check_output([sys.executable, "-m", "hf_radin.cli", "soup", "--help"])
     assert time.perf_counter() - start < 2
@@ -40,7 +41,7 @@ def test_every_public_name_is_there_twice_over(name):
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'soup_of_the_day'"):
-        hf_radin.soup_of_the_day  # noqa: B018
+        attrgetter("soup_of_the_day")(hf_radin)
 
 
 def imports(module: Path) -> set[str]:
