@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hf_radin.ingredients import Ingredient, Ingredients
@@ -93,11 +92,6 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
         "license": _only(_list(card.get("license"))),
         "dataset": card_origin(card).dataset,
     }
-
-
-def is_local(name: str) -> bool:
-    """Whether a dataset's name is a folder here rather than an id on the Hub."""
-    return Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))
 
 
 def _list(value: Any) -> list[Any]:
