@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Ingredient": "ingredients",
     "Ingredients": "ingredients",
-    "gather": "ingredients",
+    "gather": "vetting",
+    "inspect": "vetting",
+    "Verdict": "vetting",
     "LogitBank": "bank",
     "compute_logits": "logits",
     "Measurement": "recipe",
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from hf_radin.hub import push_soup_to_hub as push_soup_to_hub
     from hf_radin.ingredients import Ingredient as Ingredient
     from hf_radin.ingredients import Ingredients as Ingredients
-    from hf_radin.ingredients import gather as gather
     from hf_radin.logits import compute_logits as compute_logits
     from hf_radin.recipe import Measurement as Measurement
     from hf_radin.recipe import Recipe as Recipe
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from hf_radin.search import radin as radin
     from hf_radin.search import uniform as uniform
     from hf_radin.soup import Soup as Soup
+    from hf_radin.vetting import Verdict as Verdict
+    from hf_radin.vetting import gather as gather
+    from hf_radin.vetting import inspect as inspect
 
 
 def __getattr__(name: str) -> Any:

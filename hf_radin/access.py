@@ -42,6 +42,8 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise ValueError(f"{missing or what}, and the Hub can't be asked: {_first_line(error)}") from error
     except HfHubHTTPError as error:
+        if missing and error.response is not None and error.response.status_code == 404:
+            raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0].startswith("httpx"):  # the client's own; its name changes

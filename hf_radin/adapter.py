@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import checkpoint
+from hf_radin import checkpoint, lora, modeling
 from hf_radin.ingredients import Ingredient
 
 if TYPE_CHECKING:
@@ -16,17 +16,35 @@ if TYPE_CHECKING:
 
 
 def load(ingredient: Ingredient, dtype: torch.dtype) -> PreTrainedModel:
-    """The ingredient's model on the CPU, its weights in `dtype`.
+    """The ingredient's model on the CPU, its weights in `dtype`, its classes in the order of `labels`.
 
     Raises:
         ValueError: if a weight is missing or has the wrong shape.
     """
-    return checkpoint.load_model(
-        ingredient.download(),
-        dtype=dtype,
-        allow_pickle=ingredient.allow_pickle,
-        trust_remote_code=ingredient.trust_remote_code,
-    )
+    folder = ingredient.download()
+    config = ingredient.config
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "config": config,
+        "allow_pickle": ingredient.allow_pickle,
+        "trust_remote_code": ingredient.trust_remote_code,
+    }
+    if ingredient.base is None:
+        model = modeling.load_model(folder, **options)
+    else:
+        model = lora.load_merged(folder, ingredient.base.folder, header=checkpoint.read_header(folder), **options)
+    if ingredient.order is not None:
+        _permute(model, ingredient.order, trust_remote_code=ingredient.trust_remote_code)
+    return model
+
+
+def _permute(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
+    """Bring the classes of a model into another order, in the weights of its heads, and so in its logits."""
+    import torch
+
+    tensors = model.state_dict()
+    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
+        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))
 
 
 def prepare(processor: BaseImageProcessor, image: Image) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_radin import adapter, checkpoint
+from hf_radin import adapter, checkpoint, modeling
 from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
 from hf_radin.processes import on_main_process
@@ -59,7 +59,7 @@ def average(
 
 def save_checkpoint(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:
     """Model and image processor, as `from_pretrained` reads them."""
-    with checkpoint.quiet_transformers():
+    with modeling.quiet_transformers():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
@@ -81,24 +81,31 @@ def average_model(
     """The averaged model, in evaluation mode on the CPU. See `average`.
 
     Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
-    name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged.
+    name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
+    and so are adapters, and classes that stand in different orders.
     """
     used = ingredients.select(recipe.used)
     for one in used:
         one.download()
     with ExitStack() as stack:
         files = [
-            stack.enter_context(checkpoint.open_tensors(one.folder, allow_pickle=one.allow_pickle)) for one in used
+            stack.enter_context(checkpoint.open_tensors(one.folder, allow_pickle=one.allow_pickle))
+            for one in [*used, *dict.fromkeys(one.base for one in used if one.base)]
         ]
         target = checkpoint.as_dtype(dtype) if dtype else _widest_dtype(files)
-        if all(file.keys() == files[0].keys() for file in files):
+        plain = not any(one.base or one.order for one in used)
+        if plain and all(file.keys() == files[0].keys() for file in files):
             sums: dict[str, torch.Tensor] = {}
             for name in files[0]:
                 for file, weight in zip(files, recipe.used.values(), strict=True):
                     _add(sums, name, file[name](), weight)
                 sums[name] = _rounded(sums[name], target)
-            return checkpoint.load_model(
-                used[0].folder, dtype=target, tensors=sums, trust_remote_code=used[0].trust_remote_code
+            return modeling.load_model(
+                used[0].folder,
+                dtype=target,
+                config=used[0].config,
+                tensors=sums,
+                trust_remote_code=used[0].trust_remote_code,
             )
     sums = {}
     for one, weight in zip(used, recipe.used.values(), strict=True):

@@ -118,16 +118,12 @@ class LogitBank:
         return [self.logits(index) for index in range(len(self.ingredients))]
 
 
-def ingredient_key(ingredient: Ingredient) -> str:
-    return digest(ingredient.repo_id, ingredient.revision)
-
-
 def logits_path(folder: Path, ingredient: Ingredient) -> Path:
-    return folder / "logits" / f"{ingredient_key(ingredient)}.npy"
+    return folder / "logits" / f"{ingredient.key}.npy"
 
 
 def record_path(folder: Path, ingredient: Ingredient) -> Path:
-    return folder / "logits" / f"{ingredient_key(ingredient)}.json"
+    return folder / "logits" / f"{ingredient.key}.json"
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -165,16 +161,7 @@ def _told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:
 
 def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
     """Say that an ingredient's logits are complete, and whose they are."""
-    record = {
-        "id": ingredient.id,
-        "revision": ingredient.revision,
-        "folder": str(ingredient.folder),
-        "stamp": ingredient.stamp,
-        "labels": ingredient.labels,
-        "architecture": ingredient.architecture,
-        "repo_id": ingredient.repo_id,
-        "finite": finite,
-    }
+    record = {**_to_record(ingredient), "finite": finite}
     write_atomically(record_path(folder, ingredient), lambda path: path.write_text(json.dumps(record, indent=2)))
 
 
@@ -183,11 +170,29 @@ def is_finite(folder: Path, ingredient: Ingredient) -> bool:
     return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
 
 
+_FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")
+
+
+def _to_record(ingredient: Ingredient) -> dict[str, Any]:
+    return {
+        **{name: getattr(ingredient, name) for name in _FIELDS},
+        "folder": str(ingredient.folder),
+        "processor_folder": ingredient.processor_folder and str(ingredient.processor_folder),
+        "labels": ingredient.labels,
+        "order": ingredient.order,
+        "base": ingredient.base and _to_record(ingredient.base),
+    }
+
+
 def _from_record(record: dict[str, Any]) -> Ingredient:
     """What a bank says of itself never allows pickles or remote code: only the user does."""
-    fields = ("id", "revision", "architecture", "repo_id", "stamp")
     return Ingredient(
-        **{name: record[name] for name in fields}, folder=Path(record["folder"]), labels=tuple(record["labels"])
+        **{name: record[name] for name in _FIELDS},
+        folder=Path(record["folder"]),
+        processor_folder=record["processor_folder"] and Path(record["processor_folder"]),
+        labels=tuple(record["labels"]),
+        order=record["order"] and tuple(record["order"]),
+        base=record["base"] and _from_record(record["base"]),
     )
 
 

@@ -12,12 +12,14 @@ from hf_radin import __version__
 from hf_radin.processes import is_main_process, leave
 
 SOUP = "find the best soup of some checkpoints"
+INSPECT = "say of each checkpoint whether it can go into a soup with the others; no weights are downloaded"
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hf_radin.ingredients import Ingredients
     from hf_radin.soup import Soup
+    from hf_radin.vetting import Verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     soup = commands.add_parser("soup", help=SOUP, description=SOUP, parents=[soup_options()])
     soup.set_defaults(run=_soup)
+    inspect = commands.add_parser("inspect", help=INSPECT, description=INSPECT)
+    model_arguments(inspect)
+    inspect.set_defaults(run=_inspect)
     average = commands.add_parser("average", help="cook the soup of a recipe.json again")
     average.add_argument("--recipe", type=Path, required=True, help="a recipe.json")
     average.add_argument("--models", nargs="+", help="where the ingredients are now, if not where the recipe says")
+    average.add_argument("--image-processor", metavar="ID", help="where it is now, if one was named for the soup")
     average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
     average.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
     average.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
@@ -64,8 +70,7 @@ def soup_options() -> argparse.ArgumentParser:
     """The options of `hf-radin soup` and `examples/soup.py`."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument
-    add("--models", nargs="+", required=True, metavar="M", help="patterns, Hub ids (org/a@rev) or folders")
-    add("--revision", help="branch, tag or commit of the models that name none")
+    model_arguments(parser)
     add("--dataset", help="Hub id or folder; by default what the models' cards agree on")
     add("--dataset-config", help="configuration of the dataset")
     add("--dataset-revision", help="branch, tag or commit of the dataset")
@@ -95,9 +100,57 @@ def soup_options() -> argparse.ArgumentParser:
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
     add("--private", action="store_true", default=None, help="make a new repository private")
     add("--license", help="for the card, if the models don't agree on one")
+    return parser
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which checkpoints."""
+    add = parser.add_argument
+    models = (
+        "folders, runs, patterns, Hub ids (org/a@rev:subfolder), collections, or .txt and .yaml files that list them"
+    )
+    add("--models", nargs="+", required=True, metavar="M", help=models)
+    add("--revision", help="branch, tag or commit of the models that name none")
+    add("--image-processor", metavar="ID", help="Hub id or folder of the processor to use in place of the models' own")
     add("--allow-pickle", action="store_true", help="read .bin weights")
     add("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
-    return parser
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    import hf_radin
+
+    verdicts = hf_radin.inspect(args.models, **model_options(args))
+    say(verdict_table(verdicts))
+    refused = sum(bool(one.problem) for one in verdicts)
+    kept = sum(one.ingredient is not None for one in verdicts)
+    if refused:
+        raise ValueError(
+            f"These {len(verdicts)} can't be made a soup of: {refused} of them must be mended or left out."
+        )
+    if kept < 2:
+        raise ValueError(f"A soup needs at least two different checkpoints; here is {kept}.")
+    say(f"These can be made a soup of: {kept} ingredients.")
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """A row for each checkpoint, and below them what is to be said of some."""
+    rows = [("checkpoint", "architecture", "classes", "parameters", "dtype", "size", "verdict")]
+    for one in verdicts:
+        files, ingredient = one.files, one.ingredient
+        rows.append(
+            (
+                one.id,
+                ingredient.architecture if ingredient else "",
+                str(len(ingredient.labels)) if ingredient else "",
+                f"{files.parameters:,}" if files and files.header else "",
+                files.dtypes if files else "",
+                f"{files.size / 1e6:,.1f} MB" if files else "",
+                "refused" if one.problem else "ok" if ingredient else "copy",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines + [f"- {text}" for one in verdicts for text in (*one.notes, one.problem) if text])
 
 
 def _soup(args: argparse.Namespace) -> None:
@@ -132,7 +185,7 @@ def check(args: argparse.Namespace) -> None:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `gather` takes of the options."""
-    return {name: getattr(args, name) for name in ("revision", "allow_pickle", "trust_remote_code")}
+    return {name: getattr(args, name) for name in ("revision", "image_processor", "allow_pickle", "trust_remote_code")}
 
 
 def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
@@ -227,6 +280,7 @@ def _average(args: argparse.Namespace) -> None:
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
         raise ValueError(f"The output {args.output} is the folder of the recipe, which would be lost. Choose another.")
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
+    options |= {"image_processor": args.image_processor} if args.image_processor else {}
     ingredients, recipe = cook(args.recipe, **options)
     average(ingredients, recipe, output=args.output, overwrite=args.overwrite)
     say(f"The soup is in {args.output}.")

@@ -47,7 +47,7 @@ def measure(
     import torch
     from accelerate import Accelerator
 
-    parts = [[one.repo_id, one.revision, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
+    parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
     path = bank.folder / "soups" / f"{digest(parts)}.npy"
     if on_main_process(path.exists):
         on_block(len(bank))

@@ -34,6 +34,8 @@ def read_card(ingredient: Ingredient) -> dict[str, Any]:
     from huggingface_hub import metadata_load
 
     places = [ingredient.folder]
+    if ingredient.repo_id and ingredient.subfolder:  # the repository has one card, at its top
+        places.append(ingredient.folder.parents[ingredient.subfolder.count("/")])
     if ingredient.repo_id is None and ingredient.folder.name.startswith("checkpoint-"):
         places.append(ingredient.folder.parent)
     for place in places:
@@ -88,7 +90,9 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
     return {
         "id": ingredient.id,
         "repo_id": ingredient.repo_id,
+        "subfolder": ingredient.subfolder,
         "revision": ingredient.revision,
+        "base": ingredient.base and {name: getattr(ingredient.base, name) for name in ("id", "repo_id", "revision")},
         "license": _only(_list(card.get("license"))),
         "dataset": card_origin(card).dataset,
     }

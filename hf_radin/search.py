@@ -172,6 +172,8 @@ class _Report:
             "images": len(bank),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
+            "classes": list(bank.classes),
+            "image_processor": bank.ingredients[0].image_processor,
             "ingredients": [origin.describe(one) for one in bank.ingredients],
             "versions": versions(),
         }
@@ -193,8 +195,7 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
                 f"The held-out bank in {held_out.folder} was computed with another {name} than that in {bank.folder}: "
                 f"{held_out.about[name]} against {bank.about[name]}."
             )
-    there = {(one.repo_id, one.revision): one for one in held_out.ingredients}
-    absent = [one.id for one in bank.ingredients if (one.repo_id, one.revision) not in there]
+    absent = [one.id for one in bank.ingredients if one.key not in held_out.ingredients.keys]
     if absent:
         raise ValueError(
             f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."

@@ -11,13 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import card, checkpoint, hub
+from hf_radin import card, checkpoint, hub, modeling, origin
 from hf_radin.access import asking_the_hub
 from hf_radin.averaging import average_model, refuse_ingredients, save_checkpoint
 from hf_radin.files import write_folder
-from hf_radin.ingredients import Ingredients, locate
+from hf_radin.ingredients import Ingredients
+from hf_radin.labels import reorder
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
+from hf_radin.vetting import locate
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -66,14 +68,14 @@ class Soup:
     def model(self) -> PreTrainedModel:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
-            return checkpoint.load_model(self._folder, dtype=checkpoint.as_dtype(self.about["saved_dtype"]))
+            return modeling.load_model(self._folder, dtype=checkpoint.as_dtype(self.about["saved_dtype"]))
         return average_model(self.ingredients, self.recipe)
 
     @cached_property
     def processor(self) -> BaseImageProcessor:
         """The ingredients' image processor."""
         if self._folder is not None:
-            return checkpoint.load_processor(self._folder)
+            return modeling.load_processor(self._folder)
         return self.ingredients.select(self.recipe.used)[0].processor
 
     def accuracy(self, name: str, split: str) -> float:
@@ -209,18 +211,37 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
             f"There is no folder {gone[0]!r} here, where {path} has an ingredient; say where the checkpoints are now "
             "with models=... (--models)."
         )
-    places = models or [
-        f"{one['repo_id']}@{one['revision']}" if one["repo_id"] else one["id"] for one in wanted.values()
-    ]
-    there = {one.revision: one for one in locate(places, **options)}
+    places = models or [_place(one) for one in wanted.values()]
+    bases = [one["base"] for one in wanted.values() if one.get("base")]
+    pinned = {base["id"]: base["revision"] for base in bases if base["repo_id"]}
+    options = {"image_processor": fields.get("image_processor"), "base_revisions": pinned, **options}
+    there = {_version(origin.describe(one)): one for one in locate(places, **options)}
     for name, one in wanted.items():
-        if one["revision"] not in there:
+        if _version(one) not in there:
             raise ValueError(
                 f"{name} is not the checkpoint that the recipe was made with: none of {', '.join(places)} has the "
-                f"revision {one['revision']}."
+                f"revision {one['revision']}{_on_base(one)}."
             )
-    found = Ingredients([there[one["revision"]] for one in wanted.values()])
+    found = Ingredients([there[_version(one)] for one in wanted.values()])
+    # whichever ingredient came first then, the soup has its classes in this order
+    found = Ingredients([reorder(one, tuple(fields.get("classes") or found.labels)) for one in found])
     return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
+
+
+def _place(one: dict[str, Any]) -> str:
+    """What finds an ingredient of a recipe again."""
+    inside = f":{one['subfolder']}" if one.get("subfolder") else ""
+    return f"{one['repo_id']}@{one['revision']}{inside}" if one["repo_id"] else str(one["id"])
+
+
+def _version(one: dict[str, Any]) -> tuple[str | None, ...]:
+    """What makes two ingredients the same: their files, and those of the base that an adapter is merged into."""
+    return one.get("subfolder") or None, one["revision"], (one.get("base") or {}).get("revision")
+
+
+def _on_base(one: dict[str, Any]) -> str:
+    base = one.get("base")
+    return f" on the base {base['id']} of the revision {base['revision']}" if base else ""
 
 
 def versions() -> dict[str, str]:

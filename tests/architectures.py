@@ -1,15 +1,20 @@
-"""A tiny checkpoint of every architecture that transformers can classify images with: random weights, right shapes."""
+"""Tiny checkpoints of every class of transformers that classifies images: random weights, right shapes."""
 
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-MODEL_TYPES = sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 CLASSES = ("cat", "dog", "fish")
 
 # What can't be made a soup of, and why.
@@ -40,7 +45,7 @@ TINY: dict[str, dict[str, Any]] = {
     "convnextv2": {"num_stages": 2, **STAGES},
     "cvt": {"embed_dim": [8, 8, 16], "num_heads": [1, 1, 2], "depth": [1, 2, 3]},
     "data2vec-vision": {**VIT, "out_indices": [0, 1, 1, 1]},
-    "deit": {**VIT, "architectures": ["DeiTForImageClassificationWithTeacher"]},
+    "deit": VIT,
     "dinov2": VIT,
     "dinov2_with_registers": VIT,
     "donut-swin": SWIN,
@@ -87,7 +92,6 @@ TINY: dict[str, dict[str, Any]] = {
     "ijepa": VIT,
     "imagegpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 17},
     "levit": {
-        "architectures": ["LevitForImageClassificationWithTeacher"],
         "image_size": 32,
         "hidden_sizes": [16, 24, 32],
         "num_attention_heads": [1, 2, 2],
@@ -105,13 +109,14 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "mobilevitv2": {"image_size": 64, "width_multiplier": 0.25, "n_attn_blocks": [1, 1, 1]},
     "perceiver": {
-        "architectures": ["PerceiverForImageClassificationLearned"],
         "num_latents": 4,
         "d_latents": 16,
-        "d_model": 512,
+        "qk_channels": 16,
+        "v_channels": 16,
+        "num_blocks": 1,
         "num_self_attends_per_block": 1,
         "num_self_attention_heads": 2,
-        "num_cross_attention_heads": 2,
+        "num_cross_attention_heads": 1,
         "image_size": 32,
     },
     "poolformer": {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16]},
@@ -138,62 +143,124 @@ TINY: dict[str, dict[str, Any]] = {
         "image_size": [64, 64],
     },
     "timm_wrapper": {
-        "architecture": "test_vit",
-        "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0},
+        "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0},
     },
     "vit": VIT,
     "vit_msn": VIT,
 }
 
 
-def build(model_type: str) -> PreTrainedModel:
-    """A model of one type with three classes and random weights."""
-    options = dict(TINY[model_type])
-    architectures = options.pop("architectures", None)
+# What one class needs besides, or one of timm's nets.
+TINY_TOO: dict[str, dict[str, Any]] = {
+    # the channels that the class makes of a pixel and its place
+    "PerceiverForImageClassificationLearned": {"d_model": 512},
+    "PerceiverForImageClassificationFourier": {"d_model": 261},
+    "PerceiverForImageClassificationConvProcessing": {"d_model": 322},
+    "test_vit": {"model_args": {"img_size": 64, "depth": 2}},
+}
+
+# One of timm's nets with LayerNorm and one with BatchNorm; timm has many hundreds, all in one class of transformers.
+TIMM_NETS = ("test_vit", "test_efficientnet")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers that classifies images; if it wraps timm's nets, one of these."""
+
+    model_type: str
+    class_name: str
+    net: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.class_name} ({self.net})" if self.net else self.class_name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes its configuration tiny.
+
+        Raises:
+            LookupError: for a type of models that nobody has tried yet.
+        """
+        if self.model_type not in TINY:
+            raise LookupError(f"{self} is new: give it a tiny configuration, or a reason why it can't work.")
+        net = {"architecture": self.net, **TINY_TOO.get(self.net, {})} if self.net else {}
+        return TINY[self.model_type] | TINY_TOO.get(self.class_name, {}) | net
+
+
+def _installed() -> Iterator[Architecture]:
+    for model_type, names in sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items()):
+        for class_name in (names,) if isinstance(names, str) else names:
+            for net in TIMM_NETS if model_type == "timm_wrapper" else (None,):
+                yield Architecture(model_type, class_name, net)
+
+
+INSTALLED = tuple(_installed())
+
+
+def pictures(count: int = 6) -> list[Image.Image]:
+    """Noise about a colour of its own each: noise alone would be grey once it is resized, and all pictures alike."""
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 192, (count, 1, 1, 3))
+    noise = generator.integers(0, 64, (count, 40, 50, 3))
+    return [Image.fromarray(one) for one in (colours + noise).astype(np.uint8)]
+
+
+def build(architecture: Architecture) -> PreTrainedModel:
+    """A model of one architecture with three classes and random weights, in evaluation mode."""
     names = dict(enumerate(CLASSES))
     config = AutoConfig.for_model(
-        model_type,
-        **options,
+        architecture.model_type,
+        **architecture.options,
         num_labels=len(names),
         id2label=names,
         label2id={name: index for index, name in names.items()},
     )
-    config.architectures = architectures
-    return AutoModelForImageClassification.from_config(config)
+    config.architectures = [architecture.class_name]
+    model = AutoModelForImageClassification.from_config(config).eval()
+    assert type(model).__name__ == architecture.class_name
+    return model
 
 
-def save_processor(model_type: str, folder: Path) -> None:
-    """The image processor of that type, as its checkpoints have it beside them."""
-    if model_type == "timm_wrapper":
-        return  # it is all in config.json
-    if model_type == "imagegpt":
-        clusters = np.random.default_rng(0).random((16, 3)).tolist()
-        processor = transformers.ImageGPTImageProcessor(clusters=clusters, size={"height": 7, "width": 7})
-    elif model_type == "siglip2":
-        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    elif model_type == "textnet":
-        processor = transformers.TextNetImageProcessor(size={"shortest_edge": 64}, size_divisor=32)
-    elif model_type == "pp_lcnet":
-        processor = transformers.PPLCNetImageProcessor(size={"height": 32, "width": 32})
-    else:
-        size = 64 if model_type.startswith("mobilevit") else 32
-        processor = transformers.ViTImageProcessor(size={"height": size, "width": size})
-    processor.save_pretrained(folder)
+def build_processor(architecture: Architecture) -> BaseImageProcessor:
+    """An image processor of that type, of images as small as the model's."""
+    match architecture.model_type:
+        case "timm_wrapper":
+            return transformers.TimmWrapperImageProcessor(architecture.options["pretrained_cfg"], architecture.net)
+        case "imagegpt":
+            clusters = np.random.default_rng(0).uniform(-1, 1, (16, 3)).tolist()
+            return transformers.ImageGPTImageProcessor(clusters=clusters, size={"height": 7, "width": 7})
+        case "siglip2":
+            return transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+        case "textnet":
+            return transformers.TextNetImageProcessor(size={"shortest_edge": 64}, size_divisor=32)
+        case "pp_lcnet":
+            return transformers.PPLCNetImageProcessor(resize_short=32, crop_size={"height": 32, "width": 32})
+        case model_type:
+            size = 64 if model_type.startswith("mobilevit") else 32
+            return transformers.ViTImageProcessor(size={"height": size, "width": size})
 
 
-def save_fine_tunes(model_type: str, folder: Path, count: int = 3) -> None:
-    """`count` checkpoints that lie around one start, as fine-tunes do."""
+def save_fine_tunes(architecture: Architecture, folder: Path, count: int = 3) -> None:
+    """`count` checkpoints that lie around one start, as fine-tunes do, each with the BatchNorm statistics of its own.
+
+    With a new model's weights and statistics the signal dies away layer by layer: all images get the same logits.
+    """
     torch.manual_seed(0)
-    start = build(model_type).state_dict()
+    start = build(architecture)
+    for parameter in start.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    processor = build_processor(architecture)
+    inputs = processor(images=pictures(), return_tensors="pt")
     for index in range(count):
-        model = build(model_type)
-        model.load_state_dict({name: _moved(tensor, index) for name, tensor in start.items()})
-        model.save_pretrained(folder / f"ft-{index}")
-        save_processor(model_type, folder / f"ft-{index}")
-
-
-def _moved(tensor: torch.Tensor, index: int) -> torch.Tensor:
-    """Floats a little, so that variances stay positive; counters of batches by the index; tables of indices not."""
-    if tensor.is_floating_point():
-        return tensor + 0.05 * torch.rand_like(tensor)
-    return tensor + index if tensor.ndim == 0 else tensor
+        model = copy.deepcopy(start)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+            for one in (module for module in model.modules() if isinstance(module, BatchNorm)):
+                one.momentum = None  # the statistics of all batches count alike
+                one.train()
+            for _ in range(index + 1):  # so that the counters of batches differ
+                model(**inputs)
+        model.eval().save_pretrained(folder / f"ft-{index}")
+        processor.save_pretrained(folder / f"ft-{index}")

@@ -21,6 +21,7 @@ from .store import (
     Repo,
     apply_operations,
     describe,
+    describe_collection,
     is_lfs,
     make_blobs,
     siblings_with_sizes,
@@ -56,6 +57,7 @@ class LoopbackHub:
         self.page_size = page_size
         self.requests: list[Request] = []
         self._repos: dict[tuple[str, str], Repo] = {}
+        self._collections: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.RLock()
 
     def start(self) -> "LoopbackHub":
@@ -118,6 +120,10 @@ class LoopbackHub:
         kept = {path: blob for path, blob in before.files.items() if path not in files}
         new = make_blobs({path: data for path, data in files.items() if data is not None})
         return repo.commit(repo.branch(revision), kept | new, "update", parent=before.sha).sha
+
+    def add_collection(self, slug: str, items: list[tuple[str, str]]) -> None:
+        """A public collection of what is there, as pairs of type ("model", "dataset", "paper", ...) and id."""
+        self._collections[slug] = items
 
     def grant(self, repo_id: str, repo_type: str = "model") -> None:
         """Let the holder of the token read a gated repository."""
@@ -212,6 +218,15 @@ class LoopbackHub:
             fields = {"id", *call.query.get("expand", [*LISTED, *extra])}
             found = [{name: info[name] for name in info.keys() & fields} for info in found]
         return self._page(call, found)
+
+    @route("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)")
+    def _collection(self, call: Call, slug: str) -> Reply:
+        """Without the repositories that the caller may not see, or that were deleted."""
+        if slug not in self._collections:
+            raise HubError(404, f"Collection not found: {slug}")
+        seen = {place for place, repo in self._repos.items() if repo.visible_to(call.user)}
+        items = [item for item in self._collections[slug] if item in seen or item[0] in ("paper", "collection")]
+        return json_reply(describe_collection(slug, items))
 
     @route("GET", rf"{API}(?:/revision/{REV})?")
     def _info(self, call: Call, repo: Repo, rev: str | None) -> Reply:

@@ -177,7 +177,7 @@ def flat_metadata(readme: str) -> dict[str, Any]:
         if found := re.fullmatch(r"([\w-]+):\s*(.*)", line):
             key, value = found.groups()
             card[key] = value.strip("[]").split(", ") if value.startswith("[") else value.strip("'\"") or []
-        elif (found := re.fullmatch(r"\s*- (?!.*: )(.+)", line)) and isinstance(card.get(key), list):
+        elif (found := re.fullmatch(r"\s*- (?!.*:(?: |$))(.+)", line)) and isinstance(card.get(key), list):
             card[key].append(found[1].strip("'\""))
     return {key: value for key, value in card.items() if value}
 
@@ -219,6 +219,27 @@ def describe(repo: Repo, commit: Commit) -> dict[str, Any]:
         "cardData": card,
         "config": config,
         "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+    }
+
+
+def describe_collection(slug: str, items: list[tuple[str, str]]) -> dict[str, Any]:
+    """What get_collection reports. Items are pairs of type and id, in order; that of a collection is its slug."""
+    namespace, _, name = slug.partition("/")
+    entries = []
+    for position, (kind, item) in enumerate(items):
+        entry = {"_id": hashlib.sha1(f"{slug} {kind} {item}".encode()).hexdigest()[:24], "position": position}
+        names = {"id": item.rpartition("-")[2], "slug": item} if kind == "collection" else {"id": item}
+        entries.append({**entry, "type": kind, **names})
+    return {
+        "slug": slug,
+        "title": name.rpartition("-")[0].replace("-", " ").capitalize() or name,  # the last part makes it unique
+        "owner": {"name": namespace, "type": "user" if namespace == USER else "org"},
+        "items": entries,
+        "lastUpdated": timestamp(datetime.now(timezone.utc)),
+        "position": 0,
+        "private": False,
+        "theme": "green",
+        "upvotes": 0,
     }
 
 

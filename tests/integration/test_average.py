@@ -123,15 +123,6 @@ def test_an_ingredient_that_is_not_there_is_named(three):
         hf_radin.average(three, Recipe.uniform([three.ids[0], "other"]))
 
 
-def test_a_tensor_of_another_shape_is_named(two):
-    tensors = load_file(two / "ft-1" / "model.safetensors")
-    tensors["classifier.bias"] = torch.zeros(9)
-    save_file(tensors, two / "ft-1" / "model.safetensors", {"format": "pt"})
-    found = hf_radin.gather(f"{two}/*")
-    with pytest.raises(ValueError, match=r"classifier.bias has the shapes \(10,\) and \(9,\)"):
-        hf_radin.average(found, Recipe.uniform(found.ids))
-
-
 def test_integers_are_not_averaged(tmp_path):
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 

@@ -1,0 +1,119 @@
+"""The names of the classes: read them, and bring those of all ingredients into one order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hf_radin.ingredients import Ingredient
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the classes of one checkpoint become those of the others.
+
+    Args:
+        labels: the common names, in the common order.
+        order: for each of `labels` the number of the class in the checkpoint; None if nothing moves.
+        note: what the user should know of it.
+        problem: why it can't be; empty if it can.
+    """
+
+    labels: tuple[str, ...]
+    order: tuple[int, ...] | None = None
+    note: str = ""
+    problem: str = ""
+
+
+def read_labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
+    """The class names of a configuration, in the order of the logits.
+
+    Raises:
+        ValueError: if they don't number the classes from 0, or don't tell them apart.
+    """
+    id2label = config.id2label if isinstance(config.id2label, dict) else {}
+    if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
+        raise ValueError(
+            f"{name}: id2label has the keys {sorted(id2label)[:5]}; a classifier numbers two or more classes from 0."
+        )
+    labels = tuple(str(id2label[index]) for index in range(len(id2label)))
+    label, count = Counter(labels).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{name}: {count} classes of id2label are called {label!r}; names must tell classes apart.")
+    return labels
+
+
+def are_placeholders(labels: Sequence[str]) -> bool:
+    """Whether these are the names that transformers gives to classes without names."""
+    return all(label == f"LABEL_{number}" for number, label in enumerate(labels))
+
+
+def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
+    """Bring the classes of ingredients with equally many of them into the order of the first that names them.
+
+    Names in another order are permuted. Placeholders are taken by their numbers. Other names are a problem of those
+    that have not the names of most.
+    """
+    named = [one for one in ingredients if not are_placeholders(one.labels)]
+    if not named:
+        return {one.id: Alignment(one.labels) for one in ingredients}
+    common = Counter(frozenset(one.labels) for one in named).most_common(1)[0][0]
+    alike = [one for one in named if frozenset(one.labels) == common]
+    orders: dict[tuple[str, ...], Ingredient] = {}
+    for one in alike:
+        orders.setdefault(one.labels, one)
+    return {one.id: _onto(alike[0], one, list(orders.values())) for one in ingredients}
+
+
+def reorder(ingredient: Ingredient, labels: tuple[str, ...]) -> Ingredient:
+    """The ingredient with its classes in the order of `labels`.
+
+    Raises:
+        ValueError: if it has other classes.
+    """
+    own = list(ingredient.labels)
+    for label, place in zip(ingredient.labels, ingredient.order or (), strict=False):
+        own[place] = label
+    if are_placeholders(own):
+        own = list(labels)
+    if sorted(own) != sorted(labels):
+        raise ValueError(f"{ingredient.id} has the classes {_some(own)} where {_some(list(labels))} are asked for.")
+    order = tuple(own.index(label) for label in labels)
+    return replace(ingredient, labels=labels, order=None if order == tuple(range(len(order))) else order)
+
+
+def _onto(first: Ingredient, one: Ingredient, of_each_order: list[Ingredient]) -> Alignment:
+    if one.labels == first.labels:
+        return Alignment(first.labels)
+    if are_placeholders(one.labels):
+        if len(of_each_order) > 1:
+            a, b = of_each_order[:2]
+            problem = (
+                f"{one.id} calls its classes LABEL_0, LABEL_1, ..., and {a.id} and {b.id} have theirs in different "
+                "orders, so what its numbers mean can't be told. Write the names into its id2label."
+            )
+            return Alignment(first.labels, problem=problem)
+        note = f"{one.id} calls its classes LABEL_0, LABEL_1, ...: matched to those of {first.id} by number."
+        return Alignment(first.labels, note=note)
+    if set(one.labels) == set(first.labels):
+        order = tuple(one.labels.index(label) for label in first.labels)
+        return Alignment(
+            first.labels, order, f"{one.id} has its classes in another order: brought into that of {first.id}."
+        )
+    mine, theirs = (
+        [label for label in a.labels if label not in set(b.labels)] for a, b in ((one, first), (first, one))
+    )
+    problem = (
+        f"{one.id} differs from {first.id} in its classes: it has {_some(mine)} and not {_some(theirs)}. Leave it "
+        "out, or rename its classes if they mean the same."
+    )
+    return Alignment(first.labels, problem=problem)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if names[5:] else "")

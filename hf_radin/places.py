@@ -1,0 +1,198 @@
+"""What the names that a user gives stand for: folders, and repositories on the Hub."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_radin import checkpoint
+from hf_radin.access import asking_the_hub
+
+logger = logging.getLogger(__name__)
+
+LISTS = (".txt", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one checkpoint is.
+
+    Args:
+        name: what the user calls it.
+        folder: on disk; None on the Hub.
+        repo_id, revision, subfolder: on the Hub; the revision None where the user named none.
+    """
+
+    name: str
+    folder: Path | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    subfolder: str = ""
+
+
+def find_places(names: list[str], *, revision: str | None = None, token: str | bool | None = None) -> list[Place]:
+    """The places that names stand for, in order; each place once.
+
+    Args:
+        names: folders, patterns, Hub ids `org/name@revision:subfolder`, addresses of models or collections on the
+            Hub, or files that list such names. What is on disk goes before what is on the Hub.
+        revision: for the Hub ids that name none.
+
+    Raises:
+        ValueError: if a name stands for nothing.
+    """
+    found: dict[Place, None] = {}
+    for name in names:
+        for place in _places(name, token):
+            found.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
+    return list(found)
+
+
+def _places(name: str, token: str | bool | None) -> Iterator[Place]:
+    path = Path(name)
+    if name and _is_dir(path):
+        yield _run_or_checkpoint(path)
+    elif name and path.is_file():
+        if path.suffix not in LISTS:
+            raise ValueError(
+                f"{name} is a file; a checkpoint is a folder with {checkpoint.CONFIG} and weights, and a list of "
+                f"checkpoints ends in {', '.join(LISTS)}."
+            )
+        for entry in _read_list(path):
+            if Path(entry).is_file():
+                raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
+            yield from _places(entry, token)
+    elif glob.has_magic(name) and (folders := sorted(one for one in glob.glob(name) if _is_dir(Path(one)))):
+        yield from (_run_or_checkpoint(Path(one)) for one in folders)
+    else:
+        yield from _on_the_hub(name, token)
+
+
+def _is_dir(path: Path) -> bool:
+    """Whether a path is a folder; a link that runs in a circle is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _read_list(path: Path) -> list[str]:
+    """The names in a text file, one a line, or in a YAML file, as a list or as one under `models`."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".txt":
+            lines = (line.partition("#")[0].strip() for line in text.splitlines())
+            entries: Any = [line for line in lines if line]
+        else:
+            read = yaml.safe_load(text)
+            entries = read.get("models") if isinstance(read, dict) else read
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} can't be read as a list of checkpoints: {error}") from error
+    if not isinstance(entries, list) or not entries or not all(isinstance(one, str) for one in entries):
+        raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
+    return entries
+
+
+def _run_or_checkpoint(folder: Path) -> Place:
+    """The folder itself, or of a Trainer's run that holds only `checkpoint-*` folders the best of them."""
+    if any((folder / name).is_file() for name in (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)):
+        return Place(folder.as_posix(), folder)
+    steps = {
+        int(one.name.removeprefix("checkpoint-")): one
+        for one in folder.glob("checkpoint-*")
+        if one.is_dir() and one.name.removeprefix("checkpoint-").isdecimal()
+    }
+    if not steps:
+        return Place(folder.as_posix(), folder)  # what it lacks is said with all else that is wrong
+    last = steps[max(steps)]
+    best = _best(last / "trainer_state.json")
+    chosen = folder / best if best and (folder / best).is_dir() else last
+    if chosen.name == best:
+        logger.info("%s: %s is the best of %d checkpoints by trainer_state.json.", folder, best, len(steps))
+    else:
+        why = f"names {best}, which is not there" if best else "names no best one"
+        logger.warning("%s: trainer_state.json %s: its last checkpoint, %s, is used.", folder, why, last.name)
+    return Place(chosen.as_posix(), chosen)
+
+
+def _best(state: Path) -> str | None:
+    """The name of a run's best checkpoint; the path that the Trainer wrote holds where the run was made."""
+    try:
+        best = json.loads(state.read_text())["best_model_checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return PurePosixPath(best.replace("\\", "/")).name if isinstance(best, str) else None
+
+
+def _on_the_hub(name: str, token: str | bool | None) -> Iterator[Place]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import ENDPOINT
+
+    short = name.removeprefix("https://huggingface.co/").removeprefix(ENDPOINT + "/")
+    if short.startswith("collections/"):
+        with asking_the_hub(f"The collection {name}", missing=f"There is no collection {name!r} on the Hub"):
+            items = HfApi().get_collection(short.removeprefix("collections/"), token=token).items
+        models = [item.item_id for item in items if item.item_type == "model"]
+        if not models:
+            raise ValueError(f"The collection {name} holds no models.")
+        yield from (Place(model, repo_id=model) for model in models)
+        return
+    repo_id, revision, subfolder = re.fullmatch(r"([^@:]*)(?:@([^:]*))?(?::(.*))?", short).groups()  # type: ignore[union-attr]
+    if repo_id.count("/") > 1 or short.startswith((".", "/", "~")) or not repo_id.strip("/"):
+        is_pattern = "The pattern {!r} matches no folder" if glob.has_magic(name) else "There is no folder {!r}"
+        raise ValueError(
+            f"{is_pattern.format(name)} here, and it is no name on the Hub either (these look like 'org/name', "
+            "'org/name@revision:subfolder' or, as a pattern, 'org/ft-*')."
+        )
+    if subfolder and any(part in ("", ".", "..") for part in subfolder.split("/")):
+        raise ValueError(f"{name}: {subfolder!r} is no folder inside a repository.")
+    for model in _matching(repo_id, name, token) if glob.has_magic(repo_id) else [repo_id]:
+        base = Place(f"{model}{short[len(repo_id) :]}", None, model, revision or None, subfolder or "")
+        if subfolder and glob.has_magic(subfolder):
+            yield from _subfolders(base, token)
+        else:
+            yield base
+
+
+def _matching(pattern: str, name: str, token: str | bool | None) -> list[str]:
+    from huggingface_hub import HfApi
+
+    author = pattern.partition("/")[0]
+    if "/" not in pattern or glob.has_magic(author):
+        raise ValueError(
+            f"The pattern {name!r} matches no folder, and it is no pattern for the Hub either (these name the author: "
+            "'org/ft-*')."
+        )
+    with asking_the_hub(f"The pattern {name!r}", missing=f"The pattern {name!r} matches no folder here"):
+        listed = [model.id for model in HfApi().list_models(author=author, token=token)]
+    matches = sorted(model for model in listed if fnmatchcase(model, pattern))
+    if not matches:
+        raise ValueError(
+            f"The pattern {name!r} matches no folder here and none of the {len(listed)} models of {author!r} on the "
+            "Hub that you can see. If they are private, pass a token."
+        )
+    return matches
+
+
+def _subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
+    """The folders of one repository that match a pattern and hold a checkpoint."""
+    from huggingface_hub import HfApi
+
+    with asking_the_hub(place.repo_id or "", revision=place.revision):
+        files = HfApi().list_repo_files(place.repo_id or "", revision=place.revision, token=token)
+    kinds = (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)
+    folders = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name in kinds}
+    found = sorted(one for one in folders if fnmatchcase(one, place.subfolder))
+    if not found:
+        raise ValueError(f"{place.name}: no folder of {place.repo_id} with a checkpoint matches {place.subfolder!r}.")
+    for one in found:
+        yield replace(place, name=place.name.replace(f":{place.subfolder}", f":{one}"), subfolder=one)

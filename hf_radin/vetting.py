@@ -1,0 +1,360 @@
+"""Vet checkpoints before anything large is read: each by itself, then against the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin import checkpoint, lora, modeling
+from hf_radin.access import asking_the_hub
+from hf_radin.examine import Files, Options, look_at
+from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.labels import align, read_labels
+from hf_radin.places import find_places
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
+
+# Fields of a configuration, by their beginnings, that may differ among fine-tunes of one start.
+_NOT_COMPARED = (
+    "_",
+    "architectures",
+    "dtype",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer",
+    "label2id",
+    "label_names",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about one checkpoint.
+
+    Args:
+        id: what the user called it.
+        problem: why it can't go into a soup with the others; empty if it can.
+        notes: what is done about it and should be known: a copy that is kept once, classes that are permuted.
+        files: what it has; None if it could not be looked at.
+        ingredient: for a soup; None if there is a problem or it is a copy.
+    """
+
+    id: str
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+    files: Files | None = None
+    ingredient: Ingredient | None = None
+
+
+def gather(
+    models: str | Path | Sequence[str | Path],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    image_processor: str | Path | None = None,
+) -> Ingredients:
+    """Find checkpoints and vet them from their small files and the headers of their weights.
+
+    No weights are downloaded. Of checkpoints with equal weights one is kept. Classes that stand in another order are
+    brought into that of the first; placeholders (`LABEL_0`) are matched to names by their numbers.
+
+    Args:
+        models: a pattern (`runs/ft-*`, `org/ft-*`), a Hub id (`org/a`, `org/a@rev`, `org/a@rev:subfolder`), the
+            address of a collection on the Hub, a folder, a Trainer's run (its best checkpoint), a `.txt` or `.yaml`
+            file that lists such names, or a list of these. What is on disk goes before what is on the Hub.
+        revision: branch, tag or commit for the Hub ids that name none.
+        allow_pickle: read `.bin` weights where there are no safetensors.
+        trust_remote_code: run code that comes with a checkpoint.
+        image_processor: Hub id or folder of the processor to use in place of the checkpoints' own.
+
+    Raises:
+        ValueError: if nothing matches, fewer than two checkpoints are left, one of them lacks its configuration,
+            weights, head or processor, or they differ in architecture, classes, sizes or preprocessing. The odd one
+            out and the difference are named.
+    """
+    named = [models] if isinstance(models, (str, Path)) else list(models)
+    found = locate(
+        named,
+        revision=revision,
+        token=token,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        image_processor=image_processor,
+    )
+    if len(found) < 2:
+        raise ValueError(
+            f"A soup needs at least two different checkpoints; {', '.join(map(str, named)) or 'an empty list'} gives "
+            f"{found[0].id if found else 'none'}."
+        )
+    return found
+
+
+def locate(models: Sequence[str | Path], **options: Any) -> Ingredients:
+    """As `gather`, for any number of checkpoints: a recipe may have a single ingredient."""
+    verdicts = inspect(models, **options)
+    refused = [one for one in verdicts if one.problem]
+    if refused:
+        more = f" {len(refused) - 1} more can't be used either; `hf-radin inspect` lists all." if refused[1:] else ""
+        raise ValueError(refused[0].problem + more)
+    for one in verdicts:
+        for note in one.notes:
+            logger.warning("%s", note)
+    return Ingredients([one.ingredient for one in verdicts if one.ingredient])
+
+
+def inspect(
+    models: str | Path | Sequence[str | Path],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    image_processor: str | Path | None = None,
+    base_revisions: Mapping[str, str] | None = None,
+) -> tuple[Verdict, ...]:
+    """Look at each checkpoint and say whether it can go into a soup with the others. Arguments as in `gather`.
+
+    Args:
+        base_revisions: of the base models of adapters by their ids, in place of what the adapters say.
+
+    Raises:
+        ValueError: if a name stands for nothing, or there is no such image processor.
+    """
+    options = Options(allow_pickle, trust_remote_code, token, base_revisions or {})
+    named = [models] if isinstance(models, (str, Path)) else list(models)
+    places = find_places([str(name) for name in named], revision=revision, token=token)
+    processor = _find_processor(image_processor, options) if image_processor is not None else {}
+    headers: dict[str, str] = {}
+    found = look_at(places, options)
+    verdicts = [
+        Verdict(place.name, problem=str(one))
+        if isinstance(one, ValueError)
+        else _vet_alone(one, processor, options, headers)
+        for place, one in zip(places, found, strict=True)
+    ]
+    return tuple(_vet_together(_kept_once(verdicts)))
+
+
+def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
+    """What an ingredient says of the image processor that the user named: its revision, and where it is."""
+    folder, pinned = Path(name), str(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        files = [*checkpoint.PROCESSOR_FILES, checkpoint.CONFIG]
+        missing = f"The image processor {name} is no folder here and no model on the Hub"
+        repo_id, _, revision = str(name).partition("@")
+        with asking_the_hub(f"The image processor {name}", revision=revision, missing=missing):
+            folder = Path(
+                snapshot_download(repo_id, revision=revision or None, allow_patterns=files, token=options.token)
+            )
+        pinned = f"{repo_id}@{folder.name}"
+    modeling.load_processor(folder, trust_remote_code=options.trust_remote_code)
+    return {"image_processor": pinned, "processor_folder": folder.resolve()}
+
+
+def _vet_alone(files: Files, processor: dict[str, Any], options: Options, headers: dict[str, str]) -> Verdict:
+    """Whether configuration, processor and weights of one checkpoint fit together.
+
+    Args:
+        headers: what was found before: fine-tunes of one sweep have one configuration and one header.
+    """
+    name, trust = files.place.name, options.trust_remote_code
+    base = None
+    try:
+        if files.base is None:
+            config = modeling.load_config(files.folder, trust_remote_code=trust)
+        else:
+            base = _ingredient(files.base, (), "", options)
+            config = lora.load_adapter_config(
+                files.folder, files.base.folder, files.header or {}, trust_remote_code=trust
+            )
+        labels = read_labels(name, config)
+        notes = _check_header(files, config, options, headers)
+        ingredient = replace(
+            _ingredient(files, labels, _architecture(config), options),
+            base=base,
+            **processor,
+        )
+        _ = ingredient.processor
+    except ValueError as error:
+        text = str(error)
+        return Verdict(name, problem=text if name in text else f"{name}: {text}", files=files)
+    return Verdict(name, notes=notes, files=files, ingredient=ingredient)
+
+
+def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, options: Options) -> Ingredient:
+    place = files.place
+    return Ingredient(
+        id=place.name,
+        revision=files.revision,
+        folder=files.folder,
+        labels=labels,
+        architecture=architecture,
+        repo_id=place.repo_id,
+        subfolder=place.subfolder,
+        stamp=files.stamp,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+        token=options.token if place.repo_id else None,
+    )
+
+
+def _check_header(
+    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, str]
+) -> tuple[str, ...]:
+    """Whether the weights' headers fill the model; what is to be said of tensors that have no place in it."""
+    name, trust = files.place.name, options.trust_remote_code
+    if files.header is None or (files.base and files.base.header is None):
+        return (f"{name}: its weights are pickled; whether they fit is known when they are loaded.",)
+    if not files.header:
+        raise ValueError(f"{name}: its weights hold no tensor.")
+    base_header = (files.base.header or {}) if files.base else {}
+    same = json.dumps([config.to_dict(), files.header, base_header], sort_keys=True, default=str)
+    if same not in headers:
+        if files.base:
+            unused = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
+        else:
+            unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
+        headers[same] = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
+    if headers[same]:
+        return (f"{name} has weights that its model does not use: {headers[same]}. They are left out.",)
+    return ()
+
+
+def _architecture(config: PretrainedConfig) -> str:
+    named = config.architectures
+    return str(named[0]) if isinstance(named, list) and named else str(config.model_type)
+
+
+def _kept_once(verdicts: list[Verdict]) -> list[Verdict]:
+    """Of checkpoints with equal weights the first is an ingredient, and the others say so."""
+    first: dict[Any, str] = {}
+    kept = []
+    for one in verdicts:
+        if one.ingredient and one.files and one.files.weights:
+            content = (one.files.weights, one.files.base.weights if one.files.base else None)
+            twin = first.setdefault(content, one.id)
+            if twin != one.id:
+                note = f"{one.id} is the same checkpoint as {twin}: kept once."
+                one = replace(one, ingredient=None, notes=(*one.notes, note))
+        kept.append(one)
+    return kept
+
+
+def _vet_together(verdicts: list[Verdict]) -> Iterator[Verdict]:
+    """Refuse ingredients that can't be averaged, or that the same images can't be shown to; align their classes.
+
+    What most of them agree on is taken to be right, so that it is the odd one out that has the problem.
+    """
+    ingredients = [one.ingredient for one in verdicts if one.ingredient]
+    problems = _differences(ingredients)
+    aligned = align([one for one in ingredients if one.id not in problems])
+    for one in verdicts:
+        if one.ingredient is None:
+            yield one
+        elif problem := problems.get(one.id) or aligned[one.id].problem:
+            yield replace(one, problem=problem, ingredient=None)
+        else:
+            labels, order, note = aligned[one.id].labels, aligned[one.id].order, aligned[one.id].note
+            notes = (*one.notes, note) if note else one.notes
+            yield replace(one, ingredient=replace(one.ingredient, labels=labels, order=order), notes=notes)
+
+
+def _differences(ingredients: list[Ingredient]) -> dict[str, str]:
+    """For each ingredient that is not like most, by id, the first thing in which it differs, in words."""
+    found: dict[str, str] = {}
+    _compare(found, ingredients, lambda one: {"architecture": one.architecture})
+    _compare(found, ingredients, lambda one: {"number of classes": len(one.labels)})
+    _compare(found, ingredients, lambda one: {"base model": one.base and one.base.id} if one.base else {})
+    _compare(found, ingredients, lambda one: _prefixed("configuration's ", _compared(one.config)))
+    _compare(found, ingredients, _shapes, absent="absent")
+    _compare(found, ingredients, _processor_fields, absent=None)
+    return found
+
+
+_ANY = object()
+
+
+def _compare(found: dict[str, str], ingredients: list[Ingredient], fields_of: Any, *, absent: Any = _ANY) -> None:
+    """Add to `found` those whose fields are not the common ones, with all fields in which they differ.
+
+    Args:
+        absent: what a field counts as that only some have; by default such a field is not compared.
+    """
+    fields = {one.id: fields_of(one) for one in ingredients if one.id not in found}
+    names = sorted(set().union(*fields.values())) if fields else []
+    differences: dict[str, list[str]] = {}
+    for name in names:
+        values = {one: has.get(name, absent) for one, has in fields.items()}
+        if any(value is _ANY for value in values.values()):
+            continue
+        common = Counter(map(repr, values.values())).most_common(1)[0][0]
+        other = next(one for one, value in values.items() if repr(value) == common)
+        for one, value in values.items():
+            if repr(value) != common:
+                start = "; " if one in differences else f"{one} differs from {other} in "
+                differences.setdefault(one, []).append(f"{start}{name}: {value!r} against {common}")
+    for one, parts in differences.items():
+        more = f"; and {len(parts) - 8} more" if parts[8:] else ""
+        found[one] = (
+            f"{''.join(parts[:8])}{more}. Leave it out, or gather checkpoints of one architecture, one set of classes "
+            f"and one image processor{'; --image-processor ID takes one for all' if absent is None else ''}."
+        )
+
+
+def _prefixed(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in fields.items()}
+
+
+def _compared(config: PretrainedConfig) -> dict[str, Any]:
+    """What of a configuration decides about the model's outputs: neither names, nor bookkeeping, nor training."""
+    fields = _flatten(config.to_dict())
+    return {
+        name: value
+        for name, value in fields.items()
+        if not any(part.startswith(_NOT_COMPARED) or "drop" in part for part in name.split("."))
+    }
+
+
+def _shapes(ingredient: Ingredient) -> dict[str, tuple[int, ...]]:
+    """Shapes by module name, from the configuration alone: file names of tensors differ between versions."""
+    model = modeling.empty_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code)
+    return {f"shape of {name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _processor_fields(ingredient: Ingredient) -> dict[str, Any]:
+    """What of an image processor may change pixels: all but its name, which is that of the backend too."""
+    fields = _flatten(ingredient.processor.to_dict())
+    return _prefixed(
+        "image processor's ",
+        {name: value for name, value in fields.items() if name not in ("image_processor_type", "processor_class")},
+    )
+
+
+def _flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

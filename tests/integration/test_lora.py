@@ -1,0 +1,154 @@
+"""A LoRA adapter and its base are an ingredient like any other: merged, head included."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTModel
+
+import hf_radin
+from hf_radin import Recipe, adapter
+
+
+def save_adapter(base: Path, folder: Path, seed: int, *, head: bool = True, processor: bool = True) -> None:
+    """An adapter that was moved a little at random: what is tested is that it is merged, not that it learnt."""
+    torch.manual_seed(seed)
+    model = ViTForImageClassification.from_pretrained(base, num_labels=10, ignore_mismatched_sizes=True)
+    kept = ["classifier"] if head else None
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=kept))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    if processor:
+        shutil.copy(base / "preprocessor_config.json", folder)
+
+
+@pytest.fixture
+def adapters(start, tmp_path) -> Path:
+    shutil.copytree(start, tmp_path / "base")
+    for number in range(3):
+        save_adapter(tmp_path / "base", tmp_path / "adapters" / f"ft-{number}", number)
+    return tmp_path / "adapters"
+
+
+def merged(folder: Path) -> dict[str, torch.Tensor]:
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = ViTForImageClassification.from_pretrained(base, dtype=torch.float64)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().state_dict()
+
+
+def test_an_ingredient_is_the_base_with_the_adapter_merged(adapters, digits, tmp_path):
+    found = hf_radin.gather(f"{adapters}/*")
+    assert found.labels == tuple(NAMES) and len(found) == 3
+    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    inputs = bank.prepared.read(0)[2]
+    base = ViTForImageClassification.from_pretrained(tmp_path / "base")
+    unmerged = PeftModel.from_pretrained(base, str(adapters / "ft-1")).eval()
+    with torch.inference_mode():
+        expected = unmerged(**inputs).logits.numpy()
+    np.testing.assert_allclose(bank.logits(1)[: len(expected)], expected, atol=1e-5)
+    assert len(hf_radin.LogitBank.open(bank.folder).ingredients) == 3
+
+
+def test_the_soup_of_adapters_is_an_ordinary_model(adapters, tmp_path):
+    found = hf_radin.gather(f"{adapters}/*")
+    recipe = Recipe(found.ids, (0.5, 0.3, 0.2))
+    hf_radin.average(found, recipe, output=tmp_path / "soup")
+    soup, report = AutoModelForImageClassification.from_pretrained(tmp_path / "soup", output_loading_info=True)
+    assert not any(report.values()) and not list((tmp_path / "soup").glob("adapter*"))
+    parts = [merged(one.folder) for one in found]
+    for name, tensor in soup.state_dict().items():
+        by_hand = sum(weight * part[name] for weight, part in zip(recipe.weights, parts, strict=True))
+        torch.testing.assert_close(tensor, by_hand.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_adapters_and_their_base_mix(adapters, tmp_path):
+    found = hf_radin.gather([tmp_path / "base", adapters / "ft-0"])
+    half = hf_radin.average(found, Recipe.uniform(found.ids))["classifier.weight"]
+    base = ViTForImageClassification.from_pretrained(tmp_path / "base").classifier.weight.double()
+    torch.testing.assert_close(half, ((base + merged(adapters / "ft-0")["classifier.weight"]) / 2).float())
+
+
+def test_a_head_of_its_own_on_a_base_without_one(start, tmp_path, digits):
+    """As on the Hub: a base that was pretrained without classes, adapters that bring the head."""
+    base = ViTModel.from_pretrained(start, add_pooling_layer=False)
+    base.config.num_labels = 5
+    base.save_pretrained(tmp_path / "base")
+    shutil.copy(start / "preprocessor_config.json", tmp_path / "base")
+    for number in range(2):
+        save_adapter(tmp_path / "base", tmp_path / f"ft-{number}", number, processor=False)
+    found = hf_radin.gather(f"{tmp_path}/ft-*")
+    assert found.labels == tuple(f"LABEL_{index}" for index in range(10))  # an adapter's folder names no classes
+    model = adapter.load(found[0], torch.float32)
+    head = load_file(tmp_path / "ft-0" / "adapter_model.safetensors")["base_model.model.classifier.weight"]
+    assert torch.equal(model.classifier.weight, head)
+    hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+
+
+def test_a_base_without_a_head_needs_one_from_the_adapter(start, tmp_path):
+    ViTModel.from_pretrained(start, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    shutil.copy(start / "preprocessor_config.json", tmp_path / "base")
+    for number in range(2):
+        save_adapter(tmp_path / "base", tmp_path / f"ft-{number}", number, head=False)
+    with pytest.raises(ValueError, match=r"ft-0: no weights for classifier.bias, classifier.weight"):
+        hf_radin.gather(f"{tmp_path}/ft-*")
+
+
+def test_a_base_that_changed_is_noticed(adapters, runs, tmp_path):
+    found = hf_radin.gather(f"{adapters}/*")
+    shutil.copy(runs / "ft-4" / "model.safetensors", tmp_path / "base" / "model.safetensors")
+    with pytest.raises(ValueError, match="base has changed"):
+        hf_radin.average(found, Recipe.uniform(found.ids))
+    assert {one.key for one in found}.isdisjoint(one.key for one in hf_radin.gather(f"{adapters}/*"))
+
+
+def test_adapters_of_different_bases_make_no_soup(adapters, runs):
+    save_adapter(runs / "ft-4", adapters / "ft-3", 3)
+    with pytest.raises(ValueError, match=r"ft-3 differs from .*ft-0 in base model"):
+        hf_radin.gather(f"{adapters}/*")
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_named(adapters):
+    path = adapters / "ft-1" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"
+    save_file({**tensors, name: tensors[name][:2].contiguous()}, path, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"ft-1: the adapter does not fit its base model: .*lora_A.weight has \(2, 32"
+    ):
+        hf_radin.gather(f"{adapters}/*")
+    save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lora_A.weight has nothing for \(4, 32\)"):
+        hf_radin.gather(f"{adapters}/*")
+
+
+def test_a_copy_of_an_adapter_is_kept_once(adapters, caplog):
+    shutil.copytree(adapters / "ft-0", adapters / "ft-copy")
+    assert len(hf_radin.gather(f"{adapters}/*")) == 3
+    assert "ft-copy is the same checkpoint as" in caplog.text
+
+
+def test_without_peft_it_is_said_what_to_install(adapters, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"ft-0 is a LoRA adapter: install hf_radin\[peft\]"):
+        hf_radin.gather(f"{adapters}/*")
+
+
+def test_a_soup_of_adapters_is_cooked_again(adapters, digits, tmp_path):
+    from hf_radin.soup import cook
+
+    found = hf_radin.gather(f"{adapters}/*")
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    cooked = hf_radin.average(*cook(tmp_path / "soup"))
+    assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())

@@ -1,0 +1,92 @@
+"""The names that users have for checkpoints: runs, their best checkpoints, lists in files."""
+
+import json
+import shutil
+
+import pytest
+
+import hf_radin
+
+
+@pytest.fixture
+def sweep(runs, tmp_path, monkeypatch):
+    """Two runs of two checkpoints each, as the Trainer leaves them."""
+    for run, (first, last) in {"lr-1": (0, 1), "lr-2": (2, 3)}.items():
+        for step, number in ((9, first), (100, last)):
+            shutil.copytree(runs / f"ft-{number}", tmp_path / "sweep" / run / f"checkpoint-{step}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "sweep"
+
+
+def say_best(run, path: str | None, step: int = 100) -> None:
+    (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": path}))
+
+
+def test_all_checkpoints_of_all_runs(sweep):
+    assert hf_radin.gather("sweep/*/checkpoint-*").ids == (
+        "sweep/lr-1/checkpoint-100",
+        "sweep/lr-1/checkpoint-9",
+        "sweep/lr-2/checkpoint-100",
+        "sweep/lr-2/checkpoint-9",
+    )
+
+
+def test_a_run_stands_for_its_best_checkpoint(sweep, caplog):
+    caplog.set_level("INFO")
+    say_best(sweep / "lr-1", "/scratch/me/lr-1/checkpoint-9")  # where the run was made
+    say_best(sweep / "lr-2", "./lr-2/checkpoint-100")
+    assert hf_radin.gather("sweep/lr-*/").ids == ("sweep/lr-1/checkpoint-9", "sweep/lr-2/checkpoint-100")
+    assert "sweep/lr-1: checkpoint-9 is the best of 2 checkpoints by trainer_state.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("best", "message"),
+    [
+        (None, "trainer_state.json names no best one: its last checkpoint, checkpoint-100, is used"),
+        ("lr-1/checkpoint-55", "names checkpoint-55, which is not there: its last checkpoint, checkpoint-100"),
+    ],
+)
+def test_where_the_best_is_not_known_it_is_the_last_and_said(sweep, caplog, best, message):
+    say_best(sweep / "lr-1", best)
+    assert hf_radin.gather(["sweep/lr-1", "sweep/lr-2"]).ids[0] == "sweep/lr-1/checkpoint-100"
+    assert message in caplog.text
+
+
+def test_a_run_with_a_model_of_its_own_is_that_model(sweep, runs):
+    shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
+    assert hf_radin.gather("sweep/lr-*").ids == ("sweep/lr-1", "sweep/lr-2/checkpoint-100")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("models.txt", "# the good ones\nsweep/lr-1/checkpoint-9\n\nsweep/lr-2/*  # both\n"),
+        ("models.yaml", "- sweep/lr-1/checkpoint-9\n- sweep/lr-2/*\n"),
+        ("models.yml", "models:\n  - sweep/lr-1/checkpoint-9\n  - sweep/lr-2/*\n"),
+    ],
+)
+def test_a_file_lists_checkpoints(sweep, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert hf_radin.gather(name).ids == (
+        "sweep/lr-1/checkpoint-9",
+        "sweep/lr-2/checkpoint-100",
+        "sweep/lr-2/checkpoint-9",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("models.txt", "\n# nothing\n", "models.txt lists no checkpoints"),
+        ("models.txt", "models.txt\n", "models.txt lists 'models.txt', which is a file"),
+        ("models.yaml", "a: [", "models.yaml can't be read as a list of checkpoints"),
+        ("models.yaml", "paths: [a, b]", "models.yaml lists no checkpoints"),
+        ("models.yaml", "- 5\n", "models.yaml lists no checkpoints"),
+        ("models.yaml", "!!python/object/apply:os.mkdir [harm]", "models.yaml can't be read"),
+    ],
+)
+def test_a_file_that_lists_none_is_refused(sweep, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        hf_radin.gather(name)
+    assert not (tmp_path / "harm").exists()
