@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_radin import adapter, checkpoint, modeling
+from hf_radin.batchnorm import Statistics, estimate_statistics
 from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
 from hf_radin.processes import on_main_process
@@ -28,6 +29,7 @@ def average(
     output: str | Path | None = None,
     overwrite: bool = False,
     dtype: str | torch.dtype | None = None,
+    statistics: Statistics | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
 
@@ -37,6 +39,8 @@ def average(
             main one writes.
         overwrite: allow an output folder that holds something.
         dtype: of the result; by default that of the ingredients, float32 if they differ.
+        statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
+            of the ingredients are averaged like all else.
 
     Returns:
         The tensors of the averaged model's `state_dict()`.
@@ -48,7 +52,7 @@ def average(
     if output is not None:
         refuse_ingredients(Path(output), ingredients)
         check_output(Path(output), overwrite=overwrite)
-    model = average_model(ingredients, recipe, dtype=dtype)
+    model = average_model(ingredients, recipe, dtype=dtype, statistics=statistics)
     if output is not None:
         processor = ingredients.select(recipe.used)[0].processor
         on_main_process(
@@ -76,9 +80,21 @@ def refuse_ingredients(output: Path, ingredients: Ingredients) -> None:
 
 
 def average_model(
-    ingredients: Ingredients, recipe: Recipe, *, dtype: str | torch.dtype | None = None
+    ingredients: Ingredients,
+    recipe: Recipe,
+    *,
+    dtype: str | torch.dtype | None = None,
+    statistics: Statistics | None = None,
 ) -> PreTrainedModel:
-    """The averaged model, in evaluation mode on the CPU. See `average`.
+    """The averaged model, in evaluation mode on the CPU. See `average`."""
+    model = _averaged(ingredients, recipe, dtype)
+    if statistics is not None and len(recipe.used) > 1:
+        estimate_statistics(model, statistics)
+    return model
+
+
+def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype | None) -> PreTrainedModel:
+    """The average of all tensors.
 
     Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hf_radin import ensemble
+from hf_radin.batchnorm import Statistics
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.prepared import Prepared
@@ -31,12 +32,14 @@ class LogitBank:
         ingredients: those whose logits this bank gives; the folder may hold more.
         about: the contents of `bank.json`.
         request: the arguments of `compute_logits`, to do the same for another split.
+        statistics: images that soups estimate BatchNorm statistics from, where the models have any.
     """
 
     folder: Path
     ingredients: Ingredients
     about: dict[str, Any]
     request: dict[str, Any] = field(default_factory=dict, repr=False)
+    statistics: Statistics | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> LogitBank:
@@ -58,7 +61,11 @@ class LogitBank:
         request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
         request |= {name: about[name] for name in ("batch_size", "dtype", "on_error")}
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
-        return cls(folder, Ingredients(_told_apart([one for one in found if _is_there(one)])), about, request)
+        statistics = _read_statistics(folder)
+        if statistics:
+            request |= {f"batchnorm_{name}": statistics.about[name] for name in ("split", "images")}
+        ingredients = Ingredients(_told_apart([one for one in found if _is_there(one)]))
+        return cls(folder, ingredients, about, {**request, "strangers": "keep"}, statistics)
 
     def __repr__(self) -> str:
         data = self.about["data"]
@@ -170,6 +177,23 @@ def is_finite(folder: Path, ingredient: Ingredient) -> bool:
     return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
 
 
+def write_statistics(folder: Path, statistics: Statistics | None) -> None:
+    """Say where the images of the BatchNorm statistics are, for those who open the bank."""
+    if statistics is not None:
+        images = statistics.images
+        where = {"pixels": os.path.relpath(images.folder, folder), "blocks": images.blocks, "size": images.size}
+        text = json.dumps({**where, "about": statistics.about}, indent=2)
+        write_atomically(folder / "batchnorm.json", lambda path: path.write_text(text))
+
+
+def _read_statistics(folder: Path) -> Statistics | None:
+    try:
+        read = json.loads((folder / "batchnorm.json").read_text())
+    except FileNotFoundError:
+        return None
+    return Statistics(Prepared((folder / read["pixels"]).resolve(), read["blocks"], read["size"]), read["about"])
+
+
 _FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")
 
 
@@ -194,8 +218,3 @@ def _from_record(record: dict[str, Any]) -> Ingredient:
         order=record["order"] and tuple(record["order"]),
         base=record["base"] and _from_record(record["base"]),
     )
-
-
-def digest(*parts: Any) -> str:
-    """A short name for what JSON says of the parts."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     average.add_argument("--models", nargs="+", help="where the ingredients are now, if not where the recipe says")
     average.add_argument("--image-processor", metavar="ID", help="where it is now, if one was named for the soup")
     average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
+    average.add_argument("--dataset", help="of models with BatchNorm, where the images for its statistics are now")
+    average.add_argument("--cache-dir", type=Path, help="where these are kept (default: hf_radin in HF_HOME)")
     average.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
     average.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
     average.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
@@ -79,6 +81,9 @@ def soup_options() -> argparse.ArgumentParser:
     add("--image-column", help="needed if the dataset has several")
     add("--label-column", help="needed if it can't be told")
     add("--on-error", choices=("raise", "skip"), default="raise", help="what to do with an unreadable image")
+    add("--drop-strangers", action="store_true", help="leave out models that don't share their start with the others")
+    add("--batchnorm-split", metavar="SPLIT", help="whose images give BatchNorm its statistics anew (default: train)")
+    add("--batchnorm-images", type=int, default=1024, metavar="N", help="how many of these to draw (default 1024)")
     add(
         "--method",
         choices=("radin", "greedy", "uniform", "best_single"),
@@ -213,8 +218,9 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     if args.test_split:
         test = open_split(split=args.test_split, **source)
         check_first_label(test, match_labels(test, ingredients.labels))
-    running = {name: getattr(args, name) for name in ("batch_size", "dtype", "on_error", "cache_dir")}
-    return {**source, "split": split, **running}
+    names = ("batch_size", "dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
+    running = {name: getattr(args, name) for name in names}
+    return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
 
 
 def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
@@ -274,7 +280,7 @@ def table(soup: Soup) -> str:
 def _average(args: argparse.Namespace) -> None:
     from hf_radin.averaging import average
     from hf_radin.files import check_output
-    from hf_radin.soup import cook
+    from hf_radin.soup import cook, cook_statistics
 
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
@@ -282,7 +288,8 @@ def _average(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
     options |= {"image_processor": args.image_processor} if args.image_processor else {}
     ingredients, recipe = cook(args.recipe, **options)
-    average(ingredients, recipe, output=args.output, overwrite=args.overwrite)
+    statistics = cook_statistics(args.recipe, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
+    average(ingredients, recipe, output=args.output, overwrite=args.overwrite, statistics=statistics)
     say(f"The soup is in {args.output}.")
 
 

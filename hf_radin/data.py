@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
+
+# How many times a sample's size is read of a stream that can't be read whole.
+POOL = 16
 
 # The name of a dataset that has none: it came as an object.
 OBJECT = "Dataset"
@@ -110,6 +113,33 @@ def open_split(
         label_column=label_column,
         class_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
     )
+
+
+def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
+    """Some of a split's rows, drawn at random: the same ones in every process and every run.
+
+    From a `Dataset` and from local files all rows have the same chance. A stream from the Hub is read as far as
+    `POOL` times the sample goes, from shards in random order: all of it may be more than anybody wants to download.
+    """
+    import datasets
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    if hasattr(split.rows, "select"):
+        chosen = np.sort(generator.permutation(len(split.rows))[:count])
+        rows = split.rows.select(chosen)
+    else:
+        stream = split.rows
+        if split.revision is not None:
+            stream = stream.shuffle(seed=seed, buffer_size=1).take(POOL * count)
+        kept: list[tuple[int, dict[str, Any]]] = []
+        for number, row in enumerate(stream):  # reservoir sampling: nothing is held but the sample
+            place = number if number < count else int(generator.integers(number + 1))
+            if place < count:
+                kept[place : place + 1] = [(number, row)]
+        kept.sort(key=lambda pair: pair[0])
+        rows = datasets.Dataset.from_list([row for _, row in kept], features=stream.features)
+    return replace(split, rows=rows, key=f"{split.key}~{count}~{seed}")
 
 
 def _load_folder(folder: Path, config_name: str | None) -> Any:

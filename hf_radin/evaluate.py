@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_radin import adapter
-from hf_radin.bank import LogitBank, digest
+from hf_radin.bank import LogitBank
 from hf_radin.checkpoint import as_dtype
-from hf_radin.files import write_atomically
+from hf_radin.files import digest, write_atomically
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
 
@@ -48,7 +48,8 @@ def measure(
     from accelerate import Accelerator
 
     parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
-    path = bank.folder / "soups" / f"{digest(parts)}.npy"
+    anew = [bank.statistics.about["key"]] if bank.statistics else []
+    path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
     if on_main_process(path.exists):
         on_block(len(bank))
         return np.load(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # How the name of a folder begins that is being filled; a killed run may leave one.
 PARTIAL = ".hf_radin."
@@ -65,3 +68,8 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
             old.discard(folder / path.name)
         for path in old:
             path.unlink(missing_ok=True)
+
+
+def digest(*parts: Any) -> str:
+    """A short name for what JSON says of the parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]

@@ -7,7 +7,7 @@ import logging
 import operator
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,16 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from hf_radin import adapter
-from hf_radin.bank import LogitBank, digest, is_finite, logits_path, read_about, record_path, write_record
+from hf_radin.bank import (
+    LogitBank,
+    is_finite,
+    logits_path,
+    read_about,
+    record_path,
+    write_record,
+    write_statistics,
+)
+from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, Split, match_labels, open_split
-from hf_radin.files import write_atomically
+from hf_radin.data import OBJECT, match_labels, open_split
+from hf_radin.files import digest, write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.prepared import Prepared, block_path, prepare_split
+from hf_radin.prepared import BLOCK, Prepared, find_home, prepare_once
 from hf_radin.processes import on_main_process, progress_bar
+from hf_radin.trial import sound, try_all
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +44,6 @@ logger = logging.getLogger(__name__)
 # Images in one forward pass unless the user says otherwise: enough to fill a CPU's or a GPU's arithmetic units for
 # most classifiers, small enough for 8 GB.
 BATCH_SIZE = 64
-
-# Samples in a block of prepared images and logits: the unit of work of a process, and what a killed run loses at most.
-BLOCK = 256
 
 
 def compute_logits(
@@ -52,6 +58,9 @@ def compute_logits(
     batch_size: int | str = "auto",
     dtype: str | torch.dtype | None = None,
     on_error: str = "raise",
+    strangers: str = "warn",
+    batchnorm_split: str | None = None,
+    batchnorm_images: int = IMAGES,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -70,6 +79,11 @@ def compute_logits(
         batch_size: images in a forward pass; `auto` is 64.
         dtype: of the weights while running: float32 unless you say otherwise. For autocast see `accelerator`.
         on_error: an image that can't be read raises a ValueError, or with `skip` is left out and counted.
+        strangers: what to do with ingredients whose weights say that they don't share their start with the others:
+            `warn`, `drop` them, or `keep` them without a word.
+        batchnorm_split: of models with BatchNorm, the split whose images soups estimate their statistics anew from;
+            its labels are not used. By default `train` if the dataset has it, else the split itself.
+        batchnorm_images: how many of them, drawn at random with a fixed seed.
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
         cache_dir: where banks and prepared images are kept; by default `hf_radin` in HF_HOME.
 
@@ -78,7 +92,6 @@ def compute_logits(
             weights, or fewer than two ingredients give finite logits.
     """
     from accelerate import Accelerator
-    from huggingface_hub.constants import HF_HOME
 
     if len(ingredients) < 2:
         raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
@@ -86,6 +99,9 @@ def compute_logits(
     weights_dtype = as_dtype(dtype or "float32")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
+    if strangers not in ("warn", "drop", "keep"):
+        raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
+    check_images(batchnorm_images)
     accelerator = accelerator or Accelerator()
     if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
         raise ValueError(
@@ -98,11 +114,7 @@ def compute_logits(
     if opened.name != OBJECT and opened.revision is None:
         source["dataset"] = str(Path(dataset).resolve())  # the same folder, wherever the process goes
     opened = replace(opened, key=on_main_process(lambda: opened.key))  # an object without fingerprint has a random one
-    home = (Path(cache_dir) if cache_dir is not None else Path(HF_HOME) / "hf_radin").resolve()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
+    home = find_home(cache_dir)
     processor = ingredients[0].processor
     about = {
         "data": opened.describe(),
@@ -113,6 +125,7 @@ def compute_logits(
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
+    sampled = find_sampled(ingredients[0], opened, source, batchnorm_split)
     # what the data are called may vary (`data`, `./data`); what they are is in the key
     images = {
         **opened.describe(),
@@ -123,11 +136,18 @@ def compute_logits(
     folder = home / "banks" / digest(images, about["dtype"], about["mixed_precision"])
     with _alone(folder):
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
-        # a checkpoint that can't be run is refused before the first image is read
-        for one in ingredients.select(missing[accelerator.process_index :: accelerator.num_processes]):
-            _try(one, processor, weights_dtype, accelerator)
-        accelerator.wait_for_everyone()
-        prepared = _prepare(opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator)
+        # a checkpoint that can't be run, or is none of the family, is known before the first image is read
+        try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
+        ingredients = sound(ingredients, home, strangers)
+        missing = [name for name in missing if name in ingredients.ids]
+        statistics = None
+        if sampled is not None:
+            statistics = collect_statistics(
+                sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
+            )
+        prepared = prepare_once(
+            opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator, size=BLOCK
+        )
         if accelerator.is_main_process and not (folder / "bank.json").exists():
             where = None if opened.name == OBJECT else source["dataset"]
             _found(folder, prepared, {**about, "batch_size": size, "dataset": where})
@@ -136,9 +156,11 @@ def compute_logits(
         if accelerator.is_main_process:
             for one in ingredients:  # a checkpoint may have moved since its logits were computed
                 write_record(folder, one, finite=is_finite(folder, one))
+            write_statistics(folder, statistics)
         accelerator.wait_for_everyone()
     request = {**source, "batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
-    return LogitBank(folder, _usable(folder, ingredients), read_about(folder), request)
+    request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
+    return LogitBank(folder, _usable(folder, ingredients), read_about(folder), request, statistics)
 
 
 def of_split(bank: LogitBank, split: str) -> LogitBank:
@@ -175,69 +197,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _try(ingredient: Ingredient, processor: Any, dtype: torch.dtype, accelerator: Accelerator) -> None:
-    """Load a model and show it a blank image.
-
-    Raises:
-        ValueError: if a weight is missing, or the processor makes of an image what the model does not take.
-    """
-    model = adapter.load(ingredient, dtype).to(accelerator.device)
-    try:
-        inputs = adapter.prepare(processor, Image.new("RGB", (64, 64)))
-        adapter.forward(
-            model, {name: value[None] for name, value in inputs.items()}, batch_size=1, accelerator=accelerator
-        )
-    except Exception as error:  # each architecture fails in its own way
-        raise ValueError(
-            f"{ingredient.id}: its model can't be run on what its image processor makes: {error}"
-        ) from error
-
-
-def _prepare(
-    split: Split,
-    folder: Path,
-    prepare: Callable[..., Any],
-    to_class: Callable[[Any], int],
-    on_error: str,
-    accelerator: Accelerator,
-) -> Prepared:
-    """Decode and prepare the split with all processes, unless it is there."""
-    done = folder / "split.json"
-    if not on_main_process(lambda: _is_prepared(folder)):
-        length = len(split.rows) if hasattr(split.rows, "__len__") else None
-        with progress_bar(total=length, desc="Preparing images", unit="image") as bar:
-            blocks, order = prepare_split(
-                split,
-                folder,
-                prepare=prepare,
-                to_class=to_class,
-                size=BLOCK,
-                on_error=on_error,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
-                on_block=bar.update,
-            )
-        if order != on_main_process(lambda: order):
-            raise ValueError(
-                f"Two processes were given {split.name}, split {split.split!r}, in different orders. Shuffle it "
-                "with a seed, or not at all."
-            )
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks, "size": BLOCK})))
-        accelerator.wait_for_everyone()
-    return Prepared(folder, **json.loads(done.read_text()))
-
-
-def _is_prepared(folder: Path) -> bool:
-    """Whether all blocks are there; they may have been removed to save space."""
-    try:
-        blocks = json.loads((folder / "split.json").read_text())["blocks"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all(block_path(folder, number).exists() for number in range(blocks))
 
 
 def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:

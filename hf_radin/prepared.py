@@ -12,14 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin.data import Split, label_of
 from hf_radin.files import write_atomically
+from hf_radin.processes import on_main_process, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from accelerate import Accelerator
     from datasets import Dataset, IterableDataset
     from PIL.Image import Image
 
+# Samples in a block of prepared images and logits: the unit of work of a process, and what a killed run loses at most.
+BLOCK = 256
+
 Prepare = Callable[["Image"], "dict[str, torch.Tensor]"]
+
+
+def find_home(cache_dir: str | Path | None) -> Path:
+    """Where banks and prepared images are kept: by default `hf_radin` in HF_HOME.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    from huggingface_hub.constants import HF_HOME
+
+    home = (Path(cache_dir) if cache_dir is not None else Path(HF_HOME) / "hf_radin").resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
+    return home
 
 
 def prepare_split(
@@ -78,6 +99,53 @@ def prepare_split(
             _write_block(path, samples, skipped)
         on_block(len(rows))
     return count, order.hexdigest()
+
+
+def prepare_once(
+    split: Split,
+    folder: Path,
+    prepare: Prepare,
+    to_class: Callable[[Any], int],
+    on_error: str,
+    accelerator: Accelerator,
+    *,
+    size: int = BLOCK,
+) -> Prepared:
+    """Decode and prepare the split with all processes, unless it is there. Arguments as in `prepare_split`."""
+    done = folder / "split.json"
+    if not on_main_process(lambda: is_prepared(folder)):
+        length = len(split.rows) if hasattr(split.rows, "__len__") else None
+        with progress_bar(total=length, desc="Preparing images", unit="image") as bar:
+            blocks, order = prepare_split(
+                split,
+                folder,
+                prepare=prepare,
+                to_class=to_class,
+                size=size,
+                on_error=on_error,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                on_block=bar.update,
+            )
+        if order != on_main_process(lambda: order):
+            raise ValueError(
+                f"Two processes were given {split.name}, split {split.split!r}, in different orders. Shuffle it "
+                "with a seed, or not at all."
+            )
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks, "size": size})))
+        accelerator.wait_for_everyone()
+    return Prepared(folder, **json.loads(done.read_text()))
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether all blocks are there; they may have been removed to save space."""
+    try:
+        blocks = json.loads((folder / "split.json").read_text())["blocks"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(block_path(folder, number).exists() for number in range(blocks))
 
 
 def _blocks(rows: Dataset | IterableDataset, size: int) -> Iterator[tuple[int, Any]]:

@@ -172,12 +172,13 @@ class _Report:
             "images": len(bank),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
+            "batchnorm": bank.statistics and bank.statistics.about,
             "classes": list(bank.classes),
             "image_processor": bank.ingredients[0].image_processor,
             "ingredients": [origin.describe(one) for one in bank.ingredients],
             "versions": versions(),
         }
-        return Soup(chosen.recipe, bank.ingredients, measured, results, about)
+        return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)
 
 
 def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank | None:
@@ -200,7 +201,11 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
         raise ValueError(
             f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."
         )
-    return replace(held_out, ingredients=bank.ingredients)
+    if bank.statistics and held_out.about["data"]["key"] == bank.statistics.about["data"]:
+        raise ValueError(
+            f"The split {held_out.split!r} gives the soup its BatchNorm statistics; another one has to prove it."
+        )
+    return replace(held_out, ingredients=bank.ingredients, statistics=bank.statistics)
 
 
 def _recipe(bank: LogitBank, weights: np.ndarray) -> Recipe:
@@ -244,7 +249,7 @@ def _predict(bank: LogitBank, recipe: Recipe, on_block: Any = lambda samples: No
     return measure(
         bank,
         recipe,
-        lambda: average_model(bank.ingredients, recipe),
+        lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics),
         batch_size=bank.about["batch_size"],
         on_block=on_block,
     )

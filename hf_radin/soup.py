@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from hf_radin import card, checkpoint, hub, modeling, origin
 from hf_radin.access import asking_the_hub
 from hf_radin.averaging import average_model, refuse_ingredients, save_checkpoint
+from hf_radin.batchnorm import Statistics, collect_statistics
+from hf_radin.data import OBJECT, open_split
 from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredients
 from hf_radin.labels import reorder
+from hf_radin.prepared import find_home
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.vetting import locate
@@ -42,6 +45,7 @@ class Soup:
         results: what soup, best single, uniform soup and ensemble reach on each split.
         about: how the soup was found: method, budget, data, versions; all of it JSON.
         folder: where the soup's own checkpoint lies, if it was read from one.
+        statistics: images that its BatchNorm statistics are estimated from, if it has any.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Soup:
         results: list[Result],
         about: dict[str, Any],
         folder: Path | None = None,
+        statistics: Statistics | None = None,
     ):
         self.recipe = recipe
         self.ingredients = ingredients
@@ -59,6 +64,7 @@ class Soup:
         self.results = results
         self.about = about
         self._folder = folder
+        self._statistics = statistics
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())
@@ -69,7 +75,7 @@ class Soup:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
             return modeling.load_model(self._folder, dtype=checkpoint.as_dtype(self.about["saved_dtype"]))
-        return average_model(self.ingredients, self.recipe)
+        return average_model(self.ingredients, self.recipe, statistics=self._statistics)
 
     @cached_property
     def processor(self) -> BaseImageProcessor:
@@ -226,6 +232,48 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
     # whichever ingredient came first then, the soup has its classes in this order
     found = Ingredients([reorder(one, tuple(fields.get("classes") or found.labels)) for one in found])
     return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
+
+
+def cook_statistics(
+    path: Path, ingredients: Ingredients, *, dataset: str | Path | None = None, cache_dir: str | Path | None = None
+) -> Statistics | None:
+    """The images that the soup of a `recipe.json` has its BatchNorm statistics from; None if it has none.
+
+    Args:
+        dataset: where the images are now; by default where the recipe says.
+
+    Raises:
+        ValueError: if the images are not there.
+    """
+    path = path / RECIPE if path.is_dir() else path
+    fields = read_recipe_file(path)
+    about = fields.get("batchnorm")
+    if not about:
+        return None
+    from accelerate import Accelerator
+
+    data = fields["data"]
+    if dataset is None and data["name"] == OBJECT:
+        raise ValueError(
+            f"{path}: BatchNorm statistics came from a Dataset object; say where its images are (--dataset)."
+        )
+    source = {name: data[name] for name in ("config_name", "image_column", "label_column")}
+    revision = data["revision"] if dataset is None else None
+    split = open_split(dataset or data["name"], split=about["split"], revision=revision, **source)
+    if split.key != about["data"]:
+        logger.warning(
+            "It can't be told whether the images of %s are those that the soup had its BatchNorm statistics from.",
+            split.name,
+        )
+    return collect_statistics(
+        split,
+        about["images"],
+        find_home(cache_dir),
+        processor=ingredients[0].processor,
+        on_error=about["on_error"],
+        accelerator=Accelerator(),
+        seed=about["seed"],
+    )
 
 
 def _place(one: dict[str, Any]) -> str:

@@ -226,11 +226,11 @@ def test_every_kind_of_dataset_gives_the_same_accuracy(gathered, digits, tmp_pat
 def test_the_pil_backend_is_told_apart_and_works(gathered, digits, tmp_path, monkeypatch):
     from transformers import AutoImageProcessor
 
-    from hf_radin import checkpoint
+    from hf_radin import modeling
 
     with_torchvision = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path)
     monkeypatch.setattr(
-        checkpoint, "load_processor", lambda folder, **_: AutoImageProcessor.from_pretrained(folder, backend="pil")
+        modeling, "load_processor", lambda folder, **_: AutoImageProcessor.from_pretrained(folder, backend="pil")
     )
     with_pil = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path)
     assert (with_torchvision.about["processor"]["backend"], with_pil.about["processor"]["backend"]) == (

@@ -116,7 +116,7 @@ def spoil(folder: Path, change) -> None:
 
 def test_nan_logits_leave_the_ingredient_out_with_a_warning(runs, two, digits, tmp_path, caplog):
     shutil.copytree(runs / "ft-2", two / "ft-2")
-    spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"].fill_(float("nan")))
+    spoil(two / "ft-1", lambda tensors: tensors["vit.layernorm.weight"].fill_(3e38))  # the logits overflow
     bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
     assert [Path(name).name for name in bank.ingredients.ids] == ["ft-0", "ft-2"]
     assert "ft-1 give NaN or infinite logits: left out" in caplog.text
@@ -124,7 +124,7 @@ def test_nan_logits_leave_the_ingredient_out_with_a_warning(runs, two, digits, t
 
 
 def test_and_an_error_if_fewer_than_two_remain(two, digits, tmp_path):
-    spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"].fill_(float("inf")))
+    spoil(two / "ft-1", lambda tensors: tensors["vit.layernorm.weight"].fill_(3e38))
     with pytest.raises(ValueError, match=r"ft-1 give NaN or infinite logits, .*: 1 of 2 are left"):
         hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
 

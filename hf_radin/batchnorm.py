@@ -1,0 +1,172 @@
+"""BatchNorm: averaged weights see other activations than their ingredients did, so statistics are estimated anew.
+
+The average of the ingredients' statistics is not the statistics of their average; ResNets fall far without this
+(arXiv 2301.10092; swa#7).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_radin import adapter, modeling
+from hf_radin.data import OBJECT, Split, open_split, sample_split
+from hf_radin.files import digest
+from hf_radin.ingredients import Ingredient
+from hf_radin.prepared import Prepared, is_prepared, prepare_once
+from hf_radin.processes import on_main_process
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# Images that statistics are estimated from, and how many of them a model sees at once: the statistics of a batch are
+# what is averaged, so that it is part of the outcome and not the user's batch size.
+IMAGES = 1024
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The images that statistics are estimated from.
+
+    Args:
+        images: prepared, a block a batch.
+        about: the dataset's `data` key, the `split`, how many `images`, the `seed`, and a `key` of all that decides.
+    """
+
+    images: Prepared
+    about: dict[str, Any]
+
+
+def check_images(count: int) -> None:
+    """Refuse a number of images that statistics can't be estimated from."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise ValueError(f"batchnorm_images={count!r}: it is a number of images, at least 2.")
+
+
+def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], split: str | None) -> Split | None:
+    """The split to draw images from: the one that the user names, else `train`, else the one that is measured.
+
+    Args:
+        opened: the split that is measured.
+        source: of the dataset, as `open_split` takes it.
+
+    Returns:
+        None if the models have no BatchNorm.
+
+    Raises:
+        ValueError: if the split is not there, or is named for models that have no BatchNorm.
+    """
+    if not has_batchnorm(modeling.empty_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code)):
+        if split is not None:
+            raise ValueError(f"batchnorm_split={split!r}: {ingredient.architecture} has no BatchNorm. Leave it out.")
+        return None
+    one_split = opened.name == OBJECT and not isinstance(source["dataset"], Mapping)
+    if split is None and not one_split:
+        try:
+            return open_split(split="train", **source)
+        except ValueError:
+            logger.warning("There is no split 'train': BatchNorm statistics come from images of %r.", opened.split)
+    if split is None or split == opened.split:
+        return opened
+    if one_split:
+        raise ValueError(f"batchnorm_split={split!r}: a Dataset has one split; pass a DatasetDict of both.")
+    return open_split(split=split, **source)
+
+
+def collect_statistics(
+    split: Split,
+    count: int,
+    home: Path,
+    *,
+    processor: Any,
+    on_error: str,
+    accelerator: Accelerator,
+    seed: int = 0,
+) -> Statistics:
+    """Draw images from a split and prepare them, a batch a block."""
+    key = digest(split.key, count, seed, BATCH, adapter.describe(processor), on_error)
+    folder = home / "pixels" / key
+    there = on_main_process(lambda: is_prepared(folder))
+    images = prepare_once(
+        split if there else sample_split(split, count, seed=seed),
+        folder,
+        partial(adapter.prepare, processor),
+        lambda label: 0,  # no label is looked at
+        on_error,
+        accelerator,
+        size=BATCH,
+    )
+    used = sum(int(size) for size in _sizes(images)[_batches(images)])
+    if used < 2:
+        raise ValueError(
+            f"The split {split.split!r} of {split.name} gives {used} images to estimate BatchNorm statistics from; at "
+            "least 2 are needed. Name another with batchnorm_split (--batchnorm-split)."
+        )
+    about = {
+        "data": split.key,
+        "split": split.split,
+        "images": count,
+        "used": used,
+        "seed": seed,
+        "on_error": on_error,
+        "key": key,
+    }
+    return Statistics(images, about)
+
+
+def has_batchnorm(model: PreTrainedModel) -> bool:
+    """Whether a model keeps statistics of the images that it was trained on."""
+    return any(_keeps_statistics(module) for module in model.modules())
+
+
+def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
+    """Replace the BatchNorm statistics of a model on the CPU by the mean of those of each batch.
+
+    Only BatchNorm is in training mode; dropout and all else stay as they are in use. Every process does the same.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    accelerator, dtype = Accelerator(), model.dtype
+    modules = [module for module in model.modules() if _keeps_statistics(module)]
+    momenta = [module.momentum for module in modules]
+    model.to(accelerator.device, torch.float32)  # means of half-precision numbers would be too coarse
+    for module in modules:
+        module.reset_running_stats()
+        module.momentum = None  # the mean over batches, each with the same weight
+        module.train()
+    for number in _batches(statistics.images):
+        _, _, inputs = statistics.images.read(number)
+        adapter.forward(model, inputs, batch_size=BATCH, accelerator=accelerator)
+    for module, momentum in zip(modules, momenta, strict=True):
+        module.momentum = momentum
+    model.train()  # LeViT forgets what it remembered of the weights only in this mode
+    model.to("cpu", dtype).eval()
+
+
+def _sizes(images: Prepared) -> np.ndarray:
+    """How many images each block has: `(blocks,)`."""
+    ids, _, _ = images.index()
+    return np.bincount(ids // images.size, minlength=images.blocks)
+
+
+def _batches(images: Prepared) -> list[int]:
+    """The blocks that are used: those of full size, so that all have the same weight, or else the largest."""
+    sizes = _sizes(images)
+    return np.flatnonzero(sizes == max(sizes.max(initial=0), 1)).tolist()
+
+
+def _keeps_statistics(module: Any) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return isinstance(module, _BatchNorm) and module.track_running_stats

@@ -1,0 +1,136 @@
+"""Try each checkpoint before the first image is read: it loads, it runs, its weights are numbers, and it is kin."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from hf_radin import adapter, modeling
+from hf_radin.files import digest, write_atomically
+from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.kinship import ENTRIES, KIN, Relation, Weights, relate, sample
+from hf_radin.processes import is_main_process, on_main_process
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+def try_all(
+    ingredients: Ingredients,
+    missing: list[str],
+    home: Path,
+    *,
+    processor: Any,
+    dtype: torch.dtype,
+    accelerator: Accelerator,
+) -> None:
+    """Load the ingredients, each in one process and one at a time; keep a sample of its weights.
+
+    Args:
+        missing: ids of those that are to be run, and therefore shown a blank image.
+        home: where the samples are kept.
+
+    Raises:
+        ValueError: if a weight is missing, or the processor makes of an image what the model does not take.
+    """
+    todo = on_main_process(
+        lambda: [one.id for one in ingredients if one.id in missing or not _sample_path(home, one).exists()]
+    )
+    for one in ingredients.select(todo[accelerator.process_index :: accelerator.num_processes]):
+        model = adapter.load(one, dtype)
+        heads = modeling.class_axes(model.config, trust_remote_code=one.trust_remote_code)
+        weights = sample(model, heads)
+        write_atomically(_sample_path(home, one), partial(np.savez, **vars(weights)))
+        if one.id in missing and not weights.broken:
+            _show_blank(one, model.to(accelerator.device), processor, accelerator)
+    accelerator.wait_for_everyone()
+
+
+def _show_blank(ingredient: Ingredient, model: Any, processor: Any, accelerator: Accelerator) -> None:
+    try:
+        inputs = adapter.prepare(processor, Image.new("RGB", (64, 64)))
+        adapter.forward(
+            model, {name: value[None] for name, value in inputs.items()}, batch_size=1, accelerator=accelerator
+        )
+    except Exception as error:  # each architecture fails in its own way
+        raise ValueError(
+            f"{ingredient.id}: its model can't be run on what its image processor makes: {error}"
+        ) from error
+
+
+def sound(ingredients: Ingredients, home: Path, strangers: str) -> Ingredients:
+    """Those whose weights are numbers.
+
+    Args:
+        strangers: `drop` leaves out those of another start, `warn` says which these are, `keep` does neither.
+
+    Raises:
+        ValueError: if fewer than two are left.
+    """
+    kept, said = on_main_process(lambda: _choose(ingredients, home, strangers))
+    if len(kept) < 2:
+        left = f"A soup needs at least two ingredients; {len(kept)} of {len(ingredients)} are left."
+        raise ValueError(" ".join([*said, left]))
+    if is_main_process():
+        for text in said:
+            logger.warning("%s", text)
+    return ingredients.select(kept)
+
+
+def _choose(ingredients: Ingredients, home: Path, strangers: str) -> tuple[list[str], list[str]]:
+    """The ids of those that are kept, and what is to be said of the others."""
+    weights = {one.id: _read_sample(_sample_path(home, one)) for one in ingredients}
+    said = [
+        f"{name} has NaN or infinite weights in {one.broken}: left out of the soup."
+        for name, one in weights.items()
+        if one.broken
+    ]
+    weights = {name: one for name, one in weights.items() if not one.broken}
+    if len(weights) < 2 or strangers == "keep":
+        return list(weights), said
+    relations = relate(weights)
+    apart = [one.id for one in relations if not one.is_kin]
+    if apart:
+        said += _describe(relations)
+        said.append(
+            f"Left out of the soup: {', '.join(apart)}."
+            if strangers == "drop"
+            else "The average of weights with different starts is most often worth nothing; strangers='drop' "
+            "(--drop-strangers) leaves out those that are named."
+        )
+    return [name for name in weights if strangers == "warn" or name not in apart], said
+
+
+def _describe(relations: list[Relation]) -> list[str]:
+    """A line for each that is not of the family."""
+    kin = [one for one in relations if one.is_kin]
+    if len(kin) == 1:
+        return [f"No two of these {len(relations)} checkpoints seem to share a start: {_cosine_range(relations)}."]
+    return [
+        f"{one.id} does not seem to share its start with {len(kin)} others: its weights lie {one.distance:.2f} from "
+        f"the mean of these (in lengths of it) with a cosine of {one.cosine:.2f}, and theirs at most "
+        f"{max(other.distance for other in kin):.2f} with at least {min(other.cosine for other in kin):.2f}."
+        for one in relations
+        if not one.is_kin
+    ]
+
+
+def _cosine_range(relations: list[Relation]) -> str:
+    return f"the cosines between their weights are at most {max(one.nearest for one in relations):.2f} (kin: {KIN})"
+
+
+def _sample_path(home: Path, ingredient: Ingredient) -> Path:
+    return home / "weights" / f"{digest(ingredient.key, ingredient.order, ENTRIES)}.npz"
+
+
+def _read_sample(path: Path) -> Weights:
+    with np.load(path) as arrays:
+        return Weights(arrays["body"], arrays["head"], str(arrays["broken"]))
