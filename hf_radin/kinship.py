@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 # Entries that are looked at of each tensor: a cosine over the tens of tensors of a model is then known to about 0.005.
 ENTRIES = 4096
 
-# Fine-tunes of one start have weights with a cosine above it, models of different starts below: the threshold lies in
-# the gap that `benchmarks/kinship.py` measures.
+# Fine-tunes of one start have weights with a cosine above it, models of different starts below. Measured by
+# `benchmarks/kinship.py`, over learning rates a factor of 25 apart: 0.70 at least, 0.01 at most.
 KIN = 0.3
 
 
@@ -25,14 +25,13 @@ class Weights:
     """A sample of one model's weights.
 
     Args:
-        body: entries of all trained matrices and kernels but the head's `(entries,)`, scaled so that their lengths
-            and products stand for those of all. Norms and biases are left out: they start alike in all models.
-        head: the same of the head `(entries,)`.
+        entries: of all trained matrices and kernels but the head's `(entries,)`, scaled so that their lengths and
+            products stand for those of all. Norms and biases start alike in all models (of strangers their cosine is
+            0.97 and more), and models of one start with heads of their own still make soup.
         broken: the first tensor with a NaN or infinite number; empty if there is none.
     """
 
-    body: np.ndarray
-    head: np.ndarray
+    entries: np.ndarray
     broken: str = ""
 
 
@@ -46,7 +45,6 @@ class Relation:
         distance: of its weights to the mean of the family, in lengths of that mean.
         cosine: between its weights and that mean.
         nearest: the largest cosine between its weights and those of a member of the family other than itself.
-        head: the same between heads.
     """
 
     id: str
@@ -54,7 +52,6 @@ class Relation:
     distance: float
     cosine: float
     nearest: float
-    head: float
 
 
 def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
@@ -65,19 +62,20 @@ def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
     """
     import torch
 
-    body, head, broken = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)], ""
+    found, broken = [np.zeros(0, np.float32)], ""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             broken = broken or name
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and parameter.requires_grad:  # fixed tables of positions are alike in all models
+        # fixed tables of positions are alike in all models
+        if parameter.ndim > 1 and parameter.requires_grad and name not in heads:
             flat = parameter.detach().flatten()
             count = min(ENTRIES, len(flat))
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             chosen = torch.randint(len(flat), (count,), generator=generator) if count < len(flat) else slice(None)
             scale = (len(flat) / count) ** 0.5
-            (head if name in heads else body).append(flat[chosen].float().numpy() * scale)
-    return Weights(np.concatenate(body), np.concatenate(head), broken)
+            found.append(flat[chosen].float().numpy() * scale)
+    return Weights(np.concatenate(found), broken)
 
 
 def relate(weights: dict[str, Weights]) -> list[Relation]:
@@ -87,11 +85,10 @@ def relate(weights: dict[str, Weights]) -> list[Relation]:
     family is the largest group; of equal groups that of the first model.
     """
     ids = list(weights)
-    body = np.stack([one.body for one in weights.values()]).astype(np.float64)  # (models, entries)
-    head = np.stack([one.head for one in weights.values()]).astype(np.float64)
-    cosines, heads = _cosines(body), _cosines(head)
+    rows = np.stack([one.entries for one in weights.values()]).astype(np.float64)  # (models, entries)
+    cosines = _cosines(rows)
     family = _largest_group(cosines > KIN)
-    mean = body[family].mean(axis=0)
+    mean = rows[family].mean(axis=0)
     length = max(float(np.linalg.norm(mean)), np.finfo(np.float64).tiny)
     relations = []
     for index, name in enumerate(ids):
@@ -100,10 +97,9 @@ def relate(weights: dict[str, Weights]) -> list[Relation]:
             Relation(
                 id=name,
                 is_kin=index in family,
-                distance=float(np.linalg.norm(body[index] - mean)) / length,
-                cosine=float(_cosines(np.stack([body[index], mean]))[0, 1]),
+                distance=float(np.linalg.norm(rows[index] - mean)) / length,
+                cosine=float(_cosines(np.stack([rows[index], mean]))[0, 1]),
                 nearest=float(cosines[index, others].max()),
-                head=float(heads[index, others].max()),
             )
         )
     return relations

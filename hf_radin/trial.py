@@ -133,4 +133,4 @@ def _sample_path(home: Path, ingredient: Ingredient) -> Path:
 
 def _read_sample(path: Path) -> Weights:
     with np.load(path) as arrays:
-        return Weights(arrays["body"], arrays["head"], str(arrays["broken"]))
+        return Weights(arrays["entries"], str(arrays["broken"]))

@@ -11,7 +11,7 @@ ENTRIES = 5000
 def fine_tunes(start: np.ndarray, count: int, spread: float, seed: int) -> list[Weights]:
     generator = np.random.default_rng(seed)
     moved = [start + spread * generator.standard_normal(ENTRIES) for _ in range(count)]
-    return [Weights(body.astype(np.float32), np.ones(3, np.float32)) for body in moved]
+    return [Weights(entries.astype(np.float32)) for entries in moved]
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def test_fine_tunes_of_one_start_are_kin(starts):
     relations = relate(weights)
     assert kin(weights) == list(weights)
     # what it should be for independent steps: each lies 0.3 * sqrt(1 - 1/5) from the mean
-    mean = np.mean([one.body for one in weights.values()], axis=0)
+    mean = np.mean([one.entries for one in weights.values()], axis=0)
     for one in relations:
         assert one.distance == pytest.approx(0.3 * np.sqrt(0.8) / np.sqrt(1 + 0.09 / 5), rel=0.05)
         assert one.cosine == pytest.approx(
-            weights[one.id].body @ mean / np.linalg.norm(mean) / np.linalg.norm(weights[one.id].body), abs=1e-6
+            weights[one.id].entries @ mean / np.linalg.norm(mean) / np.linalg.norm(weights[one.id].entries), abs=1e-6
         )
         assert one.nearest == pytest.approx(1 / 1.09, abs=0.02)
 
@@ -59,10 +59,10 @@ def test_models_of_their_own_are_nobodys_kin(starts):
 
 def test_relatives_of_relatives_are_kin(starts):
     a, b = starts[:2]
-    path = [Weights((np.cos(t) * a + np.sin(t) * b).astype(np.float32), np.ones(3)) for t in np.linspace(0, 1.5, 4)]
+    path = [Weights((np.cos(t) * a + np.sin(t) * b).astype(np.float32)) for t in np.linspace(0, 1.5, 4)]
     assert len(kin(named(path))) == 4 and relate(named(path))[0].nearest > KIN
 
 
 def test_copies_of_nothing_are_kin():
-    nothing = Weights(np.zeros(ENTRIES), np.zeros(3))
+    nothing = Weights(np.zeros(ENTRIES))
     assert len(kin(named([nothing, nothing]))) == 2

@@ -1,0 +1,126 @@
+"""Who is kin: cosines between weights of fine-tunes of one start, of two, and of strangers; and the rule's alarms.
+
+    python benchmarks/kinship.py --seeds 1
+
+Each seed trains, on Fashion-MNIST, 15 small ViTs and 15 small ResNets of four families: six fine-tunes of one start
+with learning rates a factor of 25 apart, three of a second start, three of the first start's body with new heads, and
+three from scratch. The rule sees them in mixtures; the truth is in their names. What is at stake is in the last table:
+the test accuracy of soups of two, beside that of the same two as an ensemble.
+"""
+
+import argparse
+import itertools
+import logging
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from zoo import fashion
+
+import hf_radin
+from hf_radin import adapter, modeling
+from hf_radin.kinship import KIN, Weights, relate, sample
+
+# Families that share a start are kin; which of them are in a mixture, and which of these are strangers to most.
+MIXTURES = {
+    "one start": (["start-a"], []),
+    "one start, some with heads of their own": (["start-a", "heads"], []),
+    "two starts": (["start-a", "start-b"], ["start-b"]),
+    "one start and three from scratch": (["start-a", "scratch"], ["scratch"]),
+    "all": (["start-a", "heads", "start-b", "scratch"], ["start-b", "scratch"]),
+}
+PAIRS = (
+    ("start-a-1", "start-a-3"),
+    ("start-a-0", "start-a-5"),
+    ("heads-0", "heads-1"),
+    ("start-a-1", "start-b-1"),
+    ("scratch-0", "scratch-1"),
+    ("scratch-0", "start-a-1"),
+)
+
+
+def family(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def read_samples(zoo: Path) -> dict[str, Weights]:
+    """A sample of the weights of each checkpoint, by its name."""
+    found = {}
+    for one in hf_radin.gather(f"{zoo}/*-[0-9]"):
+        model = adapter.load(one, torch.float32)
+        found[one.folder.name] = sample(model, modeling.class_axes(model.config))
+    return found
+
+
+def relation(a: str, b: str) -> str:
+    """What two checkpoints have to do with each other."""
+    families = {family(a), family(b)}
+    if families <= {"start-a"} or families <= {"start-b"}:
+        return "one start, head included"
+    return "one start, heads of their own" if families <= {"start-a", "heads"} else "no start in common"
+
+
+def cosines(samples: dict[str, Weights]) -> Iterator[tuple[str, float]]:
+    for a, b in itertools.combinations(samples, 2):
+        one, other = (samples[name].entries.astype(np.float64) for name in (a, b))
+        yield relation(a, b), float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def alarms(samples: dict[str, Weights], families: list[str], strangers: list[str]) -> tuple[int, int, int, int]:
+    """Of a mixture: kin that are called strangers, kin, strangers that are found, strangers."""
+    mixture = {name: one for name, one in samples.items() if family(name) in families}
+    called = {one.id for one in relate(mixture) if not one.is_kin}
+    true = {name for name in mixture if family(name) in strangers}
+    return len(called - true), len(mixture) - len(true), len(called & true), len(true)
+
+
+def soup_and_ensemble(zoo: Path, data: Path, cache: Path, pair: tuple[str, str]) -> tuple[float, float]:
+    """Test accuracy, in percent, of the uniform soup of two and of their ensemble."""
+    ingredients = hf_radin.gather([zoo / name for name in pair])
+    bank = hf_radin.compute_logits(ingredients, data, split="test", strangers="keep", cache_dir=cache)
+    soup = hf_radin.uniform(bank)
+    return 100 * soup.accuracy("soup", "test"), 100 * soup.accuracy("ensemble", "test")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keep data and zoos here (default: a temporary folder)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # the number of threads changes what a model learns
+    logging.getLogger("hf_radin").setLevel(logging.ERROR)  # copies and heads are what this is about
+    for architecture in ("vit", "resnet"):
+        found: dict[str, list[float]] = {}
+        counts = {name: np.zeros(4, int) for name in MIXTURES}
+        soups: dict[tuple[str, str], list[tuple[float, float]]] = {pair: [] for pair in PAIRS}
+        with tempfile.TemporaryDirectory() as temporary:
+            for seed in range(args.seeds):
+                folder = (args.folder or Path(temporary)) / str(seed)
+                data = fashion.make_data(folder / "data", seed=seed)
+                zoo = fashion.kinship_zoo(folder / architecture, data, architecture, seed=seed)
+                samples = read_samples(zoo)
+                for name, value in cosines(samples):
+                    found.setdefault(name, []).append(value)
+                for name, (families, strangers) in MIXTURES.items():
+                    counts[name] += alarms(samples, families, strangers)
+                for pair in PAIRS:
+                    soups[pair].append(soup_and_ensemble(zoo, data, folder / "cache", pair))
+        print(f"\n{architecture}, {args.seeds} seed(s): cosines between the weights of two (kin: above {KIN})\n")
+        print("| | pairs | least | median | largest |\n|---|---:|---:|---:|---:|")
+        for name, values in found.items():
+            low, middle, high = min(values), statistics.median(values), max(values)
+            print(f"| {name} | {len(values)} | {low:.3f} | {middle:.3f} | {high:.3f} |")
+        print("\n| mixture | false alarms | strangers found |\n|---|---:|---:|")
+        for name, (false, kin, hits, strangers) in counts.items():
+            print(f"| {name} | {false} of {kin} | {hits} of {strangers} |")
+        print("\n| soup of two | | soup, test | ensemble, test |\n|---|---|---:|---:|")
+        for pair, values in soups.items():
+            soup, ensemble = (statistics.mean(one) for one in zip(*values, strict=True))
+            print(f"| {' + '.join(pair)} | {relation(*pair)} | {soup:.2f} % | {ensemble:.2f} % |")
+
+
+if __name__ == "__main__":
+    main()

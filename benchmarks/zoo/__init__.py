@@ -1,0 +1,1 @@
+"""Real checkpoints on real images, made anew by whoever runs a benchmark."""
