@@ -74,8 +74,8 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
     if split is None and not one_split:
         try:
             return open_split(split="train", **source)
-        except ValueError:
-            logger.warning("There is no split 'train': BatchNorm statistics come from images of %r.", opened.split)
+        except ValueError as error:
+            logger.warning("%s BatchNorm statistics come from images of %r.", error, opened.split)
     if split is None or split == opened.split:
         return opened
     if one_split:

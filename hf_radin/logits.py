@@ -126,6 +126,9 @@ def compute_logits(
     }
     to_class = match_labels(opened, ingredients.labels)
     sampled = find_sampled(ingredients[0], opened, source, batchnorm_split)
+    if sampled is not None:
+        key = sampled.key
+        sampled = replace(sampled, key=on_main_process(lambda: key))
     # what the data are called may vary (`data`, `./data`); what they are is in the key
     images = {
         **opened.describe(),

@@ -31,6 +31,8 @@ def read_base(folder: Path) -> tuple[str, str | None]:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} can't be used: {error!r}") from error
     if kind != "LORA":
         raise ValueError(f"{folder}: an adapter of the kind {kind!r}; those that can be merged here are 'LORA'.")
+    if fields.get("megatron_config"):  # peft would import whatever module the adapter names
+        raise ValueError(f"{folder}: an adapter for Megatron layers, which no image classifier here has.")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
     try:
@@ -50,9 +52,10 @@ def load_adapter_config(
     """
     config = load_config(folder if (folder / CONFIG).is_file() else base, trust_remote_code=trust_remote_code)
     for name, axis in class_axes(config, trust_remote_code=trust_remote_code).items():
-        shape = header.get(PREFIX + name, ("", ()))[1]
-        if len(shape) > axis and shape[axis] != config.num_labels:
-            config.num_labels = shape[axis]  # renames the classes LABEL_0, LABEL_1, ...
+        _, shape = header.get(PREFIX + name, ("", ()))
+        if len(shape) > axis:
+            if shape[axis] != config.num_labels:
+                config.num_labels = shape[axis]  # renames the classes LABEL_0, LABEL_1, ...
             break
     return config
 
@@ -65,7 +68,7 @@ def check_adapter(
     base_header: Header,
     *,
     trust_remote_code: bool = False,
-) -> list[str]:
+) -> None:
     """As `check_header`, for a base and an adapter: together they fill the model, and the adapter fits the base.
 
     Raises:
@@ -95,7 +98,6 @@ def check_adapter(
             f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Was it trained on another base, or with another "
             "version of transformers?"
         )
-    return []
 
 
 def load_merged(

@@ -210,8 +210,9 @@ def _check_header(
     base_header = (files.base.header or {}) if files.base else {}
     same = describe(config) + json.dumps([files.header, base_header], sort_keys=True)
     if same not in headers:
+        unused: list[str] = []
         if files.base:
-            unused = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
+            lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
         else:
             unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
         headers[same] = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")

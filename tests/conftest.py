@@ -20,7 +20,13 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PARTS = {"train": slice(0, 700), "validation": slice(700, 1300), "test": slice(1300, 1797)}
@@ -111,6 +117,38 @@ def heads(start, tmp_path_factory) -> Path:
         model = ViTForImageClassification.from_pretrained(start)
         train(model, learning_rate=3e-2, epochs=3, seed=seed + 1, names=("classifier",))
         save(model, folder / f"ft-{seed}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nets(tmp_path_factory) -> Path:
+    """Three fine-tunes of a small ResNet that was trained on the digits."""
+    folder = tmp_path_factory.mktemp("nets")
+    images, labels = digit_images(slice(0, 700))
+    pixels = (torch.tensor(np.stack([np.asarray(one) for one in images])) / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
+    pixels, target = torch.nn.functional.interpolate(pixels, (16, 16)), torch.tensor(labels)
+
+    def train(model, rate: float, epochs: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+        model.train()
+        for _ in range(epochs):
+            for batch in torch.randperm(len(target), generator=generator).split(50):
+                optimizer.zero_grad()
+                model(pixel_values=pixels[batch], labels=target[batch]).loss.backward()
+                optimizer.step()
+
+    torch.manual_seed(0)
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    start = ResNetForImageClassification(ResNetConfig(**sizes, **names))
+    train(start, 1e-2, 4, seed=0)
+    start.save_pretrained(folder / "start")
+    for seed in range(3):
+        model = ResNetForImageClassification.from_pretrained(folder / "start")
+        train(model, 1e-2, 3, seed=seed + 1)
+        model.save_pretrained(folder / f"ft-{seed}")
+        ViTImageProcessor(size={"height": 16, "width": 16}, resample=0).save_pretrained(folder / f"ft-{seed}")
     return folder
 
 

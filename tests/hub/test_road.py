@@ -304,3 +304,25 @@ def test_streams_of_the_hub_are_what_datasets_streams(zoo):
     assert isinstance(
         datasets.load_dataset("org/digits", split="validation", streaming=True), datasets.IterableDataset
     )
+
+
+def test_statistics_of_batchnorm_come_from_a_stream_of_the_hub(hub, nets, digits, tmp_path):
+    for number in range(2):
+        hub.add_repo(f"org/net-{number}", files(nets / f"ft-{number}"))
+    hub.add_repo(
+        "org/digits", {f"data/{path.name}": path.read_bytes() for path in (digits / "data").iterdir()}, "dataset"
+    )
+    found = hf_radin.gather("org/net-*")
+    options = {"cache_dir": tmp_path / "cache", "batchnorm_images": 128}
+    bank = hf_radin.compute_logits(found, "org/digits", **options)
+    assert bank.statistics.about["split"] == "train" and bank.statistics.about["used"] == 128
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    first = len(hub.asked("GET", "train-00000"))
+    hf_radin.compute_logits(found, "org/digits", **options)
+    assert len(hub.asked("GET", "train-00000")) - first < first  # opened, and not read: what was drawn is kept
+
+    hub.add_commit("org/digits", {"README.md": b"# moved on"}, repo_type="dataset")
+    again = tmp_path / "again"
+    recipe = str(tmp_path / "soup" / "recipe.json")
+    assert cli.main(["average", "--recipe", recipe, "--output", str(again), "--cache-dir", str(tmp_path / "two")]) == 0
+    assert (again / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()

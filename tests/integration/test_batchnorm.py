@@ -8,45 +8,13 @@ import numpy as np
 import pytest
 import torch
 from architectures import INSTALLED, save_fine_tunes
-from conftest import NAMES, digit_images, image_dataset
+from conftest import digit_images, image_dataset
 from test_processes import contents, launch
-from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from transformers import AutoModelForImageClassification
 
 import hf_radin
 from hf_radin import batchnorm, cli
 from hf_radin.soup import cook, cook_statistics
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory) -> Path:
-    """Three fine-tunes of a small ResNet that was trained on the digits."""
-    folder = tmp_path_factory.mktemp("nets")
-    images, labels = digit_images(slice(0, 700))
-    pixels = (torch.tensor(np.stack([np.asarray(one) for one in images])) / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
-    pixels, target = torch.nn.functional.interpolate(pixels, (16, 16)), torch.tensor(labels)
-
-    def train(model, rate: float, epochs: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-        model.train()
-        for _ in range(epochs):
-            for batch in torch.randperm(len(target), generator=generator).split(50):
-                optimizer.zero_grad()
-                model(pixel_values=pixels[batch], labels=target[batch]).loss.backward()
-                optimizer.step()
-
-    torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    start = ResNetForImageClassification(ResNetConfig(**sizes, **names))
-    train(start, 1e-2, 4, seed=0)
-    start.save_pretrained(folder / "start")
-    for seed in range(3):
-        model = ResNetForImageClassification.from_pretrained(folder / "start")
-        train(model, 1e-2, 3, seed=seed + 1)
-        model.save_pretrained(folder / f"ft-{seed}")
-        ViTImageProcessor(size={"height": 16, "width": 16}, resample=0).save_pretrained(folder / f"ft-{seed}")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +112,10 @@ def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, kept, c
 def test_without_a_training_split_it_is_the_measured_one_and_said(nets, tmp_path, caplog):
     data = datasets.DatasetDict(validation=image_dataset(*digit_images(slice(700, 900))))
     found = bank_of(nets, data, tmp_path)
-    assert "There is no split 'train': BatchNorm statistics come from images of 'validation'" in caplog.text
+    assert (
+        "has no split 'train'; it has 'validation'. BatchNorm statistics come from images of 'validation'."
+        in caplog.text
+    )
     assert found.statistics.about["split"] == "validation" and found.statistics.about["used"] == 192
     one = bank_of(nets, data["validation"], tmp_path / "one")
     assert one.statistics.about["used"] == 192
