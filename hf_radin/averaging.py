@@ -75,8 +75,11 @@ def refuse_ingredients(output: Path, ingredients: Ingredients) -> None:
         ValueError: if the output folder is that of an ingredient.
     """
     for one in ingredients:
-        if output.resolve() == one.folder.resolve():
+        folder = one.folder.resolve()
+        if output.resolve() == folder:
             raise ValueError(f"The output {output} is the ingredient {one.id}, which would be lost. Choose another.")
+        if output.resolve() == folder.parent and folder.name.startswith("checkpoint-"):
+            raise ValueError(f"The output {output} is the run of the ingredient {one.id}. Choose another.")
 
 
 def average_model(

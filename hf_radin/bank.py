@@ -22,6 +22,8 @@ from hf_radin.processes import progress_bar
 
 logger = logging.getLogger(__name__)
 
+LATEST = "latest.json"
+
 
 @dataclass(frozen=True, eq=False)
 class LogitBank:
@@ -33,6 +35,7 @@ class LogitBank:
         about: the contents of `bank.json`.
         request: the arguments of `compute_logits`, to do the same for another split.
         statistics: images that soups estimate BatchNorm statistics from, where the models have any.
+        remarks: which checkpoints were left out or seem to be strangers: id (or nothing) and text.
     """
 
     folder: Path
@@ -40,10 +43,11 @@ class LogitBank:
     about: dict[str, Any]
     request: dict[str, Any] = field(default_factory=dict, repr=False)
     statistics: Statistics | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> LogitBank:
-        """All that was computed into a folder, but for checkpoints that are no longer where and what they were.
+        """What was last computed into a folder, but for checkpoints that are no longer where and what they were.
 
         Raises:
             ValueError: if the folder is no bank.
@@ -52,8 +56,12 @@ class LogitBank:
         about = read_about(folder)
         try:
             records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
-            found = [_from_record(record) for record in records if record["finite"]]
-            data = about["data"]
+            there = {one.key: one for one in map(_from_record, (one for one in records if one["finite"]))}
+            latest = _read_latest(folder)
+            keys = latest["keys"] if latest["keys"] is not None else sorted(there, key=lambda key: there[key].id)
+            found = [there[key] for key in keys]
+            data, statistics = about["data"], latest["statistics"]
+            remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder} is no whole logit bank ({error!r}); remove it and compute it again."
@@ -61,11 +69,10 @@ class LogitBank:
         request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
         request |= {name: about[name] for name in ("batch_size", "dtype", "on_error")}
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
-        statistics = _read_statistics(folder)
         if statistics:
             request |= {f"batchnorm_{name}": statistics.about[name] for name in ("split", "images")}
         ingredients = Ingredients(_told_apart([one for one in found if _is_there(one)]))
-        return cls(folder, ingredients, about, {**request, "strangers": "keep"}, statistics)
+        return cls(folder, ingredients, about, {**request, "strangers": "keep"}, statistics, remarks)
 
     def __repr__(self) -> str:
         data = self.about["data"]
@@ -158,12 +165,9 @@ def _is_there(ingredient: Ingredient) -> bool:
 
 
 def _told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:
-    """In order of their ids; several revisions of one id get different ones."""
+    """Several revisions of one id get different ones."""
     count = Counter(one.id for one in ingredients)
-    return sorted(
-        (replace(one, id=f"{one.id}@{one.revision[:19]}") if count[one.id] > 1 else one for one in ingredients),
-        key=lambda one: one.id,
-    )
+    return [replace(one, id=f"{one.id}@{one.revision[:19]}") if count[one.id] > 1 else one for one in ingredients]
 
 
 def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
@@ -177,21 +181,29 @@ def is_finite(folder: Path, ingredient: Ingredient) -> bool:
     return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
 
 
-def write_statistics(folder: Path, statistics: Statistics | None) -> None:
-    """Say where the images of the BatchNorm statistics are, for those who open the bank."""
+def write_latest(
+    folder: Path, ingredients: Ingredients, remarks: list[tuple[str, str]], statistics: Statistics | None
+) -> None:
+    """Say what the last computation was for: several sets of checkpoints may share a folder."""
+    latest: dict[str, Any] = {"keys": ingredients.keys, "remarks": remarks, "statistics": None}
     if statistics is not None:
         images = statistics.images
         where = {"pixels": os.path.relpath(images.folder, folder), "blocks": images.blocks, "size": images.size}
-        text = json.dumps({**where, "about": statistics.about}, indent=2)
-        write_atomically(folder / "batchnorm.json", lambda path: path.write_text(text))
+        latest["statistics"] = {**where, "about": statistics.about}
+    write_atomically(folder / LATEST, lambda path: path.write_text(json.dumps(latest, indent=2)))
 
 
-def _read_statistics(folder: Path) -> Statistics | None:
+def _read_latest(folder: Path) -> dict[str, Any]:
+    """Of a computation that was cut off, nothing but what there is."""
     try:
-        read = json.loads((folder / "batchnorm.json").read_text())
+        latest = dict(json.loads((folder / LATEST).read_text()))
     except FileNotFoundError:
-        return None
-    return Statistics(Prepared((folder / read["pixels"]).resolve(), read["blocks"], read["size"]), read["about"])
+        return {"keys": None, "remarks": [], "statistics": None}
+    if latest["statistics"]:
+        read = latest["statistics"]
+        images = Prepared((folder / read["pixels"]).resolve(), read["blocks"], read["size"])
+        latest["statistics"] = Statistics(images, read["about"])
+    return latest
 
 
 _FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")

@@ -72,6 +72,7 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
             name: fields[name] for name in ("budget", "proposals", "candidates", "seed", "accept") if name in fields
         },
         considered=fields["ingredients"],
+        remarks=fields.get("remarks", []),
         batchnorm=fields.get("batchnorm") if len(used) > 1 else None,
         versions=fields["versions"],
         processor=fields["processor"],

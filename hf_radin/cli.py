@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     average.add_argument("--recipe", type=Path, required=True, help="a recipe.json")
     average.add_argument("--models", nargs="+", help="where the ingredients are now, if not where the recipe says")
     average.add_argument("--image-processor", metavar="ID", help="where it is now, if one was named for the soup")
+    average.add_argument("--base-model", metavar="ID", help="where the base of LoRA adapters is now")
     average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
     average.add_argument("--dataset", help="of models with BatchNorm, where the images for its statistics are now")
     average.add_argument("--cache-dir", type=Path, help="where these are kept (default: hf_radin in HF_HOME)")
@@ -117,6 +118,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", nargs="+", required=True, metavar="M", help=models)
     add("--revision", help="branch, tag or commit of the models that name none")
     add("--image-processor", metavar="ID", help="Hub id or folder of the processor to use in place of the models' own")
+    add("--base-model", metavar="ID", help="what LoRA adapters are merged into, if it is not where they say")
     add("--allow-pickle", action="store_true", help="read .bin weights")
     add("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
 
@@ -129,12 +131,13 @@ def _inspect(args: argparse.Namespace) -> None:
     refused = sum(bool(one.problem) for one in verdicts)
     kept = sum(one.ingredient is not None for one in verdicts)
     if refused:
-        raise ValueError(
-            f"These {len(verdicts)} can't be made a soup of: {refused} of them must be mended or left out."
-        )
+        raise ValueError(f"No soup can be made of these: {refused} of {len(verdicts)} must be mended or left out.")
     if kept < 2:
         raise ValueError(f"A soup needs at least two different checkpoints; here is {kept}.")
-    say(f"These can be made a soup of: {kept} ingredients.")
+    say(
+        f"As far as headers tell, a soup can be made of these {kept} ingredients; `hf-radin soup` asks the weights "
+        "themselves whether they are finite and share a start."
+    )
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
@@ -147,7 +150,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
                 one.id,
                 ingredient.architecture if ingredient else "",
                 str(len(ingredient.labels)) if ingredient else "",
-                f"{files.parameters:,}" if files and files.header else "",
+                f"{one.parameters:,}" if one.parameters else "",
                 files.dtypes if files else "",
                 f"{files.size / 1e6:,.1f} MB" if files else "",
                 "refused" if one.problem else "ok" if ingredient else "copy",
@@ -190,7 +193,10 @@ def check(args: argparse.Namespace) -> None:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `gather` takes of the options."""
-    return {name: getattr(args, name) for name in ("revision", "image_processor", "allow_pickle", "trust_remote_code")}
+    return {
+        name: getattr(args, name)
+        for name in ("revision", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
+    }
 
 
 def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
@@ -286,7 +292,8 @@ def _average(args: argparse.Namespace) -> None:
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
         raise ValueError(f"The output {args.output} is the folder of the recipe, which would be lost. Choose another.")
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
-    options |= {"image_processor": args.image_processor} if args.image_processor else {}
+    moved = {"image_processor": args.image_processor, "base_model": args.base_model}
+    options |= {name: value for name, value in moved.items() if value is not None}
     ingredients, recipe = cook(args.recipe, **options)
     statistics = cook_statistics(args.recipe, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
     average(ingredients, recipe, output=args.output, overwrite=args.overwrite, statistics=statistics)

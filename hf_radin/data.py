@@ -243,7 +243,10 @@ def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]
         known: dict[Any, int] = {int(name) if numbers else number: number for number, name in enumerate(classes)}
         return (known | index).__getitem__
     if placeholders and len(names) == len(classes):
-        logger.warning("The models call their classes LABEL_0, LABEL_1, ...: matched to the dataset's by position.")
+        pairs = ", ".join(f"LABEL_{number} is {name!r}" for number, name in enumerate(names[:3]))
+        logger.warning(
+            "The models call their classes LABEL_0, LABEL_1, ...: matched to the dataset's by number (%s, ...).", pairs
+        )
         return {number: number for number in range(len(names))}.__getitem__
     unknown = [name for name in names if name not in index]
     if unknown:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,12 @@ AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class Options:
-    """What the user allows, who they are, and at which revisions the base models of adapters are wanted."""
+    """What the user allows, who they are, and where and at which revisions the base models of adapters are wanted."""
 
     allow_pickle: bool = False
     trust_remote_code: bool = False
     token: str | bool | None = None
+    base_model: str | None = None
     base_revisions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -53,12 +53,6 @@ class Files:
     base: Files | None = None
 
     @property
-    def parameters(self) -> int:
-        """The numbers in its weights, those of the base included."""
-        own = sum(math.prod(shape) for _, shape in (self.header or {}).values())
-        return own + (self.base.parameters if self.base else 0)
-
-    @property
     def dtypes(self) -> str:
         """The floats that the weights are kept in."""
         found = {dtype for dtype, _ in (self.header or {}).values() if dtype in checkpoint.FLOATS}
@@ -82,7 +76,8 @@ def _each(look: Callable[[Place], Files], places: list[Place], title: str) -> li
         try:
             return look(place)
         except ValueError as error:
-            return error
+            where = str(place.folder.resolve()) if place.folder else place.name
+            return ValueError(str(error).replace(where, place.name))  # by the name that the user knows
         except (OSError, RuntimeError) as error:  # no permission, links in a circle
             return ValueError(f"{place.name} can't be read: {error}")
         finally:
@@ -102,7 +97,11 @@ def _look(place: Place, options: Options) -> Files:
 def _in_folder(place: Place, given: Path, options: Options) -> Files:
     folder = given.resolve()
     names = {path.name for path in folder.iterdir()}
-    _refuse_incomplete(place.name, names, options)
+    try:
+        _refuse_incomplete(place.name, names, options)
+    except ValueError as error:
+        inner = [f"{given.as_posix()}/{part}" for part in ("*", "*/checkpoint-*") if _holds_checkpoints(folder, part)]
+        raise ValueError(f"{error} Its folders look like checkpoints: {inner[0]}." if inner else str(error)) from error
     header = checkpoint.read_header(folder, allow_pickle=options.allow_pickle)
     stamp = checkpoint.stamp(folder, allow_pickle=options.allow_pickle)
     hashes = checkpoint.file_hashes(folder, allow_pickle=options.allow_pickle)
@@ -115,6 +114,10 @@ def _in_folder(place: Place, given: Path, options: Options) -> Files:
         size=sum(path.stat().st_size for path in checkpoint.weight_files(folder, allow_pickle=options.allow_pickle)),
         stamp=stamp,
     )
+
+
+def _holds_checkpoints(folder: Path, part: str) -> bool:
+    return any((one / checkpoint.CONFIG).is_file() for one in folder.glob(part))
 
 
 def _refuse_incomplete(name: str, files: set[str], options: Options) -> None:
@@ -233,14 +236,16 @@ def _base_of(adapter: Files, options: Options) -> Place | ValueError:
         name, revision = lora.read_base(adapter.folder)
     except ValueError as error:
         return error
-    near = [Path(name)] if adapter.place.folder is None else [Path(name), adapter.folder / name]
-    folder = next((one for one in near if one.is_dir()), None) if adapter.place.folder else None
+    near = [Path(name), adapter.folder / name] if adapter.place.folder else []
+    if options.base_model is not None:
+        name, revision, near = options.base_model, None, [Path(options.base_model)]
+    folder = next((one for one in near if one.is_dir()), None)
     if folder:
         return Place(folder.as_posix(), folder)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip("/"):
         return ValueError(
-            f"{adapter.place.name}: its base model {name!r} is not here; put the base's place into {adapter.folder}/"
-            f"{checkpoint.ADAPTER_CONFIG}, base_model_name_or_path."
+            f"{adapter.place.name}: its base model {name!r} is not here; say where it is with base_model=... "
+            "(--base-model)."
         )
     return Place(name, repo_id=name, revision=options.base_revisions.get(name, revision))
 
@@ -253,7 +258,10 @@ def _on_base(
         return place
     base: Any = bases[place]
     if isinstance(base, ValueError):
-        return ValueError(f"{adapter.place.name}: its base model: {base}")
+        return ValueError(
+            f"{adapter.place.name}: its base model {place.name!r} can't be used: {base} If it is elsewhere, say where "
+            "with base_model=... (--base-model)."
+        )
     if _is_adapter(base):
         return ValueError(f"{adapter.place.name}: its base model {place.name} is an adapter itself.")
     return replace(adapter, base=base)

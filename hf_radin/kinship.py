@@ -44,7 +44,8 @@ class Relation:
         is_kin: whether it belongs to the family.
         distance: of its weights to the mean of the family, in lengths of that mean.
         cosine: between its weights and that mean.
-        nearest: the largest cosine between its weights and those of a member of the family other than itself.
+        nearest: the largest cosine between its weights and those of another member of the family, or of any other
+            model if it is the whole family.
     """
 
     id: str
@@ -92,7 +93,7 @@ def relate(weights: dict[str, Weights]) -> list[Relation]:
     length = max(float(np.linalg.norm(mean)), np.finfo(np.float64).tiny)
     relations = []
     for index, name in enumerate(ids):
-        others = [one for one in family if one != index] or family
+        others = [one for one in family if one != index] or [one for one in range(len(ids)) if one != index]
         relations.append(
             Relation(
                 id=name,

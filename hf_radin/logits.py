@@ -23,8 +23,8 @@ from hf_radin.bank import (
     logits_path,
     read_about,
     record_path,
+    write_latest,
     write_record,
-    write_statistics,
 )
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
@@ -141,7 +141,7 @@ def compute_logits(
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the first image is read
         try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
-        ingredients = sound(ingredients, home, strangers)
+        ingredients, remarks = sound(ingredients, home, strangers)
         missing = [name for name in missing if name in ingredients.ids]
         statistics = None
         if sampled is not None:
@@ -159,11 +159,18 @@ def compute_logits(
         if accelerator.is_main_process:
             for one in ingredients:  # a checkpoint may have moved since its logits were computed
                 write_record(folder, one, finite=is_finite(folder, one))
-            write_statistics(folder, statistics)
+        usable = _usable(folder, ingredients)
+        remarks += [
+            (name, "gives NaN or infinite logits: left out of the soup.")
+            for name in ingredients.ids
+            if name not in usable.ids
+        ]
+        if accelerator.is_main_process:
+            write_latest(folder, usable, remarks, statistics)
         accelerator.wait_for_everyone()
     request = {**source, "batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
     request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
-    return LogitBank(folder, _usable(folder, ingredients), read_about(folder), request, statistics)
+    return LogitBank(folder, usable, read_about(folder), request, statistics, tuple(remarks))
 
 
 def of_split(bank: LogitBank, split: str) -> LogitBank:

@@ -68,13 +68,18 @@ def check_adapter(
     base_header: Header,
     *,
     trust_remote_code: bool = False,
-) -> None:
+) -> int:
     """As `check_header`, for a base and an adapter: together they fill the model, and the adapter fits the base.
+
+    Returns:
+        How many parameters the merged model has.
 
     Raises:
         ValueError: if they don't.
     """
-    check_header(where, config, base_header, given=_brought(header), trust_remote_code=trust_remote_code)
+    parameters, _ = check_header(
+        where, config, base_header, given=_brought(header), trust_remote_code=trust_remote_code
+    )
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     model = empty_model(config, trust_remote_code=trust_remote_code)
@@ -98,6 +103,7 @@ def check_adapter(
             f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Was it trained on another base, or with another "
             "version of transformers?"
         )
+    return parameters
 
 
 def load_merged(
@@ -118,6 +124,10 @@ def load_merged(
     with warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")
         merged = PeftModel.from_pretrained(model, str(folder)).to(dtype).merge_and_unload()
+    plain = empty_model(config, trust_remote_code=trust_remote_code)
+    trained = {name: one.requires_grad for name, one in plain.named_parameters()}
+    for name, parameter in merged.named_parameters():
+        parameter.requires_grad_(trained[name])  # peft has frozen the base
     return merged.eval()
 
 

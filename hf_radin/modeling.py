@@ -118,7 +118,7 @@ def check_header(
     *,
     given: Collection[str] = (),
     trust_remote_code: bool = False,
-) -> list[str]:
+) -> tuple[int, list[str]]:
     """Whether weights fill the model of a configuration, as far as names, shapes and dtypes tell.
 
     transformers itself loads tensors without memory, so that its renaming of keys (transformers#41693) is its own.
@@ -127,7 +127,7 @@ def check_header(
         given: names of the model's tensors that come from elsewhere, as the head of an adapter does.
 
     Returns:
-        The names of tensors that the model has no use for.
+        How many parameters the model has, and the names of tensors that it has no use for.
 
     Raises:
         ValueError: if a tensor is missing, has another shape, or is of a dtype that can't be averaged.
@@ -145,9 +145,9 @@ def check_header(
         for name, (dtype, shape) in header.items()
     }
     with torch.device("meta"):
-        _, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
+        model, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
     _refuse_gaps(where, report, given)
-    return sorted(report["unexpected_keys"])
+    return sum(one.numel() for one in model.parameters()), sorted(report["unexpected_keys"])
 
 
 def load_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import json
 import logging
@@ -69,10 +70,17 @@ def _places(name: str, token: str | bool | None) -> Iterator[Place]:
             if Path(entry).is_file():
                 raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
             yield from _places(entry, token)
-    elif glob.has_magic(name) and (folders := sorted(one for one in glob.glob(name) if _is_dir(Path(one)))):
-        yield from (_run_or_checkpoint(Path(one)) for one in folders)
+    elif glob.has_magic(name) and (folders := [one for one in glob.glob(name) if _is_dir(Path(one))]):
+        yield from (_run_or_checkpoint(Path(one)) for one in sorted(folders, key=_by_number))
+    elif path.suffix in LISTS:
+        raise ValueError(f"There is no file {name!r} that could list checkpoints.")
     else:
         yield from _on_the_hub(name, token)
+
+
+def _by_number(name: str) -> list[Any]:
+    """So that checkpoint-94 comes before checkpoint-141."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _is_dir(path: Path) -> bool:
@@ -96,7 +104,7 @@ def _read_list(path: Path) -> list[str]:
             read = yaml.safe_load(text)
             entries = read.get("models") if isinstance(read, dict) else read
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} can't be read as a list of checkpoints: {error}") from error
+        raise ValueError(f"{path} can't be read as a list of checkpoints: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(one, str) for one in entries):
         raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
     return entries
@@ -104,17 +112,26 @@ def _read_list(path: Path) -> list[str]:
 
 def _run_or_checkpoint(folder: Path) -> Place:
     """The folder itself, or of a Trainer's run that holds only `checkpoint-*` folders the best of them."""
-    if any((folder / name).is_file() for name in (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)):
-        return Place(folder.as_posix(), folder)
     steps = {
         int(one.name.removeprefix("checkpoint-")): one
         for one in folder.glob("checkpoint-*")
         if one.is_dir() and one.name.removeprefix("checkpoint-").isdecimal()
     }
+    last = steps[max(steps)] if steps else folder
+    best = _best(last / "trainer_state.json") if steps else None
+    if any((folder / name).is_file() for name in (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)):
+        if best and not any(_same_weights(folder, one) for one in steps.values()):
+            logger.warning(
+                "%s has a model of its own that is none of its checkpoints, though %s is its best: where the Trainer "
+                "loaded that at the end, names that differ on disk can have left parts of the last one in it. "
+                "%s/checkpoint-* names the checkpoints themselves.",
+                folder,
+                best,
+                folder,
+            )
+        return Place(folder.as_posix(), folder)
     if not steps:
         return Place(folder.as_posix(), folder)  # what it lacks is said with all else that is wrong
-    last = steps[max(steps)]
-    best = _best(last / "trainer_state.json")
     chosen = folder / best if best and (folder / best).is_dir() else last
     if chosen.name == best:
         logger.info("%s: %s is the best of %d checkpoints by trainer_state.json.", folder, best, len(steps))
@@ -122,6 +139,14 @@ def _run_or_checkpoint(folder: Path) -> Place:
         why = f"names {best}, which is not there" if best else "names no best one"
         logger.warning("%s: trainer_state.json %s: its last checkpoint, %s, is used.", folder, why, last.name)
     return Place(chosen.as_posix(), chosen)
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    """Whether two folders have the same file of weights, as far as single files tell."""
+    for name in (checkpoint.WEIGHTS, checkpoint.ADAPTER):
+        if (one / name).is_file():
+            return (other / name).is_file() and filecmp.cmp(one / name, other / name, shallow=False)
+    return True
 
 
 def _best(state: Path) -> str | None:
@@ -174,7 +199,7 @@ def _matching(pattern: str, name: str, token: str | bool | None) -> list[str]:
         )
     with asking_the_hub(f"The pattern {name!r}", missing=f"The pattern {name!r} matches no folder here"):
         listed = [model.id for model in HfApi().list_models(author=author, token=token)]
-    matches = sorted(model for model in listed if fnmatchcase(model, pattern))
+    matches = sorted((model for model in listed if fnmatchcase(model, pattern)), key=_by_number)
     if not matches:
         raise ValueError(
             f"The pattern {name!r} matches no folder here and none of the {len(listed)} models of {author!r} on the "
@@ -191,7 +216,7 @@ def _subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
         files = HfApi().list_repo_files(place.repo_id or "", revision=place.revision, token=token)
     kinds = (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)
     folders = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name in kinds}
-    found = sorted(one for one in folders if fnmatchcase(one, place.subfolder))
+    found = sorted((one for one in folders if fnmatchcase(one, place.subfolder)), key=_by_number)
     if not found:
         raise ValueError(f"{place.name}: no folder of {place.repo_id} with a checkpoint matches {place.subfolder!r}.")
     for one in found:

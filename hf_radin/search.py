@@ -172,6 +172,7 @@ class _Report:
             "images": len(bank),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
+            "remarks": [list(remark) for remark in bank.remarks],
             "batchnorm": bank.statistics and bank.statistics.about,
             "classes": list(bank.classes),
             "image_processor": bank.ingredients[0].image_processor,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The id of a checkpoint, or nothing if it is about all, and what is to be said of it.
+Remark = tuple[str, str]
+
 
 def try_all(
     ingredients: Ingredients,
@@ -66,8 +69,8 @@ def _show_blank(ingredient: Ingredient, model: Any, processor: Any, accelerator:
         ) from error
 
 
-def sound(ingredients: Ingredients, home: Path, strangers: str) -> Ingredients:
-    """Those whose weights are numbers.
+def sound(ingredients: Ingredients, home: Path, strangers: str) -> tuple[Ingredients, list[Remark]]:
+    """Those whose weights are numbers, and what is to be said of the others.
 
     Args:
         strangers: `drop` leaves out those of another start, `warn` says which these are, `keep` does neither.
@@ -75,56 +78,66 @@ def sound(ingredients: Ingredients, home: Path, strangers: str) -> Ingredients:
     Raises:
         ValueError: if fewer than two are left.
     """
-    kept, said = on_main_process(lambda: _choose(ingredients, home, strangers))
+    kept, remarks = on_main_process(lambda: _choose(ingredients, home, strangers))
+    said = [f"{name} {text}".strip() for name, text in remarks]
     if len(kept) < 2:
-        left = f"A soup needs at least two ingredients; {len(kept)} of {len(ingredients)} are left."
+        left = f"A soup needs at least two ingredients that share a start; {len(kept)} of {len(ingredients)} are left."
         raise ValueError(" ".join([*said, left]))
     if is_main_process():
-        for text in said:
-            logger.warning("%s", text)
-    return ingredients.select(kept)
+        for line in said:
+            logger.warning("%s", line)
+        if strangers == "warn" and len(kept) == len(ingredients) and any(name for name, _ in remarks):
+            logger.warning("strangers='drop' (--drop-strangers) leaves out those that are named.")
+    return ingredients.select(kept), remarks
 
 
-def _choose(ingredients: Ingredients, home: Path, strangers: str) -> tuple[list[str], list[str]]:
-    """The ids of those that are kept, and what is to be said of the others."""
+def _choose(ingredients: Ingredients, home: Path, strangers: str) -> tuple[list[str], list[Remark]]:
+    """The ids of those that are kept, and the remarks."""
     weights = {one.id: _read_sample(_sample_path(home, one)) for one in ingredients}
-    said = [
-        f"{name} has NaN or infinite weights in {one.broken}: left out of the soup."
+    remarks = [
+        (name, f"has NaN or infinite weights in {one.broken}: left out of the soup.")
         for name, one in weights.items()
         if one.broken
     ]
     weights = {name: one for name, one in weights.items() if not one.broken}
     if len(weights) < 2 or strangers == "keep":
-        return list(weights), said
+        return list(weights), remarks
     relations = relate(weights)
-    apart = [one.id for one in relations if not one.is_kin]
-    if apart:
-        said += _describe(relations)
-        said.append(
-            f"Left out of the soup: {', '.join(apart)}."
-            if strangers == "drop"
-            else "The average of weights with different starts is most often worth nothing; strangers='drop' "
-            "(--drop-strangers) leaves out those that are named."
-        )
-    return [name for name in weights if strangers == "warn" or name not in apart], said
+    kin = [one.id for one in relations if one.is_kin]
+    if len(kin) == len(weights):
+        return kin, remarks
+    if len(kin) == 1:  # of models without kin none is more at home than the others
+        return [] if strangers == "drop" else list(weights), [*remarks, ("", _without_kin(relations))]
+    found = _apart(relations)
+    if strangers == "drop":
+        return kin, remarks + [(name, f"{text} It is left out of the soup.") for name, text in found]
+    warning = "Averages of weights with different starts are most often worth nothing."
+    return list(weights), remarks + [(name, f"{text} {warning}") for name, text in found]
 
 
-def _describe(relations: list[Relation]) -> list[str]:
-    """A line for each that is not of the family."""
+def _without_kin(relations: list[Relation]) -> str:
+    largest = max(one.nearest for one in relations)
+    return (
+        f"No two of these {len(relations)} checkpoints seem to share a start: the cosines between their weights are "
+        f"at most {largest:.2f}, and of fine-tunes of one start above {KIN}. Their average is most likely worth "
+        "nothing."
+    )
+
+
+def _apart(relations: list[Relation]) -> list[Remark]:
+    """A remark for each that is not of the family."""
     kin = [one for one in relations if one.is_kin]
-    if len(kin) == 1:
-        return [f"No two of these {len(relations)} checkpoints seem to share a start: {_cosine_range(relations)}."]
+    farthest, least = max(one.distance for one in kin), min(one.cosine for one in kin)
     return [
-        f"{one.id} does not seem to share its start with {len(kin)} others: its weights lie {one.distance:.2f} from "
-        f"the mean of these (in lengths of it) with a cosine of {one.cosine:.2f}, and theirs at most "
-        f"{max(other.distance for other in kin):.2f} with at least {min(other.cosine for other in kin):.2f}."
+        (
+            one.id,
+            f"does not seem to share its start with {len(kin)} others: its weights lie {one.distance:.2f} from the "
+            f"mean of these (in lengths of it) with a cosine of {one.cosine:.2f}, and theirs at most {farthest:.2f} "
+            f"with at least {least:.2f}.",
+        )
         for one in relations
         if not one.is_kin
     ]
-
-
-def _cosine_range(relations: list[Relation]) -> str:
-    return f"the cosines between their weights are at most {max(one.nearest for one in relations):.2f} (kin: {KIN})"
 
 
 def _sample_path(home: Path, ingredient: Ingredient) -> Path:

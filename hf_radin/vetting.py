@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class Verdict:
         id: what the user called it.
         problem: why it can't go into a soup with the others; empty if it can.
         notes: what is done about it and should be known: a copy that is kept once, classes that are permuted.
+        parameters: of its model; 0 where that is not known.
         files: what it has; None if it could not be looked at.
         ingredient: for a soup; None if there is a problem or it is a copy.
     """
@@ -38,7 +39,8 @@ class Verdict:
     id: str
     problem: str = ""
     notes: tuple[str, ...] = ()
-    files: Files | None = None
+    parameters: int = 0
+    files: Files | None = field(default=None, repr=False)  # a header is thousands of letters
     ingredient: Ingredient | None = None
 
 
@@ -50,6 +52,7 @@ def gather(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     image_processor: str | Path | None = None,
+    base_model: str | Path | None = None,
 ) -> Ingredients:
     """Find checkpoints and vet them from their small files and the headers of their weights.
 
@@ -64,6 +67,7 @@ def gather(
         allow_pickle: read `.bin` weights where there are no safetensors.
         trust_remote_code: run code that comes with a checkpoint.
         image_processor: Hub id or folder of the processor to use in place of the checkpoints' own.
+        base_model: Hub id or folder of the model that LoRA adapters are merged into, if it is not where they say.
 
     Raises:
         ValueError: if nothing matches, fewer than two checkpoints are left, one of them lacks its configuration,
@@ -78,6 +82,7 @@ def gather(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         image_processor=image_processor,
+        base_model=base_model,
     )
     if len(found) < 2:
         raise ValueError(
@@ -108,6 +113,7 @@ def inspect(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     image_processor: str | Path | None = None,
+    base_model: str | Path | None = None,
     base_revisions: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, ...]:
     """Look at each checkpoint and say whether it can go into a soup with the others. Arguments as in `gather`.
@@ -118,11 +124,12 @@ def inspect(
     Raises:
         ValueError: if a name stands for nothing, or there is no such image processor.
     """
-    options = Options(allow_pickle, trust_remote_code, token, base_revisions or {})
+    base = str(base_model) if base_model is not None else None
+    options = Options(allow_pickle, trust_remote_code, token, base, base_revisions or {})
     named = [models] if isinstance(models, (str, Path)) else list(models)
     places = find_places([str(name) for name in named], revision=revision, token=token)
     processor = _find_processor(image_processor, options) if image_processor is not None else {}
-    headers: dict[str, str] = {}
+    headers: dict[str, tuple[int, str]] = {}
     found = look_at(places, options)
     verdicts = [
         Verdict(place.name, problem=str(one))
@@ -151,7 +158,9 @@ def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
     return {"image_processor": pinned, "processor_folder": folder.resolve()}
 
 
-def _vet_alone(files: Files, processor: dict[str, Any], options: Options, headers: dict[str, str]) -> Verdict:
+def _vet_alone(
+    files: Files, processor: dict[str, Any], options: Options, headers: dict[str, tuple[int, str]]
+) -> Verdict:
     """Whether configuration, processor and weights of one checkpoint fit together.
 
     Args:
@@ -168,7 +177,7 @@ def _vet_alone(files: Files, processor: dict[str, Any], options: Options, header
                 files.folder, files.base.folder, files.header or {}, trust_remote_code=trust
             )
         labels = read_labels(name, config)
-        notes = _check_header(files, config, options, headers)
+        parameters, notes = _check_header(files, config, options, headers)
         ingredient = replace(
             _ingredient(files, labels, _architecture(config), options),
             base=base,
@@ -176,9 +185,9 @@ def _vet_alone(files: Files, processor: dict[str, Any], options: Options, header
         )
         _ = ingredient.processor
     except ValueError as error:
-        text = str(error)
+        text = str(error).replace(str(files.folder), name)  # by the name that the user knows
         return Verdict(name, problem=text if name in text else f"{name}: {text}", files=files)
-    return Verdict(name, notes=notes, files=files, ingredient=ingredient)
+    return Verdict(name, notes=notes, parameters=parameters, files=files, ingredient=ingredient)
 
 
 def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, options: Options) -> Ingredient:
@@ -199,12 +208,12 @@ def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, option
 
 
 def _check_header(
-    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, str]
-) -> tuple[str, ...]:
-    """Whether the weights' headers fill the model; what is to be said of tensors that have no place in it."""
+    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[int, str]]
+) -> tuple[int, tuple[str, ...]]:
+    """Whether headers fill the model: how many parameters it has, and what is to be said of tensors that don't fit."""
     name, trust = files.place.name, options.trust_remote_code
     if files.header is None or (files.base and files.base.header is None):
-        return (f"{name}: its weights are pickled; whether they fit is known when they are loaded.",)
+        return 0, (f"{name}: its weights are pickled; whether they fit is known when they are loaded.",)
     if not files.header:
         raise ValueError(f"{name}: its weights hold no tensor.")
     base_header = (files.base.header or {}) if files.base else {}
@@ -212,13 +221,12 @@ def _check_header(
     if same not in headers:
         unused: list[str] = []
         if files.base:
-            lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
+            count = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
         else:
-            unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
-        headers[same] = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
-    if headers[same]:
-        return (f"{name} has weights that its model does not use: {headers[same]}. They are left out.",)
-    return ()
+            count, unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
+        headers[same] = (count, ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else ""))
+    count, left = headers[same]
+    return count, (f"{name} has weights that its model does not use: {left}. They are left out.",) if left else ()
 
 
 def _architecture(config: PretrainedConfig) -> str:

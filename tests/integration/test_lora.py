@@ -70,8 +70,11 @@ def test_the_soup_of_adapters_is_an_ordinary_model(adapters, tmp_path):
         torch.testing.assert_close(tensor, by_hand.float(), rtol=1e-6, atol=1e-7)
 
 
-def test_adapters_and_their_base_mix(adapters, tmp_path):
-    found = hf_radin.gather([tmp_path / "base", adapters / "ft-0"])
+def test_adapters_and_their_base_mix(adapters, digits, runs, tmp_path, caplog):
+    found = hf_radin.gather([tmp_path / "base", adapters / "ft-0", runs / "ft-1"])
+    hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    assert not caplog.text  # and are kin
+    found = found[:2]
     half = hf_radin.average(found, Recipe.uniform(found.ids))["classifier.weight"]
     base = ViTForImageClassification.from_pretrained(tmp_path / "base").classifier.weight.double()
     torch.testing.assert_close(half, ((base + merged(adapters / "ft-0")["classifier.weight"]) / 2).float())
@@ -114,6 +117,24 @@ def test_adapters_of_different_bases_make_no_soup(adapters, runs):
     save_adapter(runs / "ft-4", adapters / "ft-3", 3)
     with pytest.raises(ValueError, match=r"ft-3 differs from .*ft-0 in base model"):
         hf_radin.gather(f"{adapters}/*")
+
+
+def test_a_base_that_moved_is_named(adapters, tmp_path, monkeypatch):
+    before = hf_radin.gather(f"{adapters}/*")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"ft-0: its base model '.*base' is not here; say where .*--base-model"):
+        hf_radin.gather(f"{adapters}/*")
+    assert hf_radin.gather(f"{adapters}/*", base_model=tmp_path / "elsewhere").keys == before.keys
+    with pytest.raises(ValueError, match=r"ft-0: its base model 'nowhere' can't be used: .*--base-model"):
+        hf_radin.gather(f"{adapters}/*", base_model="nowhere")
+
+
+def test_an_adapter_of_wild_weights_is_a_stranger(adapters, digits, tmp_path, caplog):
+    path = adapters / "ft-2" / "adapter_model.safetensors"
+    tensors = {name: 50 * torch.randn_like(one) if "lora" in name else one for name, one in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    hf_radin.compute_logits(hf_radin.gather(f"{adapters}/*"), digits, cache_dir=tmp_path / "cache")
+    assert "ft-2 does not seem to share its start with 2 others" in caplog.text
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_named(adapters):

@@ -24,10 +24,10 @@ def say_best(run, path: str | None, step: int = 100) -> None:
 
 def test_all_checkpoints_of_all_runs(sweep):
     assert hf_radin.gather("sweep/*/checkpoint-*").ids == (
-        "sweep/lr-1/checkpoint-100",
         "sweep/lr-1/checkpoint-9",
-        "sweep/lr-2/checkpoint-100",
+        "sweep/lr-1/checkpoint-100",
         "sweep/lr-2/checkpoint-9",
+        "sweep/lr-2/checkpoint-100",
     )
 
 
@@ -52,9 +52,38 @@ def test_where_the_best_is_not_known_it_is_the_last_and_said(sweep, caplog, best
     assert message in caplog.text
 
 
-def test_a_run_with_a_model_of_its_own_is_that_model(sweep, runs):
+def test_a_run_with_a_model_of_its_own_is_that_model(sweep, runs, caplog):
     shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
     assert hf_radin.gather("sweep/lr-*").ids == ("sweep/lr-1", "sweep/lr-2/checkpoint-100")
+    assert "sweep/lr-1 has a model" not in caplog.text
+
+
+def test_a_model_that_is_neither_the_best_nor_the_last_is_said(sweep, runs, caplog):
+    """As transformers 5.23 leaves one where load_best_model_at_end meets names that differ on disk."""
+    say_best(sweep / "lr-1", "lr-1/checkpoint-9")
+    shutil.copytree(runs / "ft-1", sweep / "lr-1", dirs_exist_ok=True)
+    hf_radin.gather("sweep/lr-*")
+    assert "sweep/lr-1 has a model" not in caplog.text  # it is the last one
+    shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
+    hf_radin.gather("sweep/lr-*")
+    assert (
+        "sweep/lr-1 has a model of its own that is none of its checkpoints, though checkpoint-9 is its" in caplog.text
+    )
+
+
+def test_what_holds_checkpoints_is_told_from_a_checkpoint(sweep):
+    with pytest.raises(
+        ValueError, match=r"^sweep: no config.json; .* Its folders look like checkpoints: sweep/\*/check"
+    ):
+        hf_radin.gather("sweep")
+    with pytest.raises(ValueError, match=r"There is no file 'gone.yaml' that could list checkpoints"):
+        hf_radin.gather("gone.yaml")
+
+
+def test_a_run_is_not_written_over(sweep):
+    found = hf_radin.gather("sweep/*/checkpoint-*")
+    with pytest.raises(ValueError, match="The output sweep/lr-1 is the run of the ingredient sweep/lr-1/checkpoint-9"):
+        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="sweep/lr-1", overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +98,8 @@ def test_a_file_lists_checkpoints(sweep, tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert hf_radin.gather(name).ids == (
         "sweep/lr-1/checkpoint-9",
-        "sweep/lr-2/checkpoint-100",
         "sweep/lr-2/checkpoint-9",
+        "sweep/lr-2/checkpoint-100",
     )
 
 

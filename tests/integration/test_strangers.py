@@ -51,7 +51,7 @@ def test_fine_tunes_of_one_start_raise_no_alarm(zoo, digits, kept, caplog):
 
 
 @pytest.mark.parametrize("strangers", [["two-0", "two-1"], ["scratch-0"], ["scratch-0", "scratch-1", "two-0"]])
-def test_strangers_are_named_with_figures_and_dropped_if_wanted(zoo, digits, kept, caplog, strangers):
+def test_strangers_are_named_with_figures_and_dropped_if_wanted(zoo, digits, kept, caplog, strangers, tmp_path):
     names = [*strangers, *ONE]  # it is not the order that counts
     assert len(bank_of(names, zoo, digits, kept).ingredients) == len(names)
     for name in strangers:
@@ -61,17 +61,26 @@ def test_strangers_are_named_with_figures_and_dropped_if_wanted(zoo, digits, kep
     assert len(bank_of(names, zoo, digits, kept, strangers="keep").ingredients) == len(names) and not caplog.text
     bank = bank_of(names, zoo, digits, kept, strangers="drop")
     assert [Path(name).name for name in bank.ingredients.ids] == ONE
-    assert f"Left out of the soup: {zoo / strangers[0]}" in caplog.text
+    assert f"{zoo / strangers[0]} does not" in caplog.text and "It is left out of the soup." in caplog.text
     caplog.clear()
     held_out = hf_radin.uniform(bank, test_split="test")
     assert len(held_out.results) > 4 and not caplog.text  # said once is enough
+    assert hf_radin.LogitBank.open(bank.folder).ingredients.ids == bank.ingredients.ids  # of all that lies there
+    for opened in (bank, hf_radin.LogitBank.open(bank.folder)):
+        hf_radin.uniform(opened).save_pretrained(tmp_path / "soup", overwrite=True)
+        card = (tmp_path / "soup" / "README.md").read_text()
+        assert "Of the checkpoints that were given:" in card and card.count("It is left out") == len(strangers)
+        assert str(zoo.parent) not in card
 
 
 def test_where_nobody_is_kin_there_is_nothing_to_drop_to(zoo, digits, kept, caplog):
     names = ["scratch-0", "scratch-1", "two-0"]
     bank_of(names, zoo, digits, kept)
-    assert "No two of these 3 checkpoints seem to share a start" in caplog.text
-    with pytest.raises(ValueError, match=r"No two of these .* A soup needs at least two ingredients; 1 of 3 are left"):
+    assert (
+        "No two of these 3 checkpoints seem to share a start: the cosines between their weights are at" in caplog.text
+    )
+    assert "1.00" not in caplog.text and "--drop-strangers" not in caplog.text
+    with pytest.raises(ValueError, match=r"No two of these .* two ingredients that share a start; 0 of 3 are left"):
         bank_of(names, zoo, digits, kept, strangers="drop")
 
 

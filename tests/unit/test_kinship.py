@@ -55,6 +55,7 @@ def test_of_equal_families_the_first_counts(starts):
 def test_models_of_their_own_are_nobodys_kin(starts):
     weights = named(*[fine_tunes(start, 1, 0.3, seed) for seed, start in enumerate(starts)])
     assert kin(weights) == ["0-0"]
+    assert max(one.nearest for one in relate(weights)) < KIN / 2
 
 
 def test_relatives_of_relatives_are_kin(starts):
