@@ -74,7 +74,7 @@ def refuse_ingredients(output: Path, ingredients: Ingredients) -> None:
     Raises:
         ValueError: if the output folder is that of an ingredient.
     """
-    for one in ingredients:
+    for one in [*ingredients, *(one.base for one in ingredients if one.base)]:
         folder = one.folder.resolve()
         if output.resolve() == folder:
             raise ValueError(f"The output {output} is the ingredient {one.id}, which would be lost. Choose another.")

@@ -62,7 +62,7 @@ class LogitBank:
             found = [there[key] for key in keys]
             data, statistics = about["data"], latest["statistics"]
             remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{folder} is no whole logit bank ({error!r}); remove it and compute it again."
             ) from error

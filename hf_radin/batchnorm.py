@@ -83,6 +83,21 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
     return open_split(split=split, **source)
 
 
+def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | None) -> None:
+    """Refuse a held-out split that BatchNorm would have its statistics from.
+
+    Raises:
+        ValueError: if it is the one that is named, or the `train` of the default.
+    """
+    if held_out != (split or "train"):
+        return
+    if has_batchnorm(modeling.empty_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code)):
+        raise ValueError(
+            f"--test-split {held_out}: it gives the soup its BatchNorm statistics (--batchnorm-split); another one "
+            "has to prove it."
+        )
+
+
 def collect_statistics(
     split: Split,
     count: int,

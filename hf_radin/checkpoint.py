@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,10 @@ SMALL_FILES = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_FILES)
 # Of each tensor by its name on disk: the dtype as safetensors spells it, and the shape.
 Header = dict[str, tuple[str, tuple[int, ...]]]
 
-# What weights are averaged from; other floats are some quantisation, which has scales that must not be averaged.
+# What weights are averaged from, and what counters and tables of indices are kept in, which are not averaged. Anything
+# else is some quantisation.
 FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32", "BOOL")
 
 
 def choose_weights(files: set[str], *, allow_pickle: bool = False) -> str | None:
@@ -65,15 +67,16 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
 
 def read_index(path: Path) -> list[str]:
-    """The files that an index of shards names.
+    """The files that an index of shards names: safetensors, if that is what it is an index of.
 
     Raises:
         ValueError: if it is none, or names a file elsewhere.
     """
     try:
         shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        elsewhere = [name for name in shards if Path(name).name != name or not name.endswith((".safetensors", ".bin"))]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        kind = ".safetensors" if path.name == WEIGHTS_INDEX else ".bin"
+        elsewhere = [name for name in shards if Path(name).name != name or not name.endswith(kind)]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not an index of shards ({error!r}).") from error
     if elsewhere or not shards:
         raise ValueError(f"{path}: not an index of shards: it names {elsewhere[0] if elsewhere else 'none'!r}.")
@@ -83,6 +86,7 @@ def read_index(path: Path) -> list[str]:
 def _files(folder: Path, allow_pickle: bool) -> list[Path]:
     """What makes a checkpoint: configuration, processor and weights."""
     small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
+    small += sorted(folder.glob("*.py"))  # code of its own, which may be allowed to run
     return small + weight_files(folder, allow_pickle=allow_pickle)
 
 
@@ -182,10 +186,19 @@ def open_tensors(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[s
                     readers.update({name: partial(file.get_tensor, name) for name in names})
                 else:
                     pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                    if not isinstance(pickled, dict) or not all(map(torch.is_tensor, pickled.values())):
+                    if not isinstance(pickled, dict) or not all(_is_plain(*item) for item in pickled.items()):
                         raise ValueError(f"{path}: not a state dict: it holds more than tensors by name.")
                     readers.update({name: partial(pickled.__getitem__, name) for name in pickled})
         yield readers
+
+
+def _is_plain(name: Any, tensor: Any) -> bool:
+    """Whether an entry of a pickle is a tensor as weights are: dense, with its numbers in the file, and named."""
+    import torch
+
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        return False
+    return tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -196,7 +209,8 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """
     import torch
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    names = ("float32", "bfloat16", "float16", "float64")
+    known = {name: getattr(torch, name) for name in names}
     found = known.get(dtype) if isinstance(dtype, str) else dtype
     if found not in known.values():
         raise ValueError(f"dtype={dtype!r}: it is {', '.join(known)}.")

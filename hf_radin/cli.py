@@ -205,6 +205,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     Raises:
         ValueError: if the cards don't agree, or the dataset lacks a split that was asked for.
     """
+    from hf_radin.batchnorm import refuse_statistics_of
     from hf_radin.data import check_first_label, match_labels, open_split
     from hf_radin.origin import Origin, agreed_origin
 
@@ -224,6 +225,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     if args.test_split:
         test = open_split(split=args.test_split, **source)
         check_first_label(test, match_labels(test, ingredients.labels))
+        refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
     names = ("batch_size", "dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
     running = {name: getattr(args, name) for name in names}
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}

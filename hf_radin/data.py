@@ -139,7 +139,8 @@ def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
                 kept[place : place + 1] = [(number, row)]
         kept.sort(key=lambda pair: pair[0])
         rows = datasets.Dataset.from_list([row for _, row in kept], features=stream.features)
-    return replace(split, rows=rows, key=f"{split.key}~{count}~{seed}")
+    # samples are counted anew, and an error should not name the wrong one
+    return replace(split, rows=rows, name=f"{split.name} (a sample of {count})", key=f"{split.key}~{count}~{seed}")
 
 
 def _load_folder(folder: Path, config_name: str | None) -> Any:

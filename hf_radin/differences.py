@@ -38,7 +38,11 @@ def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
     found: dict[str, str] = {}
     _compare(found, ingredients, lambda one: {"architecture": one.architecture})
     _compare(found, ingredients, lambda one: {"number of classes": len(one.labels)})
-    _compare(found, ingredients, lambda one: {"base model": one.base and one.base.id} if one.base else {})
+    bases: dict[str, str] = {}  # one model by the first of its names
+    for one in ingredients:
+        if one.base:
+            bases.setdefault(one.base.key, one.base.id)
+    _compare(found, ingredients, lambda one: {"base model": bases[one.base.key]} if one.base else {})
     configs = {one.id: one.config for one in ingredients}
     _compare(found, ingredients, lambda one: _prefixed("configuration's ", _compared(configs[one.id])))
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by configuration: most have one

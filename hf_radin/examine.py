@@ -210,7 +210,7 @@ def _header(place: Place, path: str, snapshot: Path, size: int, options: Options
             if name != "__metadata__"
         }
         end = max((tensor["data_offsets"][1] for name, tensor in fields.items() if name in found), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{place.name}: {path} is not a whole file of weights (its header is none).") from error
     if size != 8 + length + end:
         raise ValueError(
@@ -239,7 +239,7 @@ def _base_of(adapter: Files, options: Options) -> Place | ValueError:
     near = [Path(name), adapter.folder / name] if adapter.place.folder else []
     if options.base_model is not None:
         name, revision, near = options.base_model, None, [Path(options.base_model)]
-    folder = next((one for one in near if one.is_dir()), None)
+    folder = next((one for one in near if _is_dir(one)), None)
     if folder:
         return Place(folder.as_posix(), folder)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip("/"):
@@ -248,6 +248,13 @@ def _base_of(adapter: Files, options: Options) -> Place | ValueError:
             "(--base-model)."
         )
     return Place(name, repo_id=name, revision=options.base_revisions.get(name, revision))
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long a name
+        return False
 
 
 def _on_base(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,26 +70,14 @@ def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
     return {one.id: _onto(alike[0], one, list(orders.values())) for one in ingredients}
 
 
-def reorder(ingredient: Ingredient, labels: tuple[str, ...]) -> Ingredient:
-    """The ingredient with its classes in the order of `labels`.
-
-    Raises:
-        ValueError: if it has other classes.
-    """
-    own = list(ingredient.labels)
-    for label, place in zip(ingredient.labels, ingredient.order or (), strict=False):
-        own[place] = label
-    if are_placeholders(own):
-        own = list(labels)
-    if sorted(own) != sorted(labels):
-        raise ValueError(f"{ingredient.id} has the classes {_some(own)} where {_some(list(labels))} are asked for.")
-    order = tuple(own.index(label) for label in labels)
-    return replace(ingredient, labels=labels, order=None if order == tuple(range(len(order))) else order)
-
-
 def _onto(first: Ingredient, one: Ingredient, of_each_order: list[Ingredient]) -> Alignment:
     if one.labels == first.labels:
         return Alignment(first.labels)
+    if set(one.labels) == set(first.labels):
+        order = tuple(one.labels.index(label) for label in first.labels)
+        return Alignment(
+            first.labels, order, f"{one.id} has its classes in another order: brought into that of {first.id}."
+        )
     if are_placeholders(one.labels):
         if len(of_each_order) > 1:
             a, b = of_each_order[:2]
@@ -100,11 +88,6 @@ def _onto(first: Ingredient, one: Ingredient, of_each_order: list[Ingredient]) -
             return Alignment(first.labels, problem=problem)
         note = f"{one.id} calls its classes LABEL_0, LABEL_1, ...: matched to those of {first.id} by number."
         return Alignment(first.labels, note=note)
-    if set(one.labels) == set(first.labels):
-        order = tuple(one.labels.index(label) for label in first.labels)
-        return Alignment(
-            first.labels, order, f"{one.id} has its classes in another order: brought into that of {first.id}."
-        )
     mine, theirs = (
         [label for label in a.labels if label not in set(b.labels)] for a, b in ((one, first), (first, one))
     )

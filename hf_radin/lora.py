@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +29,20 @@ def read_base(folder: Path) -> tuple[str, str | None]:
     try:
         fields = json.loads((folder / ADAPTER_CONFIG).read_text())
         kind, base = fields["peft_type"], fields["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} can't be used: {error!r}") from error
     if kind != "LORA":
         raise ValueError(f"{folder}: an adapter of the kind {kind!r}; those that can be merged here are 'LORA'.")
     if fields.get("megatron_config"):  # peft would import whatever module the adapter names
         raise ValueError(f"{folder}: an adapter for Megatron layers, which no image classifier here has.")
-    if not isinstance(base, str) or not base:
+    revision = fields.get("revision")
+    if not isinstance(base, str) or not base or "\0" in base or not isinstance(revision, (str, type(None))):
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
     try:
         import peft  # noqa: F401 - asked for before anything is downloaded for it
     except ImportError as error:
         raise ValueError(f"{folder} is a LoRA adapter: install hf_radin[peft] to merge it.") from error
-    return base, fields.get("revision")
+    return base, revision
 
 
 def load_adapter_config(
@@ -68,25 +71,25 @@ def check_adapter(
     base_header: Header,
     *,
     trust_remote_code: bool = False,
-) -> int:
+) -> PreTrainedModel:
     """As `check_header`, for a base and an adapter: together they fill the model, and the adapter fits the base.
 
     Returns:
-        How many parameters the merged model has.
+        The merged model, without memory for weights.
 
     Raises:
         ValueError: if they don't.
     """
-    parameters, _ = check_header(
-        where, config, base_header, given=_brought(header), trust_remote_code=trust_remote_code
-    )
+    merged, _ = check_header(where, config, base_header, given=_brought(header), trust_remote_code=trust_remote_code)
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     model = empty_model(config, trust_remote_code=trust_remote_code)
     try:
         with warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore")
-            adapted = get_peft_model(model, LoraConfig.from_pretrained(str(folder)))
+            options = LoraConfig.from_pretrained(str(folder))
+            options.init_lora_weights = False  # what they began with, some from the base's own numbers, is of no use
+            adapted = get_peft_model(model, options)
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except Exception as error:  # layers that are not there, options of another version
         raise ValueError(f"{where}: the adapter does not fit its base model: {error}") from error
@@ -103,7 +106,7 @@ def check_adapter(
             f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Was it trained on another base, or with another "
             "version of transformers?"
         )
-    return parameters
+    return merged
 
 
 def load_merged(
@@ -121,7 +124,7 @@ def load_merged(
 
     options: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     model = load_model(base, dtype=dtype, config=config, given=_brought(header), **options)
-    with warnings.catch_warnings(), quiet_transformers():
+    with warnings.catch_warnings(), quiet_transformers(), _blaming(folder):
         warnings.simplefilter("ignore")
         merged = PeftModel.from_pretrained(model, str(folder)).to(dtype).merge_and_unload()
     plain = empty_model(config, trust_remote_code=trust_remote_code)
@@ -129,6 +132,15 @@ def load_merged(
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(trained[name])  # peft has frozen the base
     return merged.eval()
+
+
+@contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """Whatever peft raises is about the adapter."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{folder}: the adapter can't be merged: {' '.join(str(error).split())}") from error
 
 
 def _brought(header: Header) -> set[str]:

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoint import CONFIG, FLOATS, PROCESSOR_FILES, Header
+from hf_radin.checkpoint import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
+
+# What of timm's `create_model` reads files.
+_TIMM_LOADS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 # Architectures that transformers lists as image classifiers and that don't classify images into classes of their own.
 _NO_CLASSIFIERS = {"shieldgemma2": "it answers a prompt about a policy, yes or no, and has no classes of its own"}
@@ -33,6 +36,12 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # a configuration checks itself, each in its own way
         raise ValueError(f"{folder}: {CONFIG} can't be used: {_first_line(error)}") from error
+    loads = sorted(_TIMM_LOADS & set(getattr(config, "model_args", None) or ()))
+    if config.model_type == "timm_wrapper" and (loads or ":" in str(config.architecture)):
+        # timm would read these files, pickles among them, when the model is built
+        raise ValueError(
+            f"{folder}: {CONFIG} makes timm load other files ({', '.join(loads) or config.architecture})."
+        )
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{folder}: its weights are quantised, which can't be averaged. Dequantise them first.")
     return config
@@ -118,7 +127,7 @@ def check_header(
     *,
     given: Collection[str] = (),
     trust_remote_code: bool = False,
-) -> tuple[int, list[str]]:
+) -> tuple[PreTrainedModel, list[str]]:
     """Whether weights fill the model of a configuration, as far as names, shapes and dtypes tell.
 
     transformers itself loads tensors without memory, so that its renaming of keys (transformers#41693) is its own.
@@ -127,7 +136,7 @@ def check_header(
         given: names of the model's tensors that come from elsewhere, as the head of an adapter does.
 
     Returns:
-        How many parameters the model has, and the names of tensors that it has no use for.
+        The model, without memory for weights, and the names of tensors that it has no use for.
 
     Raises:
         ValueError: if a tensor is missing, has another shape, or is of a dtype that can't be averaged.
@@ -135,7 +144,7 @@ def check_header(
     import torch
 
     for name, (dtype, shape) in header.items():
-        if dtype.startswith("F") and dtype not in FLOATS:
+        if dtype not in FLOATS + INTEGERS:
             raise ValueError(
                 f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
             )
@@ -147,7 +156,14 @@ def check_header(
     with torch.device("meta"):
         model, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
     _refuse_gaps(where, report, given)
-    return sum(one.numel() for one in model.parameters()), sorted(report["unexpected_keys"])
+    # names differ on disk, but for their last part
+    counters = {name.rpartition(".")[2] for name, one in model.state_dict().items() if not one.is_floating_point()}
+    for name, (dtype, shape) in header.items():
+        if dtype in INTEGERS and name.rpartition(".")[2] not in counters and name not in report["unexpected_keys"]:
+            raise ValueError(
+                f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
+            )
+    return model, sorted(report["unexpected_keys"])
 
 
 def load_model(

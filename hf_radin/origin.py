@@ -93,6 +93,7 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
         "subfolder": ingredient.subfolder,
         "revision": ingredient.revision,
         "base": ingredient.base and {name: getattr(ingredient.base, name) for name in ("id", "repo_id", "revision")},
+        "order": ingredient.order,
         "license": _only(_list(card.get("license"))),
         "dataset": card_origin(card).dataset,
     }

@@ -58,16 +58,18 @@ def find_places(names: list[str], *, revision: str | None = None, token: str | b
 
 def _places(name: str, token: str | bool | None) -> Iterator[Place]:
     path = Path(name)
+    if "\0" in name:
+        raise ValueError(f"{name!r} is no name.")
     if name and _is_dir(path):
         yield _run_or_checkpoint(path)
-    elif name and path.is_file():
+    elif name and _is_file(path):
         if path.suffix not in LISTS:
             raise ValueError(
                 f"{name} is a file; a checkpoint is a folder with {checkpoint.CONFIG} and weights, and a list of "
                 f"checkpoints ends in {', '.join(LISTS)}."
             )
         for entry in _read_list(path):
-            if Path(entry).is_file():
+            if _is_file(Path(entry)):
                 raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
             yield from _places(entry, token)
     elif glob.has_magic(name) and (folders := [one for one in glob.glob(name) if _is_dir(Path(one))]):
@@ -87,6 +89,13 @@ def _is_dir(path: Path) -> bool:
     """Whether a path is a folder; a link that runs in a circle is none."""
     try:
         return path.is_dir()
+    except (OSError, ValueError):  # too long a name, or one with a zero in it
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
     except OSError:
         return False
 
@@ -132,7 +141,7 @@ def _run_or_checkpoint(folder: Path) -> Place:
         return Place(folder.as_posix(), folder)
     if not steps:
         return Place(folder.as_posix(), folder)  # what it lacks is said with all else that is wrong
-    chosen = folder / best if best and (folder / best).is_dir() else last
+    chosen = next((one for one in steps.values() if one.name == best), last)
     if chosen.name == best:
         logger.info("%s: %s is the best of %d checkpoints by trainer_state.json.", folder, best, len(steps))
     else:
@@ -153,7 +162,7 @@ def _best(state: Path) -> str | None:
     """The name of a run's best checkpoint; the path that the Trainer wrote holds where the run was made."""
     try:
         best = json.loads(state.read_text())["best_model_checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return PurePosixPath(best.replace("\\", "/")).name if isinstance(best, str) else None
 

@@ -220,12 +220,15 @@ class Prepared:
         """Sample ids `(samples,)`, labels `(samples,)` and the models' inputs `(samples, ...)`, memory-mapped."""
         from safetensors.torch import load_file
 
+        tensors = load_file(self._block(number))
+        inputs = {name.removeprefix("inputs."): value for name, value in tensors.items() if name.startswith("inputs.")}
+        return tensors["ids"].numpy(), tensors["labels"].numpy(), inputs
+
+    def _block(self, number: int) -> Path:
         path = block_path(self.folder, number)
         if not path.is_file():
             raise ValueError(f"{path} is gone; run compute_logits again to prepare the images anew.")
-        tensors = load_file(path)
-        inputs = {name.removeprefix("inputs."): value for name, value in tensors.items() if name.startswith("inputs.")}
-        return tensors["ids"].numpy(), tensors["labels"].numpy(), inputs
+        return path
 
     def index(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Of the whole split: sample ids `(samples,)`, labels `(samples,)`, and the ids of those left out."""
@@ -234,7 +237,7 @@ class Prepared:
 
         ids, labels, skipped = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], []
         for number in range(self.blocks):
-            with safe_open(block_path(self.folder, number), framework="np") as file:
+            with safe_open(self._block(number), framework="np") as file:
                 ids.append(file.get_tensor("ids"))
                 labels.append(file.get_tensor("labels"))
                 skipped += json.loads(file.metadata()["skipped"])

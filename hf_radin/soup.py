@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import card, checkpoint, hub, modeling, origin
+from hf_radin import adapter, card, checkpoint, hub, modeling, origin
 from hf_radin.access import asking_the_hub
 from hf_radin.averaging import average_model, refuse_ingredients, save_checkpoint
 from hf_radin.batchnorm import Statistics, collect_statistics
 from hf_radin.data import OBJECT, open_split
 from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredients
-from hf_radin.labels import reorder
 from hf_radin.prepared import find_home
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
@@ -82,7 +81,11 @@ class Soup:
         """The ingredients' image processor."""
         if self._folder is not None:
             return modeling.load_processor(self._folder)
-        return self.ingredients.select(self.recipe.used)[0].processor
+        found = self.ingredients.select(self.recipe.used)[0].processor
+        then, now = ({**one, "transformers": None} for one in (self.about["processor"], adapter.describe(found)))
+        if json.dumps(now, sort_keys=True, default=str) != json.dumps(then, sort_keys=True, default=str):
+            raise ValueError("The image processor has changed since the logits were computed. Gather again.")
+        return found
 
     def accuracy(self, name: str, split: str) -> float:
         """Accuracy of one row of the results, in [0, 1]."""
@@ -207,7 +210,9 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
     path = path / RECIPE if path.is_dir() else path
     fields = read_recipe_file(path)
     recipe = Recipe.from_json(json.dumps(fields["recipe"]))
-    wanted = {one["id"]: one for one in fields["ingredients"] if one["id"] in recipe.used}
+    listed = {one["id"]: one for one in fields["ingredients"]}
+    # in the order of the recipe: that in which numbers are added decides about their last bits
+    wanted = {name: listed[name] for name in recipe.used if name in listed}
     lost = [name for name in recipe.used if name not in wanted]
     if lost:
         raise ValueError(f"{path} gives {lost[0]!r} a weight, but does not say which checkpoint that is.")
@@ -229,8 +234,13 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
                 f"revision {one['revision']}{_on_base(one)}."
             )
     found = Ingredients([there[_version(one)] for one in wanted.values()])
-    # whichever ingredient came first then, the soup has its classes in this order
-    found = Ingredients([reorder(one, tuple(fields.get("classes") or found.labels)) for one in found])
+    if fields.get("classes"):  # whichever ingredient came first then, the soup has its classes in this order
+        found = Ingredients(
+            [
+                replace(one, labels=tuple(fields["classes"]), order=said.get("order") and tuple(said["order"]))
+                for one, said in zip(found, wanted.values(), strict=True)
+            ]
+        )
     return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
 
 

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -145,5 +146,8 @@ def _sample_path(home: Path, ingredient: Ingredient) -> Path:
 
 
 def _read_sample(path: Path) -> Weights:
-    with np.load(path) as arrays:
-        return Weights(arrays["entries"], str(arrays["broken"]))
+    try:
+        with np.load(path) as arrays:
+            return Weights(arrays["entries"], str(arrays["broken"]))
+    except (ValueError, OSError, KeyError, EOFError, BadZipFile, TypeError) as error:
+        raise ValueError(f"{path} can't be read ({error}); remove it and run the same again.") from error

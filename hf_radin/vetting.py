@@ -98,7 +98,8 @@ def locate(models: Sequence[str | Path], **options: Any) -> Ingredients:
     refused = [one for one in verdicts if one.problem]
     if refused:
         more = f" {len(refused) - 1} more can't be used either; `hf-radin inspect` lists all." if refused[1:] else ""
-        raise ValueError(refused[0].problem + more)
+        text = refused[0].problem
+        raise ValueError(f"{text if text.endswith(('.', '?')) or not more else text + '.'}{more}")
     for one in verdicts:
         for note in one.notes:
             logger.warning("%s", note)
@@ -129,7 +130,7 @@ def inspect(
     named = [models] if isinstance(models, (str, Path)) else list(models)
     places = find_places([str(name) for name in named], revision=revision, token=token)
     processor = _find_processor(image_processor, options) if image_processor is not None else {}
-    headers: dict[str, tuple[int, str]] = {}
+    headers: dict[str, tuple[str, int, str]] = {}
     found = look_at(places, options)
     verdicts = [
         Verdict(place.name, problem=str(one))
@@ -137,7 +138,7 @@ def inspect(
         else _vet_alone(one, processor, options, headers)
         for place, one in zip(places, found, strict=True)
     ]
-    return tuple(_vet_together(_kept_once(verdicts)))
+    return tuple(_kept_once(list(_vet_together(verdicts))))
 
 
 def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
 
 
 def _vet_alone(
-    files: Files, processor: dict[str, Any], options: Options, headers: dict[str, tuple[int, str]]
+    files: Files, processor: dict[str, Any], options: Options, headers: dict[str, tuple[str, int, str]]
 ) -> Verdict:
     """Whether configuration, processor and weights of one checkpoint fit together.
 
@@ -177,9 +178,9 @@ def _vet_alone(
                 files.folder, files.base.folder, files.header or {}, trust_remote_code=trust
             )
         labels = read_labels(name, config)
-        parameters, notes = _check_header(files, config, options, headers)
+        architecture, parameters, notes = _check_header(files, config, options, headers)
         ingredient = replace(
-            _ingredient(files, labels, _architecture(config), options),
+            _ingredient(files, labels, architecture, options),
             base=base,
             **processor,
         )
@@ -208,39 +209,49 @@ def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, option
 
 
 def _check_header(
-    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[int, str]]
-) -> tuple[int, tuple[str, ...]]:
-    """Whether headers fill the model: how many parameters it has, and what is to be said of tensors that don't fit."""
+    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[str, int, str]]
+) -> tuple[str, int, tuple[str, ...]]:
+    """Whether headers fill the model: its class, its number of parameters, what is to be said of other tensors."""
     name, trust = files.place.name, options.trust_remote_code
     if files.header is None or (files.base and files.base.header is None):
-        return 0, (f"{name}: its weights are pickled; whether they fit is known when they are loaded.",)
+        model = modeling.empty_model(config, trust_remote_code=trust)
+        note = f"{name}: its weights are pickled; whether they fit is known when they are loaded."
+        return type(model).__name__, 0, (note,)
     if not files.header:
         raise ValueError(f"{name}: its weights hold no tensor.")
     base_header = (files.base.header or {}) if files.base else {}
-    same = describe(config) + json.dumps([files.header, base_header], sort_keys=True)
+    adapter = _adapter_config(files)
+    same = describe(config) + json.dumps([files.header, base_header, adapter], sort_keys=True)
     if same not in headers:
         unused: list[str] = []
         if files.base:
-            count = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
+            model = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
         else:
-            count, unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
-        headers[same] = (count, ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else ""))
-    count, left = headers[same]
-    return count, (f"{name} has weights that its model does not use: {left}. They are left out.",) if left else ()
+            model, unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
+        count = sum(one.numel() for one in model.parameters())
+        left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
+        headers[same] = (type(model).__name__, count, left)
+    architecture, count, left = headers[same]
+    note = f"{name} has weights that its model does not use: {left}. They are left out."
+    return architecture, count, (note,) if left else ()
 
 
-def _architecture(config: PretrainedConfig) -> str:
-    named = config.architectures
-    return str(named[0]) if isinstance(named, list) and named else str(config.model_type)
+def _adapter_config(files: Files) -> str:
+    """What an adapter does with its tensors: scale, rank, targets; nothing for whole weights."""
+    return (files.folder / checkpoint.ADAPTER_CONFIG).read_text() if files.base else ""
 
 
 def _kept_once(verdicts: list[Verdict]) -> list[Verdict]:
-    """Of checkpoints with equal weights the first is an ingredient, and the others say so."""
+    """Of checkpoints with equal weights the first is an ingredient, and the others say so.
+
+    Equal are also the classes that the numbers mean, and of adapters what is done with them.
+    """
     first: dict[Any, str] = {}
     kept = []
     for one in verdicts:
         if one.ingredient and one.files and one.files.weights:
-            content = (one.files.weights, one.files.base.weights if one.files.base else None)
+            base = one.files.base.weights if one.files.base else None
+            content = (one.files.weights, one.ingredient.order, _adapter_config(one.files), base)
             twin = first.setdefault(content, one.id)
             if twin != one.id:
                 note = f"{one.id} is the same checkpoint as {twin}: kept once."

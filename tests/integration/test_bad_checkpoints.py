@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ViTForImageClassification
+from transformers import TimmWrapperConfig, ViTForImageClassification
 
 import hf_radin
 
@@ -170,6 +170,32 @@ KINDS = {
         "ft-1: model.safetensors.index.json names 'model-00001-of-00002.safetensors', which is not in the folder",
     ),
     "an index that leaves the folder": (lambda one: index(one, OUTSIDE), "not an index of shards: it names '../ft-0"),
+    "an index of safetensors that names a pickle": (
+        lambda one: index(one, '{"weight_map": {"a": "weights.bin"}}'),
+        "ft-1/model.safetensors.index.json: not an index of shards: it names 'weights.bin'",
+    ),
+    "a weight that is kept as integers": (
+        lambda one: rewrite(one, classifier__bias=torch.zeros(10, dtype=torch.int64)),
+        r"ft-1: classifier.bias \(10,\) is kept in I64; weights are averaged from F64, F32, F16, BF16",
+    ),
+    "a weight in eight bits": (
+        lambda one: rewrite(one, classifier__bias=torch.zeros(10, dtype=torch.int8)),
+        r"ft-1: classifier.bias \(10,\) is kept in I8; weights are averaged from",
+    ),
+    "a configuration that makes timm read a pickle": (
+        lambda one: TimmWrapperConfig(
+            architecture="test_vit", num_labels=10, model_args={"checkpoint_path": str(one / "harm.bin")}
+        ).save_pretrained(one),
+        r"ft-1: config.json makes timm load other files \(checkpoint_path\)",
+    ),
+    "an adapter whose base has a number for a revision": (
+        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "revision": {}}'),
+        "ft-1: adapter_config.json names no base model",
+    ),
+    "an adapter's configuration without end": (
+        lambda one: adapter(one, "[" * 100_000),
+        "ft-1: adapter_config.json can't be used: RecursionError",
+    ),
     "an index that is none": (lambda one: index(one, "[]"), "not an index of shards"),
     "no image processor": (
         lambda one: (one / "preprocessor_config.json").unlink(),

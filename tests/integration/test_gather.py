@@ -154,6 +154,15 @@ def test_an_image_processor_is_named_for_all(runs, two, digits, tmp_path):
     assert list(cook(tmp_path / "soup")[0][0].processor.image_mean) == [0.5, 0.5, 0.5]
 
 
+def test_an_image_processor_that_changed_since_is_not_saved(runs, two, digits, tmp_path):
+    shutil.copytree(runs / "ft-2", tmp_path / "processor")
+    found = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    change(tmp_path / "processor", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
+    with pytest.raises(ValueError, match="The image processor has changed since the logits were computed"):
+        soup.save_pretrained(tmp_path / "soup")
+
+
 @pytest.mark.parametrize("name", ["", "nothing/here/at/all", "ft-0"])
 def test_an_image_processor_that_is_none_is_refused(two, name, monkeypatch):
     without_processor(two / "ft-0")

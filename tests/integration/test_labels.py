@@ -104,6 +104,33 @@ def test_placeholders_among_two_orders_mean_nothing(shuffled):
         hf_radin.gather(f"{shuffled}/*")
 
 
+def test_placeholders_in_another_order_are_names(two):
+    name_classes(two / "ft-0", [f"LABEL_{index}" for index in range(9, -1, -1)])
+    placeholders(two / "ft-1")
+    assert [one.order for one in hf_radin.gather(f"{two}/*")] == [None, tuple(range(9, -1, -1))]
+
+
+def test_equal_weights_are_a_copy_only_if_their_numbers_mean_the_same(two):
+    for name, change_labels in {"ft-2": placeholders, "ft-3": lambda one: name_classes(one, NAMES[::-1])}.items():
+        shutil.copytree(two / "ft-0", two / name)
+        change_labels(two / name)
+    assert len(hf_radin.gather([two / "ft-0", two / "ft-1", two / "ft-2"])) == 2
+    assert len(hf_radin.gather([two / "ft-0", two / "ft-1", two / "ft-3"])) == 3
+
+
+def test_placeholders_are_cooked_as_they_were(shuffled, digits, tmp_path):
+    """What their numbers mean is in the recipe, whatever lies beside them when it is cooked."""
+    placeholders(shuffled / "ft-2")
+    found = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    from hf_radin.soup import cook
+
+    ingredients, recipe = cook(tmp_path / "soup", models=[str(shuffled / "ft-2"), str(shuffled / "ft-0")])
+    cooked = hf_radin.average(ingredients, recipe)
+    assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
 def test_placeholders_alone_stay(two):
     for name in ("ft-0", "ft-1"):
         placeholders(two / name)

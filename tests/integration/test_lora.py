@@ -151,6 +151,55 @@ def test_an_adapter_that_does_not_fit_its_base_is_named(adapters):
         hf_radin.gather(f"{adapters}/*")
 
 
+def change(folder: Path, **fields) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_each_adapter_is_held_to_its_own_configuration(adapters):
+    """Equal tensors, another configuration: what it would not use may not go unnoticed."""
+    change(adapters / "ft-1", target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"ft-1: the adapter does not fit its base model: .*v_proj.* for nothing"):
+        hf_radin.gather(f"{adapters}/*")
+    change(adapters / "ft-1", target_modules=["q_proj", "v_proj"], r=8)
+    with pytest.raises(
+        ValueError, match=r"ft-1: the adapter does not fit its base model: .* has \(4, 32\) for \(8, 32\)"
+    ):
+        hf_radin.gather(f"{adapters}/*")
+
+
+def test_equal_tensors_at_another_scale_are_no_copy(adapters):
+    shutil.copytree(adapters / "ft-0", adapters / "ft-3")
+    change(adapters / "ft-3", lora_alpha=64)
+    assert len(hf_radin.gather(f"{adapters}/*")) == 4
+
+
+@pytest.mark.parametrize("beginning", ["pissa", "olora", "gaussian"])
+def test_what_an_adapter_began_with_does_not_matter(adapters, beginning):
+    change(adapters / "ft-0", init_lora_weights=beginning)
+    assert len(hf_radin.gather(f"{adapters}/*")) == 3
+
+
+def test_the_base_is_not_written_over(adapters, tmp_path):
+    found = hf_radin.gather(f"{adapters}/*")
+    with pytest.raises(ValueError, match=r"The output .*base is the ingredient .*base, which would be lost"):
+        hf_radin.average(found, Recipe.uniform(found.ids), output=tmp_path / "base", overwrite=True)
+
+
+def test_one_base_by_two_names_is_one(adapters, tmp_path):
+    change(adapters / "ft-1", base_model_name_or_path=f"{tmp_path}/adapters/../base")
+    assert len(hf_radin.gather(f"{adapters}/*")) == 3
+
+
+def test_an_adapter_is_of_the_architecture_that_it_makes(start, runs, tmp_path):
+    base = ViTModel.from_pretrained(start, add_pooling_layer=False)  # "ViTModel", says its configuration
+    base.save_pretrained(tmp_path / "base")
+    shutil.copy(start / "preprocessor_config.json", tmp_path / "base")
+    save_adapter(tmp_path / "base", tmp_path / "ft-0", 0)
+    found = hf_radin.gather([tmp_path / "ft-0", runs / "ft-0"])
+    assert {one.architecture for one in found} == {"ViTForImageClassification"}
+
+
 def test_a_copy_of_an_adapter_is_kept_once(adapters, caplog):
     shutil.copytree(adapters / "ft-0", adapters / "ft-copy")
     assert len(hf_radin.gather(f"{adapters}/*")) == 3

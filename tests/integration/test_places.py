@@ -42,6 +42,8 @@ def test_a_run_stands_for_its_best_checkpoint(sweep, caplog):
 @pytest.mark.parametrize(
     ("best", "message"),
     [
+        ("lr-1/..", "names .., which is not there: its last checkpoint, checkpoint-100"),
+        ("a" * 5000, "which is not there: its last checkpoint, checkpoint-100"),
         (None, "trainer_state.json names no best one: its last checkpoint, checkpoint-100, is used"),
         ("lr-1/checkpoint-55", "names checkpoint-55, which is not there: its last checkpoint, checkpoint-100"),
     ],

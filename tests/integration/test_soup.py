@@ -269,3 +269,21 @@ def test_a_recipe_is_not_lost_to_the_soup_it_cooks(saved, soup, tmp_path, capsys
         assert cli.main(["average", *options]) == 2
         assert "is the folder of the recipe, which would be lost" in capsys.readouterr().err
     assert (tmp_path / "out" / "recipe.json").exists()
+
+
+def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
+    """The order in which numbers are added decides about their last bits."""
+    from hf_radin.recipe import Measurement
+    from hf_radin.search import _Report
+    from hf_radin.soup import cook
+
+    ids = bank.ingredients.ids
+    recipe = hf_radin.Recipe((ids[4], ids[0], ids[2]), (0.4, 0.35, 0.25))
+    chosen = Measurement(recipe, "greedy", 0.5, 0.5, len(bank))
+    singles = [Measurement(hf_radin.Recipe.uniform([name]), "single", 0.5, 0.5, len(bank)) for name in ids]
+    soup = _Report(bank, None, "accuracy", ["accuracy"]).soup("greedy", [*singles, chosen], {}, chosen=chosen)
+    soup.save_pretrained(tmp_path / "soup")
+    ingredients, cooked = cook(tmp_path / "soup")
+    assert ingredients.ids == (ids[4], ids[0], ids[2])
+    tensors = hf_radin.average(ingredients, cooked)
+    assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())
