@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Any, args: argparse.Namespace) -> int:
-    """Run a command with logging set up; what a user can mend is one line, not a traceback."""
+    """Run a command with logging set up; what a user can mend is one line, not a traceback.
+
+    A command that is told to end (a batch system's SIGTERM) ends as one that is interrupted from the keyboard.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hf_radin").setLevel(logging.INFO)
     try:
@@ -66,7 +73,18 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
         return 130
+    except _Told:
+        print("hf-radin: told to end; run the same command again to go on from here.", file=sys.stderr)
+        return 143
     return 0
+
+
+class _Told(BaseException):
+    """SIGTERM came."""
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise _Told
 
 
 def soup_options() -> argparse.ArgumentParser:

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 # How the name of a folder begins that is being filled; a killed run may leave one.
 PARTIAL = ".hf_radin."
@@ -19,10 +22,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the ending, which some writers look at
     try:
-        write(partial)
-        os.replace(partial, path)
+        with _naming(path):
+            write(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name what can't be written: of a full disk, each writer has its own error, and none says where."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{path} can't be written: {error}. All that was finished is kept: make room, or name another place, and "
+            "run the same again."
+        ) from error
 
 
 def check_output(folder: Path, *, overwrite: bool = False) -> None:
@@ -56,7 +72,8 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
     with tempfile.TemporaryDirectory(dir=place, prefix=PARTIAL) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        fill(new)
+        with _naming(folder):
+            fill(new)
         if not folder.exists():
             new.replace(folder)
             return
