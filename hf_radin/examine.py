@@ -13,7 +13,7 @@ from typing import Any
 from hf_radin import checkpoint, lora
 from hf_radin.access import asking_the_hub
 from hf_radin.checkpoint import Header
-from hf_radin.places import Place
+from hf_radin.places import Place, is_dir
 from hf_radin.processes import progress_bar
 
 # Checkpoints looked at in parallel: on the Hub it is waiting for answers that takes the time.
@@ -239,7 +239,7 @@ def _base_of(adapter: Files, options: Options) -> Place | ValueError:
     near = [Path(name), adapter.folder / name] if adapter.place.folder else []
     if options.base_model is not None:
         name, revision, near = options.base_model, None, [Path(options.base_model)]
-    folder = next((one for one in near if _is_dir(one)), None)
+    folder = next((one for one in near if is_dir(one)), None)
     if folder:
         return Place(folder.as_posix(), folder)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip("/"):
@@ -248,13 +248,6 @@ def _base_of(adapter: Files, options: Options) -> Place | ValueError:
             "(--base-model)."
         )
     return Place(name, repo_id=name, revision=options.base_revisions.get(name, revision))
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # too long a name
-        return False
 
 
 def _on_base(

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,8 @@ def read_base(folder: Path) -> tuple[str, str | None]:
     revision = fields.get("revision")
     if not isinstance(base, str) or not base or "\0" in base or not isinstance(revision, (str, type(None))):
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
-    try:
-        import peft  # noqa: F401 - asked for before anything is downloaded for it
-    except ImportError as error:
-        raise ValueError(f"{folder} is a LoRA adapter: install hf_radin[peft] to merge it.") from error
+    if find_spec("peft") is None:  # before anything is downloaded for it
+        raise ValueError(f"{folder} is a LoRA adapter: install hf_radin[peft] to merge it.")
     return base, revision
 
 

@@ -60,7 +60,7 @@ def _places(name: str, token: str | bool | None) -> Iterator[Place]:
     path = Path(name)
     if "\0" in name:
         raise ValueError(f"{name!r} is no name.")
-    if name and _is_dir(path):
+    if name and is_dir(path):
         yield _run_or_checkpoint(path)
     elif name and _is_file(path):
         if path.suffix not in LISTS:
@@ -72,7 +72,7 @@ def _places(name: str, token: str | bool | None) -> Iterator[Place]:
             if _is_file(Path(entry)):
                 raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
             yield from _places(entry, token)
-    elif glob.has_magic(name) and (folders := [one for one in glob.glob(name) if _is_dir(Path(one))]):
+    elif glob.has_magic(name) and (folders := [one for one in glob.glob(name) if is_dir(Path(one))]):
         yield from (_run_or_checkpoint(Path(one)) for one in sorted(folders, key=_by_number))
     elif path.suffix in LISTS:
         raise ValueError(f"There is no file {name!r} that could list checkpoints.")
@@ -85,7 +85,7 @@ def _by_number(name: str) -> list[Any]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _is_dir(path: Path) -> bool:
+def is_dir(path: Path) -> bool:
     """Whether a path is a folder; a link that runs in a circle is none."""
     try:
         return path.is_dir()
@@ -180,7 +180,8 @@ def _on_the_hub(name: str, token: str | bool | None) -> Iterator[Place]:
             raise ValueError(f"The collection {name} holds no models.")
         yield from (Place(model, repo_id=model) for model in models)
         return
-    repo_id, revision, subfolder = re.fullmatch(r"([^@:]*)(?:@([^:]*))?(?::(.*))?", short).groups()  # type: ignore[union-attr]
+    front, _, subfolder = short.partition(":")
+    repo_id, _, revision = front.partition("@")
     if repo_id.count("/") > 1 or short.startswith((".", "/", "~")) or not repo_id.strip("/"):
         is_pattern = "The pattern {!r} matches no folder" if glob.has_magic(name) else "There is no folder {!r}"
         raise ValueError(
@@ -190,7 +191,7 @@ def _on_the_hub(name: str, token: str | bool | None) -> Iterator[Place]:
     if subfolder and any(part in ("", ".", "..") for part in subfolder.split("/")):
         raise ValueError(f"{name}: {subfolder!r} is no folder inside a repository.")
     for model in _matching(repo_id, name, token) if glob.has_magic(repo_id) else [repo_id]:
-        base = Place(f"{model}{short[len(repo_id) :]}", None, model, revision or None, subfolder or "")
+        base = Place(f"{model}{short[len(repo_id) :]}", None, model, revision or None, subfolder)
         if subfolder and glob.has_magic(subfolder):
             yield from _subfolders(base, token)
         else:
