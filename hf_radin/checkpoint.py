@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,6 +24,17 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 SMALL_FILES = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_FILES)
+
+# The longest header that safetensors itself reads.
+HEADER_LIMIT = 100_000_000
+
+# Bytes of a number, by the dtypes of safetensors.
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
 
 # Of each tensor by its name on disk: the dtype as safetensors spells it, and the shape.
 Header = dict[str, tuple[str, tuple[int, ...]]]
@@ -142,6 +154,43 @@ def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:
                 tensor = read()
                 header[name] = (_SPELLING.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
     return header
+
+
+def parse_header(text: bytes, size: int) -> Header:
+    """What the beginning of a safetensors file says, held to the bytes that follow it.
+
+    Args:
+        text: the header, without the eight bytes that give its length.
+        size: bytes of data behind it.
+
+    Raises:
+        ValueError: if it is none, or its tensors don't fill these bytes one after the other.
+    """
+    try:
+        fields = json.loads(text, object_pairs_hook=_once)
+        fields.pop("__metadata__", None)
+        parts = sorted((*field["data_offsets"], name) for name, field in fields.items())
+        header = {name: (str(field["dtype"]), tuple(field["shape"])) for name, field in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its header is none: {' '.join(str(error).split())[:100]}") from error
+    end = 0
+    for first, last, name in parts:
+        dtype, shape = header[name]
+        if dtype not in _BYTES or not all(type(one) is int and one >= 0 for one in (first, last, *shape)):
+            raise ValueError(f"its header gives {name} the dtype {dtype} and the shape {shape}")
+        if first != end or last - first != math.prod(shape) * _BYTES[dtype]:
+            raise ValueError(f"its header puts {name}, {shape} of {dtype}, at {first} to {last}, after {end}")
+        end = last
+    if end != size:
+        raise ValueError(f"its tensors take {end} bytes, and it has {size}")
+    return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
     bases: dict[str, str] = {}  # one model by the first of its names
     for one in ingredients:
         if one.base:
-            bases.setdefault(one.base.key, one.base.id)
+            bases.setdefault(one.base.key, f"{one.base.id} at {one.base.revision[:19]}")
     _compare(found, ingredients, lambda one: {"base model": bases[one.base.key]} if one.base else {})
     configs = {one.id: one.config for one in ingredients}
     _compare(found, ingredients, lambda one: _prefixed("configuration's ", _compared(configs[one.id])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import glob
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -140,9 +140,9 @@ def _on_hub(place: Place, options: Options) -> Files:
     repo_id = place.repo_id or ""
     wanted = place.revision or "main"
     inside = f"{place.subfolder}/" if place.subfolder else ""
-    small = [f"{inside}{name}" for name in checkpoint.SMALL_FILES] + ["README.md"]
+    small = [f"{glob.escape(inside)}{name}" for name in checkpoint.SMALL_FILES] + ["README.md"]
     if options.trust_remote_code:
-        small.append(f"{inside}*.py")
+        small.append(f"{glob.escape(inside)}*.py")
     missing = f"There is no folder {repo_id!r} here and no such model on the Hub"
     with asking_the_hub(repo_id, revision=wanted, missing=missing):
         if is_offline_mode():
@@ -201,22 +201,11 @@ def _header(place: Place, path: str, snapshot: Path, size: int, options: Options
         files = HfFileSystem(token=options.token)
         with files.open(f"{place.repo_id}/{path}", revision=snapshot.name, cache_type="none") as file:
             length = int.from_bytes(file.read(8), "little") if size > 8 else size
-            text = file.read(length) if length <= size - 8 else b""
+            text = file.read(length) if length <= min(size - 8, checkpoint.HEADER_LIMIT) else b""
     try:
-        fields = json.loads(text)
-        found = {
-            name: (str(tensor["dtype"]), tuple(map(int, tensor["shape"])))
-            for name, tensor in fields.items()
-            if name != "__metadata__"
-        }
-        end = max((tensor["data_offsets"][1] for name, tensor in fields.items() if name in found), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"{place.name}: {path} is not a whole file of weights (its header is none).") from error
-    if size != 8 + length + end:
-        raise ValueError(
-            f"{place.name}: {path} is not a whole file of weights (it has {size} bytes for {8 + length + end})."
-        )
-    return found
+        return checkpoint.parse_header(text, size - 8 - length)
+    except ValueError as error:
+        raise ValueError(f"{place.name}: {path} is not a whole file of weights ({error}).") from error
 
 
 def _download(place: Place, path: str, revision: str, options: Options) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterable
@@ -108,7 +109,8 @@ class Ingredient:
             patterns += ["pytorch_model.bin", "pytorch_model-*-of-*.bin", checkpoint.PICKLE_INDEX]
         if self.trust_remote_code:
             patterns.append("*.py")
-        patterns = [f"{self.subfolder}/{pattern}" if self.subfolder else pattern for pattern in patterns]
+        if self.subfolder:
+            patterns = [f"{glob.escape(self.subfolder)}/{pattern}" for pattern in patterns]
         with asking_the_hub(self.id, revision=self.revision):
             place = snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns, token=self.token)
         return Path(place) / self.subfolder

@@ -28,7 +28,7 @@ def read_base(folder: Path) -> tuple[str, str | None]:
         ValueError: if the adapter is no LoRA adapter, or peft is not installed.
     """
     try:
-        fields = json.loads((folder / ADAPTER_CONFIG).read_text())
+        fields = json.loads((folder / ADAPTER_CONFIG).read_text(), parse_constant=_refuse)
         kind, base = fields["peft_type"], fields["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} can't be used: {error!r}") from error
@@ -42,6 +42,10 @@ def read_base(folder: Path) -> tuple[str, str | None]:
     if find_spec("peft") is None:  # before anything is downloaded for it
         raise ValueError(f"{folder} is a LoRA adapter: install hf_radin[peft] to merge it.")
     return base, revision
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number to scale weights by")
 
 
 def load_adapter_config(

@@ -105,14 +105,14 @@ def _read_list(path: Path) -> list[str]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".txt":
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
             entries: Any = [line for line in lines if line]
         else:
             read = yaml.safe_load(text)
             entries = read.get("models") if isinstance(read, dict) else read
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} can't be read as a list of checkpoints: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(one, str) for one in entries):
         raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
@@ -225,7 +225,10 @@ def _subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
     with asking_the_hub(place.repo_id or "", revision=place.revision):
         files = HfApi().list_repo_files(place.repo_id or "", revision=place.revision, token=token)
     kinds = (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)
-    folders = {str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name in kinds}
+    folders = {file.rpartition("/")[0] for file in files if PurePosixPath(file).name in kinds} - {""}
+    if place.subfolder in folders:  # its name looks like a pattern
+        yield place
+        return
     found = sorted((one for one in folders if fnmatchcase(one, place.subfolder)), key=_by_number)
     if not found:
         raise ValueError(f"{place.name}: no folder of {place.repo_id} with a checkpoint matches {place.subfolder!r}.")

@@ -174,6 +174,12 @@ def test_equal_tensors_at_another_scale_are_no_copy(adapters):
     assert len(hf_radin.gather(f"{adapters}/*")) == 4
 
 
+def test_a_scale_that_is_no_number_is_refused(adapters):
+    change(adapters / "ft-1", lora_alpha=float("nan"))
+    with pytest.raises(ValueError, match=r"ft-1: adapter_config.json can't be used: .*NaN is no number to scale"):
+        hf_radin.gather(f"{adapters}/*")
+
+
 @pytest.mark.parametrize("beginning", ["pissa", "olora", "gaussian"])
 def test_what_an_adapter_began_with_does_not_matter(adapters, beginning):
     change(adapters / "ft-0", init_lora_weights=beginning)
@@ -215,7 +221,7 @@ def test_without_peft_it_is_said_what_to_install(adapters, monkeypatch):
 
 
 def test_a_soup_of_adapters_is_cooked_again(adapters, digits, tmp_path):
-    from hf_radin.soup import cook
+    from hf_radin.cook import cook
 
     found = hf_radin.gather(f"{adapters}/*")
     soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))

@@ -97,7 +97,7 @@ def test_a_run_is_not_written_over(sweep):
     ],
 )
 def test_a_file_lists_checkpoints(sweep, tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")  # as Windows writes it
     assert hf_radin.gather(name).ids == (
         "sweep/lr-1/checkpoint-9",
         "sweep/lr-2/checkpoint-9",
@@ -110,6 +110,7 @@ def test_a_file_lists_checkpoints(sweep, tmp_path, name, text):
     [
         ("models.txt", "\n# nothing\n", "models.txt lists no checkpoints"),
         ("models.txt", "models.txt\n", "models.txt lists 'models.txt', which is a file"),
+        ("models.yaml", "[" * 100_000, "models.yaml can't be read as a list of checkpoints"),
         ("models.yaml", "a: [", "models.yaml can't be read as a list of checkpoints"),
         ("models.yaml", "paths: [a, b]", "models.yaml lists no checkpoints"),
         ("models.yaml", "- 5\n", "models.yaml lists no checkpoints"),
@@ -121,3 +122,9 @@ def test_a_file_that_lists_none_is_refused(sweep, tmp_path, name, text, message)
     with pytest.raises(ValueError, match=message):
         hf_radin.gather(name)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("name", ["org/a:b\nc", "org/a\nb", "o" * 5000, "org/" + "a" * 5000, "a\0b"])
+def test_names_that_nothing_can_have_are_refused(sweep, name):
+    with pytest.raises(ValueError):
+        hf_radin.gather(["sweep/lr-1", name])
