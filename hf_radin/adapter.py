@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import checkpoint, lora, modeling
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
+
+
+logger = logging.getLogger(__name__)
 
 
 def load(ingredient: Ingredient, dtype: torch.dtype) -> PreTrainedModel:
@@ -69,14 +75,39 @@ def describe(processor: BaseImageProcessor) -> dict[str, Any]:
     }
 
 
+def check_processor(processor: BaseImageProcessor, described: dict[str, Any]) -> None:
+    """Hold an image processor to what was once described.
+
+    Raises:
+        ValueError: if it prepares images otherwise. Of another version of transformers, which may describe the same
+            processor in other words, there is just a warning.
+    """
+    own = ("transformers", "backend", "image_processor_type", "processor_class")
+    texts = [
+        json.dumps({name: value for name, value in one.items() if name not in own}, sort_keys=True, default=str)
+        for one in (described, describe(processor))
+    ]
+    if texts[0] == texts[1]:
+        return
+    if described.get("transformers") == describe(processor)["transformers"]:
+        raise ValueError("The image processor is not the one that the logits were computed with. Restore it.")
+    logger.warning("Another version of transformers describes the image processor in other words; it may differ.")
+
+
 def forward(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], *, batch_size: int, accelerator: Accelerator
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    autocast: bool = True,
 ) -> torch.Tensor:
     """Logits of prepared images: float32 `(samples, classes)` on the CPU.
 
     Args:
         model: in evaluation mode, on the accelerator's device.
         inputs: by name, `(samples, ...)` on the CPU.
+        autocast: whether the accelerator's mixed precision applies.
     """
     import torch
 
@@ -90,7 +121,7 @@ def forward(
                 )
                 for name, value in inputs.items()
             }
-            with accelerator.autocast():
+            with accelerator.autocast() if autocast else nullcontext():
                 output = model(**batch)
             found = output.logits if "logits" in output else output[0]  # pp_lcnet calls them otherwise
             logits.append(found.float().cpu())  # (batch, classes)

@@ -73,14 +73,15 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
     one_split = opened.name == OBJECT and not isinstance(source["dataset"], Mapping)
     if split is None and not one_split:
         try:
-            return open_split(split="train", **source)
+            found = open_split(split="train", labelled=False, **source)
+            return opened if found.key == opened.key else found  # a folder of one split that has no name
         except ValueError as error:
             logger.warning("%s BatchNorm statistics come from images of %r.", error, opened.split)
     if split is None or split == opened.split:
         return opened
     if one_split:
         raise ValueError(f"batchnorm_split={split!r}: a Dataset has one split; pass a DatasetDict of both.")
-    return open_split(split=split, **source)
+    return open_split(split=split, labelled=False, **source)
 
 
 def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | None) -> None:
@@ -155,14 +156,15 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
     accelerator, dtype = Accelerator(), model.dtype
     modules = [module for module in model.modules() if _keeps_statistics(module)]
     momenta = [module.momentum for module in modules]
-    model.to(accelerator.device, torch.float32)  # means of half-precision numbers would be too coarse
+    # in half precision means would be too coarse, and under autocast they would depend on how a run was launched
+    model.to(accelerator.device, torch.promote_types(dtype, torch.float32))
     for module in modules:
         module.reset_running_stats()
         module.momentum = None  # the mean over batches, each with the same weight
         module.train()
     for number in _batches(statistics.images):
         _, _, inputs = statistics.images.read(number)
-        adapter.forward(model, inputs, batch_size=BATCH, accelerator=accelerator)
+        adapter.forward(model, inputs, batch_size=BATCH, accelerator=accelerator, autocast=False)
     for module, momentum in zip(modules, momenta, strict=True):
         module.momentum = momentum
     model.train()  # LeViT forgets what it remembered of the weights only in this mode

@@ -305,8 +305,8 @@ def table(soup: Soup) -> str:
 
 def _average(args: argparse.Namespace) -> None:
     from hf_radin.averaging import average
+    from hf_radin.cook import cook, cook_statistics
     from hf_radin.files import check_output
-    from hf_radin.soup import cook, cook_statistics
 
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
@@ -321,8 +321,8 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
+    from hf_radin.cook import RECIPE, read_recipe_file
     from hf_radin.hub import COMMIT_MESSAGE, push_folder
-    from hf_radin.soup import RECIPE, read_recipe_file
 
     read_recipe_file(args.folder / RECIPE)
     commit = push_folder(

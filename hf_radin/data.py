@@ -61,9 +61,13 @@ def open_split(
     revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    labelled: bool = True,
     token: str | bool | None = None,
 ) -> Split:
     """Open a split of a Hub dataset, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
+
+    Args:
+        labelled: whether its labels are needed.
 
     Raises:
         ValueError: if there is no such dataset or split, or no column of images or labels; what there is, is named.
@@ -99,8 +103,8 @@ def open_split(
     if features is None:  # a generator that nobody gave features: its first row has to say
         features = datasets.Dataset.from_list(list(dataset.take(1))).features
     image_column = _image_column(name, features, image_column)
-    label_column = _label_column(name, features, label_column)
-    label = features[label_column]
+    label_column = _label_column(name, features, label_column) if labelled else ""
+    label = features.get(label_column)
     rows = dataset.cast_column(image_column, datasets.Image(decode=False)) if dataset.features else dataset
     return Split(
         rows=rows,

@@ -188,6 +188,10 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
         return None
     if not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
         raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
+    if bank.statistics and not isinstance(test_split, LogitBank) and str(test_split) == bank.statistics.about["split"]:
+        raise ValueError(
+            f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
+        )
     held_out = test_split if isinstance(test_split, LogitBank) else of_split(bank, str(test_split))
     if bank.about["data"]["key"] == held_out.about["data"]["key"]:  # whatever the two are called
         raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")

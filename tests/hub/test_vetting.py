@@ -88,7 +88,7 @@ BAD = {
     ),
     "truncated": (
         lambda one: {**one, "model.safetensors": one["model.safetensors"][: 1 << 20]},
-        r"model.safetensors is not a whole file of weights \(it has 1048576 bytes for \d+\)",
+        r"model.safetensors is not a whole file of weights \(its tensors take \d+ bytes, and it has \d+\)",
     ),
     "no safetensors": (lambda one: {**one, "model.safetensors": b"x" * 1000}, "is not a whole file of weights"),
     "nothing in it": (lambda one: {**one, "model.safetensors": b""}, "is not a whole file of weights"),
@@ -97,6 +97,53 @@ BAD = {
         "is not a whole file of weights",
     ),
 }
+
+
+def headed(one: dict[str, bytes], text: str, data: bytes = b"") -> dict[str, bytes]:
+    """With a file of weights that begins like this."""
+    header = text.encode()
+    return {**one, "model.safetensors": len(header).to_bytes(8, "little") + header + data}
+
+
+def tensor(dtype: str = '"F32"', shape: str = "[2]", offsets: str = "[0, 8]") -> str:
+    return f'"a": {{"dtype": {dtype}, "shape": {shape}, "data_offsets": {offsets}}}'
+
+
+HEADERS = {
+    "negative shape": "{" + tensor(shape="[-2]") + "}",
+    "enormous shape": "{" + tensor(shape=f"[{2**62}, 8]") + "}",
+    "more than any number": "{" + tensor(shape=f"[{10**30}]") + "}",
+    "infinite shape": "{" + tensor(shape="[Infinity]") + "}",
+    "shape of truths": "{" + tensor(shape="[true, true]") + "}",
+    "offsets of text": "{" + tensor(offsets='["0", "8"]') + "}",
+    "negative offsets": "{" + tensor(offsets="[-8, 0]") + "}",
+    "a hole before it": "{" + tensor(offsets="[4, 12]") + "}",
+    "shape that does not fit": "{" + tensor(shape="[3]") + "}",
+    "dtype of nobody": "{" + tensor(dtype='"ZZ"') + "}",
+    "dtype of nothing": "{" + tensor(dtype="null") + "}",
+    "a name that stands twice": "{" + tensor() + ", " + tensor(offsets="[8, 16]") + "}",
+    "no object": "[]",
+    "no bottom": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_is_held_to_its_file_and_costs_nobody_else_a_verdict(hub, large, kind):
+    hub.add_repo("org/ft-0", large[0])
+    hub.add_repo("org/ft-1", headed(large[1], HEADERS[kind], bytes(8)))
+    good, bad = hf_radin.inspect("org/ft-*")
+    assert good.ingredient and "org/ft-1: model.safetensors is not a whole file of weights" in bad.problem
+    assert "\n" not in bad.problem
+
+
+def test_a_header_beyond_all_limits_is_not_read(hub, large, monkeypatch):
+    from hf_radin import checkpoint
+
+    monkeypatch.setattr(checkpoint, "HEADER_LIMIT", 1000)
+    hub.add_repo("org/ft-0", large[0])
+    (verdict,) = hf_radin.inspect("org/ft-0")
+    assert "is not a whole file of weights" in verdict.problem
+    assert sum(request.served for request in hub.asked("GET", ".safetensors")) == 8
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -140,7 +187,7 @@ def test_subfolders(hub, runs, digits, tmp_path):
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
     assert soup.about["ingredients"][1]["license"] == "mit"
-    from hf_radin.soup import cook
+    from hf_radin.cook import cook
 
     cooked = hf_radin.average(*cook(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
@@ -148,6 +195,16 @@ def test_subfolders(hub, runs, digits, tmp_path):
         hf_radin.gather(["org/run", "org/run:checkpoint-1"])
     with pytest.raises(ValueError, match=r"no folder of org/run with a checkpoint matches 'best-.'"):
         hf_radin.gather("org/run:best-*")
+
+
+def test_a_repository_with_a_model_at_its_top_and_folders_with_brackets(hub, runs):
+    content = files(runs / "ft-0") | files(runs / "ft-1", "checkpoint[1]/") | files(runs / "ft-2", "checkpoint-2/")
+    hub.add_repo("org/run", content)
+    assert hf_radin.gather("org/run:*").ids == ("org/run:checkpoint-2", "org/run:checkpoint[1]")
+    found = hf_radin.gather(["org/run", "org/run:checkpoint[1]"])
+    soup = hf_radin.average(found, Recipe(found.ids, (0.0, 1.0)))
+    expected = load_file(runs / "ft-1" / "model.safetensors")["classifier.weight"]
+    assert torch.equal(soup["classifier.weight"], expected)
 
 
 def test_collections(hub, runs):
@@ -181,13 +238,22 @@ def test_adapters_and_their_base_on_the_hub(hub, start, runs, tmp_path, digits):
             files(tmp_path / f"{seed}") | {"preprocessor_config.json": files(start)["preprocessor_config.json"]},
         )
     sha = hub.commits("org/base")[0].sha
+    config = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
+    other = hub.add_commit("org/base", {"model.safetensors": (runs / "ft-2" / "model.safetensors").read_bytes()})
+    moved = {**files(tmp_path / "1"), "adapter_config.json": json.dumps({**config, "revision": sha}).encode()}
+    hub.add_repo("org/moved", moved | {"preprocessor_config.json": files(start)["preprocessor_config.json"]})
+    with pytest.raises(
+        ValueError, match=rf"in base model: 'org/base at {sha[:19]}' against 'org/base at {other[:19]}'"
+    ):
+        hf_radin.gather(["org/ft-0", "org/moved"])
+    sha = other
     found = hf_radin.gather("org/ft-*")
     assert [one.base.revision for one in found] == [sha, sha]
     soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
     # the base moves on; the recipe's base does not
     hub.add_commit("org/base", {"model.safetensors": (runs / "ft-1" / "model.safetensors").read_bytes()})
-    from hf_radin.soup import cook
+    from hf_radin.cook import cook
 
     cooked = hf_radin.average(*cook(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification
 
 import hf_radin
 from hf_radin import batchnorm, cli
-from hf_radin.soup import cook, cook_statistics
+from hf_radin.cook import cook, cook_statistics
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +219,43 @@ def test_levit_forgets_the_weights_that_it_remembered(tmp_path):
     model.to(torch.float64)
     batchnorm.estimate_statistics(model, bank.statistics)
     model(pixel_values=torch.zeros(1, 3, 32, 32, dtype=torch.float64))  # tables of another dtype would not fit
+
+
+def test_mixed_precision_and_dtype_do_not_change_what_is_estimated(bank, monkeypatch):
+    """Else a soup could not be cooked again where its run was launched otherwise."""
+    recipe = hf_radin.Recipe.uniform(bank.ingredients.ids)
+    plain = hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics)
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "autocast", lambda self: torch.autocast("cpu", dtype=torch.bfloat16))
+    low = hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics)
+    assert all(torch.equal(plain[name], low[name]) for name in plain)
+
+
+def test_weights_of_a_float64_soup_keep_their_digits(bank):
+    recipe = hf_radin.Recipe(bank.ingredients.ids, (0.3, 0.3, 0.4))
+    plain = hf_radin.average(bank.ingredients, recipe, dtype="float64")
+    anew = hf_radin.average(bank.ingredients, recipe, dtype="float64", statistics=bank.statistics)
+    moved = [name for name in plain if not torch.equal(plain[name], anew[name])]
+    assert moved and all("running_" in name or "num_batches" in name for name in moved)
+
+
+def test_a_split_without_labels_gives_statistics_too(nets, digits, tmp_path):
+    data = datasets.load_dataset(str(digits))
+    bare = datasets.DatasetDict(train=data["train"].remove_columns("label"), validation=data["validation"])
+    for cache, options in (("named", {"batchnorm_split": "train"}), ("default", {})):
+        found = bank_of(nets, bare, tmp_path / cache, batchnorm_images=64, **options)
+        assert found.statistics.about["split"] == "train"
+
+
+def test_a_folder_of_one_nameless_split_is_not_called_train(nets, tmp_path):
+    image_dataset(*digit_images(slice(700, 900))).save_to_disk(tmp_path / "data")
+    found = bank_of(nets, tmp_path / "data", tmp_path / "cache", batchnorm_images=64)
+    assert found.statistics.about["split"] == found.split == "validation"
+
+
+def test_a_held_out_split_that_gives_statistics_is_refused_before_it_is_run(bank, kept):
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")}
+    with pytest.raises(ValueError, match="The split 'train' gives the soup its BatchNorm statistics"):
+        hf_radin.uniform(bank, test_split="train")
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")} == before

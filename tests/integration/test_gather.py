@@ -149,7 +149,7 @@ def test_an_image_processor_is_named_for_all(runs, two, digits, tmp_path):
     assert saved["image_mean"] == [0.5, 0.5, 0.5]
     opened = hf_radin.LogitBank.open(bank.folder).ingredients[0]
     assert list(opened.processor.image_mean) == [0.5, 0.5, 0.5]
-    from hf_radin.soup import cook
+    from hf_radin.cook import cook
 
     assert list(cook(tmp_path / "soup")[0][0].processor.image_mean) == [0.5, 0.5, 0.5]
 
@@ -159,8 +159,34 @@ def test_an_image_processor_that_changed_since_is_not_saved(runs, two, digits, t
     found = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
     soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
     change(tmp_path / "processor", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
-    with pytest.raises(ValueError, match="The image processor has changed since the logits were computed"):
+    with pytest.raises(ValueError, match="The image processor is not the one that the logits were computed with"):
         soup.save_pretrained(tmp_path / "soup")
+
+
+def test_nor_is_a_soup_cooked_with_it(runs, two, digits, tmp_path, caplog):
+    from hf_radin.cook import cook
+
+    shutil.copytree(runs / "ft-2", tmp_path / "processor")
+    found = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
+    hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")).save_pretrained(
+        tmp_path / "soup"
+    )
+    assert len(cook(tmp_path / "soup")[0]) == 2
+    change(tmp_path / "processor", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
+    with pytest.raises(ValueError, match="The image processor is not the one that the logits were computed with"):
+        cook(tmp_path / "soup")
+    recipe = tmp_path / "soup" / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"transformers": "', '"transformers": "0.'))  # other words, perhaps
+    assert len(cook(tmp_path / "soup")[0]) == 2 and "Another version of transformers" in caplog.text
+
+
+def test_code_of_its_own_is_part_of_a_checkpoint(two):
+    before = hf_radin.gather(f"{two}/*")
+    for text in ("# one", "# two"):
+        (two / "ft-0" / "modeling_own.py").write_text(text)
+        after = hf_radin.gather(f"{two}/*")
+        assert after[0].key != before[0].key and after[1].key == before[1].key
+        before = after
 
 
 @pytest.mark.parametrize("name", ["", "nothing/here/at/all", "ft-0"])

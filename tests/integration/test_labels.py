@@ -68,7 +68,7 @@ def test_the_first_says_the_order_and_the_soup_has_it(shuffled, digits, tmp_path
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
     assert tuple(soup.config.id2label.values()) == found.labels
-    from hf_radin.soup import cook
+    from hf_radin.cook import cook
 
     cooked = hf_radin.average(*cook(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.state_dict().items())
@@ -124,11 +124,31 @@ def test_placeholders_are_cooked_as_they_were(shuffled, digits, tmp_path):
     found = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
     soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
-    from hf_radin.soup import cook
+    from hf_radin.cook import cook
 
     ingredients, recipe = cook(tmp_path / "soup", models=[str(shuffled / "ft-2"), str(shuffled / "ft-0")])
     cooked = hf_radin.average(ingredients, recipe)
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
+def test_another_named_checkpoint_does_not_change_what_placeholders_mean(two, runs, digits, tmp_path):
+    for name in ("ft-2", "ft-3"):
+        shutil.copytree(runs / name, two / name)
+    for name in ("ft-0", "ft-1"):
+        placeholders(two / name)
+    name_classes(two / "ft-3", NAMES[::-1])
+    found = hf_radin.gather([two / f"ft-{number}" for number in range(3)])
+    recipe = Recipe.uniform(found.ids[:2])
+    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    soup = hf_radin.uniform(bank)
+    soup.recipe = recipe
+    soup.save_pretrained(tmp_path / "soup")
+    from hf_radin.cook import cook
+
+    ingredients, cooked = cook(tmp_path / "soup", models=[str(two / f"ft-{number}") for number in (0, 1, 3)])
+    assert [one.order for one in ingredients] == [None, None] and ingredients.labels == tuple(NAMES)
+    tensors = hf_radin.average(ingredients, cooked)
+    assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())
 
 
 def test_placeholders_alone_stay(two):

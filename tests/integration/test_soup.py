@@ -223,6 +223,22 @@ def spoilt(fields, **changes):
         ({"recipe": {"ingredients": ["a"], "weights": [0.5]}}, "read cook"),
         ({"ingredients": []}, "cook"),
         ({"recipe": {"ingredients": [[], {}], "weights": [0.5, 0.5]}}, "read cook"),
+        ({"data": ...}, "read cook"),
+        ({"data": "digits"}, "read cook"),
+        ({"data": {"name": "digits", "split": 5}}, "read cook"),
+        ({"processor": 5}, "read cook"),
+        ({"classes": 5}, "read cook"),
+        ({"classes": [5]}, "read cook"),
+        ({"image_processor": 5}, "read cook"),
+        ({"batchnorm": "train"}, "read cook"),
+        ({"batchnorm": {"split": "train"}}, "read cook"),
+        ({"batchnorm": {"data": "a", "split": "b", "images": "5", "seed": 0, "on_error": "skip"}}, "read cook"),
+        ({"batchnorm": {"data": "a", "split": "b", "images": 5, "seed": -1, "on_error": "skip"}}, "read cook"),
+        ({"ingredients": [{"id": "a", "revision": "b"}]}, "read cook"),
+        ({"ingredients": [{"id": "a", "revision": "b", "repo_id": None, "base": "c"}]}, "read cook"),
+        ({"ingredients": [{"id": "a", "revision": "b", "repo_id": None, "base": {"id": "c"}}]}, "read cook"),
+        ({"ingredients": [{"id": "a", "revision": "b", "repo_id": None, "subfolder": [5]}]}, "read cook"),
+        ({"ingredients": [{"id": "a", "revision": "b", "repo_id": None, "order": ["x"]}]}, "read cook"),
         ({"measurements": ...}, "read"),
         ({"saved_dtype": ...}, "read"),
         ({"method": ...}, "read"),
@@ -273,9 +289,9 @@ def test_a_recipe_is_not_lost_to_the_soup_it_cooks(saved, soup, tmp_path, capsys
 
 def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
     """The order in which numbers are added decides about their last bits."""
+    from hf_radin.cook import cook
     from hf_radin.recipe import Measurement
     from hf_radin.search import _Report
-    from hf_radin.soup import cook
 
     ids = bank.ingredients.ids
     recipe = hf_radin.Recipe((ids[4], ids[0], ids[2]), (0.4, 0.35, 0.25))

@@ -1,0 +1,201 @@
+"""Cook a soup again from its `recipe.json`: find what it was made of, at the very revisions that it names."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_radin import adapter, origin
+from hf_radin.batchnorm import Statistics, collect_statistics
+from hf_radin.data import OBJECT, open_split
+from hf_radin.ingredients import Ingredients
+from hf_radin.prepared import find_home
+from hf_radin.recipe import Recipe
+from hf_radin.vetting import locate
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "recipe.json"
+FORMAT = 1
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """What is in a `recipe.json`.
+
+    Raises:
+        ValueError: if it is not there, or not one.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.parent} holds no soup: there is no {path.name}.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} is not a recipe: {error}") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a recipe of format {FORMAT}, the one that this version reads.")
+    listed = fields.get("ingredients")
+    if not isinstance(fields.get("recipe"), dict) or not isinstance(listed, list) or not all(map(_is_listed, listed)):
+        raise ValueError(f"{path} is not a whole recipe: it must list weights, and ingredients with their revisions.")
+    odd = [name for name, fits in _FIELDS.items() if not fits(fields.get(name))]
+    if odd:
+        raise ValueError(f"{path} is not a whole recipe: its {odd[0]!r} is {str(fields.get(odd[0]))[:100]!r}.")
+    return fields
+
+
+def _is_listed(one: Any) -> bool:
+    """Whether an entry of the list of ingredients says enough to find one again."""
+    return (
+        _is_version(one)
+        and isinstance(one.get("subfolder"), (str, type(None)))
+        and (one.get("base") is None or _is_version(one["base"]))
+        and (one.get("order") is None or _is_list_of(int, one["order"]))
+    )
+
+
+def _is_version(one: Any) -> bool:
+    """Whether this names a checkpoint and its revision."""
+    if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in ("id", "revision")):
+        return False
+    return "repo_id" in one and isinstance(one["repo_id"], (str, type(None)))
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
+
+
+def _is_data(value: Any) -> bool:
+    names = ("config_name", "revision", "image_column", "label_column")
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), str) for name in ("name", "split"))
+        and all(isinstance(value.get(name, 0), (str, type(None))) for name in names)
+    )
+
+
+def _is_batchnorm(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        all(isinstance(value.get(name), str) for name in ("data", "split"))
+        and all(type(value.get(name)) is int and value[name] >= least for name, least in (("images", 2), ("seed", 0)))
+        and value.get("on_error") in ("raise", "skip")
+    )
+
+
+# What else of a recipe cooking rests on, and whether it is of its kind.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "data": _is_data,
+    "processor": lambda value: isinstance(value, dict),
+    "classes": lambda value: value is None or _is_list_of(str, value),
+    "image_processor": lambda value: value is None or isinstance(value, str),
+    "batchnorm": lambda value: value is None or _is_batchnorm(value),
+}
+
+
+def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tuple[Ingredients, Recipe]:
+    """The ingredients and the recipe of a `recipe.json`, each ingredient at the very revision that it names.
+
+    Args:
+        path: the file, or the soup's folder.
+        models: where the checkpoints are now; by default where the recipe says.
+        options: as `gather` takes them.
+
+    Raises:
+        ValueError: if an ingredient is not there, or is not what it was.
+    """
+    path = path / RECIPE if path.is_dir() else path
+    fields = read_recipe_file(path)
+    recipe = Recipe.from_json(json.dumps(fields["recipe"]))
+    listed = {one["id"]: one for one in fields["ingredients"]}
+    # in the order of the recipe: that in which numbers are added decides about their last bits
+    wanted = {name: listed[name] for name in recipe.used if name in listed}
+    lost = [name for name in recipe.used if name not in wanted]
+    if lost:
+        raise ValueError(f"{path} gives {lost[0]!r} a weight, but does not say which checkpoint that is.")
+    gone = [one["id"] for one in wanted.values() if not one["repo_id"] and not Path(one["id"]).is_dir()]
+    if gone and not models:
+        raise ValueError(
+            f"There is no folder {gone[0]!r} here, where {path} has an ingredient; say where the checkpoints are now "
+            "with models=... (--models)."
+        )
+    places = models or [_place(one) for one in wanted.values()]
+    bases = [one["base"] for one in wanted.values() if one.get("base")]
+    pinned = {base["id"]: base["revision"] for base in bases if base["repo_id"]}
+    options = {"image_processor": fields.get("image_processor"), "base_revisions": pinned, **options}
+    there = {_version(origin.describe(one)): one for one in locate(places, **options)}
+    for name, one in wanted.items():
+        if _version(one) not in there:
+            raise ValueError(
+                f"{name} is not the checkpoint that the recipe was made with: none of {', '.join(places)} has the "
+                f"revision {one['revision']}{_on_base(one)}."
+            )
+    found = Ingredients([there[_version(one)] for one in wanted.values()])
+    if fields.get("classes"):  # whichever ingredient came first then, the soup has its classes in this order
+        found = Ingredients(
+            [
+                replace(one, labels=tuple(fields["classes"]), order=said.get("order") and tuple(said["order"]))
+                for one, said in zip(found, wanted.values(), strict=True)
+            ]
+        )
+    adapter.check_processor(found[0].processor, fields["processor"])
+    return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
+
+
+def cook_statistics(
+    path: Path, ingredients: Ingredients, *, dataset: str | Path | None = None, cache_dir: str | Path | None = None
+) -> Statistics | None:
+    """The images that the soup of a `recipe.json` has its BatchNorm statistics from; None if it has none.
+
+    Args:
+        dataset: where the images are now; by default where the recipe says.
+
+    Raises:
+        ValueError: if the images are not there.
+    """
+    path = path / RECIPE if path.is_dir() else path
+    fields = read_recipe_file(path)
+    about = fields.get("batchnorm")
+    if not about:
+        return None
+    from accelerate import Accelerator
+
+    data = fields["data"]
+    if dataset is None and data["name"] == OBJECT:
+        raise ValueError(
+            f"{path}: BatchNorm statistics came from a Dataset object; say where its images are (--dataset)."
+        )
+    source = {name: data[name] for name in ("config_name", "image_column", "label_column")}
+    revision = data["revision"] if dataset is None else None
+    split = open_split(dataset or data["name"], split=about["split"], labelled=False, revision=revision, **source)
+    if split.key != about["data"]:
+        logger.warning(
+            "It can't be told whether the images of %s are those that the soup had its BatchNorm statistics from.",
+            split.name,
+        )
+    return collect_statistics(
+        split,
+        about["images"],
+        find_home(cache_dir),
+        processor=ingredients[0].processor,
+        on_error=about["on_error"],
+        accelerator=Accelerator(),
+        seed=about["seed"],
+    )
+
+
+def _place(one: dict[str, Any]) -> str:
+    """What finds an ingredient of a recipe again."""
+    inside = f":{one['subfolder']}" if one.get("subfolder") else ""
+    return f"{one['repo_id']}@{one['revision']}{inside}" if one["repo_id"] else str(one["id"])
+
+
+def _version(one: dict[str, Any]) -> tuple[str | None, ...]:
+    """What makes two ingredients the same: their files, and those of the base that an adapter is merged into."""
+    return one.get("subfolder") or None, one["revision"], (one.get("base") or {}).get("revision")
+
+
+def _on_base(one: dict[str, Any]) -> str:
+    base = one.get("base")
+    return f" on the base {base['id']} of the revision {base['revision']}" if base else ""
