@@ -55,16 +55,15 @@ class LogitBank:
         folder = Path(path).resolve()
         about = read_about(folder)
         try:
+            latest = _read_latest(folder)
             records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
             there = {one.key: one for one in map(_from_record, (one for one in records if one["finite"]))}
-            latest = _read_latest(folder)
-            keys = latest["keys"] if latest["keys"] is not None else sorted(there, key=lambda key: there[key].id)
-            found = [there[key] for key in keys]
+            found = [there[key] for key in latest["keys"]]
             data, statistics = about["data"], latest["statistics"]
             remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{folder} is no whole logit bank ({error!r}); remove it and compute it again."
+                f"{folder} is no whole logit bank ({error}); compute it again: what is there and whole is used."
             ) from error
         request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
         request |= {name: about[name] for name in ("batch_size", "dtype", "on_error")}
@@ -194,11 +193,15 @@ def write_latest(
 
 
 def _read_latest(folder: Path) -> dict[str, Any]:
-    """Of a computation that was cut off, nothing but what there is."""
+    """What the last computation was for.
+
+    Raises:
+        ValueError: if none was finished: what lies there may belong to several sets that don't fit each other.
+    """
     try:
         latest = dict(json.loads((folder / LATEST).read_text()))
-    except FileNotFoundError:
-        return {"keys": None, "remarks": [], "statistics": None}
+    except FileNotFoundError as error:
+        raise ValueError("no computation of it was finished by this version") from error
     if latest["statistics"]:
         read = latest["statistics"]
         images = Prepared((folder / read["pixels"]).resolve(), read["blocks"], read["size"])

@@ -141,7 +141,7 @@ def compute_logits(
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the first image is read
         try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
-        ingredients, remarks = sound(ingredients, home, strangers)
+        ingredients, remarks = sound(ingredients, home, strangers, weights_dtype)
         missing = [name for name in missing if name in ingredients.ids]
         statistics = None
         if sampled is not None:

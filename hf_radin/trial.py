@@ -46,13 +46,13 @@ def try_all(
         ValueError: if a weight is missing, or the processor makes of an image what the model does not take.
     """
     todo = on_main_process(
-        lambda: [one.id for one in ingredients if one.id in missing or not _sample_path(home, one).exists()]
+        lambda: [one.id for one in ingredients if one.id in missing or not _has_sample(_sample_path(home, one, dtype))]
     )
     for one in ingredients.select(todo[accelerator.process_index :: accelerator.num_processes]):
         model = adapter.load(one, dtype)
         heads = modeling.class_axes(model.config, trust_remote_code=one.trust_remote_code)
         weights = sample(model, heads)
-        write_atomically(_sample_path(home, one), partial(np.savez, **vars(weights)))
+        write_atomically(_sample_path(home, one, dtype), partial(np.savez, **vars(weights)))
         if one.id in missing and not weights.broken:
             _show_blank(one, model.to(accelerator.device), processor, accelerator)
     accelerator.wait_for_everyone()
@@ -70,16 +70,19 @@ def _show_blank(ingredient: Ingredient, model: Any, processor: Any, accelerator:
         ) from error
 
 
-def sound(ingredients: Ingredients, home: Path, strangers: str) -> tuple[Ingredients, list[Remark]]:
+def sound(
+    ingredients: Ingredients, home: Path, strangers: str, dtype: torch.dtype
+) -> tuple[Ingredients, list[Remark]]:
     """Those whose weights are numbers, and what is to be said of the others.
 
     Args:
+        dtype: of the weights while running.
         strangers: `drop` leaves out those of another start, `warn` says which these are, `keep` does neither.
 
     Raises:
         ValueError: if fewer than two are left.
     """
-    kept, remarks = on_main_process(lambda: _choose(ingredients, home, strangers))
+    kept, remarks = on_main_process(lambda: _choose(ingredients, home, strangers, dtype))
     said = [f"{name} {text}".strip() for name, text in remarks]
     if len(kept) < 2:
         left = f"A soup needs at least two ingredients that share a start; {len(kept)} of {len(ingredients)} are left."
@@ -92,9 +95,11 @@ def sound(ingredients: Ingredients, home: Path, strangers: str) -> tuple[Ingredi
     return ingredients.select(kept), remarks
 
 
-def _choose(ingredients: Ingredients, home: Path, strangers: str) -> tuple[list[str], list[Remark]]:
+def _choose(
+    ingredients: Ingredients, home: Path, strangers: str, dtype: torch.dtype
+) -> tuple[list[str], list[Remark]]:
     """The ids of those that are kept, and the remarks."""
-    weights = {one.id: _read_sample(_sample_path(home, one)) for one in ingredients}
+    weights = {one.id: _read_sample(_sample_path(home, one, dtype)) for one in ingredients}
     remarks = [
         (name, f"has NaN or infinite weights in {one.broken}: left out of the soup.")
         for name, one in weights.items()
@@ -141,8 +146,18 @@ def _apart(relations: list[Relation]) -> list[Remark]:
     ]
 
 
-def _sample_path(home: Path, ingredient: Ingredient) -> Path:
-    return home / "weights" / f"{digest(ingredient.key, ingredient.order, ENTRIES)}.npz"
+def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path:
+    """By dtype too: what is a number in float32 may not be one in float16."""
+    return home / "weights" / f"{digest(ingredient.key, ingredient.order, str(dtype), ENTRIES)}.npz"
+
+
+def _has_sample(path: Path) -> bool:
+    """Whether there is one that can be read; a broken one is taken anew."""
+    try:
+        _read_sample(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_sample(path: Path) -> Weights:

@@ -123,6 +123,34 @@ def test_nan_logits_leave_the_ingredient_out_with_a_warning(runs, two, digits, t
     assert len(hf_radin.LogitBank.open(bank.folder).ingredients) == 2
 
 
+def test_what_overflows_in_half_precision_is_a_number_in_float32(runs, two, digits, tmp_path):
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"][:1].fill_(1e5))
+    found = hf_radin.gather(f"{two}/*")
+    banks = [hf_radin.compute_logits(found, digits, dtype=one, cache_dir=tmp_path) for one in ("float16", None)]
+    assert [len(bank.ingredients) for bank in banks] == [2, 3]
+
+
+def test_a_sample_of_weights_that_is_broken_is_taken_anew(two, digits, tmp_path):
+    found = hf_radin.gather(f"{two}/*")
+    hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
+    samples = sorted((tmp_path / "weights").iterdir())
+    samples[0].write_bytes(b"broken")
+    samples[1].unlink()
+    assert len(hf_radin.compute_logits(found, digits, cache_dir=tmp_path)) == 600
+    assert all(path.stat().st_size > 1000 for path in samples)
+
+
+def test_a_bank_that_was_never_finished_is_not_opened(two, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
+    (bank.folder / "latest.json").unlink()
+    with pytest.raises(ValueError, match=r"no computation of it was finished .*compute it again: what is there"):
+        hf_radin.LogitBank.open(bank.folder)
+    (bank.folder / "latest.json").write_text("null")
+    with pytest.raises(ValueError, match="is no whole logit bank"):
+        hf_radin.LogitBank.open(bank.folder)
+
+
 def test_and_an_error_if_fewer_than_two_remain(two, digits, tmp_path):
     spoil(two / "ft-1", lambda tensors: tensors["vit.layernorm.weight"].fill_(3e38))
     with pytest.raises(ValueError, match=r"ft-1 give NaN or infinite logits, .*: 1 of 2 are left"):
