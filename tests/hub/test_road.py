@@ -170,7 +170,10 @@ def test_saved_equals_pushed_equals_loaded(hub, soup, tmp_path):
     assert AutoImageProcessor.from_pretrained("org/soup").to_dict() == soup.processor.to_dict()
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     here = pipeline("image-classification", model=soup.model, image_processor=soup.processor)(image)
-    assert pipeline("image-classification", model="org/soup")(image) == here
+    there = pipeline("image-classification", model="org/soup")(image)
+    assert [one["label"] for one in there] == [one["label"] for one in here]
+    # where weights lie in memory decides on some processors how products are rounded
+    assert [one["score"] for one in there] == pytest.approx([one["score"] for one in here], rel=1e-5)
 
     again = hf_radin.Soup.from_pretrained("org/soup")
     assert (again.recipe, again.measurements, again.results) == (soup.recipe, soup.measurements, soup.results)
