@@ -27,10 +27,9 @@ RAW, AVERAGED, ANEW = "uniform, raw", "uniform, averaged", "uniform, estimated a
 def accuracy(model: torch.nn.Module, bank: hf_radin.LogitBank) -> float:
     """In percent, on the images of a bank."""
     hits = 0
-    for number in range(bank.prepared.blocks):
-        _, labels, inputs = bank.prepared.read(number)
-        logits = adapter.forward(model, inputs, batch_size=256, accelerator=Accelerator())
-        hits += int((logits.argmax(1).numpy() == labels).sum())
+    for block, place in bank.blocks.items():
+        (logits,) = adapter.forward([model], bank.images.read(block), batch_size=256, accelerator=Accelerator())
+        hits += int((logits.argmax(1).numpy() == bank.labels[place]).sum())
     return 100 * hits / len(bank)
 
 

@@ -8,17 +8,21 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from hf_radin import ensemble
+from hf_radin import adapter, ensemble
 from hf_radin.batchnorm import Statistics
+from hf_radin.data import OBJECT, match_labels, open_split
+from hf_radin.decoding import Source
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.prepared import Prepared
+from hf_radin.prepared import Images
 from hf_radin.processes import progress_bar
+from hf_radin.stream import Block
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ class LogitBank:
         folder: holds `bank.json`, `labels.npy`, `ids.npy` and for each ingredient `logits/*.npy` and `logits/*.json`.
         ingredients: those whose logits this bank gives; the folder may hold more.
         about: the contents of `bank.json`.
+        images: what the logits were computed from.
         request: the arguments of `compute_logits`, to do the same for another split.
         statistics: images that soups estimate BatchNorm statistics from, where the models have any.
         remarks: which checkpoints were left out or seem to be strangers: id (or nothing) and text.
@@ -41,6 +46,7 @@ class LogitBank:
     folder: Path
     ingredients: Ingredients
     about: dict[str, Any]
+    images: Images = field(repr=False)
     request: dict[str, Any] = field(default_factory=dict, repr=False)
     statistics: Statistics | None = None
     remarks: tuple[tuple[str, str], ...] = ()
@@ -66,12 +72,13 @@ class LogitBank:
                 f"{folder} is no whole logit bank ({error}); compute it again: what is there and whole is used."
             ) from error
         request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
-        request |= {name: about[name] for name in ("batch_size", "dtype", "on_error")}
+        request |= {name: about[name] for name in ("batch_size", "dtype", "on_error", "channels_last", "compiled")}
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
         if statistics:
             request |= {f"batchnorm_{name}": statistics.about[name] for name in ("split", "images")}
         ingredients = Ingredients(_told_apart([one for one in found if _is_there(one)]))
-        return cls(folder, ingredients, about, {**request, "strangers": "keep"}, statistics, remarks)
+        images = Images(folder / about["pixels"], about["block_size"], partial(_source, folder, ingredients, request))
+        return cls(folder, ingredients, about, images, {**request, "strangers": "keep"}, statistics, remarks)
 
     def __repr__(self) -> str:
         data = self.about["data"]
@@ -102,9 +109,13 @@ class LogitBank:
         return str(self.about["data"]["split"])
 
     @property
-    def prepared(self) -> Prepared:
-        """The images that the logits were computed from, ready for a model."""
-        return Prepared(self.folder / self.about["pixels"], **self.about["blocks"])
+    def blocks(self) -> dict[Block, slice]:
+        """Where each block of images has its samples."""
+        ends = np.cumsum([count for *_, count in self.about["blocks"]]).tolist()
+        return {
+            (shard, number): slice(end - count, end)
+            for (shard, number, count), end in zip(self.about["blocks"], ends, strict=True)
+        }
 
     def __len__(self) -> int:
         return int(self.about["samples"])
@@ -187,7 +198,7 @@ def write_latest(
     latest: dict[str, Any] = {"keys": ingredients.keys, "remarks": remarks, "statistics": None}
     if statistics is not None:
         images = statistics.images
-        where = {"pixels": os.path.relpath(images.folder, folder), "blocks": images.blocks, "size": images.size}
+        where = {"pixels": os.path.relpath(images.folder, folder), "size": images.size}
         latest["statistics"] = {**where, "about": statistics.about}
     write_atomically(folder / LATEST, lambda path: path.write_text(json.dumps(latest, indent=2)))
 
@@ -204,9 +215,33 @@ def _read_latest(folder: Path) -> dict[str, Any]:
         raise ValueError("no computation of it was finished by this version") from error
     if latest["statistics"]:
         read = latest["statistics"]
-        images = Prepared((folder / read["pixels"]).resolve(), read["blocks"], read["size"])
+        place = (folder / read["pixels"]).resolve()
+        images = Images(place, read["size"], partial(_gone, place))
         latest["statistics"] = Statistics(images, read["about"])
     return latest
+
+
+def _source(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -> Source:
+    """Where a bank's images come from, opened again.
+
+    Raises:
+        ValueError: if they are no longer there or no longer the same.
+    """
+    about = read_about(folder)
+    if about["data"]["name"] == OBJECT:
+        _gone(folder / about["pixels"])
+    names = ("dataset", "config_name", "revision", "image_column", "label_column")
+    split = open_split(split=about["data"]["split"], **{name: request[name] for name in names})
+    if split.key != about["data"]["key"]:
+        raise ValueError(f"{split.name} has changed since the logits in {folder} were computed; compute them again.")
+    processor = ingredients[0].processor
+    adapter.check_processor(processor, about["processor"])
+    to_class = match_labels(split, ingredients.labels)
+    return Source(split, partial(adapter.prepare, processor), to_class, about["on_error"], about["block_size"])
+
+
+def _gone(folder: Path) -> NoReturn:
+    raise ValueError(f"{folder} is gone, or parts of it; run compute_logits again to prepare the images anew.")
 
 
 _FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")

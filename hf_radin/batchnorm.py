@@ -7,20 +7,21 @@ The average of the ingredients' statistics is not the statistics of their averag
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hf_radin import adapter, modeling
 from hf_radin.data import OBJECT, Split, open_split, sample_split
+from hf_radin.decoding import Source
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredient
-from hf_radin.prepared import Prepared, is_prepared, prepare_once
+from hf_radin.prepared import Images
 from hf_radin.processes import on_main_process
+from hf_radin.stream import Block
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,7 @@ class Statistics:
         about: the dataset's `data` key, the `split`, how many `images`, the `seed`, and a `key` of all that decides.
     """
 
-    images: Prepared
+    images: Images
     about: dict[str, Any]
 
 
@@ -112,17 +113,19 @@ def collect_statistics(
     """Draw images from a split and prepare them, a batch a block."""
     key = digest(split.key, count, seed, BATCH, adapter.describe(processor), on_error)
     folder = home / "pixels" / key
-    there = on_main_process(lambda: is_prepared(folder))
-    images = prepare_once(
-        split if there else sample_split(split, count, seed=seed),
-        folder,
-        partial(adapter.prepare, processor),
-        lambda label: 0,  # no label is looked at
-        on_error,
-        accelerator,
-        size=BATCH,
-    )
-    used = sum(int(size) for size in _sizes(images)[_batches(images)])
+
+    def source() -> Source:
+        sample = sample_split(split, count, seed=seed)
+        prepare = partial(adapter.prepare, processor)
+        return Source(sample, prepare, lambda label: 0, on_error, BATCH)  # no label is looked at
+
+    images = Images(folder, BATCH, cache(source))
+    if not on_main_process(images.is_kept):
+        for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=sys.maxsize):
+            pass
+        accelerator.wait_for_everyone()
+    _, _, _, sizes = images.index()
+    used = sum(size for size in sizes if size == max([1, *sizes]))
     if used < 2:
         raise ValueError(
             f"The split {split.split!r} of {split.name} gives {used} images to estimate BatchNorm statistics from; at "
@@ -162,25 +165,20 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
         module.reset_running_stats()
         module.momentum = None  # the mean over batches, each with the same weight
         module.train()
-    for number in _batches(statistics.images):
-        _, _, inputs = statistics.images.read(number)
-        adapter.forward(model, inputs, batch_size=BATCH, accelerator=accelerator, autocast=False)
+    for block in _batches(statistics.images):
+        inputs = statistics.images.read(block)
+        adapter.forward([model], inputs, batch_size=BATCH, accelerator=accelerator, autocast=False)
     for module, momentum in zip(modules, momenta, strict=True):
         module.momentum = momentum
     model.train()  # LeViT forgets what it remembered of the weights only in this mode
     model.to("cpu", dtype).eval()
 
 
-def _sizes(images: Prepared) -> np.ndarray:
-    """How many images each block has: `(blocks,)`."""
-    ids, _, _ = images.index()
-    return np.bincount(ids // images.size, minlength=images.blocks)
-
-
-def _batches(images: Prepared) -> list[int]:
+def _batches(images: Images) -> list[Block]:
     """The blocks that are used: those of full size, so that all have the same weight, or else the largest."""
-    sizes = _sizes(images)
-    return np.flatnonzero(sizes == max(sizes.max(initial=0), 1)).tolist()
+    _, _, _, sizes = images.index()
+    largest = max([1, *sizes])
+    return [block for block, size in zip(images.blocks, sizes, strict=True) if size == largest]
 
 
 def _keeps_statistics(module: Any) -> bool:

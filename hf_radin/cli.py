@@ -115,8 +115,16 @@ def soup_options() -> argparse.ArgumentParser:
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
     add("--seed", type=int, default=0, help="of the candidates drawn by monte-carlo (default 0)")
-    batch_size = "images in a forward pass (default: auto, which is 64)"
-    add("--batch-size", default="auto", type=lambda text: text if text == "auto" else int(text), help=batch_size)
+    batch_size = "images in a forward pass (default: auto: 64 on a CPU, on a GPU as many as pay)"
+    add("--batch-size", default="auto", type=_number, metavar="N", help=batch_size)
+    at_once = "models that see each image while it is there (default: auto, which is as many as fit)"
+    add("--models-in-memory", default="auto", type=_number, metavar="N", help=at_once)
+    kept = "prepared images kept on disk: off, a size as in 20GB, or auto: up to half of what is free (default)"
+    add("--pixel-cache", default="auto", metavar="SIZE", help=kept)
+    workers = "processes that decode images beside each that runs models (default: auto, which is none on a CPU)"
+    add("--workers", default="auto", type=_number, metavar="N", help=workers)
+    add("--channels-last", action="store_true", help="a memory format that convolutions on GPUs like")
+    add("--compile", dest="compiled", action="store_true", help="run the models through torch.compile")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
     add("--cache-dir", type=Path, help="where logits are kept (default: hf_radin in HF_HOME)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
@@ -125,6 +133,10 @@ def soup_options() -> argparse.ArgumentParser:
     add("--private", action="store_true", default=None, help="make a new repository private")
     add("--license", help="for the card, if the models don't agree on one")
     return parser
+
+
+def _number(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -244,7 +256,8 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         test = open_split(split=args.test_split, **source)
         check_first_label(test, match_labels(test, ingredients.labels))
         refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
-    names = ("batch_size", "dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
+    names = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
+    names += ("dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
     running = {name: getattr(args, name) for name in names}
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
 

@@ -273,7 +273,7 @@ def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
         label_of(row.get(split.label_column), 0, split, to_class)
 
 
-def label_of(value: Any, sample: int, split: Split, to_class: Callable[[Any], int]) -> int:
+def label_of(value: Any, sample: int | str, split: Split, to_class: Callable[[Any], int]) -> int:
     try:
         return to_class(value)
     except (KeyError, TypeError):

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin import adapter
 from hf_radin.bank import LogitBank
-from hf_radin.checkpoint import as_dtype
 from hf_radin.files import digest, write_atomically
+from hf_radin.passes import as_computed
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
 
@@ -28,7 +27,6 @@ def measure(
     recipe: Recipe,
     make_model: Callable[[], PreTrainedModel],
     *,
-    batch_size: int,
     on_block: Callable[[int], object] = lambda samples: None,
 ) -> np.ndarray:
     """Classes that a soup predicts for the images of a bank: `(samples,)`, -1 where a logit is not finite.
@@ -59,19 +57,20 @@ def measure(
             f"The logits in {bank.folder} were computed with mixed precision {bank.about['mixed_precision']!r}, this "
             f"run has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under the same one."
         )
-    model = make_model().to(accelerator.device, as_dtype(bank.about["dtype"]))
+    passes = as_computed(bank, accelerator)
+    model = passes.running.ready(make_model())
     # one entry a sample, filled by the process that has its block, and a last one that counts them
     found = torch.zeros(len(bank) + 1, dtype=torch.int64)
-    world, prepared, ids = accelerator.num_processes, bank.prepared, bank.ids
-    for number in range(accelerator.process_index, prepared.blocks, world):
-        _, labels, inputs = prepared.read(number)
+    places = bank.blocks
+    for block, inputs in passes.stream(bank.images):
         if inputs:
-            logits = adapter.forward(model, inputs, batch_size=batch_size, accelerator=accelerator).numpy()
-            start = int(np.searchsorted(ids, number * prepared.size))
+            (logits,) = passes.running.logits([model], inputs)
             classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-            found[start : start + len(labels)] = torch.from_numpy(classes)
-            found[-1] += len(labels)
-        on_block(len(labels) * world if number + world < prepared.blocks else len(labels))
+            found[places[block]] = torch.from_numpy(classes)
+            found[-1] += len(classes)
+            on_block(len(classes) * accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    on_main_process(bank.images.check_order)
     found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
     if found[-1] != len(bank):
         raise RuntimeError(f"{found[-1]} images were measured where the split has {len(bank)}; this is a bug.")

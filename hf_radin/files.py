@@ -29,6 +29,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Atomically, as all is written."""
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(content)))
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Name what can't be written: of a full disk, each writer has its own error, and none says where."""

@@ -6,7 +6,6 @@ import json
 import logging
 import operator
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,33 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_radin import adapter
-from hf_radin.bank import (
-    LogitBank,
-    is_finite,
-    logits_path,
-    read_about,
-    record_path,
-    write_latest,
-    write_record,
-)
+from hf_radin.adapter import Running
+from hf_radin.bank import LogitBank, is_finite, read_about, record_path, write_latest, write_record
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import OBJECT, match_labels, open_split
-from hf_radin.files import digest, write_atomically
+from hf_radin.decoding import Source
+from hf_radin.files import digest, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.prepared import BLOCK, Prepared, find_home, prepare_once
-from hf_radin.processes import on_main_process, progress_bar
+from hf_radin.passes import Passes, choose_batch_size, compute
+from hf_radin.prepared import BLOCK, Images, find_home, parse_size
+from hf_radin.processes import on_main_process
 from hf_radin.trial import sound, try_all
+from hf_radin.tuning import BATCH_SIZE, settle_threads
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-# Images in one forward pass unless the user says otherwise: enough to fill a CPU's or a GPU's arithmetic units for
-# most classifiers, small enough for 8 GB.
-BATCH_SIZE = 64
 
 
 def compute_logits(
@@ -56,6 +47,11 @@ def compute_logits(
     image_column: str | None = None,
     label_column: str | None = None,
     batch_size: int | str = "auto",
+    models_in_memory: int | str = "auto",
+    pixel_cache: int | str = "auto",
+    workers: int | str = "auto",
+    channels_last: bool = False,
+    compiled: bool = False,
     dtype: str | torch.dtype | None = None,
     on_error: str = "raise",
     strangers: str = "warn",
@@ -76,7 +72,15 @@ def compute_logits(
         split: used to choose; never the one that shall prove the choice.
         config_name, revision: of the dataset, as in `load_dataset`.
         image_column, label_column: needed where the dataset has several that could be meant.
-        batch_size: images in a forward pass; `auto` is 64.
+        batch_size: images in a forward pass; `auto` is 64 on a CPU and grows on an accelerator as long as that pays.
+            It is decided once for a bank. On an accelerator give a number if two runs shall agree to the last bit.
+        models_in_memory: how many models see each image while it is there; `auto` is as many as fit.
+        pixel_cache: how much of the prepared images is kept on disk, to be read again by further models and by soups:
+            `off`, a size as in `20GB`, or `auto`: up to half of what is free, at most 100 GB. What is not kept is
+            decoded anew.
+        workers: processes that decode beside each that runs models; `auto` is none on a CPU, else up to 8.
+        channels_last: give images to the models in this memory format, which convolutions on GPUs like.
+        compiled: use `torch.compile`.
         dtype: of the weights while running: float32 unless you say otherwise. For autocast see `accelerator`.
         on_error: an image that can't be read raises a ValueError, or with `skip` is left out and counted.
         strangers: what to do with ingredients whose weights say that they don't share their start with the others:
@@ -95,7 +99,10 @@ def compute_logits(
 
     if len(ingredients) < 2:
         raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
-    size = _batch_size(batch_size)
+    check_number("batch_size", batch_size)
+    check_number("models_in_memory", models_in_memory)
+    check_number("workers", workers, least=0)
+    parse_size(pixel_cache)
     weights_dtype = as_dtype(dtype or "float32")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
@@ -108,11 +115,12 @@ def compute_logits(
             f"{os.environ['WORLD_SIZE']} processes were launched, accelerate knows of {accelerator.num_processes}. "
             "On CPUs, set ACCELERATE_USE_CPU=true; make no PartialState before the Accelerator."
         )
+    settle_threads()
     columns = {"config_name": config_name, "image_column": image_column, "label_column": label_column}
-    source = {"dataset": dataset, **columns, "revision": revision, "token": token}
-    opened = open_split(split=split, **source)
+    request = {"dataset": dataset, **columns, "revision": revision, "token": token}
+    opened = open_split(split=split, **request)
     if opened.name != OBJECT and opened.revision is None:
-        source["dataset"] = str(Path(dataset).resolve())  # the same folder, wherever the process goes
+        request["dataset"] = str(Path(dataset).resolve())  # the same folder, wherever the process goes
     opened = replace(opened, key=on_main_process(lambda: opened.key))  # an object without fingerprint has a random one
     home = find_home(cache_dir)
     processor = ingredients[0].processor
@@ -122,21 +130,24 @@ def compute_logits(
         "processor": adapter.describe(processor),
         "dtype": str(weights_dtype).removeprefix("torch."),
         "mixed_precision": accelerator.mixed_precision,
+        "channels_last": channels_last,
+        "compiled": compiled,
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
-    sampled = find_sampled(ingredients[0], opened, source, batchnorm_split)
+    sampled = find_sampled(ingredients[0], opened, request, batchnorm_split)
     if sampled is not None:
         key = sampled.key
         sampled = replace(sampled, key=on_main_process(lambda: key))
     # what the data are called may vary (`data`, `./data`); what they are is in the key
-    images = {
+    content = {
         **opened.describe(),
         "name": None,
         **{name: about[name] for name in ("classes", "processor", "on_error")},
     }
-    pixels = home / "pixels" / digest(BLOCK, images)
-    folder = home / "banks" / digest(images, about["dtype"], about["mixed_precision"])
+    pixels = home / "pixels" / digest(BLOCK, content)
+    bits = ("dtype", "mixed_precision", "channels_last", "compiled")
+    folder = home / "banks" / digest(content, *(about[name] for name in bits))
     with _alone(folder):
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the first image is read
@@ -148,14 +159,21 @@ def compute_logits(
             statistics = collect_statistics(
                 sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
             )
-        prepared = prepare_once(
-            opened, pixels, partial(adapter.prepare, processor), to_class, on_error, accelerator, size=BLOCK
+        source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, BLOCK)
+        images = Images(pixels, BLOCK, lambda: source)
+        running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
+        size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, missing))
+        running = replace(running, batch_size=size)
+        passes = Passes(running, models_in_memory, pixel_cache, workers)
+        where = None if opened.name == OBJECT else request["dataset"]
+        compute(
+            folder,
+            images,
+            ingredients.select(missing),
+            passes,
+            samples=len(opened.rows) if hasattr(opened.rows, "__len__") else None,
+            found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}),
         )
-        if accelerator.is_main_process and not (folder / "bank.json").exists():
-            where = None if opened.name == OBJECT else source["dataset"]
-            _found(folder, prepared, {**about, "batch_size": size, "dataset": where})
-        accelerator.wait_for_everyone()
-        _run(folder, prepared, ingredients.select(missing), weights_dtype, size, accelerator)
         if accelerator.is_main_process:
             for one in ingredients:  # a checkpoint may have moved since its logits were computed
                 write_record(folder, one, finite=is_finite(folder, one))
@@ -168,9 +186,11 @@ def compute_logits(
         if accelerator.is_main_process:
             write_latest(folder, usable, remarks, statistics)
         accelerator.wait_for_everyone()
-    request = {**source, "batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
+    request |= {"batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
+    request |= {name: about[name] for name in ("channels_last", "compiled")}
+    request |= {"models_in_memory": models_in_memory, "pixel_cache": pixel_cache, "workers": workers}
     request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
-    return LogitBank(folder, usable, read_about(folder), request, statistics, tuple(remarks))
+    return LogitBank(folder, usable, read_about(folder), images, request, statistics, tuple(remarks))
 
 
 def of_split(bank: LogitBank, split: str) -> LogitBank:
@@ -209,11 +229,24 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
-    """Write what a bank has before the first logit: its samples, their labels, where all of it comes from."""
+def _batch_size(folder: Path, wanted: int | str, ingredient: Ingredient, running: Running, missing: list[str]) -> int:
+    """The number of images in a forward pass, decided once for a bank, so that a resumed run goes on as it began."""
+    path = folder / "batch_size.json"
+    if wanted != "auto":
+        return int(wanted)
+    if not path.exists():
+        size = choose_batch_size(ingredient, running) if missing else BATCH_SIZE
+        write_json(path, size)
+    return int(json.loads(path.read_text()))
+
+
+def _found(folder: Path, images: Images, about: dict[str, Any]) -> None:
+    """Write what a bank has beside its logits: its samples, their labels, where all of it comes from."""
     import hf_radin
 
-    ids, labels, skipped = prepared.index()
+    if (folder / "bank.json").exists():
+        return
+    ids, labels, skipped, counts = images.index()
     if not len(ids):
         name, split = about["data"]["name"], about["data"]["split"]
         raise ValueError(f"The split {split!r} of {name} has no image to use; {len(skipped)} were skipped.")
@@ -225,73 +258,12 @@ def _found(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
         **about,
         "samples": len(ids),
         "skipped": skipped,
-        "blocks": {"blocks": prepared.blocks, "size": prepared.size},
-        "pixels": os.path.relpath(prepared.folder, folder),
+        "block_size": images.size,
+        "blocks": [[*block, count] for block, count in zip(images.blocks, counts, strict=True)],
+        "pixels": os.path.relpath(images.folder, folder),
         "hf_radin": hf_radin.__version__,
     }
-    write_atomically(folder / "bank.json", lambda path: path.write_text(json.dumps(about, indent=2)))
-
-
-def _run(
-    folder: Path,
-    prepared: Prepared,
-    ingredients: Ingredients,
-    dtype: torch.dtype,
-    batch_size: int,
-    accelerator: Accelerator,
-) -> None:
-    """Compute the logits of some ingredients: each process its blocks, one barrier an ingredient."""
-    samples = len(np.load(folder / "ids.npy", mmap_mode="r"))
-    total = samples * len(ingredients)
-    with progress_bar(total=total, desc="Logits", unit="image") as bar:
-        for one in ingredients:
-            parts = logits_path(folder, one).with_suffix(".parts")
-            mine = range(accelerator.process_index, prepared.blocks, accelerator.num_processes)
-            todo = [number for number in mine if not _part_path(parts, number).exists()]
-            if todo:
-                model = adapter.load(one, dtype).to(accelerator.device)
-            for number in mine:
-                ids, _, inputs = prepared.read(number)
-                if number in todo:
-                    logits = (
-                        adapter.forward(model, inputs, batch_size=batch_size, accelerator=accelerator).numpy()
-                        if inputs
-                        else np.zeros((0, len(one.labels)), dtype=np.float32)
-                    )
-                    if logits.shape[1] != len(one.labels):
-                        raise ValueError(
-                            f"{one.id} gives {logits.shape[1]} logits, but its id2label names {len(one.labels)}."
-                        )
-                    write_atomically(_part_path(parts, number), partial(np.save, arr=logits))
-                bar.update(len(ids) * accelerator.num_processes if number + 1 < prepared.blocks else len(ids))
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                _join(folder, one, parts, prepared.blocks)
-            accelerator.wait_for_everyone()
-
-
-def _join(folder: Path, ingredient: Ingredient, parts: Path, blocks: int) -> None:
-    """Put one ingredient's blocks into one file, in order, and say that it is done."""
-    samples = len(np.load(folder / "ids.npy", mmap_mode="r"))
-    finite = True
-
-    def write(path: Path) -> None:
-        nonlocal finite
-        start = 0
-        with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
-            shape = (samples, len(ingredient.labels))
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            for number in range(blocks):
-                part = np.load(_part_path(parts, number))
-                file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
-                finite = finite and bool(np.isfinite(part).all())
-                start += len(part)
-        if start != samples:
-            raise ValueError(f"{ingredient.id}: {start} rows of logits for {samples} images; remove {parts}.")
-
-    write_atomically(logits_path(folder, ingredient), write)
-    write_record(folder, ingredient, finite=finite)
-    shutil.rmtree(parts)
+    write_json(folder / "bank.json", about)
 
 
 def _usable(folder: Path, ingredients: Ingredients) -> Ingredients:
@@ -312,13 +284,14 @@ def _usable(folder: Path, ingredients: Ingredients) -> Ingredients:
     return ingredients.select(finite)
 
 
-def _batch_size(batch_size: int | str) -> int:
-    if batch_size == "auto":
-        return BATCH_SIZE
-    if isinstance(batch_size, (bool, str)) or not hasattr(batch_size, "__index__") or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}: it is 'auto' or a number of images, at least 1.")
-    return operator.index(batch_size)
+def check_number(name: str, value: int | str, *, least: int = 1) -> int | str:
+    """`auto`, or a number.
 
-
-def _part_path(parts: Path, number: int) -> Path:
-    return parts / f"block-{number:06d}.npy"
+    Raises:
+        ValueError: if it is neither.
+    """
+    if value == "auto":
+        return value
+    if isinstance(value, (bool, str)) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name}={value!r}: it is 'auto' or a number, at least {least}.")
+    return operator.index(value)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import logging
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hf_radin.data import Split, label_of
-from hf_radin.files import write_atomically
-from hf_radin.processes import on_main_process, progress_bar
+from hf_radin.decoding import Decoded, Source, decode_all
+from hf_radin.files import write_atomically, write_json
+from hf_radin.pixels import Inputs, Pixels
+from hf_radin.stream import Block, count_shards, raw_blocks, reader, reads
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from accelerate import Accelerator
-    from datasets import Dataset, IterableDataset
-    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 # Samples in a block of prepared images and logits: the unit of work of a process, and what a killed run loses at most.
 BLOCK = 256
 
-Prepare = Callable[["Image"], "dict[str, torch.Tensor]"]
+# Of the disk, what the pixel cache takes at most if it may choose: this share of what is free, and no more than this.
+SHARE, MOST = 0.5, 100_000_000_000
+
+# Where less than this is left on the disk, pixels are not kept: others need it more.
+SPARED = 1_000_000_000
 
 
 def find_home(cache_dir: str | Path | None) -> Path:
@@ -43,202 +49,204 @@ def find_home(cache_dir: str | Path | None) -> Path:
     return home
 
 
-def prepare_split(
-    split: Split,
-    folder: Path,
-    *,
-    prepare: Prepare,
-    to_class: Callable[[Any], int],
-    size: int,
-    on_error: str = "raise",
-    rank: int = 0,
-    world: int = 1,
-    on_block: Callable[[int], object] = lambda samples: None,
-) -> tuple[int, str]:
-    """Decode and prepare this process's blocks of the split, and write each to a file of its own in `folder`.
-
-    Block `b` belongs to process `b % world`. Every process goes through the whole stream, so that sample ids, which
-    are positions in it, are the same for any number of processes; but each image is decoded by one process only, once.
-    A block that is there already is not made again.
-
-    Args:
-        prepare: from an image to what the models take.
-        to_class: from a value of the label column to the models' class; a KeyError if there is none.
-        size: samples in a block: the unit that one process works on, and that a killed run loses at most.
-        on_error: what to do with an image that can't be read: `raise`, or `skip` and count it.
-        on_block: hears how many samples went by, for a progress bar.
-
-    Returns:
-        The number of blocks in the split, and a hash of the labels of a stream in the order in which they came.
+def parse_size(size: str | int) -> int | None:
+    """Bytes that the pixel cache of a split may take: `off` is none, `auto` is None, else as in `20GB`.
 
     Raises:
-        ValueError: for an unreadable image (unless skipped) or an unknown label, with the sample's id.
+        ValueError: if it is none of these.
     """
-    count, order = 0, hashlib.sha256()
-    for number, rows in _blocks(split.rows, size):
-        count += 1
-        if isinstance(rows, list):
-            order.update(repr([row.get(split.label_column) for row in rows]).encode())
-        path = block_path(folder, number)
-        if number % world == rank and not path.exists():
-            samples, skipped = [], []
-            for sample, row in enumerate(rows, start=number * size):
-                label = label_of(row.get(split.label_column), sample, split, to_class)
-                try:
-                    samples.append((sample, label, prepare(_decode(row[split.image_column]))))
-                except Exception as error:  # Pillow raises nearly anything for a broken file
-                    if not _blames_the_image(error, row[split.image_column]):
-                        raise
-                    if on_error != "skip":
-                        raise ValueError(
-                            f"Sample {sample} of {split.name}, split {split.split!r}"
-                            f"{_file_name(row[split.image_column])}: the image can't be read: {error}. Repair it, or "
-                            "pass on_error='skip' (--on-error skip) to leave such images out."
-                        ) from error
-                    skipped.append(sample)
-            _write_block(path, samples, skipped)
-        on_block(len(rows))
-    return count, order.hexdigest()
+    from accelerate.utils import convert_file_size_to_int
 
-
-def prepare_once(
-    split: Split,
-    folder: Path,
-    prepare: Prepare,
-    to_class: Callable[[Any], int],
-    on_error: str,
-    accelerator: Accelerator,
-    *,
-    size: int = BLOCK,
-) -> Prepared:
-    """Decode and prepare the split with all processes, unless it is there. Arguments as in `prepare_split`."""
-    done = folder / "split.json"
-    if not on_main_process(lambda: is_prepared(folder)):
-        length = len(split.rows) if hasattr(split.rows, "__len__") else None
-        with progress_bar(total=length, desc="Preparing images", unit="image") as bar:
-            blocks, order = prepare_split(
-                split,
-                folder,
-                prepare=prepare,
-                to_class=to_class,
-                size=size,
-                on_error=on_error,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
-                on_block=bar.update,
-            )
-        if order != on_main_process(lambda: order):
-            raise ValueError(
-                f"Two processes were given {split.name}, split {split.split!r}, in different orders. Shuffle it "
-                "with a seed, or not at all."
-            )
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_atomically(done, lambda path: path.write_text(json.dumps({"blocks": blocks, "size": size})))
-        accelerator.wait_for_everyone()
-    return Prepared(folder, **json.loads(done.read_text()))
-
-
-def is_prepared(folder: Path) -> bool:
-    """Whether all blocks are there; they may have been removed to save space."""
+    if size == "auto":
+        return None
+    if size == "off":
+        return 0
     try:
-        blocks = json.loads((folder / "split.json").read_text())["blocks"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all(block_path(folder, number).exists() for number in range(blocks))
-
-
-def _blocks(rows: Dataset | IterableDataset, size: int) -> Iterator[tuple[int, Any]]:
-    """The numbers of the blocks in order, and their rows; a `Dataset` reads none that are not looked at."""
-    if hasattr(rows, "select"):
-        for number, start in enumerate(range(0, len(rows), size)):
-            yield number, rows.select(range(start, min(start + size, len(rows))))
-        return
-    stream = iter(rows)
-    for number in itertools.count():
-        block = list(itertools.islice(stream, size))
-        if not block:
-            return
-        yield number, block
-
-
-def _decode(value: Any) -> Image:
-    import datasets
-    import numpy as np
-    import PIL.Image
-
-    if isinstance(value, np.ndarray):
-        return PIL.Image.fromarray(value)
-    return datasets.Image().decode_example(value)
-
-
-def _blames_the_image(error: Exception, value: Any) -> bool:
-    """Not a lack of memory, nor an error of the network where the file has to be fetched first."""
-    path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else None
-    fetched = bool(path) and "://" in str(path)
-    return not isinstance(error, MemoryError) and not (fetched and isinstance(error, OSError))
-
-
-def _file_name(value: Any) -> str:
-    path = value.get("path") if isinstance(value, dict) else None
-    return f" ({path})" if path else ""
-
-
-def block_path(folder: Path, number: int) -> Path:
-    return folder / f"block-{number:06d}.safetensors"
-
-
-def _write_block(path: Path, samples: list[tuple[int, int, dict[str, torch.Tensor]]], skipped: list[int]) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {
-        "ids": torch.tensor([sample for sample, _, _ in samples], dtype=torch.int64),
-        "labels": torch.tensor([label for _, label, _ in samples], dtype=torch.int64),
-    }
-    for name in samples[0][2] if samples else ():
-        shapes = {tuple(inputs[name].shape): sample for sample, _, inputs in samples}
-        if len(shapes) > 1:
-            (one, first), (other, second) = list(shapes.items())[:2]
-            raise ValueError(
-                f"The image processor makes {name} of different shapes: {one} of sample {first}, {other} of sample "
-                f"{second}. Images are read in batches, so it must resize or crop to one size."
-            )
-        tensors[f"inputs.{name}"] = torch.stack([inputs[name] for _, _, inputs in samples])
-    write_atomically(path, lambda partial: save_file(tensors, partial, {"skipped": json.dumps(skipped)}))
+        found = int(convert_file_size_to_int(size))
+    except ValueError:
+        found = -1
+    if found < 0 or isinstance(size, bool):
+        raise ValueError(f"pixel_cache={size!r}: it is 'auto', 'off' or a size as in '20GB'.")
+    return found
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A split's prepared images, in `blocks` files of one folder, each of up to `size` samples."""
+class Images:
+    """A split's images, in blocks of up to `size` samples; blocks that are not kept are decoded anew.
+
+    Args:
+        folder: has for each shard a file that says how many blocks there are, and for each block an index (labels,
+            and which samples were left out) and, while there is room, the models' inputs.
+        size: samples in a block.
+        source: where the images come from; it is only asked if some are not kept.
+    """
 
     folder: Path
-    blocks: int
     size: int
+    source: Callable[[], Source] = field(compare=False, repr=False)
 
-    def read(self, number: int) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
-        """Sample ids `(samples,)`, labels `(samples,)` and the models' inputs `(samples, ...)`, memory-mapped."""
+    def is_indexed(self) -> bool:
+        """Whether all blocks were decoded once."""
+        return self._shards() is not None and all(self._index_path(block).exists() for block in self.blocks)
+
+    def is_kept(self) -> bool:
+        """Whether all blocks are on disk; they may have been removed to save space."""
+        return self.is_indexed() and all(self.path(block).exists() for block in self.blocks)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in order, once each shard was read to its end."""
+        counts = [one["blocks"] for one in self._shards() or []]
+        return [(shard, number) for shard, count in enumerate(counts) for number in range(count)]
+
+    def index(self) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
+        """Of the whole split: sample ids and labels `(samples,)`, ids left out, and the size of each block."""
+        import numpy as np
+
+        ids: list[int] = []
+        labels: list[int] = []
+        skipped: list[int] = []
+        counts: list[int] = []
+        for block in self.blocks:
+            index = json.loads(self._index_path(block).read_text())
+            start = len(ids) + len(skipped)
+            left_out = set(index["skipped"])
+            ids += [start + place for place in range(len(index["labels"]) + len(left_out)) if place not in left_out]
+            skipped += [start + place for place in sorted(left_out)]
+            labels += index["labels"]
+            counts.append(len(index["labels"]))
+        return np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts
+
+    def stream(
+        self,
+        rank: int,
+        world: int,
+        *,
+        wanted: Callable[[Block], bool] = lambda block: True,
+        room: int = 0,
+        workers: int = 0,
+    ) -> Iterator[tuple[Block, Inputs]]:
+        """This process's blocks, in order: read if they are kept, else decoded, and kept if there is room.
+
+        Blocks that are not `wanted` are decoded only if that was never done.
+
+        Args:
+            room: bytes that this process may add to the pixel cache.
+            workers: further processes that decode.
+
+        Raises:
+            ValueError: for an unreadable image (unless skipped) or an unknown label, with the sample's id.
+        """
+        for block, decoded in decode_all(self._raw(rank, world, wanted), self.source, workers):
+            if decoded is None:
+                yield block, self.read(block)
+                continue
+            room -= self._keep(block, decoded, room)
+            if wanted(block):
+                yield block, decoded.inputs
+
+    def read(self, block: Block) -> Inputs:
+        """The models' inputs of a block that is kept: `(samples, ...)` by name, memory-mapped."""
         from safetensors.torch import load_file
 
-        tensors = load_file(self._block(number))
-        inputs = {name.removeprefix("inputs."): value for name, value in tensors.items() if name.startswith("inputs.")}
-        return tensors["ids"].numpy(), tensors["labels"].numpy(), inputs
+        tensors = load_file(self.path(block))
+        names = [name.removeprefix("inputs.") for name in tensors if name.startswith("inputs.")]
+        inputs: Inputs = {name: tensors[f"inputs.{name}"] for name in names}
+        for name in names:
+            if f"tables.{name}" in tensors:
+                inputs[name] = Pixels(tensors[f"inputs.{name}"], tensors[f"tables.{name}"])
+        return inputs
 
-    def _block(self, number: int) -> Path:
-        path = block_path(self.folder, number)
-        if not path.is_file():
-            raise ValueError(f"{path} is gone; run compute_logits again to prepare the images anew.")
-        return path
+    def room(self, limit: int | None) -> int:
+        """Bytes that may be added to what is kept, of so many in all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = sum(path.stat().st_size for path in self.folder.glob("block-*.safetensors"))
+        if limit is None:
+            limit = min(MOST, int(SHARE * (shutil.disk_usage(self.folder).free + kept)))
+        return max(0, limit - kept)
 
-    def index(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Of the whole split: sample ids `(samples,)`, labels `(samples,)`, and the ids of those left out."""
-        import numpy as np
-        from safetensors import safe_open
+    def path(self, block: Block) -> Path:
+        return self.folder / f"block-{block[0]:05d}-{block[1]:06d}.safetensors"
 
-        ids, labels, skipped = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], []
-        for number in range(self.blocks):
-            with safe_open(self._block(number), framework="np") as file:
-                ids.append(file.get_tensor("ids"))
-                labels.append(file.get_tensor("labels"))
-                skipped += json.loads(file.metadata()["skipped"])
-        return np.concatenate(ids), np.concatenate(labels), skipped
+    def check_order(self) -> None:
+        """Hold all processes and all passes to one order of the rows.
+
+        Raises:
+            ValueError: if a shard was read in two; what was made of it is removed.
+        """
+        found = [path.name[: len("shard-00000")] for path in self.folder.glob("shard-*.json")]
+        if len(found) == len(set(found)):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        split = self.source().split
+        raise ValueError(
+            f"Two processes, or two passes, were given {split.name}, split {split.split!r}, in different orders. "
+            "Shuffle it with a seed, or not at all."
+        )
+
+    def _raw(
+        self, rank: int, world: int, wanted: Callable[[Block], bool]
+    ) -> Iterator[tuple[Block, list[dict[str, object]] | None]]:
+        """The blocks that this process has to see, with their rows or, where they are kept, without."""
+        shards = len(self._shards() or []) or count_shards(self.source().split.rows)
+        for shard in range(shards):
+            if rank not in reads(shard, shards, world):
+                continue
+            known = self._shard(shard)
+            if known is not None:
+                mine = [(shard, number) for number in range(known["blocks"])]
+                mine = [block for block in mine if reader(block, shards, world) == rank]
+                todo = [block for block in mine if wanted(block) or not self._index_path(block).exists()]
+                if all(self._is_kept(block) for block in todo):
+                    yield from ((block, None) for block in todo)
+                    continue
+            count, order = 0, hashlib.sha256()
+            split = self.source().split
+            for number, rows in raw_blocks(split.rows, shard, shards, self.size):
+                block, count = (shard, number), number + 1
+                if isinstance(rows, list):
+                    order.update(repr([row.get(split.label_column) for row in rows]).encode())
+                if reader(block, shards, world) != rank:
+                    continue
+                if self._is_kept(block):
+                    if wanted(block):
+                        yield block, None
+                elif wanted(block) or not self._index_path(block).exists():
+                    yield block, list(rows)
+            path = self.folder / f"shard-{shard:05d}-{order.hexdigest()[:16]}.json"
+            write_json(path, {"shards": shards, "blocks": count})
+
+    def _shards(self) -> list[dict[str, int]] | None:
+        """What is known of each shard, if all were read to their ends."""
+        first = self._shard(0)
+        found = [self._shard(shard) for shard in range(first["shards"])] if first else [None]
+        known = [one for one in found if one is not None]
+        return known if len(known) == len(found) else None
+
+    def _shard(self, shard: int) -> dict[str, int] | None:
+        for path in self.folder.glob(f"shard-{shard:05d}-*.json"):
+            return dict(json.loads(path.read_text()))
+        return None
+
+    def _is_kept(self, block: Block) -> bool:
+        return self.path(block).exists() and self._index_path(block).exists()
+
+    def _index_path(self, block: Block) -> Path:
+        return self.folder / f"block-{block[0]:05d}-{block[1]:06d}.json"
+
+    def _keep(self, block: Block, decoded: Decoded, room: int) -> int:
+        """Write a block's index, and its inputs if they fit; how many bytes these took."""
+        from safetensors.torch import save_file
+
+        write_json(self._index_path(block), {"labels": decoded.labels, "skipped": decoded.skipped})
+        tensors: dict[str, torch.Tensor] = {}
+        for name, value in decoded.inputs.items():
+            if isinstance(value, Pixels):
+                tensors |= {f"inputs.{name}": value.codes, f"tables.{name}": value.table}
+            else:
+                tensors[f"inputs.{name}"] = value
+        size = sum(value.nbytes for value in tensors.values())
+        if size > room or shutil.disk_usage(self.folder).free < size + SPARED:
+            return 0
+        write_atomically(self.path(block), partial(save_file, tensors))
+        return size

@@ -19,6 +19,18 @@ def on_main_process(decide: Callable[[], T]) -> T:
     return broadcast_object_list([decide() if Accelerator().is_main_process else None])[0]
 
 
+def smallest(number: int) -> int:
+    """The smallest of all processes' numbers."""
+    from accelerate.utils import gather_object
+
+    return int(min(gather_object([number])))
+
+
+def local_processes() -> int:
+    """How many processes of this run share the machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def progress_bar(**options: Any) -> Any:
     """A bar of the main process; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
     from huggingface_hub.utils import tqdm

@@ -255,6 +255,5 @@ def _predict(bank: LogitBank, recipe: Recipe, on_block: Any = lambda samples: No
         bank,
         recipe,
         lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics),
-        batch_size=bank.about["batch_size"],
         on_block=on_block,
     )

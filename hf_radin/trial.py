@@ -62,7 +62,7 @@ def _show_blank(ingredient: Ingredient, model: Any, processor: Any, accelerator:
     try:
         inputs = adapter.prepare(processor, Image.new("RGB", (64, 64)))
         adapter.forward(
-            model, {name: value[None] for name, value in inputs.items()}, batch_size=1, accelerator=accelerator
+            [model], {name: value[None] for name, value in inputs.items()}, batch_size=1, accelerator=accelerator
         )
     except Exception as error:  # each architecture fails in its own way
         raise ValueError(

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import torch
 from architectures import CLASSES, Architecture, BatchNorm, pictures, save_fine_tunes
+from banks import plain_inputs
 from safetensors import safe_open
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
@@ -81,7 +82,7 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
     save_fine_tunes(architecture, folder)
     ingredients = hf_radin.gather(f"{folder}/ft-*")
     bank = hf_radin.compute_logits(ingredients, _dataset(), cache_dir=folder / "cache")
-    inputs = bank.prepared.read(0)[2]
+    inputs = plain_inputs(bank)[0]
     models = [_load(one.folder)[0] for one in ingredients]
     set_by_hand = copy.deepcopy(models[0])  # before it has run: levit keeps what it made of its weights
     logits = [_logits(model, inputs) for model in models]

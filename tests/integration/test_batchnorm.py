@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import INSTALLED, save_fine_tunes
+from banks import plain_inputs
 from conftest import digit_images, image_dataset
 from test_processes import contents, launch
 from transformers import AutoModelForImageClassification
@@ -38,7 +39,7 @@ def buffers(tensors: dict) -> dict:
 def test_the_statistics_are_those_of_the_activations(bank):
     model = hf_radin.uniform(bank).model
     first = model.resnet.embedder.embedder
-    batches = [bank.statistics.images.read(number)[2]["pixel_values"] for number in range(4)]
+    batches = [bank.statistics.images.read((0, number))["pixel_values"].to("cpu") for number in range(4)]
     assert [len(batch) for batch in batches] == [64] * 4
     with torch.no_grad():
         seen = [first.convolution(batch).transpose(0, 1).flatten(1) for batch in batches]  # (channels, values)
@@ -65,10 +66,9 @@ def test_what_is_measured_is_what_is_saved(bank, digits, tmp_path):
     soup.save_pretrained(tmp_path / "soup")
     saved = AutoModelForImageClassification.from_pretrained(tmp_path / "soup").eval()
     hits = 0
-    for number in range(bank.prepared.blocks):
-        _, labels, inputs = bank.prepared.read(number)
+    for inputs, place in zip(plain_inputs(bank), bank.blocks.values(), strict=True):
         with torch.inference_mode():
-            hits += int((saved(**inputs).logits.argmax(1).numpy() == labels).sum())
+            hits += int((saved(**inputs).logits.argmax(1).numpy() == bank.labels[place]).sum())
     assert hits / len(bank) == soup.accuracy("soup", "validation")
     card = (tmp_path / "soup" / "README.md").read_text()
     assert "estimated anew from images of the split\ntrain (256 drawn at random, without their labels)" in card
@@ -157,9 +157,9 @@ def test_the_held_out_split_is_shown_the_same_soup(bank):
 
     test = of_split(bank, "test")
     predicted = []
-    for number in range(test.prepared.blocks):
+    for inputs in plain_inputs(test):
         with torch.inference_mode():
-            predicted += model(**test.prepared.read(number)[2]).logits.argmax(1).tolist()
+            predicted += model(**inputs).logits.argmax(1).tolist()
     assert np.mean(np.array(predicted) == test.labels) == soup.accuracy("soup", "test")
 
 

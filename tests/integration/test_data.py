@@ -296,12 +296,12 @@ def test_classes_that_are_numbers_in_another_order_are_matched_by_number():
 
 
 def test_what_is_not_the_images_fault_is_not_skipped(gathered, tmp_path, monkeypatch):
-    from hf_radin import prepared
+    from hf_radin import decoding
 
     def fail(value):
         raise MemoryError
 
-    monkeypatch.setattr(prepared, "_decode", fail)
+    monkeypatch.setattr(decoding, "_open", fail)
     with pytest.raises(MemoryError):
         compute(gathered, tmp_path, list(FILES.values()), on_error="skip")
 

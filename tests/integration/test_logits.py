@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
-from hf_radin import adapter, logits
+from hf_radin import adapter, decoding, logits
 
 
 def test_logits_are_those_of_the_models(bank, runs, digits):
@@ -65,9 +65,11 @@ def test_a_bank_can_be_opened_again(runs, digits, tmp_path):
 
 def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, tmp_path, monkeypatch):
     ran, decoded = [], []
-    forward, prepare = adapter.forward, adapter.prepare
-    monkeypatch.setattr(adapter, "forward", lambda *args, **options: ran.append(1) or forward(*args, **options))
-    monkeypatch.setattr(adapter, "prepare", lambda *args: decoded.append(1) or prepare(*args))
+    forward, decode = adapter.forward, decoding._open
+    monkeypatch.setattr(
+        adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
+    )
+    monkeypatch.setattr(decoding, "_open", lambda value: decoded.append(1) or decode(value))
 
     def compute(pattern):
         ran.clear(), decoded.clear()
@@ -75,11 +77,11 @@ def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, t
         return bank, len(ran), len(decoded)
 
     two, passes, images = compute("ft-[01]")
-    assert (passes, images) == (2 * (1 + 3), 2 + 600)  # a blank image and three blocks a model
+    assert (passes, images) == (2 * (1 + 3) + 1, 600)  # a blank image and three blocks a model, and one is measured
     again, passes, images = compute("ft-[01]")
     assert (passes, images) == (0, 0) and (again.logits(0) == two.logits(0)).all()
     three, passes, images = compute("ft-[012]")
-    assert (passes, images) == (1 + 3, 1) and len(three.ingredients) == 3
+    assert (passes, images) == (1 + 3 + 1, 0) and len(three.ingredients) == 3
 
 
 @pytest.mark.parametrize(
@@ -214,13 +216,34 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(runs, digits,
     whole.stdout.close()
 
 
-def test_pixels_that_are_gone_are_missed_by_name(runs, digits, tmp_path):
+@pytest.mark.parametrize("opened", [False, True])
+def test_pixels_that_are_gone_are_prepared_anew_where_a_soup_needs_them(runs, digits, tmp_path, opened):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
+    before = contents(tmp_path / "pixels")
     shutil.rmtree(tmp_path / "pixels")
-    with pytest.raises(ValueError, match="is gone; run compute_logits again"):
-        hf_radin.uniform(bank)
-    assert hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path).prepared.read(0)
-    assert hf_radin.uniform(bank).recipe == hf_radin.Recipe.uniform(bank.ingredients.ids)
+    hf_radin.uniform(hf_radin.LogitBank.open(bank.folder) if opened else bank)
+    assert contents(tmp_path / "pixels") == before
+
+
+def test_pixels_of_an_object_can_only_be_prepared_anew_while_it_is_there(runs, digits, tmp_path):
+    import datasets
+
+    rows = datasets.load_dataset(str(digits), split="validation")
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), rows, cache_dir=tmp_path)
+    shutil.rmtree(tmp_path / "pixels")
+    with pytest.raises(ValueError, match=r"is gone, or parts of it; run compute_logits again"):
+        hf_radin.uniform(hf_radin.LogitBank.open(bank.folder))
+    hf_radin.uniform(bank)
+
+
+def test_a_dataset_that_changed_does_not_pass_for_the_one_that_is_gone(runs, digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "digits")
+    cache = tmp_path / "cache"
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), tmp_path / "digits", cache_dir=cache)
+    shutil.rmtree(cache / "pixels")
+    (tmp_path / "digits" / "more.txt").touch()
+    with pytest.raises(ValueError, match=r"digits has changed since the logits in .* compute them again"):
+        hf_radin.uniform(hf_radin.LogitBank.open(bank.folder))
 
 
 def test_blocks_do_not_change_the_logits(runs, digits, bank, tmp_path, monkeypatch):
@@ -238,12 +261,12 @@ def test_an_opened_bank_is_computed_for_another_split_under_the_same_settings(ba
         assert test.about[name] == bank.about[name]
 
 
-def test_pixels_of_which_a_block_is_gone_are_prepared_again(runs, digits, tmp_path):
+def test_a_block_of_pixels_that_is_gone_is_prepared_again(runs, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
-    block = next(tmp_path.glob("pixels/*/block-000001.safetensors"))
+    block = next(tmp_path.glob("pixels/*/block-00000-000001.safetensors"))
     before = block.read_bytes()
     block.unlink()
-    hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path)
+    hf_radin.uniform(bank)
     assert block.read_bytes() == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from banks import plain_inputs
 from conftest import NAMES
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -49,7 +50,7 @@ def test_an_ingredient_is_the_base_with_the_adapter_merged(adapters, digits, tmp
     found = hf_radin.gather(f"{adapters}/*")
     assert found.labels == tuple(NAMES) and len(found) == 3
     bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
-    inputs = bank.prepared.read(0)[2]
+    inputs = plain_inputs(bank)[0]
     base = ViTForImageClassification.from_pretrained(tmp_path / "base")
     unmerged = PeftModel.from_pretrained(base, str(adapters / "ft-1")).eval()
     with torch.inference_mode():

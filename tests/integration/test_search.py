@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from banks import plain_inputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
@@ -26,7 +27,7 @@ def soup(bank):
 
 def accuracy_of(model, bank) -> float:
     """What a user would measure, one forward pass over all prepared images."""
-    inputs = torch.cat([bank.prepared.read(block)[2]["pixel_values"] for block in range(bank.prepared.blocks)])
+    inputs = torch.cat([one["pixel_values"] for one in plain_inputs(bank)])
     with torch.inference_mode():
         return float((model(pixel_values=inputs).logits.argmax(-1).numpy() == bank.labels).mean())
 
@@ -152,7 +153,7 @@ def test_for_a_linear_classifier_the_soup_is_the_ensemble(heads, digits, tmp_pat
         weights = [one.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
         expected = np.tensordot(weights, np.stack([bank.logits(index) for index in range(3)]), axes=1)
         model = hf_radin.soup.average_model(bank.ingredients, one.recipe)
-        inputs = bank.prepared.read(0)[2]
+        inputs = plain_inputs(bank)[0]
         with torch.inference_mode():
             np.testing.assert_allclose(model(**inputs).logits, expected[:256], atol=1e-4)
 
@@ -259,7 +260,7 @@ def test_soups_that_give_nan_are_never_right(bank, monkeypatch):
     model = AutoModelForImageClassification.from_pretrained(bank.ingredients[0].folder)
     model.classifier.bias.data.fill_(float("nan"))
     recipe = Recipe(bank.ingredients.ids[:2], (0.111, 0.889))
-    predictions = evaluate.measure(bank, recipe, lambda: model, batch_size=64)
+    predictions = evaluate.measure(bank, recipe, lambda: model)
     assert (predictions == -1).all()
 
 

@@ -1,0 +1,201 @@
+"""Passes over the images: as many models as fit see each block, and each process keeps its part of their logits."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from hf_radin import adapter
+from hf_radin.adapter import Running
+from hf_radin.bank import LogitBank, logits_path, write_record
+from hf_radin.checkpoint import as_dtype
+from hf_radin.files import write_atomically
+from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.pixels import Inputs
+from hf_radin.prepared import BLOCK, Images, parse_size
+from hf_radin.processes import on_main_process, progress_bar, smallest
+from hf_radin.stream import Block
+from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How images go by.
+
+    Args:
+        running: how models run.
+        models_in_memory: how many at a time, or `auto`.
+        pixel_cache: how much of the prepared images is kept: `auto`, `off` or a size.
+        workers: processes that decode beside this one, or `auto`.
+    """
+
+    running: Running
+    models_in_memory: int | str = "auto"
+    pixel_cache: int | str = "auto"
+    workers: int | str = "auto"
+
+    def stream(
+        self, images: Images, wanted: Callable[[Block], bool] = lambda block: True
+    ) -> Iterator[tuple[Block, Inputs]]:
+        """This process's blocks and their inputs. All processes call this at the same point."""
+        accelerator = self.running.accelerator
+        world = accelerator.num_processes
+        room = on_main_process(lambda: images.room(parse_size(self.pixel_cache))) // world
+        workers = default_workers(accelerator.device) if self.workers == "auto" else int(self.workers)
+        return images.stream(accelerator.process_index, world, wanted=wanted, room=room, workers=workers)
+
+
+def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
+    """As the logits of a bank were computed: a soup is compared with its ingredients under the same conditions."""
+    about = bank.about
+    running = Running(
+        accelerator, as_dtype(about["dtype"]), about["batch_size"], about["channels_last"], about["compiled"]
+    )
+    return Passes(
+        running, pixel_cache=bank.request.get("pixel_cache", "auto"), workers=bank.request.get("workers", "auto")
+    )
+
+
+def compute(
+    folder: Path,
+    images: Images,
+    ingredients: Ingredients,
+    passes: Passes,
+    *,
+    samples: int | None,
+    found: Callable[[], None],
+) -> None:
+    """Compute the logits of some ingredients: in groups that fit into memory, with one barrier a group.
+
+    Args:
+        folder: of the bank.
+        samples: in the split, as far as it is known.
+        found: is called in the main process when all images were seen.
+    """
+    accelerator = passes.running.accelerator
+    left, at_once = list(ingredients), passes.models_in_memory
+    total = None if samples is None else samples * len(left)
+    with progress_bar(total=total, desc="Logits", unit="image") as bar:
+        while left:
+            models = [passes.running.load(left[0])]
+            if at_once == "auto":
+                at_once = smallest(_measure(models[0], left[0], passes.running))
+            group = left[: int(at_once)]
+            left = left[len(group) :]
+            models += [passes.running.load(one) for one in group[1:]]
+            done = len(ingredients) - len(left)
+            bar.set_postfix_str(f"models {done - len(group) + 1} to {done} of {len(ingredients)}")
+            _run_group(folder, images, group, models, passes, bar)
+            del models
+            accelerator.wait_for_everyone()
+            _check_order(folder, images, group)
+            if accelerator.is_main_process:
+                found()
+                for one in group:
+                    _join(folder, one, images.blocks)
+            accelerator.wait_for_everyone()
+
+
+def choose_batch_size(ingredient: Ingredient, running: Running) -> int:
+    """The `auto` batch size: on an accelerator it grows as long as that pays."""
+    if running.accelerator.device.type == "cpu":
+        return BATCH_SIZE
+    model = running.load(ingredient)
+    blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
+
+    def run(size: int) -> object:
+        inputs = {name: value[None].expand(size, *value.shape) for name, value in blank.items()}
+        return adapter.forward([model], inputs, batch_size=size, accelerator=running.accelerator)
+
+    return grow_batch(timed(run), start=BATCH_SIZE, most=BLOCK)
+
+
+def _run_group(
+    folder: Path,
+    images: Images,
+    group: list[Ingredient],
+    models: list[PreTrainedModel],
+    passes: Passes,
+    bar: Any,
+) -> None:
+    """Show this process's blocks to those models that have not seen them."""
+    parts = [_parts(folder, one) for one in group]
+
+    def missing(block: Block) -> list[int]:
+        return [place for place, path in enumerate(parts) if not _part_path(path, block).exists()]
+
+    for block, inputs in passes.stream(images, lambda block: bool(missing(block))):
+        todo = missing(block)
+        logits = passes.running.logits([models[place] for place in todo], inputs) if inputs else None
+        for number, place in enumerate(todo):
+            one = group[place]
+            found = np.zeros((0, len(one.labels)), np.float32) if logits is None else logits[number]
+            if found.shape[1] != len(one.labels):
+                raise ValueError(f"{one.id} gives {found.shape[1]} logits, but its id2label names {len(one.labels)}.")
+            write_atomically(_part_path(parts[place], block), partial(np.save, arr=found))
+        if logits:
+            bar.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
+
+
+def _check_order(folder: Path, images: Images, group: list[Ingredient]) -> None:
+    """Of rows in two orders, logits are worth nothing."""
+    try:
+        on_main_process(images.check_order)
+    except ValueError:
+        for one in group:
+            shutil.rmtree(_parts(folder, one), ignore_errors=True)
+        raise
+
+
+def _measure(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:
+    """How many models fit, by what this one takes with a batch of blank images."""
+    blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
+    size = min(running.batch_size, BLOCK)
+    inputs = {name: value[None].expand(size, *value.shape) for name, value in blank.items()}
+    return models_that_fit(model, lambda: running.logits([model], inputs), running.accelerator.device)
+
+
+def _join(folder: Path, ingredient: Ingredient, blocks: list[Block]) -> None:
+    """Put one ingredient's blocks into one file, in order, and say that it is done."""
+    samples = len(np.load(folder / "ids.npy", mmap_mode="r"))
+    parts, finite = _parts(folder, ingredient), True
+
+    def write(path: Path) -> None:
+        nonlocal finite
+        start = 0
+        with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
+            shape = (samples, len(ingredient.labels))
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for block in blocks:
+                part = np.load(_part_path(parts, block))
+                file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
+                finite = finite and bool(np.isfinite(part).all())
+                start += len(part)
+        if start != samples:
+            raise ValueError(f"{ingredient.id}: {start} rows of logits for {samples} images; remove {parts}.")
+
+    write_atomically(logits_path(folder, ingredient), write)
+    write_record(folder, ingredient, finite=finite)
+    shutil.rmtree(parts)
+
+
+def _parts(folder: Path, ingredient: Ingredient) -> Path:
+    return logits_path(folder, ingredient).with_suffix(".parts")
+
+
+def _part_path(parts: Path, block: Block) -> Path:
+    return parts / f"block-{block[0]:05d}-{block[1]:06d}.npy"
