@@ -256,8 +256,8 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         test = open_split(split=args.test_split, **source)
         check_first_label(test, match_labels(test, ingredients.labels))
         refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
-    names = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
-    names += ("dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
+    speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
+    names = (*speed, "dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
     running = {name: getattr(args, name) for name in names}
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
 

@@ -63,11 +63,16 @@ def decode_all(
         return
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(_Decoder(source()), batch_size=None, sampler=blocks, num_workers=workers)
+    decoder = _Decoder(source())
+    loader = DataLoader(decoder, batch_size=None, sampler=blocks, num_workers=workers, collate_fn=_as_it_is)
     for block, found in loader:
         if isinstance(found, Exception):
             raise found
         yield block, pickle.loads(found)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 class _Decoder:

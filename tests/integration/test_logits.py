@@ -1,12 +1,9 @@
 """A bank holds what the models say, computes nothing twice, and survives being killed."""
 
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -178,10 +175,63 @@ import sys
 import datasets, hf_radin.search, transformers
 from hf_radin import logits
 logits.BLOCK = 16
-print("ready", flush=True)
 bank = hf_radin.compute_logits(hf_radin.gather(sys.argv[1] + "/ft-*"), sys.argv[2], cache_dir=sys.argv[3])
 soup = hf_radin.radin(bank, budget=6)
 soup.save_pretrained(sys.argv[4], overwrite=True)
+"""
+
+# Starts the same run again and again, each in a process of its own that has all imports behind it, and kills it at
+# random moments. Says how often it killed, and how long an undisturbed run lasts. Each finished block is logged.
+KILLING = """
+import os, random, signal, sys, time
+from pathlib import Path
+import datasets, hf_radin.search, transformers
+from hf_radin import logits, passes
+
+runs, digits, folder, kills, seed = sys.argv[1:]
+logits.BLOCK = 16
+generator = random.Random(int(seed))
+
+def run(name):
+    write = passes.write_atomically
+    log = os.open(f"{folder}/{name}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    def logged(path, fill):
+        write(path, fill)
+        os.write(log, f"{path}\\n".encode())
+    passes.write_atomically = logged
+    bank = hf_radin.compute_logits(hf_radin.gather(runs + "/ft-*"), digits, cache_dir=f"{folder}/{name}")
+    hf_radin.radin(bank, budget=6).save_pretrained(f"{folder}/{name}-soup", overwrite=True)
+
+def start(name, seconds):
+    begun = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            run(name)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    while time.monotonic() - begun < seconds:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            assert status == 0, status
+            return None
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return time.monotonic() - begun
+
+begun = time.monotonic()
+start("whole", 600)
+lasts = time.monotonic() - begun
+killed = finished = 0
+while killed < int(kills):
+    if start(f"killed-{finished}", generator.uniform(0, lasts / 3)) is None:
+        finished += 1
+    else:
+        killed += 1
+start(f"killed-{finished}", 600)
 """
 
 
@@ -190,30 +240,24 @@ def contents(cache: Path) -> dict[str, bytes]:
 
 
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(runs, digits, tmp_path):
-    def start(name):
-        arguments = [sys.executable, "-c", SCRIPT, runs, digits, tmp_path / name, tmp_path / f"{name}-soup"]
-        return subprocess.Popen([str(one) for one in arguments], stdout=subprocess.PIPE, text=True)
-
-    whole = start("whole")
-    whole.stdout.readline()
-    begun = time.monotonic()
-    assert whole.wait() == 0
-    lasted = time.monotonic() - begun
-    for attempt in range(4):
-        run = start("killed")
-        run.stdout.readline()
-        time.sleep(lasted * (attempt + 0.5) / 4)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        run.stdout.close()
-    assert start("killed").wait() == 0
-    expected, found = contents(tmp_path / "whole"), contents(tmp_path / "killed")
-    whole_files = {name for name in found if not Path(name).name.startswith(".")}  # a killed writer leaves a dot file
-    assert whole_files == expected.keys()
-    assert all(found[name] == expected[name] for name in expected)
-    recipes = [json.loads((tmp_path / f"{name}-soup" / "recipe.json").read_text()) for name in ("whole", "killed")]
-    assert recipes[0] == recipes[1]
-    whole.stdout.close()
+    arguments = [sys.executable, "-W", "ignore", "-c", KILLING, runs, digits, tmp_path, 20, 0]
+    run = subprocess.run([str(one) for one in arguments], stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 0, run.stderr
+    expected = contents(tmp_path / "whole")
+    logged = (tmp_path / "whole.log").read_text().splitlines()
+    blocks = [line for line in logged if ".parts/" in line]
+    assert len(blocks) == 5 * 38  # all that there are
+    caches = [path for path in tmp_path.glob("killed-*") if path.name.removeprefix("killed-").isdigit()]
+    assert caches
+    for cache in caches:
+        found = contents(cache)
+        whole = {name for name in found if not Path(name).name.startswith(".")}  # a killed writer leaves a dot file
+        assert whole == expected.keys()
+        assert all(found[name] == expected[name] for name in expected)
+        recipes = [(tmp_path / f"{name}-soup" / "recipe.json").read_text() for name in ("whole", cache.name)]
+        assert recipes[0] == recipes[1]
+        lines = [line for line in (tmp_path / f"{cache.name}.log").read_text().splitlines() if ".parts/" in line]
+        assert len(lines) == len(set(lines)) >= len(blocks) - 20  # none twice; a kill may come before the log
 
 
 @pytest.mark.parametrize("opened", [False, True])
