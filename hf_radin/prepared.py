@@ -202,7 +202,7 @@ class Images:
                     continue
             count, order = 0, hashlib.sha256()
             split = self.source().split
-            for number, rows in raw_blocks(split.rows, shard, shards, self.size):
+            for number, rows in raw_blocks(split.rows, shard, shards, self.size, split.name):
                 block, count = (shard, number), number + 1
                 if isinstance(rows, list):
                     order.update(repr([row.get(split.label_column) for row in rows]).encode())

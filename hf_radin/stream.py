@@ -54,15 +54,33 @@ def reads(shard: int, shards: int, world: int) -> set[int]:
     return {reader((shard, number), shards, world) for number in range(world)}
 
 
-def raw_blocks(rows: Dataset | IterableDataset, shard: int, shards: int, size: int) -> Iterator[tuple[int, Any]]:
-    """The numbers of a shard's blocks in order, and their rows; a `Dataset` reads none that are not looked at."""
+def raw_blocks(
+    rows: Dataset | IterableDataset, shard: int, shards: int, size: int, name: str
+) -> Iterator[tuple[int, Any]]:
+    """The numbers of a shard's blocks in order, and their rows; a `Dataset` reads none that are not looked at.
+
+    Args:
+        size: rows in a block.
+        name: of the dataset, to be named in an error.
+
+    Raises:
+        OSError: if a stream breaks off and can't be taken up again.
+    """
     if hasattr(rows, "select"):
         for number, start in enumerate(range(0, len(rows), size)):
             yield number, rows.select(range(start, min(start + size, len(rows))))
         return
     stream = iter(rows.shard(num_shards=shards, index=shard) if shards > 1 else rows)
     for number in itertools.count():
-        block = list(itertools.islice(stream, size))
+        try:
+            block = list(itertools.islice(stream, size))
+        except Exception as error:  # the client of the Hub has tried several times, and its errors are no OSErrors
+            if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub")):
+                raise OSError(
+                    f"The stream of {name} broke off: {error}. All that was finished is kept; run the same again to "
+                    "go on from there."
+                ) from error
+            raise
         if not block:
             return
         yield number, block

@@ -59,6 +59,7 @@ class LoopbackHub:
         self._repos: dict[tuple[str, str], Repo] = {}
         self._collections: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.RLock()
+        self._breaking: list[tuple[str, int]] = []
 
     def start(self) -> "LoopbackHub":
         self._server = Server(self.answer, self.requests)
@@ -141,10 +142,19 @@ class LoopbackHub:
         """The lines of the access log with this method and this text in the path."""
         return [request for request in self.requests if request.method == method and fragment in request.path]
 
+    def break_off(self, fragment: str, *, times: int, after: int = 1000) -> None:
+        """The connection drops in the middle of the next replies to such GETs: those longer than so many bytes."""
+        self._breaking += [(fragment, after)] * times
+
     def answer(self, call: Call) -> Reply:
         try:
             with self._lock:
-                return self._dispatch(call)
+                reply = self._dispatch(call)
+                broken = [one for one in self._breaking if one[0] in call.path and len(reply.body) > one[1]]
+                if call.method == "GET" and broken:
+                    self._breaking.remove(broken[0])
+                    reply.breaks_off_after = broken[0][1]
+                return reply
         except HubError as error:
             return json_reply({"error": str(error)}, error.status, error.headers)
         except (KeyError, TypeError, ValueError) as error:

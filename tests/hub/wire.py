@@ -47,6 +47,7 @@ class Reply:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    breaks_off_after: int | None = None  # bytes of the body, when the connection drops
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -91,7 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(served)
+            self.wfile.write(served[: reply.breaks_off_after])
+            if reply.breaks_off_after is not None:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
         except ConnectionError:  # the reader of a stream has left
             self.close_connection = True
 

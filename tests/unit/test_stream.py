@@ -32,7 +32,7 @@ def stream(shards: int) -> datasets.IterableDataset:
 def test_shards_in_order_are_the_stream():
     rows = stream(4).cast_column("label", datasets.Value("int32"))
     assert count_shards(rows) == 4
-    blocks = [raw_blocks(rows, shard, 4, 3) for shard in range(4)]
+    blocks = [raw_blocks(rows, shard, 4, 3, "d") for shard in range(4)]
     assert [row["label"] for one in blocks for _, block in one for row in block] == list(range(30))
 
 
@@ -50,14 +50,14 @@ def test_shards_in_order_are_the_stream():
 def test_what_counts_rows_over_the_whole_stream_is_not_cut(change):
     rows = change(stream(4))
     assert count_shards(rows) == 1
-    read = [row["label"] for _, block in raw_blocks(rows, 0, 1, 7) for row in block]
+    read = [row["label"] for _, block in raw_blocks(rows, 0, 1, 7, "d") for row in block]
     assert read == [row["label"] for row in rows]
 
 
 def test_a_dataset_is_read_at_any_place():
     rows = datasets.Dataset.from_dict({"label": list(range(10))})
     assert count_shards(rows) == 1
-    assert [(number, block["label"][:]) for number, block in raw_blocks(rows, 0, 1, 4)] == [
+    assert [(number, block["label"][:]) for number, block in raw_blocks(rows, 0, 1, 4, "d")] == [
         (0, [0, 1, 2, 3]),
         (1, [4, 5, 6, 7]),
         (2, [8, 9]),
