@@ -148,12 +148,12 @@ def test_a_bad_option_is_argparses_to_refuse(capsys):
 
 
 def test_ctrl_c_says_how_to_go_on(runs, digits, cwd, monkeypatch, capsys):
-    from hf_radin import logits
+    from hf_radin import passes
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(logits, "_run", interrupt)
+    monkeypatch.setattr(passes, "_run_group", interrupt)
     assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cwd / "cache") == 130
     assert "run the same command again" in capsys.readouterr().err
 
