@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_radin.data import Split, label_of
-from hf_radin.pixels import Inputs, Pixels, Prepare, find_tables, pack, stack
+from hf_radin.pixels import Inputs, Prepare, find_tables, join, pack
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Rows = list[dict[str, Any]]
+
+# How many bytes of prepared images are packed together: enough that small images don't cost a call each.
+TOGETHER = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,15 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     split, (shard, number) = source.split, block
     labels: list[int] = []
     skipped: list[int] = []
-    samples: dict[str, dict[str, torch.Tensor]] = {}
+    packed: list[Inputs] = []
+    waiting: dict[str, dict[str, torch.Tensor]] = {}  # by sample, until there are enough to be packed together
+    first: tuple[str, dict[str, torch.Tensor]] | None = None
     for place, row in enumerate(rows):
         sample = number * source.size + place
         where = f"{sample} of shard {shard}" if shard else str(sample)
         label = label_of(row.get(split.label_column), where, split, source.to_class)
         try:
-            samples[where] = pack(source.prepare(_open(row[split.image_column])), source.tables)
+            waiting[where] = source.prepare(_open(row[split.image_column]))
             labels.append(label)
         except Exception as error:  # Pillow raises nearly anything for a broken file
             if not _blames_the_image(error, row[split.image_column]):
@@ -121,24 +126,26 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
                     "pass on_error='skip' (--on-error skip) to leave such images out."
                 ) from error
             skipped.append(place)
-    names = next(iter(samples.values()), ())
-    return Decoded(labels, skipped, {name: _stack(name, samples, source) for name in names})
+            continue
+        first = first or (where, waiting[where])
+        _check_shapes(first, (where, waiting[where]))
+        if len(waiting) * sum(value.nbytes for value in waiting[where].values()) > TOGETHER:
+            packed.append(pack(list(waiting.values()), source.tables))
+            waiting = {}
+    if waiting:
+        packed.append(pack(list(waiting.values()), source.tables))
+    return Decoded(labels, skipped, join(packed))
 
 
-def _stack(name: str, samples: dict[str, dict[str, torch.Tensor]], source: Source) -> torch.Tensor | Pixels:
-    """One input of all samples."""
-    import torch
-
-    shapes = {tuple(inputs[name].shape): sample for sample, inputs in samples.items()}
-    if len(shapes) > 1:
-        (one, first), (other, second) = list(shapes.items())[:2]
-        raise ValueError(
-            f"The image processor makes {name} of different shapes: {one} of sample {first}, {other} of sample "
-            f"{second}. Images are read in batches, so it must resize or crop to one size."
-        )
-    table = source.tables.get(name)
-    value = stack([inputs[name] for inputs in samples.values()], table)
-    return Pixels(value, table) if table is not None and value.dtype == torch.uint8 else value
+def _check_shapes(one: tuple[str, dict[str, torch.Tensor]], other: tuple[str, dict[str, torch.Tensor]]) -> None:
+    """Hold the inputs of two samples to the same shapes."""
+    for name, value in one[1].items():
+        if value.shape != other[1][name].shape:
+            raise ValueError(
+                f"The image processor makes {name} of different shapes: {tuple(value.shape)} of sample {one[0]}, "
+                f"{tuple(other[1][name].shape)} of sample {other[0]}. Images are read in batches, so it must resize "
+                "or crop to one size."
+            )
 
 
 def _open(value: Any) -> Image:

@@ -7,7 +7,7 @@ are the processor's own, so that nothing is rounded; each image is compared, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,13 +55,11 @@ class Pixels:
         """The images themselves; only bytes travel to the device."""
         import torch
 
-        codes = self.codes.to(device, non_blocking=non_blocking).int()
+        codes = self.codes.to(device, non_blocking=non_blocking).int()  # (samples, channels, height, width)
         table = self.table.to(device, dtype, non_blocking=non_blocking)
-        channels = [
-            torch.index_select(values, 0, codes[:, channel].flatten()).view(codes[:, channel].shape)
-            for channel, values in enumerate(table)
-        ]
-        return torch.stack(channels, dim=1)
+        first = torch.arange(len(table), dtype=torch.int32, device=device) * _VALUES  # of each channel, in all tables
+        codes += first.view(-1, 1, 1)
+        return torch.index_select(table.flatten(), 0, codes.flatten()).view(codes.shape)
 
 
 def find_tables(prepare: Prepare) -> dict[str, torch.Tensor]:
@@ -88,30 +86,37 @@ def find_tables(prepare: Prepare) -> dict[str, torch.Tensor]:
     }
 
 
-def encode(value: torch.Tensor, table: torch.Tensor) -> torch.Tensor | None:
-    """The codes of one image `(channels, height, width)`, uint8; None if it has a value that is not in the table."""
+def encode(values: torch.Tensor, table: torch.Tensor) -> Pixels | None:
+    """Images `(samples, channels, height, width)` as codes; None if one has a value that is not in the table."""
     import torch
 
     first, last = table[:, :1, None], table[:, -1:, None]
-    guess = (value - first).mul_((_VALUES - 1) / (last - first)).round_().clamp_(0, _VALUES - 1)
-    codes = guess.nan_to_num_().to(torch.uint8)
-    return codes if torch.equal(Pixels(codes[None], table).to(value.device)[0], value) else None
+    guess = (values - first).mul_((_VALUES - 1) / (last - first)).round_().clamp_(0, _VALUES - 1)
+    pixels = Pixels(guess.nan_to_num_().to(torch.uint8), table)
+    return pixels if torch.equal(pixels.to(values.device), values) else None
 
 
-def stack(values: list[torch.Tensor], table: torch.Tensor | None) -> torch.Tensor:
-    """Inputs of several samples as one tensor: uint8 codes if all of them are codes, else in full."""
+def pack(samples: Sequence[Mapping[str, torch.Tensor]], tables: Mapping[str, torch.Tensor]) -> Inputs:
+    """The inputs of some images, each of one shape, as `(samples, ...)`: as codes where they have them."""
     import torch
 
-    if table is None or all(value.dtype == torch.uint8 for value in values):
-        return torch.stack(values)
-    full = [Pixels(one[None], table).to(one.device)[0] if one.dtype == torch.uint8 else one for one in values]
-    return torch.stack(full)
+    full = {name: torch.stack([one[name] for one in samples]) for name in samples[0]}
+    codes = {name: encode(value, tables[name]) for name, value in full.items() if name in tables}
+    return {name: codes.get(name) or value for name, value in full.items()}
 
 
-def pack(inputs: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One image's inputs, as codes where they have them."""
-    codes = {name: encode(value, tables[name]) if name in tables else None for name, value in inputs.items()}
-    return {name: value if (code := codes[name]) is None else code for name, value in inputs.items()}
+def join(parts: Sequence[Inputs]) -> Inputs:
+    """What was packed in parts as one: as codes if all of them are, else in full."""
+    return {name: _join([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def _join(parts: Sequence[torch.Tensor | Pixels]) -> torch.Tensor | Pixels:
+    import torch
+
+    codes = [part for part in parts if isinstance(part, Pixels)]
+    if len(codes) == len(parts):
+        return Pixels(torch.cat([part.codes for part in codes]), codes[0].table)
+    return torch.cat([part.to(torch.device("cpu")) for part in parts])
 
 
 def _greys() -> Iterator[Image.Image]:

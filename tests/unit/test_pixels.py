@@ -50,12 +50,10 @@ def test_every_processor_keeps_its_own_output(name):
     assert bool(tables) == (name not in IN_FULL)
     for image in pictures():
         exact = prepare(image)
-        packed = pixels.pack(exact, tables)
+        packed = pixels.pack([exact], tables)
         for key, value in exact.items():
-            assert (packed[key].dtype == torch.uint8) == (key in tables)
-            again = packed[key]
-            if key in tables:
-                again = pixels.Pixels(packed[key][None], tables[key]).to(torch.device("cpu"))[0]
+            assert isinstance(packed[key], pixels.Pixels) == (key in tables)
+            again = packed[key].to(torch.device("cpu"))[0]
             assert again.dtype == value.dtype and torch.equal(again, value)
 
 
@@ -67,15 +65,19 @@ def test_a_value_that_is_none_of_the_256_is_kept_in_full():
     values = table()[:, :64].view(3, 8, 8)
     other = values.clone()
     other[1, 2, 3] += 1e-6
-    codes = [pixels.pack({"pixel_values": one}, {"pixel_values": table()})["pixel_values"] for one in (values, other)]
-    assert [one.dtype for one in codes] == [torch.uint8, torch.float32]
-    assert torch.equal(pixels.stack(codes, table()), torch.stack([values, other]))
+    parts = [pixels.pack([{"pixel_values": one}], {"pixel_values": table()}) for one in (values, other)]
+    assert [isinstance(one["pixel_values"], pixels.Pixels) for one in parts] == [True, False]
+    assert torch.equal(pixels.join(parts)["pixel_values"], torch.stack([values, other]))
+    joined = pixels.join([parts[0]] * 3)["pixel_values"]
+    assert isinstance(joined, pixels.Pixels) and torch.equal(joined.to(values.device), torch.stack([values] * 3))
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_kept(broken):
-    value = torch.full((3, 4, 4), broken)
-    assert pixels.encode(value, table()) is None
+    values = table()[:, :64].view(1, 3, 8, 8).repeat(2, 1, 1, 1)
+    assert pixels.encode(values, table()) is not None
+    values[1, 2, 3, 4] = broken
+    assert pixels.encode(values, table()) is None
 
 
 def test_a_slice_goes_to_the_device_in_the_dtype_that_is_asked_for():
