@@ -10,22 +10,22 @@ import argparse
 import sys
 
 import hf_radin
-from hf_radin import cli
+from hf_radin import cli, options, show
 
 
 def main(args: argparse.Namespace) -> None:
-    cli.check(args)
+    options.check(args)
 
     # The ingredients: fine-tunes of one start, vetted from their small files.
-    ingredients = hf_radin.gather(args.models, **cli.model_options(args))
-    search = cli.search_options(args, ingredients)
+    ingredients = hf_radin.gather(args.models, **options.model_options(args))
+    search = options.search_options(args, ingredients)
 
     # Stage 1: every ingredient runs once on the split that chooses. Without --dataset, their cards say which.
-    bank = hf_radin.compute_logits(ingredients, **cli.data_options(args, ingredients))
+    bank = hf_radin.compute_logits(ingredients, **options.data_options(args, ingredients))
 
     # Stage 2: rank the candidates by their ensembles, measure the best, return the best measured.
     soup = getattr(hf_radin, args.method)(bank, **search)
-    cli.report(soup)
+    show.say(show.table(soup))
 
     # An ordinary checkpoint, with the recipe and a card.
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
@@ -35,6 +35,6 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Find the best soup of some checkpoints.", parents=[cli.soup_options()]
+        description="Find the best soup of some checkpoints.", parents=[options.soup_options()]
     )
     sys.exit(cli.guarded(main, parser.parse_args()))

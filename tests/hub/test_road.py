@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_radin
-from hf_radin import cli
+from hf_radin import cli, show
 
 ROOT = Path(__file__).parents[2]
 
@@ -300,7 +300,7 @@ def test_any_metric_of_evaluate_by_name(hub, bank):
     weights = [soup.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
     expected = f1_score(bank.labels, bank.predict(weights), average="macro")
     assert soup.results[0].metrics["f1"] == pytest.approx(expected)
-    assert f"{100 * expected:.2f} %" in cli.table(soup)
+    assert f"{100 * expected:.2f} %" in show.table(soup)
 
 
 def test_streams_of_the_hub_are_what_datasets_streams(zoo):

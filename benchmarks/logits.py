@@ -1,0 +1,315 @@
+"""What caching logits costs beside the models themselves, and beside what one would write instead.
+
+    python benchmarks/logits.py [--parts overhead peers processes decoded growth] [--rounds 5] [--seed 0]
+
+Images are Fashion-MNIST's; models start from one random checkpoint and differ by a little noise: nothing but time,
+memory and counts is measured here, and these don't depend on what a model learnt. All on the CPU, one thread a process
+unless said otherwise. Each ratio is of two runs in one round, one after the other; what is printed is the median of
+the rounds and its range.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from zoo.fashion import SOURCE, read_idx
+
+import hf_radin
+from hf_radin import adapter, decoding
+
+LABELS = [str(number) for number in range(10)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's shape, the side of its images, and how many images there are."""
+
+    name: str
+    side: int
+    patch: int
+    hidden: int
+    layers: int
+    images: int
+
+
+CASES = {
+    "224": Case("ViT-Ti/16, 224 px", 224, 16, 192, 12, 192),
+    "28": Case("a tiny ViT, 28 px", 28, 7, 32, 2, 8192),
+}
+
+
+def make_models(folder: Path, case: Case, count: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        hidden_size=case.hidden,
+        num_hidden_layers=case.layers,
+        num_attention_heads=max(1, case.hidden // 64),
+        intermediate_size=4 * case.hidden,
+        image_size=case.side,
+        patch_size=case.patch,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: index for index, name in enumerate(LABELS)},
+    )
+    model = ViTForImageClassification(config)
+    for number in range(count):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1e-3 * torch.randn_like(parameter))
+        model.save_pretrained(folder / f"ft-{number:02d}")
+        ViTImageProcessor(size={"height": case.side, "width": case.side}).save_pretrained(folder / f"ft-{number:02d}")
+
+
+def make_split(folder: Path, images: int) -> Path:
+    """A folder with so many of Fashion-MNIST's test and training images as a validation split in parquet."""
+    parts = [
+        (SOURCE / f"{part}-images-idx3-ubyte.gz", SOURCE / f"{part}-labels-idx1-ubyte.gz")
+        for part in ("t10k", "train")
+    ]
+    pixels = np.concatenate([read_idx(one) for one, _ in parts])
+    labels = np.concatenate([read_idx(one) for _, one in parts])
+    if images > len(pixels):
+        raise SystemExit(f"Fashion-MNIST has {len(pixels)} images; {images} were asked for.")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
+    rows = {"image": [Image.fromarray(one) for one in pixels[:images]], "label": labels[:images].tolist()}
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / "validation.parquet")
+    return folder
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def ours(models: Path, data: Path, **options: object) -> hf_radin.LogitBank:
+    """All of it, with nothing in the cache: try each checkpoint, decode, run, put together."""
+    found = hf_radin.gather(f"{models}/*")
+    with tempfile.TemporaryDirectory() as cache:
+        return hf_radin.compute_logits(found, str(data), cache_dir=cache, **options)
+
+
+def bare(models: Path, data: Path) -> float:
+    """Decode and prepare each image once, then run each model on ready tensors: seconds, without loading them."""
+    rows = datasets.load_dataset(str(data), split="validation", streaming=True)
+    processor = ViTImageProcessor.from_pretrained(next(models.iterdir()))
+    ready: list[torch.Tensor] = []
+
+    def decode() -> None:
+        ready.extend(adapter.prepare(processor, row["image"])["pixel_values"] for row in rows)
+
+    took = seconds(decode)
+    batches = torch.stack(ready).split(64)
+    for folder in sorted(models.iterdir()):
+        model = ViTForImageClassification.from_pretrained(folder)
+        with torch.inference_mode():
+            took += seconds(lambda model=model: [model(pixel_values=batch).logits for batch in batches])
+    return took
+
+
+def pipelines(models: Path, data: Path) -> None:
+    """What the documentation of transformers shows: a pipeline a model, over the decoded images."""
+    from transformers import pipeline
+    from transformers.pipelines.pt_utils import KeyDataset
+
+    rows = datasets.load_dataset(str(data), split="validation")
+    for folder in sorted(models.iterdir()):
+        classify = pipeline("image-classification", model=str(folder), device="cpu", batch_size=64)
+        for _ in classify(KeyDataset(rows, "image"), top_k=len(LABELS), function_to_apply="none"):
+            pass
+
+
+def evaluators(models: Path, data: Path) -> None:
+    """The evaluate library's evaluator, a model at a time."""
+    import evaluate
+
+    rows = datasets.load_dataset(str(data), split="validation")
+    metric = evaluate.load(str(Path(hf_radin.__file__).parent / "metrics" / "accuracy"))
+    for folder in sorted(models.iterdir()):
+        evaluate.evaluator("image-classification").compute(
+            str(folder), rows, metric=metric, label_mapping={name: index for index, name in enumerate(LABELS)}
+        )
+
+
+def show(title: str, ratios: list[float], more: str = "") -> None:
+    middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+    print(f"- {title}: {middle:.2f} ({low:.2f} to {high:.2f}){more}", flush=True)
+
+
+def overhead(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## Our wall time over one decoding and eight bare passes\n")
+    for key, case in CASES.items():
+        models, data = folder / f"models-{key}", make_split(folder / f"data-{key}", case.images)
+        make_models(models, case, 8, seed)
+        found = [(seconds(lambda m=models, d=data: ours(m, d)), bare(models, data)) for _ in range(rounds)]
+        mine, theirs = (statistics.median(one) for one in zip(*found, strict=True))
+        more = f"; medians {mine:.1f} s and {theirs:.1f} s, {case.images} images"
+        show(case.name, [one / other for one, other in found], more)
+
+
+def peers(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## How many times faster than the loop one would write (28 px)\n")
+    case = CASES["28"]
+    models, data = folder / "models-peers", make_split(folder / "data-peers", 2048)
+    make_models(models, case, 8, seed)
+    for name, other in (("pipeline", pipelines), ("evaluator", evaluators)):
+        found = [
+            (seconds(lambda run=other: run(models, data)), seconds(lambda: ours(models, data))) for _ in range(rounds)
+        ]
+        theirs, mine = (statistics.median(one) for one in zip(*found, strict=True))
+        show(name, [one / two for one, two in found], f"; medians {theirs:.1f} s against {mine:.1f} s")
+
+
+TIMED = """
+import json, sys, tempfile, time
+import torch, transformers, hf_radin
+from accelerate import Accelerator
+accelerator = Accelerator()
+models, data, cache, out = sys.argv[1:]
+found = hf_radin.gather(models + "/*")
+accelerator.wait_for_everyone()
+begun = time.perf_counter()
+hf_radin.compute_logits(found, data, cache_dir=cache)
+if accelerator.is_main_process:
+    open(out, "w").write(json.dumps(time.perf_counter() - begun))
+"""
+
+
+def launched(folder: Path, models: Path, data: Path, processes: int) -> float:
+    """Seconds of the computation in so many processes of one thread each, imports not counted."""
+    (folder / "timed.py").write_text(TIMED)
+    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    command = [*several, "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", str(folder / "timed.py")]
+    with tempfile.TemporaryDirectory() as cache:
+        subprocess.run(
+            [sys.executable, "-m", "accelerate.commands.launch", *command, models, data, cache, folder / "seconds"],
+            check=True,
+            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.DEVNULL,
+        )
+    return float(json.loads((folder / "seconds").read_text()))
+
+
+def processes(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## One process over two, one thread each\n")
+    for key, case in CASES.items():
+        models, data = folder / f"models-processes-{key}", make_split(folder / f"data-processes-{key}", case.images)
+        make_models(models, case, 8, seed)
+        found = [[launched(folder, models, data, count) for count in (1, 2)] for _ in range(rounds)]
+        one, two = (statistics.median(times) for times in zip(*found, strict=True))
+        show(case.name, [first / second for first, second in found], f"; medians {one:.1f} s and {two:.1f} s")
+
+
+def decoded(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## Images decoded for N ingredients and eight measured soups\n")
+    case, images = CASES["28"], 1000
+    data = make_split(folder / "data-decoded", images)
+    opened, open_image = [0], decoding._open
+
+    def count(value: object) -> Image.Image:
+        opened[0] += 1
+        return open_image(value)
+
+    decoding._open = count
+    for number in (2, 8, 24):  # one ingredient is no soup
+        make_models(folder / f"models-decoded-{number}", case, number, seed)
+        opened[0] = 0
+        found = hf_radin.gather(f"{folder}/models-decoded-{number}/*")
+        with tempfile.TemporaryDirectory() as cache:
+            bank = hf_radin.compute_logits(found, str(data), cache_dir=cache)
+            hf_radin.radin(bank, budget=8, proposals="monte-carlo")
+        print(f"- {number} ingredients, {images} images: {opened[0]} decoded", flush=True)
+    decoding._open = open_image
+
+
+GROWING = """
+import json, resource, sys, tempfile, time
+import torch, transformers, hf_radin
+from PIL import Image
+models, data, at_once = sys.argv[1:]
+found = hf_radin.gather(models + "/*")
+with tempfile.TemporaryDirectory() as warm:  # imports are not what grows
+    hf_radin.compute_logits(found[:2], data, cache_dir=warm)
+with tempfile.TemporaryDirectory() as cache:
+    begun = time.perf_counter()
+    hf_radin.compute_logits(found, data, cache_dir=cache, models_in_memory=int(at_once))
+    took = time.perf_counter() - begun
+print(json.dumps([took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def grown(models: Path, data: Path, at_once: int) -> tuple[float, float]:
+    """Seconds and peak MB of one process."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GROWING, models, data, str(at_once)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    took, peak = json.loads(run.stdout)
+    return took, peak
+
+
+def growth(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## Growth: seconds and peak memory\n")
+    case, images = CASES["28"], 2000
+    data = make_split(folder / "data-growth", images)
+    print("| models | images | in memory | seconds | peak MB |\n|---:|---:|---:|---:|---:|")
+
+    def row(models: int, factor: int) -> tuple[float, float]:
+        place = folder / f"models-growth-{models}"
+        if not place.exists():
+            make_models(place, case, models, seed)
+        split = data if factor == 1 else make_split(folder / f"data-growth-{factor}", images * factor)
+        found = [grown(place, split, 4) for _ in range(rounds)]
+        took, peak = (statistics.median(one) for one in zip(*found, strict=True))
+        print(f"| {models} | {images * factor} | 4 | {took:.2f} | {peak:.0f} |", flush=True)
+        return took, peak
+
+    numbers, factors = (2, 4, 8, 16), (1, 2, 4, 8)
+    by_models = [row(number, 1) for number in numbers]
+    by_images = [row(4, factor) for factor in factors]
+    for what, sizes, found in (("model", numbers, by_models), (f"{images} images", factors, by_images)):
+        for unit, values in zip(("s", "MB"), zip(*found, strict=True), strict=True):
+            slope, start = np.polyfit(sizes, values, 1)
+            print(f"- slope: {slope:.3f} {unit} a {what}, from {start:.2f} {unit}")
+
+
+PARTS = {
+    name: run for name, run in globals().items() if name in ("overhead", "peers", "processes", "decoded", "growth")
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    Accelerator(cpu=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.parts:
+            PARTS[name](Path(folder), args.rounds, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The options of the command line, and what they mean for the functions behind it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.show import say
+
+if TYPE_CHECKING:
+    from hf_radin.ingredients import Ingredients
+
+
+def soup_options() -> argparse.ArgumentParser:
+    """The options of `hf-radin soup` and `examples/soup.py`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    model_arguments(parser)
+    data_arguments(parser)
+    search_arguments(parser)
+    return parser
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which images, and how they go by."""
+    add = parser.add_argument
+    add("--dataset", help="Hub id or folder; by default what the models' cards agree on")
+    add("--dataset-config", help="configuration of the dataset")
+    add("--dataset-revision", help="branch, tag or commit of the dataset")
+    add("--split", help="split that chooses the soup; by default what the cards agree on, else validation")
+    add("--image-column", help="needed if the dataset has several")
+    add("--label-column", help="needed if it can't be told")
+    add("--on-error", choices=("raise", "skip"), default="raise", help="what to do with an unreadable image")
+    add("--drop-strangers", action="store_true", help="leave out models that don't share their start with the others")
+    add("--batchnorm-split", metavar="SPLIT", help="whose images give BatchNorm its statistics anew (default: train)")
+    add("--batchnorm-images", type=int, default=1024, metavar="N", help="how many of these to draw (default 1024)")
+    batch_size = "images in a forward pass (default: auto: 64 on a CPU, on a GPU as many as pay)"
+    add("--batch-size", default="auto", type=_number, metavar="N", help=batch_size)
+    at_once = "models that see each image while it is there (default: auto, which is as many as fit)"
+    add("--models-in-memory", default="auto", type=_number, metavar="N", help=at_once)
+    kept = "prepared images kept on disk: off, a size as in 20GB, or auto: up to half of what is free (default)"
+    add("--pixel-cache", default="auto", metavar="SIZE", help=kept)
+    workers = "processes that decode images beside each that runs models (default: auto, which is none on a CPU)"
+    add("--workers", default="auto", type=_number, metavar="N", help=workers)
+    add("--channels-last", action="store_true", help="a memory format that convolutions on GPUs like")
+    add("--compile", dest="compiled", action="store_true", help="run the models through torch.compile")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
+    add("--cache-dir", type=Path, help="where logits are kept (default: hf_radin in HF_HOME)")
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how the soup is found, and where it goes."""
+    add = parser.add_argument
+    add("--test-split", help="split that takes no part in the choice, for the final figures")
+    add(
+        "--method",
+        choices=("radin", "greedy", "uniform", "best_single"),
+        default="radin",
+        help="how the soup is found; budget, proposals, candidates and seed are radin's, accept is greedy's",
+    )
+    add("--budget", type=int, default=8, help="how many soups to measure (radin; default 8)")
+    add("--proposals", choices=("auto", "monte-carlo", "subsets"), default="auto", help="candidate recipes (radin)")
+    add("--candidates", type=int, default=200, help="how many to draw by monte-carlo (default 200)")
+    add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
+    add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
+    add("--seed", type=int, default=0, help="of the candidates drawn by monte-carlo (default 0)")
+    add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
+    add("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
+    add("--private", action="store_true", default=None, help="make a new repository private")
+    add("--license", help="for the card, if the models don't agree on one")
+
+
+def _number(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which checkpoints."""
+    add = parser.add_argument
+    models = (
+        "folders, runs, patterns, Hub ids (org/a@rev:subfolder), collections, or .txt and .yaml files that list them"
+    )
+    add("--models", nargs="+", required=True, metavar="M", help=models)
+    add("--revision", help="branch, tag or commit of the models that name none")
+    add("--image-processor", metavar="ID", help="Hub id or folder of the processor to use in place of the models' own")
+    add("--base-model", metavar="ID", help="what LoRA adapters are merged into, if it is not where they say")
+    add("--allow-pickle", action="store_true", help="read .bin weights")
+    add("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before a model is looked at."""
+    from hf_radin.evaluate import load_metrics
+    from hf_radin.files import check_output
+    from hf_radin.hub import ready_repo
+    from hf_radin.processes import on_main_process
+
+    if args.budget < 1:
+        raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, at least 1.")
+    check_output(args.output, overwrite=args.overwrite)
+    load_metrics(_names(args.metrics))
+    if args.push_to:
+        on_main_process(lambda: ready_repo(args.push_to, private=args.private))
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `gather` takes of the options."""
+    return {
+        name: getattr(args, name)
+        for name in ("revision", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
+    }
+
+
+def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
+    """What `compute_logits` takes of the options; what they leave open, the ingredients' cards say.
+
+    Raises:
+        ValueError: if the cards don't agree, or the dataset lacks a split that was asked for.
+    """
+    from hf_radin.batchnorm import refuse_statistics_of
+    from hf_radin.data import check_first_label, match_labels, open_split
+    from hf_radin.origin import Origin, agreed_origin
+
+    said = Origin() if args.dataset else agreed_origin(ingredients)
+    source = {
+        "dataset": args.dataset or said.dataset,
+        "config_name": args.dataset_config or said.config_name,
+        "revision": args.dataset_revision,
+        "image_column": args.image_column,
+        "label_column": args.label_column,
+    }
+    split = args.split or said.split or "validation"
+    if not args.dataset:
+        say(f"The models' cards agree on the dataset {source['dataset']}, split {split}.")
+    if args.test_split == split:
+        raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")
+    if args.test_split:
+        test = open_split(split=args.test_split, **source)
+        check_first_label(test, match_labels(test, ingredients.labels))
+        refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
+    speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
+    names = (*speed, "dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
+    running = {name: getattr(args, name) for name in names}
+    return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
+
+
+def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
+    """What the method takes of the options.
+
+    Raises:
+        ValueError: if these ingredients have no such candidates, or the output is one of them.
+    """
+    from hf_radin.averaging import refuse_ingredients
+    from hf_radin.propose import propose
+
+    refuse_ingredients(args.output, ingredients)
+    propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
+    own = {"radin": ("budget", "proposals", "candidates", "seed"), "greedy": ("accept",)}.get(args.method, ())
+    return {
+        **{name: getattr(args, name) for name in own},
+        "metrics": _names(args.metrics),
+        "test_split": args.test_split,
+    }
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between the commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
