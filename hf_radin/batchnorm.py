@@ -19,8 +19,9 @@ from hf_radin.data import OBJECT, Split, open_split, sample_split
 from hf_radin.decoding import Source
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredient
+from hf_radin.machines import share
 from hf_radin.prepared import Images
-from hf_radin.processes import on_main_process
+from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
@@ -120,10 +121,12 @@ def collect_statistics(
         return Source(sample, prepare, lambda label: 0, on_error, BATCH)  # no label is looked at
 
     images = Images(folder, BATCH, cache(source))
+    share(folder, "*.json", "*.safetensors")
     if not on_main_process(images.is_kept):
         for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=sys.maxsize):
             pass
         accelerator.wait_for_everyone()
+        share(folder, "*.json", "*.safetensors")
     _, _, _, sizes = images.index()
     used = sum(size for size in sizes if size == max([1, *sizes]))
     if used < 2:
@@ -154,9 +157,8 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
     Only BatchNorm is in training mode; dropout and all else stay as they are in use. Every process does the same.
     """
     import torch
-    from accelerate import Accelerator
 
-    accelerator, dtype = Accelerator(), model.dtype
+    accelerator, dtype = the_accelerator(), model.dtype
     modules = [module for module in model.modules() if _keeps_statistics(module)]
     momenta = [module.momentum for module in modules]
     # in half precision means would be too coarse, and under autocast they would depend on how a run was launched

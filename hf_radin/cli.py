@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
 from hf_radin.options import check, data_options, model_arguments, model_options, search_options, soup_options
-from hf_radin.processes import leave
+from hf_radin.processes import MainStoppedError, leave
 from hf_radin.show import say, table, verdict_table
 
 SOUP = "find the best soup of some checkpoints"
@@ -67,6 +67,8 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     try:
         run(args)
         leave()
+    except MainStoppedError:
+        return 2
     except (ValueError, OSError) as error:
         print(f"hf-radin: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from hf_radin.batchnorm import Statistics, collect_statistics
 from hf_radin.data import OBJECT, open_split
 from hf_radin.ingredients import Ingredients
 from hf_radin.prepared import find_home
+from hf_radin.processes import the_accelerator
 from hf_radin.recipe import Recipe
 from hf_radin.vetting import locate
 
@@ -159,8 +160,6 @@ def cook_statistics(
     about = fields.get("batchnorm")
     if not about:
         return None
-    from accelerate import Accelerator
-
     data = fields["data"]
     if dataset is None and data["name"] == OBJECT:
         raise ValueError(
@@ -180,7 +179,7 @@ def cook_statistics(
         find_home(cache_dir),
         processor=ingredients[0].processor,
         on_error=about["on_error"],
-        accelerator=Accelerator(),
+        accelerator=the_accelerator(),
         seed=about["seed"],
     )
 

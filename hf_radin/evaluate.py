@@ -11,8 +11,9 @@ import numpy as np
 
 from hf_radin.bank import LogitBank
 from hf_radin.files import digest, write_atomically
+from hf_radin.machines import share
 from hf_radin.passes import as_computed
-from hf_radin.processes import on_main_process
+from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,15 +44,15 @@ def measure(
         ValueError: if this run's mixed precision is not that of the bank.
     """
     import torch
-    from accelerate import Accelerator
 
     parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
     anew = [bank.statistics.about["key"]] if bank.statistics else []
     path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
-    if on_main_process(path.exists):
+    known = on_main_process(lambda: np.load(path) if path.exists() else None)
+    if known is not None:
         on_block(len(bank))
-        return np.load(path)
-    accelerator = Accelerator()
+        return known
+    accelerator = the_accelerator()
     if accelerator.mixed_precision != bank.about["mixed_precision"]:
         raise ValueError(
             f"The logits in {bank.folder} were computed with mixed precision {bank.about['mixed_precision']!r}, this "
@@ -70,6 +71,7 @@ def measure(
             found[-1] += len(classes)
             on_block(len(classes) * accelerator.num_processes)
     accelerator.wait_for_everyone()
+    share(bank.images.folder, "*.json")
     on_main_process(bank.images.check_order)
     found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
     if found[-1] != len(bank):

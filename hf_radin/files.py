@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ PARTIAL = ".hf_radin."
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then give it its name: nobody ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the ending, which some writers look at
+    # a name that no process of any machine gives; it keeps the ending, which some writers look at
+    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
     try:
         with _naming(path):
             write(partial)

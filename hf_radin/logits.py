@@ -24,9 +24,10 @@ from hf_radin.data import OBJECT, match_labels, open_split
 from hf_radin.decoding import Source
 from hf_radin.files import digest, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import BLOCK, Images, find_home, parse_size
-from hf_radin.processes import on_main_process
+from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 
@@ -95,8 +96,6 @@ def compute_logits(
         ValueError: if the split or its columns are not there, an image or a label can't be used, a checkpoint lacks
             weights, or fewer than two ingredients give finite logits.
     """
-    from accelerate import Accelerator
-
     if len(ingredients) < 2:
         raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
     check_number("batch_size", batch_size)
@@ -109,7 +108,7 @@ def compute_logits(
     if strangers not in ("warn", "drop", "keep"):
         raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
     check_images(batchnorm_images)
-    accelerator = accelerator or Accelerator()
+    accelerator = the_accelerator(accelerator)
     if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
         raise ValueError(
             f"{os.environ['WORLD_SIZE']} processes were launched, accelerate knows of {accelerator.num_processes}. "
@@ -149,6 +148,7 @@ def compute_logits(
     bits = ("dtype", "mixed_precision", "channels_last", "compiled")
     folder = home / "banks" / digest(content, *(about[name] for name in bits))
     with _alone(folder):
+        share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npy")
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the first image is read
         try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
@@ -163,6 +163,7 @@ def compute_logits(
         images = Images(pixels, BLOCK, lambda: source)
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
         size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, missing))
+        share(folder, "batch_size.json")
         running = replace(running, batch_size=size)
         passes = Passes(running, models_in_memory, pixel_cache, workers)
         where = None if opened.name == OBJECT else request["dataset"]
@@ -174,17 +175,20 @@ def compute_logits(
             samples=len(opened.rows) if hasattr(opened.rows, "__len__") else None,
             found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}),
         )
-        if accelerator.is_main_process:
+
+        def write_records() -> None:
             for one in ingredients:  # a checkpoint may have moved since its logits were computed
                 write_record(folder, one, finite=is_finite(folder, one))
+
+        on_each_disk(folder, write_records)
+        accelerator.wait_for_everyone()
         usable = _usable(folder, ingredients)
         remarks += [
             (name, "gives NaN or infinite logits: left out of the soup.")
             for name in ingredients.ids
             if name not in usable.ids
         ]
-        if accelerator.is_main_process:
-            write_latest(folder, usable, remarks, statistics)
+        on_each_disk(folder, lambda: write_latest(folder, usable, remarks, statistics))
         accelerator.wait_for_everyone()
     request |= {"batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
     request |= {name: about[name] for name in ("channels_last", "compiled")}

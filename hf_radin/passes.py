@@ -19,6 +19,7 @@ from hf_radin.bank import LogitBank, logits_path, write_record
 from hf_radin.checkpoint import as_dtype
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.machines import on_each_disk, share
 from hf_radin.pixels import Inputs
 from hf_radin.prepared import BLOCK, Images, parse_size
 from hf_radin.processes import on_main_process, progress_bar, smallest
@@ -84,7 +85,7 @@ def compute(
     Args:
         folder: of the bank.
         samples: in the split, as far as it is known.
-        found: is called in the main process when all images were seen.
+        found: is called by one process of each disk when all images were seen.
     """
     accelerator = passes.running.accelerator
     left, at_once = list(ingredients), passes.models_in_memory
@@ -102,11 +103,9 @@ def compute(
             _run_group(folder, images, group, models, passes, bar)
             del models
             accelerator.wait_for_everyone()
-            _check_order(folder, images, group)
-            if accelerator.is_main_process:
-                found()
-                for one in group:
-                    _join(folder, one, images.blocks)
+            share(images.folder, "*.json")
+            share(folder, *(f"{_parts(folder, one).relative_to(folder)}/*.npy" for one in group))
+            on_each_disk(folder, partial(_join_group, folder, images, group, found))
             accelerator.wait_for_everyone()
 
 
@@ -151,14 +150,17 @@ def _run_group(
             bar.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
 
 
-def _check_order(folder: Path, images: Images, group: list[Ingredient]) -> None:
-    """Of rows in two orders, logits are worth nothing."""
+def _join_group(folder: Path, images: Images, group: list[Ingredient], found: Callable[[], None]) -> None:
+    """Put together what the processes have computed."""
     try:
-        on_main_process(images.check_order)
-    except ValueError:
+        images.check_order()
+    except ValueError:  # of rows in two orders, logits are worth nothing
         for one in group:
             shutil.rmtree(_parts(folder, one), ignore_errors=True)
         raise
+    found()
+    for one in group:
+        _join(folder, one, images.blocks)
 
 
 def _measure(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:

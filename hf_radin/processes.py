@@ -5,18 +5,60 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 T = TypeVar("T")
 
+# How long processes wait for each other. They meet only when a group of models has seen all images, and by then one
+# may be hours behind another; the usual ten minutes would end a run that is well.
+PATIENCE = timedelta(days=1)
+
+_accelerator: Accelerator | None = None
+
+
+class MainStoppedError(ValueError):
+    """The main process has stopped for an error, and says it; the others end with it."""
+
+
+def the_accelerator(given: Accelerator | None = None) -> Accelerator:
+    """The accelerator of this run: the one that a user gave, else one as `accelerate launch` set it up."""
+    global _accelerator
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    if given is not None:
+        _accelerator = given
+    if _accelerator is None:
+        # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
+        _accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    return _accelerator
+
 
 def on_main_process(decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process, in every process: what all must agree on is decided once."""
-    from accelerate import Accelerator
+    """What `decide` returns in the main process, in every process: what all must agree on is decided once.
+
+    Raises:
+        MainStoppedError: in the others, if `decide` raises a ValueError or OSError in the main process.
+    """
     from accelerate.utils import broadcast_object_list
 
-    # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
-    return broadcast_object_list([decide() if Accelerator().is_main_process else None])[0]
+    found: list[Any] = [None, None]
+    error: Exception | None = None
+    if the_accelerator().is_main_process:
+        try:
+            found[0] = decide()
+        except (ValueError, OSError) as caught:
+            error, found[1] = caught, str(caught)
+    result, said = broadcast_object_list(found)
+    if error is not None:
+        raise error
+    if said is not None:
+        raise MainStoppedError(said)
+    return cast(T, result)
 
 
 def smallest(number: int) -> int:

@@ -15,6 +15,7 @@ from hf_radin import adapter, modeling
 from hf_radin.files import digest, write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.kinship import ENTRIES, KIN, Relation, Weights, relate, sample
+from hf_radin.machines import share
 from hf_radin.processes import is_main_process, on_main_process
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def try_all(
         if one.id in missing and not weights.broken:
             _show_blank(one, model.to(accelerator.device), processor, accelerator)
     accelerator.wait_for_everyone()
+    share(home / "weights", *(_sample_path(home, one, dtype).name for one in ingredients))
 
 
 def _show_blank(ingredient: Ingredient, model: Any, processor: Any, accelerator: Accelerator) -> None:
