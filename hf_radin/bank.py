@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from hf_radin import adapter, ensemble
-from hf_radin.batchnorm import Statistics
-from hf_radin.data import OBJECT, match_labels, open_split
+from hf_radin import adapter, ensemble, hub, sharing
+from hf_radin.batchnorm import Statistics, sample_source
+from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.decoding import Source
-from hf_radin.files import write_atomically
+from hf_radin.files import write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.prepared import Images
-from hf_radin.processes import progress_bar
+from hf_radin.prepared import Images, find_home
+from hf_radin.processes import on_main_process, progress_bar
+from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
 from hf_radin.stream import Block
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class LogitBank:
         request: the arguments of `compute_logits`, to do the same for another split.
         statistics: images that soups estimate BatchNorm statistics from, where the models have any.
         remarks: which checkpoints were left out or seem to be strangers: id (or nothing) and text.
+        origin: of a bank from the Hub the repository and commit, as in `org/bank@sha`.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class LogitBank:
     request: dict[str, Any] = field(default_factory=dict, repr=False)
     statistics: Statistics | None = None
     remarks: tuple[tuple[str, str], ...] = ()
+    origin: str | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> LogitBank:
@@ -58,35 +64,118 @@ class LogitBank:
         Raises:
             ValueError: if the folder is no bank.
         """
-        folder = Path(path).resolve()
+        bank = cls._read(Path(path).resolve())
+        if bank.origin is not None:  # somebody else's checkpoints were never here
+            return bank
+        return replace(bank, ingredients=Ingredients([one for one in bank.ingredients if is_there(one)]))
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> LogitBank:
+        """A bank that somebody pushed: recipes can be scored and searched without images and without a GPU.
+
+        Weights are averaged, and soups measured, only where the checkpoints (and images) are on the Hub too.
+
+        Args:
+            cache_dir: where banks are kept; by default `hf_radin` in HF_HOME.
+
+        Raises:
+            ValueError: if there is no such bank.
+        """
+        home = find_home(cache_dir)
+        folder = on_main_process(lambda: sharing.fetch(repo_id, home, revision=revision, token=token))
+        bank = cls._read(folder, token)
+        bank._check_shapes()
+        return bank
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+    ) -> CommitInfo:
+        """Upload the logits and labels, no images, as a dataset repository in one commit; `from_hub` reads it.
+
+        With several processes the main one pushes and the others wait. Arguments as in `push_soup_to_hub`.
+
+        Raises:
+            ValueError: if the id is none, or the token may not write there.
+        """
+        local = [one.id for one in self.ingredients if one.repo_id is None]
+        if local:
+            logger.warning(
+                "%d of %d checkpoints are not on the Hub (%s, ...): others can search recipes of them, and cook none.",
+                len(local),
+                len(self.ingredients),
+                local[0],
+            )
+
+        def push() -> CommitInfo:
+            scores = self.score(np.eye(len(self.ingredients)))
+            latest = _latest(self.folder, self.ingredients, self.remarks, self.statistics)
+            records = [{**to_record(one), "finite": True} for one in self.ingredients]
+            return hub.commit_files(
+                repo_id,
+                sharing.public_files(self.folder, self.about, latest, records, scores.tolist()),
+                repo_type="dataset",
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or sharing.COMMIT_MESSAGE,
+            )
+
+        return on_main_process(push)
+
+    @classmethod
+    def _read(cls, folder: Path, token: str | bool | None = None) -> LogitBank:
+        """What was last computed into a folder, whether its checkpoints are there or not."""
         about = read_about(folder)
         try:
             latest = _read_latest(folder)
             records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
-            there = {one.key: one for one in map(_from_record, (one for one in records if one["finite"]))}
-            found = [there[key] for key in latest["keys"]]
-            data, statistics = about["data"], latest["statistics"]
+            there = {one.key: one for one in map(from_record, (one for one in records if one["finite"]))}
+            found = told_apart([there[key] for key in latest["keys"]])
+            ingredients = Ingredients([on_the_hub(one, token) for one in found] if about.get("origin") else found)
+            data, told = about["data"], latest["statistics"]
             remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{folder} is no whole logit bank ({error}); compute it again: what is there and whole is used."
             ) from error
         request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
-        request |= {name: about[name] for name in ("batch_size", "dtype", "on_error", "channels_last", "compiled")}
+        request |= {
+            name: about[name]
+            for name in ("batch_size", "dtype", "logits_dtype", "on_error", "channels_last", "compiled")
+        }
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
-        if statistics:
-            request |= {f"batchnorm_{name}": statistics.about[name] for name in ("split", "images")}
-        ingredients = Ingredients(_told_apart([one for one in found if _is_there(one)]))
-        images = Images(folder / about["pixels"], about["block_size"], partial(_source, folder, ingredients, request))
-        return cls(folder, ingredients, about, images, {**request, "strangers": "keep"}, statistics, remarks)
+        request |= {"strangers": "keep", "token": token}
+        statistics = None
+        if told:
+            request |= {f"batchnorm_{name}": told["about"][name] for name in ("split", "images")}
+            source = cache(partial(_sampled_source, folder, ingredients, request, told["about"]))
+            statistics = Statistics(Images((folder / told["pixels"]).resolve(), told["size"], source), told["about"])
+        source = cache(partial(_source, folder, ingredients, request))
+        images = Images((folder / about["pixels"]).resolve(), about["block_size"], source)
+        return cls(folder, ingredients, about, images, request, statistics, remarks, about.get("origin"))
 
     def __repr__(self) -> str:
         data = self.about["data"]
         where = f"{data['name']}, split {data['split']!r}"
         return f"LogitBank({len(self.ingredients)} ingredients, {len(self)} images of {where}, in {self.folder})"
 
-    def logits(self, ingredient: int | str) -> np.ndarray:
-        """One ingredient's logits by position or id: float32 `(samples, classes)`, memory-mapped."""
+    def logits(self, ingredient: int | str) -> np.memmap:
+        """One ingredient's logits by position or id: float32 or float16 `(samples, classes)`, memory-mapped."""
         one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
         return np.load(logits_path(self.folder, one), mmap_mode="r")
 
@@ -138,8 +227,22 @@ class LogitBank:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
         return ensemble.predict(self._all_logits(), np.asarray(recipe))
 
-    def _all_logits(self) -> list[np.ndarray]:
-        return [self.logits(index) for index in range(len(self.ingredients))]
+    def _check_shapes(self) -> None:
+        """Hold the arrays of somebody else's bank to what it says of them."""
+        wanted: dict[Path, tuple[int, ...]] = {
+            logits_path(self.folder, one): (len(self), len(self.classes)) for one in self.ingredients
+        }
+        wanted |= {self.folder / f"{name}.npy": (len(self),) for name in ("ids", "labels")}
+        for path, shape in wanted.items():
+            try:
+                found = np.load(path, mmap_mode="r").shape
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{self.origin} is no whole bank: {path.name} can't be read: {error}") from error
+            if found != shape:
+                raise ValueError(f"{self.origin} is no whole bank: {path.name} has the shape {found}, not {shape}.")
+
+    def _all_logits(self) -> list[ensemble.Stored]:
+        return [ensemble.Stored.of(self.logits(index)) for index in range(len(self.ingredients))]
 
 
 def logits_path(folder: Path, ingredient: Ingredient) -> Path:
@@ -162,27 +265,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
 
 
-def _is_there(ingredient: Ingredient) -> bool:
-    """Whether the checkpoint can still be used; those of the Hub are kept there under their commits."""
-    if ingredient.repo_id is not None:
-        return True
-    try:
-        ingredient.download()
-    except (ValueError, OSError) as error:
-        logger.warning("%s is left out of the bank: %s", ingredient.id, error)
-        return False
-    return True
-
-
-def _told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:
-    """Several revisions of one id get different ones."""
-    count = Counter(one.id for one in ingredients)
-    return [replace(one, id=f"{one.id}@{one.revision[:19]}") if count[one.id] > 1 else one for one in ingredients]
-
-
 def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
     """Say that an ingredient's logits are complete, and whose they are."""
-    record = {**_to_record(ingredient), "finite": finite}
+    record = {**to_record(ingredient), "finite": finite}
     write_atomically(record_path(folder, ingredient), lambda path: path.write_text(json.dumps(record, indent=2)))
 
 
@@ -195,12 +280,18 @@ def write_latest(
     folder: Path, ingredients: Ingredients, remarks: list[tuple[str, str]], statistics: Statistics | None
 ) -> None:
     """Say what the last computation was for: several sets of checkpoints may share a folder."""
+    write_json(folder / LATEST, _latest(folder, ingredients, remarks, statistics))
+
+
+def _latest(
+    folder: Path, ingredients: Ingredients, remarks: Sequence[tuple[str, str]], statistics: Statistics | None
+) -> dict[str, Any]:
     latest: dict[str, Any] = {"keys": ingredients.keys, "remarks": remarks, "statistics": None}
     if statistics is not None:
         images = statistics.images
         where = {"pixels": os.path.relpath(images.folder, folder), "size": images.size}
         latest["statistics"] = {**where, "about": statistics.about}
-    write_atomically(folder / LATEST, lambda path: path.write_text(json.dumps(latest, indent=2)))
+    return latest
 
 
 def _read_latest(folder: Path) -> dict[str, Any]:
@@ -210,15 +301,9 @@ def _read_latest(folder: Path) -> dict[str, Any]:
         ValueError: if none was finished: what lies there may belong to several sets that don't fit each other.
     """
     try:
-        latest = dict(json.loads((folder / LATEST).read_text()))
+        return dict(json.loads((folder / LATEST).read_text()))
     except FileNotFoundError as error:
         raise ValueError("no computation of it was finished by this version") from error
-    if latest["statistics"]:
-        read = latest["statistics"]
-        place = (folder / read["pixels"]).resolve()
-        images = Images(place, read["size"], partial(_gone, place))
-        latest["statistics"] = Statistics(images, read["about"])
-    return latest
 
 
 def _source(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -> Source:
@@ -228,43 +313,44 @@ def _source(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -> 
         ValueError: if they are no longer there or no longer the same.
     """
     about = read_about(folder)
-    if about["data"]["name"] == OBJECT:
-        _gone(folder / about["pixels"])
-    names = ("dataset", "config_name", "revision", "image_column", "label_column")
-    split = open_split(split=about["data"]["split"], **{name: request[name] for name in names})
-    if split.key != about["data"]["key"]:
-        raise ValueError(f"{split.name} has changed since the logits in {folder} were computed; compute them again.")
+    if request["dataset"] == OBJECT:
+        _gone(folder / about["pixels"], about)
+    split = _opened(request, about["data"]["split"], about["data"]["key"], folder)
+    to_class = match_labels(split, ingredients.labels)
+    prepare = partial(adapter.prepare, _processor(ingredients, about))
+    return Source(split, prepare, to_class, about["on_error"], about["block_size"])
+
+
+def _sampled_source(
+    folder: Path, ingredients: Ingredients, request: dict[str, Any], sampled: dict[str, Any]
+) -> Source:
+    """Where the images come from that BatchNorm has its statistics from, opened again. Raises as `_source` does."""
+    about = read_about(folder)
+    if request["dataset"] == OBJECT:
+        _gone(folder, about)
+    split = _opened(request, sampled["split"], sampled["data"], folder, labelled=False)
+    return sample_source(split, _processor(ingredients, about), sampled)
+
+
+def _opened(request: dict[str, Any], split: str, key: str, folder: Path, *, labelled: bool = True) -> Split:
+    names = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
+    found = open_split(split=split, labelled=labelled, **{name: request[name] for name in names})
+    if found.key != key:
+        raise ValueError(f"{found.name} has changed since the logits in {folder} were computed; compute them again.")
+    return found
+
+
+def _processor(ingredients: Ingredients, about: dict[str, Any]) -> BaseImageProcessor:
+    ingredients[0].download()
     processor = ingredients[0].processor
     adapter.check_processor(processor, about["processor"])
-    to_class = match_labels(split, ingredients.labels)
-    return Source(split, partial(adapter.prepare, processor), to_class, about["on_error"], about["block_size"])
+    return processor
 
 
-def _gone(folder: Path) -> NoReturn:
+def _gone(folder: Path, about: dict[str, Any]) -> NoReturn:
+    if about.get("origin"):
+        raise ValueError(
+            f"The images of the bank {about['origin']} are not on the Hub, so that no soup can be measured on them. "
+            "Search with budget=0 (--budget 0): recipes are then estimated only."
+        )
     raise ValueError(f"{folder} is gone, or parts of it; run compute_logits again to prepare the images anew.")
-
-
-_FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")
-
-
-def _to_record(ingredient: Ingredient) -> dict[str, Any]:
-    return {
-        **{name: getattr(ingredient, name) for name in _FIELDS},
-        "folder": str(ingredient.folder),
-        "processor_folder": ingredient.processor_folder and str(ingredient.processor_folder),
-        "labels": ingredient.labels,
-        "order": ingredient.order,
-        "base": ingredient.base and _to_record(ingredient.base),
-    }
-
-
-def _from_record(record: dict[str, Any]) -> Ingredient:
-    """What a bank says of itself never allows pickles or remote code: only the user does."""
-    return Ingredient(
-        **{name: record[name] for name in _FIELDS},
-        folder=Path(record["folder"]),
-        processor_folder=record["processor_folder"] and Path(record["processor_folder"]),
-        labels=tuple(record["labels"]),
-        order=record["order"] and tuple(record["order"]),
-        base=record["base"] and _from_record(record["base"]),
-    )

@@ -27,6 +27,7 @@ from hf_radin.stream import Block
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def collect_statistics(
     count: int,
     home: Path,
     *,
-    processor: Any,
+    processor: BaseImageProcessor,
     on_error: str,
     accelerator: Accelerator,
     seed: int = 0,
@@ -114,13 +115,8 @@ def collect_statistics(
     """Draw images from a split and prepare them, a batch a block."""
     key = digest(split.key, count, seed, BATCH, adapter.describe(processor), on_error)
     folder = home / "pixels" / key
-
-    def source() -> Source:
-        sample = sample_split(split, count, seed=seed)
-        prepare = partial(adapter.prepare, processor)
-        return Source(sample, prepare, lambda label: 0, on_error, BATCH)  # no label is looked at
-
-    images = Images(folder, BATCH, cache(source))
+    sampled = {"images": count, "seed": seed, "on_error": on_error}
+    images = Images(folder, BATCH, cache(partial(sample_source, split, processor, sampled)))
     share(folder, "*.json", "*.safetensors")
     if not on_main_process(images.is_kept):
         for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=sys.maxsize):
@@ -134,16 +130,14 @@ def collect_statistics(
             f"The split {split.split!r} of {split.name} gives {used} images to estimate BatchNorm statistics from; at "
             "least 2 are needed. Name another with batchnorm_split (--batchnorm-split)."
         )
-    about = {
-        "data": split.key,
-        "split": split.split,
-        "images": count,
-        "used": used,
-        "seed": seed,
-        "on_error": on_error,
-        "key": key,
-    }
-    return Statistics(images, about)
+    return Statistics(images, {"data": split.key, "split": split.split, **sampled, "used": used, "key": key})
+
+
+def sample_source(split: Split, processor: BaseImageProcessor, about: dict[str, Any]) -> Source:
+    """Some images of a split, as many and drawn with the seed that `about` says."""
+    sample = sample_split(split, about["images"], seed=about["seed"])
+    prepare = partial(adapter.prepare, processor)
+    return Source(sample, prepare, lambda label: 0, about["on_error"], BATCH)  # no label is looked at
 
 
 def has_batchnorm(model: PreTrainedModel) -> bool:
@@ -167,6 +161,9 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
         module.reset_running_stats()
         module.momentum = None  # the mean over batches, each with the same weight
         module.train()
+    if not statistics.images.is_kept():  # of somebody else's bank they never were; each process does it for itself
+        for _ in statistics.images.stream(0, 1, room=sys.maxsize):
+            pass
     for block in _batches(statistics.images):
         inputs = statistics.images.read(block)
         adapter.forward([model], inputs, batch_size=BATCH, accelerator=accelerator, autocast=False)

@@ -61,13 +61,13 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         dataset=dataset,
         percent=percent,
         show_metric=show_metric,
-        soups=sorted(soups, key=lambda one: -one["measured"]),
-        singles=sorted(
-            (one for one in fields["measurements"] if one["proposal"] == "single"), key=lambda one: -one["measured"]
-        ),
+        soups=sorted(soups, key=_known),
+        singles=sorted((one for one in fields["measurements"] if one["proposal"] == "single"), key=_known),
         metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
         **{name: fields[name] for name in ("data", "results", "passes", "method", "images", "skipped", "held_out")},
         sentence=_sentence(fields),
+        measured=fields.get("measured", True),
+        bank=fields.get("bank"),
         settings={
             name: fields[name] for name in ("budget", "proposals", "candidates", "seed", "accept") if name in fields
         },
@@ -127,8 +127,12 @@ def _sentence(fields: dict[str, Any]) -> str:
     }
     if fields["method"] == "best_single":
         return f"The best of {len(fields['ingredients'])} checkpoints on the split that chose it."
+    if not fields.get("measured", True):
+        return _estimated(fields, split, accuracy)
     if len(fields["recipe"]["ingredients"]) == 1:
-        return "No soup was better than the best single model on the split that chooses, so this is that model."
+        measured = [one["measured"] is not None for one in fields["measurements"]]
+        better = "was better" if all(measured) else "was estimated to be better"
+        return f"No soup {better} than the best single model on the split that chooses, so this is that model."
     if "soup" not in accuracy:
         return "Its accuracy was not measured."
     gain = 100 * (accuracy["soup"] - accuracy["best single"])
@@ -140,3 +144,26 @@ def _sentence(fields: dict[str, Any]) -> str:
         f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
         f"ingredient.{flatters}"
     )
+
+
+def _estimated(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
+    """What is known of a soup that was not measured on the split that chose it."""
+    soup = next(one for one in fields["measurements"] if one["measured"] is None)
+    singles = [one["measured"] for one in fields["measurements"] if one["proposal"] == "single"]
+    said = (
+        f"**Estimated, not measured.** On the split {escape(fields['data']['split'])} the ensemble of its "
+        f"ingredients, whose accuracy estimates that of the soup, has {percent(soup['estimate'])}, and the best "
+        f"single ingredient {percent(max(singles))}. Such estimates tend to be too high."
+    )
+    if "soup" in accuracy:  # on the held-out split
+        said += (
+            f" On the split {escape(split)}, which did not choose it, the soup was measured: "
+            f"{percent(accuracy['soup'])}, and the best single ingredient {percent(accuracy['best single'])}."
+        )
+    return said
+
+
+def _known(measurement: dict[str, Any]) -> float:
+    """To sort by: the best first."""
+    measured = measurement["measured"]
+    return -float(measurement["estimate"] if measured is None else measured)

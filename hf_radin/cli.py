@@ -1,4 +1,4 @@
-"""The command line: `hf-radin soup`, `average`, `push`."""
+"""The command line: `hf-radin soup`, `logits`, `search`, `inspect`, `average`, `push`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
-from hf_radin.options import check, data_options, model_arguments, model_options, search_options, soup_options
+from hf_radin.options import (
+    check,
+    data_arguments,
+    data_options,
+    model_arguments,
+    model_options,
+    search_arguments,
+    search_options,
+    soup_options,
+    start_tracking,
+    tracking_arguments,
+)
 from hf_radin.processes import MainStoppedError, leave
 from hf_radin.show import say, table, verdict_table
 
 SOUP = "find the best soup of some checkpoints"
+LOGITS = "run each checkpoint once over a split and keep its logits, to be searched later, here or elsewhere"
+SEARCH = "find the best soup from logits that were computed before; with --budget 0 without images and without a GPU"
 INSPECT = "say of each checkpoint whether it can go into a soup with the others; no weights are downloaded"
 
 if TYPE_CHECKING:
@@ -31,6 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     soup = commands.add_parser("soup", help=SOUP, description=SOUP, parents=[soup_options()])
     soup.set_defaults(run=_soup)
+    logits = commands.add_parser("logits", help=LOGITS, description=LOGITS)
+    model_arguments(logits)
+    data_arguments(logits)
+    logits.add_argument("--push-to", metavar="ID", help="dataset repository on the Hub to push the logits to")
+    logits.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    logits.set_defaults(run=_logits)
+    search = commands.add_parser("search", help=SEARCH, description=SEARCH)
+    search.add_argument("bank", help="folder that `hf-radin logits` named, or dataset repository on the Hub")
+    search.add_argument("--revision", help="branch, tag or commit of a bank on the Hub")
+    search.add_argument(
+        "--cache-dir", type=Path, help="where banks of the Hub are kept (default: hf_radin in HF_HOME)"
+    )
+    tracking_arguments(search)
+    search_arguments(search)
+    search.set_defaults(run=_search)
     inspect = commands.add_parser("inspect", help=INSPECT, description=INSPECT)
     model_arguments(inspect)
     inspect.set_defaults(run=_inspect)
@@ -115,6 +143,47 @@ def _soup(args: argparse.Namespace) -> None:
     bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
     soup: Soup = getattr(hf_radin, args.method)(bank, **search)
     say(table(soup))
+    _save(soup, args)
+
+
+def _logits(args: argparse.Namespace) -> None:
+    import hf_radin
+    from hf_radin.hub import ready_repo
+    from hf_radin.processes import on_main_process
+
+    start_tracking(args)
+    if args.push_to:
+        on_main_process(lambda: ready_repo(args.push_to, repo_type="dataset", private=args.private))
+    ingredients = hf_radin.gather(args.models, **model_options(args))
+    bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
+    say(f"The logits of {len(bank.ingredients)} checkpoints on {len(bank)} images are in {bank.folder}")
+    if args.push_to:
+        say(f"Pushed: {bank.push_to_hub(args.push_to, private=args.private).commit_url}")
+
+
+def _search(args: argparse.Namespace) -> None:
+    import hf_radin
+    from hf_radin.cook import RECIPE
+
+    check(args)
+    if Path(args.bank).is_dir():
+        bank = hf_radin.LogitBank.open(args.bank)
+    else:
+        bank = hf_radin.LogitBank.from_hub(args.bank, revision=args.revision, cache_dir=args.cache_dir)
+    soup: Soup = getattr(hf_radin, args.method)(bank, **search_options(args, bank.ingredients))
+    say(table(soup))
+    if not soup.away:
+        return _save(soup, args)
+    soup.save_recipe(args.output / RECIPE)
+    say(
+        f"The recipe is in {args.output / RECIPE}. Its ingredient {soup.away[0]} is not here: cook it where it is, "
+        f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
+    )
+
+
+def _save(soup: Soup, args: argparse.Namespace) -> None:
+    import hf_radin
+
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     say(f"The soup is in {args.output}: a checkpoint, recipe.json and a card.")
     if args.push_to:

@@ -7,11 +7,36 @@ accuracy of the ensemble, which costs no forward pass, estimates that of the sou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 # How many mixed logits are held at a time: 2^23 float64 numbers are 64 MiB.
 MIXED_AT_ONCE = 1 << 23
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array `(samples, classes)` in a file, read where it is looked at.
+
+    Of a memory map all that was ever looked at stays in memory, as far as there is room; of this nothing does.
+    """
+
+    path: str
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: np.memmap) -> Stored:
+        """What a memory map shows."""
+        return cls(str(array.filename), array.offset, array.dtype, array.shape)
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        start, stop, _ = some.indices(self.shape[0])
+        classes = self.shape[1]
+        offset = self.offset + start * classes * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, (stop - start) * classes, offset=offset).reshape(-1, classes)
 
 
 def check_recipes(recipes: np.ndarray, models: int) -> np.ndarray:
@@ -29,11 +54,13 @@ def check_recipes(recipes: np.ndarray, models: int) -> np.ndarray:
     return rows
 
 
-def mixed_predictions(logits: Sequence[np.ndarray], recipes: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def mixed_predictions(
+    logits: Sequence[np.ndarray | Stored], recipes: np.ndarray
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Predicted classes of each recipe's ensemble, a block of recipes and samples at a time.
 
     Args:
-        logits: for each model an array `(samples, classes)`, which may be memory-mapped: read in blocks of samples.
+        logits: for each model an array `(samples, classes)`, read in blocks of samples.
         recipes: `(recipes, models)`, rows on the simplex.
 
     Yields:
@@ -55,7 +82,7 @@ def mixed_predictions(logits: Sequence[np.ndarray], recipes: np.ndarray) -> Iter
 
 
 def count_hits(
-    logits: Sequence[np.ndarray],
+    logits: Sequence[np.ndarray | Stored],
     labels: np.ndarray,
     recipes: np.ndarray,
     *,
@@ -72,6 +99,6 @@ def count_hits(
     return hits
 
 
-def predict(logits: Sequence[np.ndarray], recipe: np.ndarray) -> np.ndarray:
+def predict(logits: Sequence[np.ndarray | Stored], recipe: np.ndarray) -> np.ndarray:
     """The classes that the ensemble of one recipe `(models,)` predicts: `(samples,)`."""
     return np.concatenate([classes[0] for _, _, classes in mixed_predictions(logits, recipe)])

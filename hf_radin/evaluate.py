@@ -66,6 +66,7 @@ def measure(
     for block, inputs in passes.stream(bank.images):
         if inputs:
             (logits,) = passes.running.logits([model], inputs)
+            logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
             classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
             found[places[block]] = torch.from_numpy(classes)
             found[-1] += len(classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,20 +77,54 @@ def push_folder(
     Raises:
         ValueError: if the folder holds no weights, the id is none, or the token may not write there.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     weight_files(folder)
     paths = sorted(path for pattern in UPLOADED for path in folder.glob(pattern))
-    ready_repo(repo_id, private=private, token=token)
+    return commit_files(
+        repo_id,
+        {path.name: path for path in paths},
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
+    )
+
+
+def commit_files(
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str,
+) -> CommitInfo:
+    """Make the repository if need be, and upload files under their names in one commit.
+
+    Raises:
+        ValueError: if the id is none, or the token may not write there.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    ready_repo(repo_id, repo_type=repo_type, private=private, token=token)
     # not `upload_folder`: with Xet it splits a large folder into several commits
-    operations = [CommitOperationAdd(path.name, path) for path in paths]
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     with asking_the_hub(repo_id, revision=revision):
         return HfApi(token=token).create_commit(
-            repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
         )
 
 
-def ready_repo(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
+def ready_repo(
+    repo_id: str, *, repo_type: str = "model", private: bool | None = None, token: str | bool | None = None
+) -> None:
     """Make sure that the repository is there and may be written to.
 
     Raises:
@@ -98,4 +133,4 @@ def ready_repo(repo_id: str, *, private: bool | None = None, token: str | bool |
     from huggingface_hub import HfApi
 
     with asking_the_hub(repo_id):
-        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
+        HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)

@@ -92,6 +92,11 @@ class Ingredient:
         if self.base is not None:
             self.base.download()
         if self.repo_id is None:
+            if not self.folder.is_dir():
+                raise ValueError(
+                    f"{self.id} is not here: there is no folder {self.folder}. Without it recipes can be searched "
+                    "with budget=0 (--budget 0), and be cooked where it is: `hf-radin average --recipe recipe.json`."
+                )
             # a run that still trains may write here: what is computed must not bear another checkpoint's name
             if checkpoint.stamp(self.folder, allow_pickle=self.allow_pickle) != self.stamp:
                 hashes = checkpoint.file_hashes(self.folder, allow_pickle=self.allow_pickle)

@@ -54,6 +54,7 @@ def compute_logits(
     channels_last: bool = False,
     compiled: bool = False,
     dtype: str | torch.dtype | None = None,
+    logits_dtype: str = "float32",
     on_error: str = "raise",
     strangers: str = "warn",
     batchnorm_split: str | None = None,
@@ -83,6 +84,7 @@ def compute_logits(
         channels_last: give images to the models in this memory format, which convolutions on GPUs like.
         compiled: use `torch.compile`.
         dtype: of the weights while running: float32 unless you say otherwise. For autocast see `accelerator`.
+        logits_dtype: of the logits as they are kept: `float32`, or `float16` for half the room and eleven bits.
         on_error: an image that can't be read raises a ValueError, or with `skip` is left out and counted.
         strangers: what to do with ingredients whose weights say that they don't share their start with the others:
             `warn`, `drop` them, or `keep` them without a word.
@@ -103,6 +105,8 @@ def compute_logits(
     check_number("workers", workers, least=0)
     parse_size(pixel_cache)
     weights_dtype = as_dtype(dtype or "float32")
+    if logits_dtype not in ("float32", "float16"):
+        raise ValueError(f"logits_dtype={logits_dtype!r}: it is 'float32' or 'float16'.")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
     if strangers not in ("warn", "drop", "keep"):
@@ -131,6 +135,7 @@ def compute_logits(
         "mixed_precision": accelerator.mixed_precision,
         "channels_last": channels_last,
         "compiled": compiled,
+        "logits_dtype": logits_dtype,
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
@@ -145,7 +150,7 @@ def compute_logits(
         **{name: about[name] for name in ("classes", "processor", "on_error")},
     }
     pixels = home / "pixels" / digest(BLOCK, content)
-    bits = ("dtype", "mixed_precision", "channels_last", "compiled")
+    bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
     folder = home / "banks" / digest(content, *(about[name] for name in bits))
     with _alone(folder):
         share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npy")
@@ -169,6 +174,7 @@ def compute_logits(
         where = None if opened.name == OBJECT else request["dataset"]
         compute(
             folder,
+            logits_dtype,
             images,
             ingredients.select(missing),
             passes,
@@ -191,7 +197,7 @@ def compute_logits(
         on_each_disk(folder, lambda: write_latest(folder, usable, remarks, statistics))
         accelerator.wait_for_everyone()
     request |= {"batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
-    request |= {name: about[name] for name in ("channels_last", "compiled")}
+    request |= {name: about[name] for name in ("logits_dtype", "channels_last", "compiled")}
     request |= {"models_in_memory": models_in_memory, "pixel_cache": pixel_cache, "workers": workers}
     request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
     return LogitBank(folder, usable, read_about(folder), images, request, statistics, tuple(remarks))
@@ -208,6 +214,8 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
             f"The bank in {bank.folder} was computed from a Dataset object, which has no other splits. Compute the "
             f"bank of the split {split!r} with compute_logits and pass that."
         )
+    for one in bank.ingredients:  # of somebody else's bank nothing is here yet
+        one.download()
     return compute_logits(bank.ingredients, split=split, **bank.request)
 
 

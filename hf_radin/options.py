@@ -45,7 +45,27 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--channels-last", action="store_true", help="a memory format that convolutions on GPUs like")
     add("--compile", dest="compiled", action="store_true", help="run the models through torch.compile")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
+    half = "of the logits as they are kept (default: float32)"
+    add("--logits-dtype", choices=("float32", "float16"), default="float32", help=half)
+    tracking_arguments(parser)
     add("--cache-dir", type=Path, help="where logits are kept (default: hf_radin in HF_HOME)")
+
+
+def tracking_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say who else hears how a run goes."""
+    add = parser.add_argument
+    trackers = ("trackio", "tensorboard", "wandb")
+    add("--log-with", nargs="+", default=[], choices=trackers, help="trackers that hear how the run goes")
+    add("--log-dir", type=Path, default=Path("logs"), help="for trackers that write files (default: logs)")
+
+
+def start_tracking(args: argparse.Namespace) -> None:
+    """Let the trackers that were asked for hear of this run."""
+    from hf_radin.processes import track
+
+    if args.log_with:
+        settings = {name: value for name, value in vars(args).items() if name not in ("run", "log_with", "log_dir")}
+        track(args.log_with, args.log_dir, settings)
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +78,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         default="radin",
         help="how the soup is found; budget, proposals, candidates and seed are radin's, accept is greedy's",
     )
-    add("--budget", type=int, default=8, help="how many soups to measure (radin; default 8)")
+    add("--budget", type=int, default=8, help="how many soups to measure, or 0 to estimate only (radin; default 8)")
     add("--proposals", choices=("auto", "monte-carlo", "subsets"), default="auto", help="candidate recipes (radin)")
     add("--candidates", type=int, default=200, help="how many to draw by monte-carlo (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
@@ -96,9 +116,10 @@ def check(args: argparse.Namespace) -> None:
     from hf_radin.hub import ready_repo
     from hf_radin.processes import on_main_process
 
-    if args.budget < 1:
-        raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, at least 1.")
+    if args.budget < 0:
+        raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, or 0 to estimate only.")
     check_output(args.output, overwrite=args.overwrite)
+    start_tracking(args)
     load_metrics(_names(args.metrics))
     if args.push_to:
         on_main_process(lambda: ready_repo(args.push_to, private=args.private))
@@ -133,14 +154,15 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     split = args.split or said.split or "validation"
     if not args.dataset:
         say(f"The models' cards agree on the dataset {source['dataset']}, split {split}.")
-    if args.test_split == split:
+    test_split = getattr(args, "test_split", None)
+    if test_split == split:
         raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")
-    if args.test_split:
-        test = open_split(split=args.test_split, **source)
+    if test_split:
+        test = open_split(split=test_split, **source)
         check_first_label(test, match_labels(test, ingredients.labels))
-        refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
+        refuse_statistics_of(test_split, ingredients[0], args.batchnorm_split)
     speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
-    names = (*speed, "dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
+    names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
     running = {name: getattr(args, name) for name in names}
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
 

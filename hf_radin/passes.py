@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.machines import on_each_disk, share
 from hf_radin.pixels import Inputs
 from hf_radin.prepared import BLOCK, Images, parse_size
-from hf_radin.processes import on_main_process, progress_bar, smallest
+from hf_radin.processes import log, on_main_process, progress_bar, smallest
 from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 
@@ -60,6 +61,20 @@ class Passes:
         return images.stream(accelerator.process_index, world, wanted=wanted, room=room, workers=workers)
 
 
+@dataclass
+class _Meter:
+    """Tells the bar and the trackers how many images went by, each counted once a model."""
+
+    bar: Any
+    begun: float
+    seen: int = 0
+
+    def update(self, images: int) -> None:
+        self.bar.update(images)
+        self.seen += images
+        log({"logits/images per second": self.seen / (time.perf_counter() - self.begun)}, step=self.seen)
+
+
 def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
     """As the logits of a bank were computed: a soup is compared with its ingredients under the same conditions."""
     about = bank.about
@@ -73,6 +88,7 @@ def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
 
 def compute(
     folder: Path,
+    dtype: str,
     images: Images,
     ingredients: Ingredients,
     passes: Passes,
@@ -84,6 +100,7 @@ def compute(
 
     Args:
         folder: of the bank.
+        dtype: of the logits as they are kept.
         samples: in the split, as far as it is known.
         found: is called by one process of each disk when all images were seen.
     """
@@ -91,6 +108,7 @@ def compute(
     left, at_once = list(ingredients), passes.models_in_memory
     total = None if samples is None else samples * len(left)
     with progress_bar(total=total, desc="Logits", unit="image") as bar:
+        meter = _Meter(bar, time.perf_counter())
         while left:
             models = [passes.running.load(left[0])]
             if at_once == "auto":
@@ -100,12 +118,12 @@ def compute(
             models += [passes.running.load(one) for one in group[1:]]
             done = len(ingredients) - len(left)
             bar.set_postfix_str(f"models {done - len(group) + 1} to {done} of {len(ingredients)}")
-            _run_group(folder, images, group, models, passes, bar)
+            _run_group(folder, dtype, images, group, models, passes, meter)
             del models
             accelerator.wait_for_everyone()
             share(images.folder, "*.json")
             share(folder, *(f"{_parts(folder, one).relative_to(folder)}/*.npy" for one in group))
-            on_each_disk(folder, partial(_join_group, folder, images, group, found))
+            on_each_disk(folder, partial(_join_group, folder, dtype, images, group, found))
             accelerator.wait_for_everyone()
 
 
@@ -125,11 +143,12 @@ def choose_batch_size(ingredient: Ingredient, running: Running) -> int:
 
 def _run_group(
     folder: Path,
+    dtype: str,
     images: Images,
     group: list[Ingredient],
     models: list[PreTrainedModel],
     passes: Passes,
-    bar: Any,
+    meter: _Meter,
 ) -> None:
     """Show this process's blocks to those models that have not seen them."""
     parts = [_parts(folder, one) for one in group]
@@ -145,12 +164,14 @@ def _run_group(
             found = np.zeros((0, len(one.labels)), np.float32) if logits is None else logits[number]
             if found.shape[1] != len(one.labels):
                 raise ValueError(f"{one.id} gives {found.shape[1]} logits, but its id2label names {len(one.labels)}.")
-            write_atomically(_part_path(parts[place], block), partial(np.save, arr=found))
+            with np.errstate(over="ignore"):  # what is too large for float16 is found when the parts are put together
+                part = found.astype(dtype)
+            write_atomically(_part_path(parts[place], block), partial(np.save, arr=part))
         if logits:
-            bar.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
+            meter.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
 
 
-def _join_group(folder: Path, images: Images, group: list[Ingredient], found: Callable[[], None]) -> None:
+def _join_group(folder: Path, dtype: str, images: Images, group: list[Ingredient], found: Callable[[], None]) -> None:
     """Put together what the processes have computed."""
     try:
         images.check_order()
@@ -160,7 +181,7 @@ def _join_group(folder: Path, images: Images, group: list[Ingredient], found: Ca
         raise
     found()
     for one in group:
-        _join(folder, one, images.blocks)
+        _join(folder, one, images.blocks, dtype)
 
 
 def _measure(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:
@@ -171,20 +192,21 @@ def _measure(model: PreTrainedModel, ingredient: Ingredient, running: Running) -
     return models_that_fit(model, lambda: running.logits([model], inputs), running.accelerator.device)
 
 
-def _join(folder: Path, ingredient: Ingredient, blocks: list[Block]) -> None:
+def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str) -> None:
     """Put one ingredient's blocks into one file, in order, and say that it is done."""
     samples = len(np.load(folder / "ids.npy", mmap_mode="r"))
     parts, finite = _parts(folder, ingredient), True
+    kept = np.dtype(dtype).newbyteorder("<")
 
     def write(path: Path) -> None:
         nonlocal finite
         start = 0
         with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
             shape = (samples, len(ingredient.labels))
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(file, {"descr": kept.str, "fortran_order": False, "shape": shape})
             for block in blocks:
                 part = np.load(_part_path(parts, block))
-                file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
+                file.write(np.ascontiguousarray(part, dtype=kept).tobytes())
                 finite = finite and bool(np.isfinite(part).all())
                 start += len(part)
         if start != samples:

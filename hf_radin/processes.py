@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -61,6 +62,35 @@ def on_main_process(decide: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def track(names: list[str], folder: Path, settings: dict[str, Any]) -> None:
+    """Let trackers that accelerate knows (trackio, tensorboard, wandb) hear what is logged from here on.
+
+    Args:
+        folder: where those write that keep files.
+        settings: of the run, to be shown beside it.
+
+    Raises:
+        ValueError: if one is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import InitProcessGroupKwargs
+
+    there = [str(one.value) for one in get_available_trackers()]
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"--log-with {missing[0]}: it is not installed. pip install {missing[0]}")
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = the_accelerator(Accelerator(log_with=names, project_dir=folder, kwargs_handlers=[patience]))
+    plain = {name: one if isinstance(one, (bool, int, float)) else str(one) for name, one in settings.items()}
+    accelerator.init_trackers("hf_radin", config=plain)
+
+
+def log(values: dict[str, float], step: int | None = None) -> None:
+    """Tell the trackers, if there are any."""
+    the_accelerator().log(values, step=step)
+
+
 def smallest(number: int) -> int:
     """The smallest of all processes' numbers."""
     from accelerate.utils import gather_object
@@ -87,6 +117,8 @@ def is_main_process() -> bool:
 
 def leave() -> None:
     """Part from the other processes, when all is done: an interpreter that ends while it is connected may abort."""
+    if _accelerator is not None and _accelerator.trackers:
+        _accelerator.end_training()
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.barrier()

@@ -86,15 +86,20 @@ class Measurement:
         recipe: the candidate.
         proposal: what proposed it: `single`, `uniform`, `subset`, `monte-carlo` or `greedy`.
         estimate: accuracy of the ensemble on the validation split, in [0, 1].
-        measured: accuracy of the soup on the same images, in [0, 1].
+        measured: accuracy of the soup on the same images, in [0, 1]; None if it was estimated only.
         images: how many images the soup was measured on.
     """
 
     recipe: Recipe
     proposal: str
     estimate: float
-    measured: float
+    measured: float | None
     images: int
+
+    @property
+    def known(self) -> float:
+        """The accuracy as far as it is known: measured, or else estimated."""
+        return self.estimate if self.measured is None else self.measured
 
     def to_dict(self) -> dict[str, Any]:
         return {

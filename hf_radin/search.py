@@ -14,7 +14,7 @@ from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
 from hf_radin.evaluate import compute_metrics, load_metrics, measure
 from hf_radin.logits import of_split
-from hf_radin.processes import on_main_process, progress_bar
+from hf_radin.processes import log, on_main_process, progress_bar
 from hf_radin.propose import propose
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.soup import Soup, versions
@@ -42,7 +42,8 @@ def radin(
 
     Args:
         bank: logits of the ingredients on the split that chooses.
-        budget: how many candidates to measure, each one pass over the split.
+        budget: how many candidates to measure, each one pass over the split. With 0 no model runs and no image is
+            read: the candidate of the best estimate is returned, and its recipe and card say that it was not measured.
         proposals: `auto`, `monte-carlo` or `subsets`; see `propose.propose`.
         candidates: how many are drawn by Monte-Carlo.
         metric: what to choose by: `accuracy`.
@@ -52,19 +53,20 @@ def radin(
         seed: of the Monte-Carlo candidates.
 
     Raises:
-        ValueError: for a budget below 1, or anything else that can't be used, before the first pass.
+        ValueError: for a budget below 0, or anything else that can't be used, before the first pass.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1:
-        raise ValueError(f"budget={budget!r}: it is the number of soups to measure, at least 1.")
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 0:
+        raise ValueError(f"budget={budget!r}: it is the number of soups to measure, or 0 to estimate only.")
     report = _Report(bank, test_split, metric, metrics)
     found = on_main_process(lambda: propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed))
     estimates = on_main_process(lambda: bank.score(found.weights))
     ranked = [row for row in np.argsort(-estimates, kind="stable") if found.proposals[row] != "single"]
-    shortlist = ranked[:budget]
-    shortlist += [row for row in ranked[budget:] if found.proposals[row] == "uniform"]
-    measured = _singles(bank) + _measure_all(
-        bank, [(_recipe(bank, found.weights[row]), found.proposals[row], estimates[row]) for row in shortlist]
-    )
+    best = [(_recipe(bank, found.weights[row]), found.proposals[row], float(estimates[row])) for row in ranked]
+    if budget == 0:
+        soups = [Measurement(*best[0], measured=None, images=0)]
+    else:
+        soups = _measure_all(bank, best[:budget] + [one for one in best[budget:] if one[1] == "uniform"])
+    measured = _singles(bank) + soups
     settings = {"budget": int(budget), "proposals": proposals, "candidates": int(candidates), "seed": int(seed)}
     settings["scored"] = len(found.proposals)  # with singles and uniform, or all subsets
     return report.soup("radin", measured, settings)
@@ -89,14 +91,14 @@ def greedy(
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
     report = _Report(bank, test_split, metric, metrics)
     singles = _singles(bank)
-    order = sorted(singles, key=lambda one: -one.measured)
+    order = sorted(singles, key=lambda one: -one.known)
     chosen, trials = order[0], []
     with progress_bar(total=len(bank) * (len(order) - 1), desc="Measuring soups", unit="image") as bar:
         for one in order[1:]:
             recipe = Recipe.uniform((*chosen.recipe.used, *one.recipe.used))
             trial = _measure(bank, recipe, "greedy", _estimate(bank, recipe), bar.update)
             trials.append(trial)
-            if trial.measured > chosen.measured or (accept == ">=" and trial.measured == chosen.measured):
+            if trial.known > chosen.known or (accept == ">=" and trial.known == chosen.known):
                 chosen = trial
     return report.soup("greedy", singles + trials, {"accept": accept}, chosen=chosen)
 
@@ -129,7 +131,7 @@ def best_single(
 
 def choose(measured: Iterable[Measurement]) -> Measurement:
     """The best measured; of equals the better estimate, but a single model before any soup that is not better."""
-    return max(measured, key=lambda one: (one.measured, one.proposal == "single", one.estimate))
+    return max(measured, key=lambda one: (one.known, one.proposal == "single", one.estimate))
 
 
 class _Report:
@@ -155,16 +157,23 @@ class _Report:
             Result(name, split.split, compute_metrics(self.metrics, predictions, split.labels), len(split))
             for split in [bank] + ([self.held_out] if self.held_out else [])
             for name, predictions in [
-                *((name, _predict(split, one.recipe)) for name, one in rows),
+                *(
+                    (name, _predict(split, one.recipe))
+                    for name, one in rows
+                    if split is not bank or one.measured is not None
+                ),
                 ("ensemble", split.predict(_weights(split, Recipe.uniform(bank.ingredients.ids)))),
             ]
         ]
+        log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
         if method != "best_single" and chosen.proposal == "single":
             logger.warning("No soup was better than the best single model, %s: it is returned.", *chosen.recipe.used)
         about = {
             "method": method,
             **settings,
-            "passes": {"logits": len(bank.ingredients), "soups": len(soups)},
+            "passes": {"logits": len(bank.ingredients), "soups": sum(one.measured is not None for one in soups)},
+            "measured": chosen.measured is not None,
+            "bank": bank.origin,
             "dtype": bank.about["dtype"],
             "mixed_precision": bank.about["mixed_precision"],
             "processor": bank.about["processor"],
@@ -244,7 +253,9 @@ def _measure_all(bank: LogitBank, wanted: list[tuple[Recipe, str, float]]) -> li
 
 def _measure(bank: LogitBank, recipe: Recipe, proposal: str, estimate: float, on_block: Any) -> Measurement:
     predictions = _predict(bank, recipe, on_block)
-    return Measurement(recipe, proposal, estimate, float((predictions == bank.labels).mean()), len(bank))
+    measured = float((predictions == bank.labels).mean())
+    log({"soup/estimate": estimate, "soup/measured": measured})
+    return Measurement(recipe, proposal, estimate, measured, len(bank))
 
 
 def _predict(bank: LogitBank, recipe: Recipe, on_block: Any = lambda samples: None) -> np.ndarray:

@@ -52,6 +52,12 @@ def table(soup: Soup) -> str:
     for row in dict.fromkeys(one.name for one in soup.results):
         cells = (show_metric(name, scores[row, split, name]) for split, name in columns)
         lines.append(f"{row:14}" + "".join(f"{cell:>{width}}" for cell in cells))
+    if not soup.about["measured"]:
+        estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
+        lines += [
+            "",
+            f"Estimated, not measured: {show_metric('accuracy', estimate)} on {soup.about['data']['split']}.",
+        ]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     passes = soup.about["passes"]
     over = f" over {soup.about['data']['split']}"

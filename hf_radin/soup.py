@@ -16,7 +16,7 @@ from hf_radin.access import asking_the_hub
 from hf_radin.averaging import average_model, refuse_ingredients, save_checkpoint
 from hf_radin.batchnorm import Statistics
 from hf_radin.cook import FORMAT, RECIPE, read_recipe_file
-from hf_radin.files import write_folder
+from hf_radin.files import write_atomically, write_folder
 from hf_radin.ingredients import Ingredients
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
@@ -80,17 +80,27 @@ class Soup:
         adapter.check_processor(found, self.about["processor"])
         return found
 
+    @property
+    def away(self) -> list[str]:
+        """Ingredients in use that are folders of somebody else's machine: of these no model can be made here."""
+        used = self.ingredients.select(self.recipe.used) if self.ingredients else ()
+        return [one.id for one in used if one.repo_id is None and not one.folder.is_dir()]
+
     def accuracy(self, name: str, split: str) -> float:
         """Accuracy of one row of the results, in [0, 1]."""
         return next(one.metrics["accuracy"] for one in self.results if (one.name, one.split) == (name, split))
 
     def to_dict(self) -> dict[str, Any]:
         """All that `recipe.json` holds: enough to cook the soup again bit for bit."""
+        return self._fields(str(self.model.dtype).removeprefix("torch."))
+
+    def _fields(self, saved_dtype: str | None) -> dict[str, Any]:
+        """Without the model its dtype is not known."""
         return {
             "format": FORMAT,
             "recipe": json.loads(self.recipe.to_json()),
             **self.about,
-            "saved_dtype": str(self.model.dtype).removeprefix("torch."),
+            "saved_dtype": saved_dtype,
             "results": [asdict(one) for one in self.results],
             "measurements": [one.to_dict() for one in self.measurements],
         }
@@ -114,6 +124,11 @@ class Soup:
         on_main_process(
             lambda: write_folder(folder, lambda new: self.write_into(new, license=license), overwrite=overwrite)
         )
+
+    def save_recipe(self, path: str | Path) -> None:
+        """Write the `recipe.json` alone, which takes no checkpoint; `hf-radin average` cooks it where they are."""
+        text = json.dumps(self._fields(None), indent=2) + "\n"
+        on_main_process(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:
         """The files of `save_pretrained`, one after the other, into an empty folder."""

@@ -116,7 +116,7 @@ def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "0"], "--budget 0"),
+        (["--budget", "-2"], "--budget -2"),
         (["--output", "full"], "The output folder full is not empty"),
         (["--test-split", "validation"], "this split chooses the soup; another one has to prove it"),
         (["--test-split", "dev"], "has no split 'dev'"),

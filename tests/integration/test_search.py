@@ -184,8 +184,7 @@ def test_the_split_that_chooses_can_not_prove(bank, given):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 0}, "budget=0: it is the number of soups to measure, at least 1"),
-        ({"budget": -3}, "budget=-3"),
+        ({"budget": -3}, "budget=-3: it is the number of soups to measure, or 0 to estimate only"),
         ({"budget": 2.5}, r"budget=2\.5"),
         ({"budget": True}, "budget=True"),
         ({"metric": "loss"}, "metric='loss'"),

@@ -1,0 +1,234 @@
+"""A bank on the Hub: searched without images and without checkpoints, and measured where both are there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard, HfApi
+
+import hf_radin
+from hf_radin import adapter, cli, decoding, sharing
+from hf_radin.propose import propose
+
+from .test_road import card, files
+
+
+@pytest.fixture
+def zoo(hub, runs, digits):
+    """Three fine-tunes and the digits, on the Hub."""
+    for number in range(3):
+        hub.add_repo(f"org/ft-{number}", files(runs / f"ft-{number}", README_md=card("org/digits")))
+    data = {f"data/{path.name}": path.read_bytes() for path in (digits / "data").iterdir()}
+    hub.add_repo("org/digits", data, "dataset")
+    return hub
+
+
+@pytest.fixture
+def pushed(zoo, tmp_path):
+    """A bank of what is on the Hub, pushed there, and as it was computed."""
+    bank = hf_radin.compute_logits(hf_radin.gather("org/ft-*"), "org/digits", cache_dir=tmp_path / "mine")
+    bank.push_to_hub("org/bank")
+    return bank
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a model ran, or an image was read")
+
+    monkeypatch.setattr(adapter, "forward", refuse)
+    monkeypatch.setattr(decoding, "decode", refuse)
+
+
+def forget_models(zoo) -> None:
+    """As on a machine that never saw them."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for folder in Path(HF_HUB_CACHE).glob("models--*"):
+        shutil.rmtree(folder)
+
+
+def test_it_is_the_same_bank_in_one_commit_without_a_path(pushed, zoo, tmp_path):
+    created, upload = reversed(zoo.commits("org/bank", repo_type="dataset"))
+    assert created.title == "initial commit" and upload.title == sharing.COMMIT_MESSAGE
+    there = zoo.files("org/bank", repo_type="dataset")
+    assert not any(str(tmp_path).encode() in content for content in there.values())
+    assert not any(zoo.token.encode() in content for content in there.values())
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    assert bank.ingredients.ids == pushed.ingredients.ids and bank.ingredients.keys == pushed.ingredients.keys
+    assert all((bank.logits(one) == pushed.logits(one)).all() for one in range(3))
+    assert (bank.labels == pushed.labels).all() and (bank.ids == pushed.ids).all() and bank.classes == pushed.classes
+    sha = HfApi().dataset_info("org/bank").sha
+    assert bank.origin == f"org/bank@{sha}" and str(tmp_path / "yours" / "banks") in str(bank.folder)
+
+
+def test_its_card_says_what_it_is(pushed, zoo):
+    text = zoo.files("org/bank", repo_type="dataset")["README.md"].decode()
+    found = DatasetCard(text)
+    assert found.data.tags == ["model-soup", "logits", "hf-radin", "arxiv:2401.17790"]
+    for score, name in zip(pushed.score(np.eye(3)), pushed.ingredients.ids, strict=True):
+        assert f"| {name} | `" in text and f"| {100 * score:.2f} % |" in text
+    assert "600 images in 10 classes" in text and "split validation" in text
+
+
+def test_others_search_it_without_images_and_without_checkpoints(pushed, zoo, tmp_path, nothing_runs):
+    forget_models(zoo)
+    before = len(zoo.requests)
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    soup = hf_radin.radin(bank, budget=0)
+    assert not [one for one in zoo.requests[before:] if "ft-" in one.path or "digits" in one.path]
+    estimates = pushed.score(propose(3, proposals="subsets").weights)
+    known = next(one for one in soup.measurements if one.measured is None)
+    assert known.estimate == max(estimates[3:]) and known.images == 0
+    assert soup.about["measured"] is (len(soup.recipe.used) == 1) and soup.about["passes"]["soups"] == 0
+    assert not [one for one in soup.results if one.name in ("soup", "uniform")] or soup.about["measured"]
+
+
+@pytest.fixture
+def estimated(pushed, zoo, tmp_path, monkeypatch):
+    """A soup that is estimated to be better than any single model, from a machine that never saw the models."""
+    forget_models(zoo)
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    from hf_radin import search
+
+    monkeypatch.setattr(search, "choose", lambda found: max(found, key=lambda one: one.measured is None))
+    return hf_radin.radin(bank, budget=0)
+
+
+def test_a_soup_that_was_not_measured_says_so(estimated, tmp_path, pushed):
+    assert estimated.about["measured"] is False
+    estimated.save_pretrained(tmp_path / "soup", license="mit")
+    text = (tmp_path / "soup" / "README.md").read_text()
+    assert "**Estimated, not measured.**" in text and "## Estimated, not measured" in text and "not measured |" in text
+    assert f"dataset `{estimated.about['bank']}`" in text
+    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    assert fields["measured"] is False and fields["measurements"][-1]["measured"] is None
+    again = hf_radin.Soup.from_pretrained(tmp_path / "soup")
+    assert again.measurements == estimated.measurements and again.about["measured"] is False
+    from huggingface_hub import metadata_load
+
+    results = metadata_load(tmp_path / "soup" / "README.md").get("model-index")
+    assert not results or not results[0]["results"]
+    expected = hf_radin.average(pushed.ingredients, estimated.recipe)
+    assert all((value == expected[name]).all() for name, value in again.model.state_dict().items())
+
+
+def test_where_all_is_on_the_hub_soups_can_be_measured(pushed, zoo, tmp_path):
+    forget_models(zoo)
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    soups = [hf_radin.radin(one, budget=2, test_split="test") for one in (bank, pushed)]
+    assert soups[0].measurements == soups[1].measurements and soups[0].results == soups[1].results
+    assert soups[0].about["bank"] == bank.origin and soups[1].about["bank"] is None
+
+
+def test_statistics_of_batchnorm_are_estimated_from_the_hub_too(hub, nets, digits, tmp_path):
+    for number in range(3):
+        hub.add_repo(f"org/net-{number}", files(nets / f"ft-{number}"))
+    data = {f"data/{path.name}": path.read_bytes() for path in (digits / "data").iterdir()}
+    hub.add_repo("org/digits", data, "dataset")
+    found = hf_radin.gather("org/net-*")
+    mine = hf_radin.compute_logits(found, "org/digits", cache_dir=tmp_path / "mine", batchnorm_images=128)
+    mine.push_to_hub("org/bank")
+    yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    assert yours.statistics.about == mine.statistics.about
+    recipe = hf_radin.Recipe.uniform(found.ids)
+    soups = [hf_radin.average(one.ingredients, recipe, statistics=one.statistics) for one in (mine, yours)]
+    assert all((soups[0][name] == soups[1][name]).all() for name in soups[0])
+
+
+def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_they_are(
+    hub, runs, digits, tmp_path, caplog, capsys, monkeypatch
+):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path / "mine")
+    bank.push_to_hub("org/bank", private=True)
+    assert "3 of 3 checkpoints are not on the Hub" in caplog.text
+    there = hub.files("org/bank", repo_type="dataset")
+    assert not any(str(one).encode() in content for one in (tmp_path, runs, digits) for content in there.values())
+    monkeypatch.chdir(tmp_path)
+    from hf_radin import search
+
+    monkeypatch.setattr(search, "choose", lambda found: max(found, key=lambda one: one.measured is None))
+    assert cli.main(["search", "org/bank", "--budget", "0", "--output", "found", "--cache-dir", "yours"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        re.search(r"Estimated, not measured: \d\d\.\d\d % on validation", said)
+        and "The recipe is in found/recipe.json" in said
+    )
+    assert [path.name for path in Path("found").iterdir()] == ["recipe.json"]
+    command = ["average", "--recipe", "found/recipe.json", "--models", f"{runs}/ft-*", "--output", "soup"]
+    assert cli.main(command) == 0
+    assert cli.main(["search", "org/bank", "--output", "other", "--cache-dir", "yours"]) == 2
+    assert "with budget=0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"The images of the bank org/bank@.* are not on the Hub"):
+        next(hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours").images.stream(0, 1))
+
+
+def test_the_command_line_computes_pushes_and_searches(zoo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["logits", "--models", "org/ft-*", "--dataset", "org/digits", "--logits-dtype", "float16"]
+    assert cli.main([*command, "--cache-dir", "cache", "--push-to", "org/bank"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("The logits of 3 checkpoints on 600 images are in ") and said[1].startswith("Pushed: ")
+    folder = said[0].rpartition(" ")[2]
+    for bank, name in ((folder, "one"), ("org/bank", "two")):
+        assert cli.main(["search", bank, "--budget", "2", "--output", name, "--cache-dir", "cache"]) == 0
+    one, two = (hf_radin.Soup.from_pretrained(name) for name in ("one", "two"))
+    assert one.measurements == two.measurements and one.recipe == two.recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bank.json": None}, "is no logit bank: it has no bank.json"),
+        ({"bank.json": b"[]"}, "is no logit bank"),
+        ({"latest.json": b"{"}, "is no logit bank"),
+        ({"labels.npy": b"no array"}, r"labels\.npy can't be read"),
+        ({"labels.npy": "short"}, r"labels\.npy has the shape \(599,\), not \(600,\)"),
+        ({"logits": "short"}, r"has the shape \(599, 10\), not \(600, 10\)"),
+        ({"logits": "pickle"}, "can't be read"),
+        ({"record": ("revision", "../../../../etc")}, "is in no repository"),
+        ({"record": ("subfolder", "../../other")}, "is in no repository"),
+        ({"record": ("repo_id", "/etc")}, "is in no repository"),
+        ({"record": ("labels", None)}, "is no whole logit bank"),
+    ],
+)
+def test_a_bank_that_is_none_is_refused(pushed, zoo, tmp_path, change, message):
+    there = zoo.files("org/bank", repo_type="dataset")
+    place = next(name for name in there if name.startswith("logits/") and name.endswith(".npy"))
+    ((name, value),) = change.items()
+    if name == "record":
+        name = place.replace(".npy", ".json")
+        value = json.dumps({**json.loads(there[name]), value[0]: value[1]}).encode()
+    elif isinstance(value, str):
+        name = place if name == "logits" else name
+        array = pushed.labels if name == "labels.npy" else pushed.logits(0)
+        array = array[:-1] if value == "short" else np.array([{}], dtype=object)
+        np.save(tmp_path / "array.npy", array, allow_pickle=True)
+        value = (tmp_path / "array.npy").read_bytes()
+    zoo.add_commit("org/bank", {name: value}, "dataset")
+    with pytest.raises(ValueError, match=message):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+
+
+@pytest.mark.parametrize("name", ["org/nothing", "org/ft-0", "no id"])
+def test_a_repository_that_is_not_there_is_named(zoo, tmp_path, name):
+    with pytest.raises(ValueError, match=f"There is no dataset '{name}' on the Hub|nor a Hub id"):
+        hf_radin.LogitBank.from_hub(name, cache_dir=tmp_path)
+
+
+def test_a_dataset_that_is_no_bank_is_named(zoo, tmp_path):
+    with pytest.raises(ValueError, match=r"org/digits is no logit bank: it has no bank\.json"):
+        hf_radin.LogitBank.from_hub("org/digits", cache_dir=tmp_path)
+
+
+def test_a_bank_writes_nothing_outside_of_the_cache(pushed, zoo, tmp_path):
+    there = zoo.files("org/bank", repo_type="dataset")
+    about = json.loads(there["bank.json"]) | {"pixels": "../../../../outside", "dataset": "/etc"}
+    zoo.add_commit("org/bank", {"bank.json": json.dumps(about).encode()}, "dataset")
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "a" / "yours")
+    hf_radin.uniform(bank)
+    assert not (tmp_path / "outside").exists() and bank.images.folder.resolve().parent == tmp_path / "a/yours/pixels"
+    assert bank.request["dataset"] == "org/digits"
