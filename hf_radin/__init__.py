@@ -16,6 +16,8 @@ _HOMES = {
     "Verdict": "vetting",
     "LogitBank": "bank",
     "compute_logits": "logits",
+    "Estimate": "cost",
+    "estimate": "cost",
     "Measurement": "recipe",
     "Recipe": "recipe",
     "average": "averaging",
@@ -32,6 +34,8 @@ __all__ = sorted(_HOMES)
 if TYPE_CHECKING:
     from hf_radin.averaging import average as average
     from hf_radin.bank import LogitBank as LogitBank
+    from hf_radin.cost import Estimate as Estimate
+    from hf_radin.cost import estimate as estimate
     from hf_radin.hub import push_soup_to_hub as push_soup_to_hub
     from hf_radin.ingredients import Ingredient as Ingredient
     from hf_radin.ingredients import Ingredients as Ingredients

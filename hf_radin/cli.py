@@ -1,4 +1,4 @@
-"""The command line: `hf-radin soup`, `logits`, `search`, `inspect`, `average`, `push`."""
+"""The command line: `hf-radin soup`, `logits`, `search`, `inspect`, `estimate`, `average`, `push`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from hf_radin import __version__
 from hf_radin.options import (
     check,
+    cost_options,
     data_arguments,
     data_options,
+    estimate_arguments,
     model_arguments,
     model_options,
     search_arguments,
@@ -24,12 +26,13 @@ from hf_radin.options import (
     tracking_arguments,
 )
 from hf_radin.processes import MainStoppedError, leave
-from hf_radin.show import say, table, verdict_table
+from hf_radin.show import estimate_table, say, table, verdict_table
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and keep its logits, to be searched later, here or elsewhere"
 SEARCH = "find the best soup from logits that were computed before; with --budget 0 without images and without a GPU"
 INSPECT = "say of each checkpoint whether it can go into a soup with the others; no weights are downloaded"
+ESTIMATE = "say what a soup will cost in time, memory and disk, by a probe of this machine; no weights are downloaded"
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help=INSPECT, description=INSPECT)
     model_arguments(inspect)
     inspect.set_defaults(run=_inspect)
+    estimate = commands.add_parser("estimate", help=ESTIMATE, description=ESTIMATE)
+    estimate_arguments(estimate)
+    estimate.set_defaults(run=_estimate)
     average = commands.add_parser("average", help="cook the soup of a recipe.json again")
     average.add_argument("--recipe", type=Path, required=True, help="a recipe.json")
     average.add_argument("--models", nargs="+", help="where the ingredients are now, if not where the recipe says")
@@ -188,6 +194,13 @@ def _save(soup: Soup, args: argparse.Namespace) -> None:
     say(f"The soup is in {args.output}: a checkpoint, recipe.json and a card.")
     if args.push_to:
         hf_radin.push_soup_to_hub(soup, args.push_to, private=args.private, license=args.license)
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    import hf_radin
+
+    ingredients = hf_radin.gather(args.models, **model_options(args))
+    say(estimate_table(hf_radin.estimate(ingredients, **cost_options(args, ingredients))))
 
 
 def _average(args: argparse.Namespace) -> None:

@@ -119,6 +119,30 @@ def open_split(
     )
 
 
+def count_rows(split: Split) -> int | None:
+    """How many rows a split has, as far as that can be told without reading them; None if it can't.
+
+    Of local parquet files the footers tell, of a folder of images the names of its files, and a dataset on the Hub
+    may say it. An `IterableDataset` object tells nothing: a `take` or a `filter` of the user's changes the number.
+    """
+    import datasets
+    import pyarrow.parquet
+
+    if hasattr(split.rows, "select"):
+        return len(split.rows)
+    if split.name == OBJECT:
+        return None
+    if split.revision is None:
+        builder = datasets.load_dataset_builder(split.name, name=split.config_name)
+        if builder.name == "parquet":
+            files = builder.config.data_files[split.split]
+            return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+        if builder.name == "imagefolder":
+            return sum(1 for _ in split.rows)  # nothing is decoded, and so no file is opened
+    said = (split.rows.info.splits or {}).get(split.split)
+    return said.num_examples if said else None
+
+
 def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
     """Some of a split's rows, drawn at random: the same ones in every process and every run.
 

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Ingredient:
         processor_folder: where that is.
         allow_pickle: whether `.bin` weights may be read.
         trust_remote_code: whether the checkpoint's own code may run.
+        size: bytes of its weights, as they were when it was vetted; a bank does not remember it.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Ingredient:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     token: str | bool | None = None
+    size: int = field(default=0, compare=False)
 
     def __repr__(self) -> str:  # without the token
         return f"Ingredient({self.id!r}, {self.architecture}, {len(self.labels)} classes, {self.revision[:19]})"
@@ -82,6 +84,14 @@ class Ingredient:
         if self.base and not any((folder / name).is_file() for name in checkpoint.PROCESSOR_FILES):
             folder = self.base.folder
         return modeling.load_processor(folder, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights are on this machine."""
+        try:
+            return bool(checkpoint.weight_files(self.folder, allow_pickle=self.allow_pickle))
+        except ValueError:
+            return False
 
     def download(self) -> Path:
         """The folder with the weights in it, fetched from the Hub if need be.

@@ -73,13 +73,31 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     Raises:
         ValueError: if the configuration is none of an image classifier.
     """
+    return _build(config, "meta", trust_remote_code)
+
+
+def random_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model that a configuration describes, with random weights on the CPU and in evaluation mode.
+
+    It takes the time and the memory that a trained one does; its logits say nothing.
+
+    Raises:
+        ValueError: as `empty_model` does.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # the user's seed is for the user's numbers
+        return _build(config, "cpu", trust_remote_code).eval()
+
+
+def _build(config: PretrainedConfig, device: str, trust_remote_code: bool) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForImageClassification
 
     try:
         if config.model_type in _NO_CLASSIFIERS:
             raise ValueError(_NO_CLASSIFIERS[config.model_type])
-        with torch.device("meta"), quiet_transformers():
+        with torch.device(device), quiet_transformers():
             return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # each architecture fails in its own way on a configuration that it can't build
         raise ValueError(

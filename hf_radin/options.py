@@ -68,6 +68,21 @@ def start_tracking(args: argparse.Namespace) -> None:
         track(args.log_with, args.log_dir, settings)
 
 
+def estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `hf-radin estimate`."""
+    model_arguments(parser)
+    data_arguments(parser)
+    add = parser.add_argument
+    images = "how many the split has (default: auto, which is what the dataset says)"
+    add("--images", default="auto", type=_number, metavar="N", help=images)
+    processes = (
+        "how many there will be, each as fast as this one is now (default: auto, which is as many as there are)"
+    )
+    add("--processes", default="auto", type=_number, metavar="N", help=processes)
+    add("--budget", type=int, default=8, help="how many soups to measure (default 8)")
+    parser.set_defaults(test_split=None)
+
+
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say how the soup is found, and where it goes."""
     add = parser.add_argument
@@ -165,6 +180,18 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
     running = {name: getattr(args, name) for name in names}
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
+
+
+def cost_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
+    """What `estimate` takes of the options: all that `compute_logits` does, but for what costs nothing.
+
+    Raises:
+        ValueError: as `data_options` does.
+    """
+    found = data_options(args, ingredients)
+    for name in ("strangers", "batchnorm_split"):
+        del found[name]
+    return {**found, "images": args.images, "processes": args.processes, "budget": args.budget}
 
 
 def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:

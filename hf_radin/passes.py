@@ -72,7 +72,7 @@ class _Meter:
     def update(self, images: int) -> None:
         self.bar.update(images)
         self.seen += images
-        log({"logits/images per second": self.seen / (time.perf_counter() - self.begun)}, step=self.seen)
+        log({"logits/images per second": self.seen / (time.perf_counter() - self.begun)}, images=images)
 
 
 def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
@@ -112,7 +112,7 @@ def compute(
         while left:
             models = [passes.running.load(left[0])]
             if at_once == "auto":
-                at_once = smallest(_measure(models[0], left[0], passes.running))
+                at_once = smallest(models_at_once(models[0], left[0], passes.running))
             group = left[: int(at_once)]
             left = left[len(group) :]
             models += [passes.running.load(one) for one in group[1:]]
@@ -127,11 +127,15 @@ def compute(
             accelerator.wait_for_everyone()
 
 
-def choose_batch_size(ingredient: Ingredient, running: Running) -> int:
-    """The `auto` batch size: on an accelerator it grows as long as that pays."""
+def choose_batch_size(ingredient: Ingredient, running: Running, model: PreTrainedModel | None = None) -> int:
+    """The `auto` batch size: on an accelerator it grows as long as that pays.
+
+    Args:
+        model: ready to run, if there is one like the ingredient's already.
+    """
     if running.accelerator.device.type == "cpu":
         return BATCH_SIZE
-    model = running.load(ingredient)
+    model = running.load(ingredient) if model is None else model
     blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
 
     def run(size: int) -> object:
@@ -139,6 +143,14 @@ def choose_batch_size(ingredient: Ingredient, running: Running) -> int:
         return adapter.forward([model], inputs, batch_size=size, accelerator=running.accelerator)
 
     return grow_batch(timed(run), start=BATCH_SIZE, most=BLOCK)
+
+
+def models_at_once(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:
+    """How many models fit, by what this one takes with a batch of blank images."""
+    blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
+    size = min(running.batch_size, BLOCK)
+    inputs = {name: value[None].expand(size, *value.shape) for name, value in blank.items()}
+    return models_that_fit(model, lambda: running.logits([model], inputs), running.accelerator.device)
 
 
 def _run_group(
@@ -182,14 +194,6 @@ def _join_group(folder: Path, dtype: str, images: Images, group: list[Ingredient
     found()
     for one in group:
         _join(folder, one, images.blocks, dtype)
-
-
-def _measure(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:
-    """How many models fit, by what this one takes with a batch of blank images."""
-    blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
-    size = min(running.batch_size, BLOCK)
-    inputs = {name: value[None].expand(size, *value.shape) for name, value in blank.items()}
-    return models_that_fit(model, lambda: running.logits([model], inputs), running.accelerator.device)
 
 
 def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str) -> None:

@@ -43,6 +43,11 @@ class Pixels:
     def __getitem__(self, samples: slice) -> Pixels:
         return Pixels(self.codes[samples], self.table)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the codes; the table is one for many images."""
+        return self.codes.nbytes
+
     def pin_memory(self) -> Pixels:
         return Pixels(self.codes.pin_memory(), self.table.pin_memory())
 

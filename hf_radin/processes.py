@@ -19,6 +19,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 
 _accelerator: Accelerator | None = None
+_seen = 0
 
 
 class MainStoppedError(ValueError):
@@ -86,9 +87,14 @@ def track(names: list[str], folder: Path, settings: dict[str, Any]) -> None:
     accelerator.init_trackers("hf_radin", config=plain)
 
 
-def log(values: dict[str, float], step: int | None = None) -> None:
-    """Tell the trackers, if there are any."""
-    the_accelerator().log(values, step=step)
+def log(values: dict[str, float], *, images: int = 0) -> None:
+    """Tell the trackers, if there are any, what came of so many images more.
+
+    A step is an image that a model or a soup has seen: trackers want one count for all that they hear.
+    """
+    global _seen
+    _seen += images
+    the_accelerator().log(values, step=_seen)
 
 
 def smallest(number: int) -> int:

@@ -254,7 +254,7 @@ def _measure_all(bank: LogitBank, wanted: list[tuple[Recipe, str, float]]) -> li
 def _measure(bank: LogitBank, recipe: Recipe, proposal: str, estimate: float, on_block: Any) -> Measurement:
     predictions = _predict(bank, recipe, on_block)
     measured = float((predictions == bank.labels).mean())
-    log({"soup/estimate": estimate, "soup/measured": measured})
+    log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
     return Measurement(recipe, proposal, estimate, measured, len(bank))
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from hf_radin.processes import is_main_process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from hf_radin.cost import Estimate
     from hf_radin.soup import Soup
     from hf_radin.vetting import Verdict
 
@@ -63,3 +64,78 @@ def table(soup: Soup) -> str:
     over = f" over {soup.about['data']['split']}"
     spent = f"Spent: {passes['logits']} passes{over} for logits, {passes['soups']} for soups."
     return "\n".join([*lines, "", "Recipe:", *weights, "", spent])
+
+
+def estimate_table(job: Estimate) -> str:
+    """Each cost with the arithmetic that gives it, and what does not fit."""
+    probe, images, models = job.probe, f"{job.images:,} images", f"{job.ingredients} ingredients"
+    decodes = (
+        f"each with {_count(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
+    )
+    once, again = map(_decoded, job.decodings)
+    anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
+    at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
+    share = job.kept_bytes / job.pixel_bytes
+    parts = {
+        f"an image, measured on {probe.device} in {probe.dtype}, {probe.batch_size} in a forward pass": [
+            ("decode", f"{1 / probe.decode_seconds:,.0f} a second", _time(probe.decode_seconds)),
+            ("one model", f"{1 / probe.forward_seconds:,.0f} a second", _time(probe.forward_seconds)),
+        ],
+        f"time of {_count(job.processes, 'process')}, {decodes}": [
+            ("logits", f"{images} x {models}, {once}", _time(job.logits_seconds)),
+            ("soups", f"{images} x {_count(job.soups, 'soup')}, {again}{anew}", _time(job.soups_seconds)),
+            ("together", "", _time(job.logits_seconds + job.soups_seconds)),
+        ],
+        "memory and disk": [
+            ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
+            ("weights", "to download", _bytes(job.download_bytes)),
+            ("bank", f"{images} x {models} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
+            ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it kept", _bytes(job.kept_bytes)),
+            ("disk", f"{_bytes(job.free_disk)} free", _bytes(job.disk_bytes)),
+        ],
+    }
+    rows = [row for part in parts.values() for row in part]
+    first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for title, part in parts.items():
+        lines += [title, *(f"  {name:{first}}  {text:{second}}  {value:>{third}}" for name, text, value in part)]
+    note = (
+        "Arithmetic from a probe, whose rate varies. Downloading, loading and averaging weights are not in it, nor is "
+        "reading images over a network."
+    )
+    return "\n".join([*lines, *(f"- {text}" for text in _too_much(job)), note])
+
+
+def _too_much(job: Estimate) -> Iterator[str]:
+    """What does not fit, and what to do about it."""
+    if job.disk_bytes > job.free_disk:
+        lacks = _bytes(job.disk_bytes - job.free_disk)
+        yield f"The disk lacks {lacks}: name another place (--cache-dir, HF_HOME), or make room."
+    if not job.one_disk and job.download_bytes > job.free_hub:
+        lacks = _bytes(job.download_bytes - job.free_hub)
+        yield f"The disk that weights are downloaded to lacks {lacks}: name another place (HF_HOME), or make room."
+    if job.at_once > job.probe.fit:
+        yield f"{job.at_once} models at once are too many for the memory (--models-in-memory): {job.probe.fit} fit."
+
+
+def _decoded(times: float) -> str:
+    return "not decoded again" if not times else "decoded once" if times == 1 else f"decoded {times:.3g} times"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{1000 * seconds:.2f} ms"
+
+
+def _bytes(count: float) -> str:
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:.0f} B"

@@ -71,9 +71,13 @@ def models_that_fit(model: torch.nn.Module, run: Callable[[], object], device: t
     Args:
         run: shows it a batch, to see what that takes; only one model runs at a time.
     """
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     work = peak_of(run, device)
-    return 1 + max(0, int((SHARE * free_memory(device) - work) // max(1, sum(tensors.values()))))
+    return 1 + max(0, int((SHARE * free_memory(device) - work) // max(1, bytes_of(model))))
+
+
+def bytes_of(model: torch.nn.Module) -> int:
+    """What a model takes in memory; weights that it uses twice count once."""
+    return sum({one.data_ptr(): one.nbytes for one in (*model.parameters(), *model.buffers())}.values())
 
 
 def grow_batch(seconds: Callable[[int], float | None], *, start: int, most: int) -> int:

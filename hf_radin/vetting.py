@@ -205,6 +205,7 @@ def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, option
         allow_pickle=options.allow_pickle,
         trust_remote_code=options.trust_remote_code,
         token=options.token if place.repo_id else None,
+        size=files.size,
     )
 
 

@@ -82,7 +82,14 @@ def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, t
 
 
 @pytest.mark.parametrize(
-    "change", [{"split": "test"}, {"dtype": "bfloat16"}, {"on_error": "skip"}, {"label_column": "label"}]
+    "change",
+    [
+        {"split": "test"},
+        {"dtype": "bfloat16"},
+        {"logits_dtype": "float16"},
+        {"on_error": "skip"},
+        {"label_column": "label"},
+    ],
 )
 def test_what_changes_the_outcome_changes_the_bank(runs, digits, cache, bank, change):
     other = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, **change)
@@ -104,6 +111,32 @@ def test_bfloat16_is_near_float32_and_stored_as_float32(bank, digits, cache):
     assert low.logits(0).dtype == np.float32
     difference = np.abs(low.logits(0) - bank.logits(0)).max()
     assert 0 < difference < 0.5
+
+
+def test_logits_kept_in_float16_are_those_of_float32_rounded(bank, digits, cache):
+    half = hf_radin.compute_logits(bank.ingredients, digits, logits_dtype="float16", cache_dir=cache)
+    exact = [bank.logits(index) for index in range(5)]
+    assert all((half.logits(index) == exact[index].astype(np.float16)).all() for index in range(5))
+    assert half.logits(0).dtype == np.float16 and half.logits(0).nbytes == exact[0].nbytes / 2
+    recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=50)
+    assert np.abs(half.score(recipes) - bank.score(recipes)).max() <= 2 / 600
+    single = hf_radin.best_single(half)
+    assert hf_radin.LogitBank.open(half.folder).request["logits_dtype"] == "float16"
+    assert single.accuracy("soup", "validation") == half.score(np.eye(5)).max()
+
+
+def test_what_float16_can_not_hold_is_no_logit(runs, two, digits, tmp_path, caplog):
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"][:1].fill_(1e5))
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, logits_dtype="float16", cache_dir=tmp_path)
+    assert [Path(name).name for name in bank.ingredients.ids] == ["ft-0", "ft-2"]
+    assert "ft-1 give NaN or infinite logits: left out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float64", None])
+def test_other_kinds_of_logits_are_refused(bank, digits, tmp_path, kind):
+    with pytest.raises(ValueError, match="it is 'float32' or 'float16'"):
+        hf_radin.compute_logits(bank.ingredients, digits, logits_dtype=kind, cache_dir=tmp_path)
 
 
 def spoil(folder: Path, change) -> None:

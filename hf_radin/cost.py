@@ -1,0 +1,202 @@
+"""What a soup will cost before it is made: seconds and bytes, by arithmetic from a probe of this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin import adapter
+from hf_radin.adapter import Running
+from hf_radin.batchnorm import IMAGES, check_images
+from hf_radin.checkpoint import as_dtype
+from hf_radin.data import Split, count_rows, match_labels, open_split
+from hf_radin.decoding import Source
+from hf_radin.ingredients import Ingredients
+from hf_radin.logits import check_number
+from hf_radin.prepared import BLOCK, SPARED, Images, find_home, parse_size
+from hf_radin.probe import Probe, probe
+from hf_radin.processes import the_accelerator
+from hf_radin.tuning import BATCH_SIZE, default_workers, settle_threads
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A job in numbers, and what follows from them.
+
+    No seconds have downloads in them, nor loading and averaging weights.
+
+    Args:
+        ingredients, images, classes, processes: how many; each process is as fast as the one that was measured.
+        budget: soups to measure; the uniform soup is measured beside them.
+        probe: what was measured.
+        at_once: models that see each image while it is there.
+        workers: processes that decode beside each that runs models; without any, it decodes itself.
+        pixel_room: bytes that the pixel cache may take.
+        download_bytes: of weights that are on the Hub and not here.
+        free_disk, free_hub: bytes free where the cache is, and where downloads go.
+        one_disk: whether these are the same bytes.
+        statistics: images that each process estimates each soup's BatchNorm statistics from.
+        logit_bytes: of one logit in the bank.
+    """
+
+    ingredients: int
+    images: int
+    classes: int
+    processes: int
+    budget: int
+    probe: Probe
+    at_once: int
+    workers: int
+    pixel_room: int
+    download_bytes: int
+    free_disk: int
+    free_hub: int
+    one_disk: bool
+    statistics: int
+    logit_bytes: int
+
+    @property
+    def groups(self) -> int:
+        """How often the images go by for the logits."""
+        return math.ceil(self.ingredients / self.at_once)
+
+    @property
+    def soups(self) -> int:
+        """How many are measured at most: the uniform soup may be one of the budget."""
+        return self.budget + 1
+
+    @property
+    def bank_bytes(self) -> int:
+        return self.images * self.ingredients * self.classes * self.logit_bytes
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of all images, prepared."""
+        return self.images * self.probe.image_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of those that are kept on disk."""
+        return min(self.pixel_bytes, self.pixel_room, max(0, self.free_disk - SPARED))
+
+    @property
+    def disk_bytes(self) -> int:
+        """What is written to the disk of the cache."""
+        return self.bank_bytes + self.kept_bytes + (self.download_bytes if self.one_disk else 0)
+
+    @property
+    def decodings(self) -> tuple[float, float]:
+        """How often an image is decoded, for the logits and for soups: once if it is kept, else in each pass."""
+        gone = 1 - self.kept_bytes / self.pixel_bytes
+        return 1 + (self.groups - 1) * gone, self.soups * gone
+
+    @property
+    def logits_seconds(self) -> float:
+        return self._together(self.decodings[0], self.ingredients)
+
+    @property
+    def soups_seconds(self) -> float:
+        statistics = self.soups * self.statistics * self.probe.forward_seconds
+        return self._together(self.decodings[1], self.soups) + statistics
+
+    def _together(self, decodings: float, passes: int) -> float:
+        """Seconds of decoding and running: with workers at the same time, else one after the other."""
+        images = self.images / self.processes
+        decoding = images * decodings * self.probe.decode_seconds
+        running = images * passes * self.probe.forward_seconds
+        return max(decoding / self.workers, running) if self.workers else decoding + running
+
+
+def estimate(
+    ingredients: Ingredients,
+    dataset: Any,
+    *,
+    split: str = "validation",
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    images: int | str = "auto",
+    processes: int | str = "auto",
+    budget: int = 8,
+    batch_size: int | str = "auto",
+    models_in_memory: int | str = "auto",
+    pixel_cache: int | str = "auto",
+    workers: int | str = "auto",
+    channels_last: bool = False,
+    compiled: bool = False,
+    dtype: str | torch.dtype | None = None,
+    logits_dtype: str = "float32",
+    on_error: str = "raise",
+    batchnorm_images: int = IMAGES,
+    accelerator: Accelerator | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Estimate:
+    """What `compute_logits` with these arguments and `radin` with this budget cost, from the beginning.
+
+    No weights are read or downloaded: the first images of the split are decoded, and a model of the ingredients'
+    architecture with random weights runs for a moment. Of what is in `cache_dir` already nothing is subtracted.
+
+    Args:
+        images: how many the split has; `auto` is what the dataset says.
+        processes: how many there will be, each as fast as this one is now; `auto` is as many as there are.
+        budget: as in `radin`.
+
+    Raises:
+        ValueError: if the dataset does not say how many images it has, or for what `compute_logits` would refuse.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    numbers = {"images": images, "processes": processes, "budget": budget}
+    for name, value in {**numbers, "batch_size": batch_size, "models_in_memory": models_in_memory}.items():
+        check_number(name, value)
+    check_number("workers", workers, least=0)
+    check_images(batchnorm_images)
+    limit, weights_dtype, home = parse_size(pixel_cache), as_dtype(dtype or "float32"), find_home(cache_dir)
+    where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
+    opened = open_split(dataset, split=split, image_column=image_column, label_column=label_column, **where)
+    count = _count(opened, images)
+    to_class = match_labels(opened, ingredients.labels)
+    source = Source(opened, partial(adapter.prepare, ingredients[0].processor), to_class, on_error, BLOCK)
+    accelerator = the_accelerator(accelerator)
+    settle_threads()
+    running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
+    found = probe(source, ingredients[0], running, batch_size)
+    files = {one.key: one for part in ingredients for one in (part, part.base) if one is not None}
+    hub = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
+    return Estimate(
+        ingredients=len(ingredients),
+        images=count,
+        classes=len(ingredients.labels),
+        processes=accelerator.num_processes if processes == "auto" else int(processes),
+        budget=budget,
+        probe=found,
+        at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
+        workers=default_workers(accelerator.device) if workers == "auto" else int(workers),
+        pixel_room=Images(home / "pixels", BLOCK, lambda: source).room(limit),
+        download_bytes=sum(one.size for one in files.values() if not one.is_here),
+        free_disk=shutil.disk_usage(home).free,
+        free_hub=shutil.disk_usage(hub).free,
+        one_disk=os.stat(home).st_dev == os.stat(hub).st_dev,
+        statistics=batchnorm_images if found.has_batchnorm else 0,
+        logit_bytes=4 if logits_dtype == "float32" else 2,
+    )
+
+
+def _count(split: Split, images: int | str) -> int:
+    """The number of images that is given, or that the dataset says."""
+    count = count_rows(split) if images == "auto" else int(images)
+    if not count:
+        says = "does not say how many images it has" if count is None else "has no image"
+        raise ValueError(f"{split.name}, split {split.split!r}, {says}. Give their number with images (--images N).")
+    return count
