@@ -1,6 +1,7 @@
 """What caching logits costs beside the models themselves, and beside what one would write instead.
 
-    python benchmarks/logits.py [--parts overhead peers processes decoded growth] [--rounds 5] [--seed 0]
+    python benchmarks/logits.py [--rounds 5] [--seed 0]
+    python benchmarks/logits.py --parts overhead peers processes decoded growth batches memory
 
 Images are Fashion-MNIST's; models start from one random checkpoint and differ by a little noise: nothing but time,
 memory and counts is measured here, and these don't depend on what a model learnt. All on the CPU, one thread a process
@@ -50,13 +51,14 @@ class Case:
 
 
 CASES = {
-    "224": Case("ViT-Ti/16, 224 px", 224, 16, 192, 12, 192),
+    "224": Case("ViT-Ti/16, 224 px", 224, 16, 192, 12, 128),
     "28": Case("a tiny ViT, 28 px", 28, 7, 32, 2, 8192),
 }
 
 
-def make_models(folder: Path, case: Case, count: int, seed: int) -> None:
+def make_models(folder: Path, case: Case, count: int, seed: int, classes: int = len(LABELS)) -> None:
     torch.manual_seed(seed)
+    names = [str(number) for number in range(classes)]
     config = ViTConfig(
         hidden_size=case.hidden,
         num_hidden_layers=case.layers,
@@ -64,8 +66,8 @@ def make_models(folder: Path, case: Case, count: int, seed: int) -> None:
         intermediate_size=4 * case.hidden,
         image_size=case.side,
         patch_size=case.patch,
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: index for index, name in enumerate(LABELS)},
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
     )
     model = ViTForImageClassification(config)
     for number in range(count):
@@ -76,8 +78,13 @@ def make_models(folder: Path, case: Case, count: int, seed: int) -> None:
         ViTImageProcessor(size={"height": case.side, "width": case.side}).save_pretrained(folder / f"ft-{number:02d}")
 
 
-def make_split(folder: Path, images: int) -> Path:
-    """A folder with so many of Fashion-MNIST's test and training images as a validation split in parquet."""
+def make_split(folder: Path, images: int, side: int = 28, classes: int = len(LABELS)) -> Path:
+    """A folder with so many of Fashion-MNIST's test and training images as a validation split in parquet.
+
+    Args:
+        side: of the corner of each image that is taken.
+        classes: that the split names; the images are of the first ten.
+    """
     parts = [
         (SOURCE / f"{part}-images-idx3-ubyte.gz", SOURCE / f"{part}-labels-idx1-ubyte.gz")
         for part in ("t10k", "train")
@@ -86,8 +93,12 @@ def make_split(folder: Path, images: int) -> Path:
     labels = np.concatenate([read_idx(one) for _, one in parts])
     if images > len(pixels):
         raise SystemExit(f"Fashion-MNIST has {len(pixels)} images; {images} were asked for.")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
-    rows = {"image": [Image.fromarray(one) for one in pixels[:images]], "label": labels[:images].tolist()}
+    names = [str(number) for number in range(classes)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {
+        "image": [Image.fromarray(one[:side, :side]) for one in pixels[:images]],
+        "label": labels[:images].tolist(),
+    }
     (folder / "data").mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / "validation.parquet")
     return folder
@@ -293,9 +304,82 @@ def growth(folder: Path, rounds: int, seed: int) -> None:
             print(f"- slope: {slope:.3f} {unit} a {what}, from {start:.2f} {unit}")
 
 
-PARTS = {
-    name: run for name, run in globals().items() if name in ("overhead", "peers", "processes", "decoded", "growth")
-}
+def batches(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## Images a second through one model, by the number of images in a forward pass\n")
+    sizes = (4, 16, 64, 256)
+    print("| model |" + "".join(f" {size} |" for size in sizes) + "\n|---|" + "---:|" * len(sizes))
+    for key, case in CASES.items():
+        make_models(folder / f"models-batches-{key}", case, 1, seed)
+        model = ViTForImageClassification.from_pretrained(folder / f"models-batches-{key}" / "ft-00")
+        images = torch.randn(256, 3, case.side, case.side)
+
+        def run(size: int, model: ViTForImageClassification = model, images: torch.Tensor = images) -> None:
+            with torch.inference_mode():
+                for batch in images.split(size):
+                    model(pixel_values=batch)
+
+        rates: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(rounds):
+            for size in sizes:
+                rates[size].append(len(images) / seconds(lambda size=size: run(size)))
+        cells = (f" {statistics.median(one):,.0f} ({min(one):,.0f} to {max(one):,.0f}) |" for one in rates.values())
+        print(f"| {case.name} |" + "".join(cells), flush=True)
+
+
+# Written, opened and scored by a process that may take so many bytes more than it has when all is imported.
+LIMITED = """
+import json, os, resource, sys, time
+from pathlib import Path
+import numpy as np
+import torch, transformers, datasets, hf_radin
+from hf_radin import bank, passes, search, tuning
+models, data, cache, limit = sys.argv[1:]
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name + ":"))
+
+found = hf_radin.gather(models + "/*")
+most = status("VmData") + int(limit)
+resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+before, took = status("VmRSS"), []
+for step in ("compute", "open", "score"):
+    begun = time.perf_counter()
+    if step == "compute":
+        computed = hf_radin.compute_logits(found, data, cache_dir=cache, logits_dtype="float16", pixel_cache="off")
+    elif step == "open":
+        opened = hf_radin.LogitBank.open(computed.folder)
+    else:
+        opened.score(np.random.default_rng(0).dirichlet(np.ones(len(found)), size=8))
+    took.append(time.perf_counter() - begun)
+size = sum(path.stat().st_size for path in opened.folder.glob("logits/*.npy"))
+weights = sum(path.stat().st_size for path in Path(models).glob("*/model.safetensors"))
+print(json.dumps([size, weights, status("VmHWM") - before, *took]))
+"""
+MEMORY = Case("a ViT of one layer, 4 px", 4, 4, 8, 1, 50_000)
+
+
+def memory(folder: Path, rounds: int, seed: int) -> None:
+    print("\n## A bank larger than the memory that it may take (once)\n")
+    limit, classes, models = 2_000_000_000, 1000, 72
+    make_models(folder / "models-memory", MEMORY, models, seed, classes)
+    data = make_split(folder / "data-memory", MEMORY.images, MEMORY.side, classes)
+    arguments = [folder / "models-memory", data, folder / "cache-memory", limit]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LIMITED, *map(str, arguments)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    size, weights, peak, compute, opening, scoring = json.loads(run.stdout)
+    print(
+        f"- {models} models x {MEMORY.images} images x {classes} classes in float16: {size / 1e9:.1f} GB of logits, by "
+        f"a process limited to {limit / 1e9:.1f} GB more than its imports (models: {weights / 1e6:.0f} MB)\n"
+        f"- peak resident memory beyond the imports: {peak / 1e6:.0f} MB\n"
+        f"- computed in {compute:.0f} s, opened in {opening:.1f} s, 8 recipes scored in {scoring:.0f} s"
+    )
+
+
+PARTS = {one.__name__: one for one in (overhead, peers, processes, decoded, growth, batches, memory)}
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hf_radin import ensemble
+from hf_radin.tuning import peak_of
 
 
 @pytest.fixture
@@ -59,3 +61,28 @@ def test_progress_counts_every_prediction(logits, labels):
 def test_what_is_no_recipe_is_refused(logits, labels, recipes):
     with pytest.raises(ValueError):
         ensemble.count_hits(list(logits), labels, np.array(recipes))
+
+
+def test_a_large_bank_does_not_stay_in_memory(tmp_path):
+    """Of a memory map all that was scored stays resident as long as there is room; of what is read, a block."""
+    shape, models = (20_000, 1000), 8  # 320 MB in float16
+    for model in range(models):
+        array = np.lib.format.open_memmap(tmp_path / f"{model}.npy", "w+", np.float16, shape)
+        array[:] = np.random.default_rng(model).normal(size=shape[1])
+        del array
+    mapped = [np.load(tmp_path / f"{model}.npy", mmap_mode="r") for model in range(models)]
+    labels, recipes = np.zeros(shape[0], np.int64), simplex(3, models)
+    peaks, hits = [], []
+    for logits in ([ensemble.Stored.of(one) for one in mapped], mapped):
+        cpu = torch.device("cpu")
+        peaks.append(peak_of(lambda logits=logits: hits.append(ensemble.count_hits(logits, labels, recipes)), cpu))
+    assert (hits[0] == hits[1]).all()
+    assert peaks[0] < 320e6 < peaks[1]
+
+
+def test_what_is_stored_is_read_as_it_is(tmp_path, logits):
+    for dtype in ("<f4", "<f2"):
+        np.save(tmp_path / "one.npy", logits[0].astype(dtype))
+        stored = ensemble.Stored.of(np.load(tmp_path / "one.npy", mmap_mode="r"))
+        assert stored.shape == (57, 6) and (stored[3:50] == logits[0].astype(dtype)[3:50]).all()
+        assert stored[50:100].shape == (7, 6) and stored[57:].shape == (0, 6)
