@@ -20,14 +20,14 @@ from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank, is_finite, read_about, record_path, write_latest, write_record
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, match_labels, open_split
+from hf_radin.data import OBJECT, count_rows, match_labels, open_split
 from hf_radin.decoding import Source
 from hf_radin.files import digest, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import BLOCK, Images, find_home, parse_size
-from hf_radin.processes import on_main_process, the_accelerator
+from hf_radin.processes import is_main_process, on_main_process, the_accelerator
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 
@@ -178,7 +178,7 @@ def compute_logits(
             images,
             ingredients.select(missing),
             passes,
-            samples=len(opened.rows) if hasattr(opened.rows, "__len__") else None,
+            samples=count_rows(opened) if missing and is_main_process() else None,
             found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}),
         )
 

@@ -1,6 +1,7 @@
 """Images and labels reach the models as they would through transformers' own pipeline, or not at all."""
 
 import io
+import shutil
 
 import datasets
 import numpy as np
@@ -317,3 +318,20 @@ def test_a_broken_file_of_data_is_named(gathered, tmp_path):
     (tmp_path / "data" / "validation.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="data can't be read as a dataset"):
         hf_radin.compute_logits(gathered, tmp_path / "data", cache_dir=tmp_path / "cache")
+
+
+def test_a_folder_is_looked_through_once_until_it_changes(digits, tmp_path, monkeypatch):
+    shutil.copytree(digits, tmp_path / "digits")
+    looked, load = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: looked.append(1) or load(*args, **options))
+    opened = [data.open_split(tmp_path / "digits", split=name) for name in ("train", "validation", "validation")]
+    streams = [iter(one.rows) for one in opened[1:]]
+    next(streams[0])
+    rest = [[row["label"] for row in one] for one in streams]  # one does not go on where another stopped
+    assert len(looked) == 1 and [len(one) for one in rest] == [599, 600] and rest[0] == rest[1][1:]
+    shutil.copy(
+        digits / "data" / "test-00000-of-00001.parquet",
+        tmp_path / "digits" / "data" / "validation-00000-of-00001.parquet",
+    )
+    again = data.open_split(tmp_path / "digits", split="validation")
+    assert len(looked) == 2 and sum(1 for _ in again.rows) == 497
