@@ -235,9 +235,9 @@ def decoded(folder: Path, rounds: int, seed: int) -> None:
     data = make_split(folder / "data-decoded", images)
     opened, open_image = [0], decoding._open
 
-    def count(value: object) -> Image.Image:
+    def count(*args: object) -> Image.Image:
         opened[0] += 1
-        return open_image(value)
+        return open_image(*args)
 
     decoding._open = count
     for number in (2, 8, 24):  # one ingredient is no soup

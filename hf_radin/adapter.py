@@ -113,8 +113,9 @@ def describe(processor: BaseImageProcessor) -> dict[str, Any]:
     """All that decides about the pixels: configuration, backend and version (transformers#28180, #43017)."""
     import transformers
 
+    said = {name: value for name, value in processor.to_dict().items() if name.strip("_") != "name_or_path"}
     return {
-        **processor.to_dict(),
+        **said,
         "backend": getattr(processor, "backend", None) or type(processor).__name__,
         "transformers": transformers.__version__,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -17,8 +16,8 @@ from hf_radin import adapter, ensemble, hub, sharing
 from hf_radin.batchnorm import Statistics, sample_source
 from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.decoding import Source
-from hf_radin.files import write_atomically, write_json
-from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.ingredients import Ingredients
+from hf_radin.kept import latest_of, logits_path, read_about, read_latest
 from hf_radin.prepared import Images, find_home
 from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
-
-LATEST = "latest.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +87,7 @@ class LogitBank:
         """
         home = find_home(cache_dir)
         folder = on_main_process(lambda: sharing.fetch(repo_id, home, revision=revision, token=token))
-        bank = cls._read(folder, token)
-        bank._check_shapes()
-        return bank
+        return cls._read(folder, token)
 
     def push_to_hub(
         self,
@@ -122,11 +117,11 @@ class LogitBank:
 
         def push() -> CommitInfo:
             scores = self.score(np.eye(len(self.ingredients)))
-            latest = _latest(self.folder, self.ingredients, self.remarks, self.statistics)
+            latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
             records = [{**to_record(one), "finite": True} for one in self.ingredients]
             return hub.commit_files(
                 repo_id,
-                sharing.public_files(self.folder, self.about, latest, records, scores.tolist()),
+                sharing.public_files(self.folder, self.about, latest, records, scores.tolist(), repo_id),
                 repo_type="dataset",
                 private=private,
                 token=token,
@@ -142,10 +137,9 @@ class LogitBank:
         """What was last computed into a folder, whether its checkpoints are there or not."""
         about = read_about(folder)
         try:
-            latest = _read_latest(folder)
-            records = [json.loads(file.read_text()) for file in sorted((folder / "logits").glob("*.json"))]
-            there = {one.key: one for one in map(from_record, (one for one in records if one["finite"]))}
-            found = told_apart([there[key] for key in latest["keys"]])
+            latest = read_latest(folder)
+            records = [json.loads((folder / "logits" / f"{key}.json").read_text()) for key in latest["keys"]]
+            found = told_apart([from_record(one) for one in records if one["finite"]])
             ingredients = Ingredients([on_the_hub(one, token) for one in found] if about.get("origin") else found)
             data, told = about["data"], latest["statistics"]
             remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
@@ -227,83 +221,8 @@ class LogitBank:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
         return ensemble.predict(self._all_logits(), np.asarray(recipe))
 
-    def _check_shapes(self) -> None:
-        """Hold the arrays of somebody else's bank to what it says of them."""
-        wanted: dict[Path, tuple[int, ...]] = {
-            logits_path(self.folder, one): (len(self), len(self.classes)) for one in self.ingredients
-        }
-        wanted |= {self.folder / f"{name}.npy": (len(self),) for name in ("ids", "labels")}
-        for path, shape in wanted.items():
-            try:
-                found = np.load(path, mmap_mode="r").shape
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{self.origin} is no whole bank: {path.name} can't be read: {error}") from error
-            if found != shape:
-                raise ValueError(f"{self.origin} is no whole bank: {path.name} has the shape {found}, not {shape}.")
-
     def _all_logits(self) -> list[ensemble.Stored]:
         return [ensemble.Stored.of(self.logits(index)) for index in range(len(self.ingredients))]
-
-
-def logits_path(folder: Path, ingredient: Ingredient) -> Path:
-    return folder / "logits" / f"{ingredient.key}.npy"
-
-
-def record_path(folder: Path, ingredient: Ingredient) -> Path:
-    return folder / "logits" / f"{ingredient.key}.json"
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """What `bank.json` says of a bank.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    try:
-        return dict(json.loads((folder / "bank.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
-
-
-def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
-    """Say that an ingredient's logits are complete, and whose they are."""
-    record = {**to_record(ingredient), "finite": finite}
-    write_atomically(record_path(folder, ingredient), lambda path: path.write_text(json.dumps(record, indent=2)))
-
-
-def is_finite(folder: Path, ingredient: Ingredient) -> bool:
-    """Whether all of an ingredient's logits are finite numbers."""
-    return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
-
-
-def write_latest(
-    folder: Path, ingredients: Ingredients, remarks: list[tuple[str, str]], statistics: Statistics | None
-) -> None:
-    """Say what the last computation was for: several sets of checkpoints may share a folder."""
-    write_json(folder / LATEST, _latest(folder, ingredients, remarks, statistics))
-
-
-def _latest(
-    folder: Path, ingredients: Ingredients, remarks: Sequence[tuple[str, str]], statistics: Statistics | None
-) -> dict[str, Any]:
-    latest: dict[str, Any] = {"keys": ingredients.keys, "remarks": remarks, "statistics": None}
-    if statistics is not None:
-        images = statistics.images
-        where = {"pixels": os.path.relpath(images.folder, folder), "size": images.size}
-        latest["statistics"] = {**where, "about": statistics.about}
-    return latest
-
-
-def _read_latest(folder: Path) -> dict[str, Any]:
-    """What the last computation was for.
-
-    Raises:
-        ValueError: if none was finished: what lies there may belong to several sets that don't fit each other.
-    """
-    try:
-        return dict(json.loads((folder / LATEST).read_text()))
-    except FileNotFoundError as error:
-        raise ValueError("no computation of it was finished by this version") from error
 
 
 def _source(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -> Source:

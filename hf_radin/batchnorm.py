@@ -7,7 +7,6 @@ The average of the ingredients' statistics is not the statistics of their averag
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,7 +19,7 @@ from hf_radin.decoding import Source
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredient
 from hf_radin.machines import share
-from hf_radin.prepared import Images
+from hf_radin.prepared import ALL, Images
 from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.stream import Block
 
@@ -119,7 +118,7 @@ def collect_statistics(
     images = Images(folder, BATCH, cache(partial(sample_source, split, processor, sampled)))
     share(folder, "*.json", "*.safetensors")
     if not on_main_process(images.is_kept):
-        for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=sys.maxsize):
+        for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=ALL):
             pass
         accelerator.wait_for_everyone()
         share(folder, "*.json", "*.safetensors")
@@ -162,7 +161,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
         module.momentum = None  # the mean over batches, each with the same weight
         module.train()
     if not statistics.images.is_kept():  # of somebody else's bank they never were; each process does it for itself
-        for _ in statistics.images.stream(0, 1, room=sys.maxsize):
+        for _ in statistics.images.stream(0, 1, room=ALL):
             pass
     for block in _batches(statistics.images):
         inputs = statistics.images.read(block)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import adapter
 from hf_radin.adapter import Running
-from hf_radin.batchnorm import IMAGES, check_images
+from hf_radin.batchnorm import IMAGES
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import Split, count_rows, match_labels, open_split
 from hf_radin.decoding import Source
 from hf_radin.ingredients import Ingredients
-from hf_radin.logits import check_number
+from hf_radin.logits import check_number, check_running
 from hf_radin.prepared import BLOCK, SPARED, Images, find_home, parse_size
 from hf_radin.probe import Probe, probe
 from hf_radin.processes import the_accelerator
@@ -157,11 +157,20 @@ def estimate(
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    numbers = {"images": images, "processes": processes, "budget": budget}
-    for name, value in {**numbers, "batch_size": batch_size, "models_in_memory": models_in_memory}.items():
-        check_number(name, value)
-    check_number("workers", workers, least=0)
-    check_images(batchnorm_images)
+    check_number("images", images)
+    check_number("processes", processes)
+    if budget == "auto" or check_number("budget", budget, least=0) == 0:
+        raise ValueError(f"budget={budget!r}: an estimate is made for at least 1 soup that is measured (--budget).")
+    check_running(
+        ingredients,
+        batch_size=batch_size,
+        models_in_memory=models_in_memory,
+        workers=workers,
+        pixel_cache=pixel_cache,
+        logits_dtype=logits_dtype,
+        on_error=on_error,
+        batchnorm_images=batchnorm_images,
+    )
     limit, weights_dtype, home = parse_size(pixel_cache), as_dtype(dtype or "float32"), find_home(cache_dir)
     where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
     opened = open_split(dataset, split=split, image_column=image_column, label_column=label_column, **where)

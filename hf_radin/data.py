@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.access import asking_the_hub
+from hf_radin.places import is_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -37,6 +38,7 @@ class Split:
         split: its name; of an object the one that it gives itself, if any.
         key: identifies the content: commit, file listing or fingerprint.
         class_names: of the label column, if it has any.
+        image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
     """
 
     rows: Dataset | IterableDataset
@@ -48,6 +50,7 @@ class Split:
     image_column: str
     label_column: str
     class_names: tuple[str, ...] | None
+    image_mode: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """What a reader needs to find the same images again."""
@@ -76,10 +79,14 @@ def open_split(
     """
     import datasets
 
-    name, key, sha = OBJECT, None, None
+    name, key, sha, folder = OBJECT, None, None, None
     if isinstance(dataset, (str, Path)):
-        name = str(dataset)
-        if Path(dataset).is_dir():
+        name = f"./{dataset}" if str(dataset) == OBJECT else str(dataset)
+        if not str(dataset):
+            raise ValueError("The name of the dataset is empty; it is a Hub id or a folder.")
+        if is_dir(Path(dataset)):
+            if revision is not None:
+                raise ValueError(f"The dataset {name} is a folder here, which has no revision {revision!r}.")
             folder = Path(dataset).resolve()
             key = _listing_hash(folder)
             dataset = copy.deepcopy(_load_folder(folder, config_name, key))  # a stream knows how far it was read
@@ -108,16 +115,20 @@ def open_split(
     image_column = _image_column(name, features, image_column)
     label_column = _label_column(name, features, label_column) if labelled else ""
     label = features.get(label_column)
-    rows = dataset.cast_column(image_column, datasets.Image(decode=False)) if dataset.features else dataset
+    mode = getattr(features[image_column], "mode", None)
+    undecoded = datasets.Image(mode=mode, decode=False)
+    rows = dataset.cast_column(image_column, undecoded) if dataset.features else dataset
+    outside = _outside_hash(rows, image_column, folder) if folder else ""
     return Split(
         rows=rows,
         name=name,
         config_name=config_name,
         split=split,
         revision=sha,
-        key=key + _paths_hash(rows, image_column),
+        key=key + _paths_hash(rows, image_column) + outside + (f"+{mode}" if mode else ""),
         image_column=image_column,
         label_column=label_column,
+        image_mode=mode,
         class_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
     )
 
@@ -222,13 +233,35 @@ def _file_stamp(path: str) -> str:
 
 
 def _paths_hash(rows: Dataset | IterableDataset, image_column: str) -> str:
-    """Of a `Dataset` that only names its image files, their sizes and times: its fingerprint knows the names alone."""
-    if not hasattr(rows, "select") or len(rows) == 0:
+    """Of a `Dataset` that only names image files, their sizes and times: its fingerprint knows the names alone."""
+    if not hasattr(rows, "select"):
         return ""
-    first = rows[0][image_column]
-    if not isinstance(first, dict) or first.get("bytes") is not None:
+    import pyarrow as pa
+
+    stamps: list[str] = []
+    for chunk in rows.data.column(image_column).chunks:
+        if pa.types.is_struct(chunk.type):  # (bytes, path)
+            named = chunk.filter(chunk.field("bytes").is_null()).field("path")
+            stamps += [_file_stamp(str(path)) for path in named.to_pylist() if path is not None]
+    return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest() if stamps else ""
+
+
+def _outside_hash(rows: Dataset | IterableDataset, image_column: str, folder: Path) -> str:
+    """Of files in a folder that name images elsewhere, the sizes and times of these: the folder's listing has others.
+
+    Where the first row holds its image, or names one in the folder, all are taken to do so.
+    """
+
+    def outside(row: dict[str, Any]) -> str | None:
+        image = row[image_column]
+        path = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else None
+        return path if path and "://" not in path and folder not in Path(path).resolve().parents else None
+
+    if hasattr(rows, "select") or rows.info.builder_name in ("imagefolder", "webdataset"):
         return ""
-    stamps = [_file_stamp(str((row[image_column] or {}).get("path"))) for row in rows.select_columns([image_column])]
+    if not any(outside(row) for row in rows.take(1)):
+        return ""
+    stamps = [_file_stamp(path) for row in rows if (path := outside(row))]
     return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest()
 
 

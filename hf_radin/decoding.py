@@ -114,7 +114,7 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
         where = f"{sample} of shard {shard}" if shard else str(sample)
         label = label_of(row.get(split.label_column), where, split, source.to_class)
         try:
-            waiting[where] = source.prepare(_open(row[split.image_column]))
+            waiting[where] = source.prepare(_open(row[split.image_column], split.image_mode))
             labels.append(label)
         except Exception as error:  # Pillow raises nearly anything for a broken file
             if not _blames_the_image(error, row[split.image_column]):
@@ -148,13 +148,13 @@ def _check_shapes(one: tuple[str, dict[str, torch.Tensor]], other: tuple[str, di
             )
 
 
-def _open(value: Any) -> Image:
+def _open(value: Any, mode: str | None = None) -> Image:
     import datasets
     import PIL.Image
 
     if isinstance(value, np.ndarray):
         return PIL.Image.fromarray(value)
-    return datasets.Image().decode_example(value)
+    return datasets.Image(mode=mode).decode_example(value)
 
 
 def _blames_the_image(error: Exception, value: Any) -> bool:

@@ -48,7 +48,7 @@ def measure(
     parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
     anew = [bank.statistics.about["key"]] if bank.statistics else []
     path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
-    known = on_main_process(lambda: np.load(path) if path.exists() else None)
+    known = on_main_process(lambda: _measured_before(path, len(bank)))
     if known is not None:
         on_block(len(bank))
         return known
@@ -83,6 +83,15 @@ def measure(
     return predictions
 
 
+def _measured_before(path: Path, samples: int) -> np.ndarray | None:
+    """The classes that a soup was found to predict `(samples,)`; None if that is not known, or the file is broken."""
+    try:
+        found = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == (samples,) else None
+
+
 def load_metrics(names: Iterable[str]) -> dict[str, Any]:
     """Metric modules of the evaluate library by name; `accuracy` comes with this package and needs no network.
 
@@ -92,6 +101,8 @@ def load_metrics(names: Iterable[str]) -> dict[str, Any]:
     import evaluate
 
     loaded = {}
+    if not names:
+        raise ValueError("No metric is named; `accuracy` is one.")
     for name in [names] if isinstance(names, str) else names:
         path = str(Path(__file__).parent / "metrics" / "accuracy") if name == "accuracy" else name
         try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +28,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with _naming(path):
             write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave the name, and zeros behind it
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(*folders: Path) -> None:
+    """Remove what killed runs left half written; what is younger than a day may belong to a run that lives."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if path.is_file() and _is_partial(path) and time.time() - path.stat().st_mtime > 86_400:
+                path.unlink(missing_ok=True)
+
+
+def _is_partial(path: Path) -> bool:
+    return re.match(r"\.[0-9a-f]{12}\.", path.name) is not None
 
 
 def write_json(path: Path, content: Any) -> None:

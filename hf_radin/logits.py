@@ -17,13 +17,22 @@ import numpy as np
 
 from hf_radin import adapter
 from hf_radin.adapter import Running
-from hf_radin.bank import LogitBank, is_finite, read_about, record_path, write_latest, write_record
+from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import OBJECT, count_rows, match_labels, open_split
 from hf_radin.decoding import Source
-from hf_radin.files import digest, write_atomically, write_json
+from hf_radin.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.kept import (
+    BATCH_SIZE_FILE,
+    discard_broken,
+    is_finite,
+    read_about,
+    record_path,
+    write_latest,
+    write_record,
+)
 from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import BLOCK, Images, find_home, parse_size
@@ -98,20 +107,19 @@ def compute_logits(
         ValueError: if the split or its columns are not there, an image or a label can't be used, a checkpoint lacks
             weights, or fewer than two ingredients give finite logits.
     """
-    if len(ingredients) < 2:
-        raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
-    check_number("batch_size", batch_size)
-    check_number("models_in_memory", models_in_memory)
-    check_number("workers", workers, least=0)
-    parse_size(pixel_cache)
+    check_running(
+        ingredients,
+        batch_size=batch_size,
+        models_in_memory=models_in_memory,
+        workers=workers,
+        pixel_cache=pixel_cache,
+        logits_dtype=logits_dtype,
+        on_error=on_error,
+        batchnorm_images=batchnorm_images,
+    )
     weights_dtype = as_dtype(dtype or "float32")
-    if logits_dtype not in ("float32", "float16"):
-        raise ValueError(f"logits_dtype={logits_dtype!r}: it is 'float32' or 'float16'.")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
     if strangers not in ("warn", "drop", "keep"):
         raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
-    check_images(batchnorm_images)
     accelerator = the_accelerator(accelerator)
     if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
         raise ValueError(
@@ -154,6 +162,9 @@ def compute_logits(
     folder = home / "banks" / digest(content, *(about[name] for name in bits))
     with _alone(folder):
         share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npy")
+        on_each_disk(folder, lambda: discard_broken(folder, ingredients))
+        on_each_disk(pixels, lambda: remove_partials(pixels))
+        accelerator.wait_for_everyone()
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the first image is read
         try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
@@ -168,7 +179,7 @@ def compute_logits(
         images = Images(pixels, BLOCK, lambda: source)
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
         size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, missing))
-        share(folder, "batch_size.json")
+        share(folder, BATCH_SIZE_FILE)
         running = replace(running, batch_size=size)
         passes = Passes(running, models_in_memory, pixel_cache, workers)
         where = None if opened.name == OBJECT else request["dataset"]
@@ -243,7 +254,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _batch_size(folder: Path, wanted: int | str, ingredient: Ingredient, running: Running, missing: list[str]) -> int:
     """The number of images in a forward pass, decided once for a bank, so that a resumed run goes on as it began."""
-    path = folder / "batch_size.json"
+    path = folder / BATCH_SIZE_FILE
     if wanted != "auto":
         return int(wanted)
     if not path.exists():
@@ -294,6 +305,35 @@ def _usable(folder: Path, ingredients: Ingredients) -> Ingredients:
     if broken:
         logger.warning("%s give NaN or infinite logits: left out of the soup.", ", ".join(broken))
     return ingredients.select(finite)
+
+
+def check_running(
+    ingredients: Ingredients,
+    *,
+    batch_size: int | str,
+    models_in_memory: int | str,
+    workers: int | str,
+    pixel_cache: int | str,
+    logits_dtype: str,
+    on_error: str,
+    batchnorm_images: int,
+) -> None:
+    """Refuse what can't be computed with.
+
+    Raises:
+        ValueError: for anything that `compute_logits` can't use.
+    """
+    if len(ingredients) < 2:
+        raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
+    check_number("batch_size", batch_size)
+    check_number("models_in_memory", models_in_memory)
+    check_number("workers", workers, least=0)
+    parse_size(pixel_cache)
+    if logits_dtype not in ("float32", "float16"):
+        raise ValueError(f"logits_dtype={logits_dtype!r}: it is 'float32' or 'float16'.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
+    check_images(batchnorm_images)
 
 
 def check_number(name: str, value: int | str, *, least: int = 1) -> int | str:

@@ -52,7 +52,8 @@ def share(folder: Path, *patterns: str) -> None:
         return
     accelerator = the_accelerator()
     speaks = accelerator.is_local_main_process
-    mine = {str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)} if speaks else None
+    there = [path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")]
+    mine = {str(path.relative_to(folder)) for path in there} if speaks else None
     listed: list[set[str] | None] = gather_object([mine])
     owners: dict[str, int] = {}
     for process, names in enumerate(listed):

@@ -35,13 +35,13 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batchnorm-split", metavar="SPLIT", help="whose images give BatchNorm its statistics anew (default: train)")
     add("--batchnorm-images", type=int, default=1024, metavar="N", help="how many of these to draw (default 1024)")
     batch_size = "images in a forward pass (default: auto: 64 on a CPU, on a GPU as many as pay)"
-    add("--batch-size", default="auto", type=_number, metavar="N", help=batch_size)
+    add("--batch-size", default="auto", type=number, metavar="N", help=batch_size)
     at_once = "models that see each image while it is there (default: auto, which is as many as fit)"
-    add("--models-in-memory", default="auto", type=_number, metavar="N", help=at_once)
+    add("--models-in-memory", default="auto", type=number, metavar="N", help=at_once)
     kept = "prepared images kept on disk: off, a size as in 20GB, or auto: up to half of what is free (default)"
     add("--pixel-cache", default="auto", metavar="SIZE", help=kept)
     workers = "processes that decode images beside each that runs models (default: auto, which is none on a CPU)"
-    add("--workers", default="auto", type=_number, metavar="N", help=workers)
+    add("--workers", default="auto", type=number, metavar="N", help=workers)
     add("--channels-last", action="store_true", help="a memory format that convolutions on GPUs like")
     add("--compile", dest="compiled", action="store_true", help="run the models through torch.compile")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
@@ -74,11 +74,11 @@ def estimate_arguments(parser: argparse.ArgumentParser) -> None:
     data_arguments(parser)
     add = parser.add_argument
     images = "how many the split has (default: auto, which is what the dataset says)"
-    add("--images", default="auto", type=_number, metavar="N", help=images)
+    add("--images", default="auto", type=number, metavar="N", help=images)
     processes = (
         "how many there will be, each as fast as this one is now (default: auto, which is as many as there are)"
     )
-    add("--processes", default="auto", type=_number, metavar="N", help=processes)
+    add("--processes", default="auto", type=number, metavar="N", help=processes)
     add("--budget", type=int, default=8, help="how many soups to measure (default 8)")
     parser.set_defaults(test_split=None)
 
@@ -106,7 +106,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--license", help="for the card, if the models don't agree on one")
 
 
-def _number(text: str) -> int | str:
+def number(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 

@@ -16,10 +16,11 @@ from PIL import Image
 
 from hf_radin import adapter
 from hf_radin.adapter import Running
-from hf_radin.bank import LogitBank, logits_path, write_record
+from hf_radin.bank import LogitBank
 from hf_radin.checkpoint import as_dtype
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.kept import logits_path, write_record
 from hf_radin.machines import on_each_disk, share
 from hf_radin.pixels import Inputs
 from hf_radin.prepared import BLOCK, Images, parse_size
@@ -209,7 +210,7 @@ def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str)
             shape = (samples, len(ingredient.labels))
             np.lib.format.write_array_header_1_0(file, {"descr": kept.str, "fortran_order": False, "shape": shape})
             for block in blocks:
-                part = np.load(_part_path(parts, block))
+                part = _read_part(_part_path(parts, block), ingredient)
                 file.write(np.ascontiguousarray(part, dtype=kept).tobytes())
                 finite = finite and bool(np.isfinite(part).all())
                 start += len(part)
@@ -219,6 +220,25 @@ def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str)
     write_atomically(logits_path(folder, ingredient), write)
     write_record(folder, ingredient, finite=finite)
     shutil.rmtree(parts)
+
+
+def _read_part(path: Path, ingredient: Ingredient) -> np.ndarray:
+    """One block's logits `(samples, classes)`.
+
+    Raises:
+        OSError: if the file is broken; it is removed.
+    """
+    try:
+        part = np.load(path)
+        if part.ndim == 2 and part.shape[1] == len(ingredient.labels):
+            return part
+        broken = f"its shape is {part.shape}"
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        broken = str(error)
+    path.unlink()
+    raise OSError(f"{path} was broken ({broken}) and is removed; run the same again to compute it anew.")
 
 
 def _parts(folder: Path, ingredient: Ingredient) -> Path:

@@ -6,12 +6,15 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hf_radin.data import Split
 from hf_radin.decoding import Decoded, Source, decode_all
 from hf_radin.files import write_atomically, write_json
 from hf_radin.pixels import Inputs, Pixels
@@ -28,6 +31,9 @@ BLOCK = 256
 
 # Of the disk, what the pixel cache takes at most if it may choose: this share of what is free, and no more than this.
 SHARE, MOST = 0.5, 100_000_000_000
+
+# Room for images that must be kept, whatever the disk has left.
+ALL = sys.maxsize
 
 # Where less than this is left on the disk, pixels are not kept: others need it more.
 SPARED = 1_000_000_000
@@ -63,7 +69,7 @@ def parse_size(size: str | int) -> int | None:
         return 0
     try:
         found = int(convert_file_size_to_int(size))
-    except ValueError:
+    except (ValueError, OverflowError, TypeError, AttributeError):
         found = -1
     if found < 0 or isinstance(size, bool):
         raise ValueError(f"pixel_cache={size!r}: it is 'auto', 'off' or a size as in '20GB'.")
@@ -87,7 +93,7 @@ class Images:
 
     def is_indexed(self) -> bool:
         """Whether all blocks were decoded once."""
-        return self._shards() is not None and all(self._index_path(block).exists() for block in self.blocks)
+        return self._shards() is not None and all(self._is_indexed(block) for block in self.blocks)
 
     def is_kept(self) -> bool:
         """Whether all blocks are on disk; they may have been removed to save space."""
@@ -147,9 +153,16 @@ class Images:
 
     def read(self, block: Block) -> Inputs:
         """The models' inputs of a block that is kept: `(samples, ...)` by name, memory-mapped."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        tensors = load_file(self.path(block))
+        try:
+            tensors = load_file(self.path(block))
+        except SafetensorError as error:
+            self.path(block).unlink(missing_ok=True)
+            raise OSError(
+                f"{self.path(block)} was broken ({error}) and is removed; run the same again to prepare it anew."
+            ) from error
         names = [name.removeprefix("inputs.") for name in tensors if name.startswith("inputs.")]
         inputs: Inputs = {name: tensors[f"inputs.{name}"] for name in names}
         for name in names:
@@ -196,7 +209,7 @@ class Images:
             if known is not None:
                 mine = [(shard, number) for number in range(known["blocks"])]
                 mine = [block for block in mine if reader(block, shards, world) == rank]
-                todo = [block for block in mine if wanted(block) or not self._index_path(block).exists()]
+                todo = [block for block in mine if wanted(block) or not self._is_indexed(block)]
                 if all(self._is_kept(block) for block in todo):
                     yield from ((block, None) for block in todo)
                     continue
@@ -205,13 +218,13 @@ class Images:
             for number, rows in raw_blocks(split.rows, shard, shards, self.size, split.name):
                 block, count = (shard, number), number + 1
                 if isinstance(rows, list):
-                    order.update(repr([row.get(split.label_column) for row in rows]).encode())
+                    order.update(repr([_mark(row, split) for row in rows]).encode())
                 if reader(block, shards, world) != rank:
                     continue
                 if self._is_kept(block):
                     if wanted(block):
                         yield block, None
-                elif wanted(block) or not self._index_path(block).exists():
+                elif wanted(block) or not self._is_indexed(block):
                     yield block, list(rows)
             path = self.folder / f"shard-{shard:05d}-{order.hexdigest()[:16]}.json"
             write_json(path, {"shards": shards, "blocks": count})
@@ -225,11 +238,18 @@ class Images:
 
     def _shard(self, shard: int) -> dict[str, int] | None:
         for path in self.folder.glob(f"shard-{shard:05d}-*.json"):
-            return dict(json.loads(path.read_text()))
+            found = _read_json(path)
+            if found and all(type(found.get(name)) is int and found[name] >= 0 for name in ("shards", "blocks")):
+                return found
         return None
 
     def _is_kept(self, block: Block) -> bool:
-        return self.path(block).exists() and self._index_path(block).exists()
+        return self.path(block).exists() and self._is_indexed(block)
+
+    def _is_indexed(self, block: Block) -> bool:
+        """Whether a block's labels are known; an index that can't be read is made anew."""
+        found = _read_json(self._index_path(block)) or {}
+        return all(isinstance(found.get(name), list) for name in ("labels", "skipped"))
 
     def _index_path(self, block: Block) -> Path:
         return self.folder / f"block-{block[0]:05d}-{block[1]:06d}.json"
@@ -246,7 +266,26 @@ class Images:
             else:
                 tensors[f"inputs.{name}"] = value
         size = sum(value.nbytes for value in tensors.values())
-        if size > room or shutil.disk_usage(self.folder).free < size + SPARED:
+        if size > room or (room < ALL and shutil.disk_usage(self.folder).free < size + SPARED):
             return 0
         write_atomically(self.path(block), partial(save_file, tensors))
         return size
+
+
+def _mark(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
+    """What tells a row from others: two passes over a stream must not meet different images."""
+    image = row.get(split.image_column)
+    if isinstance(image, dict):
+        content = image.get("bytes")
+        return row.get(split.label_column), image.get("path"), content and zlib.crc32(content)
+    as_bytes = getattr(image, "tobytes", None)
+    return row.get(split.label_column), zlib.crc32(as_bytes() if as_bytes else repr(image).encode())
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of the cache says; None if it is not there, or broken."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

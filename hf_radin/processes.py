@@ -33,6 +33,8 @@ def the_accelerator(given: Accelerator | None = None) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     if given is not None:
+        if not isinstance(given, Accelerator):
+            raise ValueError(f"accelerator={given!r}: it is an Accelerator of accelerate's.")
         _accelerator = given
     if _accelerator is None:
         # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_radin import foreign
 from hf_radin.access import asking_the_hub
 from hf_radin.card import escape, percent, shown
 from hf_radin.data import OBJECT
@@ -24,6 +25,7 @@ def public_files(
     latest: dict[str, Any],
     records: Sequence[dict[str, Any]],
     scores: Sequence[float],
+    repo_id: str,
 ) -> dict[str, Path | bytes]:
     """What of a bank is uploaded, by name: all but paths, which say more of a machine than of logits.
 
@@ -32,13 +34,14 @@ def public_files(
         latest: of `latest.json`.
         records: what the bank says of each of its ingredients, in order.
         scores: the accuracy of each.
+        repo_id: where to.
     """
     data = about["data"]
     name = data["name"] if data["revision"] else Path(data["name"]).name
     about = {**about, "data": {**data, "name": name}, "dataset": name if data["revision"] else None}
     records = [_without_paths(one) for one in records]
     latest = {**latest, "remarks": [[shown(name), text] for name, text in latest["remarks"]]}
-    card = _card(about, records, scores)
+    card = _card(about, records, scores, repo_id)
     files: dict[str, Path | bytes] = {"bank.json": _json(about), "latest.json": _json(latest)}
     files |= {"README.md": card.encode(), **{f"{name}.npy": folder / f"{name}.npy" for name in ("ids", "labels")}}
     for record, key in zip(records, latest["keys"], strict=True):
@@ -74,44 +77,33 @@ def _adopt(snapshot: Path, folder: Path, origin: str) -> None:
     """The same bank in another folder. The places that it names are somebody else's: nothing is looked for there.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, or not what it says it is.
     """
     pixels = {name: f"../../pixels/{digest(origin, name)}" for name in ("images", "statistics")}
-    try:
-        about, latest = (json.loads((snapshot / name).read_text()) for name in ("bank.json", "latest.json"))
-        on_hub = about["data"]["name"] if about["data"]["revision"] else OBJECT
-        about = {**about, "origin": origin, "dataset": on_hub, "pixels": pixels["images"]}
-        if latest["statistics"] is not None:
-            latest["statistics"] = {**latest["statistics"], "pixels": pixels["statistics"]}
-        records = {path.name: _checked(json.loads(path.read_text())) for path in snapshot.glob("logits/*.json")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"The dataset {origin} is no logit bank: {error!r}") from error
+    about, latest, records = foreign.check(snapshot, origin)
+    on_hub = about["data"]["name"] if about["data"]["revision"] else OBJECT
+    about = {**about, "origin": origin, "dataset": on_hub, "pixels": pixels["images"]}
+    if latest["statistics"] is not None:
+        latest = {**latest, "statistics": {**latest["statistics"], "pixels": pixels["statistics"]}}
     (folder / "logits").mkdir()
-    contents = {"bank.json": about, "latest.json": latest, **{f"logits/{name}": one for name, one in records.items()}}
+    contents = {"bank.json": about, "latest.json": latest}
+    contents |= {f"logits/{key}.json": _at_home(record) for key, record in records.items()}
     for name, content in contents.items():
         (folder / name).write_bytes(_json(content))
-    for path in (*snapshot.glob("*.npy"), *snapshot.glob("logits/*.npy")):
-        place = folder / path.relative_to(snapshot)
+    for name in ("ids.npy", "labels.npy", *(f"logits/{key}.npy" for key in records)):
         try:
-            os.symlink(path.resolve(), place)
+            os.symlink((snapshot / name).resolve(), folder / name)
         except OSError:  # a system without links
-            shutil.copy(path, place)
+            shutil.copy(snapshot / name, folder / name)
 
 
-def _checked(record: dict[str, Any]) -> dict[str, Any]:
-    """What a bank of the Hub says of an ingredient, if it names no place outside of a repository.
-
-    Raises:
-        ValueError: if it does.
-    """
-    parts = (record["subfolder"] or "", record["repo_id"] or "", record["revision"])
-    if any(".." in part or part.startswith(("/", "\\")) for part in parts):
-        raise ValueError(f"{record['id']} is in no repository")
+def _at_home(record: dict[str, Any]) -> dict[str, Any]:
+    """What a bank of the Hub says of an ingredient, without the places where its author had it."""
     return {
         **record,
         "folder": record["folder"] if record["repo_id"] is None else "",
         "processor_folder": None,
-        "base": record["base"] and _checked(record["base"]),
+        "base": record["base"] and _at_home(record["base"]),
     }
 
 
@@ -130,7 +122,7 @@ def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=2).encode()
 
 
-def _card(about: dict[str, Any], records: Sequence[dict[str, Any]], scores: Sequence[float]) -> str:
+def _card(about: dict[str, Any], records: Sequence[dict[str, Any]], scores: Sequence[float], repo_id: str) -> str:
     """What a visitor of the repository reads."""
     from huggingface_hub import DatasetCardData
 
@@ -139,12 +131,16 @@ def _card(about: dict[str, Any], records: Sequence[dict[str, Any]], scores: Sequ
         pretty_name=f"Logits of {len(records)} image classifiers",
         task_categories=["image-classification"],
         tags=["model-soup", "logits", "hf-radin", "arxiv:2401.17790"],
+        source_datasets=[data["name"]] if data["revision"] else None,
         viewer=False,
     )
     configuration = f", configuration {escape(data['config_name'])}" if data["config_name"] else ""
-    commit = f", commit `{data['revision']}`" if data["revision"] else ""
+    where = f"the folder {escape(data['name'])} of its author"
+    if data["revision"]:
+        place = f"https://huggingface.co/datasets/{data['name']}"
+        where = f"[{escape(data['name'])}]({place}){configuration}, commit `{escape(data['revision'])}`"
     rows = [
-        f"| {escape(record['id'])} | `{record['revision'][:19]}` | {percent(score)} |"
+        f"| {_linked(record)} | `{escape(record['revision'])}` | {percent(score)} |"
         for record, score in zip(records, scores, strict=True)
     ]
     precision = about["dtype"] + ("" if about["mixed_precision"] == "no" else f", autocast {about['mixed_precision']}")
@@ -155,8 +151,8 @@ def _card(about: dict[str, Any], records: Sequence[dict[str, Any]], scores: Sequ
 # Logits of {len(records)} image classifiers
 
 What each of these checkpoints says of {about["samples"]} images in {len(about["classes"])} classes: raw logits, kept
-in {about["logits_dtype"]}, computed in {precision} with hf_radin {about["hf_radin"]}. The images are those of
-{escape(data["name"])}{configuration}{commit}, split {escape(data["split"])}. They are not here; their labels are.
+in {escape(about["logits_dtype"])}, computed in {escape(precision)} with hf_radin {escape(about["hf_radin"])}. The
+images are those of {where}, split {escape(data["split"])}. They are not here; their labels are.
 
 | checkpoint | revision | accuracy |
 |---|---|---:|
@@ -170,10 +166,15 @@ Recipes of [model soups](https://arxiv.org/abs/2203.05482) can be scored by thei
 ```python
 import hf_radin
 
-bank = hf_radin.LogitBank.from_hub("ID/OF-THIS-REPOSITORY")
+bank = hf_radin.LogitBank.from_hub("{repo_id}")
 soup = hf_radin.radin(bank, budget=0)  # estimated, not measured; a larger budget needs images and checkpoints
 print(soup.recipe)
 ```
 
 `logits/*.npy` are arrays `(samples, classes)`, `labels.npy` and `ids.npy` `(samples,)`, all of them plain NumPy files.
 """
+
+
+def _linked(record: dict[str, Any]) -> str:
+    name = escape(record["id"])
+    return f"[{name}](https://huggingface.co/{record['repo_id']})" if record["repo_id"] else name

@@ -127,7 +127,7 @@ class Soup:
 
     def save_recipe(self, path: str | Path) -> None:
         """Write the `recipe.json` alone, which takes no checkpoint; `hf-radin average` cooks it where they are."""
-        text = json.dumps(self._fields(None), indent=2) + "\n"
+        text = json.dumps(self._fields(self.about.get("saved_dtype")), indent=2) + "\n"
         on_main_process(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:

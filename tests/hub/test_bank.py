@@ -70,8 +70,9 @@ def test_its_card_says_what_it_is(pushed, zoo):
     found = DatasetCard(text)
     assert found.data.tags == ["model-soup", "logits", "hf-radin", "arxiv:2401.17790"]
     for score, name in zip(pushed.score(np.eye(3)), pushed.ingredients.ids, strict=True):
-        assert f"| {name} | `" in text and f"| {100 * score:.2f} % |" in text
-    assert "600 images in 10 classes" in text and "split validation" in text
+        assert f"| [{name}](https://huggingface.co/{name}) | `" in text and f"| {100 * score:.2f} % |" in text
+    assert "600 images in 10 classes" in text and "split validation" in text and 'from_hub("org/bank")' in text
+    assert found.data.source_datasets == ["org/digits"]
 
 
 def test_others_search_it_without_images_and_without_checkpoints(pushed, zoo, tmp_path, nothing_runs):
@@ -179,38 +180,24 @@ def test_the_command_line_computes_pushes_and_searches(zoo, tmp_path, monkeypatc
     assert one.measurements == two.measurements and one.recipe == two.recipe
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"bank.json": None}, "is no logit bank: it has no bank.json"),
-        ({"bank.json": b"[]"}, "is no logit bank"),
-        ({"latest.json": b"{"}, "is no logit bank"),
-        ({"labels.npy": b"no array"}, r"labels\.npy can't be read"),
-        ({"labels.npy": "short"}, r"labels\.npy has the shape \(599,\), not \(600,\)"),
-        ({"logits": "short"}, r"has the shape \(599, 10\), not \(600, 10\)"),
-        ({"logits": "pickle"}, "can't be read"),
-        ({"record": ("revision", "../../../../etc")}, "is in no repository"),
-        ({"record": ("subfolder", "../../other")}, "is in no repository"),
-        ({"record": ("repo_id", "/etc")}, "is in no repository"),
-        ({"record": ("labels", None)}, "is no whole logit bank"),
-    ],
-)
-def test_a_bank_that_is_none_is_refused(pushed, zoo, tmp_path, change, message):
+def test_what_can_not_be_is_refused_and_nothing_of_it_is_kept(pushed, zoo, tmp_path):
     there = zoo.files("org/bank", repo_type="dataset")
     place = next(name for name in there if name.startswith("logits/") and name.endswith(".npy"))
-    ((name, value),) = change.items()
-    if name == "record":
-        name = place.replace(".npy", ".json")
-        value = json.dumps({**json.loads(there[name]), value[0]: value[1]}).encode()
-    elif isinstance(value, str):
-        name = place if name == "logits" else name
-        array = pushed.labels if name == "labels.npy" else pushed.logits(0)
-        array = array[:-1] if value == "short" else np.array([{}], dtype=object)
-        np.save(tmp_path / "array.npy", array, allow_pickle=True)
-        value = (tmp_path / "array.npy").read_bytes()
-    zoo.add_commit("org/bank", {name: value}, "dataset")
-    with pytest.raises(ValueError, match=message):
+    np.save(tmp_path / "one.npy", np.asfortranarray(pushed.logits(0)))
+    zoo.add_commit("org/bank", {place: (tmp_path / "one.npy").read_bytes()}, "dataset")
+    with pytest.raises(ValueError, match=r"org/bank@.* is no logit bank: .* is stored by columns"):
         hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    assert not list((tmp_path / "yours").glob("banks/*/bank.json"))
+
+
+def test_the_place_of_an_image_processor_is_nobodys_business(runs, digits, hub, tmp_path):
+    for number in range(2):
+        shutil.copytree(runs / f"ft-{number}", tmp_path / f"ft-{number}")
+        path = tmp_path / f"ft-{number}" / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "name_or_path": "/home/alice/secret"}))
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/ft-*"), digits, cache_dir=tmp_path / "cache")
+    bank.push_to_hub("org/bank")
+    assert not any(b"alice" in content for content in hub.files("org/bank", repo_type="dataset").values())
 
 
 @pytest.mark.parametrize("name", ["org/nothing", "org/ft-0", "no id"])

@@ -66,7 +66,7 @@ def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, t
     monkeypatch.setattr(
         adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
     )
-    monkeypatch.setattr(decoding, "_open", lambda value: decoded.append(1) or decode(value))
+    monkeypatch.setattr(decoding, "_open", lambda *args: decoded.append(1) or decode(*args))
 
     def compute(pattern):
         ran.clear(), decoded.clear()

@@ -50,7 +50,7 @@ def as_webdataset(folder: Path) -> None:
 def decoded(monkeypatch):
     """How many images are decoded."""
     count, decode = [], decoding._open
-    monkeypatch.setattr(decoding, "_open", lambda value: count.append(1) or decode(value))
+    monkeypatch.setattr(decoding, "_open", lambda *args: count.append(1) or decode(*args))
     return count
 
 

@@ -1,0 +1,123 @@
+"""The files of a bank on disk: where each is, what it says, and what to do with one that is broken."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from hf_radin.batchnorm import Statistics
+from hf_radin.files import remove_partials, write_atomically, write_json
+from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.records import to_record
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LATEST = "latest.json"
+BATCH_SIZE_FILE = "batch_size.json"
+
+
+def logits_path(folder: Path, ingredient: Ingredient) -> Path:
+    return folder / "logits" / f"{ingredient.key}.npy"
+
+
+def record_path(folder: Path, ingredient: Ingredient) -> Path:
+    return folder / "logits" / f"{ingredient.key}.json"
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `bank.json` says of a bank.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return dict(json.loads((folder / "bank.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
+
+
+def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
+    """Say that an ingredient's logits are complete, and whose they are."""
+    record = {**to_record(ingredient), "finite": finite}
+    write_atomically(record_path(folder, ingredient), lambda path: path.write_text(json.dumps(record, indent=2)))
+
+
+def is_finite(folder: Path, ingredient: Ingredient) -> bool:
+    """Whether all of an ingredient's logits are finite numbers."""
+    return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
+
+
+def write_latest(
+    folder: Path, ingredients: Ingredients, remarks: list[tuple[str, str]], statistics: Statistics | None
+) -> None:
+    """Say what the last computation was for: several sets of checkpoints may share a folder."""
+    write_json(folder / LATEST, latest_of(folder, ingredients, remarks, statistics))
+
+
+def latest_of(
+    folder: Path, ingredients: Ingredients, remarks: Sequence[tuple[str, str]], statistics: Statistics | None
+) -> dict[str, Any]:
+    latest: dict[str, Any] = {"keys": ingredients.keys, "remarks": remarks, "statistics": None}
+    if statistics is not None:
+        images = statistics.images
+        where = {"pixels": os.path.relpath(images.folder, folder), "size": images.size}
+        latest["statistics"] = {**where, "about": statistics.about}
+    return latest
+
+
+def read_latest(folder: Path) -> dict[str, Any]:
+    """What the last computation was for.
+
+    Raises:
+        ValueError: if none was finished: what lies there may belong to several sets that don't fit each other.
+    """
+    try:
+        return dict(json.loads((folder / LATEST).read_text()))
+    except FileNotFoundError as error:
+        raise ValueError("no computation of it was finished by this version") from error
+
+
+def discard_broken(folder: Path, ingredients: Ingredients) -> None:
+    """Remove what of a bank can't be read, or is not what the bank says: it is computed anew as if it had never been.
+
+    What was killed, or a full disk or a power cut, leaves whole files; this is for all else that happens to files.
+    """
+    remove_partials(folder, folder / "logits", *folder.glob("logits/*.parts"))
+    size = folder / BATCH_SIZE_FILE
+    if size.exists() and not _reads(lambda: int(json.loads(size.read_text())) >= 1):
+        size.unlink()
+    samples = classes = -1
+    if (folder / "bank.json").exists():
+        whole = {_reads(partial(_shape, folder / f"{name}.npy")) for name in ("ids", "labels")}
+        about: dict[str, Any] = _reads(lambda: read_about(folder)) or {}
+        samples, classes = about.get("samples", -1), len(about.get("classes", ()))
+        if whole != {(samples,)}:
+            logger.warning("%s is broken; what is in it is computed anew.", folder)
+            (folder / "bank.json").unlink()
+    for one in ingredients:
+        logits, record = logits_path(folder, one), record_path(folder, one)
+        told, shape = _reads(partial(is_finite, folder, one)), _reads(partial(_shape, logits))
+        if record.exists() and (told is None or shape != (samples, classes) or not (folder / "bank.json").exists()):
+            logger.warning("The logits of %s in %s are broken; they are computed anew.", one.id, folder)
+            record.unlink()
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    return tuple(np.load(path, mmap_mode="r").shape)
+
+
+def _reads(read: Callable[[], T]) -> T | None:
+    """What a file says; None if it can't be read."""
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
