@@ -15,6 +15,7 @@ from hf_radin import cli, options, show
 
 def main(args: argparse.Namespace) -> None:
     options.check(args)
+    options.ready_to_push(args)
 
     # The ingredients: fine-tunes of one start, vetted from their small files.
     ingredients = hf_radin.gather(args.models, **options.model_options(args))

@@ -33,8 +33,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         datasets=[data["name"]] if data["revision"] else None,
         library_name="transformers",
         license=_license(used, license),
-        metrics=sorted({name for one in soup_results for name in one["metrics"]}),
-        model_name="Model soup",
+        metrics=sorted({name for one in soup_results for name in one["metrics"]}) or None,
+        model_name="Model soup" if soup_results else None,
         pipeline_tag="image-classification",
         tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
         eval_results=[
@@ -49,7 +49,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
             )
             for one in soup_results
             for name, value in one["metrics"].items()
-        ],
+        ]
+        or None,
     )
     soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
     card = ModelCard.from_template(
@@ -68,6 +69,7 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         sentence=_sentence(fields),
         measured=fields.get("measured", True),
         bank=fields.get("bank"),
+        logits_dtype=fields.get("logits_dtype"),
         settings={
             name: fields[name] for name in ("budget", "proposals", "candidates", "seed", "accept") if name in fields
         },

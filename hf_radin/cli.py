@@ -19,13 +19,14 @@ from hf_radin.options import (
     estimate_arguments,
     model_arguments,
     model_options,
+    ready_to_push,
     search_arguments,
     search_options,
     soup_options,
     start_tracking,
     tracking_arguments,
 )
-from hf_radin.processes import MainStoppedError, leave
+from hf_radin.processes import MainStoppedError, is_main_process, leave
 from hf_radin.show import estimate_table, say, table, verdict_table
 
 SOUP = "find the best soup of some checkpoints"
@@ -97,7 +98,8 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("hf_radin").setLevel(logging.INFO)
+    # what all processes see, one says; an error is said by whom it befell
+    logging.getLogger("hf_radin").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     try:
         run(args)
         leave()
@@ -144,6 +146,7 @@ def _soup(args: argparse.Namespace) -> None:
     import hf_radin
 
     check(args)
+    ready_to_push(args)
     ingredients = hf_radin.gather(args.models, **model_options(args))
     search = search_options(args, ingredients)
     bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
@@ -154,12 +157,9 @@ def _soup(args: argparse.Namespace) -> None:
 
 def _logits(args: argparse.Namespace) -> None:
     import hf_radin
-    from hf_radin.hub import ready_repo
-    from hf_radin.processes import on_main_process
 
     start_tracking(args)
-    if args.push_to:
-        on_main_process(lambda: ready_repo(args.push_to, repo_type="dataset", private=args.private))
+    ready_to_push(args, repo_type="dataset")
     ingredients = hf_radin.gather(args.models, **model_options(args))
     bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
     say(f"The logits of {len(bank.ingredients)} checkpoints on {len(bank)} images are in {bank.folder}")
@@ -176,6 +176,12 @@ def _search(args: argparse.Namespace) -> None:
         bank = hf_radin.LogitBank.open(args.bank)
     else:
         bank = hf_radin.LogitBank.from_hub(args.bank, revision=args.revision, cache_dir=args.cache_dir)
+    away = [one.id for one in bank.ingredients if one.is_away]
+    if away and args.push_to:
+        raise ValueError(
+            f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder of somebody else's."
+        )
+    ready_to_push(args)
     soup: Soup = getattr(hf_radin, args.method)(bank, **search_options(args, bank.ingredients))
     say(table(soup))
     if not soup.away:

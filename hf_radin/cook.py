@@ -33,7 +33,10 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} holds no soup: there is no {path.name}.") from error
+        said = (
+            f"{path.parent} holds no soup: there is no {path.name}" if path.name == RECIPE else f"There is no {path}"
+        )
+        raise ValueError(f"{said}.") from error
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not a recipe: {error}") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:

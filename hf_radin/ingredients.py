@@ -93,6 +93,11 @@ class Ingredient:
         except ValueError:
             return False
 
+    @property
+    def is_away(self) -> bool:
+        """Whether it is a folder that is not here: of an ingredient of somebody else's bank that may be so."""
+        return self.repo_id is None and not self.folder.is_dir()
+
     def download(self) -> Path:
         """The folder with the weights in it, fetched from the Hub if need be.
 
@@ -102,7 +107,7 @@ class Ingredient:
         if self.base is not None:
             self.base.download()
         if self.repo_id is None:
-            if not self.folder.is_dir():
+            if self.is_away:
                 raise ValueError(
                     f"{self.id} is not here: there is no folder {self.folder}. Without it recipes can be searched "
                     "with budget=0 (--budget 0), and be cooked where it is: `hf-radin average --recipe recipe.json`."

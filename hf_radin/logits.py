@@ -170,6 +170,16 @@ def compute_logits(
         try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
         ingredients, remarks = sound(ingredients, home, strangers, weights_dtype)
         missing = [name for name in missing if name in ingredients.ids]
+        logger.info(
+            "Logits of %d checkpoints on the split %r of %s: %d to compute, on %s in %d process(es), in %s.",
+            len(ingredients),
+            opened.split,
+            opened.name,
+            len(missing),
+            accelerator.device.type,
+            accelerator.num_processes,
+            folder,
+        )
         statistics = None
         if sampled is not None:
             statistics = collect_statistics(
@@ -220,6 +230,11 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
     Raises:
         ValueError: if the bank was computed from an object that is one split.
     """
+    if bank.origin is not None and bank.request["dataset"] == OBJECT:
+        raise ValueError(
+            f"The images of the bank {bank.origin} are not on the Hub, and its split {split!r} is not either. Name no "
+            "held-out split (test_split, --test-split)."
+        )
     if bank.about["data"]["name"] == OBJECT and not isinstance(bank.request["dataset"], Mapping):
         raise ValueError(
             f"The bank in {bank.folder} was computed from a Dataset object, which has no other splits. Compute the "

@@ -93,7 +93,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         default="radin",
         help="how the soup is found; budget, proposals, candidates and seed are radin's, accept is greedy's",
     )
-    add("--budget", type=int, default=8, help="how many soups to measure, or 0 to estimate only (radin; default 8)")
+    add("--budget", type=int, help="how many soups to measure, or 0 to estimate only (radin; default 8)")
     add("--proposals", choices=("auto", "monte-carlo", "subsets"), default="auto", help="candidate recipes (radin)")
     add("--candidates", type=int, default=200, help="how many to draw by monte-carlo (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
@@ -128,16 +128,23 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is looked at."""
     from hf_radin.evaluate import load_metrics
     from hf_radin.files import check_output
-    from hf_radin.hub import ready_repo
-    from hf_radin.processes import on_main_process
 
-    if args.budget < 0:
+    if args.budget is not None and args.method != "radin":
+        raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
+    if args.budget is not None and args.budget < 0:
         raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, or 0 to estimate only.")
     check_output(args.output, overwrite=args.overwrite)
     start_tracking(args)
     load_metrics(_names(args.metrics))
+
+
+def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None:
+    """Make sure that what is asked to be pushed may be."""
+    from hf_radin.hub import ready_repo
+    from hf_radin.processes import on_main_process
+
     if args.push_to:
-        on_main_process(lambda: ready_repo(args.push_to, private=args.private))
+        on_main_process(lambda: ready_repo(args.push_to, repo_type=repo_type, private=args.private))
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +214,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     own = {"radin": ("budget", "proposals", "candidates", "seed"), "greedy": ("accept",)}.get(args.method, ())
     return {
-        **{name: getattr(args, name) for name in own},
+        **{name: getattr(args, name) for name in own if getattr(args, name) is not None},
         "metrics": _names(args.metrics),
         "test_split": args.test_split,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_radin.ingredients import Ingredient, Ingredients
@@ -75,6 +76,12 @@ def agreed_origin(ingredients: Ingredients) -> Origin:
         ValueError: if they disagree or say nothing; what each says is named, and the option that settles it.
     """
     said = {one.id: card_origin(read_card(one)) for one in ingredients}
+    elsewhere = [origin.dataset for one, origin in zip(ingredients, said.values(), strict=True) if one.repo_id]
+    paths = [name for name in elsewhere if name and Path(name).is_absolute()]
+    if paths:
+        raise ValueError(
+            f"The models' cards name {paths[0]!r}, a folder of somebody else's. Name the dataset (--dataset)."
+        )
     if len(set(said.values())) == 1 and (agreed := next(iter(said.values()))).dataset:
         return agreed
     lines = "\n".join(f"  {name}: {origin}" for name, origin in said.items())

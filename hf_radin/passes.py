@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two lines of a log, where there is no bar.
+PAUSE = 60
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -64,15 +67,24 @@ class Passes:
 
 @dataclass
 class _Meter:
-    """Tells the bar and the trackers how many images went by, each counted once a model."""
+    """Tells the bar, the trackers and, where there is no terminal, the log how many predictions were made."""
 
     bar: Any
+    total: int | None
     begun: float
     seen: int = 0
+    said: float = 0.0
 
     def update(self, images: int) -> None:
         self.bar.update(images)
         self.seen += images
+        spent = time.perf_counter() - self.begun
+        if self.bar.disable and spent > self.said + PAUSE:
+            self.said = spent
+            of = (
+                "" if self.total is None else f" of {self.total:,}, {spent * (self.total / self.seen - 1):,.0f} s left"
+            )
+            logger.info("%s predictions%s (%.0f a second).", f"{self.seen:,}", of, self.seen / spent)
         log({"logits/images per second": self.seen / (time.perf_counter() - self.begun)}, images=images)
 
 
@@ -108,8 +120,8 @@ def compute(
     accelerator = passes.running.accelerator
     left, at_once = list(ingredients), passes.models_in_memory
     total = None if samples is None else samples * len(left)
-    with progress_bar(total=total, desc="Logits", unit="image") as bar:
-        meter = _Meter(bar, time.perf_counter())
+    with progress_bar(total=total, desc="Logits", unit="prediction") as bar:
+        meter = _Meter(bar, total, time.perf_counter())
         while left:
             models = [passes.running.load(left[0])]
             if at_once == "auto":

@@ -175,6 +175,7 @@ class _Report:
             "measured": chosen.measured is not None,
             "bank": bank.origin,
             "dtype": bank.about["dtype"],
+            "logits_dtype": bank.about["logits_dtype"],
             "mixed_precision": bank.about["mixed_precision"],
             "processor": bank.about["processor"],
             "data": {name: value for name, value in bank.about["data"].items() if name != "key"},
@@ -255,6 +256,7 @@ def _measure(bank: LogitBank, recipe: Recipe, proposal: str, estimate: float, on
     predictions = _predict(bank, recipe, on_block)
     measured = float((predictions == bank.labels).mean())
     log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
+    logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, measured)
     return Measurement(recipe, proposal, estimate, measured, len(bank))
 
 

@@ -49,10 +49,12 @@ def table(soup: Soup) -> str:
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
     titles = [f"{split} {name}" for split, name in columns]
     width = max([20, *map(len, titles)]) + 2
-    lines = [f"{'':14}" + "".join(f"{title:>{width}}" for title in titles)]
+    lines = [f"{'':15}" + "".join(f"{title:>{width}}" for title in titles)]
     for row in dict.fromkeys(one.name for one in soup.results):
-        cells = (show_metric(name, scores[row, split, name]) for split, name in columns)
-        lines.append(f"{row:14}" + "".join(f"{cell:>{width}}" for cell in cells))
+        found = ((name, scores.get((row, split, name))) for split, name in columns)
+        cells = ("not measured" if value is None else show_metric(name, value) for name, value in found)
+        title = f"ensemble of {len(soup.about['ingredients'])}" if row == "ensemble" else row
+        lines.append(f"{title:15}" + "".join(f"{cell:>{width}}" for cell in cells))
     if not soup.about["measured"]:
         estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
         lines += [

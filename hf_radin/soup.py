@@ -84,7 +84,7 @@ class Soup:
     def away(self) -> list[str]:
         """Ingredients in use that are folders of somebody else's machine: of these no model can be made here."""
         used = self.ingredients.select(self.recipe.used) if self.ingredients else ()
-        return [one.id for one in used if one.repo_id is None and not one.folder.is_dir()]
+        return [one.id for one in used if one.is_away]
 
     def accuracy(self, name: str, split: str) -> float:
         """Accuracy of one row of the results, in [0, 1]."""

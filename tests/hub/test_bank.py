@@ -163,6 +163,13 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert cli.main(command) == 0
     assert cli.main(["search", "org/bank", "--output", "other", "--cache-dir", "yours"]) == 2
     assert "with budget=0" in capsys.readouterr().err
+    before = len(hub.requests)
+    assert cli.main(["search", "org/bank", "--budget", "0", "--cache-dir", "yours", "--push-to", "org/new"]) == 2
+    assert "--push-to org/new: no soup can be made here" in capsys.readouterr().err
+    assert not [one for one in hub.requests[before:] if one.method == "POST"]
+    yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours")
+    with pytest.raises(ValueError, match=r"images of the bank org/bank@.* are not on the Hub, and its split 'test'"):
+        hf_radin.radin(yours, budget=0, test_split="test")
     with pytest.raises(ValueError, match=r"The images of the bank org/bank@.* are not on the Hub"):
         next(hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours").images.stream(0, 1))
 

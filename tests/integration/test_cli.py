@@ -204,3 +204,30 @@ def test_an_odd_card_of_an_ingredient_does_no_harm(two, digits, cache, cwd):
     for folder in two.iterdir():
         (folder / "README.md").write_text(odd)
     assert soup("--models", f"{two}/*", "--dataset", digits, "--cache-dir", cache) == 0
+
+
+def test_an_estimate_may_be_proved_on_another_split(runs, digits, cache, cwd, capsys):
+    options = ["--dataset", digits, "--cache-dir", cache, "--test-split", "test"]
+    assert soup("--models", f"{runs}/ft-*", *options, "--budget", "0") == 0
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if line.startswith("soup "))
+    single = "Estimated, not measured" not in said  # then the best single model is returned, which is known
+    assert ("not measured" in row) != single and row.count("%") == 1 + single
+    assert "ensemble of 5" in said
+
+
+@pytest.mark.parametrize("method", ["greedy", "uniform", "best_single"])
+def test_a_budget_that_nobody_keeps_to_is_refused(runs, digits, cwd, capsys, method):
+    assert soup("--models", f"{runs}/ft-*", "--dataset", digits, "--method", method, "--budget", "0") == 2
+    assert f"--budget 0: only radin has a budget; {method} measures" in capsys.readouterr().err
+
+
+def test_a_log_without_a_terminal_says_how_it_goes(runs, digits, tmp_path, cwd, caplog, monkeypatch):
+    from hf_radin import passes
+
+    monkeypatch.setattr(passes, "PAUSE", 0)
+    assert soup("--models", f"{runs}/ft-[012]", "--dataset", digits, "--cache-dir", tmp_path, "--budget", "1") == 0
+    assert (
+        "Logits of 3 checkpoints on the split 'validation' of" in caplog.text and "3 to compute, on cpu" in caplog.text
+    )
+    assert "768 predictions of 1,800, " in caplog.text and "Soup of " in caplog.text

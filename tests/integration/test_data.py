@@ -299,7 +299,7 @@ def test_classes_that_are_numbers_in_another_order_are_matched_by_number():
 def test_what_is_not_the_images_fault_is_not_skipped(gathered, tmp_path, monkeypatch):
     from hf_radin import decoding
 
-    def fail(value):
+    def fail(*_):
         raise MemoryError
 
     monkeypatch.setattr(decoding, "_open", fail)
