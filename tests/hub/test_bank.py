@@ -164,7 +164,12 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert cli.main(["search", "org/bank", "--output", "other", "--cache-dir", "yours"]) == 2
     assert "with budget=0" in capsys.readouterr().err
     before = len(hub.requests)
-    assert cli.main(["search", "org/bank", "--budget", "0", "--cache-dir", "yours", "--push-to", "org/new"]) == 2
+    assert (
+        cli.main(
+            ["search", "org/bank", "--budget", "0", "--cache-dir", "yours", "--output", "more", "--push-to", "org/new"]
+        )
+        == 2
+    )
     assert "--push-to org/new: no soup can be made here" in capsys.readouterr().err
     assert not [one for one in hub.requests[before:] if one.method == "POST"]
     yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours")
