@@ -6,14 +6,40 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hf_radin.propose import Candidates
+from hf_radin.propose import Candidates, equal_parts
+
+# By how much of their weight the measured candidates differ at least, where they are sought by their scores.
+APART = 0.1
+
+# How many of the best subsets local search starts from.
+STARTS = 5
 
 # From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
 Score = Callable[[np.ndarray], np.ndarray]
+
+
+def seek(drawn: Candidates, scores: np.ndarray, score: Score, kinds: Sequence[str]) -> tuple[Candidates, np.ndarray]:
+    """The drawn candidates and those that are sought from there, and the scores of all.
+
+    Args:
+        drawn: the first of them are the singles.
+        scores: theirs, `(recipes,)`.
+        kinds: `forward`, `local`; others add nothing.
+    """
+    models, found = drawn.weights.shape[1], drawn
+    if "forward" in kinds:
+        found += forward(models, score)
+    if "local" in kinds:
+        equal = (drawn.weights > 0) / (drawn.weights > 0).sum(axis=1, keepdims=True)
+        subsets = np.flatnonzero((drawn.weights == equal).all(axis=1))
+        for row in subsets[np.argsort(-scores[subsets], kind="stable")][:STARTS]:
+            found += local_search(drawn.weights[row] > 0, score)
+    new = found.weights[len(drawn.weights) :]
+    return found, np.concatenate([scores, score(new)]) if len(new) else scores
 
 
 def forward(models: int, score: Score, *, steps: int | None = None) -> Candidates:
@@ -46,25 +72,19 @@ def local_search(members: np.ndarray, score: Score) -> Candidates:
         the subset that it ends with, if it is another.
     """
     start = members = np.asarray(members, dtype=bool)
-    best = float(score(_equal_parts(members[None]))[0])
+    best = float(score(equal_parts(members[None]))[0])
     while True:
         near = _neighbours(members)
-        scores = score(_equal_parts(near))
+        scores = score(equal_parts(near))
         place = int(np.argmax(scores))
         if scores[place] <= best:
             break
         best, members = float(scores[place]), near[place]
     found = members[None][: int((members != start).any())]
-    return Candidates(_equal_parts(found), ("local",) * len(found))
+    return Candidates(equal_parts(found), ("local",) * len(found))
 
 
-def dirichlet(models: int, *, count: int = 200, seed: int = 0) -> Candidates:
-    """Mixtures drawn evenly from the whole simplex."""
-    rows = np.random.default_rng(seed).dirichlet(np.ones(models), size=count)
-    return Candidates(rows / rows.sum(axis=1, keepdims=True), ("dirichlet",) * count)
-
-
-def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: float = 0.1) -> list[int]:
+def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: float = APART) -> list[int]:
     """The places of `count` good candidates that differ: eight copies of one soup are one measurement for eight.
 
     From the best down each is taken that differs from all that were taken in more than `apart` of its weight (half the
@@ -95,7 +115,3 @@ def _neighbours(members: np.ndarray) -> np.ndarray:
     for row, change in zip(near, changes, strict=True):
         row[change] = ~row[change]
     return near
-
-
-def _equal_parts(members: np.ndarray) -> np.ndarray:
-    return members / members.sum(axis=1, keepdims=True)

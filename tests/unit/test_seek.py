@@ -5,7 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hf_radin.seek import dirichlet, forward, local_search, shortlist
+from hf_radin.propose import dirichlet
+from hf_radin.seek import forward, local_search, shortlist
 
 MODELS = 7
 TARGET = np.array([0.5, 0.25, 0.25, 0, 0, 0, 0])
