@@ -94,8 +94,9 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the soup is found; budget, proposals, candidates and seed are radin's, accept is greedy's",
     )
     add("--budget", type=int, help="how many soups to measure, or 0 to estimate only (radin; default 8)")
-    add("--proposals", choices=("auto", "monte-carlo", "subsets"), default="auto", help="candidate recipes (radin)")
-    add("--candidates", type=int, default=200, help="how many to draw by monte-carlo (default 200)")
+    kinds = "kinds of candidate recipes (radin): auto, monte-carlo, subsets, dirichlet, forward, local; with commas"
+    add("--proposals", default="auto", metavar="KINDS", help=kinds)
+    add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
     add("--seed", type=int, default=0, help="of the candidates drawn by monte-carlo (default 0)")

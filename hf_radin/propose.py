@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# What draws its candidates blindly, and what seeks them by their scores (seek.py).
+DRAWN = ("auto", "monte-carlo", "subsets", "dirichlet")
+SOUGHT = ("forward", "local")
+
 # Up to here all subsets are fewer than 4096, and none needs to be left to chance.
 EXHAUSTIVE_UP_TO = 12
 
@@ -28,27 +32,45 @@ class Candidates:
 
 
 def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int = 0) -> Candidates:
-    """Candidates for `models` ingredients: the singles, the uniform soup, and subsets of equal weights.
+    """Candidates for `models` ingredients that are drawn blindly: the singles, the uniform soup, and others.
 
     Args:
-        proposals: `monte-carlo` draws subsets as the paper does; `subsets` takes all of them; `auto` takes all up to
-            12 ingredients (at most 4095 recipes) and draws beyond.
-        count: how many subsets are drawn (200 in the paper).
+        proposals: kinds, separated by commas. `monte-carlo` draws subsets in equal parts as the paper does; `subsets`
+            takes all of them; `auto` takes all up to 12 ingredients (at most 4095 recipes) and draws beyond;
+            `dirichlet` draws mixtures of unequal parts. Kinds that are sought by their scores add nothing here.
+        count: how many are drawn of each kind (200 in the paper).
 
     Raises:
         ValueError: for an unknown kind, or all subsets of more than 20 ingredients.
     """
-    if proposals not in ("auto", "monte-carlo", "subsets"):
-        raise ValueError(f"proposals={proposals!r}: it is 'auto', 'monte-carlo' or 'subsets'.")
+    kinds = split_kinds(proposals)
     for name, value, least in (("candidates", count, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name}={value!r}: it is a whole number, at least {least}.")
-    if proposals == "subsets" and models > 20:
+    if "subsets" in kinds and models > 20:
         raise ValueError(f"{models} ingredients have 2^{models} - 1 subsets; take proposals='monte-carlo'.")
-    always = singles(models) + uniform(models)
-    if proposals == "subsets" or (proposals == "auto" and models <= EXHAUSTIVE_UP_TO):
-        return always + subsets(models)
-    return always + monte_carlo(models, count=count, seed=seed)
+    found = singles(models) + uniform(models)
+    if "subsets" in kinds or ("auto" in kinds and models <= EXHAUSTIVE_UP_TO):
+        found += subsets(models)
+    elif "auto" in kinds or "monte-carlo" in kinds:
+        found += monte_carlo(models, count=count, seed=seed)
+    if "dirichlet" in kinds:
+        found += dirichlet(models, count=count, seed=seed)
+    return found
+
+
+def split_kinds(proposals: str) -> tuple[str, ...]:
+    """The kinds that stand between the commas.
+
+    Raises:
+        ValueError: if there is none, or an unknown one.
+    """
+    kinds = tuple(kind.strip() for kind in str(proposals).split(","))
+    for kind in kinds:
+        if kind not in DRAWN + SOUGHT:
+            known = ", ".join(map(repr, DRAWN + SOUGHT))
+            raise ValueError(f"proposals={proposals!r}: it is one of {known}, or several with commas between.")
+    return kinds
 
 
 def singles(models: int) -> Candidates:
@@ -58,14 +80,14 @@ def singles(models: int) -> Candidates:
 
 def uniform(models: int) -> Candidates:
     """All ingredients in equal parts."""
-    return Candidates(_equal_parts(np.ones((1, models), dtype=bool)), ("uniform",))
+    return Candidates(equal_parts(np.ones((1, models), dtype=bool)), ("uniform",))
 
 
 def subsets(models: int) -> Candidates:
     """All subsets in equal parts: the small ones first."""
     members = (np.arange(1, 1 << models)[:, None] >> np.arange(models)) & 1  # (subsets, models)
     members = members[np.argsort(members.sum(axis=1), kind="stable")]
-    return Candidates(_equal_parts(members.astype(bool)), ("subset",) * len(members))
+    return Candidates(equal_parts(members.astype(bool)), ("subset",) * len(members))
 
 
 def monte_carlo(models: int, *, count: int = 200, seed: int = 0) -> Candidates:
@@ -81,9 +103,15 @@ def monte_carlo(models: int, *, count: int = 200, seed: int = 0) -> Candidates:
         members[generator.choice(models, size=generator.integers(2, models), replace=False)] = True
         drawn.setdefault(members.tobytes(), members)
     members = np.stack(list(drawn.values())) if drawn else np.zeros((0, models), dtype=bool)
-    return Candidates(_equal_parts(members), ("monte-carlo",) * len(members))
+    return Candidates(equal_parts(members), ("monte-carlo",) * len(members))
 
 
-def _equal_parts(members: np.ndarray) -> np.ndarray:
+def dirichlet(models: int, *, count: int = 200, seed: int = 0) -> Candidates:
+    """Mixtures drawn evenly from the whole simplex."""
+    rows = np.random.default_rng(seed).dirichlet(np.ones(models), size=count)
+    return Candidates(rows / rows.sum(axis=1, keepdims=True), ("dirichlet",) * count)
+
+
+def equal_parts(members: np.ndarray) -> np.ndarray:
     """Boolean rows `(recipes, models)` to rows on the simplex."""
     return members / members.sum(axis=1, keepdims=True)

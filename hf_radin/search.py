@@ -15,8 +15,9 @@ from hf_radin.bank import LogitBank
 from hf_radin.evaluate import compute_metrics, load_metrics, measure
 from hf_radin.logits import of_split
 from hf_radin.processes import log, on_main_process, progress_bar
-from hf_radin.propose import propose
+from hf_radin.propose import SOUGHT, Candidates, propose, split_kinds
 from hf_radin.recipe import Measurement, Recipe, Result
+from hf_radin.seek import APART, seek, shortlist
 from hf_radin.soup import Soup, versions
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def radin(
     budget: int = 8,
     proposals: str = "auto",
     candidates: int = 200,
+    recipes: Sequence[Recipe] = (),
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -44,8 +46,11 @@ def radin(
         bank: logits of the ingredients on the split that chooses.
         budget: how many candidates to measure, each one pass over the split. With 0 no model runs and no image is
             read: the candidate of the best estimate is returned, and its recipe and card say that it was not measured.
-        proposals: `auto`, `monte-carlo` or `subsets`; see `propose.propose`.
-        candidates: how many are drawn by Monte-Carlo.
+        proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `auto`, `monte-carlo`, `subsets`,
+            `dirichlet` (see `propose.propose`). Sought by their estimates: `forward` and `local` (see `seek`); with
+            one of these the measured candidates differ from each other in more than a tenth of their weight.
+        candidates: how many are drawn of each kind.
+        recipes: candidates of your own.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in the evaluate library.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
@@ -58,14 +63,22 @@ def radin(
     if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 0:
         raise ValueError(f"budget={budget!r}: it is the number of soups to measure, or 0 to estimate only.")
     report = _Report(bank, test_split, metric, metrics)
-    found = on_main_process(lambda: propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed))
-    estimates = on_main_process(lambda: bank.score(found.weights))
-    ranked = [row for row in np.argsort(-estimates, kind="stable") if found.proposals[row] != "single"]
-    best = [(_recipe(bank, found.weights[row]), found.proposals[row], float(estimates[row])) for row in ranked]
-    if budget == 0:
-        soups = [Measurement(*best[0], measured=None, images=0)]
-    else:
-        soups = _measure_all(bank, best[:budget] + [one for one in best[budget:] if one[1] == "uniform"])
+    kinds, own = split_kinds(proposals), _own(bank, recipes)
+
+    def rank() -> tuple[Candidates, np.ndarray]:
+        drawn = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed) + own
+        return seek(drawn, bank.score(drawn.weights), bank.score, kinds)
+
+    found, estimates = on_main_process(rank)
+    rows = np.array([row for row, kind in enumerate(found.proposals) if kind != "single"])
+    apart = APART if set(kinds) & set(SOUGHT) else 0.0  # what is sought by its score comes in near copies
+    shortlisted = rows[shortlist(found.weights[rows], estimates[rows], max(1, budget), apart=apart)]
+    baseline = [row for row in rows if found.proposals[row] == "uniform" and row not in shortlisted]
+    best = [
+        (_recipe(bank, found.weights[row]), found.proposals[row], float(estimates[row]))
+        for row in (*shortlisted, *baseline)
+    ]
+    soups = _measure_all(bank, best) if budget else [Measurement(*best[0], measured=None, images=0)]
     measured = _singles(bank) + soups
     settings = {"budget": int(budget), "proposals": proposals, "candidates": int(candidates), "seed": int(seed)}
     settings["scored"] = len(found.proposals)  # with singles and uniform, or all subsets
@@ -232,6 +245,18 @@ def _recipe(bank: LogitBank, weights: np.ndarray) -> Recipe:
 def _weights(bank: LogitBank, recipe: Recipe) -> np.ndarray:
     """A recipe as a row `(models,)` in the order of the bank."""
     return np.array([recipe.used.get(name, 0.0) for name in bank.ingredients.ids])
+
+
+def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
+    """A user's recipes as candidates.
+
+    Raises:
+        ValueError: if one names an ingredient that the bank does not have.
+    """
+    for recipe in recipes:
+        bank.ingredients.select(recipe.used)
+    rows = [_weights(bank, recipe) for recipe in recipes]
+    return Candidates(np.array(rows).reshape(-1, len(bank.ingredients)), ("own",) * len(rows))
 
 
 def _estimate(bank: LogitBank, recipe: Recipe) -> float:

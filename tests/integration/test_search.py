@@ -297,3 +297,30 @@ def test_numbers_of_numpy_are_numbers(bank, tmp_path):
     soup = hf_radin.radin(bank, budget=np.int64(2), seed=np.int64(1), metrics="accuracy")
     soup.save_pretrained(tmp_path / "soup")
     assert hf_radin.Soup.from_pretrained(tmp_path / "soup").about["seed"] == 1
+
+
+@pytest.mark.parametrize("kinds", ["forward", "monte-carlo,forward", "local", "dirichlet,local,forward"])
+def test_what_is_sought_is_estimated_no_lower_than_what_is_drawn(bank, kinds):
+    drawn = hf_radin.radin(bank, budget=0, proposals="monte-carlo", candidates=3)
+    found = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
+    assert found.measurements[-1].estimate >= drawn.measurements[-1].estimate
+    again = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
+    assert again.measurements == found.measurements
+
+
+def test_what_is_sought_is_measured_where_it_differs(bank):
+    soup = hf_radin.radin(bank, budget=4, proposals="forward,local,dirichlet")
+    rows = np.array([[one.recipe.used.get(name, 0) for name in bank.ingredients.ids] for one in soup.measurements[5:]])
+    distance = np.abs(rows[:, None] - rows[None]).sum(axis=2) / 2
+    assert len(rows) in (4, 5) and distance[~np.eye(len(rows), dtype=bool)].min() > 0
+    assert (distance[:4, :4][~np.eye(4, dtype=bool)] > 0.1).all()
+
+
+def test_recipes_of_your_own_are_candidates(bank):
+    ids = bank.ingredients.ids
+    mine = hf_radin.Recipe((ids[3], ids[0]), (0.75, 0.25))
+    soup = hf_radin.radin(bank, budget=1000, proposals="monte-carlo", candidates=3, recipes=[mine])
+    (own,) = [one for one in soup.measurements if one.proposal == "own"]
+    assert own.recipe.used == {ids[0]: 0.25, ids[3]: 0.75} and own.images == 600
+    with pytest.raises(ValueError, match="No ingredient 'other'"):
+        hf_radin.radin(bank, recipes=[hf_radin.Recipe.uniform(["other"])])

@@ -12,7 +12,7 @@ import pytest
 import hf_radin
 
 PACKAGE = Path(hf_radin.__file__).parent
-GROUND_FLOOR = {"checkpoint", "modeling", "lora", "kinship", "recipe", "ensemble", "propose", "files"}
+GROUND_FLOOR = {"checkpoint", "modeling", "lora", "kinship", "recipe", "ensemble", "propose", "seek", "files"}
 
 
 def test_importing_loads_neither_torch_nor_transformers_and_is_fast():

@@ -1,0 +1,117 @@
+"""Candidate recipes that are sought by their scores, and a shortlist of candidates that differ.
+
+A score costs no forward pass, so these may ask for many. Each is a pure function of the scores: the same in every
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hf_radin.propose import Candidates, equal_parts
+
+# By how much of their weight the measured candidates differ at least, where they are sought by their scores.
+APART = 0.1
+
+# How many of the best subsets local search starts from.
+STARTS = 5
+
+# From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
+Score = Callable[[np.ndarray], np.ndarray]
+
+
+def seek(drawn: Candidates, scores: np.ndarray, score: Score, kinds: Sequence[str]) -> tuple[Candidates, np.ndarray]:
+    """The drawn candidates and those that are sought from there, and the scores of all.
+
+    Args:
+        drawn: the first of them are the singles.
+        scores: theirs, `(recipes,)`.
+        kinds: `forward`, `local`; others add nothing.
+    """
+    models, found = drawn.weights.shape[1], drawn
+    if "forward" in kinds:
+        found += forward(models, score)
+    if "local" in kinds:
+        equal = (drawn.weights > 0) / (drawn.weights > 0).sum(axis=1, keepdims=True)
+        subsets = np.flatnonzero((drawn.weights == equal).all(axis=1))
+        for row in subsets[np.argsort(-scores[subsets], kind="stable")][:STARTS]:
+            found += local_search(drawn.weights[row] > 0, score)
+    new = found.weights[len(drawn.weights) :]
+    return found, np.concatenate([scores, score(new)]) if len(new) else scores
+
+
+def forward(models: int, score: Score, *, steps: int | None = None) -> Candidates:
+    """Forward selection with replacement (Caruana et al. 2004): each step adds the ingredient that helps most.
+
+    An ingredient may be added again, which gives it more weight. All mixtures on the way are candidates, since the
+    score may fall before it rises.
+
+    Args:
+        steps: how many ingredients are added; by default twice as many as there are.
+    """
+    parts = np.zeros(models)
+    found: dict[bytes, np.ndarray] = {}
+    for _ in range(steps or 2 * models):
+        trials = parts + np.eye(models)
+        rows = trials / trials.sum(axis=1, keepdims=True)
+        best = int(np.argmax(score(rows)))  # of equals the first
+        parts = trials[best]
+        found.setdefault(rows[best].tobytes(), rows[best])
+    return Candidates(np.stack(list(found.values())), ("forward",) * len(found))
+
+
+def local_search(members: np.ndarray, score: Score) -> Candidates:
+    """From a subset in equal parts to better ones: one ingredient is added, dropped or swapped until nothing helps.
+
+    Args:
+        members: bool `(models,)`, the subset to start from.
+
+    Returns:
+        the subset that it ends with, if it is another.
+    """
+    start = members = np.asarray(members, dtype=bool)
+    best = float(score(equal_parts(members[None]))[0])
+    while True:
+        near = _neighbours(members)
+        scores = score(equal_parts(near))
+        place = int(np.argmax(scores))
+        if scores[place] <= best:
+            break
+        best, members = float(scores[place]), near[place]
+    found = members[None][: int((members != start).any())]
+    return Candidates(equal_parts(found), ("local",) * len(found))
+
+
+def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: float = APART) -> list[int]:
+    """The places of `count` good candidates that differ: eight copies of one soup are one measurement for eight.
+
+    From the best down each is taken that differs from all that were taken in more than `apart` of its weight (half the
+    sum of absolute differences, the total variation). Where there are not so many, the best of the others fill up.
+
+    Args:
+        weights: `(recipes, models)`.
+        scores: `(recipes,)`.
+    """
+    ranked = np.argsort(-scores, kind="stable")
+    taken: list[int] = []
+    for row in ranked:
+        if len(taken) == count:
+            break
+        if not taken or (np.abs(weights[taken] - weights[row]).sum(axis=1) > 2 * apart).all():
+            taken.append(int(row))
+    left = [int(row) for row in ranked if int(row) not in set(taken)]
+    return taken + left[: count - len(taken)]
+
+
+def _neighbours(members: np.ndarray) -> np.ndarray:
+    """The subsets that differ by one ingredient added, dropped or swapped; none is empty: bool `(subsets, models)`."""
+    inside, outside = np.flatnonzero(members), np.flatnonzero(~members)
+    changes = [[one] for one in outside]
+    changes += [[one] for one in inside if len(inside) > 1]
+    changes += [[one, other] for one in inside for other in outside]
+    near = np.repeat(members[None], len(changes), axis=0)
+    for row, change in zip(near, changes, strict=True):
+        row[change] = ~row[change]
+    return near

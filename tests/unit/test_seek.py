@@ -1,0 +1,79 @@
+"""Candidates that are sought by their scores get better, stay on the simplex, and differ."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from hf_radin.propose import dirichlet
+from hf_radin.seek import forward, local_search, shortlist
+
+MODELS = 7
+TARGET = np.array([0.5, 0.25, 0.25, 0, 0, 0, 0])
+
+
+def nearness(rows: np.ndarray) -> np.ndarray:
+    """A score that one mixture has most of."""
+    return -((rows - TARGET) ** 2).sum(axis=1)
+
+
+def on_simplex(rows: np.ndarray) -> bool:
+    return bool(np.allclose(rows.sum(axis=1), 1) and (rows >= 0).all())
+
+
+def test_forward_selection_finds_a_mixture_of_unequal_parts():
+    found = forward(MODELS, nearness)
+    assert on_simplex(found.weights) and set(found.proposals) == {"forward"}
+    assert (found.weights == TARGET).all(axis=1).any()  # 2, 1 and 1 parts
+    assert len({row.tobytes() for row in found.weights}) == len(found.weights) <= 2 * MODELS
+
+
+def test_forward_selection_begins_with_the_best_single_and_adds_one_part_at_a_time():
+    found = forward(MODELS, nearness, steps=5)
+    assert (found.weights[0] == np.eye(MODELS)[0]).all()
+    for parts, row in enumerate(found.weights, start=1):
+        assert np.allclose(row * parts, np.round(row * parts))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_local_search_ends_where_no_neighbour_is_better(seed):
+    table = dict(zip(product((0, 1), repeat=5), np.random.default_rng(seed).normal(size=32), strict=True))
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        return np.array([table[tuple(int(weight > 0) for weight in row)] for row in rows])
+
+    start = np.array([1, 1, 0, 0, 0], bool)
+    found = local_search(start, score)
+    end = found.weights[0] > 0 if len(found.weights) else start
+    if len(found.weights):
+        assert on_simplex(found.weights) and score(end[None])[0] > score(start[None])[0]
+    members = np.array(list(table), bool)[1:]
+    changed = (members != end).sum(axis=1)
+    swapped = (changed == 2) & (members.sum(axis=1) == end.sum())
+    near = members[(changed == 1) | swapped]
+    assert score(near).max() <= score(end[None])[0]
+
+
+def test_a_subset_that_can_not_be_bettered_gives_nothing():
+    assert len(local_search(np.array([1, 1, 1], bool), lambda rows: (rows > 0).sum(axis=1)).weights) == 0
+
+
+def test_dirichlet_draws_lie_on_the_simplex_and_depend_on_the_seed():
+    one, same, other = (dirichlet(MODELS, count=50, seed=seed).weights for seed in (1, 1, 2))
+    assert on_simplex(one) and (one == same).all() and (one != other).any()
+
+
+def test_a_shortlist_holds_the_best_and_no_two_alike():
+    rows = np.concatenate([np.eye(3)[:1] + 1e-3 * np.random.default_rng(0).dirichlet(np.ones(3), 20), np.eye(3)[1:]])
+    rows /= rows.sum(axis=1, keepdims=True)
+    scores = np.concatenate([np.linspace(0.9, 0.8, 21)[:-1], [0.5, 0.4]])
+    assert shortlist(rows, scores, 3) == [0, 20, 21]
+    assert shortlist(rows, scores, 5) == [
+        0,
+        20,
+        21,
+        1,
+        2,
+    ]  # the best of the others, where there are no more that differ
+    assert shortlist(rows, scores, 100)[:3] == [0, 20, 21] and sorted(shortlist(rows, scores, 100)) == list(range(22))
+    assert shortlist(rows, scores, 2, apart=0) == [0, 1]
