@@ -9,7 +9,6 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("budget", "proposals", "candidates", "scored", "seed", "accept")
 SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
