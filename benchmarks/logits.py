@@ -372,8 +372,8 @@ def memory(folder: Path, rounds: int, seed: int) -> None:
     )
     size, weights, peak, compute, opening, scoring = json.loads(run.stdout)
     print(
-        f"- {models} models x {MEMORY.images} images x {classes} classes in float16: {size / 1e9:.1f} GB of logits, by "
-        f"a process limited to {limit / 1e9:.1f} GB more than its imports (models: {weights / 1e6:.0f} MB)\n"
+        f"- {models} models x {MEMORY.images} images x {classes} classes in float16: {size / 1e9:.1f} GB of logits, "
+        f"by a process limited to {limit / 1e9:.1f} GB more than its imports (models: {weights / 1e6:.0f} MB)\n"
         f"- peak resident memory beyond the imports: {peak / 1e6:.0f} MB\n"
         f"- computed in {compute:.0f} s, opened in {opening:.1f} s, 8 recipes scored in {scoring:.0f} s"
     )

@@ -12,7 +12,8 @@ import pytest
 import hf_radin
 
 PACKAGE = Path(hf_radin.__file__).parent
-GROUND_FLOOR = {"checkpoint", "modeling", "lora", "kinship", "recipe", "ensemble", "propose", "files"}
+GROUND_FLOOR = {"checkpoint", "modeling", "lora", "kinship", "recipe", "propose", "files"}
+GROUND_FLOOR |= {"ensemble", "pruning", "scoring"}
 
 
 def test_importing_loads_neither_torch_nor_transformers_and_is_fast():
