@@ -252,10 +252,9 @@ class LogitBank:
                 return pruning.prune(self._all_logits(), top=top, threads=threads, on_block=bar.update)
 
         if top not in self._pruned:
-            files = [logits_path(self.folder, one).stat() for one in self.ingredients]
-            stamp = digest([[one.st_size, one.st_mtime_ns] for one in files])
+            sources = [logits_path(self.folder, one) for one in self.ingredients]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
-            self._pruned[top] = pruning.kept(path, stamp, make)
+            self._pruned[top] = pruning.kept(path, sources, make)
         return self._pruned[top]
 
     def _check_shapes(self) -> None:

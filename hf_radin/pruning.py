@@ -104,15 +104,12 @@ class Pruned:
             image, entry = image + n, entry + k * n
 
 
-def kept(path: Path, stamp: str, make: Callable[[], Pruned]) -> Pruned:
-    """What lies at `path`, if it is whole and has this stamp; else it is made, and kept there if there is room.
-
-    Args:
-        stamp: says what it was made of.
-    """
+def kept(path: Path, sources: Sequence[Path], make: Callable[[], Pruned]) -> Pruned:
+    """What lies at `path`, if it is whole and no source of it is newer; else it is made, and kept if it can be."""
     try:
-        with np.load(path) as found:
-            if str(found["stamp"]) == stamp:
+        made_at = path.stat().st_mtime_ns
+        if all(one.stat().st_mtime_ns <= made_at for one in sources):
+            with np.load(path) as found:
                 return Pruned(**{name: found[name] for name in _ARRAYS}, top=int(found["top"]))
     except FileNotFoundError:
         pass
@@ -121,7 +118,7 @@ def kept(path: Path, stamp: str, make: Callable[[], Pruned]) -> Pruned:
     made = make()
     arrays = {name: getattr(made, name) for name in _ARRAYS}
     try:
-        write_atomically(path, partial(np.savez, stamp=np.array(stamp), top=np.array(made.top), **arrays))
+        write_atomically(path, partial(np.savez, top=np.array(made.top), **arrays))
     except OSError as error:
         logger.warning("The pruned logits can't be kept, and are made again when they are needed again: %s", error)
     return made

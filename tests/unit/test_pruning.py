@@ -1,5 +1,7 @@
 """What is pruned and scored fast predicts what the dense computation does, image by image, ties and all."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -209,30 +211,33 @@ def test_what_is_no_logit_is_refused():
 
 
 def test_what_is_kept_is_read_again_and_made_anew_where_it_must(tmp_path):
-    path, made = tmp_path / "pruned" / "one.npz", []
+    path, source, made = tmp_path / "pruned" / "one.npz", tmp_path / "logits.npy", []
+    source.touch()
 
     def make(top: int = 1) -> pruning.Pruned:
         made.append(top)
         return prune(BANKS["related"].astype(np.float16), top=top)
 
-    first = pruning.kept(path, "a", make)
-    again = pruning.kept(path, "a", make)
+    first = pruning.kept(path, [source], make)
+    again = pruning.kept(path, [source], make)
     assert len(made) == 1 and again.top == first.top == 1
     for name in pruning._ARRAYS:
         one, other = getattr(first, name), getattr(again, name)
         assert (one == other).all() and one.dtype == other.dtype
-    pruning.kept(path, "b", make)  # of other logits
+    os.utime(source, ns=(0, path.stat().st_mtime_ns + 1))  # other logits
+    pruning.kept(path, [source], make)
     assert len(made) == 2
+    os.utime(source, (0, 0))
     whole = path.read_bytes()
     for broken in (b"", b"no archive", whole[:500], whole[: len(whole) // 2], whole[:3000] + b"?" + whole[3001:]):
         path.write_bytes(broken)
         count = len(made)
-        assert (pruning.kept(path, "b", make).logits == first.logits).all()
+        assert (pruning.kept(path, [source], make).logits == first.logits).all()
         assert len(made) == count + 1
-    assert path.read_bytes()[:4] == whole[:4] and not list(path.parent.glob(".*"))
+    assert path.read_bytes() == whole and not list(path.parent.glob(".*"))
 
 
 def test_a_folder_that_can_not_be_written_to_costs_only_time(tmp_path, caplog):
     (tmp_path / "pruned").write_text("a file where the folder should be")
-    found = pruning.kept(tmp_path / "pruned" / "one.npz", "a", lambda: prune(BANKS["related"].astype(np.float16)))
+    found = pruning.kept(tmp_path / "pruned" / "one.npz", [], lambda: prune(BANKS["related"].astype(np.float16)))
     assert len(found.images) == 300 and "can't be kept" in caplog.text
