@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from hf_radin import adapter, ensemble, hub, sharing
+from hf_radin import adapter, ensemble, hub, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics, sample_source
 from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.decoding import Source
+from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, read_about, read_latest
 from hf_radin.prepared import Images, find_home
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
+
+# Threads that prune logits: they are read faster than more could compare them, and each takes memory.
+MOST_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,7 @@ class LogitBank:
     statistics: Statistics | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     origin: str | None = None
+    _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> LogitBank:
@@ -203,23 +209,49 @@ class LogitBank:
     def __len__(self) -> int:
         return int(self.about["samples"])
 
-    def score(self, recipes: np.ndarray | Sequence[Sequence[float]], metric: str = "accuracy") -> np.ndarray:
+    def score(
+        self, recipes: np.ndarray | Sequence[Sequence[float]], metric: str = "accuracy", *, device: str = "cpu"
+    ) -> np.ndarray:
         """Exact scores of the ensembles of some recipes, `(recipes,)`; no model runs.
 
         Args:
             recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex.
-            metric: `accuracy`.
+            metric: `accuracy`, `balanced_accuracy`, `f1` (the mean over classes), `mcc` or `top5_accuracy`, from the
+                classes that can win (`pruned`); or `cross_entropy`, for which all logits are read, and less is better.
+            device: where logits are mixed: `cpu`, or one that torch knows. Predictions are the same.
+
+        Raises:
+            ValueError: for another metric, or what is no recipe.
         """
-        if metric != "accuracy":
-            raise ValueError(f"metric={metric!r}: recipes are scored by 'accuracy'.")
+        scoring.check_metric(metric)
         rows = ensemble.check_recipes(np.asarray(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
-            hits = ensemble.count_hits(self._all_logits(), self.labels, rows, on_block=bar.update)
-        return hits / len(self)
+            if metric == "cross_entropy":
+                return ensemble.cross_entropy(self._all_logits(), self.labels, rows, on_block=bar.update)
+            pruned, labels = self.pruned(5 if metric == "top5_accuracy" else 1), np.asarray(self.labels)
+            options = {"device": device, "on_block": bar.update}
+            return scoring.score(pruned, labels, len(self.classes), rows, metric, **options)
 
     def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
-        return ensemble.predict(self._all_logits(), np.asarray(recipe))
+        return scoring.predict(self.pruned(), np.asarray(recipe))[0]
+
+    def pruned(self, top: int = 1) -> pruning.Pruned:
+        """Of each image the classes that can be among the best `top` under some recipe of these ingredients.
+
+        Made at one reading of the logits, and kept in `pruned` of the folder: other ingredients get another file.
+        """
+
+        def make() -> pruning.Pruned:
+            threads = min(MOST_THREADS, os.cpu_count() or 1)
+            with progress_bar(total=len(self), desc="Pruning logits", unit="image") as bar:
+                return pruning.prune(self._all_logits(), top=top, threads=threads, on_block=bar.update)
+
+        if top not in self._pruned:
+            sources = [logits_path(self.folder, one) for one in self.ingredients]
+            path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
+            self._pruned[top] = pruning.kept(path, sources, make)
+        return self._pruned[top]
 
     def _all_logits(self) -> list[ensemble.Stored]:
         return [ensemble.Stored.of(self.logits(index)) for index in range(len(self.ingredients))]

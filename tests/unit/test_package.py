@@ -13,6 +13,7 @@ import hf_radin
 
 PACKAGE = Path(hf_radin.__file__).parent
 GROUND_FLOOR = {"checkpoint", "modeling", "lora", "kinship", "recipe", "ensemble", "propose", "seek", "files"}
+GROUND_FLOOR |= {"pruning", "scoring"}
 
 
 def test_importing_loads_neither_torch_nor_transformers_and_is_fast():
