@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -228,13 +228,31 @@ class LogitBank:
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
             if metric == "cross_entropy":
                 return ensemble.cross_entropy(self._all_logits(), self.labels, rows, on_block=bar.update)
-            pruned, labels = self.pruned(5 if metric == "top5_accuracy" else 1), np.asarray(self.labels)
+            labels, classes = np.asarray(self.labels), len(self.classes)
             options = {"device": device, "on_block": bar.update}
-            return scoring.score(pruned, labels, len(self.classes), rows, metric, **options)
+            try:
+                pruned = self.pruned(5 if metric == "top5_accuracy" else 1)
+            except pruning.TooMuchLeftError:
+                parts = [
+                    scoring.count_for(metric, part, labels[some], classes, rows, device=device)
+                    for some, part in self._pruned_parts(5 if metric == "top5_accuracy" else 1)
+                ]
+                return scoring.made_of(metric, parts, len(self))
+            return scoring.score(pruned, labels, classes, rows, metric, **options)
 
     def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
-        return scoring.predict(self.pruned(), np.asarray(recipe))[0]
+        try:
+            return scoring.predict(self.pruned(), np.asarray(recipe))[0]
+        except pruning.TooMuchLeftError:
+            return ensemble.predict(self._all_logits(), np.asarray(recipe))
+
+    def _pruned_parts(self, top: int) -> Iterator[tuple[slice, pruning.Pruned]]:
+        """Where too much is left to be kept: some samples after others, each pruned when it is their turn."""
+        step = max(1, pruning.MOST // (4 * len(self.ingredients) * len(self.classes)))
+        for start in range(0, len(self), step):
+            some = slice(start, min(start + step, len(self)))
+            yield some, pruning.prune([one.part(some) for one in self._all_logits()], top=top)
 
     def pruned(self, top: int = 1) -> pruning.Pruned:
         """Of each image the classes that can be among the best `top` under some recipe of these ingredients.

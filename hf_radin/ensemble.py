@@ -10,7 +10,7 @@ and `scoring` find the same predictions in a hundredth of the time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,12 @@ class Stored:
     def of(cls, array: np.memmap) -> Stored:
         """What a memory map shows."""
         return cls(str(array.filename), array.offset, array.dtype, array.shape)
+
+    def part(self, some: slice) -> Stored:
+        """Some of the samples."""
+        start, stop, _ = some.indices(self.shape[0])
+        offset = self.offset + start * self.shape[1] * self.dtype.itemsize
+        return replace(self, offset=offset, shape=(stop - start, self.shape[1]))
 
     def __getitem__(self, some: slice) -> np.ndarray:
         start, stop, _ = some.indices(self.shape[0])

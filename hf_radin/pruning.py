@@ -44,6 +44,15 @@ POLLED = 8
 ROUNDS = 32
 
 
+# How many bytes of logits may be left in memory. Of fine-tunes of one start it is a few megabytes; where models say
+# quite different things, hardly a class is dropped.
+MOST = 1 << 29
+
+
+class TooMuchLeftError(ValueError):
+    """Too little was dropped for the rest to be held in memory."""
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Images of which the same number `k` of classes can win.
@@ -140,6 +149,7 @@ def prune(
 
     Raises:
         ValueError: for logits of another type, or if among those that are left one is not a finite number.
+        TooMuchLeftError: if more than `MOST` bytes are left.
     """
     samples, classes = logits[0].shape
     dtypes = {str(one.dtype) for one in logits}
@@ -159,11 +169,17 @@ def prune(
         images, *rest = _prune_block(block, top)
         return [images + start, *rest]
 
-    parts = []
+    parts: list[list[np.ndarray]] = []
+    left = 0
     with ThreadPoolExecutor(threads) as pool:
-        for start, part in zip(range(0, samples, step), pool.map(work, range(0, samples, step)), strict=True):
-            parts.append(part)
-            on_block(min(step, samples - start))
+        for first in range(0, samples, step * threads):
+            starts = range(first, min(first + step * threads, samples), step)
+            for start, part in zip(starts, pool.map(work, starts), strict=True):
+                parts.append(part)
+                left += part[-1].nbytes
+                on_block(min(step, samples - start))
+            if left > MOST:
+                raise TooMuchLeftError(f"Of {start + step} samples {left} bytes of logits are left.")
     if not parts:
         parts = [_prune_block([one[:0] for one in logits], top)]
     images, which, values = (np.concatenate(each) for each in zip(*parts, strict=True))

@@ -7,8 +7,10 @@ its sums; where two mixed logits are closer than that could move them (`ensemble
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,10 @@ class Counts:
     hits: np.ndarray
     predicted: np.ndarray
     true: np.ndarray
+
+    def __add__(self, other: Counts) -> Counts:
+        """Those of both of two sets of samples."""
+        return Counts(self.hits + other.hits, self.predicted + other.predicted, self.true + other.true)
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray, classes: int) -> Counts:
@@ -160,6 +166,21 @@ def score(
         scores[some] = OF_COUNTS[metric](count(pruned, labels, classes, rows[some], device=device))
         on_block(len(rows[some]) * len(labels))
     return scores
+
+
+def count_for(
+    metric: str, pruned: Pruned, labels: np.ndarray, classes: int, recipes: np.ndarray, *, device: str = "cpu"
+) -> Any:
+    """Of some of the samples what `made_of` makes a metric of: hits, or counts."""
+    if metric in OF_COUNTS:
+        return count(pruned, labels, classes, recipes, device=device)
+    return count_hits(pruned, labels, recipes, device=device)
+
+
+def made_of(metric: str, parts: Sequence[Any], samples: int) -> np.ndarray:
+    """A metric `(recipes,)` of what `count_for` found in all parts of the samples."""
+    whole = reduce(add, parts)
+    return OF_COUNTS[metric](whole) if metric in OF_COUNTS else whole / samples
 
 
 def _predictions(pruned: Pruned, recipes: np.ndarray, device: str) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:

@@ -100,3 +100,17 @@ def test_a_broken_file_and_one_of_other_logits_are_made_anew(alone):
     os.utime(first, ns=(0, path.stat().st_mtime_ns + 1))
     again = hf_radin.LogitBank.open(alone.folder)
     assert again.score(np.eye(3))[0] < scores[0] and (again.score(np.eye(3))[1:] == scores[1:]).all()
+
+
+@pytest.mark.parametrize("most", [1000, 20_000])
+def test_where_too_much_is_left_the_scores_are_the_same_and_nothing_is_kept(alone, monkeypatch, most):
+    recipes = some_recipes(3, 50)
+    expected = {name: replace(alone).score(recipes, metric=name) for name in scoring.METRICS}
+    predicted = replace(alone).predict(recipes[-1])
+    for path in files(alone):
+        path.unlink()
+    monkeypatch.setattr(pruning, "MOST", most)
+    for name in scoring.METRICS:
+        assert (replace(alone).score(recipes, metric=name) == expected[name]).all()
+    assert (replace(alone).predict(recipes[-1]) == predicted).all()
+    assert most > 1000 or not files(alone)
