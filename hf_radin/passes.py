@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Of a batch, so many images show on a CPU what the whole takes, in a fraction of its time.
+SHOWN = 8
+
 # Seconds between two lines of a log, where there is no bar.
 PAUSE = 60
 
@@ -161,9 +164,10 @@ def choose_batch_size(ingredient: Ingredient, running: Running, model: PreTraine
 def models_at_once(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:
     """How many models fit, by what this one takes with a batch of blank images."""
     blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
-    size = min(running.batch_size, BLOCK)
-    inputs = {name: value[None].expand(size, *value.shape) for name, value in blank.items()}
-    return models_that_fit(model, lambda: running.logits([model], inputs), running.accelerator.device)
+    device, size = running.accelerator.device, min(running.batch_size, BLOCK)
+    shown = min(size, SHOWN) if device.type == "cpu" else size
+    inputs = {name: value[None].expand(shown, *value.shape) for name, value in blank.items()}
+    return models_that_fit(model, lambda: running.logits([model], inputs), device, shown / size)
 
 
 def _run_group(

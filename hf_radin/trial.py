@@ -49,9 +49,10 @@ def try_all(
     todo = on_main_process(
         lambda: [one.id for one in ingredients if one.id in missing or not _has_sample(_sample_path(home, one, dtype))]
     )
+    heads: dict[str, int] | None = None  # of all the same: they are of one architecture, with the same classes
     for one in ingredients.select(todo[accelerator.process_index :: accelerator.num_processes]):
         model = adapter.load(one, dtype)
-        heads = modeling.class_axes(model.config, trust_remote_code=one.trust_remote_code)
+        heads = heads or modeling.class_axes(model.config, trust_remote_code=one.trust_remote_code)
         weights = sample(model, heads)
         write_atomically(_sample_path(home, one, dtype), partial(np.savez, **vars(weights)))
         if one.id in missing and not weights.broken:

@@ -65,13 +65,14 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
         return 0
 
 
-def models_that_fit(model: torch.nn.Module, run: Callable[[], object], device: torch.device) -> int:
+def models_that_fit(model: torch.nn.Module, run: Callable[[], object], device: torch.device, share: float = 1) -> int:
     """How many models of this size may be in the device's memory together, the one that is there included.
 
     Args:
         run: shows it a batch, to see what that takes; only one model runs at a time.
+        share: how much of a whole batch that is.
     """
-    work = peak_of(run, device)
+    work = int(peak_of(run, device) / share)
     return 1 + max(0, int((SHARE * free_memory(device) - work) // max(1, bytes_of(model))))
 
 
