@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import os
@@ -89,7 +88,7 @@ def open_split(
                 raise ValueError(f"The dataset {name} is a folder here, which has no revision {revision!r}.")
             folder = Path(dataset).resolve()
             key = _listing_hash(folder)
-            dataset = copy.deepcopy(_load_folder(folder, config_name, key))  # a stream knows how far it was read
+            dataset = _load_folder(folder, config_name, key)
         else:
             dataset, sha = _load_hub(name, config_name, revision, token)
             key = f"{name}@{sha}"

@@ -1,5 +1,6 @@
 """Real checkpoints for the tests: small ViTs that are trained here, on scikit-learn's digits, from one start."""
 
+import logging
 import os
 import tempfile
 
@@ -172,3 +173,8 @@ def two(runs, tmp_path) -> Path:
     for name in ("ft-0", "ft-1"):
         shutil.copytree(runs / name, tmp_path / "two" / name)
     return tmp_path / "two"
+
+
+def warned(caplog) -> list[str]:
+    """What was said beyond how a run goes."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import INSTALLED, save_fine_tunes
 from banks import plain_inputs
-from conftest import digit_images, image_dataset
+from conftest import digit_images, image_dataset, warned
 from test_processes import contents, launch
 from transformers import AutoModelForImageClassification
 
@@ -172,7 +172,7 @@ def test_it_is_cooked_again(nets, digits, kept, tmp_path, monkeypatch, caplog):
     statistics = cook_statistics(tmp_path / "soup", ingredients, cache_dir=tmp_path / "cache")
     again = hf_radin.average(ingredients, recipe, statistics=statistics)
     assert all(torch.equal(again[name], tensor) for name, tensor in soup.model.state_dict().items())
-    assert not caplog.text
+    assert not warned(caplog)
     command = ["average", "--recipe", str(tmp_path / "soup" / "recipe.json"), "--output", str(tmp_path / "again")]
     assert cli.main([*command, "--cache-dir", str(tmp_path / "cache")]) == 0
     assert contents(tmp_path / "again")["model.safetensors"] == contents(tmp_path / "soup")["model.safetensors"]
