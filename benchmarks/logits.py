@@ -190,7 +190,7 @@ def peers(folder: Path, rounds: int, seed: int) -> None:
 
 TIMED = """
 import json, sys, tempfile, time
-import torch, transformers, hf_radin
+import datasets, torch, transformers, hf_radin
 from accelerate import Accelerator
 accelerator = Accelerator()
 models, data, cache, out = sys.argv[1:]
@@ -221,12 +221,16 @@ def launched(folder: Path, models: Path, data: Path, processes: int) -> float:
 
 def processes(folder: Path, rounds: int, seed: int) -> None:
     print("\n## One process over two, one thread each\n")
-    for key, case in CASES.items():
-        models, data = folder / f"models-processes-{key}", make_split(folder / f"data-processes-{key}", case.images)
+    for (key, case), images in zip(CASES.items(), (256, 20_000), strict=True):  # enough to outlast the start
+        models, data = folder / f"models-processes-{key}", make_split(folder / f"data-processes-{key}", images)
         make_models(models, case, 8, seed)
         found = [[launched(folder, models, data, count) for count in (1, 2)] for _ in range(rounds)]
         one, two = (statistics.median(times) for times in zip(*found, strict=True))
-        show(case.name, [first / second for first, second in found], f"; medians {one:.1f} s and {two:.1f} s")
+        show(
+            case.name,
+            [first / second for first, second in found],
+            f"; medians {one:.1f} s and {two:.1f} s, {images} images",
+        )
 
 
 def decoded(folder: Path, rounds: int, seed: int) -> None:

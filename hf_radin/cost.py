@@ -18,7 +18,7 @@ from hf_radin.data import Split, count_rows, match_labels, open_split
 from hf_radin.decoding import Source
 from hf_radin.ingredients import Ingredients
 from hf_radin.logits import check_number, check_running
-from hf_radin.prepared import BLOCK, SPARED, Images, find_home, parse_size
+from hf_radin.prepared import SPARED, Images, block_size, find_home, parse_size
 from hf_radin.probe import Probe, probe
 from hf_radin.processes import the_accelerator
 from hf_radin.tuning import BATCH_SIZE, default_workers, settle_threads
@@ -176,7 +176,8 @@ def estimate(
     opened = open_split(dataset, split=split, image_column=image_column, label_column=label_column, **where)
     count = _count(opened, images)
     to_class = match_labels(opened, ingredients.labels)
-    source = Source(opened, partial(adapter.prepare, ingredients[0].processor), to_class, on_error, BLOCK)
+    block = block_size(count)
+    source = Source(opened, partial(adapter.prepare, ingredients[0].processor), to_class, on_error, block)
     accelerator = the_accelerator(accelerator)
     settle_threads()
     running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
@@ -192,7 +193,7 @@ def estimate(
         probe=found,
         at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
         workers=default_workers(accelerator.device) if workers == "auto" else int(workers),
-        pixel_room=Images(home / "pixels", BLOCK, lambda: source).room(limit),
+        pixel_room=Images(home / "pixels", block, lambda: source).room(limit),
         download_bytes=sum(one.size for one in files.values() if not one.is_here),
         free_disk=shutil.disk_usage(home).free,
         free_hub=shutil.disk_usage(hub).free,

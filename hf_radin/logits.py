@@ -35,8 +35,8 @@ from hf_radin.kept import (
 )
 from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
-from hf_radin.prepared import BLOCK, Images, find_home, parse_size
-from hf_radin.processes import is_main_process, on_main_process, the_accelerator
+from hf_radin.prepared import Images, block_size, find_home, parse_size
+from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 
@@ -157,9 +157,11 @@ def compute_logits(
         "name": None,
         **{name: about[name] for name in ("classes", "processor", "on_error")},
     }
-    pixels = home / "pixels" / digest(BLOCK, content)
+    samples = on_main_process(lambda: count_rows(opened))
+    block = block_size(samples)
+    pixels = home / "pixels" / digest(block, content)
     bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
-    folder = home / "banks" / digest(content, *(about[name] for name in bits))
+    folder = home / "banks" / digest(block, content, *(about[name] for name in bits))
     with _alone(folder):
         share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npy")
         on_each_disk(folder, lambda: discard_broken(folder, ingredients))
@@ -185,8 +187,8 @@ def compute_logits(
             statistics = collect_statistics(
                 sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
             )
-        source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, BLOCK)
-        images = Images(pixels, BLOCK, lambda: source)
+        source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, block)
+        images = Images(pixels, block, lambda: source)
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
         size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, missing))
         share(folder, BATCH_SIZE_FILE)
@@ -199,7 +201,7 @@ def compute_logits(
             images,
             ingredients.select(missing),
             passes,
-            samples=count_rows(opened) if missing and is_main_process() else None,
+            samples=samples,
             found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}),
         )
 

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 # Samples in a block of prepared images and logits: the unit of work of a process, and what a killed run loses at most.
 BLOCK = 256
 
+# Of a split with fewer samples, blocks are a quarter of that: a thousand images are work for a dozen processes too.
+SMALL = 32 * BLOCK
+
 # Of the disk, what the pixel cache takes at most if it may choose: this share of what is free, and no more than this.
 SHARE, MOST = 0.5, 100_000_000_000
 
@@ -53,6 +56,15 @@ def find_home(cache_dir: str | Path | None) -> Path:
     except OSError as error:
         raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
     return home
+
+
+def block_size(samples: int | None) -> int:
+    """Samples in a block, by the split alone: with any number of processes its bank is the same.
+
+    Args:
+        samples: in the split; None if that is not known before it is read.
+    """
+    return BLOCK // 4 if samples is not None and samples < SMALL else BLOCK
 
 
 def parse_size(size: str | int) -> int | None:

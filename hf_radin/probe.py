@@ -14,7 +14,6 @@ from hf_radin.decoding import Source, decode
 from hf_radin.ingredients import Ingredient
 from hf_radin.passes import choose_batch_size, models_at_once
 from hf_radin.pixels import Inputs, join
-from hf_radin.prepared import BLOCK
 from hf_radin.processes import smallest
 from hf_radin.tuning import bytes_of
 
@@ -62,13 +61,13 @@ def probe(source: Source, ingredient: Ingredient, running: Running, batch_size: 
     size = choose_batch_size(ingredient, running, model) if batch_size == "auto" else int(batch_size)
     running = replace(running, batch_size=size)
     fit = smallest(models_at_once(model, ingredient, running))
-    batch = _repeat(shown, min(size, BLOCK))  # the first pass is behind us, which is slower than the others
+    batch = _repeat(shown, min(size, source.size))  # the first pass is behind us, which is slower than the others
     return Probe(
         device=running.accelerator.device.type,
         dtype=str(running.dtype).removeprefix("torch."),
         batch_size=size,
         decode_seconds=decode_seconds,
-        forward_seconds=_seconds(lambda: running.logits([model], batch)) / min(size, BLOCK),
+        forward_seconds=_seconds(lambda: running.logits([model], batch)) / min(size, source.size),
         image_bytes=sum(one[:1].nbytes for one in shown.values()),
         model_bytes=bytes_of(model),
         fit=fit,

@@ -31,7 +31,7 @@ def shards(hub, runs, tmp_path):
 def test_one_pass_downloads_the_split_once(hub, shards, tmp_path, monkeypatch, at_once):
     decoded, decode = [], decoding._open
     monkeypatch.setattr(decoding, "_open", lambda *args: decoded.append(1) or decode(*args))
-    monkeypatch.setattr(logits, "BLOCK", 32)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 32)
     found = hf_radin.gather("org/ft-*")
     bank = hf_radin.compute_logits(found, "org/noise", cache_dir=tmp_path / "cache", models_in_memory=at_once)
     hf_radin.radin(bank, budget=8)
@@ -61,7 +61,7 @@ def test_a_connection_that_drops_is_taken_up_again(hub, shards, tmp_path):
 def test_a_hub_that_stays_away_is_named_and_what_is_finished_is_kept(hub, shards, tmp_path, monkeypatch):
     import huggingface_hub.utils._http as http
 
-    monkeypatch.setattr(logits, "BLOCK", 32)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 32)
     monkeypatch.setattr(http.time, "sleep", lambda seconds: None)  # its client waits longer each time
     found = hf_radin.gather("org/ft-[01]")
     hub.break_off("00001-of-00002", times=1000, after=300_000)

@@ -17,7 +17,7 @@ from hf_radin import logits
 @pytest.fixture
 def cache(runs, digits, tmp_path, monkeypatch) -> Path:
     """The cache of a finished run."""
-    monkeypatch.setattr(logits, "BLOCK", 100)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 100)
     hf_radin.uniform(compute(runs, digits, tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -68,7 +68,7 @@ def test_a_broken_block_of_pixels_is_named_removed_and_made_anew(runs, digits, c
 def test_a_broken_part_is_named_removed_and_made_anew(runs, digits, tmp_path, monkeypatch):
     from hf_radin import passes
 
-    monkeypatch.setattr(logits, "BLOCK", 100)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 100)
     with monkeypatch.context() as patch:
         patch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -132,7 +132,7 @@ def test_a_split_with_no_usable_image_is_refused(gathered, tmp_path):
 
 
 def test_a_block_may_be_skipped_whole(gathered, tmp_path, monkeypatch):
-    monkeypatch.setattr(logits, "BLOCK", 2)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 2)
     broken = {"bytes": b"no image", "path": None}
     files = [*FILES.values()]
     bank = compute(gathered, tmp_path, [files[0], broken, broken, broken, files[1]], on_error="skip")

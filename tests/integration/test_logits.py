@@ -207,7 +207,7 @@ SCRIPT = """
 import sys
 import datasets, hf_radin.search, transformers
 from hf_radin import logits
-logits.BLOCK = 16
+logits.block_size = lambda samples: 16
 bank = hf_radin.compute_logits(hf_radin.gather(sys.argv[1] + "/ft-*"), sys.argv[2], cache_dir=sys.argv[3])
 soup = hf_radin.radin(bank, budget=6)
 soup.save_pretrained(sys.argv[4], overwrite=True)
@@ -222,7 +222,7 @@ import datasets, hf_radin.search, transformers
 from hf_radin import logits, passes
 
 runs, digits, folder, kills, seed = sys.argv[1:]
-logits.BLOCK = 16
+logits.block_size = lambda samples: 16
 generator = random.Random(int(seed))
 
 def run(name):
@@ -324,7 +324,7 @@ def test_a_dataset_that_changed_does_not_pass_for_the_one_that_is_gone(runs, dig
 
 
 def test_blocks_do_not_change_the_logits(runs, digits, bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(logits, "BLOCK", 7)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 7)
     small = hf_radin.compute_logits(bank.ingredients.select(bank.ingredients.ids[:2]), digits, cache_dir=tmp_path)
     np.testing.assert_allclose(small.logits(1), bank.logits(1), atol=1e-5)
     assert small.ids.tolist() == bank.ids.tolist()

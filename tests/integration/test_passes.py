@@ -56,7 +56,7 @@ def decoded(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(logits, "BLOCK", 32)
+    monkeypatch.setattr(logits, "block_size", lambda samples: 32)
 
 
 def all_logits(bank: hf_radin.LogitBank) -> np.ndarray:
@@ -67,7 +67,7 @@ def all_logits(bank: hf_radin.LogitBank) -> np.ndarray:
 def expected(runs, tmp_path_factory):
     """The bank of the plainest run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logits, "BLOCK", 32)
+        patch.setattr(logits, "block_size", lambda samples: 32)
         found = hf_radin.gather(f"{runs}/ft-[012]")
         return hf_radin.compute_logits(found, rows(), cache_dir=tmp_path_factory.mktemp("plain"))
 
@@ -203,7 +203,7 @@ def test_what_makes_no_sense_is_refused_first(runs, tmp_path, option):
 SHARDED = """
 import sys, datasets, hf_radin
 from hf_radin import logits
-logits.BLOCK = 32
+logits.block_size = lambda samples: 32
 models, data, _, cache = sys.argv[1:]
 hf_radin.compute_logits(hf_radin.gather(models), data, cache_dir=cache)
 """
