@@ -221,7 +221,7 @@ def launched(folder: Path, models: Path, data: Path, processes: int) -> float:
 
 def processes(folder: Path, rounds: int, seed: int) -> None:
     print("\n## One process over two, one thread each\n")
-    for (key, case), images in zip(CASES.items(), (256, 20_000), strict=True):  # enough to outlast the start
+    for (key, case), images in zip(CASES.items(), (256, 50_000), strict=True):  # enough to outlast the start
         models, data = folder / f"models-processes-{key}", make_split(folder / f"data-processes-{key}", images)
         make_models(models, case, 8, seed)
         found = [[launched(folder, models, data, count) for count in (1, 2)] for _ in range(rounds)]

@@ -20,16 +20,22 @@ from safetensors import SafetensorError
 PARTIAL = ".hf_radin."
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it its name: nobody ever sees half a file."""
+def write_atomically(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then give it its name: nobody ever sees half a file.
+
+    Args:
+        forced: to the disk. Else a power cut may leave the name with other bytes behind it, and who reads the file has
+            to tell.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name that no process of any machine gives; it keeps the ending, which some writers look at
     partial = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
     try:
         with _naming(path):
             write(partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())  # else a power cut may leave the name, and zeros behind it
+            if forced:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

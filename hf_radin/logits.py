@@ -163,7 +163,7 @@ def compute_logits(
     bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
     folder = home / "banks" / digest(block, content, *(about[name] for name in bits))
     with _alone(folder):
-        share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npy")
+        share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
         on_each_disk(folder, lambda: discard_broken(folder, ingredients))
         on_each_disk(pixels, lambda: remove_partials(pixels))
         accelerator.wait_for_everyone()

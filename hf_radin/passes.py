@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -138,7 +139,7 @@ def compute(
             del models
             accelerator.wait_for_everyone()
             share(images.folder, "*.json")
-            share(folder, *(f"{_parts(folder, one).relative_to(folder)}/*.npy" for one in group))
+            share(folder, *(f"{_parts(folder, one).relative_to(folder)}/*.npz" for one in group))
             on_each_disk(folder, partial(_join_group, folder, dtype, images, group, found))
             accelerator.wait_for_everyone()
 
@@ -195,7 +196,7 @@ def _run_group(
                 raise ValueError(f"{one.id} gives {found.shape[1]} logits, but its id2label names {len(one.labels)}.")
             with np.errstate(over="ignore"):  # what is too large for float16 is found when the parts are put together
                 part = found.astype(dtype)
-            write_atomically(_part_path(parts[place], block), partial(np.save, arr=part))
+            _write_part(_part_path(parts[place], block), part)
         if logits:
             meter.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
 
@@ -238,6 +239,11 @@ def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str)
     shutil.rmtree(parts)
 
 
+def _write_part(path: Path, part: np.ndarray) -> None:
+    """Keep one block's logits. Forcing each to the disk would take longer than tiny models do: a zip has checksums."""
+    write_atomically(path, lambda partial: np.savez(partial, logits=part), forced=False)
+
+
 def _read_part(path: Path, ingredient: Ingredient) -> np.ndarray:
     """One block's logits `(samples, classes)`.
 
@@ -245,13 +251,14 @@ def _read_part(path: Path, ingredient: Ingredient) -> np.ndarray:
         OSError: if the file is broken; it is removed.
     """
     try:
-        part = np.load(path)
+        with np.load(path) as file:
+            part = file["logits"]
         if part.ndim == 2 and part.shape[1] == len(ingredient.labels):
             return part
         broken = f"its shape is {part.shape}"
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         broken = str(error)
     path.unlink()
     raise OSError(f"{path} was broken ({broken}) and is removed; run the same again to compute it anew.")
@@ -262,4 +269,4 @@ def _parts(folder: Path, ingredient: Ingredient) -> Path:
 
 
 def _part_path(parts: Path, block: Block) -> Path:
-    return parts / f"block-{block[0]:05d}-{block[1]:06d}.npy"
+    return parts / f"block-{block[0]:05d}-{block[1]:06d}.npz"

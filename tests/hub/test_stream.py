@@ -67,7 +67,7 @@ def test_a_hub_that_stays_away_is_named_and_what_is_finished_is_kept(hub, shards
     hub.break_off("00001-of-00002", times=1000, after=300_000)
     with pytest.raises(OSError, match=r"org/noise.* broke off.*run the same again"):
         hf_radin.compute_logits(found, "org/noise", cache_dir=tmp_path / "cache")
-    kept = len(list((tmp_path / "cache").glob("banks/*/logits/*.parts/*.npy")))
+    kept = len(list((tmp_path / "cache").glob("banks/*/logits/*.parts/*.npz")))
     assert kept == 2 * 5  # all blocks of the first file, of both models
     hub._breaking.clear()
     assert len(hf_radin.compute_logits(found, "org/noise", cache_dir=tmp_path / "cache")) == 300

@@ -65,7 +65,8 @@ def test_a_broken_block_of_pixels_is_named_removed_and_made_anew(runs, digits, c
     assert len(compute(runs, digits, cache)) == 600
 
 
-def test_a_broken_part_is_named_removed_and_made_anew(runs, digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("broken", [lambda part: part[:200], lambda part: part[:300] + bytes(80) + part[380:]])
+def test_a_broken_part_is_named_removed_and_made_anew(broken, runs, digits, tmp_path, monkeypatch):
     from hf_radin import passes
 
     monkeypatch.setattr(logits, "block_size", lambda samples: 100)
@@ -73,9 +74,9 @@ def test_a_broken_part_is_named_removed_and_made_anew(runs, digits, tmp_path, mo
         patch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             compute(runs, digits, tmp_path)
-    path = one(tmp_path, "banks/*/logits/*.parts/*.npy")
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(OSError, match=r"\.npy was broken .* run the same again"):
+    path = one(tmp_path, "banks/*/logits/*.parts/*.npz")
+    path.write_bytes(broken(path.read_bytes()))
+    with pytest.raises(OSError, match=r"\.npz was broken .* run the same again"):
         compute(runs, digits, tmp_path)
     assert len(compute(runs, digits, tmp_path)) == 600
 

@@ -157,7 +157,7 @@ def test_a_model_that_was_added_sees_only_what_it_has_not_seen(runs, tmp_path, m
         hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
     assert len(ran) == 1 + 1 + 10
     monkeypatch.setattr(passes, "_join", join)
-    (part,) = tmp_path.glob("banks/*/logits/*.parts/block-00000-000004.npy")
+    (part,) = tmp_path.glob("banks/*/logits/*.parts/block-00000-000004.npz")
     part.unlink()
     ran.clear()
     hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
