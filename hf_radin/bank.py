@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers.image_processing_utils import BaseImageProcessor
 
+    from hf_radin.recipe import Recipe
+
 logger = logging.getLogger(__name__)
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
@@ -48,6 +50,7 @@ class LogitBank:
         statistics: images that soups estimate BatchNorm statistics from, where the models have any.
         remarks: which checkpoints were left out or seem to be strangers: id (or nothing) and text.
         origin: of a bank from the Hub the repository and commit, as in `org/bank@sha`.
+        part: positions in the split, ascending, of the images that this bank is about; None for all.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class LogitBank:
     statistics: Statistics | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     origin: str | None = None
+    part: np.ndarray | None = None
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -177,17 +181,17 @@ class LogitBank:
     def logits(self, ingredient: int | str) -> np.memmap:
         """One ingredient's logits by position or id: float32 or float16 `(samples, classes)`, memory-mapped."""
         one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
-        return np.load(logits_path(self.folder, one), mmap_mode="r")
+        return np.load(logits_path(self.folder, one), mmap_mode="r")[self._some]
 
     @property
     def labels(self) -> np.ndarray:
         """The true class of each sample, as an index into `classes`: `(samples,)`."""
-        return np.load(self.folder / "labels.npy", mmap_mode="r")
+        return np.load(self.folder / "labels.npy", mmap_mode="r")[self._some]
 
     @property
     def ids(self) -> np.ndarray:
         """The position of each sample in its split: `(samples,)`; skipped samples leave gaps."""
-        return np.load(self.folder / "ids.npy", mmap_mode="r")
+        return np.load(self.folder / "ids.npy", mmap_mode="r")[self._some]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -207,7 +211,35 @@ class LogitBank:
         }
 
     def __len__(self) -> int:
+        return self.samples if self.part is None else len(self.part)
+
+    @property
+    def samples(self) -> int:
+        """How many images the split has, whatever part of it this bank is about."""
         return int(self.about["samples"])
+
+    @property
+    def places(self) -> np.ndarray:
+        """Positions in the split of the images that this bank is about: `(samples,)`."""
+        return np.arange(self.samples) if self.part is None else self.part
+
+    @property
+    def _some(self) -> slice | np.ndarray:
+        return slice(None) if self.part is None else self.part
+
+    def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
+        """The bank without some of its images, and the bank of these, drawn at random.
+
+        Raises:
+            ValueError: if one of the two has no image.
+        """
+        count = round(share * len(self)) if isinstance(share, float) else 0
+        if not 0 < count < len(self):
+            raise ValueError(f"hold_out={share!r}: it is a share of the {len(self)} images, as in 0.2.")
+        order = np.random.default_rng(seed).permutation(self.places)
+        out, rest = np.sort(order[:count]), np.sort(order[count:])
+        data = {**self.about["data"], "split": f"{self.split} (held out)"}
+        return replace(self, part=rest), replace(self, part=out, about={**self.about, "data": data})
 
     def score(
         self, recipes: np.ndarray | Sequence[Sequence[float]], metric: str = "accuracy", *, device: str = "cpu"
@@ -247,12 +279,16 @@ class LogitBank:
         except pruning.TooMuchLeftError:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
 
+    def row(self, recipe: Recipe) -> np.ndarray:
+        """A recipe as a row `(models,)` in the order of `ingredients`."""
+        return np.array([recipe.used.get(name, 0.0) for name in self.ingredients.ids])
+
     def _pruned_parts(self, top: int) -> Iterator[tuple[slice, pruning.Pruned]]:
         """Where too much is left to be kept: some samples after others, each pruned when it is their turn."""
         step = max(1, pruning.MOST // (4 * len(self.ingredients) * len(self.classes)))
         for start in range(0, len(self), step):
             some = slice(start, min(start + step, len(self)))
-            yield some, pruning.prune([one.part(some) for one in self._all_logits()], top=top)
+            yield some, pruning.prune([_rows(one, some) for one in self._all_logits()], top=top)
 
     def pruned(self, top: int = 1) -> pruning.Pruned:
         """Of each image the classes that can be among the best `top` under some recipe of these ingredients.
@@ -262,17 +298,27 @@ class LogitBank:
 
         def make() -> pruning.Pruned:
             threads = min(MOST_THREADS, os.cpu_count() or 1)
-            with progress_bar(total=len(self), desc="Pruning logits", unit="image") as bar:
-                return pruning.prune(self._all_logits(), top=top, threads=threads, on_block=bar.update)
+            with progress_bar(total=self.samples, desc="Pruning logits", unit="image") as bar:
+                return pruning.prune(self._stored(), top=top, threads=threads, on_block=bar.update)
 
         if top not in self._pruned:
             sources = [logits_path(self.folder, one) for one in self.ingredients]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
-            self._pruned[top] = pruning.kept(path, sources, make)
+            found = pruning.kept(path, sources, make)
+            self._pruned[top] = found if self.part is None else found.select(self.part)
         return self._pruned[top]
 
-    def _all_logits(self) -> list[ensemble.Stored]:
-        return [ensemble.Stored.of(self.logits(index)) for index in range(len(self.ingredients))]
+    def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
+        return self._stored() if self.part is None else [self.logits(at) for at in range(len(self.ingredients))]
+
+    def _stored(self) -> list[ensemble.Stored]:
+        files = (logits_path(self.folder, one) for one in self.ingredients)
+        return [ensemble.Stored.of(np.load(file, mmap_mode="r")) for file in files]
+
+
+def _rows(logits: ensemble.Stored | np.ndarray, some: slice) -> ensemble.Stored | np.ndarray:
+    """Some samples, read only when they are looked at."""
+    return logits.part(some) if isinstance(logits, ensemble.Stored) else logits[some]
 
 
 def _source(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -> Source:

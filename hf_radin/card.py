@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
+SETTINGS = ("budget", "measure", "hold_out", "proposals", "candidates", "seed", "accept")
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
@@ -69,9 +71,9 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         measured=fields.get("measured", True),
         bank=fields.get("bank"),
         logits_dtype=fields.get("logits_dtype"),
-        settings={
-            name: fields[name] for name in ("budget", "proposals", "candidates", "seed", "accept") if name in fields
-        },
+        settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
+        comparisons=[compared(one) for one in fields.get("against_best_single", [])],
+        between=between,
         considered=fields["ingredients"],
         remarks=fields.get("remarks", []),
         batchnorm=fields.get("batchnorm") if len(used) > 1 else None,
@@ -86,6 +88,19 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
+
+
+def between(interval: Sequence[float] | None) -> str:
+    """An interval of accuracies, or nothing."""
+    return "" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
+
+
+def compared(one: dict[str, Any]) -> str:
+    """How the soup stands to the best single model on a split, as far as the number of images tells."""
+    gain, low, high = (f"{100 * value:+.2f}" for value in (one["gain"], *one["interval"]))
+    return (
+        f"{gain} points on {one['split']} (95 %: {low} to {high}; p = {one['p_value']:.2g} by the exact McNemar test)"
+    )
 
 
 def show_metric(name: str, value: float) -> str:

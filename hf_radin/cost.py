@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_radin import adapter
 from hf_radin.adapter import Running
 from hf_radin.batchnorm import IMAGES
+from hf_radin.budget import Budget
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import Split, count_rows, match_labels, open_split
 from hf_radin.decoding import Source
@@ -36,7 +37,7 @@ class Estimate:
 
     Args:
         ingredients, images, classes, processes: how many; each process is as fast as the one that was measured.
-        budget: soups to measure; the uniform soup is measured beside them.
+        budget: passes over the split for soups; the uniform soup takes one more.
         probe: what was measured.
         at_once: models that see each image while it is there.
         workers: processes that decode beside each that runs models; without any, it decodes itself.
@@ -52,7 +53,7 @@ class Estimate:
     images: int
     classes: int
     processes: int
-    budget: int
+    budget: float
     probe: Probe
     at_once: int
     workers: int
@@ -70,8 +71,8 @@ class Estimate:
         return math.ceil(self.ingredients / self.at_once)
 
     @property
-    def soups(self) -> int:
-        """How many are measured at most: the uniform soup may be one of the budget."""
+    def soups(self) -> float:
+        """Passes for soups at most; the uniform soup's own is beside the budget."""
         return self.budget + 1
 
     @property
@@ -108,7 +109,7 @@ class Estimate:
         statistics = self.soups * self.statistics * self.probe.forward_seconds
         return self._together(self.decodings[1], self.soups) + statistics
 
-    def _together(self, decodings: float, passes: int) -> float:
+    def _together(self, decodings: float, passes: float) -> float:
         """Seconds of decoding and running: with workers at the same time, else one after the other."""
         images = self.images / self.processes
         decoding = images * decodings * self.probe.decode_seconds
@@ -127,7 +128,7 @@ def estimate(
     label_column: str | None = None,
     images: int | str = "auto",
     processes: int | str = "auto",
-    budget: int = 8,
+    budget: float = 8,
     batch_size: int | str = "auto",
     models_in_memory: int | str = "auto",
     pixel_cache: int | str = "auto",
@@ -159,8 +160,9 @@ def estimate(
 
     check_number("images", images)
     check_number("processes", processes)
-    if budget == "auto" or check_number("budget", budget, least=0) == 0:
-        raise ValueError(f"budget={budget!r}: an estimate is made for at least 1 soup that is measured (--budget).")
+    passes = Budget.of(budget).passes
+    if not 0 < passes < math.inf:
+        raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
     check_running(
         ingredients,
         batch_size=batch_size,
@@ -189,7 +191,7 @@ def estimate(
         images=count,
         classes=len(ingredients.labels),
         processes=accelerator.num_processes if processes == "auto" else int(processes),
-        budget=budget,
+        budget=passes,
         probe=found,
         at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
         workers=default_workers(accelerator.device) if workers == "auto" else int(workers),

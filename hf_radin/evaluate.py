@@ -13,6 +13,7 @@ from hf_radin.bank import LogitBank
 from hf_radin.files import digest, write_atomically
 from hf_radin.machines import share
 from hf_radin.passes import as_computed
+from hf_radin.pixels import Inputs
 from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.recipe import Recipe
 
@@ -23,6 +24,94 @@ if TYPE_CHECKING:
 _OPTIONS = {name: {"average": "macro"} for name in ("f1", "precision", "recall")}
 
 
+# What stands for the class of an image that a soup was not shown.
+UNKNOWN = -2
+
+
+class Trial:
+    """A soup that is measured bit by bit: what it predicts for the images that it was shown.
+
+    What was measured once is kept beside the bank and not measured again.
+
+    Args:
+        bank: on whose images.
+        recipe: names what is measured.
+        make_model: averages the weights; it is called when the first image is shown, and never if all are known.
+    """
+
+    def __init__(self, bank: LogitBank, recipe: Recipe, make_model: Callable[[], PreTrainedModel]):
+        self.bank, self.recipe = bank, recipe
+        self._make_model, self._model = make_model, None
+        parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
+        anew = [bank.statistics.about["key"]] if bank.statistics else []
+        self._path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
+        self._kept = on_main_process(lambda: _measured_before(self._path, bank.samples))  # of the whole split
+        self.predictions = np.full(len(bank), UNKNOWN)
+
+    def look(self, some: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
+        """Show it these images; `predictions` then has their classes too, -1 where a logit is not finite.
+
+        Each process takes its blocks; one sum of integers brings them together.
+
+        Args:
+            some: bool `(samples,)`.
+            on_block: hears how many images of all processes went by.
+
+        Raises:
+            ValueError: if this run's mixed precision is not that of the bank.
+        """
+        places = self.bank.places
+        todo = np.zeros(self.bank.samples, dtype=bool)
+        todo[places] = some
+        todo &= self._kept == UNKNOWN
+        on_block(int(np.sum(some & ~todo[places] & (self.predictions == UNKNOWN))))
+        if todo.any():
+            self._kept = self._measure(todo, on_block)
+        self.predictions = np.where(some, self._kept[places], self.predictions)
+        return self.predictions
+
+    def forget(self) -> None:
+        """Let go of the model; it is made anew if there is more to show."""
+        self._model = None
+
+    def _measure(self, todo: np.ndarray, on_block: Callable[[int], object]) -> np.ndarray:
+        import torch
+
+        bank, accelerator = self.bank, the_accelerator()
+        if accelerator.mixed_precision != bank.about["mixed_precision"]:
+            raise ValueError(
+                f"The logits in {bank.folder} were computed with mixed precision {bank.about['mixed_precision']!r}, "
+                f"this run has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under one and "
+                "the same."
+            )
+        passes = as_computed(bank, accelerator)
+        if self._model is None:
+            self._model = passes.running.ready(self._make_model())
+        # one entry a sample, filled by the process that has its block, and a last one that counts them
+        found = torch.zeros(bank.samples + 1, dtype=torch.int64)
+        blocks = bank.blocks
+        for block, inputs in passes.stream(bank.images, lambda block: bool(todo[blocks[block]].any())):
+            rows = np.flatnonzero(todo[blocks[block]])
+            if inputs and len(rows):
+                shown = inputs if len(rows) == len(next(iter(inputs.values()))) else _only(inputs, rows)
+                (logits,) = passes.running.logits([self._model], shown)
+                logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
+                classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+                found[blocks[block].start + rows] = torch.from_numpy(classes)
+                found[-1] += len(classes)
+                on_block(len(classes) * accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        share(bank.images.folder, "*.json")
+        on_main_process(bank.images.check_order)
+        found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
+        if found[-1] != todo.sum():
+            raise RuntimeError(f"{found[-1]} images were measured where {todo.sum()} were meant; this is a bug.")
+        predictions = np.where(todo, found[:-1].numpy(), self._kept)
+        if accelerator.is_main_process:
+            write_atomically(self._path, partial(np.save, arr=predictions))
+        return predictions
+
+
 def measure(
     bank: LogitBank,
     recipe: Recipe,
@@ -30,66 +119,25 @@ def measure(
     *,
     on_block: Callable[[int], object] = lambda samples: None,
 ) -> np.ndarray:
-    """Classes that a soup predicts for the images of a bank: `(samples,)`, -1 where a logit is not finite.
+    """Classes that a soup predicts for all images of a bank: `(samples,)`. See `Trial`."""
+    return Trial(bank, recipe, make_model).look(np.ones(len(bank), dtype=bool), on_block=on_block)
 
-    Each process takes its blocks; one sum of integers brings them together. What was measured once is kept beside the
-    bank and not measured again.
 
-    Args:
-        recipe: names what is measured.
-        make_model: averages the weights; only called if they were not measured before.
-        on_block: hears how many images of all processes went by.
-
-    Raises:
-        ValueError: if this run's mixed precision is not that of the bank.
-    """
+def _only(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    """Some samples of a block."""
     import torch
 
-    parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
-    anew = [bank.statistics.about["key"]] if bank.statistics else []
-    path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
-    known = on_main_process(lambda: _measured_before(path, len(bank)))
-    if known is not None:
-        on_block(len(bank))
-        return known
-    accelerator = the_accelerator()
-    if accelerator.mixed_precision != bank.about["mixed_precision"]:
-        raise ValueError(
-            f"The logits in {bank.folder} were computed with mixed precision {bank.about['mixed_precision']!r}, this "
-            f"run has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under the same one."
-        )
-    passes = as_computed(bank, accelerator)
-    model = passes.running.ready(make_model())
-    # one entry a sample, filled by the process that has its block, and a last one that counts them
-    found = torch.zeros(len(bank) + 1, dtype=torch.int64)
-    places = bank.blocks
-    for block, inputs in passes.stream(bank.images):
-        if inputs:
-            (logits,) = passes.running.logits([model], inputs)
-            logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
-            classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-            found[places[block]] = torch.from_numpy(classes)
-            found[-1] += len(classes)
-            on_block(len(classes) * accelerator.num_processes)
-    accelerator.wait_for_everyone()
-    share(bank.images.folder, "*.json")
-    on_main_process(bank.images.check_order)
-    found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
-    if found[-1] != len(bank):
-        raise RuntimeError(f"{found[-1]} images were measured where the split has {len(bank)}; this is a bug.")
-    predictions = found[:-1].numpy()
-    if accelerator.is_main_process:
-        write_atomically(path, partial(np.save, arr=predictions))
-    return predictions
+    return {name: value[torch.from_numpy(rows)] for name, value in inputs.items()}
 
 
-def _measured_before(path: Path, samples: int) -> np.ndarray | None:
-    """The classes that a soup was found to predict `(samples,)`; None if that is not known, or the file is broken."""
+def _measured_before(path: Path, samples: int) -> np.ndarray:
+    """The classes that a soup was found to predict `(samples,)`, as far as known; a broken file tells none."""
     try:
         found = np.load(path)
     except (OSError, ValueError, EOFError):
-        return None
-    return found if found.shape == (samples,) else None
+        found = np.zeros(0)
+    whole = found.shape == (samples,) and found.dtype == np.int64
+    return found if whole else np.full(samples, UNKNOWN)
 
 
 def load_metrics(names: Iterable[str]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def estimate_arguments(parser: argparse.ArgumentParser) -> None:
         "how many there will be, each as fast as this one is now (default: auto, which is as many as there are)"
     )
     add("--processes", default="auto", type=number, metavar="N", help=processes)
-    add("--budget", type=int, default=8, help="how many soups to measure (default 8)")
+    add("--budget", type=float, default=8.0, help="passes over the split for soups (default 8)")
     parser.set_defaults(test_split=None)
 
 
@@ -91,9 +91,14 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("radin", "greedy", "uniform", "best_single"),
         default="radin",
-        help="how the soup is found; budget, proposals, candidates and seed are radin's, accept is greedy's",
+        help="how the soup is found; only radin has a budget and candidates, and only greedy a rule to accept",
     )
-    add("--budget", type=int, help="how many soups to measure, or 0 to estimate only (radin; default 8)")
+    add(
+        "--budget", help="passes over the split for soups, as in 8, or time, as in 15m; 0 to estimate only (default 8)"
+    )
+    measured = "show soups the telling images first and drop what is behind (race), or all of the split (full)"
+    add("--measure", choices=("race", "full"), default="race", help=f"{measured} (radin; default race)")
+    add("--hold-out", type=float, metavar="SHARE", help="in place of --test-split a share of the split, as in 0.2")
     kinds = "kinds of candidate recipes (radin): auto, monte-carlo, subsets, dirichlet, forward, local; with commas"
     add("--proposals", default="auto", metavar="KINDS", help=kinds)
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
@@ -127,13 +132,16 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is looked at."""
+    from hf_radin.budget import Budget
     from hf_radin.evaluate import load_metrics
     from hf_radin.files import check_output
 
     if args.budget is not None and args.method != "radin":
         raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
-    if args.budget is not None and args.budget < 0:
-        raise ValueError(f"--budget {args.budget}: it is the number of soups to measure, or 0 to estimate only.")
+    if args.hold_out is not None and args.method != "radin":
+        raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
+    if args.budget is not None:
+        Budget.of(args.budget)
     check_output(args.output, overwrite=args.overwrite)
     start_tracking(args)
     load_metrics(_names(args.metrics))
@@ -213,7 +221,8 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
 
     refuse_ingredients(args.output, ingredients)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
-    own = {"radin": ("budget", "proposals", "candidates", "seed"), "greedy": ("accept",)}.get(args.method, ())
+    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "seed")
+    own = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in own if getattr(args, name) is not None},
         "metrics": _names(args.metrics),

@@ -40,7 +40,7 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, samples: slice) -> Pixels:
+    def __getitem__(self, samples: slice | torch.Tensor) -> Pixels:
         return Pixels(self.codes[samples], self.table)
 
     @property

@@ -96,6 +96,24 @@ class Pruned:
         """Positions of the decided images, ascending."""
         return np.sort(self.images[self.counts <= self.top])
 
+    def select(self, some: np.ndarray) -> Pruned:
+        """What is known of some images alone, which are counted anew: positions `(samples,)`, ascending."""
+        place = np.full(len(self.images), -1)
+        place[some] = np.arange(len(some))
+        parts = []
+        for bucket in self.buckets():
+            these = place[bucket.images] >= 0
+            logits = bucket.logits[:, :, these] if len(bucket.logits) else bucket.logits
+            parts.append(Bucket(place[bucket.images][these], bucket.classes[:, these], logits))
+        contested = [part.logits.reshape(self.models, -1) for part in parts if len(part.logits)]
+        return Pruned(
+            np.concatenate([part.images for part in parts]),
+            np.concatenate([np.full(len(part.images), len(part.classes)) for part in parts]),
+            np.concatenate([part.classes.ravel() for part in parts]),
+            np.concatenate([self.logits[:, :0], *contested], axis=1),
+            self.top,
+        )
+
     def buckets(self) -> Iterator[Bucket]:
         """All images, by their number of classes."""
         sizes = np.bincount(self.counts)

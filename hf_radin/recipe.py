@@ -87,7 +87,9 @@ class Measurement:
         proposal: what proposed it: `single`, `uniform`, `subset`, `monte-carlo` or `greedy`.
         estimate: accuracy of the ensemble on the validation split, in [0, 1].
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was estimated only.
-        images: how many images the soup was measured on.
+        images: how many images the soup was measured on; where these are not all, `measured` is what they say of all.
+        interval: between which accuracies 95 % lie, as far as the images go; None if nothing was measured.
+        passes: images that it was shown, over those of the split; 0 for a single model, whose logits tell.
     """
 
     recipe: Recipe
@@ -95,6 +97,8 @@ class Measurement:
     estimate: float
     measured: float | None
     images: int
+    interval: tuple[float, float] | None = None
+    passes: float = 0.0
 
     @property
     def known(self) -> float:
@@ -108,13 +112,17 @@ class Measurement:
             "proposal": self.proposal,
             "estimate": self.estimate,
             "measured": self.measured,
+            "interval": self.interval and list(self.interval),
             "images": self.images,
+            "passes": self.passes,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Measurement:
         recipe = Recipe(tuple(fields["ingredients"]), tuple(fields["weights"]))
-        return cls(recipe, fields["proposal"], fields["estimate"], fields["measured"], fields["images"])
+        told = {name: fields[name] for name in ("proposal", "estimate", "measured", "images")}
+        interval = fields.get("interval")  # recipes of the first version have none
+        return cls(recipe, **told, interval=interval and tuple(interval), passes=fields.get("passes", 0.0))
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,16 @@ class Result:
         split: name of the split.
         metrics: scores by name; accuracy in [0, 1].
         images: how many images they were computed on.
+        interval: between which accuracies 95 % of the bootstrap lies.
     """
 
     name: str
     split: str
     metrics: dict[str, float]
     images: int
+    interval: tuple[float, float] | None = None
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Result:
+        interval = fields.get("interval")
+        return cls(**{**fields, "interval": interval and tuple(interval)})

@@ -3,49 +3,57 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hf_radin import origin
-from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
-from hf_radin.evaluate import compute_metrics, load_metrics, measure
-from hf_radin.logits import of_split
+from hf_radin.budget import Budget
+from hf_radin.compare import interval
 from hf_radin.processes import log, on_main_process, progress_bar
 from hf_radin.propose import SOUGHT, Candidates, propose, split_kinds
-from hf_radin.recipe import Measurement, Recipe, Result
+from hf_radin.race import Entry, race
+from hf_radin.recipe import Measurement, Recipe
+from hf_radin.report import Report, choose, predict
 from hf_radin.seek import APART, seek, shortlist
-from hf_radin.soup import Soup, versions
+from hf_radin.soup import Soup
 
 logger = logging.getLogger(__name__)
+
+# How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
+ENTRANTS = 16
 
 
 def radin(
     bank: LogitBank,
     *,
-    budget: int = 8,
+    budget: float | str = 8,
+    measure: str = "race",
     proposals: str = "auto",
     candidates: int = 200,
     recipes: Sequence[Recipe] = (),
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
+    hold_out: float | None = None,
     seed: int = 0,
 ) -> Soup:
-    """Recipe 2 of the paper (arXiv 2401.17790): the best soup that `budget` measured candidates can find.
+    """The best soup that can be found within a budget, after Recipe 2 of the paper (arXiv 2401.17790).
 
     Candidates are ranked by the accuracy of their ensembles; the weights of the best are really averaged and measured
     on the bank's split. The singles are known from the logits. The uniform soup is always measured too, beside the
-    budget, so that the result is never worse on this split than either; a soup that is not better than the best
-    single model is not returned, the best single is.
+    budget; a soup that is not better than the best single model is not returned, the best single is.
 
     Args:
         bank: logits of the ingredients on the split that chooses.
-        budget: how many candidates to measure, each one pass over the split. With 0 no model runs and no image is
-            read: the candidate of the best estimate is returned, and its recipe and card say that it was not measured.
+        budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`. With 0 no model
+            runs and no image is read: the candidate of the best estimate is returned, and its recipe and card say that
+            it was not measured. An interrupt ends the search early with the best so far.
+        measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
+            that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
+            procedure: as many candidates as the budget has passes, each on the whole split.
         proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `auto`, `monte-carlo`, `subsets`,
             `dirichlet` (see `propose.propose`). Sought by their estimates: `forward` and `local` (see `seek`); with
             one of these the measured candidates differ from each other in more than a tenth of their weight.
@@ -55,14 +63,18 @@ def radin(
         metrics: what to report, by names in the evaluate library.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
             It costs a pass an ingredient.
-        seed: of the Monte-Carlo candidates.
+        hold_out: where there is no such split: a share of the bank's images, drawn at random, that takes no part in
+            the choice and gives the final figures. Its logits are known.
+        seed: of candidates and samples that are drawn.
 
     Raises:
-        ValueError: for a budget below 0, or anything else that can't be used, before the first pass.
+        ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 0:
-        raise ValueError(f"budget={budget!r}: it is the number of soups to measure, or 0 to estimate only.")
-    report = _Report(bank, test_split, metric, metrics)
+    spend = Budget.of(budget)
+    if measure not in ("race", "full"):
+        raise ValueError(f"measure={measure!r}: it is 'race' or 'full'.")
+    report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed)
+    bank = report.bank
     kinds, own = split_kinds(proposals), _own(bank, recipes)
 
     def rank() -> tuple[Candidates, np.ndarray]:
@@ -70,19 +82,27 @@ def radin(
         return seek(drawn, bank.score(drawn.weights), bank.score, kinds)
 
     found, estimates = on_main_process(rank)
-    rows = np.array([row for row, kind in enumerate(found.proposals) if kind != "single"])
-    apart = APART if set(kinds) & set(SOUGHT) else 0.0  # what is sought by its score comes in near copies
-    shortlisted = rows[shortlist(found.weights[rows], estimates[rows], max(1, budget), apart=apart)]
-    baseline = [row for row in rows if found.proposals[row] == "uniform" and row not in shortlisted]
-    best = [
-        (_recipe(bank, found.weights[row]), found.proposals[row], float(estimates[row]))
-        for row in (*shortlisted, *baseline)
-    ]
-    soups = _measure_all(bank, best) if budget else [Measurement(*best[0], measured=None, images=0)]
-    measured = _singles(bank) + soups
-    settings = {"budget": int(budget), "proposals": proposals, "candidates": int(candidates), "seed": int(seed)}
+    kind_of, full = np.array(found.proposals), measure == "full"
+
+    def entry(row: np.integer) -> Entry:
+        return Entry(_recipe(bank, found.weights[row]), found.proposals[int(row)], float(estimates[row]))
+
+    singles = _singles(bank)
+    if spend.passes:
+        rows = np.flatnonzero((kind_of != "single") & (kind_of != "uniform"))
+        apart = APART if set(kinds) & set(SOUGHT) else 0.0  # what is sought by its score comes in near copies
+        most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
+        entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
+        beside = [entry(row) for row in np.flatnonzero(kind_of == "uniform")]
+        best = bank.predict(bank.row(choose(singles).recipe))
+        soups = race(bank, entries, spend, best=best, beside=beside, full=full, seed=seed)
+    else:
+        one = entry(max(np.flatnonzero(kind_of != "single"), key=lambda row: estimates[row]))
+        soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
+    settings = {"budget": str(spend), "measure": measure, "proposals": proposals, "candidates": int(candidates)}
+    settings |= {"seed": int(seed), "hold_out": hold_out}
     settings["scored"] = len(found.proposals)  # with singles and uniform, or all subsets
-    return report.soup("radin", measured, settings)
+    return report.soup("radin", singles + soups, settings)
 
 
 def greedy(
@@ -102,14 +122,14 @@ def greedy(
     """
     if accept not in (">=", ">"):
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
-    report = _Report(bank, test_split, metric, metrics)
+    report = Report(bank, test_split, metric, metrics)
     singles = _singles(bank)
     order = sorted(singles, key=lambda one: -one.known)
     chosen, trials = order[0], []
     with progress_bar(total=len(bank) * (len(order) - 1), desc="Measuring soups", unit="image") as bar:
         for one in order[1:]:
             recipe = Recipe.uniform((*chosen.recipe.used, *one.recipe.used))
-            trial = _measure(bank, recipe, "greedy", _estimate(bank, recipe), bar.update)
+            trial = _measure(bank, recipe, "greedy", bar.update)
             trials.append(trial)
             if trial.known > chosen.known or (accept == ">=" and trial.known == chosen.known):
                 chosen = trial
@@ -124,10 +144,11 @@ def uniform(
     test_split: str | LogitBank | None = None,
 ) -> Soup:
     """All ingredients in equal parts. Arguments as in `radin`."""
-    report = _Report(bank, test_split, metric, metrics)
+    report = Report(bank, test_split, metric, metrics)
     recipe = Recipe.uniform(bank.ingredients.ids)
-    measured = _measure_all(bank, [(recipe, "uniform", _estimate(bank, recipe))])
-    return report.soup("uniform", _singles(bank) + measured, {}, chosen=measured[0])
+    with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
+        measured = _measure(bank, recipe, "uniform", bar.update)
+    return report.soup("uniform", [*_singles(bank), measured], {}, chosen=measured)
 
 
 def best_single(
@@ -138,113 +159,14 @@ def best_single(
     test_split: str | LogitBank | None = None,
 ) -> Soup:
     """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
-    report = _Report(bank, test_split, metric, metrics)
+    report = Report(bank, test_split, metric, metrics)
     return report.soup("best_single", _singles(bank), {})
-
-
-def choose(measured: Iterable[Measurement]) -> Measurement:
-    """The best measured; of equals the better estimate, but a single model before any soup that is not better."""
-    return max(measured, key=lambda one: (one.known, one.proposal == "single", one.estimate))
-
-
-class _Report:
-    """What is checked before a search spends anything, and reported after it."""
-
-    def __init__(self, bank: LogitBank, test_split: str | LogitBank | None, metric: str, metrics: Sequence[str]):
-        if metric != "accuracy":
-            raise ValueError(f"metric={metric!r}: soups are chosen by 'accuracy'.")
-        self.bank = bank
-        self.metrics = load_metrics(metrics)
-        self.held_out = _held_out(bank, test_split)
-
-    def soup(
-        self, method: str, measured: list[Measurement], settings: dict[str, Any], chosen: Measurement | None = None
-    ) -> Soup:
-        bank = self.bank
-        chosen = chosen or choose(measured)
-        singles = [one for one in measured if one.proposal == "single"]
-        soups = [one for one in measured if one.proposal != "single"]
-        rows = [("soup", chosen), ("best single", choose(singles))]
-        rows += [("uniform", one) for one in soups if one.proposal == "uniform"]
-        results = [
-            Result(name, split.split, compute_metrics(self.metrics, predictions, split.labels), len(split))
-            for split in [bank] + ([self.held_out] if self.held_out else [])
-            for name, predictions in [
-                *(
-                    (name, _predict(split, one.recipe))
-                    for name, one in rows
-                    if split is not bank or one.measured is not None
-                ),
-                ("ensemble", split.predict(_weights(split, Recipe.uniform(bank.ingredients.ids)))),
-            ]
-        ]
-        log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
-        if method != "best_single" and chosen.proposal == "single":
-            logger.warning("No soup was better than the best single model, %s: it is returned.", *chosen.recipe.used)
-        about = {
-            "method": method,
-            **settings,
-            "passes": {"logits": len(bank.ingredients), "soups": sum(one.measured is not None for one in soups)},
-            "measured": chosen.measured is not None,
-            "bank": bank.origin,
-            "dtype": bank.about["dtype"],
-            "logits_dtype": bank.about["logits_dtype"],
-            "mixed_precision": bank.about["mixed_precision"],
-            "processor": bank.about["processor"],
-            "data": {name: value for name, value in bank.about["data"].items() if name != "key"},
-            "images": len(bank),
-            "skipped": len(bank.about["skipped"]),
-            "held_out": self.held_out.split if self.held_out else None,
-            "remarks": [list(remark) for remark in bank.remarks],
-            "batchnorm": bank.statistics and bank.statistics.about,
-            "classes": list(bank.classes),
-            "image_processor": bank.ingredients[0].image_processor,
-            "ingredients": [origin.describe(one) for one in bank.ingredients],
-            "versions": versions(),
-        }
-        return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)
-
-
-def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank | None:
-    """The bank of the split that proves, refused if it is the split that chooses."""
-    if test_split is None:
-        return None
-    if not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
-        raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
-    if bank.statistics and not isinstance(test_split, LogitBank) and str(test_split) == bank.statistics.about["split"]:
-        raise ValueError(
-            f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
-        )
-    held_out = test_split if isinstance(test_split, LogitBank) else of_split(bank, str(test_split))
-    if bank.about["data"]["key"] == held_out.about["data"]["key"]:  # whatever the two are called
-        raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
-    for name in ("classes", "processor", "dtype", "mixed_precision"):
-        if bank.about[name] != held_out.about[name]:
-            raise ValueError(
-                f"The held-out bank in {held_out.folder} was computed with another {name} than that in {bank.folder}: "
-                f"{held_out.about[name]} against {bank.about[name]}."
-            )
-    absent = [one.id for one in bank.ingredients if one.key not in held_out.ingredients.keys]
-    if absent:
-        raise ValueError(
-            f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."
-        )
-    if bank.statistics and held_out.about["data"]["key"] == bank.statistics.about["data"]:
-        raise ValueError(
-            f"The split {held_out.split!r} gives the soup its BatchNorm statistics; another one has to prove it."
-        )
-    return replace(held_out, ingredients=bank.ingredients, statistics=bank.statistics)
 
 
 def _recipe(bank: LogitBank, weights: np.ndarray) -> Recipe:
     """A row `(models,)` as a recipe of the ingredients that it uses."""
     used = np.flatnonzero(weights)
     return Recipe(tuple(bank.ingredients.ids[one] for one in used), tuple(weights[used].tolist()))
-
-
-def _weights(bank: LogitBank, recipe: Recipe) -> np.ndarray:
-    """A recipe as a row `(models,)` in the order of the bank."""
-    return np.array([recipe.used.get(name, 0.0) for name in bank.ingredients.ids])
 
 
 def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
@@ -255,43 +177,25 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
     """
     for recipe in recipes:
         bank.ingredients.select(recipe.used)
-    rows = [_weights(bank, recipe) for recipe in recipes]
+    rows = [bank.row(recipe) for recipe in recipes]
     return Candidates(np.array(rows).reshape(-1, len(bank.ingredients)), ("own",) * len(rows))
-
-
-def _estimate(bank: LogitBank, recipe: Recipe) -> float:
-    return float(on_main_process(lambda: bank.score(_weights(bank, recipe)[None]))[0])
 
 
 def _singles(bank: LogitBank) -> list[Measurement]:
     """Each ingredient alone: its logits are known, so nothing is left to measure."""
-    scores = on_main_process(lambda: bank.score(np.eye(len(bank.ingredients))))
-    return [
-        Measurement(Recipe.uniform([name]), "single", float(score), float(score), len(bank))
-        for name, score in zip(bank.ingredients.ids, scores, strict=True)
-    ]
+    found = []
+    for name in bank.ingredients.ids:
+        recipe = Recipe.uniform([name])
+        hits = bank.predict(bank.row(recipe)) == bank.labels
+        score = float(hits.mean())
+        found.append(Measurement(recipe, "single", score, score, len(bank), interval=interval(hits)))
+    return found
 
 
-def _measure_all(bank: LogitBank, wanted: list[tuple[Recipe, str, float]]) -> list[Measurement]:
-    with progress_bar(total=len(bank) * len(wanted), desc="Measuring soups", unit="image") as bar:
-        return [_measure(bank, recipe, name, float(estimate), bar.update) for recipe, name, estimate in wanted]
-
-
-def _measure(bank: LogitBank, recipe: Recipe, proposal: str, estimate: float, on_block: Any) -> Measurement:
-    predictions = _predict(bank, recipe, on_block)
-    measured = float((predictions == bank.labels).mean())
-    log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
+def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> Measurement:
+    estimate = float(on_main_process(lambda: bank.score(bank.row(recipe)[None]))[0])
+    hits = predict(bank, recipe, on_block) == bank.labels
+    measured = float(hits.mean())
+    log({"soup/estimate": estimate, "soup/measured": measured})
     logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, measured)
-    return Measurement(recipe, proposal, estimate, measured, len(bank))
-
-
-def _predict(bank: LogitBank, recipe: Recipe, on_block: Any = lambda samples: None) -> np.ndarray:
-    """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
-    if len(recipe.used) == 1:
-        return bank.predict(_weights(bank, recipe))
-    return measure(
-        bank,
-        recipe,
-        lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics),
-        on_block=on_block,
-    )
+    return Measurement(recipe, proposal, estimate, measured, len(bank), interval=interval(hits), passes=1.0)

@@ -43,7 +43,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 
 def table(soup: Soup) -> str:
     """What was found, as text."""
-    from hf_radin.card import show_metric
+    from hf_radin.card import compared, show_metric
 
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
@@ -64,8 +64,9 @@ def table(soup: Soup) -> str:
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     passes = soup.about["passes"]
     over = f" over {soup.about['data']['split']}"
-    spent = f"Spent: {passes['logits']} passes{over} for logits, {passes['soups']} for soups."
-    return "\n".join([*lines, "", "Recipe:", *weights, "", spent])
+    spent = f"Spent: {passes['logits']} passes{over} for logits, {passes['soups']:.3g} for soups."
+    proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
+    return "\n".join([*lines, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
 
 
 def estimate_table(job: Estimate) -> str:
@@ -85,7 +86,7 @@ def estimate_table(job: Estimate) -> str:
         ],
         f"time of {_count(job.processes, 'process')}, {decodes}": [
             ("logits", f"{images} x {models}, {once}", _time(job.logits_seconds)),
-            ("soups", f"{images} x {_count(job.soups, 'soup')}, {again}{anew}", _time(job.soups_seconds)),
+            ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", _time(job.soups_seconds)),
             ("together", "", _time(job.logits_seconds + job.soups_seconds)),
         ],
         "memory and disk": [

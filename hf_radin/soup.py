@@ -167,7 +167,7 @@ class Soup:
                 recipe=Recipe.from_json(json.dumps(fields["recipe"])),
                 ingredients=Ingredients(),
                 measurements=[Measurement.from_dict(one) for one in fields["measurements"]],
-                results=[Result(**one) for one in fields["results"]],
+                results=[Result.from_dict(one) for one in fields["results"]],
                 about={name: value for name, value in fields.items() if name not in known},
                 folder=folder,
             )

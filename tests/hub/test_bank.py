@@ -92,10 +92,10 @@ def test_others_search_it_without_images_and_without_checkpoints(pushed, zoo, tm
 def estimated(pushed, zoo, tmp_path, monkeypatch):
     """A soup that is estimated to be better than any single model, from a machine that never saw the models."""
     forget_models(zoo)
-    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
-    from hf_radin import search
+    from hf_radin import report
 
-    monkeypatch.setattr(search, "choose", lambda found: max(found, key=lambda one: one.measured is None))
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    monkeypatch.setattr(report, "choose", lambda found: max(found, key=lambda one: one.measured is None))
     return hf_radin.radin(bank, budget=0)
 
 
@@ -148,10 +148,10 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert "3 of 3 checkpoints are not on the Hub" in caplog.text
     there = hub.files("org/bank", repo_type="dataset")
     assert not any(str(one).encode() in content for one in (tmp_path, runs, digits) for content in there.values())
-    monkeypatch.chdir(tmp_path)
-    from hf_radin import search
+    from hf_radin import report
 
-    monkeypatch.setattr(search, "choose", lambda found: max(found, key=lambda one: one.measured is None))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "choose", lambda found: max(found, key=lambda one: one.measured is None))
     assert cli.main(["search", "org/bank", "--budget", "0", "--output", "found", "--cache-dir", "yours"]) == 0
     said = capsys.readouterr().out
     assert (

@@ -116,7 +116,7 @@ def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "-2"], "--budget -2"),
+        (["--budget", "-2"], "budget='-2'"),
         (["--output", "full"], "The output folder full is not empty"),
         (["--test-split", "validation"], "this split chooses the soup; another one has to prove it"),
         (["--test-split", "dev"], "has no split 'dev'"),
@@ -124,7 +124,7 @@ def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
         (["--metrics", "accuracy,./no-such-metric"], "The metric './no-such-metric' can't be loaded"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--candidates", "0"], "candidates=0"),
-        (["--proposals", "subsets", "--budget", "-1"], "--budget -1"),
+        (["--proposals", "subsets", "--budget", "-1"], "budget='-1'"),
         (["--dataset", "./nowhere"], "./nowhere is neither a folder here nor a Hub id"),
         (["--models", "nothing-*"], "matches no folder"),
         (["--push-to", "a/b/c"], "a/b/c is not a Hub id"),

@@ -1,0 +1,258 @@
+"""Measure soups side by side on the images that tell them apart, and drop those that cannot win any more.
+
+Each candidate is shown a growing sample: all contested images in the end, and of the decided ones an audit (see
+`strata`). It is compared on the same images with the best so far, and dropped as soon as it is behind by more than
+chance. Who is left with the highest accuracy is measured on the whole split; if that puts another in front, so is
+that one, as long as the budget lasts.
+
+The rule, at the k-th look: with the difference d of the two, weighted up to the whole split, and its standard error s,
+a candidate is dropped if d + z_k s < 0, where a normal variable exceeds z_k with probability `ERROR` / 2^k. So one
+that is no worse than the other on the whole split is dropped with a probability of about `ERROR` at most, however
+often it is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+
+from hf_radin.averaging import average_model
+from hf_radin.bank import LogitBank
+from hf_radin.budget import Budget
+from hf_radin.compare import LEVEL, interval
+from hf_radin.evaluate import Trial
+from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
+from hf_radin.pruning import TooMuchLeftError
+from hf_radin.recipe import Measurement, Recipe
+from hf_radin.strata import Strata
+
+logger = logging.getLogger(__name__)
+
+# How likely a candidate is dropped that is not worse, at most.
+ERROR = 0.05
+
+# Parts of the sample after which a candidate is compared with the best so far.
+LOOKS = (0.25, 0.5, 1.0)
+
+# The audit begins with this share of the decided images, or this many, and doubles until it adds less than this share
+# to the standard error that the accuracy has anyway, because the split has no more images.
+AUDIT, LEAST_AUDIT, SURE = 1 / 32, 64, 0.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate: its recipe, what proposed it, and the accuracy of its ensemble."""
+
+    recipe: Recipe
+    proposal: str
+    estimate: float
+
+
+@dataclass(eq=False)
+class _Runner:
+    """A candidate in the race.
+
+    Args:
+        ensemble: which images its ensemble gets right: bool `(samples,)`.
+        hits: which it gets right itself, of those that it was shown: bool `(samples,)`.
+        known: which it was shown: bool `(samples,)`.
+        is_out: whether it was dropped.
+    """
+
+    entry: Entry
+    trial: Trial
+    ensemble: np.ndarray
+    hits: np.ndarray = field(init=False)
+    known: np.ndarray = field(init=False)
+    is_out: bool = False
+
+    def __post_init__(self) -> None:
+        self.hits, self.known = np.zeros_like(self.ensemble), np.zeros_like(self.ensemble)
+
+    @property
+    def gains(self) -> np.ndarray:
+        """What it gets right and its ensemble does not (1), and the other way round (-1): `(samples,)`."""
+        return self.hits.astype(int) - self.ensemble
+
+
+def race(
+    bank: LogitBank,
+    entries: Sequence[Entry],
+    budget: Budget,
+    *,
+    best: np.ndarray,
+    beside: Sequence[Entry] = (),
+    full: bool = False,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Measure candidates as long as the budget lasts, and the best of them on the whole split.
+
+    One is begun while a whole pass is left: what its own sample does not take, the rest of the best one's images will.
+    An interrupt (of one process alone) ends the race early; the best so far is still measured on the whole split.
+
+    Args:
+        entries: the most promising first.
+        best: classes `(samples,)` that the best single model predicts: the one to beat.
+        beside: baselines, which are shown the whole split and are not counted.
+        full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
+        seed: of the samples.
+
+    Returns:
+        a measurement of each candidate that was begun; one of less than the whole split is an estimate.
+    """
+    total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank))
+    with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
+        run = _Race(bank, budget, best, full, seed, bar.update)
+        try:
+            for entry in beside:
+                run.enter(entry, whole=True)
+            run.spent = 0
+            for entry in entries:
+                if not run.can_afford(len(bank)):
+                    break
+                run.enter(entry)
+        except KeyboardInterrupt:
+            if the_accelerator().num_processes > 1 or not run.runners:
+                raise
+            logger.warning("Interrupted: no further candidates. Once more to stop at once.")
+        run.finish()
+    return [run.measurement(one) for one in run.runners]
+
+
+class _Race:
+    """The state of a race: who was shown what, who leads, and what was spent."""
+
+    def __init__(
+        self,
+        bank: LogitBank,
+        budget: Budget,
+        best: np.ndarray,
+        full: bool,
+        seed: int,
+        on_block: Callable[[int], object],
+    ):
+        self.bank, self.budget, self.on_block = bank, budget, on_block
+        self.labels = np.asarray(bank.labels)
+        decided = np.zeros(0, dtype=int) if full else _decided(bank)
+        self.strata = Strata.shuffled([np.setdiff1d(np.arange(len(bank)), decided), decided], seed)
+        self.looks = (1.0,) if full else LOOKS
+        self.audit = max(LEAST_AUDIT, math.ceil(AUDIT * len(decided)))
+        self.leader = best == self.labels, np.ones(len(bank), dtype=bool)  # hits, and of which images they are known
+        self.runners: list[_Runner] = []
+        self.spent = self.shown = 0  # images: of the budget, and of all that was measured
+        self.begun = time.perf_counter()
+
+    def can_afford(self, images: int) -> bool:
+        """Whether so many images more are within the budget; the same in all processes."""
+        wanted = self.spent + images
+        taken = on_main_process(lambda: time.perf_counter() - self.begun)
+        seconds = taken * (1 + images / self.shown) if self.shown else 0.0
+        return wanted <= self.budget.passes * len(self.bank) and seconds <= self.budget.seconds
+
+    def enter(self, entry: Entry, *, whole: bool = False) -> None:
+        """Show a candidate more and more images, until it is behind or the sample is over; or all of them at once."""
+        bank, recipe = self.bank, entry.recipe
+        trial = Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
+        one = _Runner(entry, trial, bank.predict(bank.row(recipe)) == self.labels)
+        self.runners.append(one)
+        for look, some in enumerate([np.ones(len(bank), dtype=bool)] if whole else self._samples(one), start=1):
+            self._show(one, some)
+            if self._is_behind(one, look):
+                break
+        else:
+            if self._lead(one)[0] > 0:
+                self.leader = one.hits, one.known
+        trial.forget()
+        value, error = self.accuracy(one)
+        log({"soup/estimate": entry.estimate, "soup/measured": value})
+        logger.info(
+            "Soup of %d (%s): estimated %.4f, measured %.4f%s.",
+            len(recipe.used),
+            entry.proposal,
+            entry.estimate,
+            value,
+            f" \u00b1 {error:.4f} on {one.known.sum():,} images{' and dropped' if one.is_out else ''}"
+            if error
+            else "",
+        )
+
+    def finish(self) -> None:
+        """Measure the best on the whole split, and again if that puts another in front."""
+        while standing := [one for one in self.runners if not one.is_out]:
+            first = max(standing, key=lambda one: (self.accuracy(one)[0], one.entry.estimate))
+            left = int((~first.known).sum())
+            if not left or (any(one.known.all() for one in standing) and not self.can_afford(left)):
+                return
+            self._show(first, np.ones(len(self.bank), dtype=bool))
+            first.trial.forget()
+
+    def accuracy(self, one: _Runner) -> tuple[float, float]:
+        """On the whole split, and its standard error: what the ensemble gets right is known of all images."""
+        gain, error = self.strata.mean(one.gains, one.known)
+        return min(1.0, max(0.0, float(one.ensemble.mean()) + gain)), error
+
+    def measurement(self, one: _Runner) -> Measurement:
+        value, error = self.accuracy(one)
+        if one.known.all():
+            value, between = float(one.hits.mean()), interval(one.hits)
+        else:
+            spread = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.hypot(
+                error, math.sqrt(value * (1 - value) / len(self.bank))
+            )
+            between = max(0.0, value - spread), min(1.0, value + spread)
+        images = int(one.known.sum())
+        return Measurement(
+            one.entry.recipe,
+            one.entry.proposal,
+            one.entry.estimate,
+            value,
+            images,
+            interval=between,
+            passes=images / len(self.bank),
+        )
+
+    def _samples(self, one: _Runner) -> Iterator[np.ndarray]:
+        """What a candidate is shown, bit by bit; how much of the decided images depends on what it does there."""
+        yield from map(self._sample, self.looks)
+        while self.audit < len(self.strata.groups[1]):
+            value, error = self.accuracy(one)
+            if error <= SURE * math.sqrt(value * (1 - value) / len(self.bank)):
+                return
+            self.audit *= 2
+            yield self._sample(1.0)
+
+    def _sample(self, share: float) -> np.ndarray:
+        """So much of the contested images and of the audit: bool `(samples,)`."""
+        contested, decided = map(len, self.strata.groups)
+        return self.strata.first([math.ceil(share * contested), math.ceil(share * min(self.audit, decided))])
+
+    def _show(self, one: _Runner, some: np.ndarray) -> None:
+        some = some | one.known
+        new = int((some & ~one.known).sum())
+        self.spent, self.shown = self.spent + new, self.shown + new
+        one.hits, one.known = one.trial.look(some, on_block=self.on_block) == self.labels, some
+
+    def _lead(self, one: _Runner) -> tuple[float, float]:
+        """By how much it is ahead of the leader on the whole split, and the standard error of that."""
+        hits, known = self.leader
+        return self.strata.mean(one.hits.astype(int) - hits, one.known & known)
+
+    def _is_behind(self, one: _Runner, look: int) -> bool:
+        """Whether it can't win any more."""
+        ahead, error = self._lead(one)
+        one.is_out = ahead + NormalDist().inv_cdf(1 - ERROR / 2**look) * error < 0
+        return one.is_out
+
+
+def _decided(bank: LogitBank) -> np.ndarray:
+    """Positions of images that all recipes predict alike; none where logits are too many to tell."""
+    try:
+        return bank.pruned().decided
+    except TooMuchLeftError:
+        return np.zeros(0, dtype=int)

@@ -1,0 +1,150 @@
+"""What is checked before a search spends anything, and what is reported after it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hf_radin import compare, origin
+from hf_radin.averaging import average_model
+from hf_radin.bank import LogitBank
+from hf_radin.evaluate import Trial, compute_metrics, load_metrics
+from hf_radin.logits import of_split
+from hf_radin.processes import log
+from hf_radin.recipe import Measurement, Recipe, Result
+from hf_radin.soup import Soup, versions
+
+logger = logging.getLogger(__name__)
+
+
+class Report:
+    """What is checked before a search spends anything, and reported after it."""
+
+    def __init__(
+        self,
+        bank: LogitBank,
+        test_split: str | LogitBank | None,
+        metric: str,
+        metrics: Sequence[str],
+        *,
+        hold_out: float | None = None,
+        seed: int = 0,
+    ):
+        if metric != "accuracy":
+            raise ValueError(f"metric={metric!r}: soups are chosen by 'accuracy'.")
+        if hold_out is not None and test_split is not None:
+            raise ValueError(f"hold_out={hold_out!r}: the split {test_split!r} proves the soup already.")
+        self.metrics = load_metrics(metrics)
+        if hold_out is None:
+            self.bank, self.held_out = bank, _held_out(bank, test_split)
+        else:
+            self.bank, self.held_out = bank.divided(hold_out, seed)
+
+    def soup(
+        self, method: str, measured: list[Measurement], settings: dict[str, Any], chosen: Measurement | None = None
+    ) -> Soup:
+        bank = self.bank
+        chosen = chosen or choose([one for one in measured if one.images in (0, len(bank))])
+        singles = [one for one in measured if one.proposal == "single"]
+        soups = [one for one in measured if one.proposal != "single"]
+        best = choose(singles)
+        rows = [("soup", chosen), ("best single", best)]
+        rows += [("uniform", one) for one in soups if one.proposal == "uniform"]
+        results, proofs = [], []
+        for split in [bank] + ([self.held_out] if self.held_out else []):
+            # on the split that chose, no model runs again for the report
+            known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank)]
+            found = {name: predict(split, one.recipe) for name, one in known}
+            found["ensemble"] = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
+            results += [self._result(name, split, predictions) for name, predictions in found.items()]
+            if "soup" in found and chosen.recipe != best.recipe:
+                proofs.append(_compared(split, found["soup"], found["best single"]))
+        log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
+        if method != "best_single" and chosen.proposal == "single":
+            logger.warning("No soup was better than the best single model, %s: it is returned.", *chosen.recipe.used)
+        about = {
+            "method": method,
+            **settings,
+            "passes": {"logits": len(bank.ingredients), "soups": sum(one.passes for one in soups)},
+            "against_best_single": proofs,
+            "measured": chosen.measured is not None,
+            "bank": bank.origin,
+            "dtype": bank.about["dtype"],
+            "logits_dtype": bank.about["logits_dtype"],
+            "mixed_precision": bank.about["mixed_precision"],
+            "processor": bank.about["processor"],
+            "data": {name: value for name, value in bank.about["data"].items() if name != "key"},
+            "images": len(bank),
+            "skipped": len(bank.about["skipped"]),
+            "held_out": self.held_out.split if self.held_out else None,
+            "remarks": [list(remark) for remark in bank.remarks],
+            "batchnorm": bank.statistics and bank.statistics.about,
+            "classes": list(bank.classes),
+            "image_processor": bank.ingredients[0].image_processor,
+            "ingredients": [origin.describe(one) for one in bank.ingredients],
+            "versions": versions(),
+        }
+        return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)
+
+    def _result(self, name: str, split: LogitBank, predictions: np.ndarray) -> Result:
+        metrics = compute_metrics(self.metrics, predictions, split.labels)
+        return Result(name, split.split, metrics, len(split), compare.interval(predictions == split.labels))
+
+
+def choose(measured: Iterable[Measurement]) -> Measurement:
+    """The best measured; of equals the better estimate, but a single model before any soup that is not better."""
+    return max(measured, key=lambda one: (one.known, one.proposal == "single", one.estimate))
+
+
+def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
+    """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
+    if len(recipe.used) == 1:
+        return bank.predict(bank.row(recipe))
+    trial = Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
+    return trial.look(np.ones(len(bank), dtype=bool), on_block=on_block)
+
+
+def _compared(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> dict[str, Any]:
+    """How much better than the best single model the soup is on a split, and whether that may be chance."""
+    hits, others = soup == split.labels, single == split.labels
+    return {
+        "split": split.split,
+        "gain": float(hits.mean() - others.mean()),
+        "interval": list(compare.difference(hits, others)),
+        "p_value": compare.mcnemar(hits, others),
+    }
+
+
+def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank | None:
+    """The bank of the split that proves, refused if it is the split that chooses."""
+    if test_split is None:
+        return None
+    if not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
+        raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
+    if bank.statistics and not isinstance(test_split, LogitBank) and str(test_split) == bank.statistics.about["split"]:
+        raise ValueError(
+            f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
+        )
+    held_out = test_split if isinstance(test_split, LogitBank) else of_split(bank, str(test_split))
+    if bank.about["data"]["key"] == held_out.about["data"]["key"]:  # whatever the two are called
+        raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
+    for name in ("classes", "processor", "dtype", "mixed_precision"):
+        if bank.about[name] != held_out.about[name]:
+            raise ValueError(
+                f"The held-out bank in {held_out.folder} was computed with another {name} than that in {bank.folder}: "
+                f"{held_out.about[name]} against {bank.about[name]}."
+            )
+    absent = [one.id for one in bank.ingredients if one.key not in held_out.ingredients.keys]
+    if absent:
+        raise ValueError(
+            f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."
+        )
+    if bank.statistics and held_out.about["data"]["key"] == bank.statistics.about["data"]:
+        raise ValueError(
+            f"The split {held_out.split!r} gives the soup its BatchNorm statistics; another one has to prove it."
+        )
+    return replace(held_out, ingredients=bank.ingredients, statistics=bank.statistics)

@@ -1,0 +1,75 @@
+"""What a sample says of the whole split is right on average, as sure as it says, and certain when nothing is left."""
+
+import numpy as np
+import pytest
+
+from hf_radin.budget import Budget
+from hf_radin.strata import Strata
+
+GROUPS = [np.arange(0, 1000, 4), np.setdiff1d(np.arange(1000), np.arange(0, 1000, 4))]  # 250 and 750
+
+
+def values(seed: int, rare: float = 0.01) -> np.ndarray:
+    """Differences of hits: many where images are contested, few where they are not."""
+    generator = np.random.default_rng(seed)
+    some = generator.choice([-1, 0, 1], size=1000, p=[0.1, 0.8, 0.1])
+    some[GROUPS[1]] = generator.choice([-1, 0], size=750, p=[rare, 1 - rare])
+    return some
+
+
+def test_a_whole_split_is_known_exactly():
+    found = values(0)
+    mean, error = Strata.shuffled(GROUPS, 0).mean(found, np.ones(1000, dtype=bool))
+    assert mean == pytest.approx(found.mean(), abs=1e-12) and error == 0
+
+
+def test_estimates_are_right_on_average_and_as_sure_as_they_say():
+    found = values(1, rare=0.05)
+    means, errors = [], []
+    for seed in range(400):
+        strata = Strata.shuffled(GROUPS, seed)
+        mean, error = strata.mean(found, strata.first([100, 150]))
+        means.append(mean)
+        errors.append(error)
+    assert np.mean(means) == pytest.approx(found.mean(), abs=4 * np.std(means) / 20)
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
+
+
+def test_a_few_equal_images_are_no_certainty():
+    strata = Strata.shuffled(GROUPS, 0)
+    nothing = np.zeros(1000, dtype=int)
+    errors = [strata.mean(nothing, strata.first([250, count]))[1] for count in (10, 100, 750)]
+    assert errors[0] > errors[1] > errors[2] == 0
+    assert strata.mean(nothing, strata.first([250, 0]))[1] == np.inf
+
+
+def test_what_is_not_known_is_not_looked_at():
+    strata = Strata.shuffled(GROUPS, 3)
+    known = strata.first([50, 60])
+    found = values(2)
+    assert strata.mean(found, known) == strata.mean(np.where(known, found, 1), known)
+
+
+def test_samples_grow_and_an_empty_group_is_none():
+    strata = Strata.shuffled([np.arange(10), np.arange(0)], 0)
+    assert (strata.first([3, 0]) <= strata.first([7, 5])).all() and strata.first([7, 5]).sum() == 7
+    assert strata.mean(np.ones(10, dtype=int), strata.first([10, 0])) == (1.0, 0.0)
+
+
+PASSES = [(8, 8), (2.5, 2.5), ("3", 3), (0, 0), (np.int64(4), 4)]
+SECONDS = [("90s", 90), ("15m", 900), ("1.5h", 5400), ("2 min", 120)]
+
+
+@pytest.mark.parametrize(
+    ("given", "passes", "seconds"), [(one, n, np.inf) for one, n in PASSES] + [(one, np.inf, n) for one, n in SECONDS]
+)
+def test_a_budget_is_passes_or_time(given, passes, seconds):
+    budget = Budget.of(given)
+    assert (budget.passes, budget.seconds) == (passes, seconds)
+    assert Budget.of(str(budget)) == budget
+
+
+@pytest.mark.parametrize("given", [-1, 0.99, True, None, "", "m", "-5m", "1e400", "nan", float("inf"), "15 days", [8]])
+def test_no_budget(given):
+    with pytest.raises(ValueError, match="it is a number of passes over the split, at least the 1"):
+        Budget.of(given)
