@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from hf_radin import adapter, ensemble, hub, pruning, scoring, sharing
+from hf_radin import adapter, ensemble, hub, line, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics, sample_source
 from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.decoding import Source
@@ -271,6 +271,10 @@ class LogitBank:
                 ]
                 return scoring.made_of(metric, parts, len(self))
             return scoring.score(pruned, labels, classes, rows, metric, **options)
+
+    def best_step(self, start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
+        """Where between two recipes `(models,)` most images are right, exactly: see `line.best_step`."""
+        return line.best_step(self.pruned(), np.asarray(self.labels), start, end)
 
     def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""

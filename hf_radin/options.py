@@ -99,7 +99,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     measured = "show soups the telling images first and drop what is behind (race), or all of the split (full)"
     add("--measure", choices=("race", "full"), default="race", help=f"{measured} (radin; default race)")
     add("--hold-out", type=float, metavar="SHARE", help="in place of --test-split a share of the split, as in 0.2")
-    kinds = "kinds of candidate recipes (radin): auto, monte-carlo, subsets, dirichlet, forward, local; with commas"
+    kinds = "kinds of candidates (radin): auto, monte-carlo, dirichlet, subsets, forward, local, line; with commas"
     add("--proposals", default="auto", metavar="KINDS", help=kinds)
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")

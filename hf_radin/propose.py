@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # What draws its candidates blindly, and what seeks them by their scores (seek.py).
-DRAWN = ("auto", "monte-carlo", "subsets", "dirichlet")
-SOUGHT = ("forward", "local")
+DRAWN = ("auto", "monte-carlo", "dirichlet")
+SOUGHT = ("subsets", "forward", "local", "line")
 
 # Up to here all subsets are fewer than 4096, and none needs to be left to chance.
 EXHAUSTIVE_UP_TO = 12
@@ -35,9 +35,9 @@ def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int
     """Candidates for `models` ingredients that are drawn blindly: the singles, the uniform soup, and others.
 
     Args:
-        proposals: kinds, separated by commas. `monte-carlo` draws subsets in equal parts as the paper does; `subsets`
-            takes all of them; `auto` takes all up to 12 ingredients (at most 4095 recipes) and draws beyond;
-            `dirichlet` draws mixtures of unequal parts. Kinds that are sought by their scores add nothing here.
+        proposals: kinds, separated by commas. `monte-carlo` draws subsets in equal parts as the paper does; `auto`
+            takes all up to 12 ingredients (at most 4095 recipes) and draws beyond; `dirichlet` draws mixtures of
+            unequal parts. Kinds that are sought by their scores (`seek`) add nothing here.
         count: how many are drawn of each kind (200 in the paper).
 
     Raises:
@@ -50,7 +50,7 @@ def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int
     if "subsets" in kinds and models > 20:
         raise ValueError(f"{models} ingredients have 2^{models} - 1 subsets; take proposals='monte-carlo'.")
     found = singles(models) + uniform(models)
-    if "subsets" in kinds or ("auto" in kinds and models <= EXHAUSTIVE_UP_TO):
+    if "auto" in kinds and models <= EXHAUSTIVE_UP_TO:
         found += subsets(models)
     elif "auto" in kinds or "monte-carlo" in kinds:
         found += monte_carlo(models, count=count, seed=seed)

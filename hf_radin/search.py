@@ -54,9 +54,10 @@ def radin(
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
             that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
             procedure: as many candidates as the budget has passes, each on the whole split.
-        proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `auto`, `monte-carlo`, `subsets`,
-            `dirichlet` (see `propose.propose`). Sought by their estimates: `forward` and `local` (see `seek`); with
-            one of these the measured candidates differ from each other in more than a tenth of their weight.
+        proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `auto`, `monte-carlo`, `dirichlet` (see
+            `propose.propose`). Sought by their estimates: `subsets` (all of them, up to 20 ingredients), `forward`,
+            `local` and `line` (see `seek`); with one of these the measured candidates differ from each other in more
+            than a tenth of their weight.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own.
         metric: what to choose by: `accuracy`.
@@ -79,7 +80,7 @@ def radin(
 
     def rank() -> tuple[Candidates, np.ndarray]:
         drawn = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed) + own
-        return seek(drawn, bank.score(drawn.weights), bank.score, kinds)
+        return seek(drawn, bank.score(drawn.weights), bank.score, bank.best_step, kinds)
 
     found, estimates = on_main_process(rank)
     kind_of, full = np.array(found.proposals), measure == "full"

@@ -15,22 +15,32 @@ from hf_radin.propose import Candidates, equal_parts
 # By how much of their weight the measured candidates differ at least, where they are sought by their scores.
 APART = 0.1
 
-# How many of the best subsets local search starts from.
+# How many of the best candidates local search and line search start from.
 STARTS = 5
 
 # From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
 Score = Callable[[np.ndarray], np.ndarray]
 
+# From two recipes `(models,)` to the best step from one to the other, in [0, 1], and how many images are right there.
+Step = Callable[[np.ndarray, np.ndarray], tuple[float, int]]
 
-def seek(drawn: Candidates, scores: np.ndarray, score: Score, kinds: Sequence[str]) -> tuple[Candidates, np.ndarray]:
+# How many subsets are scored at a time, and how many of all are kept.
+SCORED_AT_ONCE, KEPT = 1 << 15, 4096
+
+
+def seek(
+    drawn: Candidates, scores: np.ndarray, score: Score, step: Step, kinds: Sequence[str]
+) -> tuple[Candidates, np.ndarray]:
     """The drawn candidates and those that are sought from there, and the scores of all.
 
     Args:
         drawn: the first of them are the singles.
         scores: theirs, `(recipes,)`.
-        kinds: `forward`, `local`; others add nothing.
+        kinds: `subsets`, `forward`, `local`, `line`; others add nothing.
     """
     models, found = drawn.weights.shape[1], drawn
+    if "subsets" in kinds:
+        found += best_subsets(models, score)
     if "forward" in kinds:
         found += forward(models, score)
     if "local" in kinds:
@@ -38,8 +48,54 @@ def seek(drawn: Candidates, scores: np.ndarray, score: Score, kinds: Sequence[st
         subsets = np.flatnonzero((drawn.weights == equal).all(axis=1))
         for row in subsets[np.argsort(-scores[subsets], kind="stable")][:STARTS]:
             found += local_search(drawn.weights[row] > 0, score)
+    if "line" in kinds:
+        for row in np.argsort(-scores, kind="stable")[:STARTS]:
+            found += line_search(drawn.weights[row], step)
     new = found.weights[len(drawn.weights) :]
     return found, np.concatenate([scores, score(new)]) if len(new) else scores
+
+
+def best_subsets(models: int, score: Score, *, keep: int = KEPT) -> Candidates:
+    """Of all subsets in equal parts those with the best scores, the best first; some are looked at after others.
+
+    Args:
+        keep: how many.
+    """
+    best, scores = np.zeros((0, models), dtype=bool), np.zeros(0)
+    for start in range(1, 1 << models, SCORED_AT_ONCE):
+        numbers = np.arange(start, min(start + SCORED_AT_ONCE, 1 << models))
+        members = ((numbers[:, None] >> np.arange(models)) & 1).astype(bool)  # (subsets, models)
+        scores = np.concatenate([scores, score(equal_parts(members))])
+        order = np.argsort(-scores, kind="stable")[:keep]
+        best, scores = np.concatenate([best, members])[order], scores[order]
+    return Candidates(equal_parts(best), ("subset",) * len(best))
+
+
+def line_search(start: np.ndarray, step: Step) -> Candidates:
+    """From a recipe to better ones: of one ingredient after another the weight is set to the very best one.
+
+    In each round that ingredient is taken whose best weight, the others keeping their proportions, gets most images
+    right; it ends when none gets more. All recipes on the way are candidates.
+
+    Args:
+        start: `(models,)`.
+        step: the best step from one recipe to another, and how many images are right there.
+    """
+    models, row, found = len(start), start, []
+    most = max(step(start, start)[1], 0)
+    for _ in range(2 * models):
+        rounds = []
+        for one in np.flatnonzero(row < 1):
+            rest = np.where(np.arange(models) == one, 0, row)
+            rest = rest / rest.sum()
+            share, right = step(rest, np.eye(models)[one])
+            rounds.append((right, (1 - share) * rest + share * np.eye(models)[one]))
+        right, better = max(rounds, key=lambda each: each[0])  # of equals the first
+        if right <= most:
+            break
+        most, row = right, better
+        found.append(row / row.sum())
+    return Candidates(np.array(found).reshape(-1, models), ("line",) * len(found))
 
 
 def forward(models: int, score: Score, *, steps: int | None = None) -> Candidates:

@@ -110,8 +110,13 @@ def kinship_zoo(folder: Path, data: Path, architecture: Architecture, *, seed: i
 # --- images ---
 
 
-def make_data(folder: Path, source: Path = SOURCE, *, seed: int = 0) -> Path:
+def make_data(
+    folder: Path, source: Path = SOURCE, *, train: int = TRAIN, validation: int = VALIDATION, seed: int = 0
+) -> Path:
     """Write train, validation and test (the 10 000 images meant for it); `datasets.load_dataset(folder)` reads them.
+
+    Args:
+        train, validation: how many images, of the 60 000 that are not for tests.
 
     Raises:
         FileNotFoundError: if the source has no Fashion-MNIST in it.
@@ -120,7 +125,7 @@ def make_data(folder: Path, source: Path = SOURCE, *, seed: int = 0) -> Path:
         return folder
     images, labels = (read_idx(source / f"train-{kind}.gz") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     tests = [read_idx(source / f"t10k-{kind}.gz") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    seen, unseen, _ = np.split(np.random.default_rng(seed).permutation(len(images)), [TRAIN, TRAIN + VALIDATION])
+    seen, unseen, _ = np.split(np.random.default_rng(seed).permutation(len(images)), [train, train + validation])
     splits = {
         "train": (images[seen], labels[seen]),
         "validation": (images[unseen], labels[unseen]),

@@ -305,7 +305,9 @@ def test_numbers_of_numpy_are_numbers(bank, tmp_path):
     assert hf_radin.Soup.from_pretrained(tmp_path / "soup").about["seed"] == 1
 
 
-@pytest.mark.parametrize("kinds", ["forward", "monte-carlo,forward", "local", "dirichlet,local,forward"])
+@pytest.mark.parametrize(
+    "kinds", ["forward", "monte-carlo,forward", "local", "line", "subsets", "dirichlet,local,line,subsets,forward"]
+)
 def test_what_is_sought_is_estimated_no_lower_than_what_is_drawn(bank, kinds):
     drawn = hf_radin.radin(bank, budget=0, proposals="monte-carlo", candidates=3)
     found = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)

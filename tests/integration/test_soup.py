@@ -142,6 +142,7 @@ def test_the_card_says_what_was_measured(saved, soup):
         assert f"{100 * one.metrics['accuracy']:.2f} %" in card.text
     true = {round(100 * value, 2) for one in soup.measurements for value in (one.estimate, one.measured)}
     true |= {round(100 * one.metrics["accuracy"], 2) for one in soup.results}
+    true |= {round(100 * end, 2) for one in (*soup.measurements, *soup.results) for end in one.interval}
     assert set(numbers(card.text)) <= true, "the card holds a number that nobody measured"
 
 
@@ -292,13 +293,13 @@ def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
     """The order in which numbers are added decides about their last bits."""
     from hf_radin.cook import cook
     from hf_radin.recipe import Measurement
-    from hf_radin.search import _Report
+    from hf_radin.report import Report
 
     ids = bank.ingredients.ids
     recipe = hf_radin.Recipe((ids[4], ids[0], ids[2]), (0.4, 0.35, 0.25))
     chosen = Measurement(recipe, "greedy", 0.5, 0.5, len(bank))
     singles = [Measurement(hf_radin.Recipe.uniform([name]), "single", 0.5, 0.5, len(bank)) for name in ids]
-    soup = _Report(bank, None, "accuracy", ["accuracy"]).soup("greedy", [*singles, chosen], {}, chosen=chosen)
+    soup = Report(bank, None, "accuracy", ["accuracy"]).soup("greedy", [*singles, chosen], {}, chosen=chosen)
     soup.save_pretrained(tmp_path / "soup")
     ingredients, cooked = cook(tmp_path / "soup")
     assert ingredients.ids == (ids[4], ids[0], ids[2])

@@ -12,7 +12,21 @@ import pytest
 import hf_radin
 
 PACKAGE = Path(hf_radin.__file__).parent
-GROUND_FLOOR = {"checkpoint", "modeling", "lora", "kinship", "recipe", "ensemble", "propose", "seek", "files"}
+GROUND_FLOOR = {
+    "checkpoint",
+    "modeling",
+    "lora",
+    "kinship",
+    "recipe",
+    "ensemble",
+    "propose",
+    "seek",
+    "files",
+    "line",
+    "compare",
+    "strata",
+    "budget",
+}
 GROUND_FLOOR |= {"pruning", "scoring"}
 
 

@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
+from hf_radin import seek as seeking
 from hf_radin.propose import dirichlet
-from hf_radin.seek import forward, local_search, shortlist
+from hf_radin.seek import best_subsets, forward, line_search, local_search, shortlist
 
 MODELS = 7
 TARGET = np.array([0.5, 0.25, 0.25, 0, 0, 0, 0])
@@ -77,3 +78,34 @@ def test_a_shortlist_holds_the_best_and_no_two_alike():
     ]  # the best of the others, where there are no more that differ
     assert shortlist(rows, scores, 100)[:3] == [0, 20, 21] and sorted(shortlist(rows, scores, 100)) == list(range(22))
     assert shortlist(rows, scores, 2, apart=0) == [0, 1]
+
+
+def test_the_best_of_all_subsets_are_found_in_parts(monkeypatch):
+    members = np.array(list(product((False, True), repeat=MODELS)))[1:]
+    rows = members / members.sum(axis=1, keepdims=True)
+    best = np.sort(nearness(rows))[::-1]
+    monkeypatch.setattr(seeking, "SCORED_AT_ONCE", 10)
+    found = best_subsets(MODELS, nearness, keep=5)
+    assert set(found.proposals) == {"subset"} and len(found.weights) == 5
+    np.testing.assert_allclose(nearness(found.weights), best[:5])
+    assert len(best_subsets(3, lambda rows: nearness(np.pad(rows, ((0, 0), (0, 4))))).weights) == 7
+
+
+def best_by_grid(start, end):
+    """A step on a fine grid, scored in whole numbers as images are."""
+    steps = np.linspace(0, 1, 1001)
+    scores = (1e6 * nearness((1 - steps[:, None]) * start + steps[:, None] * end)).astype(int)
+    return float(steps[scores.argmax()]), int(scores.max()) + 10**7
+
+
+@pytest.mark.parametrize("start", [np.eye(MODELS)[3], np.full(MODELS, 1 / MODELS), np.eye(MODELS)[0]])
+def test_line_search_goes_up_and_finds_parts_that_no_subset_has(start):
+    found = line_search(start, best_by_grid)
+    scores = nearness(found.weights)
+    assert on_simplex(found.weights) and set(found.proposals) == {"line"}
+    assert (np.diff(scores) > 0).all() and scores[0] > nearness(start[None])[0]
+    assert scores[-1] > -1e-3
+
+
+def test_line_search_ends_at_once_where_nothing_is_better():
+    assert line_search(TARGET, best_by_grid).weights.shape == (0, MODELS)
