@@ -9,25 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin import adapter, ensemble, hub, line, pruning, scoring, sharing
-from hf_radin.batchnorm import Statistics, sample_source
-from hf_radin.data import OBJECT, Split, match_labels, open_split
-from hf_radin.decoding import Source
+from hf_radin import ensemble, hub, line, pruning, scoring, sharing
+from hf_radin.batchnorm import Statistics
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, read_about, read_latest
 from hf_radin.prepared import Images, find_home
 from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
+from hf_radin.sources import sampled_source_of, source_of
+from hf_radin.strata import Pilot
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-    from transformers.image_processing_utils import BaseImageProcessor
 
     from hf_radin.recipe import Recipe
 
@@ -116,6 +115,8 @@ class LogitBank:
         Raises:
             ValueError: if the id is none, or the token may not write there.
         """
+        if self.is_pilot:
+            raise ValueError("A bank of a part of the split (pilot) can't be shared; compute it without.")
         local = [one.id for one in self.ingredients if one.repo_id is None]
         if local:
             logger.warning(
@@ -164,14 +165,17 @@ class LogitBank:
         }
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
         request |= {"strangers": "keep", "token": token}
+        pilot = Pilot(**about["pilot"]) if about.get("pilot") else None
+        request |= {"pilot": pilot and pilot.share}
         statistics = None
         if told:
             request |= {f"batchnorm_{name}": told["about"][name] for name in ("split", "images")}
-            source = cache(partial(_sampled_source, folder, ingredients, request, told["about"]))
+            source = cache(partial(sampled_source_of, folder, ingredients, request, told["about"]))
             statistics = Statistics(Images((folder / told["pixels"]).resolve(), told["size"], source), told["about"])
-        source = cache(partial(_source, folder, ingredients, request))
+        source = cache(partial(source_of, folder, ingredients, request))
         images = Images((folder / about["pixels"]).resolve(), about["block_size"], source)
-        return cls(folder, ingredients, about, images, request, statistics, remarks, about.get("origin"))
+        part = drawn_places(about["blocks"], pilot)
+        return cls(folder, ingredients, about, images, request, statistics, remarks, about.get("origin"), part)
 
     def __repr__(self) -> str:
         data = self.about["data"]
@@ -181,7 +185,8 @@ class LogitBank:
     def logits(self, ingredient: int | str) -> np.memmap:
         """One ingredient's logits by position or id: float32 or float16 `(samples, classes)`, memory-mapped."""
         one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
-        return np.load(logits_path(self.folder, one), mmap_mode="r")[self._some]
+        found = np.load(logits_path(self.folder, one), mmap_mode="r")
+        return found if self.is_pilot else found[self._some]
 
     @property
     def labels(self) -> np.ndarray:
@@ -224,6 +229,21 @@ class LogitBank:
         return np.arange(self.samples) if self.part is None else self.part
 
     @property
+    def is_pilot(self) -> bool:
+        """Whether logits were computed of a part of the split only; soups are measured on all of it."""
+        return self.about.get("pilot") is not None
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Positions in the split of the images that soups are measured on: `(samples,)`."""
+        return np.arange(self.samples) if self.is_pilot else self.places
+
+    @property
+    def judged_labels(self) -> np.ndarray:
+        """The true classes of these."""
+        return np.load(self.folder / "labels.npy", mmap_mode="r")[self.judged]
+
+    @property
     def _some(self) -> slice | np.ndarray:
         return slice(None) if self.part is None else self.part
 
@@ -233,6 +253,8 @@ class LogitBank:
         Raises:
             ValueError: if one of the two has no image.
         """
+        if self.is_pilot:
+            raise ValueError(f"hold_out={share!r}: soups are measured on all images of a pilot; name a test_split.")
         count = round(share * len(self)) if isinstance(share, float) else 0
         if not 0 < count < len(self):
             raise ValueError(f"hold_out={share!r}: it is a share of the {len(self)} images, as in 0.2.")
@@ -309,67 +331,34 @@ class LogitBank:
             sources = [logits_path(self.folder, one) for one in self.ingredients]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
             found = pruning.kept(path, sources, make)
-            self._pruned[top] = found if self.part is None else found.select(self.part)
+            self._pruned[top] = found if self.part is None or self.is_pilot else found.select(self.part)
         return self._pruned[top]
 
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
-        return self._stored() if self.part is None else [self.logits(at) for at in range(len(self.ingredients))]
+        return (
+            self._stored()
+            if self.part is None or self.is_pilot
+            else [self.logits(at) for at in range(len(self.ingredients))]
+        )
 
     def _stored(self) -> list[ensemble.Stored]:
         files = (logits_path(self.folder, one) for one in self.ingredients)
         return [ensemble.Stored.of(np.load(file, mmap_mode="r")) for file in files]
 
 
+def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | None) -> np.ndarray | None:
+    """Positions in the split of a pilot's images; None without one.
+
+    Args:
+        blocks: of each the shard, its number there and how many images it has.
+    """
+    if pilot is None:
+        return None
+    starts = np.cumsum([0, *(count for *_, count in blocks)])
+    drawn = [pilot.rows((shard, number), count) for shard, number, count in blocks]
+    return np.concatenate([start + rows for start, rows in zip(starts, drawn, strict=False)])
+
+
 def _rows(logits: ensemble.Stored | np.ndarray, some: slice) -> ensemble.Stored | np.ndarray:
     """Some samples, read only when they are looked at."""
     return logits.part(some) if isinstance(logits, ensemble.Stored) else logits[some]
-
-
-def _source(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -> Source:
-    """Where a bank's images come from, opened again.
-
-    Raises:
-        ValueError: if they are no longer there or no longer the same.
-    """
-    about = read_about(folder)
-    if request["dataset"] == OBJECT:
-        _gone(folder / about["pixels"], about)
-    split = _opened(request, about["data"]["split"], about["data"]["key"], folder)
-    to_class = match_labels(split, ingredients.labels)
-    prepare = partial(adapter.prepare, _processor(ingredients, about))
-    return Source(split, prepare, to_class, about["on_error"], about["block_size"])
-
-
-def _sampled_source(
-    folder: Path, ingredients: Ingredients, request: dict[str, Any], sampled: dict[str, Any]
-) -> Source:
-    """Where the images come from that BatchNorm has its statistics from, opened again. Raises as `_source` does."""
-    about = read_about(folder)
-    if request["dataset"] == OBJECT:
-        _gone(folder, about)
-    split = _opened(request, sampled["split"], sampled["data"], folder, labelled=False)
-    return sample_source(split, _processor(ingredients, about), sampled)
-
-
-def _opened(request: dict[str, Any], split: str, key: str, folder: Path, *, labelled: bool = True) -> Split:
-    names = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
-    found = open_split(split=split, labelled=labelled, **{name: request[name] for name in names})
-    if found.key != key:
-        raise ValueError(f"{found.name} has changed since the logits in {folder} were computed; compute them again.")
-    return found
-
-
-def _processor(ingredients: Ingredients, about: dict[str, Any]) -> BaseImageProcessor:
-    ingredients[0].download()
-    processor = ingredients[0].processor
-    adapter.check_processor(processor, about["processor"])
-    return processor
-
-
-def _gone(folder: Path, about: dict[str, Any]) -> NoReturn:
-    if about.get("origin"):
-        raise ValueError(
-            f"The images of the bank {about['origin']} are not on the Hub, so that no soup can be measured on them. "
-            "Search with budget=0 (--budget 0): recipes are then estimated only."
-        )
-    raise ValueError(f"{folder} is gone, or parts of it; run compute_logits again to prepare the images anew.")

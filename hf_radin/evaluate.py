@@ -13,7 +13,7 @@ from hf_radin.bank import LogitBank
 from hf_radin.files import digest, write_atomically
 from hf_radin.machines import share
 from hf_radin.passes import as_computed
-from hf_radin.pixels import Inputs
+from hf_radin.pixels import select
 from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.recipe import Recipe
 
@@ -46,7 +46,7 @@ class Trial:
         anew = [bank.statistics.about["key"]] if bank.statistics else []
         self._path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
         self._kept = on_main_process(lambda: _measured_before(self._path, bank.samples))  # of the whole split
-        self.predictions = np.full(len(bank), UNKNOWN)
+        self.predictions = np.full(len(bank.judged), UNKNOWN)
 
     def look(self, some: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
         """Show it these images; `predictions` then has their classes too, -1 where a logit is not finite.
@@ -60,7 +60,7 @@ class Trial:
         Raises:
             ValueError: if this run's mixed precision is not that of the bank.
         """
-        places = self.bank.places
+        places = self.bank.judged
         todo = np.zeros(self.bank.samples, dtype=bool)
         todo[places] = some
         todo &= self._kept == UNKNOWN
@@ -93,8 +93,7 @@ class Trial:
         for block, inputs in passes.stream(bank.images, lambda block: bool(todo[blocks[block]].any())):
             rows = np.flatnonzero(todo[blocks[block]])
             if inputs and len(rows):
-                shown = inputs if len(rows) == len(next(iter(inputs.values()))) else _only(inputs, rows)
-                (logits,) = passes.running.logits([self._model], shown)
+                (logits,) = passes.running.logits([self._model], select(inputs, rows))
                 logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
                 classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
                 found[blocks[block].start + rows] = torch.from_numpy(classes)
@@ -120,14 +119,7 @@ def measure(
     on_block: Callable[[int], object] = lambda samples: None,
 ) -> np.ndarray:
     """Classes that a soup predicts for all images of a bank: `(samples,)`. See `Trial`."""
-    return Trial(bank, recipe, make_model).look(np.ones(len(bank), dtype=bool), on_block=on_block)
-
-
-def _only(inputs: Inputs, rows: np.ndarray) -> Inputs:
-    """Some samples of a block."""
-    import torch
-
-    return {name: value[torch.from_numpy(rows)] for name, value in inputs.items()}
+    return Trial(bank, recipe, make_model).look(np.ones(len(bank.judged), dtype=bool), on_block=on_block)
 
 
 def _measured_before(path: Path, samples: int) -> np.ndarray:

@@ -85,6 +85,8 @@ def _problems(about: dict[str, Any], latest: dict[str, Any]) -> Iterator[str]:
     for name, fits in _ABOUT.items():
         if not fits(about.get(name)):
             yield f"its {name!r} is {str(about.get(name))[:100]!r}"
+    if about.get("pilot") is not None:
+        yield "it is of a part of its split only"
     if about["data"]["revision"]:
         validate_repo_id(about["data"]["name"])
         if not about["data"]["name"].strip("./"):

@@ -95,18 +95,19 @@ def discard_broken(folder: Path, ingredients: Ingredients) -> None:
     size = folder / BATCH_SIZE_FILE
     if size.exists() and not _reads(lambda: int(json.loads(size.read_text())) >= 1):
         size.unlink()
-    samples = classes = -1
+    classes, about = -1, {}
     if (folder / "bank.json").exists():
-        whole = {_reads(partial(_shape, folder / f"{name}.npy")) for name in ("ids", "labels")}
-        about: dict[str, Any] = _reads(lambda: read_about(folder)) or {}
-        samples, classes = about.get("samples", -1), len(about.get("classes", ()))
-        if whole != {(samples,)}:
+        shapes = {_reads(partial(_shape, folder / f"{name}.npy")) for name in ("ids", "labels")}
+        about = _reads(lambda: read_about(folder)) or {}
+        classes = len(about.get("classes", ()))
+        if shapes != {(about.get("samples", -1),)}:
             logger.warning("%s is broken; what is in it is computed anew.", folder)
             (folder / "bank.json").unlink()
     for one in ingredients:
         logits, record = logits_path(folder, one), record_path(folder, one)
         told, shape = _reads(partial(is_finite, folder, one)), _reads(partial(_shape, logits))
-        if record.exists() and (told is None or shape != (samples, classes) or not (folder / "bank.json").exists()):
+        whole = told is not None and shape == (about.get("rows"), classes) and (folder / "bank.json").exists()
+        if record.exists() and not whole:
             logger.warning("The logits of %s in %s are broken; they are computed anew.", one.id, folder)
             record.unlink()
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from hf_radin import adapter
 from hf_radin.adapter import Running
-from hf_radin.bank import LogitBank
+from hf_radin.bank import LogitBank, drawn_places
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import OBJECT, count_rows, match_labels, open_split
@@ -37,6 +37,7 @@ from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
+from hf_radin.strata import Pilot
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 
@@ -68,6 +69,7 @@ def compute_logits(
     strangers: str = "warn",
     batchnorm_split: str | None = None,
     batchnorm_images: int = IMAGES,
+    pilot: float | None = None,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -100,6 +102,8 @@ def compute_logits(
         batchnorm_split: of models with BatchNorm, the split whose images soups estimate their statistics anew from;
             its labels are not used. By default `train` if the dataset has it, else the split itself.
         batchnorm_images: how many of them, drawn at random with a fixed seed.
+        pilot: the share of the split, as in 0.2, that logits are computed of: images drawn at random, the same for all
+            models. Recipes are ranked on it, and soups measured on the whole split. By default all of it.
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
         cache_dir: where banks and prepared images are kept; by default `hf_radin` in HF_HOME.
 
@@ -117,6 +121,7 @@ def compute_logits(
         on_error=on_error,
         batchnorm_images=batchnorm_images,
     )
+    sample = None if pilot is None else Pilot(pilot)
     weights_dtype = as_dtype(dtype or "float32")
     if strangers not in ("warn", "drop", "keep"):
         raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
@@ -161,7 +166,7 @@ def compute_logits(
     block = block_size(samples)
     pixels = home / "pixels" / digest(block, content)
     bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
-    folder = home / "banks" / digest(block, content, *(about[name] for name in bits))
+    folder = home / "banks" / digest(block, content, pilot, *(about[name] for name in bits))
     with _alone(folder):
         share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
         on_each_disk(folder, lambda: discard_broken(folder, ingredients))
@@ -193,7 +198,7 @@ def compute_logits(
         size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, missing))
         share(folder, BATCH_SIZE_FILE)
         running = replace(running, batch_size=size)
-        passes = Passes(running, models_in_memory, pixel_cache, workers)
+        passes = Passes(running, models_in_memory, pixel_cache, workers, sample)
         where = None if opened.name == OBJECT else request["dataset"]
         compute(
             folder,
@@ -201,8 +206,8 @@ def compute_logits(
             images,
             ingredients.select(missing),
             passes,
-            samples=samples,
-            found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}),
+            samples=None if samples is None else round(samples * (pilot or 1)),
+            found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}, sample),
         )
 
         def write_records() -> None:
@@ -223,7 +228,9 @@ def compute_logits(
     request |= {name: about[name] for name in ("logits_dtype", "channels_last", "compiled")}
     request |= {"models_in_memory": models_in_memory, "pixel_cache": pixel_cache, "workers": workers}
     request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
-    return LogitBank(folder, usable, read_about(folder), images, request, statistics, tuple(remarks))
+    found = read_about(folder)
+    part = drawn_places(found["blocks"], sample)
+    return LogitBank(folder, usable, found, images, {**request, "pilot": pilot}, statistics, tuple(remarks), part=part)
 
 
 def of_split(bank: LogitBank, split: str) -> LogitBank:
@@ -280,7 +287,7 @@ def _batch_size(folder: Path, wanted: int | str, ingredient: Ingredient, running
     return int(json.loads(path.read_text()))
 
 
-def _found(folder: Path, images: Images, about: dict[str, Any]) -> None:
+def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | None) -> None:
     """Write what a bank has beside its logits: its samples, their labels, where all of it comes from."""
     import hf_radin
 
@@ -292,6 +299,10 @@ def _found(folder: Path, images: Images, about: dict[str, Any]) -> None:
         raise ValueError(f"The split {split!r} of {name} has no image to use; {len(skipped)} were skipped.")
     if skipped:
         logger.warning("%d of %d images can't be read: left out.", len(skipped), len(ids) + len(skipped))
+    blocks = [(*block, count) for block, count in zip(images.blocks, counts, strict=True)]
+    places = drawn_places(blocks, pilot)
+    if pilot is not None and places is not None and not len(places):
+        raise ValueError(f"pilot={pilot.share}: that is none of {len(ids)} images.")
     write_atomically(folder / "ids.npy", partial(np.save, arr=ids))
     write_atomically(folder / "labels.npy", partial(np.save, arr=labels))
     about = {
@@ -299,7 +310,9 @@ def _found(folder: Path, images: Images, about: dict[str, Any]) -> None:
         "samples": len(ids),
         "skipped": skipped,
         "block_size": images.size,
-        "blocks": [[*block, count] for block, count in zip(images.blocks, counts, strict=True)],
+        "rows": len(ids) if places is None else len(places),  # of logits
+        "pilot": pilot and {"share": pilot.share, "seed": pilot.seed},
+        "blocks": blocks,
         "pixels": os.path.relpath(images.folder, folder),
         "hf_radin": hf_radin.__version__,
     }

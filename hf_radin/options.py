@@ -47,6 +47,10 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights while running")
     half = "of the logits as they are kept (default: float32)"
     add("--logits-dtype", choices=("float32", "float16"), default="float32", help=half)
+    share = (
+        "share of the split, as in 0.2, that logits are computed of; soups are measured on all of it (default: all)"
+    )
+    add("--pilot", type=float, metavar="SHARE", help=share)
     tracking_arguments(parser)
     add("--cache-dir", type=Path, help="where logits are kept (default: hf_radin in HF_HOME)")
 
@@ -193,7 +197,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         check_first_label(test, match_labels(test, ingredients.labels))
         refuse_statistics_of(test_split, ingredients[0], args.batchnorm_split)
     speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
-    names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images")
+    names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images", "pilot")
     running = {name: getattr(args, name) for name in names}
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
 
@@ -205,7 +209,7 @@ def cost_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         ValueError: as `data_options` does.
     """
     found = data_options(args, ingredients)
-    for name in ("strangers", "batchnorm_split"):
+    for name in ("strangers", "batchnorm_split", "pilot"):
         del found[name]
     return {**found, "images": args.images, "processes": args.processes, "budget": args.budget}
 

@@ -21,11 +21,12 @@ from hf_radin.bank import LogitBank
 from hf_radin.checkpoint import as_dtype
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.kept import logits_path, write_record
+from hf_radin.kept import logits_path, read_about, write_record
 from hf_radin.machines import on_each_disk, share
-from hf_radin.pixels import Inputs
+from hf_radin.pixels import Inputs, select
 from hf_radin.prepared import BLOCK, Images, parse_size
 from hf_radin.processes import log, on_main_process, progress_bar, smallest
+from hf_radin.strata import Pilot
 from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 
@@ -51,12 +52,14 @@ class Passes:
         models_in_memory: how many at a time, or `auto`.
         pixel_cache: how much of the prepared images is kept: `auto`, `off` or a size.
         workers: processes that decode beside this one, or `auto`.
+        pilot: which images the models see; all by default.
     """
 
     running: Running
     models_in_memory: int | str = "auto"
     pixel_cache: int | str = "auto"
     workers: int | str = "auto"
+    pilot: Pilot | None = None
 
     def stream(
         self, images: Images, wanted: Callable[[Block], bool] = lambda block: True
@@ -188,6 +191,9 @@ def _run_group(
 
     for block, inputs in passes.stream(images, lambda block: bool(missing(block))):
         todo = missing(block)
+        if inputs and passes.pilot:
+            rows = passes.pilot.rows(block, len(next(iter(inputs.values()))))
+            inputs = select(inputs, rows) if len(rows) else {}
         logits = passes.running.logits([models[place] for place in todo], inputs) if inputs else None
         for number, place in enumerate(todo):
             one = group[place]
@@ -216,7 +222,7 @@ def _join_group(folder: Path, dtype: str, images: Images, group: list[Ingredient
 
 def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str) -> None:
     """Put one ingredient's blocks into one file, in order, and say that it is done."""
-    samples = len(np.load(folder / "ids.npy", mmap_mode="r"))
+    samples = read_about(folder)["rows"]
     parts, finite = _parts(folder, ingredient), True
     kept = np.dtype(dtype).newbyteorder("<")
 

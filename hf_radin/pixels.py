@@ -67,6 +67,15 @@ class Pixels:
         return torch.index_select(table.flatten(), 0, codes.flatten()).view(codes.shape)
 
 
+def select(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    """Some samples `(rows,)` of a block."""
+    import torch
+
+    if len(rows) == len(next(iter(inputs.values()))):
+        return inputs
+    return {name: value[torch.from_numpy(rows)] for name, value in inputs.items()}
+
+
 def find_tables(prepare: Prepare) -> dict[str, torch.Tensor]:
     """Those of a model's inputs that have at most 256 values in each channel, and which: `(channels, 256)`.
 

@@ -44,6 +44,9 @@ LOOKS = (0.25, 0.5, 1.0)
 # to the standard error that the accuracy has anyway, because the split has no more images.
 AUDIT, LEAST_AUDIT, SURE = 1 / 32, 64, 0.5
 
+# Of images that no logits are known of (see `Pilot`), a candidate is shown this share.
+REST = 0.25
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -86,7 +89,7 @@ def race(
     entries: Sequence[Entry],
     budget: Budget,
     *,
-    best: np.ndarray,
+    best: np.ndarray | None,
     beside: Sequence[Entry] = (),
     full: bool = False,
     seed: int = 0,
@@ -98,7 +101,7 @@ def race(
 
     Args:
         entries: the most promising first.
-        best: classes `(samples,)` that the best single model predicts: the one to beat.
+        best: classes `(samples,)` that the best single model predicts: the one to beat. None if nobody is, yet.
         beside: baselines, which are shown the whole split and are not counted.
         full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
         seed: of the samples.
@@ -106,7 +109,7 @@ def race(
     Returns:
         a measurement of each candidate that was begun; one of less than the whole split is an estimate.
     """
-    total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank))
+    total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank.judged))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
         run = _Race(bank, budget, best, full, seed, bar.update)
         try:
@@ -114,7 +117,7 @@ def race(
                 run.enter(entry, whole=True)
             run.spent = 0
             for entry in entries:
-                if not run.can_afford(len(bank)):
+                if not run.can_afford(len(bank.judged)):
                     break
                 run.enter(entry)
         except KeyboardInterrupt:
@@ -132,18 +135,20 @@ class _Race:
         self,
         bank: LogitBank,
         budget: Budget,
-        best: np.ndarray,
+        best: np.ndarray | None,
         full: bool,
         seed: int,
         on_block: Callable[[int], object],
     ):
         self.bank, self.budget, self.on_block = bank, budget, on_block
-        self.labels = np.asarray(bank.labels)
-        decided = np.zeros(0, dtype=int) if full else _decided(bank)
-        self.strata = Strata.shuffled([np.setdiff1d(np.arange(len(bank)), decided), decided], seed)
+        self.labels, self.images = np.asarray(bank.judged_labels), len(bank.judged)
+        self.strata = Strata.shuffled(_groups(bank, full), seed)
+        decided = self.strata.groups[1]
         self.looks = (1.0,) if full else LOOKS
         self.audit = max(LEAST_AUDIT, math.ceil(AUDIT * len(decided)))
-        self.leader = best == self.labels, np.ones(len(bank), dtype=bool)  # hits, and of which images they are known
+        # the hits of who leads, and of which images they are known
+        nobody = np.zeros(self.images, dtype=bool)
+        self.leader = nobody if best is None else best == self.labels, np.ones(self.images, dtype=bool)
         self.runners: list[_Runner] = []
         self.spent = self.shown = 0  # images: of the budget, and of all that was measured
         self.begun = time.perf_counter()
@@ -153,15 +158,17 @@ class _Race:
         wanted = self.spent + images
         taken = on_main_process(lambda: time.perf_counter() - self.begun)
         seconds = taken * (1 + images / self.shown) if self.shown else 0.0
-        return wanted <= self.budget.passes * len(self.bank) and seconds <= self.budget.seconds
+        return wanted <= self.budget.passes * self.images and seconds <= self.budget.seconds
 
     def enter(self, entry: Entry, *, whole: bool = False) -> None:
         """Show a candidate more and more images, until it is behind or the sample is over; or all of them at once."""
         bank, recipe = self.bank, entry.recipe
         trial = Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
-        one = _Runner(entry, trial, bank.predict(bank.row(recipe)) == self.labels)
+        ensemble = np.zeros(self.images, dtype=bool)
+        ensemble[np.searchsorted(bank.judged, bank.places)] = bank.predict(bank.row(recipe)) == bank.labels
+        one = _Runner(entry, trial, ensemble)
         self.runners.append(one)
-        for look, some in enumerate([np.ones(len(bank), dtype=bool)] if whole else self._samples(one), start=1):
+        for look, some in enumerate([np.ones(self.images, dtype=bool)] if whole else self._samples(one), start=1):
             self._show(one, some)
             if self._is_behind(one, look):
                 break
@@ -189,7 +196,7 @@ class _Race:
             left = int((~first.known).sum())
             if not left or (any(one.known.all() for one in standing) and not self.can_afford(left)):
                 return
-            self._show(first, np.ones(len(self.bank), dtype=bool))
+            self._show(first, np.ones(self.images, dtype=bool))
             first.trial.forget()
 
     def accuracy(self, one: _Runner) -> tuple[float, float]:
@@ -203,7 +210,7 @@ class _Race:
             value, between = float(one.hits.mean()), interval(one.hits)
         else:
             spread = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.hypot(
-                error, math.sqrt(value * (1 - value) / len(self.bank))
+                error, math.sqrt(value * (1 - value) / self.images)
             )
             between = max(0.0, value - spread), min(1.0, value + spread)
         images = int(one.known.sum())
@@ -214,7 +221,7 @@ class _Race:
             value,
             images,
             interval=between,
-            passes=images / len(self.bank),
+            passes=images / self.images,
         )
 
     def _samples(self, one: _Runner) -> Iterator[np.ndarray]:
@@ -222,15 +229,16 @@ class _Race:
         yield from map(self._sample, self.looks)
         while self.audit < len(self.strata.groups[1]):
             value, error = self.accuracy(one)
-            if error <= SURE * math.sqrt(value * (1 - value) / len(self.bank)):
+            if error <= SURE * math.sqrt(value * (1 - value) / self.images):
                 return
             self.audit *= 2
             yield self._sample(1.0)
 
     def _sample(self, share: float) -> np.ndarray:
         """So much of the contested images and of the audit: bool `(samples,)`."""
-        contested, decided = map(len, self.strata.groups)
-        return self.strata.first([math.ceil(share * contested), math.ceil(share * min(self.audit, decided))])
+        contested, decided, rest = map(len, self.strata.groups)
+        wanted = (contested, min(self.audit, decided), REST * rest)
+        return self.strata.first([math.ceil(share * count) for count in wanted])
 
     def _show(self, one: _Runner, some: np.ndarray) -> None:
         some = some | one.known
@@ -250,9 +258,17 @@ class _Race:
         return one.is_out
 
 
-def _decided(bank: LogitBank) -> np.ndarray:
-    """Positions of images that all recipes predict alike; none where logits are too many to tell."""
+def _groups(bank: LogitBank, full: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions among the judged images: contested ones, decided ones, and those that no logits are known of.
+
+    To show all, all are one group, and so are they where logits are too many to tell.
+    """
+    nothing = np.zeros(0, dtype=int)
+    known = np.searchsorted(bank.judged, bank.places)
+    if full:
+        return np.arange(len(bank.judged)), nothing, nothing
     try:
-        return bank.pruned().decided
+        decided = known[bank.pruned().decided]
     except TooMuchLeftError:
-        return np.zeros(0, dtype=int)
+        decided = nothing
+    return np.setdiff1d(known, decided), decided, np.setdiff1d(np.arange(len(bank.judged)), known)

@@ -33,7 +33,13 @@ class Report:
         *,
         hold_out: float | None = None,
         seed: int = 0,
+        whole: bool = False,
     ):
+        if whole and bank.is_pilot:
+            raise ValueError(
+                f"The logits in {bank.folder} are of a part of the split only; this takes all of them: compute them "
+                "without pilot, or use radin."
+            )
         if metric != "accuracy":
             raise ValueError(f"metric={metric!r}: soups are chosen by 'accuracy'.")
         if hold_out is not None and test_split is not None:
@@ -48,8 +54,9 @@ class Report:
         self, method: str, measured: list[Measurement], settings: dict[str, Any], chosen: Measurement | None = None
     ) -> Soup:
         bank = self.bank
-        chosen = chosen or choose([one for one in measured if one.images in (0, len(bank))])
+        chosen = chosen or choose([one for one in measured if one.images in (0, len(bank.judged))])
         singles = [one for one in measured if one.proposal == "single"]
+        singles = [one for one in singles if one.images == len(bank.judged)] or singles
         soups = [one for one in measured if one.proposal != "single"]
         best = choose(singles)
         rows = [("soup", chosen), ("best single", best)]
@@ -57,10 +64,11 @@ class Report:
         results, proofs = [], []
         for split in [bank] + ([self.held_out] if self.held_out else []):
             # on the split that chose, no model runs again for the report
-            known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank)]
+            known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank.judged)]
             found = {name: predict(split, one.recipe) for name, one in known}
-            found["ensemble"] = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
-            results += [self._result(name, split, predictions) for name, predictions in found.items()]
+            results += [self._result(name, split, one, split.judged_labels) for name, one in found.items()]
+            ensemble = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
+            results.append(self._result("ensemble", split, ensemble, split.labels))
             if "soup" in found and chosen.recipe != best.recipe:
                 proofs.append(_compared(split, found["soup"], found["best single"]))
         log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
@@ -69,7 +77,10 @@ class Report:
         about = {
             "method": method,
             **settings,
-            "passes": {"logits": len(bank.ingredients), "soups": sum(one.passes for one in soups)},
+            "passes": {
+                "logits": len(bank.ingredients) * len(bank) / len(bank.judged),
+                "soups": sum(one.passes for one in measured),
+            },
             "against_best_single": proofs,
             "measured": chosen.measured is not None,
             "bank": bank.origin,
@@ -78,7 +89,8 @@ class Report:
             "mixed_precision": bank.about["mixed_precision"],
             "processor": bank.about["processor"],
             "data": {name: value for name, value in bank.about["data"].items() if name != "key"},
-            "images": len(bank),
+            "images": len(bank.judged),
+            "pilot": bank.about.get("pilot"),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
             "remarks": [list(remark) for remark in bank.remarks],
@@ -90,9 +102,9 @@ class Report:
         }
         return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)
 
-    def _result(self, name: str, split: LogitBank, predictions: np.ndarray) -> Result:
-        metrics = compute_metrics(self.metrics, predictions, split.labels)
-        return Result(name, split.split, metrics, len(split), compare.interval(predictions == split.labels))
+    def _result(self, name: str, split: LogitBank, predictions: np.ndarray, labels: np.ndarray) -> Result:
+        metrics = compute_metrics(self.metrics, predictions, labels)
+        return Result(name, split.split, metrics, len(labels), compare.interval(predictions == labels))
 
 
 def choose(measured: Iterable[Measurement]) -> Measurement:
@@ -102,15 +114,16 @@ def choose(measured: Iterable[Measurement]) -> Measurement:
 
 def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
     """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
-    if len(recipe.used) == 1:
+    if len(recipe.used) == 1 and not bank.is_pilot:
         return bank.predict(bank.row(recipe))
     trial = Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
-    return trial.look(np.ones(len(bank), dtype=bool), on_block=on_block)
+    return trial.look(np.ones(len(bank.judged), dtype=bool), on_block=on_block)
 
 
 def _compared(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> dict[str, Any]:
     """How much better than the best single model the soup is on a split, and whether that may be chance."""
-    hits, others = soup == split.labels, single == split.labels
+    labels = split.judged_labels
+    hits, others = soup == labels, single == labels
     return {
         "split": split.split,
         "gain": float(hits.mean() - others.mean()),

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
 ENTRANTS = 16
 
+# How many single models are raced too, where their logits are known of a part of the split only.
+SINGLES = 3
+
 
 def radin(
     bank: LogitBank,
@@ -95,8 +98,15 @@ def radin(
         most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
         entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
         beside = [entry(row) for row in np.flatnonzero(kind_of == "uniform")]
-        best = bank.predict(bank.row(choose(singles).recipe))
-        soups = race(bank, entries, spend, best=best, beside=beside, full=full, seed=seed)
+        best = choose(singles)
+        if bank.is_pilot:  # nobody knows which is best on the whole split
+            first, *others = sorted(singles, key=lambda one: -one.known)[:SINGLES]
+            beside = [Entry(first.recipe, "single", first.estimate), *beside]
+            entries = [*(Entry(one.recipe, "single", one.estimate) for one in others), *entries]
+        known = None if bank.is_pilot else bank.predict(bank.row(best.recipe))
+        soups = race(bank, entries, spend, best=known, beside=beside, full=full, seed=seed)
+        raced = {one.recipe for one in soups}
+        singles = [one for one in singles if one.recipe not in raced]
     else:
         one = entry(max(np.flatnonzero(kind_of != "single"), key=lambda row: estimates[row]))
         soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
@@ -123,7 +133,7 @@ def greedy(
     """
     if accept not in (">=", ">"):
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
-    report = Report(bank, test_split, metric, metrics)
+    report = Report(bank, test_split, metric, metrics, whole=True)
     singles = _singles(bank)
     order = sorted(singles, key=lambda one: -one.known)
     chosen, trials = order[0], []
@@ -145,7 +155,7 @@ def uniform(
     test_split: str | LogitBank | None = None,
 ) -> Soup:
     """All ingredients in equal parts. Arguments as in `radin`."""
-    report = Report(bank, test_split, metric, metrics)
+    report = Report(bank, test_split, metric, metrics, whole=True)
     recipe = Recipe.uniform(bank.ingredients.ids)
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", bar.update)
@@ -160,7 +170,7 @@ def best_single(
     test_split: str | LogitBank | None = None,
 ) -> Soup:
     """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
-    report = Report(bank, test_split, metric, metrics)
+    report = Report(bank, test_split, metric, metrics, whole=True)
     return report.soup("best_single", _singles(bank), {})
 
 

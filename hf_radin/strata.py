@@ -14,6 +14,33 @@ from dataclasses import dataclass
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Pilot:
+    """A random sample of a split, drawn in each block by itself: the same ones for any number of processes.
+
+    Args:
+        share: of the images, in (0, 1).
+        seed: of the draw.
+
+    Raises:
+        ValueError: for another share.
+    """
+
+    share: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        share = self.share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise ValueError(f"pilot={share!r}: it is the share of the split that logits are computed of, as in 0.2.")
+
+    def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
+        """Positions of the drawn images among those of a block, ascending; their number is right on average."""
+        generator = np.random.default_rng([self.seed, *block])
+        drawn = int(count * self.share + generator.random())
+        return np.sort(generator.permutation(count)[:drawn])
+
+
 @dataclass(frozen=True, eq=False)
 class Strata:
     """A split's images in groups, each in the random order in which they are drawn.
