@@ -8,15 +8,33 @@ single model is hard to beat. Both are made with `examples/finetune_sweep.py`. E
 candidates and samples anew. A pass is as many images through one model as the validation split has.
 """
 
+import argparse
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from safetensors.torch import load_file
 from zoo import fashion
+
+import hf_radin
+from hf_radin.budget import Budget
+from hf_radin.propose import propose
+from hf_radin.race import Entry, race
+from hf_radin.report import predict
+from hf_radin.search import recipe_of
+from hf_radin.seek import best_subsets
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = 10_000
 TRAIN = 40_000
+
+BUDGETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
 # name: architecture, how many fine-tunes, lowest and highest learning rate
 ZOOS = {"alike": ("vit", 32, 5e-4, 5e-4), "spread": ("resnet", 16, 1e-4, 3e-3)}
@@ -33,3 +51,208 @@ def make_zoo(folder: Path, name: str, seed: int) -> Path:
     command += ["--epochs", 2, "--fraction", 0.25, "--seed", seed]
     subprocess.run([sys.executable, *map(str, command)], check=True)
     return folder / name
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Fine-tunes with their logits on both splits, and the greedy soup."""
+
+    name: str
+    bank: hf_radin.LogitBank
+    test: hf_radin.LogitBank
+    greedy: hf_radin.Soup
+
+    @property
+    def models(self) -> int:
+        return len(self.bank.ingredients)
+
+    def passes(self, soup: hf_radin.Soup) -> float:
+        """All that a soup took: logits, measuring, and BatchNorm statistics estimated anew for each soup."""
+        soups = sum(one.proposal != "single" and one.passes > 0 for one in soup.measurements)
+        anew = self.bank.statistics.about["images"] if self.bank.statistics else 0
+        return sum(soup.about["passes"].values()) + soups * anew / len(self.bank.judged)
+
+    def on_test(self, recipe: hf_radin.Recipe) -> float:
+        return float((predict(self.test, recipe) == self.test.labels).mean())
+
+
+def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
+    found = hf_radin.gather(f"{make_zoo(folder, name, seed)}/ft-*")
+    data, cache = str(folder / "data"), folder / "cache"
+    bank = hf_radin.compute_logits(found, data, cache_dir=cache)
+    test = hf_radin.compute_logits(found, data, split="test", cache_dir=cache)
+    return Zoo(name, bank, test, hf_radin.greedy(bank, test_split=test))
+
+
+def show(label: str, values: Sequence[float], unit: str = "", scale: float = 1) -> str:
+    """Median with range."""
+    middle, low, high = (scale * one for one in (statistics.median(values), min(values), max(values)))
+    return f"{label}: {middle:.2f}{unit} ({low:.2f} to {high:.2f})"
+
+
+def baselines(zoo: Zoo) -> None:
+    rows = [("best single", hf_radin.best_single(zoo.bank, test_split=zoo.test), zoo.models)]
+    rows += [("uniform", hf_radin.uniform(zoo.bank, test_split=zoo.test), 1)]
+    rows += [("greedy", zoo.greedy, 2 * zoo.models - 1)]
+    decided = len(zoo.bank.pruned().decided) / len(zoo.bank)
+    print(f"\n## {zoo.name}: {zoo.models} models, {decided:.0%} of the images are decided\n")
+    print("| | validation | test | passes |\n|---|---:|---:|---:|")
+    for name, soup, passes in rows:
+        accuracies = " | ".join(f"{100 * soup.accuracy('soup', split):.2f}" for split in ("validation", "test"))
+        print(f"| {name} | {accuracies} | {passes} |")
+    ensemble = " | ".join(f"{100 * zoo.greedy.accuracy('ensemble', split):.2f}" for split in ("validation", "test"))
+    print(f"| ensemble of all | {ensemble} | {zoo.models} |")
+
+
+def reached(zoo: Zoo, banks: Sequence[hf_radin.LogitBank], name: str) -> None:
+    """Passes until the validation accuracy of the greedy soup is there, with a bank for each seed."""
+    goal, greedy = zoo.greedy.accuracy("soup", "validation"), zoo.passes(zoo.greedy)
+    ratios, gains, missed, validation = [], [], 0, []
+    for seed, bank in enumerate(banks):
+        for budget in BUDGETS:
+            soup = hf_radin.radin(bank, budget=budget, seed=seed)
+            if soup.accuracy("soup", "validation") >= goal:
+                break
+        else:
+            missed += 1
+        ratios.append(zoo.passes(soup) / greedy)
+        validation.append(soup.accuracy("soup", "validation") - goal)
+        gains.append(zoo.on_test(soup.recipe) - zoo.greedy.accuracy("soup", "test"))
+    print(show(f"- {name}: passes over greedy's {greedy:.1f} until its validation accuracy is reached", ratios))
+    if missed:
+        print(f"  - {missed} of {len(banks)} did not with a budget of {BUDGETS[-1]}: their ratio is what they spent")
+    print(show("  - validation accuracy less greedy's, points", validation, scale=100))
+    half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
+    mean = 100 * np.mean(gains)
+    print(f"  - test accuracy less greedy's, points: mean {mean:+.2f} +- {100 * half:.2f} (95 % over seeds)")
+
+
+def second_stage(zoo: Zoo, seeds: int) -> None:
+    """The same eight candidates, raced and measured in full."""
+    share, lost, same = [], [], 0
+    best = zoo.bank.predict(zoo.bank.row(hf_radin.best_single(zoo.bank).recipe))
+    for seed in range(seeds):
+        found = propose(zoo.models, proposals="monte-carlo", seed=seed)
+        rows = np.array([row for row, kind in enumerate(found.proposals) if kind == "monte-carlo"])
+        scores = zoo.bank.score(found.weights[rows])
+        entries = []
+        for row in rows[np.argsort(-scores, kind="stable")[:8]]:
+            recipe = recipe_of(zoo.bank, found.weights[row])
+            entries.append(Entry(recipe, "monte-carlo", float(zoo.bank.score(found.weights[row])[0])))
+        picks = []
+        for full in (False, True):
+            measured = race(zoo.bank, entries, Budget(), best=best, full=full, seed=seed)
+            whole = [one for one in measured if one.images == len(zoo.bank)]
+            picks.append((max((one.known for one in whole), default=0.0), sum(one.images for one in measured)))
+        (raced, images), (measured_all, all_images) = picks
+        single = float((best == zoo.bank.labels).mean())  # which is returned where no soup is better
+        share.append(images / all_images)
+        lost.append(max(measured_all, single) - max(raced, single))
+        same += lost[-1] <= 0.0005
+    print(show("- eight candidates raced: images over those of measuring all in full", share))
+    print(show(f"  - validation accuracy lost, points ({same} of {seeds} within 0.05)", lost, scale=100))
+
+
+def kinds(zoo: Zoo, seeds: int) -> None:
+    """What each kind of candidates gains over the paper's, with the same budget."""
+    names = [
+        "monte-carlo",
+        "dirichlet",
+        "forward",
+        "local",
+        "line",
+        *(["subsets"] if zoo.models <= 20 else []),
+        "auto",
+    ]
+    mixed = "monte-carlo,forward,local,line"
+    print(
+        "\n| candidates | "
+        + " | ".join(f"validation, budget {b} | test less the paper's, budget {b}" for b in (2, 8))
+        + " |"
+    )
+    print("|---|" + "---:|" * 4)
+    test: dict[tuple[str, int], list[float]] = {}
+    for name in [*names, mixed]:
+        cells = []
+        for budget in (2, 8):
+            soups = [hf_radin.radin(zoo.bank, budget=budget, proposals=name, seed=seed) for seed in range(seeds)]
+            test[name, budget] = [zoo.on_test(one.recipe) for one in soups]
+            gain = np.array(test[name, budget]) - np.array(test["monte-carlo", budget])
+            half = 1.96 * gain.std(ddof=1) / seeds**0.5
+            validation = statistics.median(one.accuracy("soup", "validation") for one in soups)
+            cells += [f"{100 * validation:.2f}", f"{100 * gain.mean():+.2f} +- {100 * half:.2f}"]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def spread(zoo: Zoo, seeds: int, count: int = 40) -> None:
+    """Whether estimate + k V(p), with k fitted on four measured soups, ranks better than the estimate."""
+    states = [load_file(one.folder / "model.safetensors") for one in zoo.bank.ingredients]
+    names = [name for name, tensor in states[0].items() if tensor.is_floating_point() and "running" not in name]
+    flat = np.stack([np.concatenate([state[name].numpy().ravel() for name in names]) for state in states])
+    flat = (flat - flat.mean(axis=0)).astype(np.float64)
+    gram = flat @ flat.T
+    before, after = [], []
+    for seed in range(seeds):
+        rows = propose(zoo.models, proposals="monte-carlo", count=count, seed=100 + seed).weights[-count:]
+        estimates = zoo.bank.score(rows)
+        truth = np.array([(predict(zoo.bank, recipe_of(zoo.bank, row)) == zoo.bank.labels).mean() for row in rows])
+        spreads = rows @ np.diag(gram) - np.einsum("ri,ij,rj->r", rows, gram, rows)
+        first = np.argsort(-estimates)[:4]
+        centred = spreads[first] - spreads[first].mean()
+        gap = truth[first] - estimates[first]
+        k = min(0.0, float(centred @ (gap - gap.mean()) / max(centred @ centred, 1e-12)))
+        left = np.setdiff1d(np.arange(count), first)
+        before.append(spearman(estimates[left], truth[left]))
+        after.append(spearman((estimates + k * spreads)[left], truth[left]))
+    print(show(f"- rank correlation of estimate and measured accuracy over {count} soups", before))
+    print(show("  - re-ranked by the spread of the ingredients", after))
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def exhaustive(zoo: Zoo) -> None:
+    """All subsets of up to twenty models."""
+    few = replace(zoo.bank, ingredients=zoo.bank.ingredients[: min(20, zoo.models)])
+    few.pruned()
+    begun = time.perf_counter()
+    best_subsets(len(few.ingredients), few.score)
+    print(f"- all subsets of {len(few.ingredients)} models scored: {time.perf_counter() - begun:.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where zoos are made, and found again")
+    parser.add_argument("--zoos", nargs="+", choices=ZOOS, default=list(ZOOS))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--pilots", nargs="+", type=float, default=[0.1, 0.2, 0.3])
+    parser.add_argument("--seed", type=int, default=0, help="of the zoos")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).resolve()
+        for name in args.zoos:
+            zoo = open_zoo(folder, name, args.seed)
+            baselines(zoo)
+            print()
+            reached(zoo, [zoo.bank] * args.seeds, "logits of all images")
+            for share in args.pilots:
+                pilots = [
+                    hf_radin.compute_logits(
+                        zoo.bank.ingredients,
+                        str(folder / "data"),
+                        pilot=hf_radin.Pilot(share, seed),
+                        cache_dir=folder / "cache",
+                    )
+                    for seed in range(args.seeds)
+                ]
+                reached(zoo, pilots, f"pilot {share}")
+            second_stage(zoo, args.seeds)
+            spread(zoo, args.seeds)
+            exhaustive(zoo)
+            kinds(zoo, args.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,7 @@ _HOMES = {
     "greedy": "search",
     "radin": "search",
     "uniform": "search",
+    "Pilot": "strata",
     "Soup": "soup",
     "push_soup_to_hub": "hub",
 }
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from hf_radin.search import radin as radin
     from hf_radin.search import uniform as uniform
     from hf_radin.soup import Soup as Soup
+    from hf_radin.strata import Pilot as Pilot
     from hf_radin.vetting import Verdict as Verdict
     from hf_radin.vetting import gather as gather
     from hf_radin.vetting import inspect as inspect

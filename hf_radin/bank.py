@@ -166,7 +166,7 @@ class LogitBank:
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
         request |= {"strangers": "keep", "token": token}
         pilot = Pilot(**about["pilot"]) if about.get("pilot") else None
-        request |= {"pilot": pilot and pilot.share}
+        request |= {"pilot": pilot}
         statistics = None
         if told:
             request |= {f"batchnorm_{name}": told["about"][name] for name in ("split", "images")}

@@ -69,7 +69,7 @@ def compute_logits(
     strangers: str = "warn",
     batchnorm_split: str | None = None,
     batchnorm_images: int = IMAGES,
-    pilot: float | None = None,
+    pilot: float | Pilot | None = None,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -103,7 +103,9 @@ def compute_logits(
             its labels are not used. By default `train` if the dataset has it, else the split itself.
         batchnorm_images: how many of them, drawn at random with a fixed seed.
         pilot: the share of the split, as in 0.2, that logits are computed of: images drawn at random, the same for all
-            models. Recipes are ranked on it, and soups measured on the whole split. By default all of it.
+            models. Recipes are ranked on it, and soups measured on the whole split. `Pilot(0.2, seed=1)` is another
+            sample. By default all of it.
+
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
         cache_dir: where banks and prepared images are kept; by default `hf_radin` in HF_HOME.
 
@@ -121,7 +123,7 @@ def compute_logits(
         on_error=on_error,
         batchnorm_images=batchnorm_images,
     )
-    sample = None if pilot is None else Pilot(pilot)
+    sample = Pilot(pilot) if pilot is not None and not isinstance(pilot, Pilot) else pilot
     weights_dtype = as_dtype(dtype or "float32")
     if strangers not in ("warn", "drop", "keep"):
         raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
@@ -166,7 +168,11 @@ def compute_logits(
     block = block_size(samples)
     pixels = home / "pixels" / digest(block, content)
     bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
-    folder = home / "banks" / digest(block, content, pilot, *(about[name] for name in bits))
+    folder = (
+        home
+        / "banks"
+        / digest(block, content, sample and [sample.share, sample.seed], *(about[name] for name in bits))
+    )
     with _alone(folder):
         share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
         on_each_disk(folder, lambda: discard_broken(folder, ingredients))
@@ -206,7 +212,7 @@ def compute_logits(
             images,
             ingredients.select(missing),
             passes,
-            samples=None if samples is None else round(samples * (pilot or 1)),
+            samples=None if samples is None else round(samples * (sample.share if sample else 1)),
             found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}, sample),
         )
 
@@ -230,7 +236,9 @@ def compute_logits(
     request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
     found = read_about(folder)
     part = drawn_places(found["blocks"], sample)
-    return LogitBank(folder, usable, found, images, {**request, "pilot": pilot}, statistics, tuple(remarks), part=part)
+    return LogitBank(
+        folder, usable, found, images, {**request, "pilot": sample}, statistics, tuple(remarks), part=part
+    )
 
 
 def of_split(bank: LogitBank, split: str) -> LogitBank:

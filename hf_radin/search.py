@@ -89,7 +89,7 @@ def radin(
     kind_of, full = np.array(found.proposals), measure == "full"
 
     def entry(row: np.integer) -> Entry:
-        return Entry(_recipe(bank, found.weights[row]), found.proposals[int(row)], float(estimates[row]))
+        return Entry(recipe_of(bank, found.weights[row]), found.proposals[int(row)], float(estimates[row]))
 
     singles = _singles(bank)
     if spend.passes:
@@ -174,7 +174,7 @@ def best_single(
     return report.soup("best_single", _singles(bank), {})
 
 
-def _recipe(bank: LogitBank, weights: np.ndarray) -> Recipe:
+def recipe_of(bank: LogitBank, weights: np.ndarray) -> Recipe:
     """A row `(models,)` as a recipe of the ingredients that it uses."""
     used = np.flatnonzero(weights)
     return Recipe(tuple(bank.ingredients.ids[one] for one in used), tuple(weights[used].tolist()))
