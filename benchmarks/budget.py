@@ -2,10 +2,10 @@
 
     python benchmarks/budget.py --folder zoo
 
-Zoo "alike": 32 ViTs of one start that differ in seed, augmentation and the quarter of the images that they saw;
-there soups help. Zoo "spread": 16 ResNets with BatchNorm and learning rates spread over a factor of 30; there the best
-single model is hard to beat. Both are made with `examples/finetune_sweep.py`. Each seed of the search draws its
-candidates and samples anew. A pass is as many images through one model as the validation split has.
+Zoo "alike": 16 ResNets with BatchNorm, of one learning rate, that differ in seed, augmentation and the quarter of the
+images that they saw. Zoo "spread": 32 ViTs with learning rates spread over a factor of 30. Both are made with
+`examples/finetune_sweep.py`. Each seed of the search draws its candidates and samples anew. A pass is as many images
+through one model as the validation split has.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TRAIN = 40_000
 BUDGETS = (1, 1.5, 2, 3, 4, 6, 8)
 
 # name: architecture, how many fine-tunes, lowest and highest learning rate
-ZOOS = {"alike": ("vit", 32, 5e-4, 5e-4), "spread": ("resnet", 16, 1e-4, 3e-3)}
+ZOOS = {"alike": ("resnet", 16, 5e-4, 5e-4), "spread": ("vit", 32, 1e-4, 3e-3)}
 
 
 def make_zoo(folder: Path, name: str, seed: int) -> Path:
@@ -171,8 +171,8 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
 def spread(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
     """Whether estimate + k V(p), with k fitted on four measured soups, ranks better than the estimate.
 
-    V(p) is the spread of a soup's ingredients in weight space, from the products of all pairs. Each seed draws its soups
-    from one pool.
+    V(p) is the spread of a soup's ingredients in weight space, from the products of all pairs. Each seed draws its
+    soups from one pool.
     """
     states = [load_file(one.folder / "model.safetensors") for one in zoo.bank.ingredients]
     names = [name for name, tensor in states[0].items() if tensor.is_floating_point() and "running" not in name]

@@ -271,7 +271,8 @@ class LogitBank:
         Args:
             recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex.
             metric: `accuracy`, `balanced_accuracy`, `f1` (the mean over classes), `mcc` or `top5_accuracy`, from the
-                classes that can win (`pruned`); or `cross_entropy`, for which all logits are read, and less is better.
+                classes that can win (`pruned`). For `cross_entropy` and `calibration_error` all logits are read; of
+                these less is better.
             device: where logits are mixed: `cpu`, or one that torch knows. Predictions are the same.
 
         Raises:
@@ -280,8 +281,8 @@ class LogitBank:
         scoring.check_metric(metric)
         rows = ensemble.check_recipes(np.asarray(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
-            if metric == "cross_entropy":
-                return ensemble.cross_entropy(self._all_logits(), self.labels, rows, on_block=bar.update)
+            if metric in scoring.DENSE:
+                return scoring.DENSE[metric](self._all_logits(), self.labels, rows, on_block=bar.update)
             labels, classes = np.asarray(self.labels), len(self.classes)
             options = {"device": device, "on_block": bar.update}
             try:

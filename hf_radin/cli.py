@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
+from hf_radin.budget import Budget
 from hf_radin.options import (
     check,
     cost_options,
@@ -19,6 +22,7 @@ from hf_radin.options import (
     estimate_arguments,
     model_arguments,
     model_options,
+    pilot_for,
     ready_to_push,
     search_arguments,
     search_options,
@@ -26,7 +30,7 @@ from hf_radin.options import (
     start_tracking,
     tracking_arguments,
 )
-from hf_radin.processes import MainStoppedError, is_main_process, leave
+from hf_radin.processes import MainStoppedError, is_main_process, leave, on_main_process
 from hf_radin.show import estimate_table, say, table, verdict_table
 
 SOUP = "find the best soup of some checkpoints"
@@ -148,8 +152,15 @@ def _soup(args: argparse.Namespace) -> None:
     check(args)
     ready_to_push(args)
     ingredients = hf_radin.gather(args.models, **model_options(args))
-    search = search_options(args, ingredients)
-    bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))
+    search, data = search_options(args, ingredients), data_options(args, ingredients)
+    begun = time.monotonic()
+    seconds = Budget.of(search.get("budget", 0)).seconds
+    if seconds < math.inf and args.pilot is None and args.hold_out is None:
+        data["pilot"] = pilot_for(ingredients, data, seconds)
+    bank = hf_radin.compute_logits(ingredients, **data)
+    if seconds < math.inf:  # what is left of the time is for soups
+        left = on_main_process(lambda: seconds - (time.monotonic() - begun))
+        search["budget"] = f"{max(0.0, left):.0f}s"
     soup: Soup = getattr(hf_radin, args.method)(bank, **search)
     say(table(soup))
     _save(soup, args)

@@ -22,6 +22,7 @@ from hf_radin.logits import check_number, check_running
 from hf_radin.prepared import SPARED, Images, block_size, find_home, parse_size
 from hf_radin.probe import Probe, probe
 from hf_radin.processes import the_accelerator
+from hf_radin.strata import Pilot
 from hf_radin.tuning import BATCH_SIZE, default_workers, settle_threads
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Estimate:
         one_disk: whether these are the same bytes.
         statistics: images that each process estimates each soup's BatchNorm statistics from.
         logit_bytes: of one logit in the bank.
+        share: of the images that logits are computed of.
     """
 
     ingredients: int
@@ -64,6 +66,7 @@ class Estimate:
     one_disk: bool
     statistics: int
     logit_bytes: int
+    share: float = 1.0
 
     @property
     def groups(self) -> int:
@@ -77,7 +80,7 @@ class Estimate:
 
     @property
     def bank_bytes(self) -> int:
-        return self.images * self.ingredients * self.classes * self.logit_bytes
+        return round(self.share * self.images) * self.ingredients * self.classes * self.logit_bytes
 
     @property
     def pixel_bytes(self) -> int:
@@ -102,7 +105,7 @@ class Estimate:
 
     @property
     def logits_seconds(self) -> float:
-        return self._together(self.decodings[0], self.ingredients)
+        return self._together(self.decodings[0], self.share * self.ingredients)
 
     @property
     def soups_seconds(self) -> float:
@@ -139,6 +142,7 @@ def estimate(
     logits_dtype: str = "float32",
     on_error: str = "raise",
     batchnorm_images: int = IMAGES,
+    pilot: float | Pilot | None = None,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -160,6 +164,7 @@ def estimate(
 
     check_number("images", images)
     check_number("processes", processes)
+    sample = Pilot.of(pilot)
     passes = Budget.of(budget).passes
     if not 0 < passes < math.inf:
         raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
@@ -192,6 +197,7 @@ def estimate(
         classes=len(ingredients.labels),
         processes=accelerator.num_processes if processes == "auto" else int(processes),
         budget=passes,
+        share=sample.share if sample else 1.0,
         probe=found,
         at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
         workers=default_workers(accelerator.device) if workers == "auto" else int(workers),

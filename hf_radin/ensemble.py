@@ -17,6 +17,9 @@ import numpy as np
 # How many mixed logits are held at a time: 2^23 float64 numbers are 64 MiB.
 MIXED_AT_ONCE = 1 << 23
 
+# Of confidences, in the calibration error.
+BINS = 15
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -167,6 +170,29 @@ def cross_entropy(
         total[which] += (np.log(np.exp(mixed).sum(axis=-1)) - own).sum(axis=-1)
         on_block(own.size)
     return total / len(labels)
+
+
+def calibration_error(
+    logits: Sequence[np.ndarray | Stored],
+    labels: np.ndarray,
+    recipes: np.ndarray,
+    *,
+    on_block: Callable[[int], object] = lambda predictions: None,
+) -> np.ndarray:
+    """The expected calibration error of the mixed logits (Guo et al. 2017), with 15 bins of confidence: `(recipes,)`.
+
+    The confidence is the largest probability of the softmax. All logits are looked at; `on_block` as in `count_hits`.
+    """
+    rows = check_recipes(recipes, len(logits))
+    gaps = np.zeros((len(rows), BINS))
+    for which, some, _, mixed in _mixed(logits, rows):
+        hits = mixed.argmax(axis=-1) == labels[some]
+        confidence = 1 / np.exp(mixed - mixed.max(axis=-1, keepdims=True)).sum(axis=-1)  # (recipes, samples)
+        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        for gap, row, gained in zip(gaps[which], bins, hits - confidence, strict=True):
+            gap += np.bincount(row, gained, minlength=BINS)
+        on_block(hits.size)
+    return np.abs(gaps).sum(axis=1) / len(labels)
 
 
 def _mixed(

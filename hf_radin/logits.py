@@ -123,7 +123,7 @@ def compute_logits(
         on_error=on_error,
         batchnorm_images=batchnorm_images,
     )
-    sample = Pilot(pilot) if pilot is not None and not isinstance(pilot, Pilot) else pilot
+    sample = Pilot.of(pilot)
     weights_dtype = as_dtype(dtype or "float32")
     if strangers not in ("warn", "drop", "keep"):
         raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_radin.ensemble import check_recipes, settle, too_close
+from hf_radin.ensemble import calibration_error, check_recipes, cross_entropy, settle, too_close
 from hf_radin.pruning import Bucket, Pruned
 
 # How many logits are converted, and how many mixed ones are held, at a time: 4 MiB in float32, near the processor.
@@ -74,9 +74,11 @@ def mcc(counts: Counts) -> np.ndarray:
     return np.where(variances > 0, covariance / np.sqrt(np.maximum(variances, 1)), 0.0)
 
 
-# By name, what is made of counts; `accuracy` and `top5_accuracy` of hits alone; `cross_entropy` needs every logit.
+# By name, what is made of counts; `accuracy` and `top5_accuracy` of hits alone; those in `DENSE` need every logit.
 OF_COUNTS: dict[str, Callable[[Counts], np.ndarray]] = {"balanced_accuracy": balanced_accuracy, "f1": f1, "mcc": mcc}
-METRICS = ("accuracy", *OF_COUNTS, "top5_accuracy", "cross_entropy")
+# Of the probabilities, which take every logit; less is better.
+DENSE = {"cross_entropy": cross_entropy, "calibration_error": calibration_error}
+METRICS = ("accuracy", *OF_COUNTS, "top5_accuracy", *DENSE)
 
 
 def check_metric(name: str) -> None:

@@ -64,7 +64,7 @@ def table(soup: Soup) -> str:
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     passes = soup.about["passes"]
     over = f" over {soup.about['data']['split']}"
-    spent = f"Spent: {passes['logits']} passes{over} for logits, {passes['soups']:.3g} for soups."
+    spent = f"Spent: {passes['logits']:.3g} passes{over} for logits, {passes['soups']:.3g} for soups."
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
     return "\n".join([*lines, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
 
@@ -76,6 +76,7 @@ def estimate_table(job: Estimate) -> str:
         f"each with {_count(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
     )
     once, again = map(_decoded, job.decodings)
+    some = images if job.share == 1 else f"{job.share:.3g} of {images}"
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
     share = job.kept_bytes / job.pixel_bytes
@@ -85,14 +86,14 @@ def estimate_table(job: Estimate) -> str:
             ("one model", f"{1 / probe.forward_seconds:,.0f} a second", _time(probe.forward_seconds)),
         ],
         f"time of {_count(job.processes, 'process')}, {decodes}": [
-            ("logits", f"{images} x {models}, {once}", _time(job.logits_seconds)),
+            ("logits", f"{some} x {models}, {once}", _time(job.logits_seconds)),
             ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", _time(job.soups_seconds)),
             ("together", "", _time(job.logits_seconds + job.soups_seconds)),
         ],
         "memory and disk": [
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
             ("weights", "to download", _bytes(job.download_bytes)),
-            ("bank", f"{images} x {models} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
+            ("bank", f"{some} x {models} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
             ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it kept", _bytes(job.kept_bytes)),
             ("disk", f"{_bytes(job.free_disk)} free", _bytes(job.disk_bytes)),
         ],

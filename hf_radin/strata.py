@@ -34,6 +34,11 @@ class Pilot:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
             raise ValueError(f"pilot={share!r}: it is the share of the split that logits are computed of, as in 0.2.")
 
+    @classmethod
+    def of(cls, value: float | Pilot | None) -> Pilot | None:
+        """A share as a sample; None is all of the split."""
+        return value if value is None or isinstance(value, Pilot) else cls(value)
+
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions of the drawn images among those of a block, ascending; their number is right on average."""
         generator = np.random.default_rng([self.seed, *block])

@@ -231,3 +231,32 @@ def test_a_log_without_a_terminal_says_how_it_goes(runs, digits, tmp_path, cwd, 
         "Logits of 3 checkpoints on the split 'validation' of" in caplog.text and "3 to compute, on cpu" in caplog.text
     )
     assert "768 predictions of 1,800, " in caplog.text and "Soup of " in caplog.text
+
+
+def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path):
+    options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--cache-dir", tmp_path / "cache"]
+    assert soup(*options, "--budget", "10m", "--output", "long") == 0
+    said = capsys.readouterr().out
+    assert "of the split are computed" not in said and "Spent: 5 passes" in said
+    assert soup(*options, "--budget", "0.01s", "--output", "short") == 0
+    said = capsys.readouterr().out
+    assert "The logits of 5% of the split are computed" in said
+    fields = json.loads((cwd / "short" / "recipe.json").read_text())
+    assert fields["pilot"] == {"share": 0.05, "seed": 0} and fields["measured"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pilot", "1.5"], "pilot=1.5: it is the share of the split"),
+        (["--pilot", "0.2", "--method", "greedy"], "--pilot 0.2: greedy takes all logits"),
+        (["--pilot", "0.2", "--hold-out", "0.2"], "--pilot 0.2: --hold-out takes all logits"),
+        (["--hold-out", "0.2", "--test-split", "test"], "--hold-out 0.2: the split test proves the soup already"),
+        (["--hold-out", "0.2", "--method", "uniform"], "--hold-out 0.2: only radin holds images out"),
+        (["--budget", "15 days"], "budget='15 days'"),
+        (["--budget", "0.3"], "budget='0.3'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_a_model_is_looked_at(cwd, capsys, options, message):
+    assert soup("--models", "nowhere/*", "--dataset", "nowhere", *options) == 2
+    assert message in capsys.readouterr().err

@@ -136,7 +136,15 @@ def test_a_share_held_out_takes_no_part_in_the_choice(bank):
     rest, out = bank.divided(0.25, 1)
     assert sorted([*rest.places, *out.places]) == list(range(600)) and (rest.ids == bank.ids[rest.places]).all()
     recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=20)
-    for metric in ("accuracy", "balanced_accuracy", "f1", "mcc", "top5_accuracy", "cross_entropy"):
+    for metric in (
+        "accuracy",
+        "balanced_accuracy",
+        "f1",
+        "mcc",
+        "top5_accuracy",
+        "cross_entropy",
+        "calibration_error",
+    ):
         parts = [part.score(recipes, metric) for part in (rest, out)]
         assert all(part.shape == (20,) for part in parts)
         if metric in ("accuracy", "top5_accuracy", "cross_entropy"):

@@ -62,6 +62,27 @@ def test_cross_entropy_is_that_of_torch(logits, labels, recipes, monkeypatch):
         assert ensemble.cross_entropy(logits, labels, recipes) == pytest.approx(np.array(expected), abs=1e-12)
 
 
+def by_hand(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The calibration error of one model, bin by bin."""
+    chances = torch.softmax(torch.from_numpy(logits), dim=-1).numpy()
+    confidence, hits = chances.max(axis=1), chances.argmax(axis=1) == labels
+    error = 0.0
+    for low in range(15):
+        inside = (confidence >= low / 15) & ((confidence < (low + 1) / 15) | (low == 14))
+        if inside.any():
+            error += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
+    return error
+
+
+def test_the_calibration_error_is_that_of_its_bins(logits, labels, recipes, monkeypatch):
+    mixed = np.einsum("rm,msc->rsc", recipes, logits.astype(np.float64))
+    expected = np.array([by_hand(one, labels) for one in mixed])
+    assert expected.max() > 0.01
+    for at_once in (1 << 23, 1000):
+        monkeypatch.setattr(ensemble, "MIXED_AT_ONCE", at_once)
+        assert ensemble.calibration_error(logits, labels, recipes) == pytest.approx(expected, abs=1e-9)
+
+
 def test_counts_are_the_same_from_predictions_and_from_what_is_pruned(logits, labels, recipes):
     pruned = prune(logits)
     one = scoring.count(pruned, labels, 12, recipes)
