@@ -2,8 +2,8 @@
 
     python benchmarks/budget.py --folder zoo
 
-Zoo "alike": 16 ResNets with BatchNorm, of one learning rate, that differ in seed, augmentation and the quarter of the
-images that they saw. Zoo "spread": 32 ViTs with learning rates spread over a factor of 30. Both are made with
+Zoo "alike": 16 ResNets with BatchNorm, of one learning rate, that differ in seed, augmentation and the 2 000 images that
+they saw. Zoo "spread": 32 ViTs with learning rates spread over a factor of 30. Both are made with
 `examples/finetune_sweep.py`. Each seed of the search draws its candidates and samples anew. A pass is as many images
 through one model as the validation split has.
 """
@@ -36,19 +36,19 @@ TRAIN = 40_000
 
 BUDGETS = (1, 1.5, 2, 3, 4, 6, 8)
 
-# name: architecture, how many fine-tunes, lowest and highest learning rate
-ZOOS = {"alike": ("resnet", 16, 5e-4, 5e-4), "spread": ("vit", 32, 1e-4, 3e-3)}
+# name: architecture, how many fine-tunes, lowest and highest learning rate, share of the images that each sees
+ZOOS = {"alike": ("resnet", 16, 3e-3, 3e-3, 0.05), "spread": ("vit", 32, 1e-4, 3e-3, 0.25)}
 
 
 def make_zoo(folder: Path, name: str, seed: int) -> Path:
     """The fine-tunes `ft-*` of a zoo; what is there already is not made again."""
-    architecture, count, low, high = ZOOS[name]
+    architecture, count, low, high, fraction = ZOOS[name]
     data = fashion.make_data(folder / "data", train=TRAIN, validation=VALIDATION)
     start = (fashion.Run("start", None, 1, epochs=8, images=10_000),)
     fashion.make(folder / f"start-{architecture}", data, start, architecture, seed)
     command = [ROOT / "examples" / "finetune_sweep.py", "--model", folder / f"start-{architecture}" / "start"]
     command += ["--dataset", data, "--output", folder / name, "--count", count, "--learning_rates", low, high]
-    command += ["--epochs", 2, "--fraction", 0.25, "--seed", seed]
+    command += ["--epochs", 2, "--fraction", fraction, "--seed", seed]
     subprocess.run([sys.executable, *map(str, command)], check=True)
     return folder / name
 
