@@ -2,8 +2,8 @@
 
     python benchmarks/budget.py --folder zoo
 
-Zoo "alike": 16 ResNets with BatchNorm, of one learning rate, that differ in seed, augmentation and the 2 000 images that
-they saw. Zoo "spread": 32 ViTs with learning rates spread over a factor of 30. Both are made with
+Zoo "alike": 16 ResNets with BatchNorm, of one learning rate, that differ in seed, augmentation and the 2 000 images
+that they saw. Zoo "spread": 32 ViTs with learning rates spread over a factor of 30. Both are made with
 `examples/finetune_sweep.py`. Each seed of the search draws its candidates and samples anew. A pass is as many images
 through one model as the validation split has.
 """
