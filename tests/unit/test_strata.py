@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_radin.budget import Budget
-from hf_radin.strata import Strata
+from hf_radin.strata import Pilot, Strata
 
 GROUPS = [np.arange(0, 1000, 4), np.setdiff1d(np.arange(1000), np.arange(0, 1000, 4))]  # 250 and 750
 
@@ -73,3 +73,14 @@ def test_a_budget_is_passes_or_time(given, passes, seconds):
 def test_no_budget(given):
     with pytest.raises(ValueError, match="it is a number of passes over the split, at least the 1"):
         Budget.of(given)
+
+
+def test_a_pilot_draws_the_share_that_it_says_from_every_block():
+    pilot = Pilot(0.23, seed=4)
+    drawn = [pilot.rows((0, number), 64) for number in range(400)]
+    assert {len(rows) for rows in drawn} == {14, 15}
+    assert sum(map(len, drawn)) / (400 * 64) == pytest.approx(0.23, abs=0.002)
+    counts = np.bincount(np.concatenate(drawn), minlength=64)
+    assert counts.min() > 50 and all((np.diff(rows) > 0).all() for rows in drawn)
+    assert (pilot.rows((0, 3), 64) == drawn[3]).all() and len(pilot.rows((1, 0), 0)) == 0
+    assert any(set(Pilot(0.23, seed=5).rows((0, n), 64)) != set(drawn[n]) for n in range(9))
