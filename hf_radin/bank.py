@@ -295,6 +295,14 @@ class LogitBank:
                 return scoring.made_of(metric, parts, len(self))
             return scoring.score(pruned, labels, classes, rows, metric, **options)
 
+    def is_prunable(self) -> bool:
+        """Whether what is left of the logits without the classes that can't win may be held in memory."""
+        try:
+            self.pruned()
+        except pruning.TooMuchLeftError:
+            return False
+        return True
+
     def best_step(self, start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
         """Where between two recipes `(models,)` most images are right, exactly: see `line.best_step`."""
         return line.best_step(self.pruned(), np.asarray(self.labels), start, end)

@@ -28,7 +28,6 @@ from hf_radin.budget import Budget
 from hf_radin.compare import LEVEL, interval
 from hf_radin.evaluate import Trial
 from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
-from hf_radin.pruning import TooMuchLeftError
 from hf_radin.recipe import Measurement, Recipe
 from hf_radin.strata import Strata
 
@@ -267,8 +266,5 @@ def _groups(bank: LogitBank, full: bool) -> tuple[np.ndarray, np.ndarray, np.nda
     known = np.searchsorted(bank.judged, bank.places)
     if full:
         return np.arange(len(bank.judged)), nothing, nothing
-    try:
-        decided = known[bank.pruned().decided]
-    except TooMuchLeftError:
-        decided = nothing
+    decided = known[bank.pruned().decided] if bank.is_prunable() else nothing
     return np.setdiff1d(known, decided), decided, np.setdiff1d(np.arange(len(bank.judged)), known)

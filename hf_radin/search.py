@@ -57,10 +57,11 @@ def radin(
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
             that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
             procedure: as many candidates as the budget has passes, each on the whole split.
-        proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `auto`, `monte-carlo`, `dirichlet` (see
+        proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `monte-carlo`, `dirichlet` (see
             `propose.propose`). Sought by their estimates: `subsets` (all of them, up to 20 ingredients), `forward`,
             `local` and `line` (see `seek`); with one of these the measured candidates differ from each other in more
-            than a tenth of their weight.
+            than a tenth of their weight. `auto` takes all subsets of up to 12 ingredients, else as many as
+            `monte-carlo` draws, and the last three.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own.
         metric: what to choose by: `accuracy`.
@@ -83,7 +84,10 @@ def radin(
 
     def rank() -> tuple[Candidates, np.ndarray]:
         drawn = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed) + own
-        return seek(drawn, bank.score(drawn.weights), bank.score, bank.best_step, kinds)
+        scores = bank.score(drawn.weights)
+        if not bank.is_prunable() and not set(kinds) & set(SOUGHT):  # to seek by all logits would take too long
+            return drawn, scores
+        return seek(drawn, scores, bank.score, bank.best_step, kinds)
 
     found, estimates = on_main_process(rank)
     kind_of, full = np.array(found.proposals), measure == "full"
@@ -94,7 +98,7 @@ def radin(
     singles = _singles(bank)
     if spend.passes:
         rows = np.flatnonzero((kind_of != "single") & (kind_of != "uniform"))
-        apart = APART if set(kinds) & set(SOUGHT) else 0.0  # what is sought by its score comes in near copies
+        apart = APART if set(kinds) & {"auto", *SOUGHT} else 0.0  # what is sought by its score comes in near copies
         most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
         entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
         beside = [entry(row) for row in np.flatnonzero(kind_of == "uniform")]

@@ -16,7 +16,10 @@ from hf_radin.propose import Candidates, equal_parts
 APART = 0.1
 
 # How many of the best candidates local search and line search start from.
-STARTS = 5
+STARTS, LINES = 5, 2
+
+# What `auto` seeks, beside what it draws.
+AUTO = ("forward", "local", "line")
 
 # From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
 Score = Callable[[np.ndarray], np.ndarray]
@@ -36,9 +39,10 @@ def seek(
     Args:
         drawn: the first of them are the singles.
         scores: theirs, `(recipes,)`.
-        kinds: `subsets`, `forward`, `local`, `line`; others add nothing.
+        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last three; others add nothing.
     """
     models, found = drawn.weights.shape[1], drawn
+    kinds = (*kinds, *AUTO) if "auto" in kinds else kinds
     if "subsets" in kinds:
         found += best_subsets(models, score)
     if "forward" in kinds:
@@ -49,7 +53,7 @@ def seek(
         for row in subsets[np.argsort(-scores[subsets], kind="stable")][:STARTS]:
             found += local_search(drawn.weights[row] > 0, score)
     if "line" in kinds:
-        for row in np.argsort(-scores, kind="stable")[:STARTS]:
+        for row in np.argsort(-scores, kind="stable")[:LINES]:
             found += line_search(drawn.weights[row], step)
     new = found.weights[len(drawn.weights) :]
     return found, np.concatenate([scores, score(new)]) if len(new) else scores
