@@ -30,12 +30,12 @@ def test_it_is_the_same_for_any_blocks_size_of_groups_and_opened_again(pilot, ba
 
 
 def test_soups_are_measured_on_the_whole_split(pilot, bank):
-    soup = hf_radin.radin(pilot, budget=3, test_split="test")
+    soup = hf_radin.radin(pilot, budget=3, proposals="monte-carlo", test_split="test")
     rows = {(one.name, one.split): one.images for one in soup.results}
     assert rows["soup", "validation"] == rows["best single", "validation"] == rows["uniform", "validation"] == 600
     assert rows["ensemble", "validation"] == len(pilot) and rows["soup", "test"] == 497
     chosen = next(one for one in soup.measurements if one.recipe == soup.recipe and one.images == 600)
-    whole = hf_radin.radin(bank, budget=1000, measure="full", candidates=1)
+    whole = hf_radin.radin(bank, budget=1000, measure="full", proposals="monte-carlo")
     truth = {one.recipe: one.measured for one in whole.measurements}
     assert chosen.measured == pytest.approx(truth[soup.recipe], abs=1e-9)
     assert soup.accuracy("soup", "validation") >= soup.accuracy("best single", "validation")
@@ -44,8 +44,8 @@ def test_soups_are_measured_on_the_whole_split(pilot, bank):
 
 
 def test_what_was_measured_of_a_part_says_what_the_whole_says(pilot, bank):
-    raced = hf_radin.radin(pilot, budget=30).measurements
-    whole = hf_radin.radin(bank, budget=1000, measure="full").measurements
+    raced = hf_radin.radin(pilot, budget=30, proposals="monte-carlo").measurements
+    whole = hf_radin.radin(bank, budget=1000, measure="full", proposals="monte-carlo").measurements
     truth = {one.recipe: one.measured for one in whole}
     parts = [one for one in raced if one.proposal not in ("single", "uniform") and one.images < 600]
     assert parts

@@ -40,8 +40,8 @@ def test_more_candidates_are_measured_for_the_same_budget(bank):
 
 
 def test_what_a_part_says_is_near_what_the_whole_says(bank):
-    _, raced = shown(bank, budget=1000)
-    _, whole = shown(bank, budget=1000, measure="full")
+    _, raced = shown(bank, budget=1000, proposals="monte-carlo")
+    _, whole = shown(bank, budget=1000, measure="full", proposals="monte-carlo")
     truth = {one.recipe: one.measured for one in whole}
     assert any(one.images < 600 for one in raced)
     for one in raced:

@@ -45,8 +45,8 @@ def test_what_is_reported_is_what_the_model_does(soup, bank):
 
 
 def test_the_candidates_with_the_best_estimates_are_measured(bank):
-    found = propose(5)
-    soup = hf_radin.radin(bank, budget=4, measure="full")
+    found = propose(5, proposals="monte-carlo")
+    soup = hf_radin.radin(bank, budget=4, measure="full", proposals="monte-carlo")
     soups = [one for one in soup.measurements if one.proposal not in ("single", "uniform")]
     ranked = np.sort(bank.score(found.weights)[6:])[::-1]
     assert [one.estimate for one in soups] == ranked[:4].tolist()
@@ -66,7 +66,7 @@ def test_the_budget_is_kept(bank):
 
 
 def test_a_budget_larger_than_the_candidates_measures_them_all(bank):
-    soup = hf_radin.radin(bank, budget=1000, measure="full")
+    soup = hf_radin.radin(bank, budget=1000, measure="full", proposals="monte-carlo")
     assert len(soup.measurements) == 2**5 - 1
 
 
@@ -146,7 +146,7 @@ def test_where_no_soup_is_better_the_best_single_is_returned_and_said(runs, star
 
 def test_for_a_linear_classifier_the_soup_is_the_ensemble(heads, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{heads}/*"), digits, cache_dir=tmp_path)
-    soup = hf_radin.radin(bank, budget=100, measure="full")
+    soup = hf_radin.radin(bank, budget=100, measure="full", proposals="monte-carlo")
     soups = [one for one in soup.measurements if one.proposal != "single"]
     assert len(soups) == 4 and len({one.measured for one in soup.measurements}) > 2
     for one in soups:
