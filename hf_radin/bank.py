@@ -255,7 +255,8 @@ class LogitBank:
         """
         if self.is_pilot:
             raise ValueError(f"hold_out={share!r}: soups are measured on all images of a pilot; name a test_split.")
-        count = round(share * len(self)) if isinstance(share, float) else 0
+        number = float(share) if isinstance(share, (float, np.floating)) and 0 < share < 1 else 0.0
+        count = round(number * len(self))
         if not 0 < count < len(self):
             raise ValueError(f"hold_out={share!r}: it is a share of the {len(self)} images, as in 0.2.")
         order = np.random.default_rng(seed).permutation(self.places)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|min|h)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?) ?(s|m|min|h)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Budget:
                 f"budget={value!r}: it is a number of passes over the split, at least the 1 that the best soup is "
                 "measured on, or a duration as in '15m'; with 0, soups are estimated only."
             )
-        return cls(passes=passes)
+        return cls(passes=abs(passes))  # of -0.0 the sign is nothing
 
     def __str__(self) -> str:
-        return f"{self.seconds:g}s" if self.passes == math.inf else f"{self.passes:g}"
+        number = self.seconds if self.passes == math.inf else self.passes
+        text = repr(float(number)).removesuffix(".0")
+        return f"{text}s" if self.passes == math.inf else text

@@ -70,6 +70,7 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         sentence=_sentence(fields),
         measured=fields.get("measured", True),
         bank=fields.get("bank"),
+        pilot=fields.get("pilot"),
         logits_dtype=fields.get("logits_dtype"),
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
         comparisons=[compared(one) for one in fields.get("against_best_single", [])],
@@ -166,8 +167,9 @@ def _estimated(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -
     """What is known of a soup that was not measured on the split that chose it."""
     soup = next(one for one in fields["measurements"] if one["measured"] is None)
     singles = [one["measured"] for one in fields["measurements"] if one["proposal"] == "single"]
+    part = f"a random {percent(fields['pilot']['share'])} of " if fields.get("pilot") else ""
     said = (
-        f"**Estimated, not measured.** On the split {escape(fields['data']['split'])} the ensemble of its "
+        f"**Estimated, not measured.** On {part}the split {escape(fields['data']['split'])} the ensemble of its "
         f"ingredients, whose accuracy estimates that of the soup, has {percent(soup['estimate'])}, and the best "
         f"single ingredient {percent(max(singles))}. Such estimates tend to be too high."
     )

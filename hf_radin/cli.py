@@ -162,6 +162,8 @@ def _soup(args: argparse.Namespace) -> None:
         left = on_main_process(lambda: seconds - (time.monotonic() - begun))
         search["budget"] = f"{max(0.0, left):.0f}s"
     soup: Soup = getattr(hf_radin, args.method)(bank, **search)
+    if seconds < math.inf:
+        soup.about["budget"] = args.budget
     say(table(soup))
     _save(soup, args)
 
@@ -170,6 +172,8 @@ def _logits(args: argparse.Namespace) -> None:
     import hf_radin
 
     start_tracking(args)
+    if args.push_to and args.pilot is not None:
+        raise ValueError(f"--push-to {args.push_to}: logits of a part of the split (--pilot) can't be shared.")
     ready_to_push(args, repo_type="dataset")
     ingredients = hf_radin.gather(args.models, **model_options(args))
     bank = hf_radin.compute_logits(ingredients, **data_options(args, ingredients))

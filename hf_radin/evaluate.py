@@ -126,10 +126,11 @@ def _measured_before(path: Path, samples: int) -> np.ndarray:
     """The classes that a soup was found to predict `(samples,)`, as far as known; a broken file tells none."""
     try:
         found = np.load(path)
-    except (OSError, ValueError, EOFError):
-        found = np.zeros(0)
-    whole = found.shape == (samples,) and found.dtype == np.int64
-    return found if whole else np.full(samples, UNKNOWN)
+        if found.shape == (samples,) and found.dtype == np.int64:
+            return found
+    except Exception:  # a broken file may fail in any way
+        pass
+    return np.full(samples, UNKNOWN)
 
 
 def load_metrics(names: Iterable[str]) -> dict[str, Any]:

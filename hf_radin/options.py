@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 
 # Shares of a split that recipes may be ranked on where time is short: few, so that the same command, started again,
-# takes the same one although no clock says the same twice.
+# mostly takes the same one although no clock says the same twice.
 PILOTS = (0.5, 0.2, 0.1, 0.05)
+
+# So many images a pilot has at least: recipes that are ranked on a handful are hardly ranked.
+LEAST_IMAGES = 500
 
 
 def soup_options() -> argparse.ArgumentParser:
@@ -152,12 +155,16 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
     if args.budget is not None:
         Budget.of(args.budget)
+    if args.hold_out is not None and not 0 < args.hold_out < 1:
+        raise ValueError(f"--hold-out {args.hold_out}: it is a share of the split, as in 0.2.")
     if args.hold_out is not None and args.test_split is not None:
         raise ValueError(f"--hold-out {args.hold_out}: the split {args.test_split} proves the soup already.")
     if (pilot := getattr(args, "pilot", None)) is not None:
         Pilot(pilot)
         if args.method != "radin" or args.hold_out is not None:
-            raise ValueError(f"--pilot {pilot}: {'--hold-out' if args.hold_out else args.method} takes all logits.")
+            raise ValueError(
+                f"--pilot {pilot}: {args.method if args.hold_out is None else '--hold-out'} takes all logits."
+            )
     check_output(args.output, overwrite=args.overwrite)
     start_tracking(args)
     load_metrics(_names(args.metrics))
@@ -221,14 +228,21 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
         data: as `compute_logits` takes it.
     """
     from hf_radin.cost import estimate
+    from hf_radin.data import count_rows, open_split
     from hf_radin.processes import on_main_process
 
+    where = ("dataset", "split", "config_name", "revision", "image_column", "label_column")
+    opened = open_split(**{name: data[name] for name in where})
+    count = on_main_process(lambda: count_rows(opened))
+    if count is None or count * PILOTS[0] < LEAST_IMAGES:
+        return None
     needless = ("strangers", "batchnorm_split")
     job = estimate(ingredients, **{name: value for name, value in data.items() if name not in needless})
     share = on_main_process(lambda: seconds / 2 / job.logits_seconds)
     if share >= 1:
         return None
-    share = next((one for one in PILOTS if one <= share), PILOTS[-1])
+    there = [one for one in PILOTS if one * count >= LEAST_IMAGES]
+    share = next((one for one in there if one <= share), there[-1])
     say(
         f"The logits of {share:.0%} of the split are computed: those of all would take {job.logits_seconds:,.0f} s of "
         f"the {seconds:,.0f} (--pilot)."

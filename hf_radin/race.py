@@ -6,9 +6,9 @@ chance. Who is left with the highest accuracy is measured on the whole split; if
 that one, as long as the budget lasts.
 
 The rule, at the k-th look: with the difference d of the two, weighted up to the whole split, and its standard error s,
-a candidate is dropped if d + z_k s < 0, where a normal variable exceeds z_k with probability `ERROR` / 2^k. So one
-that is no worse than the other on the whole split is dropped with a probability of about `ERROR` at most, however
-often it is looked at.
+a candidate is dropped if d + z s < 0, where a normal variable exceeds z with probability `ERROR` / 2^k / c, and c is
+the number of candidates that the other was the best of. So one that is no worse than it on the whole split is dropped
+with a probability of about `ERROR` at most, however often it is looked at, and however lucky the other was.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ logger = logging.getLogger(__name__)
 # How likely a candidate is dropped that is not worse, at most.
 ERROR = 0.05
 
-# Parts of the sample after which a candidate is compared with the best so far.
-LOOKS = (0.25, 0.5, 1.0)
+# Parts of the sample after which a candidate is compared with the best so far, and how many images of each kind there
+# are at least: of a handful no normal variable can be made.
+LOOKS, LEAST = (0.25, 0.5, 1.0), 64
 
-# The audit begins with this share of the decided images, or this many, and doubles until it adds less than this share
+# The audit begins with this share of the decided images, and doubles until it adds less than this share
 # to the standard error that the accuracy has anyway, because the split has no more images.
-AUDIT, LEAST_AUDIT, SURE = 1 / 32, 64, 0.5
+AUDIT, SURE = 1 / 32, 0.5
 
 # Of images that no logits are known of (see `Pilot`), a candidate is shown this share.
 REST = 0.25
@@ -92,6 +93,7 @@ def race(
     beside: Sequence[Entry] = (),
     full: bool = False,
     seed: int = 0,
+    begun: float | None = None,
 ) -> list[Measurement]:
     """Measure candidates as long as the budget lasts, and the best of them on the whole split.
 
@@ -104,13 +106,14 @@ def race(
         beside: baselines, which are shown the whole split and are not counted.
         full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
         seed: of the samples.
+        begun: when a budget of time began, by `time.perf_counter`; by default now.
 
     Returns:
         a measurement of each candidate that was begun; one of less than the whole split is an estimate.
     """
     total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank.judged))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
-        run = _Race(bank, budget, best, full, seed, bar.update)
+        run = _Race(bank, budget, best, full, seed, time.perf_counter() if begun is None else begun, bar.update)
         try:
             for entry in beside:
                 run.enter(entry, whole=True)
@@ -137,20 +140,23 @@ class _Race:
         best: np.ndarray | None,
         full: bool,
         seed: int,
+        begun: float,
         on_block: Callable[[int], object],
     ):
         self.bank, self.budget, self.on_block = bank, budget, on_block
         self.labels, self.images = np.asarray(bank.judged_labels), len(bank.judged)
         self.strata = Strata.shuffled(_groups(bank, full), seed)
         decided = self.strata.groups[1]
-        self.looks = (1.0,) if full else LOOKS
-        self.audit = max(LEAST_AUDIT, math.ceil(AUDIT * len(decided)))
+        # images that are not kept are decoded anew for each look
+        self.looks = LOOKS if not full and on_main_process(bank.images.is_kept) else (1.0,)
+        self.audit = max(LEAST, math.ceil(AUDIT * len(decided)))
         # the hits of who leads, and of which images they are known
         nobody = np.zeros(self.images, dtype=bool)
         self.leader = nobody if best is None else best == self.labels, np.ones(self.images, dtype=bool)
         self.runners: list[_Runner] = []
         self.spent = self.shown = 0  # images: of the budget, and of all that was measured
-        self.begun = time.perf_counter()
+        self.sample = int(self._sample(1.0).sum())
+        self.begun = begun
 
     def can_afford(self, images: int) -> bool:
         """Whether so many images more are within the budget; the same in all processes."""
@@ -166,7 +172,6 @@ class _Race:
         ensemble = np.zeros(self.images, dtype=bool)
         ensemble[np.searchsorted(bank.judged, bank.places)] = bank.predict(bank.row(recipe)) == bank.labels
         one = _Runner(entry, trial, ensemble)
-        self.runners.append(one)
         for look, some in enumerate([np.ones(self.images, dtype=bool)] if whole else self._samples(one), start=1):
             self._show(one, some)
             if self._is_behind(one, look):
@@ -175,6 +180,7 @@ class _Race:
             if self._lead(one)[0] > 0:
                 self.leader = one.hits, one.known
         trial.forget()
+        self.runners.append(one)  # only now: of one that was interrupted nothing is known
         value, error = self.accuracy(one)
         log({"soup/estimate": entry.estimate, "soup/measured": value})
         logger.info(
@@ -226,18 +232,22 @@ class _Race:
     def _samples(self, one: _Runner) -> Iterator[np.ndarray]:
         """What a candidate is shown, bit by bit; how much of the decided images depends on what it does there."""
         yield from map(self._sample, self.looks)
-        while self.audit < len(self.strata.groups[1]):
+        decided = len(self.strata.groups[1])
+        while self.audit < decided:
             value, error = self.accuracy(one)
-            if error <= SURE * math.sqrt(value * (1 - value) / self.images):
+            more = min(2 * self.audit, decided) - self.audit
+            # whoever is best then still has to be measured on all images
+            sure = error <= SURE * math.sqrt(value * (1 - value) / self.images)
+            if sure or not self.can_afford(more + self.images - self.sample):
                 return
-            self.audit *= 2
+            self.audit += more
             yield self._sample(1.0)
 
     def _sample(self, share: float) -> np.ndarray:
         """So much of the contested images and of the audit: bool `(samples,)`."""
         contested, decided, rest = map(len, self.strata.groups)
-        wanted = (contested, min(self.audit, decided), REST * rest)
-        return self.strata.first([math.ceil(share * count) for count in wanted])
+        wanted = (contested, min(self.audit, decided), math.ceil(REST * rest))
+        return self.strata.first([max(math.ceil(share * count), min(count, LEAST)) for count in wanted])
 
     def _show(self, one: _Runner, some: np.ndarray) -> None:
         some = some | one.known
@@ -253,7 +263,8 @@ class _Race:
     def _is_behind(self, one: _Runner, look: int) -> bool:
         """Whether it can't win any more."""
         ahead, error = self._lead(one)
-        one.is_out = ahead + NormalDist().inv_cdf(1 - ERROR / 2**look) * error < 0
+        chance = ERROR / 2**look / max(1, len(self.runners))
+        one.is_out = ahead + NormalDist().inv_cdf(1 - chance) * error < 0
         return one.is_out
 
 

@@ -49,14 +49,21 @@ class Report:
             self.bank, self.held_out = bank, _held_out(bank, test_split)
         else:
             self.bank, self.held_out = bank.divided(hold_out, seed)
+            if bank.statistics and bank.statistics.about["data"] == bank.about["data"]["key"]:
+                raise ValueError(
+                    f"hold_out={hold_out!r}: the split {bank.split!r} gives soups their BatchNorm statistics, images "
+                    "held out too. Name another for these with batchnorm_split (--batchnorm-split), or a test_split."
+                )
 
     def soup(
         self, method: str, measured: list[Measurement], settings: dict[str, Any], chosen: Measurement | None = None
     ) -> Soup:
         bank = self.bank
-        chosen = chosen or choose([one for one in measured if one.images in (0, len(bank.judged))])
         singles = [one for one in measured if one.proposal == "single"]
         singles = [one for one in singles if one.images == len(bank.judged)] or singles
+        # one that was shown a part is not chosen; with a budget of 0 the soup was shown nothing
+        eligible = [one for one in measured if one.images == len(bank.judged) or one.measured is None]
+        chosen = chosen or choose([*singles, *(one for one in eligible if one.proposal != "single")])
         soups = [one for one in measured if one.proposal != "single"]
         best = choose(singles)
         rows = [("soup", chosen), ("best single", best)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,13 +79,17 @@ def radin(
     spend = Budget.of(budget)
     if measure not in ("race", "full"):
         raise ValueError(f"measure={measure!r}: it is 'race' or 'full'.")
+    begun = time.perf_counter()
+    drawn = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed) + _own(bank, recipes)
     report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed)
-    bank = report.bank
-    kinds, own = split_kinds(proposals), _own(bank, recipes)
+    bank, kinds = report.bank, split_kinds(proposals)
 
     def rank() -> tuple[Candidates, np.ndarray]:
-        drawn = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed) + own
         scores = bank.score(drawn.weights)
+        if not bank.is_prunable() and "line" in kinds:
+            raise ValueError(
+                "proposals='line' works on the classes that can win, and of these logits too many can: leave it out."
+            )
         if not bank.is_prunable() and not set(kinds) & set(SOUGHT):  # to seek by all logits would take too long
             return drawn, scores
         return seek(drawn, scores, bank.score, bank.best_step, kinds)
@@ -108,7 +113,7 @@ def radin(
             beside = [Entry(first.recipe, "single", first.estimate), *beside]
             entries = [*(Entry(one.recipe, "single", one.estimate) for one in others), *entries]
         known = None if bank.is_pilot else bank.predict(bank.row(best.recipe))
-        soups = race(bank, entries, spend, best=known, beside=beside, full=full, seed=seed)
+        soups = race(bank, entries, spend, best=known, beside=beside, full=full, seed=seed, begun=begun)
         raced = {one.recipe for one in soups}
         singles = [one for one in singles if one.recipe not in raced]
     else:

@@ -33,6 +33,8 @@ class Pilot:
         share = self.share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
             raise ValueError(f"pilot={share!r}: it is the share of the split that logits are computed of, as in 0.2.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise ValueError(f"The seed of a pilot is {self.seed!r}; it is a whole number, at least 0.")
 
     @classmethod
     def of(cls, value: float | Pilot | None) -> Pilot | None:
@@ -77,22 +79,22 @@ class Strata:
         """The mean over all images of what is known of some, and its standard error; infinite where nothing is known.
 
         In each group, an image that was drawn stands for as many as there are. The error is that of drawing without
-        replacement; values are -1, 0 or 1, and of m drawn of which k are not 0, (k + 1/2) / (m + 1) is taken to be
-        the share that is not (Jeffreys' prior), so that a few equal ones do not pass for certainty.
+        replacement; values are -1, 0 or 1. To those that were drawn, one is added that is none of them for sure: half
+        a 0, and a quarter of a 1 and of a -1, so that a few equal ones do not pass for certainty.
 
         Args:
             values: `(samples,)`; those of images that are not known are not looked at.
             known: bool `(samples,)`, of each group its first ones.
         """
-        mean = variance = 0.0
+        total = variance = 0.0
         for group in filter(len, self.groups):
             there = group[known[group]]
             drawn, share = len(there), len(group) / len(self)
             if not drawn:
                 return 0.0, np.inf
-            average = values[there].mean()
-            mean += share * average
+            found = int(values[there].sum())
+            total += len(group) * found / drawn  # of a whole group the very sum: a tie must not become a difference
             if drawn < len(group):  # of all, nothing is left to chance
-                spread = (np.count_nonzero(values[there]) + 0.5) / (drawn + 1) - average**2
-                variance += share**2 * max(0.0, spread) / drawn * (1 - drawn / len(group))
-        return float(mean), float(np.sqrt(variance))
+                spread = (np.count_nonzero(values[there]) + 0.5) / (drawn + 1) - (found / (drawn + 1)) ** 2
+                variance += share**2 * spread / drawn * (1 - drawn / len(group))
+        return total / len(self), float(np.sqrt(variance))

@@ -233,16 +233,18 @@ def test_a_log_without_a_terminal_says_how_it_goes(runs, digits, tmp_path, cwd, 
     assert "768 predictions of 1,800, " in caplog.text and "Soup of " in caplog.text
 
 
-def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path):
+def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path, monkeypatch):
     options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--cache-dir", tmp_path / "cache"]
     assert soup(*options, "--budget", "10m", "--output", "long") == 0
     said = capsys.readouterr().out
     assert "of the split are computed" not in said and "Spent: 5 passes" in said
+    assert soup(*options, "--budget", "0.01s", "--output", "few") == 0
+    assert "of the split are computed" not in capsys.readouterr().out  # of 600 images, a part is no sample
+    monkeypatch.setattr("hf_radin.options.LEAST_IMAGES", 25)
     assert soup(*options, "--budget", "0.01s", "--output", "short") == 0
-    said = capsys.readouterr().out
-    assert "The logits of 5% of the split are computed" in said
+    assert "The logits of 5% of the split are computed" in capsys.readouterr().out
     fields = json.loads((cwd / "short" / "recipe.json").read_text())
-    assert fields["pilot"] == {"share": 0.05, "seed": 0} and fields["measured"] is True
+    assert fields["pilot"] == {"share": 0.05, "seed": 0} and fields["measured"] is True and fields["budget"] == "0.01s"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,8 @@ def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path)
         (["--pilot", "0.2", "--hold-out", "0.2"], "--pilot 0.2: --hold-out takes all logits"),
         (["--hold-out", "0.2", "--test-split", "test"], "--hold-out 0.2: the split test proves the soup already"),
         (["--hold-out", "0.2", "--method", "uniform"], "--hold-out 0.2: only radin holds images out"),
+        (["--hold-out", "1.5"], "--hold-out 1.5: it is a share of the split"),
+        (["--hold-out", "nan"], "--hold-out nan: it is a share of the split"),
         (["--budget", "15 days"], "budget='15 days'"),
         (["--budget", "0.3"], "budget='0.3'"),
     ],

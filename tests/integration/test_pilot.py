@@ -89,3 +89,14 @@ def test_what_takes_all_logits_says_so(pilot):
         hf_radin.radin(pilot, hold_out=0.2)
     with pytest.raises(ValueError, match="can't be shared"):
         pilot.push_to_hub("org/bank")
+
+
+def test_estimates_of_a_pilot_are_compared_with_singles(pilot, monkeypatch):
+    monkeypatch.setattr(type(pilot), "score", lambda self, rows, *_, **__: np.full(len(rows), 0.01))
+    soup = hf_radin.radin(pilot, budget=0)
+    assert len(soup.recipe.used) == 1
+
+
+def test_the_card_says_that_a_part_chose(pilot, tmp_path):
+    hf_radin.radin(pilot, budget=2).save_pretrained(tmp_path / "soup")
+    assert "ranked by the logits of a random 25.00 % of these images" in (tmp_path / "soup" / "README.md").read_text()

@@ -160,3 +160,92 @@ def test_soup_and_best_single_are_compared_image_by_image(bank):
         assert one["gain"] == pytest.approx(gain) and one["interval"][0] <= gain <= one["interval"][1]
         assert 0 < one["p_value"] <= 1
     assert [one["split"] for one in soup.about["against_best_single"]] == ["validation", "test"]
+
+
+class Equal:
+    """Stands for a trial: on every image hit or miss at random, with exactly the same number of hits on the split."""
+
+    def __init__(self, bank, recipe, make_model):
+        generator = np.random.default_rng(abs(hash(recipe)) % 2**32)
+        self.labels = np.asarray(bank.judged_labels)
+        hits = generator.permutation(np.arange(len(self.labels)) < 0.8 * len(self.labels))
+        self.classes = np.where(hits, self.labels, -1)
+
+    def look(self, some, **_):
+        return np.where(some, self.classes, evaluate.UNKNOWN)
+
+    def forget(self):
+        pass
+
+
+@pytest.mark.parametrize("pilot", [None, 0.2])
+def test_candidates_that_are_as_good_are_seldom_dropped(bank, digits, cache, monkeypatch, pilot):
+    """Each is compared with the luckiest so far, on the same sample: the rule has to make up for that."""
+    found = bank if pilot is None else hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=pilot)
+    monkeypatch.setattr(race, "Trial", Equal)
+    dropped = []
+    for seed in range(12):
+        rows = np.random.default_rng(seed).dirichlet(np.ones(5), size=24)
+        recipes = [hf_radin.Recipe(bank.ingredients.ids, tuple(row)) for row in rows]
+        entries = [race.Entry(recipe, "own", 0.8) for recipe in recipes]
+        run = race._Race(found, race.Budget(), None, False, seed, 0.0, lambda images: None)
+        for entry in entries:
+            run.enter(entry)
+        dropped += [one.is_out for one in run.runners]
+    assert np.mean(dropped) < 0.07
+
+
+@pytest.mark.parametrize("budget", [1, 1.3, 1.5, 2, 2.7])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_budget_is_overspent(bank, monkeypatch, budget, seed):
+    """Soups that differ from their ensembles on decided images too: the audit would like to grow."""
+    monkeypatch.setattr(race, "Trial", Equal)
+    _, raced = shown(bank, budget=budget, seed=seed)
+    assert sum(one.images for one in raced) <= budget * 600
+
+
+def test_an_interrupted_candidate_is_as_if_it_had_not_begun(fresh, monkeypatch):
+    look, looks, stopped = evaluate.Trial.look, [0], [0]
+
+    def interrupted(self, some, **options):
+        looks[0] += 1
+        if looks[0] == stopped[0]:
+            raise KeyboardInterrupt
+        return look(self, some, **options)
+
+    monkeypatch.setattr(evaluate.Trial, "look", interrupted)
+    for number in range(2, 8):
+        looks[0], stopped[0] = 0, number
+        soup = hf_radin.radin(fresh, budget=3)
+        assert all(one.images > 0 for one in soup.measurements) and soup.about["measured"] is True
+        assert soup.accuracy("soup", "validation") >= soup.accuracy("uniform", "validation")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY\x01\x00v\x00{'descr': oops", b"\x00" * 4928]
+)
+def test_broken_files_of_soups_are_measured_anew(fresh, content):
+    before = hf_radin.radin(fresh, budget=2)
+    for path in (fresh.folder / "soups").glob("*.npy"):
+        path.write_bytes(content)
+    assert hf_radin.radin(fresh, budget=2).measurements == before.measurements
+
+
+def test_where_images_are_not_kept_each_candidate_is_shown_its_sample_at_once(bank, digits, tmp_path, monkeypatch):
+    alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, pixel_cache="off")
+    looks = []
+    look = evaluate.Trial.look
+    monkeypatch.setattr(evaluate.Trial, "look", lambda self, some, **o: looks.append(self) or look(self, some, **o))
+    hf_radin.radin(alone, budget=2, proposals="monte-carlo")
+    audits = 8  # at most, each a look more
+    assert len(looks) <= 2 * len(set(map(id, looks))) + audits
+
+
+def test_lines_need_classes_that_can_not_win(bank, tmp_path, digits, monkeypatch):
+    from hf_radin import pruning
+
+    alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path)
+    monkeypatch.setattr(pruning, "MOST", 3000)
+    assert hf_radin.radin(alone, budget=2).about["scored"] > 30  # without what would have to be sought
+    with pytest.raises(ValueError, match="proposals='line' works on the classes that can win"):
+        hf_radin.radin(alone, budget=2, proposals="line")

@@ -84,3 +84,17 @@ def test_a_pilot_draws_the_share_that_it_says_from_every_block():
     assert counts.min() > 50 and all((np.diff(rows) > 0).all() for rows in drawn)
     assert (pilot.rows((0, 3), 64) == drawn[3]).all() and len(pilot.rows((1, 0), 0)) == 0
     assert any(set(Pilot(0.23, seed=5).rows((0, n), 64)) != set(drawn[n]) for n in range(9))
+
+
+def test_images_that_all_say_the_same_are_no_certainty_either():
+    strata = Strata.shuffled([np.arange(100)], 0)
+    losses = np.full(100, -1)
+    mean, error = strata.mean(losses, strata.first([3]))
+    assert mean == -1 and error > 0.3
+    assert strata.mean(losses, strata.first([100])) == (-1, 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(ValueError, match="The seed of a pilot is"):
+        Pilot(0.2, seed=seed)
