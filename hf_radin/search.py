@@ -62,7 +62,7 @@ def radin(
             `propose.propose`). Sought by their estimates: `subsets` (all of them, up to 20 ingredients), `forward`,
             `local` and `line` (see `seek`); with one of these the measured candidates differ from each other in more
             than a tenth of their weight. `auto` takes all subsets of up to 12 ingredients, else as many as
-            `monte-carlo` draws, and the last three.
+            `monte-carlo` draws, and the last two.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own.
         metric: what to choose by: `accuracy`.

@@ -18,8 +18,8 @@ APART = 0.1
 # How many of the best candidates local search and line search start from.
 STARTS, LINES = 5, 2
 
-# What `auto` seeks, beside what it draws.
-AUTO = ("forward", "local", "line")
+# What `auto` seeks, beside what it draws: those that `benchmarks/budget.py` finds better than drawing alone.
+AUTO = ("local", "line")
 
 # From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
 Score = Callable[[np.ndarray], np.ndarray]
@@ -39,7 +39,7 @@ def seek(
     Args:
         drawn: the first of them are the singles.
         scores: theirs, `(recipes,)`.
-        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last three; others add nothing.
+        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last two; others add nothing.
     """
     models, found = drawn.weights.shape[1], drawn
     kinds = (*kinds, *AUTO) if "auto" in kinds else kinds
