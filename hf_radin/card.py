@@ -11,7 +11,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
-SETTINGS = ("budget", "measure", "hold_out", "proposals", "candidates", "seed", "accept")
+SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "candidates", "seed", "accept")
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
@@ -73,6 +73,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         pilot=fields.get("pilot"),
         logits_dtype=fields.get("logits_dtype"),
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
+        spent=spending(fields),
+        hold_out=fields.get("hold_out"),
         comparisons=[compared(one) for one in fields.get("against_best_single", [])],
         between=between,
         considered=fields["ingredients"],
@@ -89,6 +91,17 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
+
+
+def spending(about: dict[str, Any]) -> str:
+    """What a search took, in passes over the split."""
+    passes, split = about["passes"], about["data"]["split"]
+    text = f"{passes['logits']:.3g} passes over {split} for logits, {passes['soups']:.3g} for soups"
+    if about.get("budget", "0") != "0":
+        text += f" (a budget of {about['budget']}, baselines beside it)"
+    if "batchnorm" in passes:
+        text += f", and as many images as {passes['batchnorm']:.3g} passes for their BatchNorm statistics"
+    return text
 
 
 def between(interval: Sequence[float] | None) -> str:

@@ -116,7 +116,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
-    add("--seed", type=int, default=0, help="of the candidates drawn by monte-carlo (default 0)")
+    add("--seed", type=int, default=0, help="of candidates and samples that are drawn (default 0)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
     add("--overwrite", action="store_true", help="allow an output folder that is not empty")
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
@@ -153,18 +153,22 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
     if args.hold_out is not None and args.method != "radin":
         raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
+    for name, default in (("measure", "race"), ("proposals", "auto")):
+        if args.method != "radin" and getattr(args, name) != default:
+            raise ValueError(f"--{name} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
     if args.budget is not None:
         Budget.of(args.budget)
     if args.hold_out is not None and not 0 < args.hold_out < 1:
         raise ValueError(f"--hold-out {args.hold_out}: it is a share of the split, as in 0.2.")
     if args.hold_out is not None and args.test_split is not None:
-        raise ValueError(f"--hold-out {args.hold_out}: the split {args.test_split} proves the soup already.")
+        raise ValueError(
+            f"--hold-out {args.hold_out}: the split {args.test_split} proves the soup already; give one of the two."
+        )
     if (pilot := getattr(args, "pilot", None)) is not None:
         Pilot(pilot)
         if args.method != "radin" or args.hold_out is not None:
-            raise ValueError(
-                f"--pilot {pilot}: {args.method if args.hold_out is None else '--hold-out'} takes all logits."
-            )
+            other = args.method if args.hold_out is None else "--hold-out"
+            raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; the two don't go together.")
     check_output(args.output, overwrite=args.overwrite)
     start_tracking(args)
     load_metrics(_names(args.metrics))

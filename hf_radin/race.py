@@ -94,7 +94,7 @@ def race(
     full: bool = False,
     seed: int = 0,
     begun: float | None = None,
-) -> list[Measurement]:
+) -> tuple[list[Measurement], str]:
     """Measure candidates as long as the budget lasts, and the best of them on the whole split.
 
     One is begun while a whole pass is left: what its own sample does not take, the rest of the best one's images will.
@@ -109,8 +109,10 @@ def race(
         begun: when a budget of time began, by `time.perf_counter`; by default now.
 
     Returns:
-        a measurement of each candidate that was begun; one of less than the whole split is an estimate.
+        a measurement of each candidate that was shown its sample, where one of less than the whole split is an
+        estimate; and what ended the race: `candidates` if all were measured, `budget`, or `interrupt`.
     """
+    ended = "candidates"
     total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank.judged))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
         run = _Race(bank, budget, best, full, seed, time.perf_counter() if begun is None else begun, bar.update)
@@ -120,14 +122,20 @@ def race(
             run.spent = 0
             for entry in entries:
                 if not run.can_afford(len(bank.judged)):
+                    ended = "budget"
                     break
                 run.enter(entry)
         except KeyboardInterrupt:
             if the_accelerator().num_processes > 1 or not run.runners:
                 raise
-            logger.warning("Interrupted: no further candidates. Once more to stop at once.")
+            ended = "interrupt"
+            logger.warning(
+                "Interrupted: no further candidates. Once more to stop at once. The same call, made again, goes on."
+            )
         run.finish()
-    return [run.measurement(one) for one in run.runners]
+    if entries and len(run.runners) <= len(beside):
+        logger.warning("The budget of %s was over before a candidate was measured.", budget)
+    return [run.measurement(one) for one in run.runners], ended
 
 
 class _Race:
@@ -195,14 +203,20 @@ class _Race:
         )
 
     def finish(self) -> None:
-        """Measure the best on the whole split, and again if that puts another in front."""
+        """Measure the best on the whole split, and again if that puts another in front; and so the best single."""
+        singles = [one for one in self.runners if one.entry.proposal == "single" and not one.is_out]
+        if singles:
+            self._complete(max(singles, key=lambda one: self.accuracy(one)[0]))
         while standing := [one for one in self.runners if not one.is_out]:
             first = max(standing, key=lambda one: (self.accuracy(one)[0], one.entry.estimate))
             left = int((~first.known).sum())
             if not left or (any(one.known.all() for one in standing) and not self.can_afford(left)):
                 return
-            self._show(first, np.ones(self.images, dtype=bool))
-            first.trial.forget()
+            self._complete(first)
+
+    def _complete(self, one: _Runner) -> None:
+        self._show(one, np.ones(self.images, dtype=bool))
+        one.trial.forget()
 
     def accuracy(self, one: _Runner) -> tuple[float, float]:
         """On the whole split, and its standard error: what the ensemble gets right is known of all images."""

@@ -84,10 +84,7 @@ class Report:
         about = {
             "method": method,
             **settings,
-            "passes": {
-                "logits": len(bank.ingredients) * len(bank) / len(bank.judged),
-                "soups": sum(one.passes for one in measured),
-            },
+            "passes": _passes(bank, measured),
             "against_best_single": proofs,
             "measured": chosen.measured is not None,
             "bank": bank.origin,
@@ -112,6 +109,18 @@ class Report:
     def _result(self, name: str, split: LogitBank, predictions: np.ndarray, labels: np.ndarray) -> Result:
         metrics = compute_metrics(self.metrics, predictions, labels)
         return Result(name, split.split, metrics, len(labels), compare.interval(predictions == labels))
+
+
+def _passes(bank: LogitBank, measured: Sequence[Measurement]) -> dict[str, float]:
+    """Images that went through one model, over those of the split: for logits, for soups, for their BatchNorm."""
+    found = {
+        "logits": len(bank.ingredients) * len(bank) / len(bank.judged),
+        "soups": sum(one.passes for one in measured),
+    }
+    if bank.statistics:
+        soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured)
+        found["batchnorm"] = soups * bank.statistics.about["images"] / len(bank.judged)
+    return found
 
 
 def choose(measured: Iterable[Measurement]) -> Measurement:

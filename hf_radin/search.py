@@ -64,7 +64,8 @@ def radin(
             than a tenth of their weight. `auto` takes all subsets of up to 12 ingredients, else as many as
             `monte-carlo` draws, and the last two.
         candidates: how many are drawn of each kind.
-        recipes: candidates of your own.
+        recipes: candidates of your own (`own`), by the ids of the ingredients; ranked with the others, and measured if
+            their turn comes.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in the evaluate library.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
@@ -113,14 +114,15 @@ def radin(
             beside = [Entry(first.recipe, "single", first.estimate), *beside]
             entries = [*(Entry(one.recipe, "single", one.estimate) for one in others), *entries]
         known = None if bank.is_pilot else bank.predict(bank.row(best.recipe))
-        soups = race(bank, entries, spend, best=known, beside=beside, full=full, seed=seed, begun=begun)
+        soups, ended = race(bank, entries, spend, best=known, beside=beside, full=full, seed=seed, begun=begun)
         raced = {one.recipe for one in soups}
         singles = [one for one in singles if one.recipe not in raced]
     else:
         one = entry(max(np.flatnonzero(kind_of != "single"), key=lambda row: estimates[row]))
         soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
+        ended = None
     settings = {"budget": str(spend), "measure": measure, "proposals": proposals, "candidates": int(candidates)}
-    settings |= {"seed": int(seed), "hold_out": hold_out}
+    settings |= {"seed": int(seed), "hold_out": hold_out, "ended": ended}
     settings["scored"] = len(found.proposals)  # with singles and uniform, or all subsets
     return report.soup("radin", singles + soups, settings)
 
@@ -195,6 +197,8 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
     Raises:
         ValueError: if one names an ingredient that the bank does not have.
     """
+    if isinstance(recipes, Recipe) or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ValueError(f"recipes={recipes!r}: it is a list of Recipe.")
     for recipe in recipes:
         bank.ingredients.select(recipe.used)
     rows = [bank.row(recipe) for recipe in recipes]

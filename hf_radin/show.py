@@ -43,7 +43,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 
 def table(soup: Soup) -> str:
     """What was found, as text."""
-    from hf_radin.card import compared, show_metric
+    from hf_radin.card import compared, show_metric, spending
 
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
@@ -59,14 +59,29 @@ def table(soup: Soup) -> str:
         estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
         lines += [
             "",
-            f"Estimated, not measured: {show_metric('accuracy', estimate)} on {soup.about['data']['split']}.",
+            f"Estimated, not measured: {show_metric('accuracy', estimate)} on {_part(soup)}"
+            f"{soup.about['data']['split']}.",
         ]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
-    passes = soup.about["passes"]
-    over = f" over {soup.about['data']['split']}"
-    spent = f"Spent: {passes['logits']:.3g} passes{over} for logits, {passes['soups']:.3g} for soups."
+    spent = f"Spent: {spending(soup.about)}."
+    notes = [f"The ensemble's figure is of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
-    return "\n".join([*lines, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+    return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+
+
+def _part(soup: Soup) -> str:
+    pilot = soup.about.get("pilot")
+    return f"a random {100 * pilot['share']:.3g} % of " if pilot else ""
+
+
+def _parts(soup: Soup) -> Iterator[str]:
+    """Of which images an ensemble's figure is, where it is of fewer than the others."""
+    images = {(one.name, one.split): one.images for one in soup.results}
+    for split in dict.fromkeys(one.split for one in soup.results):
+        count = images.get(("ensemble", split), 0)
+        most = max(number for (_, where), number in images.items() if where == split)
+        if count < most:
+            yield f"{count:,} of the {most:,} images of {split}"
 
 
 def estimate_table(job: Estimate) -> str:

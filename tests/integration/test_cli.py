@@ -47,7 +47,7 @@ def test_the_whole_road(runs, digits, cache, cwd, capsys):
     for name in ("soup", "best single", "uniform", "ensemble"):
         for split in ("validation", "test"):
             assert f"{100 * saved.accuracy(name, split):.2f} %" in printed
-    assert f"Spent: 5 passes over validation for logits, {saved.about['passes']['soups']} for soups." in printed
+    assert f"Spent: 5 passes over validation for logits, {saved.about['passes']['soups']:.3g} for soups" in printed
 
 
 def test_the_shell_may_expand_the_pattern(runs, digits, cache, cwd):
@@ -251,9 +251,10 @@ def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path,
     ("options", "message"),
     [
         (["--pilot", "1.5"], "pilot=1.5: it is the share of the split"),
-        (["--pilot", "0.2", "--method", "greedy"], "--pilot 0.2: greedy takes all logits"),
-        (["--pilot", "0.2", "--hold-out", "0.2"], "--pilot 0.2: --hold-out takes all logits"),
+        (["--pilot", "0.2", "--method", "greedy"], "--pilot 0.2: greedy takes the logits of all images"),
+        (["--pilot", "0.2", "--hold-out", "0.2"], "--pilot 0.2: --hold-out takes the logits of all images"),
         (["--hold-out", "0.2", "--test-split", "test"], "--hold-out 0.2: the split test proves the soup already"),
+        (["--measure", "full", "--method", "greedy"], "--measure full: greedy has no candidates"),
         (["--hold-out", "0.2", "--method", "uniform"], "--hold-out 0.2: only radin holds images out"),
         (["--hold-out", "1.5"], "--hold-out 1.5: it is a share of the split"),
         (["--hold-out", "nan"], "--hold-out nan: it is a share of the split"),
