@@ -39,9 +39,9 @@ def main() -> None:
         cache = args.output / "cache"
         bank = hf_radin.compute_logits(ingredients, data, split="validation", cache_dir=cache)
         test = hf_radin.compute_logits(ingredients, data, split="test", cache_dir=cache)
-    with stage(f"RADIN, budget {BUDGET}"):
+    with stage("RADIN"):
         soup = hf_radin.radin(bank, budget=BUDGET, test_split=test, seed=args.seed)
-    with stage("greedy, all candidates measured"):
+    with stage("greedy"):
         greedy = hf_radin.greedy(bank, test_split=test)
     print_table(soup, greedy)
     soup.save_pretrained(args.output / "soup", overwrite=True)

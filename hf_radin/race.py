@@ -190,7 +190,7 @@ class _Race:
         trial.forget()
         self.runners.append(one)  # only now: of one that was interrupted nothing is known
         value, error = self.accuracy(one)
-        log({"soup/estimate": entry.estimate, "soup/measured": value})
+        log({"soup/estimate": entry.estimate, "soup/measured": value}, images=int(one.known.sum()))
         logger.info(
             "Soup of %d (%s): estimated %.4f, measured %.4f%s.",
             len(recipe.used),

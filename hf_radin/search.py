@@ -220,6 +220,6 @@ def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> M
     estimate = float(on_main_process(lambda: bank.score(bank.row(recipe)[None]))[0])
     hits = predict(bank, recipe, on_block) == bank.labels
     measured = float(hits.mean())
-    log({"soup/estimate": estimate, "soup/measured": measured})
+    log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
     logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, measured)
     return Measurement(recipe, proposal, estimate, measured, len(bank), interval=interval(hits), passes=1.0)

@@ -74,11 +74,11 @@ def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, t
         return bank, len(ran), len(decoded)
 
     two, passes, images = compute("ft-[01]")
-    assert (passes, images) == (2 * (1 + 3) + 1, 600)  # a blank image and three blocks a model, and one is measured
+    assert (passes, images) == (2 * (1 + 10) + 1, 600)  # a blank image and ten blocks a model, and one is measured
     again, passes, images = compute("ft-[01]")
     assert (passes, images) == (0, 0) and (again.logits(0) == two.logits(0)).all()
     three, passes, images = compute("ft-[012]")
-    assert (passes, images) == (1 + 3 + 1, 0) and len(three.ingredients) == 3
+    assert (passes, images) == (1 + 10 + 1, 0) and len(three.ingredients) == 3
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ generator = random.Random(int(seed))
 def run(name):
     write = passes.write_atomically
     log = os.open(f"{folder}/{name}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    def logged(path, fill):
-        write(path, fill)
+    def logged(path, fill, **options):
+        write(path, fill, **options)
         os.write(log, f"{path}\\n".encode())
     passes.write_atomically = logged
     bank = hf_radin.compute_logits(hf_radin.gather(runs + "/ft-*"), digits, cache_dir=f"{folder}/{name}")

@@ -72,7 +72,7 @@ def test_the_soups_are_equal(folders):
 
 def test_the_main_process_alone_speaks(folders):
     one, two = ((folders[processes] / "stdout").read_text() for processes in (1, 2))
-    assert one == two and one.count("best single") == 1
+    assert one == two and one.count("\nbest single") == 1
 
 
 def test_bad_input_ends_all_processes(runs, digits, tmp_path):
