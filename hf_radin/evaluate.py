@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
 from hf_radin.files import digest, write_atomically
 from hf_radin.machines import share
@@ -111,15 +112,9 @@ class Trial:
         return predictions
 
 
-def measure(
-    bank: LogitBank,
-    recipe: Recipe,
-    make_model: Callable[[], PreTrainedModel],
-    *,
-    on_block: Callable[[int], object] = lambda samples: None,
-) -> np.ndarray:
-    """Classes that a soup predicts for all images of a bank: `(samples,)`. See `Trial`."""
-    return Trial(bank, recipe, make_model).look(np.ones(len(bank.judged), dtype=bool), on_block=on_block)
+def trial_of(bank: LogitBank, recipe: Recipe) -> Trial:
+    """The soup of a recipe of a bank's ingredients, to be measured on its images."""
+    return Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
 
 
 def _measured_before(path: Path, samples: int) -> np.ndarray:

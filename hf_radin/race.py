@@ -22,11 +22,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
 from hf_radin.budget import Budget
 from hf_radin.compare import LEVEL, interval
-from hf_radin.evaluate import Trial
+from hf_radin.evaluate import Trial, trial_of
 from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
 from hf_radin.recipe import Measurement, Recipe
 from hf_radin.strata import Strata
@@ -176,7 +175,7 @@ class _Race:
     def enter(self, entry: Entry, *, whole: bool = False) -> None:
         """Show a candidate more and more images, until it is behind or the sample is over; or all of them at once."""
         bank, recipe = self.bank, entry.recipe
-        trial = Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
+        trial = trial_of(bank, recipe)
         ensemble = np.zeros(self.images, dtype=bool)
         ensemble[np.searchsorted(bank.judged, bank.places)] = bank.predict(bank.row(recipe)) == bank.labels
         one = _Runner(entry, trial, ensemble)

@@ -84,7 +84,7 @@ class Measurement:
 
     Args:
         recipe: the candidate.
-        proposal: what proposed it: `single`, `uniform`, `subset`, `monte-carlo` or `greedy`.
+        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, or a kind of candidates.
         estimate: accuracy of the ensemble on the validation split, in [0, 1].
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was estimated only.
         images: how many images the soup was measured on; where these are not all, `measured` is what they say of all.

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from hf_radin import compare, origin
-from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
-from hf_radin.evaluate import Trial, compute_metrics, load_metrics
+from hf_radin.evaluate import compute_metrics, load_metrics, trial_of
 from hf_radin.logits import of_split
 from hf_radin.processes import log
 from hf_radin.recipe import Measurement, Recipe, Result
@@ -132,8 +131,7 @@ def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] =
     """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
     if len(recipe.used) == 1 and not bank.is_pilot:
         return bank.predict(bank.row(recipe))
-    trial = Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
-    return trial.look(np.ones(len(bank.judged), dtype=bool), on_block=on_block)
+    return trial_of(bank, recipe).look(np.ones(len(bank.judged), dtype=bool), on_block=on_block)
 
 
 def _compared(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> dict[str, Any]:

@@ -86,14 +86,14 @@ def radin(
     bank, kinds = report.bank, split_kinds(proposals)
 
     def rank() -> tuple[Candidates, np.ndarray]:
-        scores = bank.score(drawn.weights)
-        if not bank.is_prunable() and "line" in kinds:
-            raise ValueError(
-                "proposals='line' works on the classes that can win, and of these logits too many can: leave it out."
-            )
-        if not bank.is_prunable() and not set(kinds) & set(SOUGHT):  # to seek by all logits would take too long
-            return drawn, scores
-        return seek(drawn, scores, bank.score, bank.best_step, kinds)
+        scores, sought = bank.score(drawn.weights), kinds
+        if not bank.is_prunable():
+            if "line" in kinds:
+                raise ValueError(
+                    "proposals='line' works on the classes that can win, and of these too many can: leave it out."
+                )
+            sought = tuple(kind for kind in kinds if kind != "auto")  # what is not asked for would take too long
+        return seek(drawn, scores, bank.score, bank.best_step, sought)
 
     found, estimates = on_main_process(rank)
     kind_of, full = np.array(found.proposals), measure == "full"

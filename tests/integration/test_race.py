@@ -57,8 +57,8 @@ def test_a_race_picks_as_good_a_soup_as_measuring_all(bank):
 
 def test_each_soup_is_averaged_once_or_twice_and_what_was_measured_is_not_measured_again(fresh, monkeypatch):
     made = []
-    average_model = race.average_model
-    monkeypatch.setattr(race, "average_model", lambda *a, **k: made.append(a[1]) or average_model(*a, **k))
+    average_model = evaluate.average_model
+    monkeypatch.setattr(evaluate, "average_model", lambda *a, **k: made.append(a[1]) or average_model(*a, **k))
     first, raced = shown(fresh, budget=2)
     assert len(made) <= len(raced) + 2
     again, _ = shown(fresh, budget=2)
@@ -165,7 +165,7 @@ def test_soup_and_best_single_are_compared_image_by_image(bank):
 class Equal:
     """Stands for a trial: on every image hit or miss at random, with exactly the same number of hits on the split."""
 
-    def __init__(self, bank, recipe, make_model):
+    def __init__(self, bank, recipe):
         generator = np.random.default_rng(abs(hash(recipe)) % 2**32)
         self.labels = np.asarray(bank.judged_labels)
         hits = generator.permutation(np.arange(len(self.labels)) < 0.8 * len(self.labels))
@@ -182,7 +182,7 @@ class Equal:
 def test_candidates_that_are_as_good_are_seldom_dropped(bank, digits, cache, monkeypatch, pilot):
     """Each is compared with the luckiest so far, on the same sample: the rule has to make up for that."""
     found = bank if pilot is None else hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=pilot)
-    monkeypatch.setattr(race, "Trial", Equal)
+    monkeypatch.setattr(race, "trial_of", Equal)
     dropped = []
     for seed in range(12):
         rows = np.random.default_rng(seed).dirichlet(np.ones(5), size=24)
@@ -199,7 +199,7 @@ def test_candidates_that_are_as_good_are_seldom_dropped(bank, digits, cache, mon
 @pytest.mark.parametrize("seed", range(3))
 def test_no_budget_is_overspent(bank, monkeypatch, budget, seed):
     """Soups that differ from their ensembles on decided images too: the audit would like to grow."""
-    monkeypatch.setattr(race, "Trial", Equal)
+    monkeypatch.setattr(race, "trial_of", Equal)
     _, raced = shown(bank, budget=budget, seed=seed)
     assert sum(one.images for one in raced) <= budget * 600
 
@@ -247,5 +247,6 @@ def test_lines_need_classes_that_can_not_win(bank, tmp_path, digits, monkeypatch
     alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path)
     monkeypatch.setattr(pruning, "MOST", 3000)
     assert hf_radin.radin(alone, budget=2).about["scored"] > 30  # without what would have to be sought
+    assert hf_radin.radin(alone, budget=0, proposals="auto,local").about["scored"] > 30
     with pytest.raises(ValueError, match="proposals='line' works on the classes that can win"):
         hf_radin.radin(alone, budget=2, proposals="line")

@@ -80,7 +80,7 @@ def test_monte_carlo_is_the_papers_procedure_and_a_seed_decides_it(bank):
 
 
 def test_singles_cost_nothing_to_measure(bank, monkeypatch):
-    monkeypatch.setattr(report, "average_model", lambda *_: pytest.fail("a soup was made"))
+    monkeypatch.setattr(evaluate, "average_model", lambda *_: pytest.fail("a soup was made"))
     single = hf_radin.best_single(bank)
     assert single.accuracy("soup", "validation") == bank.score(np.eye(5)).max()
     assert single.about["passes"] == {"logits": 5, "soups": 0}
@@ -265,7 +265,7 @@ def test_soups_that_give_nan_are_never_right(bank, monkeypatch):
     model = AutoModelForImageClassification.from_pretrained(bank.ingredients[0].folder)
     model.classifier.bias.data.fill_(float("nan"))
     recipe = Recipe(bank.ingredients.ids[:2], (0.111, 0.889))
-    predictions = evaluate.measure(bank, recipe, lambda: model)
+    predictions = evaluate.Trial(bank, recipe, lambda: model).look(np.ones(600, dtype=bool))
     assert (predictions == -1).all()
 
 
