@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,14 @@ def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
             scale = (len(flat) / count) ** 0.5
             found.append(flat[chosen].float().numpy() * scale)
     return Weights(np.concatenate(found), broken)
+
+
+def products(weights: Sequence[Weights]) -> np.ndarray:
+    """Of the differences from the mean of all, which are of length 1 on average: `(models, models)`."""
+    rows = np.stack([one.entries for one in weights]).astype(np.float64)  # (models, entries)
+    rows -= rows.mean(axis=0)
+    found = rows @ rows.T
+    return found / max(found.trace() / len(found), np.finfo(float).tiny)
 
 
 def relate(weights: dict[str, Weights]) -> list[Relation]:

@@ -96,6 +96,13 @@ class Pruned:
         """Positions of the decided images, ascending."""
         return np.sort(self.images[self.counts <= self.top])
 
+    @property
+    def entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each entry that has logits the image's position and the class: `(entries,)` each."""
+        known = [one for one in self.buckets() if len(one.logits)]
+        images = [np.tile(one.images, len(one.classes)) for one in known]
+        return np.concatenate([np.zeros(0, int), *images]), self.classes[len(self.classes) - self.logits.shape[1] :]
+
     def select(self, some: np.ndarray) -> Pruned:
         """What is known of some images alone, which are counted anew: positions `(samples,)`, ascending."""
         place = np.full(len(self.images), -1)

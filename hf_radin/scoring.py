@@ -101,7 +101,18 @@ def count_hits(
         device: where the logits are mixed: `cpu`, or one that torch knows.
         on_block: hears how many predictions were made, for a progress bar.
     """
-    rows = check_recipes(recipes, pruned.models)
+    return count_hits_of(pruned, labels, check_recipes(recipes, pruned.models), device=device, on_block=on_block)
+
+
+def count_hits_of(
+    pruned: Pruned,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    *,
+    device: str = "cpu",
+    on_block: Callable[[int], object] = lambda predictions: None,
+) -> np.ndarray:
+    """The same of any sums of the logits, among the classes that are there: rows `(recipes, models)`."""
     hits = np.zeros(len(rows), dtype=np.int64)
     for bucket in pruned.buckets():
         on_block(len(rows) * len(bucket.images))
@@ -131,17 +142,19 @@ def count_hits(
 
 def predict(pruned: Pruned, recipes: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """The classes that each recipe predicts, for one or a few: `(recipes, samples)`."""
-    found = np.empty((len(np.atleast_2d(recipes)), len(pruned.images)), dtype=np.int64)
-    for which, images, predictions in _predictions(pruned, recipes, device):
+    rows = check_recipes(recipes, pruned.models)
+    found = np.empty((len(rows), len(pruned.images)), dtype=np.int64)
+    for which, images, predictions in _predictions(pruned, rows, device):
         found[which, images] = predictions
     return found
 
 
 def count(pruned: Pruned, labels: np.ndarray, classes: int, recipes: np.ndarray, *, device: str = "cpu") -> Counts:
     """How often each recipe predicts each class, and rightly; no prediction is kept."""
-    shape = (len(np.atleast_2d(recipes)), classes)
+    rows = check_recipes(recipes, pruned.models)
+    shape = (len(rows), classes)
     hits, predicted = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for which, images, predictions in _predictions(pruned, recipes, device):
+    for which, images, predictions in _predictions(pruned, rows, device):
         hits[which] += _count(predictions, classes, predictions == labels[images])
         predicted[which] += _count(predictions, classes)
     return Counts(hits, predicted, np.bincount(labels, minlength=classes))
@@ -185,11 +198,10 @@ def made_of(metric: str, parts: Sequence[Any], samples: int) -> np.ndarray:
     return OF_COUNTS[metric](whole) if metric in OF_COUNTS else whole / samples
 
 
-def _predictions(pruned: Pruned, recipes: np.ndarray, device: str) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def _predictions(pruned: Pruned, rows: np.ndarray, device: str) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of recipes and images `(images,)`, and the classes predicted `(recipes, images)`."""
     if pruned.top != 1:
         raise ValueError(f"These classes are the best {pruned.top}; a prediction is the best one.")
-    rows = check_recipes(recipes, pruned.models)
     for bucket in pruned.buckets():
         if not len(bucket.logits):
             yield slice(None), bucket.images, np.broadcast_to(bucket.classes, (len(rows), len(bucket.images)))
@@ -222,7 +234,9 @@ def _mixed(rows: np.ndarray, logits: np.ndarray, device: str) -> Iterator[tuple[
     On a GPU in float64: its float32 products may be less than that, by a setting of torch.
     """
     models, k, images = logits.shape
-    margin: Any = too_close(models, np.abs(logits).max(axis=(0, 1)), 2.0**-24).astype(np.float32)
+    lengths = np.abs(rows).sum(axis=1)  # of recipes 1
+    largest = np.abs(logits).max(axis=(0, 1)) * max(1.0, lengths.max(initial=0.0))
+    margin: Any = too_close(models, largest, 2.0**-24).astype(np.float32)
     weights: Any = rows.astype(np.float32)
     flat: Any = logits.reshape(models, -1)
     if device != "cpu":

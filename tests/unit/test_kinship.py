@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_radin.kinship import KIN, Weights, relate
+from hf_radin.kinship import KIN, Weights, products, relate
 
 ENTRIES = 5000
 
@@ -67,3 +67,12 @@ def test_relatives_of_relatives_are_kin(starts):
 def test_copies_of_nothing_are_kin():
     nothing = Weights(np.zeros(ENTRIES))
     assert len(kin(named([nothing, nothing]))) == 2
+
+
+def test_products_are_those_of_the_differences_from_the_mean():
+    rows = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    found = products([Weights(row) for row in rows])
+    centred = rows - rows.mean(axis=0)
+    np.testing.assert_allclose(found / found[0, 0], centred @ centred.T / (centred[0] @ centred[0]), rtol=1e-4)
+    assert found.trace() == pytest.approx(4) and np.abs(found.sum(axis=0)).max() < 1e-4
+    assert (products([Weights(rows[0])] * 3) == 0).all()
