@@ -20,6 +20,7 @@ from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, read_about, read_latest
 from hf_radin.prepared import Images, find_home
 from hf_radin.processes import on_main_process, progress_bar
+from hf_radin.recipe import Recipe
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
 from hf_radin.sources import sampled_source_of, source_of
 from hf_radin.strata import Pilot
@@ -27,8 +28,6 @@ from hf_radin.stream import Block
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-    from hf_radin.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -230,18 +229,8 @@ class LogitBank:
 
     @property
     def is_pilot(self) -> bool:
-        """Whether logits were computed of a part of the split only; soups are measured on all of it."""
+        """Whether logits were computed of a part of the split only."""
         return self.about.get("pilot") is not None
-
-    @property
-    def judged(self) -> np.ndarray:
-        """Positions in the split of the images that soups are measured on: `(samples,)`."""
-        return np.arange(self.samples) if self.is_pilot else self.places
-
-    @property
-    def judged_labels(self) -> np.ndarray:
-        """The true classes of these."""
-        return np.load(self.folder / "labels.npy", mmap_mode="r")[self.judged]
 
     @property
     def _some(self) -> slice | np.ndarray:
@@ -253,8 +242,6 @@ class LogitBank:
         Raises:
             ValueError: if one of the two has no image.
         """
-        if self.is_pilot:
-            raise ValueError(f"hold_out={share!r}: soups are measured on all images of a pilot; name a test_split.")
         number = float(share) if isinstance(share, (float, np.floating)) and 0 < share < 1 else 0.0
         count = round(number * len(self))
         if not 0 < count < len(self):
@@ -318,6 +305,11 @@ class LogitBank:
     def row(self, recipe: Recipe) -> np.ndarray:
         """A recipe as a row `(models,)` in the order of `ingredients`."""
         return np.array([recipe.used.get(name, 0.0) for name in self.ingredients.ids])
+
+    def recipe(self, row: np.ndarray) -> Recipe:
+        """The recipe of a row `(models,)`, of the ingredients that it uses."""
+        used = np.flatnonzero(row)
+        return Recipe(tuple(self.ingredients.ids[one] for one in used), tuple(row[used].tolist()))
 
     def _pruned_parts(self, top: int) -> Iterator[tuple[slice, pruning.Pruned]]:
         """Where too much is left to be kept: some samples after others, each pruned when it is their turn."""

@@ -53,7 +53,11 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         ]
         or None,
     )
-    soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
+    soups = [
+        {**one, "chosen": dict(zip(one["ingredients"], one["weights"], strict=True)) == recipe}
+        for one in fields["measurements"]
+        if one["proposal"] != "single"
+    ]
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
@@ -71,6 +75,7 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         measured=fields.get("measured", True),
         bank=fields.get("bank"),
         pilot=fields.get("pilot"),
+        given=len(fields["ingredients"]) + len((fields.get("pilot") or {}).get("left_out", [])),
         logits_dtype=fields.get("logits_dtype"),
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
         spent=spending(fields),

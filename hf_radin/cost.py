@@ -48,7 +48,7 @@ class Estimate:
         one_disk: whether these are the same bytes.
         statistics: images that each process estimates each soup's BatchNorm statistics from.
         logit_bytes: of one logit in the bank.
-        share: of the images that logits are computed of.
+        pilot: which logits are computed first; None if all are.
     """
 
     ingredients: int
@@ -66,7 +66,7 @@ class Estimate:
     one_disk: bool
     statistics: int
     logit_bytes: int
-    share: float = 1.0
+    pilot: Pilot | None = None
 
     @property
     def groups(self) -> int:
@@ -79,8 +79,20 @@ class Estimate:
         return self.budget + 1
 
     @property
+    def logits(self) -> float:
+        """Passes for logits: of a pilot, and of the few models of which those of all images are computed then."""
+        if self.pilot is None:
+            return self.ingredients
+        return self.pilot.share * self.ingredients + self.completed
+
+    @property
+    def completed(self) -> int:
+        """Models whose logits of all images are computed."""
+        return self.ingredients if self.pilot is None else self.pilot.whole(self.ingredients)
+
+    @property
     def bank_bytes(self) -> int:
-        return round(self.share * self.images) * self.ingredients * self.classes * self.logit_bytes
+        return round(self.logits * self.images) * self.classes * self.logit_bytes
 
     @property
     def pixel_bytes(self) -> int:
@@ -101,11 +113,12 @@ class Estimate:
     def decodings(self) -> tuple[float, float]:
         """How often an image is decoded, for the logits and for soups: once if it is kept, else in each pass."""
         gone = 1 - self.kept_bytes / self.pixel_bytes
-        return 1 + (self.groups - 1) * gone, self.soups * gone
+        again = self.groups - 1 if self.pilot is None else self.groups
+        return 1 + again * gone, self.soups * gone
 
     @property
     def logits_seconds(self) -> float:
-        return self._together(self.decodings[0], self.share * self.ingredients)
+        return self._together(self.decodings[0], self.logits)
 
     @property
     def soups_seconds(self) -> float:
@@ -197,7 +210,7 @@ def estimate(
         classes=len(ingredients.labels),
         processes=accelerator.num_processes if processes == "auto" else int(processes),
         budget=passes,
-        share=sample.share if sample else 1.0,
+        pilot=sample,
         probe=found,
         at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
         workers=default_workers(accelerator.device) if workers == "auto" else int(workers),

@@ -16,6 +16,7 @@ from hf_radin.machines import share
 from hf_radin.passes import as_computed
 from hf_radin.pixels import select
 from hf_radin.processes import on_main_process, the_accelerator
+from hf_radin.pruning import Pruned
 from hf_radin.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,16 +39,26 @@ class Trial:
         bank: on whose images.
         recipe: names what is measured.
         make_model: averages the weights; it is called when the first image is shown, and never if all are known.
+        kept: of whose entries the soup's logits are kept too, in `values` `(entries,)`; NaN of images that it was not
+            shown.
     """
 
-    def __init__(self, bank: LogitBank, recipe: Recipe, make_model: Callable[[], PreTrainedModel]):
+    def __init__(
+        self, bank: LogitBank, recipe: Recipe, make_model: Callable[[], PreTrainedModel], kept: Pruned | None = None
+    ):
         self.bank, self.recipe = bank, recipe
         self._make_model, self._model = make_model, None
         parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
         anew = [bank.statistics.about["key"]] if bank.statistics else []
         self._path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
-        self._kept = on_main_process(lambda: _measured_before(self._path, bank.samples))  # of the whole split
-        self.predictions = np.full(len(bank.judged), UNKNOWN)
+        self._kept = on_main_process(lambda: _read(self._path, np.full(bank.samples, UNKNOWN)))  # of the whole split
+        self.predictions = np.full(len(bank), UNKNOWN)
+        places, classes = kept.entries if kept else (np.zeros(0, int), np.zeros(0, int))
+        self._entries = bank.places[places], classes  # positions in the split
+        entries = digest(bank.ingredients.keys, bank.part is not None and bank.part.tolist())
+        self._values_path = self._path.with_name(f"{self._path.stem}-{entries}.npy")
+        nothing = np.full(len(classes), np.nan, dtype=np.float32)
+        self.values = on_main_process(lambda: _read(self._values_path, nothing)) if len(classes) else nothing
 
     def look(self, some: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
         """Show it these images; `predictions` then has their classes too, -1 where a logit is not finite.
@@ -61,13 +72,16 @@ class Trial:
         Raises:
             ValueError: if this run's mixed precision is not that of the bank.
         """
-        places = self.bank.judged
+        places = self.bank.places
         todo = np.zeros(self.bank.samples, dtype=bool)
         todo[places] = some
-        todo &= self._kept == UNKNOWN
+        unknown = self._kept == UNKNOWN
+        images, _ = self._entries
+        unknown[images[np.isnan(self.values) & (self._kept[images] >= 0)]] = True
+        todo &= unknown
         on_block(int(np.sum(some & ~todo[places] & (self.predictions == UNKNOWN))))
         if todo.any():
-            self._kept = self._measure(todo, on_block)
+            self._measure(todo, on_block)
         self.predictions = np.where(some, self._kept[places], self.predictions)
         return self.predictions
 
@@ -75,7 +89,7 @@ class Trial:
         """Let go of the model; it is made anew if there is more to show."""
         self._model = None
 
-    def _measure(self, todo: np.ndarray, on_block: Callable[[int], object]) -> np.ndarray:
+    def _measure(self, todo: np.ndarray, on_block: Callable[[int], object]) -> None:
         import torch
 
         bank, accelerator = self.bank, the_accelerator()
@@ -90,42 +104,52 @@ class Trial:
             self._model = passes.running.ready(self._make_model())
         # one entry a sample, filled by the process that has its block, and a last one that counts them
         found = torch.zeros(bank.samples + 1, dtype=torch.int64)
+        images, classes = self._entries
+        values, order = torch.zeros(len(images)), np.argsort(images, kind="stable")
         blocks = bank.blocks
         for block, inputs in passes.stream(bank.images, lambda block: bool(todo[blocks[block]].any())):
             rows = np.flatnonzero(todo[blocks[block]])
             if inputs and len(rows):
                 (logits,) = passes.running.logits([self._model], select(inputs, rows))
                 logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
-                classes = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-                found[blocks[block].start + rows] = torch.from_numpy(classes)
-                found[-1] += len(classes)
-                on_block(len(classes) * accelerator.num_processes)
+                best = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+                found[blocks[block].start + rows] = torch.from_numpy(best)
+                found[-1] += len(best)
+                here = order[slice(*np.searchsorted(images[order], (blocks[block].start, blocks[block].stop)))]
+                here = here[todo[images[here]]]
+                at = np.searchsorted(rows, images[here] - blocks[block].start)
+                values[here] = torch.from_numpy(logits[at, classes[here]].astype(np.float32))
+                on_block(len(best) * accelerator.num_processes)
         accelerator.wait_for_everyone()
         share(bank.images.folder, "*.json")
         on_main_process(bank.images.check_order)
         found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
         if found[-1] != todo.sum():
             raise RuntimeError(f"{found[-1]} images were measured where {todo.sum()} were meant; this is a bug.")
-        predictions = np.where(todo, found[:-1].numpy(), self._kept)
+        self._kept = np.where(todo, found[:-1].numpy(), self._kept)
+        if len(values):
+            values = accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
+            self.values = np.where(todo[images], values.numpy(), self.values)
         if accelerator.is_main_process:
-            write_atomically(self._path, partial(np.save, arr=predictions))
-        return predictions
+            if len(values):
+                write_atomically(self._values_path, partial(np.save, arr=self.values))
+            write_atomically(self._path, partial(np.save, arr=self._kept))
 
 
-def trial_of(bank: LogitBank, recipe: Recipe) -> Trial:
-    """The soup of a recipe of a bank's ingredients, to be measured on its images."""
-    return Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics))
+def trial_of(bank: LogitBank, recipe: Recipe, kept: Pruned | None = None) -> Trial:
+    """The soup of a recipe of a bank's ingredients, to be measured on its images; `kept` as `Trial` has it."""
+    return Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics), kept)
 
 
-def _measured_before(path: Path, samples: int) -> np.ndarray:
-    """The classes that a soup was found to predict `(samples,)`, as far as known; a broken file tells none."""
+def _read(path: Path, nothing: np.ndarray) -> np.ndarray:
+    """What was kept of a soup, as far as known; a broken file, or one of another form, tells nothing."""
     try:
         found = np.load(path)
-        if found.shape == (samples,) and found.dtype == np.int64:
-            return found
+        if found.shape == nothing.shape and found.dtype == nothing.dtype:
+            return np.asarray(found)
     except Exception:  # a broken file may fail in any way
         pass
-    return np.full(samples, UNKNOWN)
+    return nothing
 
 
 def load_metrics(names: Iterable[str]) -> dict[str, Any]:

@@ -226,7 +226,8 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
 
 
 def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) -> float | None:
-    """The share of the split whose logits take half of the time or less; None if that is all of it.
+    """The share of a pilot with which all logits take half of the time or less; None if they do without, or no pilot
+    takes less.
 
     Args:
         data: as `compute_logits` takes it.
@@ -234,6 +235,7 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
     from hf_radin.cost import estimate
     from hf_radin.data import count_rows, open_split
     from hf_radin.processes import on_main_process
+    from hf_radin.strata import Pilot
 
     where = ("dataset", "split", "config_name", "revision", "image_column", "label_column")
     opened = open_split(**{name: data[name] for name in where})
@@ -242,14 +244,15 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
         return None
     needless = ("strangers", "batchnorm_split")
     job = estimate(ingredients, **{name: value for name, value in data.items() if name not in needless})
-    share = on_main_process(lambda: seconds / 2 / job.logits_seconds)
-    if share >= 1:
+    models, whole = len(ingredients), Pilot.whole(len(ingredients))
+    passes = on_main_process(lambda: seconds / 2 / job.logits_seconds * models)
+    there = [one for one in PILOTS if one * count >= LEAST_IMAGES and one * models + whole < models]
+    if passes >= models or not there:
         return None
-    there = [one for one in PILOTS if one * count >= LEAST_IMAGES]
-    share = next((one for one in there if one <= share), there[-1])
+    share = next((one for one in there if one * models + whole <= passes), there[-1])
     say(
-        f"The logits of {share:.0%} of the split are computed: those of all would take {job.logits_seconds:,.0f} s of "
-        f"the {seconds:,.0f} (--pilot)."
+        f"Logits of {share:.0%} of the split are computed, and then of all of it for {whole} of {models} ingredients: "
+        f"those of all would take {job.logits_seconds:,.0f} s of the {seconds:,.0f} (--pilot)."
     )
     return share
 
@@ -272,7 +275,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     Raises:
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
-    from hf_radin.averaging import refuse_ingredients
+    from hf_radin.plain import refuse_ingredients
     from hf_radin.propose import propose
 
     refuse_ingredients(args.output, ingredients)

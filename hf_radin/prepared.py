@@ -111,6 +111,13 @@ class Images:
         """Whether all blocks are on disk; they may have been removed to save space."""
         return self.is_indexed() and all(self.path(block).exists() for block in self.blocks)
 
+    def is_kept_by_all(self) -> bool:
+        """Whether each block is on the disk of some process. All of them ask at the same point."""
+        from accelerate.utils import gather_object
+
+        kept = [block for block in self.blocks if self.path(block).exists()]
+        return {block for one in gather_object([kept]) for block in one} >= {*self.blocks}
+
     @property
     def blocks(self) -> list[Block]:
         """All blocks in order, once each shard was read to its end."""

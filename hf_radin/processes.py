@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
 
 T = TypeVar("T")
@@ -63,6 +64,21 @@ def on_main_process(decide: Callable[[], T]) -> T:
     if said is not None:
         raise MainStoppedError(said)
     return cast(T, result)
+
+
+def over_processes(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Scores `(rows,)`, where each process works on some of the rows; all call this with the same and get the same."""
+    import torch
+
+    accelerator = the_accelerator()
+    if accelerator.num_processes == 1:
+        return score(rows)
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    found = torch.zeros(len(rows), dtype=torch.float64)  # each score comes from one process, and from all others a 0
+    if len(rows[mine]):
+        found[mine] = torch.from_numpy(score(rows[mine]))
+    scores: np.ndarray = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu().numpy()
+    return scores
 
 
 def track(names: list[str], folder: Path, settings: dict[str, Any]) -> None:

@@ -30,6 +30,10 @@ class Candidates:
             self.proposals + tuple(other.proposals[index] for index in new),
         )
 
+    def first(self, count: int) -> Candidates:
+        """No more than so many."""
+        return Candidates(self.weights[:count], self.proposals[:count])
+
 
 def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int = 0) -> Candidates:
     """Candidates for `models` ingredients that are drawn blindly: the singles, the uniform soup, and others.

@@ -16,8 +16,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -43,17 +44,22 @@ LOOKS, LEAST = (0.25, 0.5, 1.0), 64
 # to the standard error that the accuracy has anyway, because the split has no more images.
 AUDIT, SURE = 1 / 32, 0.5
 
-# Of images that no logits are known of (see `Pilot`), a candidate is shown this share.
-REST = 0.25
-
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate: its recipe, what proposed it, and the accuracy of its ensemble."""
+    """A candidate.
+
+    Args:
+        recipe: of the soup.
+        proposal: what proposed it.
+        estimate: the accuracy of its ensemble.
+        predicted: the accuracy that the soups measured before say it has; None where they were not asked.
+    """
 
     recipe: Recipe
     proposal: str
     estimate: float
+    predicted: float | None = None
 
 
 @dataclass(eq=False)
@@ -85,11 +91,12 @@ class _Runner:
 
 def race(
     bank: LogitBank,
-    entries: Sequence[Entry],
+    entries: Iterable[Entry],
     budget: Budget,
     *,
     best: np.ndarray | None,
     beside: Sequence[Entry] = (),
+    learn: Callable[[Recipe, np.ndarray], object] | None = None,
     full: bool = False,
     seed: int = 0,
     begun: float | None = None,
@@ -100,9 +107,10 @@ def race(
     An interrupt (of one process alone) ends the race early; the best so far is still measured on the whole split.
 
     Args:
-        entries: the most promising first.
+        entries: the most promising first; each is asked for when the one before was measured.
         best: classes `(samples,)` that the best single model predicts: the one to beat. None if nobody is, yet.
-        beside: baselines, which are shown the whole split and are not counted.
+        beside: baselines, which are shown their whole sample and are not counted.
+        learn: hears of each soup, in all processes alike, its logits for the classes that can win (`Trial.values`).
         full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
         seed: of the samples.
         begun: when a budget of time began, by `time.perf_counter`; by default now.
@@ -112,18 +120,22 @@ def race(
         estimate; and what ended the race: `candidates` if all were measured, `budget`, or `interrupt`.
     """
     ended = "candidates"
-    total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank.judged))
+    total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
-        run = _Race(bank, budget, best, full, seed, time.perf_counter() if begun is None else begun, bar.update)
+        begun = time.perf_counter() if begun is None else begun
+        run = _Race(bank, budget, best, learn, full, seed, begun, bar.update)
         try:
             for entry in beside:
-                run.enter(entry, whole=True)
+                run.enter(entry, stays=True)
             run.spent = 0
-            for entry in entries:
-                if not run.can_afford(len(bank.judged)):
-                    ended = "budget"
+            waiting = iter(entries)
+            while run.can_afford(len(bank)):
+                found = next(waiting, None)
+                if found is None:
                     break
-                run.enter(entry)
+                run.enter(found)
+            else:
+                ended = "budget"
         except KeyboardInterrupt:
             if the_accelerator().num_processes > 1 or not run.runners:
                 raise
@@ -132,7 +144,7 @@ def race(
                 "Interrupted: no further candidates. Once more to stop at once. The same call, made again, goes on."
             )
         run.finish()
-    if entries and len(run.runners) <= len(beside):
+    if ended == "budget" and len(run.runners) <= len(beside):
         logger.warning("The budget of %s was over before a candidate was measured.", budget)
     return [run.measurement(one) for one in run.runners], ended
 
@@ -145,17 +157,17 @@ class _Race:
         bank: LogitBank,
         budget: Budget,
         best: np.ndarray | None,
+        learn: Callable[[Recipe, np.ndarray], object] | None,
         full: bool,
         seed: int,
         begun: float,
         on_block: Callable[[int], object],
     ):
-        self.bank, self.budget, self.on_block = bank, budget, on_block
-        self.labels, self.images = np.asarray(bank.judged_labels), len(bank.judged)
+        self.bank, self.budget, self.learn, self.on_block = bank, budget, learn, on_block
+        self.labels, self.images = np.asarray(bank.labels), len(bank)
         self.strata = Strata.shuffled(_groups(bank, full), seed)
         decided = self.strata.groups[1]
-        # images that are not kept are decoded anew for each look
-        self.looks = LOOKS if not full and on_main_process(bank.images.is_kept) else (1.0,)
+        self.full = full
         self.audit = max(LEAST, math.ceil(AUDIT * len(decided)))
         # the hits of who leads, and of which images they are known
         nobody = np.zeros(self.images, dtype=bool)
@@ -165,6 +177,11 @@ class _Race:
         self.sample = int(self._sample(1.0).sum())
         self.begun = begun
 
+    @cached_property
+    def looks(self) -> tuple[float, ...]:
+        """After the baselines went by: what is kept then will be; other images are decoded anew for each look."""
+        return LOOKS if not self.full and self.bank.images.is_kept_by_all() else (1.0,)
+
     def can_afford(self, images: int) -> bool:
         """Whether so many images more are within the budget; the same in all processes."""
         wanted = self.spent + images
@@ -172,29 +189,30 @@ class _Race:
         seconds = taken * (1 + images / self.shown) if self.shown else 0.0
         return wanted <= self.budget.passes * self.images and seconds <= self.budget.seconds
 
-    def enter(self, entry: Entry, *, whole: bool = False) -> None:
-        """Show a candidate more and more images, until it is behind or the sample is over; or all of them at once."""
+    def enter(self, entry: Entry, *, stays: bool = False) -> None:
+        """Show a candidate more and more images until it is behind or the sample is over; if it stays, all at once."""
         bank, recipe = self.bank, entry.recipe
-        trial = trial_of(bank, recipe)
-        ensemble = np.zeros(self.images, dtype=bool)
-        ensemble[np.searchsorted(bank.judged, bank.places)] = bank.predict(bank.row(recipe)) == bank.labels
-        one = _Runner(entry, trial, ensemble)
-        for look, some in enumerate([np.ones(self.images, dtype=bool)] if whole else self._samples(one), start=1):
+        trial = trial_of(bank, recipe, bank.pruned() if self.learn else None)
+        one = _Runner(entry, trial, bank.predict(bank.row(recipe)) == bank.labels)
+        for look, some in enumerate(self._samples(one, (1.0,) if stays else self.looks), start=1):
             self._show(one, some)
-            if self._is_behind(one, look):
+            if self._is_behind(one, look) and not stays:
                 break
         else:
             if self._lead(one)[0] > 0:
                 self.leader = one.hits, one.known
         trial.forget()
+        if self.learn:
+            self.learn(recipe, trial.values)
         self.runners.append(one)  # only now: of one that was interrupted nothing is known
         value, error = self.accuracy(one)
         log({"soup/estimate": entry.estimate, "soup/measured": value}, images=int(one.known.sum()))
         logger.info(
-            "Soup of %d (%s): estimated %.4f, measured %.4f%s.",
+            "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
             len(recipe.used),
             entry.proposal,
             entry.estimate,
+            "" if entry.predicted is None else f", predicted {entry.predicted:.4f}",
             value,
             f" \u00b1 {error:.4f} on {one.known.sum():,} images{' and dropped' if one.is_out else ''}"
             if error
@@ -202,20 +220,14 @@ class _Race:
         )
 
     def finish(self) -> None:
-        """Measure the best on the whole split, and again if that puts another in front; and so the best single."""
-        singles = [one for one in self.runners if one.entry.proposal == "single" and not one.is_out]
-        if singles:
-            self._complete(max(singles, key=lambda one: self.accuracy(one)[0]))
+        """Measure the best on the whole split, and again if that puts another in front."""
         while standing := [one for one in self.runners if not one.is_out]:
             first = max(standing, key=lambda one: (self.accuracy(one)[0], one.entry.estimate))
             left = int((~first.known).sum())
             if not left or (any(one.known.all() for one in standing) and not self.can_afford(left)):
                 return
-            self._complete(first)
-
-    def _complete(self, one: _Runner) -> None:
-        self._show(one, np.ones(self.images, dtype=bool))
-        one.trial.forget()
+            self._show(first, np.ones(self.images, dtype=bool))
+            first.trial.forget()
 
     def accuracy(self, one: _Runner) -> tuple[float, float]:
         """On the whole split, and its standard error: what the ensemble gets right is known of all images."""
@@ -240,11 +252,12 @@ class _Race:
             images,
             interval=between,
             passes=images / self.images,
+            predicted=one.entry.predicted,
         )
 
-    def _samples(self, one: _Runner) -> Iterator[np.ndarray]:
+    def _samples(self, one: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:
         """What a candidate is shown, bit by bit; how much of the decided images depends on what it does there."""
-        yield from map(self._sample, self.looks)
+        yield from map(self._sample, looks)
         decided = len(self.strata.groups[1])
         while self.audit < decided:
             value, error = self.accuracy(one)
@@ -258,8 +271,8 @@ class _Race:
 
     def _sample(self, share: float) -> np.ndarray:
         """So much of the contested images and of the audit: bool `(samples,)`."""
-        contested, decided, rest = map(len, self.strata.groups)
-        wanted = (contested, min(self.audit, decided), math.ceil(REST * rest))
+        contested, decided = map(len, self.strata.groups)
+        wanted = (contested, min(self.audit, decided))
         return self.strata.first([max(math.ceil(share * count), min(count, LEAST)) for count in wanted])
 
     def _show(self, one: _Runner, some: np.ndarray) -> None:
@@ -281,14 +294,11 @@ class _Race:
         return one.is_out
 
 
-def _groups(bank: LogitBank, full: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions among the judged images: contested ones, decided ones, and those that no logits are known of.
+def _groups(bank: LogitBank, full: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Positions among the images: contested ones and decided ones.
 
     To show all, all are one group, and so are they where logits are too many to tell.
     """
-    nothing = np.zeros(0, dtype=int)
-    known = np.searchsorted(bank.judged, bank.places)
-    if full:
-        return np.arange(len(bank.judged)), nothing, nothing
-    decided = known[bank.pruned().decided] if bank.is_prunable() else nothing
-    return np.setdiff1d(known, decided), decided, np.setdiff1d(np.arange(len(bank.judged)), known)
+    prunable = not full and bank.is_prunable()
+    decided = bank.pruned().decided if prunable else np.zeros(0, dtype=int)
+    return np.setdiff1d(np.arange(len(bank)), decided), decided

@@ -88,6 +88,7 @@ class Measurement:
         estimate: accuracy of the ensemble on the validation split, in [0, 1].
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was estimated only.
         images: how many images the soup was measured on; where these are not all, `measured` is what they say of all.
+        predicted: the accuracy that the soups measured before say it has; None where they were not asked.
         interval: between which accuracies 95 % lie, as far as the images go; None if nothing was measured.
         passes: images that it was shown, over those of the split; 0 for a single model, whose logits tell.
     """
@@ -99,6 +100,7 @@ class Measurement:
     images: int
     interval: tuple[float, float] | None = None
     passes: float = 0.0
+    predicted: float | None = None
 
     @property
     def known(self) -> float:
@@ -111,6 +113,7 @@ class Measurement:
             "weights": list(self.recipe.used.values()),
             "proposal": self.proposal,
             "estimate": self.estimate,
+            "predicted": self.predicted,
             "measured": self.measured,
             "interval": self.interval and list(self.interval),
             "images": self.images,
@@ -122,7 +125,13 @@ class Measurement:
         recipe = Recipe(tuple(fields["ingredients"]), tuple(fields["weights"]))
         told = {name: fields[name] for name in ("proposal", "estimate", "measured", "images")}
         interval = fields.get("interval")  # recipes of the first version have none
-        return cls(recipe, **told, interval=interval and tuple(interval), passes=fields.get("passes", 0.0))
+        return cls(
+            recipe,
+            **told,
+            interval=interval and tuple(interval),
+            passes=fields.get("passes", 0.0),
+            predicted=fields.get("predicted"),
+        )
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,7 @@ class Report:
         seed: int = 0,
         whole: bool = False,
     ):
-        if whole and bank.is_pilot:
-            raise ValueError(
-                f"The logits in {bank.folder} are of a part of the split only; this takes all of them: compute them "
-                "without pilot, or use radin."
-            )
-        if metric != "accuracy":
-            raise ValueError(f"metric={metric!r}: soups are chosen by 'accuracy'.")
-        if hold_out is not None and test_split is not None:
-            raise ValueError(f"hold_out={hold_out!r}: the split {test_split!r} proves the soup already.")
+        self.check(bank, test_split, metric, hold_out=hold_out, whole=whole)
         self.metrics = load_metrics(metrics)
         if hold_out is None:
             self.bank, self.held_out = bank, _held_out(bank, test_split)
@@ -54,14 +46,40 @@ class Report:
                     "held out too. Name another for these with batchnorm_split (--batchnorm-split), or a test_split."
                 )
 
+    @staticmethod
+    def check(
+        bank: LogitBank,
+        test_split: str | LogitBank | None,
+        metric: str,
+        *,
+        hold_out: float | None = None,
+        whole: bool = False,
+    ) -> None:
+        """Raises a ValueError for what can't be chosen by, or proved with."""
+        if whole and bank.is_pilot:
+            raise ValueError(
+                f"The logits in {bank.folder} are of a part of the split only; this takes all of them: compute them "
+                "without pilot, or use radin."
+            )
+        if metric != "accuracy":
+            raise ValueError(f"metric={metric!r}: soups are chosen by 'accuracy'.")
+        if hold_out is not None and test_split is not None:
+            raise ValueError(f"hold_out={hold_out!r}: the split {test_split!r} proves the soup already.")
+        if hold_out is not None and bank.is_pilot:
+            raise ValueError(
+                f"hold_out={hold_out!r}: the images of a pilot say which ingredients are looked at, and may be among "
+                "those held out; name a test_split."
+            )
+        if test_split is not None and not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
+            raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
+
     def soup(
         self, method: str, measured: list[Measurement], settings: dict[str, Any], chosen: Measurement | None = None
     ) -> Soup:
         bank = self.bank
         singles = [one for one in measured if one.proposal == "single"]
-        singles = [one for one in singles if one.images == len(bank.judged)] or singles
         # one that was shown a part is not chosen; with a budget of 0 the soup was shown nothing
-        eligible = [one for one in measured if one.images == len(bank.judged) or one.measured is None]
+        eligible = [one for one in measured if one.images == len(bank) or one.measured is None]
         chosen = chosen or choose([*singles, *(one for one in eligible if one.proposal != "single")])
         soups = [one for one in measured if one.proposal != "single"]
         best = choose(singles)
@@ -70,9 +88,15 @@ class Report:
         results, proofs = [], []
         for split in [bank] + ([self.held_out] if self.held_out else []):
             # on the split that chose, no model runs again for the report
-            known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank.judged)]
+            known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank)]
             found = {name: predict(split, one.recipe) for name, one in known}
-            results += [self._result(name, split, one, split.judged_labels) for name, one in found.items()]
+            results += [self._result(name, split, one, split.labels) for name, one in found.items()]
+            if "accuracy" in self.metrics:  # of a baseline that was shown a part
+                results += [
+                    Result(name, split.split, {"accuracy": one.measured}, one.images, one.interval)
+                    for name, one in rows
+                    if name not in found and one.measured is not None
+                ]
             ensemble = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
             results.append(self._result("ensemble", split, ensemble, split.labels))
             if "soup" in found and chosen.recipe != best.recipe:
@@ -83,7 +107,7 @@ class Report:
         about = {
             "method": method,
             **settings,
-            "passes": _passes(bank, measured),
+            "passes": _passes(bank, measured, settings.get("pilot")),
             "against_best_single": proofs,
             "measured": chosen.measured is not None,
             "bank": bank.origin,
@@ -92,8 +116,7 @@ class Report:
             "mixed_precision": bank.about["mixed_precision"],
             "processor": bank.about["processor"],
             "data": {name: value for name, value in bank.about["data"].items() if name != "key"},
-            "images": len(bank.judged),
-            "pilot": bank.about.get("pilot"),
+            "images": len(bank),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
             "remarks": [list(remark) for remark in bank.remarks],
@@ -110,15 +133,15 @@ class Report:
         return Result(name, split.split, metrics, len(labels), compare.interval(predictions == labels))
 
 
-def _passes(bank: LogitBank, measured: Sequence[Measurement]) -> dict[str, float]:
+def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None) -> dict[str, float]:
     """Images that went through one model, over those of the split: for logits, for soups, for their BatchNorm."""
-    found = {
-        "logits": len(bank.ingredients) * len(bank) / len(bank.judged),
-        "soups": sum(one.passes for one in measured),
-    }
+    share = len(bank) / bank.samples if bank.is_pilot else 1.0
+    found = {"logits": share * len(bank.ingredients), "soups": sum(one.passes for one in measured)}
     if bank.statistics:
         soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured)
-        found["batchnorm"] = soups * bank.statistics.about["images"] / len(bank.judged)
+        found["batchnorm"] = soups * bank.statistics.about["images"] / len(bank)
+    for name, passes in (pilot or {}).get("passes", {}).items():
+        found[name] += passes
     return found
 
 
@@ -129,14 +152,14 @@ def choose(measured: Iterable[Measurement]) -> Measurement:
 
 def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
     """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
-    if len(recipe.used) == 1 and not bank.is_pilot:
+    if len(recipe.used) == 1:
         return bank.predict(bank.row(recipe))
-    return trial_of(bank, recipe).look(np.ones(len(bank.judged), dtype=bool), on_block=on_block)
+    return trial_of(bank, recipe).look(np.ones(len(bank), dtype=bool), on_block=on_block)
 
 
 def _compared(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> dict[str, Any]:
     """How much better than the best single model the soup is on a split, and whether that may be chance."""
-    labels = split.judged_labels
+    labels = np.asarray(split.labels)
     hits, others = soup == labels, single == labels
     return {
         "split": split.split,

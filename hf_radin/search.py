@@ -6,14 +6,19 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from hf_radin import trial
 from hf_radin.bank import LogitBank
 from hf_radin.budget import Budget
+from hf_radin.checkpoint import as_dtype
 from hf_radin.compare import interval
-from hf_radin.processes import log, on_main_process, progress_bar
+from hf_radin.guide import Guide
+from hf_radin.narrow import narrow
+from hf_radin.processes import log, on_main_process, over_processes, progress_bar, the_accelerator
 from hf_radin.propose import SOUGHT, Candidates, propose, split_kinds
 from hf_radin.race import Entry, race
 from hf_radin.recipe import Measurement, Recipe
@@ -25,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 # How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
 ENTRANTS = 16
-
-# How many single models are raced too, where their logits are known of a part of the split only.
-SINGLES = 3
 
 
 def radin(
@@ -81,50 +83,82 @@ def radin(
     if measure not in ("race", "full"):
         raise ValueError(f"measure={measure!r}: it is 'race' or 'full'.")
     begun = time.perf_counter()
-    drawn = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed) + _own(bank, recipes)
+    kinds = split_kinds(proposals)
+
+    def draw() -> Candidates:
+        found = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed)
+        return found + _own(bank, recipes)
+
+    drawn, pilot = draw(), bank.about.get("pilot")
+    Report.check(bank, test_split, metric, hold_out=hold_out)
+    if bank.is_pilot and spend.passes:
+        own = {name for recipe in recipes for name in recipe.used}
+        bank, pilot = narrow(bank, lambda: _guide(bank, drawn, kinds), own)
+        drawn = draw()
     report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed)
-    bank, kinds = report.bank, split_kinds(proposals)
-
-    def rank() -> tuple[Candidates, np.ndarray]:
-        scores, sought = bank.score(drawn.weights), kinds
-        if not bank.is_prunable():
-            if "line" in kinds:
-                raise ValueError(
-                    "proposals='line' works on the classes that can win, and of these too many can: leave it out."
-                )
-            sought = tuple(kind for kind in kinds if kind != "auto")  # what is not asked for would take too long
-        return seek(drawn, scores, bank.score, bank.best_step, sought)
-
-    found, estimates = on_main_process(rank)
-    kind_of, full = np.array(found.proposals), measure == "full"
+    bank, full = report.bank, measure == "full"
+    guided = not full and spend.passes > 0 and on_main_process(bank.is_prunable)
+    found, estimates = _seek(bank, drawn, kinds, guided)
+    kind_of, singles = np.array(found.proposals), _singles(bank)
 
     def entry(row: np.integer) -> Entry:
-        return Entry(recipe_of(bank, found.weights[row]), found.proposals[int(row)], float(estimates[row]))
+        return Entry(bank.recipe(found.weights[row]), found.proposals[int(row)], float(estimates[row]))
 
-    singles = _singles(bank)
     if spend.passes:
-        rows = np.flatnonzero((kind_of != "single") & (kind_of != "uniform"))
-        apart = APART if set(kinds) & {"auto", *SOUGHT} else 0.0  # what is sought by its score comes in near copies
-        most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
-        entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
-        beside = [entry(row) for row in np.flatnonzero(kind_of == "uniform")]
-        best = choose(singles)
-        if bank.is_pilot:  # nobody knows which is best on the whole split
-            first, *others = sorted(singles, key=lambda one: -one.known)[:SINGLES]
-            beside = [Entry(first.recipe, "single", first.estimate), *beside]
-            entries = [*(Entry(one.recipe, "single", one.estimate) for one in others), *entries]
-        known = None if bank.is_pilot else bank.predict(bank.row(best.recipe))
-        soups, ended = race(bank, entries, spend, best=known, beside=beside, full=full, seed=seed, begun=begun)
-        raced = {one.recipe for one in soups}
-        singles = [one for one in singles if one.recipe not in raced]
+        guide, entries = _guide(bank, found, kinds) if guided else None, []
+        if guide is None:
+            rows = np.flatnonzero((kind_of != "single") & (kind_of != "uniform"))
+            # what is sought by its score comes in near copies
+            apart = APART if set(kinds) & {"auto", *SOUGHT} else 0.0
+            most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
+            entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
+        soups, ended = race(
+            bank,
+            guide or entries,
+            spend,
+            best=bank.predict(bank.row(choose(singles).recipe)),
+            beside=[entry(row) for row in np.flatnonzero(kind_of == "uniform")],
+            learn=guide.learn if guide else None,
+            full=full,
+            seed=seed,
+            begun=begun,
+        )
     else:
         one = entry(max(np.flatnonzero(kind_of != "single"), key=lambda row: estimates[row]))
         soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
         ended = None
     settings = {"budget": str(spend), "measure": measure, "proposals": proposals, "candidates": int(candidates)}
     settings |= {"seed": int(seed), "hold_out": hold_out, "ended": ended}
-    settings["scored"] = len(found.proposals)  # with singles and uniform, or all subsets
+    settings |= {"scored": len(found.proposals), "pilot": pilot}  # with singles and uniform, or all subsets
     return report.soup("radin", singles + soups, settings)
+
+
+def _seek(bank: LogitBank, drawn: Candidates, kinds: Sequence[str], guided: bool) -> tuple[Candidates, np.ndarray]:
+    """The drawn candidates and those that are sought by their estimates, and the estimates `(recipes,)`.
+
+    Raises:
+        ValueError: if the logits can't be searched along a line.
+    """
+    prunable = on_main_process(bank.is_prunable)
+    if "line" in kinds and not prunable:
+        raise ValueError(
+            "proposals='line' works on the classes that can win, and of these too many can: leave it out."
+        )
+    # what is not asked for by name would take too long where too much is left; measured soups are a better guide
+    left_out = {"auto", "local"} if guided else set() if prunable else {"auto"}
+    score = partial(over_processes, bank.score)
+
+    def step(start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
+        return on_main_process(lambda: bank.best_step(start, end))
+
+    return seek(drawn, score(drawn.weights), score, step, [kind for kind in kinds if kind not in left_out])
+
+
+def _guide(bank: LogitBank, candidates: Candidates, kinds: Sequence[str]) -> Guide:
+    products = trial.products(
+        bank.ingredients, bank.folder.parent.parent, as_dtype(bank.about["dtype"]), the_accelerator()
+    )
+    return Guide(bank, candidates, products, local=bool({"auto", "local"} & set(kinds)))
 
 
 def greedy(
@@ -183,12 +217,6 @@ def best_single(
     """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
     report = Report(bank, test_split, metric, metrics, whole=True)
     return report.soup("best_single", _singles(bank), {})
-
-
-def recipe_of(bank: LogitBank, weights: np.ndarray) -> Recipe:
-    """A row `(models,)` as a recipe of the ingredients that it uses."""
-    used = np.flatnonzero(weights)
-    return Recipe(tuple(bank.ingredients.ids[one] for one in used), tuple(weights[used].tolist()))
 
 
 def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:

@@ -134,7 +134,7 @@ def local_search(members: np.ndarray, score: Score) -> Candidates:
     start = members = np.asarray(members, dtype=bool)
     best = float(score(equal_parts(members[None]))[0])
     while True:
-        near = _neighbours(members)
+        near = neighbours(members)
         scores = score(equal_parts(near))
         place = int(np.argmax(scores))
         if scores[place] <= best:
@@ -165,7 +165,7 @@ def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: flo
     return taken + left[: count - len(taken)]
 
 
-def _neighbours(members: np.ndarray) -> np.ndarray:
+def neighbours(members: np.ndarray) -> np.ndarray:
     """The subsets that differ by one ingredient added, dropped or swapped; none is empty: bool `(subsets, models)`."""
     inside, outside = np.flatnonzero(members), np.flatnonzero(~members)
     changes = [[one] for one in outside]

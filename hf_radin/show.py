@@ -64,7 +64,7 @@ def table(soup: Soup) -> str:
         ]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     spent = f"Spent: {spending(soup.about)}."
-    notes = [f"The ensemble's figure is of {text}." for text in _parts(soup)]
+    notes = [f"The figure of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
     return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
 
@@ -75,13 +75,11 @@ def _part(soup: Soup) -> str:
 
 
 def _parts(soup: Soup) -> Iterator[str]:
-    """Of which images an ensemble's figure is, where it is of fewer than the others."""
-    images = {(one.name, one.split): one.images for one in soup.results}
-    for split in dict.fromkeys(one.split for one in soup.results):
-        count = images.get(("ensemble", split), 0)
-        most = max(number for (_, where), number in images.items() if where == split)
-        if count < most:
-            yield f"{count:,} of the {most:,} images of {split}"
+    """Which figures are of fewer images than the others."""
+    for one in soup.results:
+        most = max(other.images for other in soup.results if other.split == one.split)
+        if one.images < most:
+            yield f"{one.name} is what {one.images:,} of the {most:,} images of {one.split} say of all"
 
 
 def estimate_table(job: Estimate) -> str:
@@ -91,7 +89,9 @@ def estimate_table(job: Estimate) -> str:
         f"each with {_count(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
     )
     once, again = map(_decoded, job.decodings)
-    some = images if job.share == 1 else f"{job.share:.3g} of {images}"
+    some = f"{images} x {models}"
+    if job.pilot is not None:
+        some = f"{images} x {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
     share = job.kept_bytes / job.pixel_bytes
@@ -101,14 +101,14 @@ def estimate_table(job: Estimate) -> str:
             ("one model", f"{1 / probe.forward_seconds:,.0f} a second", _time(probe.forward_seconds)),
         ],
         f"time of {_count(job.processes, 'process')}, {decodes}": [
-            ("logits", f"{some} x {models}, {once}", _time(job.logits_seconds)),
+            ("logits", f"{some}, {once}", _time(job.logits_seconds)),
             ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", _time(job.soups_seconds)),
             ("together", "", _time(job.logits_seconds + job.soups_seconds)),
         ],
         "memory and disk": [
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
             ("weights", "to download", _bytes(job.download_bytes)),
-            ("bank", f"{some} x {models} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
+            ("bank", f"{some} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
             ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it kept", _bytes(job.kept_bytes)),
             ("disk", f"{_bytes(job.free_disk)} free", _bytes(job.disk_bytes)),
         ],

@@ -8,6 +8,7 @@ a stratum all images have the same chance, and each stands for as many as were n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,11 @@ class Pilot:
     def of(cls, value: float | Pilot | None) -> Pilot | None:
         """A share as a sample; None is all of the split."""
         return value if value is None or isinstance(value, Pilot) else cls(value)
+
+    @staticmethod
+    def whole(models: int) -> int:
+        """Of how many models the logits of all images are computed in the end."""
+        return min(models, max(4, math.ceil(models / 3)))
 
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions of the drawn images among those of a block, ascending; their number is right on average."""

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
-from hf_radin import adapter, modeling
+from hf_radin import adapter, kinship, modeling
 from hf_radin.files import digest, write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.kinship import ENTRIES, KIN, Relation, Weights, relate, sample
@@ -130,6 +130,18 @@ def _without_kin(relations: list[Relation]) -> str:
         f"No two of these {len(relations)} checkpoints seem to share a start: the cosines between their weights are "
         f"at most {largest:.2f}, and of fine-tunes of one start above {KIN}. Their average is most likely worth "
         "nothing."
+    )
+
+
+def products(ingredients: Ingredients, home: Path, dtype: torch.dtype, accelerator: Accelerator) -> np.ndarray:
+    """Of all pairs of ingredients, as they lie to their mean: `(models, models)`, from samples of their weights.
+
+    Where there is no sample the checkpoint is loaded.
+    """
+    try_all(ingredients, [], home, processor=None, dtype=dtype, accelerator=accelerator)
+
+    return on_main_process(
+        lambda: kinship.products([_read_sample(_sample_path(home, one, dtype)) for one in ingredients])
     )
 
 

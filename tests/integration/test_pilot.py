@@ -1,10 +1,12 @@
 """Logits of a part of the split rank recipes; soups are measured on all of it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import hf_radin
-from hf_radin import logits
+from hf_radin import logits, pruning, strata
 
 
 @pytest.fixture(scope="module")
@@ -29,44 +31,35 @@ def test_it_is_the_same_for_any_blocks_size_of_groups_and_opened_again(pilot, ba
     assert hf_radin.radin(opened, budget=2).measurements == hf_radin.radin(pilot, budget=2).measurements
 
 
-def test_soups_are_measured_on_the_whole_split(pilot, bank):
-    soup = hf_radin.radin(pilot, budget=3, proposals="monte-carlo", test_split="test")
+def test_it_chooses_the_ingredients_whose_logits_are_computed_whole(pilot, bank):
+    soup = hf_radin.radin(pilot, budget=3, test_split="test")
+    told = soup.about["pilot"]
+    kept = [name for name in bank.ingredients.ids if name not in told["left_out"]]
+    assert len(kept) == 4 and [one["id"] for one in soup.about["ingredients"]] == kept
+    assert (told["share"], told["seed"]) == (0.25, 0)
+    share = len(pilot) / 600
+    assert soup.about["passes"]["logits"] == pytest.approx(4 + 5 * share)
+    of_soups = sum(one.passes for one in soup.measurements)
+    assert of_soups < soup.about["passes"]["soups"] < of_soups + share
     rows = {(one.name, one.split): one.images for one in soup.results}
-    assert rows["soup", "validation"] == rows["best single", "validation"] == rows["uniform", "validation"] == 600
-    assert rows["ensemble", "validation"] == len(pilot) and rows["soup", "test"] == 497
-    chosen = next(one for one in soup.measurements if one.recipe == soup.recipe and one.images == 600)
-    whole = hf_radin.radin(bank, budget=1000, measure="full", proposals="monte-carlo")
-    truth = {one.recipe: one.measured for one in whole.measurements}
-    assert chosen.measured == pytest.approx(truth[soup.recipe], abs=1e-9)
-    assert soup.accuracy("soup", "validation") >= soup.accuracy("best single", "validation")
-    assert soup.about["passes"]["logits"] == pytest.approx(5 * len(pilot) / 600)
-    assert soup.about["pilot"] == {"share": 0.25, "seed": 0}
+    assert rows["soup", "validation"] == rows["best single", "validation"] == rows["ensemble", "validation"] == 600
+    assert rows["soup", "test"] == 497
 
 
-def test_what_was_measured_of_a_part_says_what_the_whole_says(pilot, bank):
-    raced = hf_radin.radin(pilot, budget=30, proposals="monte-carlo").measurements
-    whole = hf_radin.radin(bank, budget=1000, measure="full", proposals="monte-carlo").measurements
-    truth = {one.recipe: one.measured for one in whole}
-    parts = [one for one in raced if one.proposal not in ("single", "uniform") and one.images < 600]
-    assert parts
-    for one in parts:
-        assert one.interval[0] - 0.02 <= truth[one.recipe] <= one.interval[1] + 0.02
+def test_from_there_on_it_is_the_search_among_these(pilot, bank, digits, cache):
+    soup = hf_radin.radin(pilot, budget=3, seed=2)
+    kept = bank.ingredients.select([one["id"] for one in soup.about["ingredients"]])
+    among = hf_radin.radin(hf_radin.compute_logits(kept, digits, cache_dir=cache), budget=3, seed=2)
+    assert soup.recipe == among.recipe and soup.measurements == among.measurements and soup.results == among.results
 
 
-def test_the_best_single_is_returned_where_it_is_best(pilot, monkeypatch):
-    from hf_radin import evaluate
-
-    look = evaluate.Trial.look
-
-    def wrong(self, some, **options):
-        found = look(self, some, **options)
-        return found if len(self.recipe.used) == 1 else np.where(some, 11, evaluate.UNKNOWN)
-
-    monkeypatch.setattr(evaluate.Trial, "look", wrong)
-    soup = hf_radin.radin(pilot, budget=3)
-    assert len(soup.recipe.used) == 1
-    singles = [one for one in soup.measurements if one.proposal == "single"]
-    assert len(singles) == 5 and sum(one.images == 600 for one in singles) >= 1
+def test_what_a_user_asks_for_and_what_is_good_alone_is_kept(pilot, bank, monkeypatch):
+    monkeypatch.setattr(strata.Pilot, "whole", staticmethod(lambda models: 1))
+    singles = pilot.score(np.eye(5))
+    first = [bank.ingredients.ids[one] for one in np.argsort(-singles, kind="stable")]
+    mine = hf_radin.Recipe.uniform(first[-2:])
+    left_out = hf_radin.radin(pilot, budget=2, recipes=[mine]).about["pilot"]["left_out"]
+    assert left_out == [first[2]]  # of five, two were asked for and two are the best
 
 
 def test_without_measuring_recipes_are_estimated(pilot):
@@ -85,7 +78,7 @@ def test_what_takes_all_logits_says_so(pilot):
     for method in (hf_radin.greedy, hf_radin.uniform, hf_radin.best_single):
         with pytest.raises(ValueError, match="compute them without pilot, or use radin"):
             method(pilot)
-    with pytest.raises(ValueError, match=r"hold_out=0\.2: soups are measured on all images of a pilot"):
+    with pytest.raises(ValueError, match=r"hold_out=0\.2: the images of a pilot say which"):
         hf_radin.radin(pilot, hold_out=0.2)
     with pytest.raises(ValueError, match="can't be shared"):
         pilot.push_to_hub("org/bank")
@@ -97,6 +90,26 @@ def test_estimates_of_a_pilot_are_compared_with_singles(pilot, monkeypatch):
     assert len(soup.recipe.used) == 1
 
 
-def test_the_card_says_that_a_part_chose(pilot, tmp_path):
-    hf_radin.radin(pilot, budget=2).save_pretrained(tmp_path / "soup")
-    assert "ranked by the logits of a random 25.00 % of these images" in (tmp_path / "soup" / "README.md").read_text()
+def test_the_card_says_what_was_not_computed(pilot, tmp_path):
+    soup = hf_radin.radin(pilot, budget=2)
+    soup.save_pretrained(tmp_path / "soup")
+    text = (tmp_path / "soup" / "README.md").read_text()
+    assert "All 5 checkpoints were run on a random 25.00 % of these images; on all of them only the 4 that" in text
+    (name,) = soup.about["pilot"]["left_out"]
+    assert f"{Path(name).name}." in text.replace("\\", "")
+    hf_radin.radin(pilot, budget=0).save_pretrained(tmp_path / "estimated")
+    assert "These images are a random 25.00 % of the split" in (tmp_path / "estimated" / "README.md").read_text()
+
+
+def test_one_that_was_opened_goes_on(bank, digits, tmp_path):
+    """Of a folder by itself; of a Dataset object it needs the object."""
+    made = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, pilot=0.25)
+    opened = hf_radin.LogitBank.open(made.folder)
+    assert hf_radin.radin(opened, budget=1).measurements == hf_radin.radin(made, budget=1).measurements
+
+
+def test_one_with_too_much_left_says_so(bank, digits, tmp_path, monkeypatch):
+    made = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, pilot=0.25)
+    monkeypatch.setattr(pruning, "MOST", 0)
+    with pytest.raises(ValueError, match="of too many classes"):
+        hf_radin.radin(made, budget=1)

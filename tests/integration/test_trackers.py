@@ -39,7 +39,7 @@ def test_tensorboard_hears_the_rate_each_soup_and_the_results(scalars):
     assert all(rate > 0 for _, rate in rates)
     assert len(scalars["soup/measured"]) == len(scalars["soup/estimate"]) >= 2
     steps = [3 * 600, *(step for step, _ in scalars["soup/measured"])]
-    assert steps[1] == 4 * 600 and all(0 < later - step <= 600 for step, later in pairwise(steps))
+    assert all(0 < later - step <= 600 for step, later in pairwise(steps))
     assert all(0.5 < value <= 1 for _, value in scalars["soup/measured"])
     assert 0.5 < scalars["validation/soup accuracy"][0][1] <= 1
 
