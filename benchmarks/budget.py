@@ -24,10 +24,11 @@ from zoo import fashion
 
 import hf_radin
 from hf_radin.budget import Budget
+from hf_radin.evaluate import trial_of
+from hf_radin.gap import Gaps
 from hf_radin.propose import monte_carlo, propose
 from hf_radin.race import Entry, race
 from hf_radin.report import predict
-from hf_radin.search import recipe_of
 from hf_radin.seek import best_subsets
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ def second_stage(zoo: Zoo, seeds: int) -> None:
         scores = zoo.bank.score(found.weights[rows])
         entries = []
         for row in rows[np.argsort(-scores, kind="stable")[:8]]:
-            recipe = recipe_of(zoo.bank, found.weights[row])
+            recipe = zoo.bank.recipe(found.weights[row])
             entries.append(Entry(recipe, "monte-carlo", float(zoo.bank.score(found.weights[row])[0])))
         picks = []
         for full in (False, True):
@@ -152,54 +153,70 @@ def second_stage(zoo: Zoo, seeds: int) -> None:
 
 
 def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
-    """What each kind of candidates gains over the paper's, with the same budget."""
-    names = ["monte-carlo", "dirichlet", "forward", "local", "line", *["subsets"] * (zoo.models <= 20)]
+    """What each kind of candidates gains over the paper's procedure, with the same budget."""
+    names = ["monte-carlo", "dirichlet", "forward", "local", "line", *["subsets"] * (zoo.models <= 20), "auto"]
+    runs = {
+        "the paper's": {"proposals": "monte-carlo", "measure": "full"},
+        **{one: {"proposals": one} for one in names},
+    }
     print(f"\nBudget {budget}; medians, and means with 95 % over seeds:\n")
     print("| candidates | validation | test | test less the paper's, points |\n|---|---:|---:|---:|")
     test: dict[str, np.ndarray] = {}
-    for name in [*names, "auto"]:
-        soups = [hf_radin.radin(zoo.bank, budget=budget, proposals=name, seed=seed) for seed in range(seeds)]
+    for name, options in runs.items():
+        soups = [hf_radin.radin(zoo.bank, budget=budget, seed=seed, **options) for seed in range(seeds)]
         test[name] = np.array([zoo.on_test(one.recipe) for one in soups])
-        gain = 100 * (test[name] - test["monte-carlo"])
+        gain = 100 * (test[name] - test["the paper's"])
         validation = statistics.median(one.accuracy("soup", "validation") for one in soups)
         cells = f"{100 * validation:.2f} | {100 * np.median(test[name]):.2f}"
-        print(f"| {name} | {cells} | {gain.mean():+.2f} +- {1.96 * gain.std(ddof=1) / seeds**0.5:.2f} |")
+        print(f"| {name} | {cells} | {gain.mean():+.2f} +- {1.96 * gain.std(ddof=1) / seeds**0.5:.2f} |", flush=True)
 
 
-def spread(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
-    """Whether estimate + k V(p), with k fitted on four measured soups, ranks better than the estimate.
+def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
+    """How well soups are ranked: by their estimates, by what measured soups say of the others, and by a spread.
 
-    V(p) is the spread of a soup's ingredients in weight space, from the products of all pairs. Each seed draws its
-    soups from one pool.
+    V(p) is the spread of a soup's ingredients in weight space, from the products of all pairs; in estimate + k V(p), k
+    is fitted on measured soups. Each seed draws its soups from one pool; the uniform soup is measured first.
     """
-    states = [load_file(one.folder / "model.safetensors") for one in zoo.bank.ingredients]
+    bank, models = zoo.bank, zoo.models
+    states = [load_file(one.folder / "model.safetensors") for one in bank.ingredients]
     names = [name for name, tensor in states[0].items() if tensor.is_floating_point() and "running" not in name]
     flat = np.stack([np.concatenate([state[name].numpy().ravel() for name in names]) for state in states])
     flat = (flat - flat.mean(axis=0)).astype(np.float64)
     gram = flat @ flat.T
-    rows = monte_carlo(zoo.models, count=pool, seed=100).weights
-    scores = zoo.bank.score(rows)
-    measured = np.array([(predict(zoo.bank, recipe_of(zoo.bank, row)) == zoo.bank.labels).mean() for row in rows])
+    rows = np.concatenate([np.full((1, models), 1 / models), monte_carlo(models, count=pool, seed=100).weights])
+    scores, labels = bank.score(rows), np.asarray(bank.labels)
+    trials = [trial_of(bank, bank.recipe(row), bank.pruned()) for row in rows]
+    everything = np.ones(len(bank), dtype=bool)
+    measured = np.array([(one.look(everything) == labels).mean() for one in trials])
     spreads = rows @ np.diag(gram) - np.einsum("ri,ij,rj->r", rows, gram, rows)
-    before, after, best = [], [], []
+    products = gram / (gram.trace() / models)
+
+    def predicted(known: np.ndarray) -> np.ndarray:
+        gaps = Gaps.none(products, bank.pruned())
+        for one in known:
+            gaps = gaps.learn(rows[one], trials[one].values)
+        return gaps.score(labels, rows)
+
+    def by_spread(known: np.ndarray) -> np.ndarray:
+        centred, gap = spreads[known] - spreads[known].mean(), measured[known] - scores[known]
+        return scores + min(0.0, float(centred @ (gap - gap.mean()) / max(centred @ centred, 1e-12))) * spreads
+
+    ranks: dict[str, list[float]] = {}
     for seed in range(seeds):
-        some = np.random.default_rng(seed).permutation(pool)[:count]
-        some = some[np.argsort(-scores[some], kind="stable")]
-        first, left = some[:4], some[4:]
-        centred, gap = spreads[first] - spreads[first].mean(), measured[first] - scores[first]
-        k = min(0.0, float(centred @ (gap - gap.mean()) / max(centred @ centred, 1e-12)))
-        anew = scores + k * spreads
-        before.append(spearman(scores[left], measured[left]))
-        after.append(spearman(anew[left], measured[left]))
-        next_four = left[np.argsort(-anew[left], kind="stable")[:4]]
-        best.append(max(measured[next_four]) - max(measured[left[:4]]))
-    print(show(f"- rank correlation of estimate and measured accuracy over {count - 4} soups", before))
-    print(show("  - re-ranked by the spread of the ingredients, fitted on the four best", after))
-    print(
-        show(
-            "  - best of the next four that it measures, less that of the next four estimates, points", best, scale=100
-        )
-    )
+        some = np.append(0, 1 + np.random.default_rng(seed).permutation(pool)[: count - 1])
+        some[1:] = some[1:][np.argsort(-scores[some[1:]], kind="stable")]
+        left = some[4:]
+        found = {"estimate": scores, "estimate and spread, fitted on four measured soups": by_spread(some[:4])}
+        found |= {f"prediction after {known} measured": predicted(some[:known]) for known in (1, 4)}
+        for name, values in found.items():
+            ranks.setdefault(name, []).append(spearman(values[left], measured[left]))
+            best = max(measured[left[np.argsort(-values[left], kind="stable")[:4]]])
+            ranks.setdefault(f"{name}: its best four, best of them less the best of all, points", []).append(
+                100 * (best - max(measured[left]))
+            )
+    print(f"- rank correlation with the measured accuracy of {count - 4} soups:")
+    for name, values in ranks.items():
+        print(show(f"  - {name}", values))
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
@@ -243,7 +260,7 @@ def main() -> None:
                 ]
                 reached(zoo, pilots, f"pilot {share}")
             second_stage(zoo, args.seeds)
-            spread(zoo, args.seeds)
+            predictions(zoo, args.seeds)
             exhaustive(zoo)
             kinds(zoo, args.seeds)
 
