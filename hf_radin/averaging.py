@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from hf_radin import adapter, checkpoint, modeling
+from hf_radin import adapter, checkpoint, modeling, tensors
 from hf_radin.batchnorm import Statistics, estimate_statistics
+from hf_radin.checkpoint import SHARD
 from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
+from hf_radin.plain import are_alike, header_of, refuse_ingredients, stream, widest, write_weights
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
 
@@ -29,57 +32,85 @@ def average(
     output: str | Path | None = None,
     overwrite: bool = False,
     dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor] | None:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
 
+    Sums are taken in float64 and rounded once. Where the files name their tensors alike, a written average takes one
+    pass over them, and memory for a few chunks; elsewhere the loaded models are averaged, two of them in memory.
+
     Args:
-        ingredients: must hold all that the recipe uses.
-        output: a folder to write the soup to, as an ordinary checkpoint; none by default. With several processes the
-            main one writes.
+        ingredients: must hold all that the recipe uses; of a weight of zero nothing is read.
+        output: a folder to write the soup to, as an ordinary checkpoint, under the names that the first ingredient's
+            files use; none by default. With several processes the main one writes.
         overwrite: allow an output folder that holds something.
         dtype: of the result; by default that of the ingredients, float32 if they differ.
+        max_shard_size: of a file of weights, as in `5GB`; as in transformers.
         statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
             of the ingredients are averaged like all else.
 
     Returns:
-        The tensors of the averaged model's `state_dict()`.
+        The tensors of the averaged model's `state_dict()`; None if they were written.
 
     Raises:
         ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
-            folder is not empty, or an ingredient's.
+            folder is not empty, or an ingredient's; if the disk is too small.
     """
-    if output is not None:
-        refuse_ingredients(Path(output), ingredients)
-        check_output(Path(output), overwrite=overwrite)
-    model = average_model(ingredients, recipe, dtype=dtype, statistics=statistics)
-    if output is not None:
-        processor = ingredients.select(recipe.used)[0].processor
-        on_main_process(
-            lambda: write_folder(Path(output), lambda new: save_checkpoint(model, processor, new), overwrite=overwrite)
+    if output is None:
+        return average_model(ingredients, recipe, dtype=dtype, statistics=statistics).state_dict()
+    folder = Path(output)
+    refuse_ingredients(folder, ingredients)
+    check_output(folder, overwrite=overwrite)
+    options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "max_shard_size": max_shard_size}
+    on_main_process(
+        lambda: write_folder(
+            folder, lambda new: write_average(ingredients, recipe, new, **options), overwrite=overwrite
         )
-    return model.state_dict()
+    )
+    return None
 
 
-def save_checkpoint(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:
+def write_average(
+    ingredients: Ingredients,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = SHARD,
+    statistics: Statistics | None = None,
+) -> None:
+    """Write an average into an empty folder: weights, configuration and image processor. See `average`."""
+    used = ingredients.select(recipe.used)
+    with _opened(used) as files:
+        if statistics is None and are_alike(used, files):
+            target = checkpoint.as_dtype(dtype) if dtype else checkpoint.torch_dtype(widest(files))
+            header = header_of(files, checkpoint.spelled(target))
+            config = used[0].config
+            # that what is written fills the model is known before the first byte is
+            model, _ = modeling.check_header(used[0].id, config, header)
+            write_weights(folder, files, recipe, header, max_shard_size)
+            config.architectures, config.dtype = [type(model).__name__], target
+            config.save_pretrained(folder)
+            used[0].processor.save_pretrained(folder)
+            return
+    model = average_model(ingredients, recipe, dtype=dtype, statistics=statistics)
+    save_checkpoint(model, used[0].processor, folder, max_shard_size=max_shard_size)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, *, max_shard_size: int | str = SHARD
+) -> None:
     """Model and image processor, as `from_pretrained` reads them."""
     with modeling.quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
 
 
-def refuse_ingredients(output: Path, ingredients: Ingredients) -> None:
-    """Never write over what a soup is made of.
-
-    Raises:
-        ValueError: if the output folder is that of an ingredient.
-    """
-    for one in [*ingredients, *(one.base for one in ingredients if one.base)]:
-        folder = one.folder.resolve()
-        if output.resolve() == folder:
-            raise ValueError(f"The output {output} is the ingredient {one.id}, which would be lost. Choose another.")
-        if output.resolve() == folder.parent and folder.name.startswith("checkpoint-"):
-            raise ValueError(f"The output {output} is the run of the ingredient {one.id}. Choose another.")
+def saved_dtype(ingredients: Ingredients, recipe: Recipe) -> str:
+    """The dtype that an average has by default, as torch names it."""
+    with _opened(ingredients.select(recipe.used)) as files:
+        return str(checkpoint.torch_dtype(widest(files))).removeprefix("torch.")
 
 
 def average_model(
@@ -101,32 +132,31 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
 
     Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
-    and so are adapters, and classes that stand in different orders.
+    and so are adapters, and classes that stand in different orders. Both ways give the same bits.
     """
     used = ingredients.select(recipe.used)
-    for one in used:
-        one.download()
-    with ExitStack() as stack:
-        files = [
-            stack.enter_context(checkpoint.open_tensors(one.folder, allow_pickle=one.allow_pickle))
-            for one in [*used, *dict.fromkeys(one.base for one in used if one.base)]
-        ]
-        target = checkpoint.as_dtype(dtype) if dtype else _widest_dtype(files)
-        plain = not any(one.base or one.order for one in used)
-        if plain and all(file.keys() == files[0].keys() for file in files):
-            sums: dict[str, torch.Tensor] = {}
-            for name in files[0]:
-                for file, weight in zip(files, recipe.used.values(), strict=True):
-                    _add(sums, name, file[name](), weight)
-                sums[name] = _rounded(sums[name], target)
+    with _opened(used) as files:
+        target = checkpoint.as_dtype(dtype) if dtype else checkpoint.torch_dtype(widest(files))
+        if are_alike(used, files):
+            header = header_of(files, checkpoint.spelled(target))
+            kept = {
+                name: np.empty(checkpoint.BYTES[kind] * math.prod(shape), np.uint8)
+                for name, (kind, shape) in header.items()
+            }
+
+            def keep(name: str, first: int, part: np.ndarray) -> None:
+                kept[name][first : first + part.nbytes] = part.view(np.uint8)
+
+            stream(files, recipe, header, keep)
+            found = {name: _as_torch(kept.pop(name), *header[name]) for name in list(kept)}
             return modeling.load_model(
                 used[0].folder,
                 dtype=target,
                 config=used[0].config,
-                tensors=sums,
+                tensors=found,
                 trust_remote_code=used[0].trust_remote_code,
             )
-    sums = {}
+    sums: dict[str, torch.Tensor] = {}
     for one, weight in zip(used, recipe.used.values(), strict=True):
         model = adapter.load(one, torch.float64)
         for name, tensor in model.state_dict().items():
@@ -136,12 +166,25 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
     return model
 
 
-def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:
-    """Add a tensor's share to the sum of its name, in float64; of integers, which count or index, the first stays.
+@contextmanager
+def _opened(used: Ingredients) -> Iterator[list[dict[str, tensors.Tensor]]]:
+    """The tensors of each ingredient's files, and of the bases of adapters."""
+    for one in used:
+        one.download()
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(tensors.open_files(one.folder, allow_pickle=one.allow_pickle))
+            for one in [*used, *dict.fromkeys(one.base for one in used if one.base)]
+        ]
 
-    In float64 the average of equal float32 tensors is that tensor again once it is rounded, for any weights. Product
-    and sum are rounded one after the other, not fused as some processors would: all machines give the same bits.
-    """
+
+def _as_torch(kept: np.ndarray, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+    dtype = checkpoint.torch_dtype(kind)
+    return torch.from_numpy(kept).view(dtype).reshape(shape) if len(kept) else torch.empty(shape, dtype=dtype)
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:
+    """Add a tensor's share to the sum of its name, in float64, as `tensors.average` does."""
     if not tensor.is_floating_point():
         sums.setdefault(name, tensor)
     elif name not in sums:
@@ -155,10 +198,9 @@ def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight:
 
 
 def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _widest_dtype(files: list[dict[str, Callable[[], torch.Tensor]]]) -> torch.dtype:
-    """The ingredients' dtype; float32 if they hold both float16 and bfloat16."""
-    dtypes = {tensor.dtype for file in files for read in file.values() if (tensor := read()).is_floating_point()}
-    return functools.reduce(torch.promote_types, dtypes)
+    """To the nearest number, once: torch itself goes by way of float32."""
+    if not tensor.is_floating_point():
+        return tensor
+    kind = checkpoint.spelled(dtype)
+    flat = tensor.contiguous().reshape(-1).numpy()
+    return _as_torch(tensors.rounded(flat, kind), kind, tuple(tensor.shape))

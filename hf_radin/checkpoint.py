@@ -25,11 +25,17 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 SMALL_FILES = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_FILES)
 
+# Dtypes that weights are written in, by torch's names, as safetensors spells them.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+
+# Of a file of weights, as in transformers: most models are one file.
+SHARD = "50GB"
+
 # The longest header that safetensors itself reads.
 HEADER_LIMIT = 100_000_000
 
 # Bytes of a number, by the dtypes of safetensors.
-_BYTES = {
+BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
     **dict.fromkeys(("I32", "U32", "F32"), 4),
@@ -152,12 +158,17 @@ def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:
         with open_tensors(folder, allow_pickle=allow_pickle) as readers:
             for name, read in readers.items():
                 tensor = read()
-                header[name] = (_SPELLING.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
+                header[name] = (spelled(tensor.dtype), tuple(tensor.shape))
     return header
 
 
 def parse_header(text: bytes, size: int) -> Header:
-    """What the beginning of a safetensors file says, held to the bytes that follow it.
+    """What the beginning of a safetensors file says. Arguments and errors as in `parse_offsets`."""
+    return {name: (dtype, shape) for name, (dtype, shape, _) in parse_offsets(text, size).items()}
+
+
+def parse_offsets(text: bytes, size: int) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """What the beginning of a safetensors file says, and where behind it each tensor begins, held to what follows.
 
     Args:
         text: the header, without the eight bytes that give its length.
@@ -176,14 +187,14 @@ def parse_header(text: bytes, size: int) -> Header:
     end = 0
     for first, last, name in parts:
         dtype, shape = header[name]
-        if dtype not in _BYTES or not all(type(one) is int and one >= 0 for one in (first, last, *shape)):
+        if dtype not in BYTES or not all(type(one) is int and one >= 0 for one in (first, last, *shape)):
             raise ValueError(f"its header gives {name} the dtype {dtype} and the shape {shape}")
-        if first != end or last - first != math.prod(shape) * _BYTES[dtype]:
+        if first != end or last - first != math.prod(shape) * BYTES[dtype]:
             raise ValueError(f"its header puts {name}, {shape} of {dtype}, at {first} to {last}, after {end}")
         end = last
     if end != size:
         raise ValueError(f"its tensors take {end} bytes, and it has {size}")
-    return header
+    return {name: (*header[name], first) for first, _, name in parts}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -213,6 +224,19 @@ _SPELLING = {
     "torch.int32": "I32",
     "torch.bool": "BOOL",
 }
+
+
+def torch_dtype(spelling: str) -> torch.dtype:
+    """A dtype of weights or counters that safetensors spells so."""
+    import torch
+
+    found: torch.dtype = getattr(torch, next(name for name, kind in _SPELLING.items() if kind == spelling)[6:])
+    return found
+
+
+def spelled(dtype: torch.dtype) -> str:
+    """A torch dtype as safetensors spells it."""
+    return _SPELLING.get(str(dtype), str(dtype))
 
 
 @contextmanager
@@ -258,8 +282,7 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """
     import torch
 
-    names = ("float32", "bfloat16", "float16", "float64")
-    known = {name: getattr(torch, name) for name in names}
+    known = {name: getattr(torch, name) for name in DTYPES}
     found = known.get(dtype) if isinstance(dtype, str) else dtype
     if found not in known.values():
         raise ValueError(f"dtype={dtype!r}: it is {', '.join(known)}.")

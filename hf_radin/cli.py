@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
 from hf_radin.budget import Budget
+from hf_radin.checkpoint import DTYPES, SHARD
 from hf_radin.options import (
     check,
     cost_options,
@@ -81,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     average.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
     average.add_argument("--dataset", help="of models with BatchNorm, where the images for its statistics are now")
     average.add_argument("--cache-dir", type=Path, help="where these are kept (default: hf_radin in HF_HOME)")
+    average.add_argument("--dtype", choices=sorted(DTYPES), help="of the soup (default: as the ingredients)")
+    average.add_argument(
+        "--max-shard-size", default=SHARD, help="of a file of weights, as in 5GB (default: %(default)s)"
+    )
     average.add_argument("--overwrite", action="store_true", help="allow an output folder that is not empty")
     average.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
     average.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
@@ -184,7 +189,7 @@ def _logits(args: argparse.Namespace) -> None:
 
 def _search(args: argparse.Namespace) -> None:
     import hf_radin
-    from hf_radin.cook import RECIPE
+    from hf_radin.recipe_file import RECIPE
 
     check(args)
     if Path(args.bank).is_dir():
@@ -225,9 +230,8 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def _average(args: argparse.Namespace) -> None:
-    from hf_radin.averaging import average
-    from hf_radin.cook import cook, cook_statistics
     from hf_radin.files import check_output
+    from hf_radin.plain import cook_files
 
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
@@ -235,15 +239,24 @@ def _average(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
     moved = {"image_processor": args.image_processor, "base_model": args.base_model}
     options |= {name: value for name, value in moved.items() if value is not None}
-    ingredients, recipe = cook(args.recipe, **options)
-    statistics = cook_statistics(args.recipe, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
-    average(ingredients, recipe, output=args.output, overwrite=args.overwrite, statistics=statistics)
+    written: dict[str, Any] = {
+        "overwrite": args.overwrite,
+        "dtype": args.dtype,
+        "max_shard_size": args.max_shard_size,
+    }
+    if any(options.values()) or not cook_files(args.recipe, args.output, **written):
+        from hf_radin.averaging import average
+        from hf_radin.cook import cook, cook_statistics
+
+        ingredients, recipe = cook(args.recipe, **options)
+        statistics = cook_statistics(args.recipe, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
+        average(ingredients, recipe, output=args.output, statistics=statistics, **written)
     say(f"The soup is in {args.output}.")
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_radin.cook import RECIPE, read_recipe_file
     from hf_radin.hub import COMMIT_MESSAGE, push_folder
+    from hf_radin.recipe_file import RECIPE, read_recipe_file
 
     read_recipe_file(args.folder / RECIPE)
     commit = push_folder(

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import adapter, card, checkpoint, hub, modeling
 from hf_radin.access import asking_the_hub
-from hf_radin.averaging import average_model, refuse_ingredients, save_checkpoint
+from hf_radin.averaging import average_model, save_checkpoint, saved_dtype, write_average
 from hf_radin.batchnorm import Statistics
-from hf_radin.cook import FORMAT, RECIPE, read_recipe_file
 from hf_radin.files import write_atomically, write_folder
 from hf_radin.ingredients import Ingredients
+from hf_radin.plain import refuse_ingredients
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
+from hf_radin.recipe_file import FORMAT, RECIPE, read_recipe_file
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -92,7 +93,8 @@ class Soup:
 
     def to_dict(self) -> dict[str, Any]:
         """All that `recipe.json` holds: enough to cook the soup again bit for bit."""
-        return self._fields(str(self.model.dtype).removeprefix("torch."))
+        known = self.about.get("saved_dtype")
+        return self._fields(known if self._folder else saved_dtype(self.ingredients, self.recipe))
 
     def _fields(self, saved_dtype: str | None) -> dict[str, Any]:
         """Without the model its dtype is not known."""
@@ -132,8 +134,11 @@ class Soup:
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:
         """The files of `save_pretrained`, one after the other, into an empty folder."""
-        fields = self.to_dict()
-        save_checkpoint(self.model, self.processor, folder)
+        fields, processor = self.to_dict(), self.processor
+        if self._folder or self._statistics or "model" in vars(self):
+            save_checkpoint(self.model, processor, folder)
+        else:  # without a model in memory
+            write_average(self.ingredients, self.recipe, folder)
         (folder / RECIPE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card.render(fields, license=license), encoding="utf-8")
 

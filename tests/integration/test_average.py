@@ -1,14 +1,17 @@
 """The average of the weights is what the formula says, whatever files they lie in."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 import hf_radin
-from hf_radin import Recipe
+from hf_radin import Recipe, averaging, plain, tensors
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,8 @@ def test_the_user_may_choose_the_dtype(three):
 
 
 def test_a_written_average_is_an_ordinary_checkpoint(three, tmp_path):
-    expected = hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+    expected = hf_radin.average(three, Recipe.uniform(three.ids))
+    assert hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out") is None
     loaded, report = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
@@ -137,3 +141,100 @@ def test_integers_are_not_averaged(tmp_path):
     soup = hf_radin.average(found, Recipe.uniform(found.ids))
     counters = [tensor for name, tensor in soup.items() if name.endswith("num_batches_tracked")]
     assert counters and counters[0].dtype == torch.int64 and counters[0] == 10
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float64"])
+def test_what_is_written_is_what_is_averaged_in_memory(three, tmp_path, dtype):
+    recipe = Recipe(three.ids, (0.5, 0.2, 0.3))
+    expected = hf_radin.average(three, recipe, dtype=dtype)
+    hf_radin.average(three, recipe, output=tmp_path / "out", dtype=dtype)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert str(loaded.dtype) == f"torch.{dtype or 'float32'}"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert loaded.config.id2label == dict(enumerate(three.labels))
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == three[0].processor.to_dict()
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys()
+        == load_file(three[0].folder / "model.safetensors").keys()
+    )
+
+
+def test_a_written_average_takes_no_model(three, tmp_path, monkeypatch):
+    monkeypatch.setattr(averaging.modeling, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+
+
+def test_large_models_are_written_in_shards(three, tmp_path):
+    hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out", max_shard_size="20KB")
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+    expected = hf_radin.average(three, Recipe.uniform(three.ids))
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
+    monkeypatch.setattr(plain.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
+    monkeypatch.setattr(tensors, "write", lambda *_, **__: pytest.fail("it was written"))
+    with pytest.raises(ValueError, match=r"The soup takes [\d,]+ bytes, and there are 10 free in .*: make room"):
+        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_that_is_killed_leaves_nothing_under_its_name(three, tmp_path, monkeypatch):
+    read = tensors._read
+    count = [0]
+
+    def killed(*args):
+        count[0] += 1
+        if count[0] == 20:
+            raise SystemExit
+        return read(*args)
+
+    monkeypatch.setattr(tensors, "_read", killed)
+    with pytest.raises(SystemExit):
+        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_is_too_few_is_refused(two, monkeypatch, tmp_path):
+    """What transformers would fill with random numbers is not written, whoever vetted it."""
+    found = hf_radin.gather(f"{two}/*")
+    for one in found:
+        tensors_of = load_file(one.folder / "model.safetensors")
+        del tensors_of["classifier.bias"]
+        save_file(tensors_of, one.folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr("hf_radin.ingredients.Ingredient.download", lambda self: self.folder)
+    with pytest.raises(ValueError, match=r"no weights for classifier\.bias"):
+        hf_radin.average(found, Recipe.uniform(found.ids), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, digits, cache, tmp_path):
+    """Without torch: the same bits as the soup that was saved."""
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    code = (
+        "import sys; from hf_radin.cli import main; "
+        f"code = main(['average', '--recipe', {str(tmp_path / 'soup')!r} + '/recipe.json', '--output', 'out']); "
+        "assert code == 0 and not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    one, other = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("soup", "out")
+    )
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    config, again = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).config.to_dict() for name in ("soup", "out")
+    )
+    assert {**config, "_name_or_path": ""} == {**again, "_name_or_path": ""}
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == bank.ingredients[0].processor.to_dict()
+
+
+def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path, monkeypatch):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
+    assert plain.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+    fields = json.loads((tmp_path / "recipe.json").read_text())
+    (tmp_path / "recipe.json").write_text(json.dumps({**fields, "measurements": []}))
+    assert not plain.cook_files(tmp_path / "recipe.json", tmp_path / "other")
+    assert not (tmp_path / "other").exists()

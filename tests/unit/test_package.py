@@ -27,7 +27,7 @@ GROUND_FLOOR = {
     "strata",
     "budget",
 }
-GROUND_FLOOR |= {"pruning", "scoring"}
+GROUND_FLOOR |= {"pruning", "scoring", "gap", "tensors", "recipe_file"}
 
 
 def test_importing_loads_neither_torch_nor_transformers_and_is_fast():

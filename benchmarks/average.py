@@ -1,0 +1,239 @@
+"""Averaging files: hf_radin against mergekit, against a plain loop over state dicts, and against the disk.
+
+    pip install mergekit==0.1.5 --target DIR   # with its own dependencies; hf_radin does not need it
+    python benchmarks/average.py --mergekit DIR
+
+Sixteen checkpoints of the size of a ViT-B in float32 and eight of a ViT-L in bfloat16, with random weights. Each side
+is a process of its own that writes the same uniform soup; ours is `hf-radin average --recipe`, which hashes all files
+first, to see that they are what the recipe names. The sides take turns, and medians and ranges are of the ratios
+within a round. Memory is the most private memory (RssAnon) that a process had, sampled a thousand times a second:
+pages of files that are mapped don't count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+import hf_radin
+from hf_radin.origin import describe
+from hf_radin.recipe import Measurement
+from hf_radin.recipe_file import FORMAT
+from hf_radin.soup import versions
+
+SIZES = {
+    "ViT-B, float32": (16, torch.float32, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
+    "ViT-L, bfloat16": (8, torch.bfloat16, {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}),
+}
+
+# As in the code of Model Soups: state dicts one after the other, added up on the CPU.
+LOOP = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+folders, output = sys.argv[1:-1], sys.argv[-1]
+soup = None
+for folder in folders:
+    state = load_file(Path(folder) / "model.safetensors")
+    if soup is None:
+        soup = {name: tensor.clone() * (1 / len(folders)) for name, tensor in state.items()}
+    else:
+        soup = {name: tensor.clone() * (1 / len(folders)) + soup[name] for name, tensor in state.items()}
+Path(output).mkdir()
+save_file(soup, Path(output) / "model.safetensors", {"format": "pt"})
+"""
+
+
+def make(folder: Path, count: int, dtype: torch.dtype, size: dict[str, int]) -> list[Path]:
+    config = ViTConfig(**size, intermediate_size=4 * size["hidden_size"], num_labels=1000)
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        made.append(folder / f"ft-{seed}")
+        ViTForImageClassification(config).to(dtype).save_pretrained(made[-1])
+        ViTImageProcessor().save_pretrained(made[-1])
+    return made
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    private: int
+
+
+def run(command: Sequence[str], environment: dict[str, str]) -> Cost:
+    """A process from its start to its end, and the most private memory that it had."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    most = 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            most = max(most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        time.sleep(0.001)
+    if process.wait():
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {process.returncode}")
+    return Cost(time.perf_counter() - begun, most)
+
+
+def read_and_write(folders: Sequence[Path], output: Path) -> Cost:
+    """What the disk takes: all bytes of the input read once, and as many as the output has written, and flushed."""
+    begun = time.perf_counter()
+    subprocess.run(
+        ["cat", *(folder / "model.safetensors" for folder in folders)], stdout=subprocess.DEVNULL, check=True
+    )
+    output.mkdir()
+    with (folders[0] / "model.safetensors").open("rb") as source, (output / "model.safetensors").open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 22)
+        target.flush()
+        os.fsync(target.fileno())
+    return Cost(time.perf_counter() - begun, 0)
+
+
+def write_recipe(folders: Sequence[Path], path: Path) -> None:
+    """The recipe of their uniform soup, as a search leaves one."""
+    found = hf_radin.gather([str(folder) for folder in folders])
+    recipe = hf_radin.Recipe.uniform(found.ids)
+    fields = {"format": FORMAT, "recipe": json.loads(recipe.to_json()), "processor": {}, "classes": list(found.labels)}
+    fields |= {"ingredients": [describe(one) for one in found], "data": {"name": "none", "split": "none"}}
+    fields |= {"measurements": [Measurement(recipe, "uniform", 0.0, None, 0).to_dict()], "versions": versions()}
+    path.write_text(json.dumps(fields))
+
+
+def in_process(folders: Sequence[Path], output: Path) -> Cost:
+    """Our averaging alone, without the start of an interpreter and without looking for ingredients."""
+    found = hf_radin.gather([str(folder) for folder in folders])
+    begun = time.perf_counter()
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=output)
+    return Cost(time.perf_counter() - begun, 0)
+
+
+def largest_error(folders: Sequence[Path], output: Path) -> float:
+    """The largest difference from the average in float64, relative to the largest number of its tensor."""
+    made = load_file(output / "model.safetensors")
+    states = [load_file(folder / "model.safetensors") for folder in folders]
+    worst = 0.0
+    for name, tensor in made.items():
+        exact = sum(state[name].double() for state in states) / len(states)
+        worst = max(worst, float((tensor.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)))
+    return worst
+
+
+def cold(folders: Sequence[Path]) -> None:
+    """Ask the system to forget these files."""
+    os.sync()
+    for folder in folders:
+        with (folder / "model.safetensors").open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mergekit", type=Path, help="the folder with mergekit; without it that side is left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are made")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        for title, (count, dtype, size) in SIZES.items():
+            place = Path(temporary) / title.split(",")[0]
+            folders = make(place, count, dtype, size)
+            compare(title, folders, place, args.mergekit, args.rounds)
+            shutil.rmtree(place)
+        errors(Path(temporary), args.mergekit)
+
+
+def sides(folders: Sequence[Path], place: Path, mergekit: Path | None) -> dict[str, Callable[[Path], Cost]]:
+    names = [str(folder) for folder in folders]
+    write_recipe(folders, place / "recipe.json")
+    cook = [sys.executable, "-m", "hf_radin.cli", "average", "--recipe", str(place / "recipe.json")]
+    found: dict[str, Callable[[Path], Cost]] = {
+        "hf_radin": lambda output: run([*cook, "--output", str(output)], {}),
+        "plain loop": lambda output: run([sys.executable, "-c", LOOP, *names, str(output)], {}),
+        "averaging alone": lambda output: in_process(folders, output),
+        "read and write": lambda output: read_and_write(folders, output),
+    }
+    if mergekit:
+        models = [{"model": str(folder / "model.safetensors"), "parameters": {"weight": 1.0}} for folder in folders]
+        config = place / "linear.yml"
+        config.write_text(json.dumps({"merge_method": "linear", "models": models, "parameters": {"normalize": True}}))
+        command = "from mergekit.scripts.merge_raw_pytorch import main; main()"
+        found["mergekit-pytorch"] = lambda output: run(
+            [sys.executable, "-c", command, str(config), str(output)], {"PYTHONPATH": str(mergekit)}
+        )
+    return found
+
+
+def compare(title: str, folders: Sequence[Path], place: Path, mergekit: Path | None, rounds: int) -> None:
+    costs: dict[str, list[Cost]] = {}
+    runs = sides(folders, place, mergekit)
+    for side in runs.values():  # once, to warm the caches
+        side(place / "out")
+        shutil.rmtree(place / "out")
+    for _ in range(rounds):
+        for name, side in runs.items():
+            costs.setdefault(name, []).append(side(place / "out"))
+            shutil.rmtree(place / "out")
+    print(f"\n{title}, {len(folders)} checkpoints, caches warm:\n")
+    print("| | seconds | private MB |\n|---|---:|---:|")
+    for name, found in costs.items():
+        memory = f"{statistics.median(one.private for one in found) / 1000:.0f}" if found[0].private else ""
+        print(f"| {name} | {statistics.median(one.seconds for one in found):.2f} | {memory} |")
+    for ours, other in [("hf_radin", name) for name in costs if name not in ("hf_radin", "averaging alone")] + [
+        ("averaging alone", "read and write")
+    ]:
+        pairs = list(zip(costs[ours], costs[other], strict=True))
+        print(f"- {ours} over {other}: time {ratio([(a.seconds, b.seconds) for a, b in pairs])}", end="")
+        print(f", memory {ratio([(a.private, b.private) for a, b in pairs])}" if pairs[0][1].private else "")
+    cold_times = []
+    for _ in range(rounds):
+        cold(folders)
+        ours = in_process(folders, place / "out").seconds
+        shutil.rmtree(place / "out")
+        cold(folders)
+        cold_times.append((ours, read_and_write(folders, place / "out").seconds))
+        shutil.rmtree(place / "out")
+    print(f"- caches asked to forget: averaging alone over read and write: time {ratio(cold_times)}", flush=True)
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> str:
+    found = [one / other for one, other in pairs]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def errors(folder: Path, mergekit: Path | None) -> None:
+    """How far results are from those in float64."""
+    print("\nLargest error, relative to the largest number of the tensor:\n")
+    print("| dtype | hf_radin | plain loop |" + (" mergekit-pytorch |" if mergekit else ""))
+    print("|---|---:|---:|" + "---:|" * bool(mergekit))
+    size = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        place = folder / str(dtype)
+        folders = make(place, 8, dtype, size)
+        cells = []
+        for name, side in sides(folders, place, mergekit).items():
+            if name not in ("averaging alone", "read and write"):
+                side(place / "out")
+                cells.append(f"{largest_error(folders, place / 'out'):.1e}")
+                shutil.rmtree(place / "out")
+        print(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
+        print()
+
+
+if __name__ == "__main__":
+    main()

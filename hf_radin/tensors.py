@@ -1,0 +1,254 @@
+"""Tensors of many files, averaged chunk by chunk: each byte is read once, and no tensor has to be whole in memory.
+
+Plain numpy: what averages files must not wait for torch. Sums are taken in float64, product and sum rounded one after
+the other, ingredient after ingredient, and the result is rounded once: all machines, and any number of threads, give
+the same bits, and the average of equal tensors is that tensor again, for any weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_radin import checkpoint
+from hf_radin.checkpoint import BYTES, FLOATS, WEIGHTS_INDEX, Header
+
+# Numbers of a tensor that are worked on at a time: with their sum in float64 they stay in a core's cache.
+CHUNK = 1 << 16
+
+# Threads that read and add: memory is not faster for more.
+THREADS = min(4, os.cpu_count() or 1)
+
+_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+# Takes bytes of the named tensor from a place on.
+Sink = Callable[[str, int, Any], object]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file.
+
+    Args:
+        dtype: as safetensors spells it.
+        shape: of it.
+        read: fills a buffer with its bytes, from a byte on.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[int, memoryview], object]
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+
+@contextmanager
+def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a checkpoint by their names on disk; nothing of them is read yet.
+
+    Raises:
+        ValueError: if a file is truncated or not what its name says.
+    """
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for path in checkpoint.weight_files(folder, allow_pickle=allow_pickle):
+            if path.suffix == ".safetensors":
+                found |= _of_file(stack, path)
+        if not found:
+            found = _of_pickles(stack.enter_context(checkpoint.open_tensors(folder, allow_pickle=allow_pickle)))
+        yield found
+
+
+def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
+    try:
+        file = stack.enter_context(path.open("rb", buffering=0))
+        size = os.fstat(file.fileno()).st_size
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(size - 8, checkpoint.HEADER_LIMIT):
+            raise ValueError(f"its header says that it has {length} bytes")
+        layout = checkpoint.parse_offsets(file.read(length), size - 8 - length)
+    except (OSError, ValueError, struct.error) as error:
+        raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
+    return {
+        name: Tensor(dtype, shape, partial(_read, path, file.fileno(), 8 + length + first))
+        for name, (dtype, shape, first) in layout.items()
+    }
+
+
+def _read(path: Path, file: int, start: int, first: int, kept: memoryview) -> None:
+    done = 0
+    while done < len(kept):  # one call may read less
+        got = os.preadv(file, [kept[done:]], start + first + done)
+        if not got:
+            raise OSError(f"{path} has become shorter while it was read.")
+        done += got
+
+
+def _of_pickles(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Tensor]:
+    """Tensors that torch reads, in memory maps."""
+    import torch
+
+    found = {}
+    for name, read in readers.items():
+        tensor = read()
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+        def fill(first: int, kept: memoryview, flat: memoryview = flat) -> None:
+            kept[:] = flat[first : first + len(kept)]
+
+        found[name] = Tensor(checkpoint.spelled(tensor.dtype), tuple(tensor.shape), fill)
+    return found
+
+
+def average(
+    files: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    target: Mapping[str, str],
+    sink: Sink,
+    *,
+    on_chunk: Callable[[int], object] = lambda numbers: None,
+) -> None:
+    """Weighted sums of the tensors that all files have; of integers, which count or index, the first stays.
+
+    Args:
+        files: of each checkpoint, tensors of the same names and shapes.
+        weights: one for each.
+        target: of each tensor the dtype that its sum is rounded to.
+        sink: takes the bytes; several threads call it, for different bytes.
+        on_chunk: hears how many numbers went by.
+    """
+    own = threading.local()
+
+    def work(chunk: tuple[str, int]) -> None:
+        if not hasattr(own, "kept"):
+            own.kept = np.empty(8 * CHUNK, np.uint8), np.empty(CHUNK), np.empty(CHUNK)
+        name, start = chunk
+        tensors = [file[name] for file in files]
+        count = min(CHUNK, len(tensors[0]) - start)
+        if target[name] in FLOATS:
+            sink(
+                name,
+                start * BYTES[target[name]],
+                rounded(_sum(tensors, weights, start, count, own.kept), target[name]),
+            )
+        else:
+            size = BYTES[target[name]]
+            raw = own.kept[0][: count * size]
+            tensors[0].read(start * size, raw.data)
+            sink(name, start * size, raw)
+        on_chunk(count)
+
+    chunks = [(name, start) for name in target for start in range(0, len(files[0][name]), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = [pool.submit(work, chunk) for chunk in chunks]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _sum(
+    tensors: Sequence[Tensor], weights: Sequence[float], start: int, count: int, kept: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """Of some numbers of each tensor the weighted sum, float64 `(count,)`."""
+    raw, total, part = kept
+    total, part = total[:count], part[:count]
+    for index, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        size = BYTES[tensor.dtype]
+        bits = raw[: count * size]
+        tensor.read(start * size, bits.data)
+        values = bits.view(_NUMPY[tensor.dtype])
+        if tensor.dtype == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        np.multiply(values, weight, out=part if index else total, dtype=np.float64)
+        if index:
+            total += part
+    return total
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """The nearest numbers of a dtype, to even of two that are as near, as bytes."""
+    with np.errstate(over="ignore"):
+        if dtype != "BF16":
+            return values.astype(_NUMPY[dtype]).view(np.uint8)
+        single = values.astype(np.float32)
+        bits = single.view(np.uint32)
+        # rounded twice, a number just beside the middle of two would go by the rule for the middle
+        middle = (bits & 0xFFFF) == 0x8000
+        beyond = np.where(np.abs(values) > np.abs(single), 1, np.where(np.abs(values) < np.abs(single), -1, 0))
+        up = np.where(middle & (beyond != 0), beyond > 0, ((bits >> 16) & 1) == 1)
+        halves = (bits + np.uint32(0x7FFF) + up.astype(np.uint32)) >> 16
+        halves = np.where(np.isnan(values), (bits >> 16) | 0x40, halves)
+        return halves.astype(np.uint16).view(np.uint8)
+
+
+def write(folder: Path, header: Header, fill: Callable[[Sink], object], *, max_shard_size: int | str) -> None:
+    """Write a checkpoint's weights as `save_pretrained` lays them out: one file, or shards with an index.
+
+    Args:
+        header: of each tensor the dtype and the shape.
+        fill: gives a sink the bytes of all tensors, in any order.
+        max_shard_size: as in transformers, as in `5GB`.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    sizes = {name: BYTES[dtype] * math.prod(shape) for name, (dtype, shape) in header.items()}
+    plan = split_state_dict_into_shards_factory(
+        header,
+        get_storage_size=lambda one: BYTES[one[0]] * math.prod(one[1]),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    with ExitStack() as stack:
+        places: dict[str, tuple[int, int]] = {}
+        files = []
+        for filename, names in plan.filename_to_tensors.items():
+            # numbers of many bytes first: then each lies at a multiple of its size
+            ordered = sorted(names, key=lambda name: (-BYTES[header[name][0]], name))
+            file = stack.enter_context((folder / filename).open("wb", buffering=0))
+            files.append(file.fileno())
+            text, start = _header_of({name: header[name] for name in ordered}, sizes)
+            _write(file.fileno(), 0, text)
+            os.ftruncate(file.fileno(), start + sum(sizes[name] for name in names))
+            for name in ordered:
+                places[name] = file.fileno(), start
+                start += sizes[name]
+        fill(lambda name, first, part: _write(places[name][0], places[name][1] + first, part))
+        for one in files:
+            os.fsync(one)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _header_of(header: Header, sizes: Mapping[str, int]) -> tuple[bytes, int]:
+    """The beginning of a safetensors file, and where its data begin."""
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    first = 0
+    for name, (dtype, shape) in header.items():
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [first, first + sizes[name]]}
+        first += sizes[name]
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, 8 + len(text)
+
+
+def _write(file: int, start: int, part: Any) -> None:
+    rest, done = memoryview(part).cast("B"), 0
+    while done < len(rest):  # one call may write less
+        done += os.pwrite(file, rest[done:], start + done)

@@ -1,0 +1,159 @@
+"""Files are averaged as exactly as their dtypes can say, and what is written is whole."""
+
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from hf_radin import tensors
+from hf_radin.tensors import average, open_files, rounded, write
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WEIGHTS = (0.123, 0.5, 0.377)
+
+
+@pytest.fixture(params=DTYPES)
+def folders(request, tmp_path):
+    """Three checkpoints of one dtype, with a tensor of more than a chunk, an empty one, a scalar and a counter."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        large, small = torch.randn(300, 33, generator=generator), torch.randn((), generator=generator)
+        found = {"large": large, "small": small, "empty": torch.zeros(0, 4)}
+        found = {name: tensor.to(DTYPES[request.param]) for name, tensor in found.items()}
+        found["counter"] = torch.tensor([number + 7, 3])
+        save_file(found, tmp_path / str(number) / "model.safetensors", {"format": "pt"})
+    return [tmp_path / str(number) for number in range(3)]
+
+
+def made(folders, output: Path, kind: str, weights=WEIGHTS, **options) -> dict[str, torch.Tensor]:
+    output.mkdir()
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_files(folder)) for folder in folders]
+        header = {name: (kind if name != "counter" else one.dtype, one.shape) for name, one in files[0].items()}
+        dtypes = {name: dtype for name, (dtype, _) in header.items()}
+        write(output, header, partial(average, files, weights, dtypes), **{"max_shard_size": "1GB", **options})
+    return {name: one for path in output.glob("*.safetensors") for name, one in load_file(path).items()}
+
+
+def is_nearest(found: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Whether no other number of the dtype is nearer."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
+    error = (found.double() - exact).abs()
+    others = [(found.view(bits) + step).view(found.dtype).double() for step in (-1, 1)]
+    return bool(all((error <= (other - exact).abs()).all() for other in others))
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(tensors, "CHUNK", 1000)
+    found = made(folders, tmp_path / "out", kind)
+    parts = [load_file(folder / "model.safetensors") for folder in folders]
+    for name in ("large", "small", "empty"):
+        exact = sum(weight * part[name].double() for weight, part in zip(WEIGHTS, parts, strict=True))
+        assert found[name].dtype == DTYPES[kind] and found[name].shape == parts[0][name].shape
+        assert is_nearest(found[name].reshape(-1), exact.reshape(-1))
+    assert torch.equal(found["counter"], parts[0]["counter"])
+
+
+def test_of_a_number_just_beside_the_middle_of_two_the_nearer_is_taken():
+    """Rounded by way of float32, it would be in the middle, and go to the even one."""
+    values = np.array([1 + 2**-8 + 2**-40, 1 + 2**-8 - 2**-40, 1 + 3 * 2**-8 - 2**-40, 1 + 2**-8, 1 + 3 * 2**-8])
+    values = np.concatenate([values, -values, [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e300, 2.0**-140]])
+    found = torch.from_numpy(rounded(values, "BF16")).view(torch.bfloat16).double().numpy()
+    steps = np.array([1, 0, 1, 0, 2]) * 2**-7 + 1
+    np.testing.assert_array_equal(found[:10], np.concatenate([steps, -steps]))
+    assert np.isnan(found[10]) and found[11] == np.inf and found[12] == -np.inf and found[15] == np.inf
+    assert not np.signbit(found[13]) and np.signbit(found[14]) and found[16] == 0.0
+
+
+@pytest.mark.parametrize("weights", [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1), (0.123, 0.456, 0.421)])
+def test_the_average_of_equal_tensors_is_that_tensor(folders, tmp_path, weights):
+    kind = next(
+        name for name, dtype in DTYPES.items() if load_file(folders[0] / "model.safetensors")["large"].dtype == dtype
+    )
+    found = made([folders[0]] * 3, tmp_path / "out", kind, weights)
+    if kind == "F64":  # a sum in the same dtype has nothing to spare
+        torch.testing.assert_close(found["large"], load_file(folders[0] / "model.safetensors")["large"])
+    else:
+        for name, tensor in load_file(folders[0] / "model.safetensors").items():
+            assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize(("threads", "chunk"), [(1, 1 << 16), (4, 777), (2, 64)])
+def test_threads_and_chunks_change_no_bit(folders, tmp_path, monkeypatch, threads, chunk):
+    expected = made(folders, tmp_path / "expected", "F32")
+    monkeypatch.setattr(tensors, "THREADS", threads)
+    monkeypatch.setattr(tensors, "CHUNK", chunk)
+    found = made(folders, tmp_path / "out", "F32")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_file_is_laid_out_as_the_library_does_it(folders, tmp_path):
+    found = made(folders, tmp_path / "out", "BF16")
+    save_file(found, tmp_path / "again.safetensors", {"format": "pt"})
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"} and sorted(file.keys()) == sorted(found)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size == (tmp_path / "again.safetensors").stat().st_size
+
+
+def test_shards_have_an_index_and_hold_the_same(folders, tmp_path):
+    whole, parts = (
+        made(folders, tmp_path / "whole", "F32"),
+        made(folders, tmp_path / "parts", "F32", max_shard_size=5000),
+    )
+    assert whole.keys() == parts.keys() and all(torch.equal(parts[name], one) for name, one in whole.items())
+    index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == whole.keys()
+    assert len({*index["weight_map"].values()}) == len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    assert index["metadata"]["total_size"] == sum(one.nbytes for one in whole.values())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}rest"])
+def test_a_file_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole file of weights"), open_files(tmp_path):
+        pass
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(folders, tmp_path):
+    with open_files(folders[0]) as file, open(folders[0] / "model.safetensors", "r+b") as same:
+        same.truncate(100)
+        with pytest.raises(OSError, match=r"0/model\.safetensors has become shorter"):
+            average([file], [1.0], {name: one.dtype for name, one in file.items()}, lambda *_: None)
+
+
+def test_what_a_sink_raises_ends_it_all(folders, monkeypatch):
+    monkeypatch.setattr(tensors, "CHUNK", 10)
+    seen = []
+
+    def full(name, first, part):
+        seen.append(name)
+        raise OSError("No space left on device")
+
+    with open_files(folders[0]) as file, pytest.raises(OSError, match="No space left"):
+        average([file], [1.0], {name: one.dtype for name, one in file.items()}, full)
+    assert len(seen) < 900  # of some thousand
+
+
+def test_pickles_give_the_same(folders, tmp_path):
+    expected = made(folders, tmp_path / "expected", "F32")
+    for folder in folders:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    monkeyed = partial(open_files, allow_pickle=True)
+    output = tmp_path / "out"
+    output.mkdir()
+    with ExitStack() as stack:
+        files = [stack.enter_context(monkeyed(folder)) for folder in folders]
+        header = {name: ("F32" if name != "counter" else one.dtype, one.shape) for name, one in files[0].items()}
+        dtypes = {name: dtype for name, (dtype, _) in header.items()}
+        write(output, header, partial(average, files, WEIGHTS, dtypes), max_shard_size="1GB")
+    found = load_file(output / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
