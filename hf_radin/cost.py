@@ -81,9 +81,7 @@ class Estimate:
     @property
     def logits(self) -> float:
         """Passes for logits: of a pilot, and of the few models of which those of all images are computed then."""
-        if self.pilot is None:
-            return self.ingredients
-        return self.pilot.share * self.ingredients + self.completed
+        return self.ingredients if self.pilot is None else self.pilot.passes(self.ingredients)
 
     @property
     def completed(self) -> int:

@@ -51,7 +51,9 @@ class Trial:
         parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
         anew = [bank.statistics.about["key"]] if bank.statistics else []
         self._path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
-        self._kept = on_main_process(lambda: _read(self._path, np.full(bank.samples, UNKNOWN)))  # of the whole split
+        self._kept = on_main_process(
+            lambda: _classes(self._path, bank.samples, len(bank.classes))
+        )  # of the whole split
         self.predictions = np.full(len(bank), UNKNOWN)
         places, classes = kept.entries if kept else (np.zeros(0, int), np.zeros(0, int))
         self._entries = bank.places[places], classes  # positions in the split
@@ -77,7 +79,7 @@ class Trial:
         todo[places] = some
         unknown = self._kept == UNKNOWN
         images, _ = self._entries
-        unknown[images[np.isnan(self.values) & (self._kept[images] >= 0)]] = True
+        unknown[images[~np.isfinite(self.values) & (self._kept[images] >= 0)]] = True
         todo &= unknown
         on_block(int(np.sum(some & ~todo[places] & (self.predictions == UNKNOWN))))
         if todo.any():
@@ -139,6 +141,12 @@ class Trial:
 def trial_of(bank: LogitBank, recipe: Recipe, kept: Pruned | None = None) -> Trial:
     """The soup of a recipe of a bank's ingredients, to be measured on its images; `kept` as `Trial` has it."""
     return Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics), kept)
+
+
+def _classes(path: Path, samples: int, classes: int) -> np.ndarray:
+    """The classes that a soup was found to predict `(samples,)`, -1 for none; unknown where a number is neither."""
+    found = _read(path, np.full(samples, UNKNOWN))
+    return np.where((found >= -1) & (found < classes), found, UNKNOWN)
 
 
 def _read(path: Path, nothing: np.ndarray) -> np.ndarray:

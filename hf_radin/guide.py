@@ -15,7 +15,7 @@ from hf_radin.race import Entry
 from hf_radin.recipe import Recipe
 from hf_radin.seek import neighbours
 
-# By how much of its weight a candidate differs from all that were measured, at least.
+# By how much of its weight a candidate differs from all that were measured, as long as there are such.
 APART = 0.01
 
 # From how many of the best subsets the search goes on, how many steps at most for one candidate, how many neighbours
@@ -61,15 +61,19 @@ class Guide:
     def _next(self) -> Entry | None:
         if self.local:
             self._look_around()
-        scores, taken = self._predict(self._pool.weights), np.concatenate(self._taken)
-        for place in np.argsort(-scores, kind="stable"):
-            row = self._pool.weights[place]
-            if (np.abs(taken - row).sum(axis=1) > 2 * APART).all():
-                self._taken.append(row[None])
-                estimate = self._plain.score(self._labels, row[None])[0]
-                recipe = self.bank.recipe(row)
-                return Entry(recipe, self._pool.proposals[place], float(estimate), float(scores[place]))
-        return None
+        rows, taken = self._pool.weights, np.concatenate(self._taken)
+        scores = self._predict(rows)
+        order = np.argsort(-scores, kind="stable")
+        apart = [float(np.abs(taken - rows[place]).sum(axis=1).min()) for place in order]
+        # where only near copies are left, the best of these
+        wanted = [place for place, far in zip(order, apart, strict=True) if far > 2 * APART]
+        wanted += [place for place, far in zip(order, apart, strict=True) if 0 < far <= 2 * APART]
+        if not wanted:
+            return None
+        row, proposal, score = rows[wanted[0]], self._pool.proposals[wanted[0]], scores[wanted[0]]
+        self._taken.append(row[None])
+        estimate = self._plain.score(self._labels, row[None])[0]
+        return Entry(self.bank.recipe(row), proposal, float(estimate), float(score))
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
         return over_processes(partial(self._gaps.score, self._labels), rows)

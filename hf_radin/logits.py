@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SAVES_NOTHING = "pilot=%s saves nothing: the logits of %d ingredients take %.3g passes with it."
+
 
 def compute_logits(
     ingredients: Ingredients,
@@ -124,6 +126,8 @@ def compute_logits(
         batchnorm_images=batchnorm_images,
     )
     sample = Pilot.of(pilot)
+    if sample and sample.passes(len(ingredients)) >= len(ingredients):
+        logger.warning(SAVES_NOTHING, sample.share, len(ingredients), sample.passes(len(ingredients)))
     weights_dtype = as_dtype(dtype or "float32")
     if strangers not in ("warn", "drop", "keep"):
         raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
@@ -259,7 +263,14 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
         )
     for one in bank.ingredients:  # of somebody else's bank nothing is here yet
         one.download()
-    return compute_logits(bank.ingredients, split=split, **bank.request)
+    return compute_logits(bank.ingredients, split=split, **{**bank.request, "pilot": None})
+
+
+def check_split(bank: LogitBank, split: str) -> None:
+    """Raises a ValueError if the dataset of a bank has no such split, as far as that is known without reading it."""
+    if bank.about["data"]["name"] != OBJECT:
+        where = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
+        open_split(**{name: bank.request[name] for name in where if name in bank.request}, split=split)
 
 
 @contextmanager

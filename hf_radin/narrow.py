@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_radin.bank import LogitBank
+from hf_radin.data import OBJECT
 from hf_radin.evaluate import trial_of
 from hf_radin.guide import Guide
 from hf_radin.logits import compute_logits
@@ -34,15 +35,22 @@ def narrow(
         kept: ingredients that are kept whatever the pilot says.
 
     Raises:
-        ValueError: if too many classes can win.
+        ValueError: if too many classes can win, or of an ingredient in `kept` a logit is no finite number.
 
     Returns:
-        the bank, and what to say of the pilot: `share`, `seed`, the ids `left_out`, and the `passes` that it took.
+        the bank, and what to say of the pilot: `share`, `seed`, how many ingredients were `given`, the ids
+        `left_out`, and the `passes` that it took.
     """
     if not on_main_process(bank.is_prunable):
         raise ValueError(
             f"The logits in {bank.folder} are of a part of the split, and of too many classes that can win to say "
             "which ingredients are worth all images: compute them without pilot (--pilot)."
+        )
+    dataset = bank.request["dataset"]
+    if isinstance(dataset, str) and dataset == OBJECT:
+        raise ValueError(
+            f"The logits in {bank.folder} are of a part of a Dataset object, and the rest takes the object again: "
+            "call compute_logits with it and the same arguments; what is there is used."
         )
     pilot = bank.about["pilot"]
     recipe, contested = Recipe.uniform(bank.ingredients.ids), np.ones(len(bank), dtype=bool)
@@ -60,8 +68,13 @@ def narrow(
     passes = {"logits": share * len(bank.ingredients), "soups": float(share * contested.mean())}
     if bank.statistics:
         passes["batchnorm"] = bank.statistics.about["images"] / bank.samples
-    left_out = [one for one in bank.ingredients.ids if one not in names]
-    return replace(whole, remarks=bank.remarks), {**pilot, "left_out": left_out, "passes": passes}
+    lost = [name for name in kept if name not in whole.ingredients.ids]
+    if lost:
+        why = next((text for name, text in whole.remarks if name == lost[0]), "is left out of the soup.")
+        raise ValueError(f"{lost[0]}, which one of the recipes uses, {why}")
+    about = {**pilot, "given": len(bank.ingredients), "passes": passes}
+    about["left_out"] = [one for one in bank.ingredients.ids if one not in names]
+    return replace(whole, remarks=tuple(dict.fromkeys((*bank.remarks, *whole.remarks)))), about
 
 
 def _worthy(bank: LogitBank, guide: Guide, kept: Collection[str]) -> list[str]:

@@ -246,10 +246,10 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
     job = estimate(ingredients, **{name: value for name, value in data.items() if name not in needless})
     models, whole = len(ingredients), Pilot.whole(len(ingredients))
     passes = on_main_process(lambda: seconds / 2 / job.logits_seconds * models)
-    there = [one for one in PILOTS if one * count >= LEAST_IMAGES and one * models + whole < models]
+    there = [one for one in PILOTS if one * count >= LEAST_IMAGES and Pilot(one).passes(models) < models]
     if passes >= models or not there:
         return None
-    share = next((one for one in there if one * models + whole <= passes), there[-1])
+    share = next((one for one in there if Pilot(one).passes(models) <= passes), there[-1])
     say(
         f"Logits of {share:.0%} of the split are computed, and then of all of it for {whole} of {models} ingredients: "
         f"those of all would take {job.logits_seconds:,.0f} s of the {seconds:,.0f} (--pilot)."

@@ -10,6 +10,9 @@ import numpy as np
 DRAWN = ("auto", "monte-carlo", "dirichlet")
 SOUGHT = ("subsets", "forward", "local", "line")
 
+# Of so few models there are hardly any subsets: how much of each is what is left to find.
+FEW = 3
+
 # Up to here all subsets are fewer than 4096, and none needs to be left to chance.
 EXHAUSTIVE_UP_TO = 12
 
@@ -40,8 +43,9 @@ def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int
 
     Args:
         proposals: kinds, separated by commas. `monte-carlo` draws subsets in equal parts as the paper does; `auto`
-            takes all up to 12 ingredients (at most 4095 recipes) and draws beyond; `dirichlet` draws mixtures of
-            unequal parts. Kinds that are sought by their scores (`seek`) add nothing here.
+            takes all up to 12 ingredients (at most 4095 recipes), of up to 3 mixtures of unequal parts too, and draws
+            beyond; `dirichlet` draws mixtures of unequal parts. Kinds that are sought by their scores (`seek`) add
+            nothing here.
         count: how many are drawn of each kind (200 in the paper).
 
     Raises:
@@ -58,7 +62,7 @@ def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int
         found += subsets(models)
     elif "auto" in kinds or "monte-carlo" in kinds:
         found += monte_carlo(models, count=count, seed=seed)
-    if "dirichlet" in kinds:
+    if "dirichlet" in kinds or ("auto" in kinds and models <= FEW):
         found += dirichlet(models, count=count, seed=seed)
     return found
 

@@ -91,6 +91,17 @@ class Pruned:
     def models(self) -> int:
         return len(self.logits)
 
+    def is_whole(self, models: int, samples: int, top: int) -> bool:
+        """Whether it can be what is left of the logits of so many models and images."""
+        if (self.models, self.top, len(self.counts)) != (models, top, samples) or (self.counts < 1).any():
+            return False
+        entries = int(self.counts.sum()), int(self.counts[self.counts > self.top].sum())
+        return (
+            entries == (len(self.classes), self.logits.shape[1])
+            and bool((np.sort(self.images) == np.arange(samples)).all())
+            and bool(np.isfinite(self.logits).all())
+        )
+
     @property
     def decided(self) -> np.ndarray:
         """Positions of the decided images, ascending."""
@@ -138,13 +149,21 @@ class Pruned:
             image, entry = image + n, entry + k * n
 
 
-def kept(path: Path, sources: Sequence[Path], make: Callable[[], Pruned]) -> Pruned:
-    """What lies at `path`, if it is whole and no source of it is newer; else it is made, and kept if it can be."""
+def kept(path: Path, sources: Sequence[Path], make: Callable[[], Pruned], *, samples: int, top: int) -> Pruned:
+    """What lies at `path`, if it is whole and no source of it is newer; else it is made, and kept if it can be.
+
+    Args:
+        sources: the logits of each model.
+        samples, top: how many images it is about, and how many of their classes can be among the best.
+    """
     try:
         made_at = path.stat().st_mtime_ns
         if all(one.stat().st_mtime_ns <= made_at for one in sources):
             with np.load(path) as found:
-                return Pruned(**{name: found[name] for name in _ARRAYS}, top=int(found["top"]))
+                pruned = Pruned(**{name: found[name] for name in _ARRAYS}, top=int(found["top"]))
+            if pruned.is_whole(len(sources), samples, top):
+                return pruned
+            logger.info("%s is made anew: it is not of these logits.", path)
     except FileNotFoundError:
         pass
     except Exception as error:  # a broken file may fail in any way

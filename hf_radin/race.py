@@ -129,7 +129,7 @@ def race(
                 run.enter(entry, stays=True)
             run.spent = 0
             waiting = iter(entries)
-            while run.can_afford(len(bank)):
+            while run.can_afford(run.needed()):
                 found = next(waiting, None)
                 if found is None:
                     break
@@ -145,7 +145,7 @@ def race(
             )
         run.finish()
     if ended == "budget" and len(run.runners) <= len(beside):
-        logger.warning("The budget of %s was over before a candidate was measured.", budget)
+        logger.warning("The budget was over before a candidate was measured.")
     return [run.measurement(one) for one in run.runners], ended
 
 
@@ -174,8 +174,7 @@ class _Race:
         self.leader = nobody if best is None else best == self.labels, np.ones(self.images, dtype=bool)
         self.runners: list[_Runner] = []
         self.spent = self.shown = 0  # images: of the budget, and of all that was measured
-        self.sample = int(self._sample(1.0).sum())
-        self.begun = begun
+        self.begun, self.raced = begun, time.perf_counter()
 
     @cached_property
     def looks(self) -> tuple[float, ...]:
@@ -185,9 +184,18 @@ class _Race:
     def can_afford(self, images: int) -> bool:
         """Whether so many images more are within the budget; the same in all processes."""
         wanted = self.spent + images
-        taken = on_main_process(lambda: time.perf_counter() - self.begun)
-        seconds = taken * (1 + images / self.shown) if self.shown else 0.0
+        taken, raced = on_main_process(lambda: [time.perf_counter() - one for one in (self.begun, self.raced)])
+        seconds = taken + raced * images / self.shown if self.shown else taken
         return wanted <= self.budget.passes * self.images and seconds <= self.budget.seconds
+
+    def needed(self) -> int:
+        """Images for one candidate more, and then for the rest of the best, whoever that is."""
+        sample = int(self._sample(1.0).sum())
+        return sample + max(self.images - sample, self._left())
+
+    def _left(self) -> int:
+        """The most images that one of those who may still win was not shown."""
+        return max((int((~one.known).sum()) for one in self.runners if not one.is_out), default=0)
 
     def enter(self, entry: Entry, *, stays: bool = False) -> None:
         """Show a candidate more and more images until it is behind or the sample is over; if it stays, all at once."""
@@ -202,8 +210,9 @@ class _Race:
             if self._lead(one)[0] > 0:
                 self.leader = one.hits, one.known
         trial.forget()
-        if self.learn:
-            self.learn(recipe, trial.values)
+        if self.learn:  # of what it was shown in this race, whatever is known from another
+            images, _ = bank.pruned().entries
+            self.learn(recipe, np.where(one.known[images], trial.values, np.nan))
         self.runners.append(one)  # only now: of one that was interrupted nothing is known
         value, error = self.accuracy(one)
         log({"soup/estimate": entry.estimate, "soup/measured": value}, images=int(one.known.sum()))
@@ -264,7 +273,8 @@ class _Race:
             more = min(2 * self.audit, decided) - self.audit
             # whoever is best then still has to be measured on all images
             sure = error <= SURE * math.sqrt(value * (1 - value) / self.images)
-            if sure or not self.can_afford(more + self.images - self.sample):
+            left = self.images - int(one.known.sum()) - more
+            if sure or not self.can_afford(more + max(left, self._left())):
                 return
             self.audit += more
             yield self._sample(1.0)

@@ -12,7 +12,7 @@ import numpy as np
 from hf_radin import compare, origin
 from hf_radin.bank import LogitBank
 from hf_radin.evaluate import compute_metrics, load_metrics, trial_of
-from hf_radin.logits import of_split
+from hf_radin.logits import check_split, of_split
 from hf_radin.processes import log
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.soup import Soup, versions
@@ -34,8 +34,7 @@ class Report:
         seed: int = 0,
         whole: bool = False,
     ):
-        self.check(bank, test_split, metric, hold_out=hold_out, whole=whole)
-        self.metrics = load_metrics(metrics)
+        self.metrics = self.check(bank, test_split, metric, metrics, hold_out=hold_out, whole=whole)
         if hold_out is None:
             self.bank, self.held_out = bank, _held_out(bank, test_split)
         else:
@@ -51,11 +50,16 @@ class Report:
         bank: LogitBank,
         test_split: str | LogitBank | None,
         metric: str,
+        metrics: Sequence[str],
         *,
         hold_out: float | None = None,
         whole: bool = False,
-    ) -> None:
-        """Raises a ValueError for what can't be chosen by, or proved with."""
+    ) -> dict[str, Any]:
+        """The metrics, if all can be chosen by and proved with that is named.
+
+        Raises:
+            ValueError: if it can't.
+        """
         if whole and bank.is_pilot:
             raise ValueError(
                 f"The logits in {bank.folder} are of a part of the split only; this takes all of them: compute them "
@@ -70,8 +74,17 @@ class Report:
                 f"hold_out={hold_out!r}: the images of a pilot say which ingredients are looked at, and may be among "
                 "those held out; name a test_split."
             )
-        if test_split is not None and not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
-            raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
+        if isinstance(test_split, LogitBank):
+            _check_held_out(bank, test_split)
+        elif test_split is not None:
+            if str(test_split) == bank.split:
+                raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
+            if bank.statistics and str(test_split) == bank.statistics.about["split"]:
+                raise ValueError(
+                    f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
+                )
+            check_split(bank, str(test_split))
+        return load_metrics(metrics)
 
     def soup(
         self, method: str, measured: list[Measurement], settings: dict[str, Any], chosen: Measurement | None = None
@@ -173,13 +186,17 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
     """The bank of the split that proves, refused if it is the split that chooses."""
     if test_split is None:
         return None
-    if not isinstance(test_split, LogitBank) and str(test_split) == bank.split:
-        raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
-    if bank.statistics and not isinstance(test_split, LogitBank) and str(test_split) == bank.statistics.about["split"]:
-        raise ValueError(
-            f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
-        )
     held_out = test_split if isinstance(test_split, LogitBank) else of_split(bank, str(test_split))
+    _check_held_out(bank, held_out)
+    return replace(held_out, ingredients=bank.ingredients, statistics=bank.statistics)
+
+
+def _check_held_out(bank: LogitBank, held_out: LogitBank) -> None:
+    """Raises a ValueError if a bank can't prove what another one chose."""
+    if held_out.is_pilot:
+        raise ValueError(
+            f"The held-out bank in {held_out.folder} is of a part of its split: compute it without pilot."
+        )
     if bank.about["data"]["key"] == held_out.about["data"]["key"]:  # whatever the two are called
         raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
     for name in ("classes", "processor", "dtype", "mixed_precision"):
@@ -197,4 +214,3 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
         raise ValueError(
             f"The split {held_out.split!r} gives the soup its BatchNorm statistics; another one has to prove it."
         )
-    return replace(held_out, ingredients=bank.ingredients, statistics=bank.statistics)

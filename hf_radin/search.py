@@ -48,9 +48,10 @@ def radin(
 ) -> Soup:
     """The best soup that can be found within a budget, after Recipe 2 of the paper (arXiv 2401.17790).
 
-    Candidates are ranked by the accuracy of their ensembles; the weights of the best are really averaged and measured
-    on the bank's split. The singles are known from the logits. The uniform soup is always measured too, beside the
-    budget; a soup that is not better than the best single model is not returned, the best single is.
+    The singles are known from the logits. The uniform soup is measured first, beside the budget; then, as long as that
+    lasts, the candidate whose soup is predicted to be best by the logits and by all soups that were measured before
+    (see `gap` and `guide`). A soup that is not better than the best single model is not returned, the best single is.
+    Of a pilot, recipes are ranked first to choose the ingredients whose logits are computed of all images (`narrow`).
 
     Args:
         bank: logits of the ingredients on the split that chooses.
@@ -59,15 +60,16 @@ def radin(
             it was not measured. An interrupt ends the search early with the best so far.
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
             that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
-            procedure: as many candidates as the budget has passes, each on the whole split.
+            procedure: those of the best estimates (the accuracy of the ensemble), as many as the budget has passes,
+            each on the whole split.
         proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `monte-carlo`, `dirichlet` (see
-            `propose.propose`). Sought by their estimates: `subsets` (all of them, up to 20 ingredients), `forward`,
-            `local` and `line` (see `seek`); with one of these the measured candidates differ from each other in more
-            than a tenth of their weight. `auto` takes all subsets of up to 12 ingredients, else as many as
-            `monte-carlo` draws, and the last two.
+            `propose.propose`). Sought by their estimates: `subsets` (all of them, up to 20 ingredients), `forward` and
+            `line` (see `seek`); by predictions, after each soup anew: `local`. `auto` takes all subsets of up to 12
+            ingredients, else as many as `monte-carlo` draws, and `local`; where soups don't guide the search (`full`,
+            a budget of 0, too many classes that can win) `local` goes by estimates, and `auto` has `line` too.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own (`own`), by the ids of the ingredients; ranked with the others, and measured if
-            their turn comes.
+            their turn comes. A pilot keeps their ingredients.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in the evaluate library.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
@@ -80,6 +82,7 @@ def radin(
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
     spend = Budget.of(budget)
+    recipes = recipes if isinstance(recipes, Recipe) else list(recipes)
     if measure not in ("race", "full"):
         raise ValueError(f"measure={measure!r}: it is 'race' or 'full'.")
     begun = time.perf_counter()
@@ -90,12 +93,14 @@ def radin(
         return found + _own(bank, recipes)
 
     drawn, pilot = draw(), bank.about.get("pilot")
-    Report.check(bank, test_split, metric, hold_out=hold_out)
+    Report.check(bank, test_split, metric, metrics, hold_out=hold_out)
     if bank.is_pilot and spend.passes:
         own = {name for recipe in recipes for name in recipe.used}
         bank, pilot = narrow(bank, lambda: _guide(bank, drawn, kinds), own)
         drawn = draw()
+    paused = time.perf_counter()
     report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed)
+    begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
     bank, full = report.bank, measure == "full"
     guided = not full and spend.passes > 0 and on_main_process(bank.is_prunable)
     found, estimates = _seek(bank, drawn, kinds, guided)

@@ -47,6 +47,10 @@ class Pilot:
         """Of how many models the logits of all images are computed in the end."""
         return min(models, max(4, math.ceil(models / 3)))
 
+    def passes(self, models: int) -> float:
+        """Over the split, for all logits: its own, and those of all images in the end."""
+        return self.share * models + self.whole(models)
+
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions of the drawn images among those of a block, ascending; their number is right on average."""
         generator = np.random.default_rng([self.seed, *block])

@@ -178,6 +178,11 @@ def _has_sample(path: Path) -> bool:
 def _read_sample(path: Path) -> Weights:
     try:
         with np.load(path) as arrays:
-            return Weights(arrays["entries"], str(arrays["broken"]))
+            found = Weights(arrays["entries"], str(arrays["broken"]))
+        if found.entries.ndim != 1 or found.entries.dtype != np.float32:
+            raise ValueError(f"entries of {found.entries.dtype}, of the shape {found.entries.shape}")
+        if not (found.broken or np.isfinite(found.entries).all()):
+            raise ValueError("entries that are no finite numbers")
+        return found
     except (ValueError, OSError, KeyError, EOFError, BadZipFile, TypeError) as error:
         raise ValueError(f"{path} can't be read ({error}); remove it and run the same again.") from error

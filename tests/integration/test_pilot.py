@@ -1,7 +1,9 @@
 """Logits of a part of the split rank recipes; soups are measured on all of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -94,7 +96,7 @@ def test_the_card_says_what_was_not_computed(pilot, tmp_path):
     soup = hf_radin.radin(pilot, budget=2)
     soup.save_pretrained(tmp_path / "soup")
     text = (tmp_path / "soup" / "README.md").read_text()
-    assert "All 5 checkpoints were run on a random 25.00 % of these images; on all of them only the 4 that" in text
+    assert "All 5 checkpoints were run on a random 25.00 % of these images first, which said of which 4 the" in text
     (name,) = soup.about["pilot"]["left_out"]
     assert f"{Path(name).name}." in text.replace("\\", "")
     hf_radin.radin(pilot, budget=0).save_pretrained(tmp_path / "estimated")
@@ -113,3 +115,54 @@ def test_one_with_too_much_left_says_so(bank, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "MOST", 0)
     with pytest.raises(ValueError, match="of too many classes"):
         hf_radin.radin(made, budget=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"test_split": "nosuch"}, "nosuch"), ({"metrics": ("nosuch",)}, "nosuch"), ({"test_split": None}, "pilot")],
+)
+def test_what_can_not_be_is_refused_before_the_rest_of_the_logits(pilot, monkeypatch, options, message):
+    monkeypatch.setattr("hf_radin.narrow.compute_logits", lambda *_, **__: pytest.fail("logits were computed"))
+    options = {"test_split": pilot} if "pilot" in message else options
+    with pytest.raises(ValueError, match=message):
+        hf_radin.radin(pilot, budget=2, **options)
+
+
+def test_without_measuring_the_held_out_split_is_whole(pilot):
+    soup = hf_radin.radin(pilot, budget=0, test_split="test")
+    assert {one.images for one in soup.results if one.split == "test"} == {497}
+
+
+def test_an_ingredient_that_is_lost_on_the_rest_is_named(runs, digits, tmp_path, monkeypatch):
+    """Its logits are numbers on the pilot, and on other images they are not."""
+    from hf_radin import narrow
+
+    made = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=tmp_path, pilot=0.1)
+    compute, lost = narrow.compute_logits, []
+
+    def losing(ingredients, dataset, **options):
+        lost.append(ingredients.ids[0])
+        found = compute(ingredients[1:], dataset, **options)
+        return replace(found, remarks=((lost[0], "gives logits that are no finite numbers."),))
+
+    monkeypatch.setattr(narrow, "compute_logits", losing)
+    soup = hf_radin.radin(made, budget=1)
+    assert (lost[0], "gives logits that are no finite numbers.") in [tuple(one) for one in soup.about["remarks"]]
+    assert soup.about["pilot"]["given"] == 5 and lost[0] not in soup.about["pilot"]["left_out"]
+    mine = hf_radin.Recipe.uniform([lost[0], soup.about["ingredients"][0]["id"]])
+    with pytest.raises(ValueError, match=r"which one of the recipes uses, gives logits that are no finite"):
+        hf_radin.radin(made, budget=1, recipes=[mine])
+
+
+def test_one_of_a_dataset_object_needs_the_object_again(bank, digits, tmp_path):
+    data = datasets.load_dataset("parquet", data_dir=str(digits / "data"), split="validation")
+    data = data.cast_column("image", datasets.Image()) if "image" in data.column_names else data
+    made = hf_radin.compute_logits(bank.ingredients, data, cache_dir=tmp_path, pilot=0.25)
+    with pytest.raises(ValueError, match="the rest takes the object again"):
+        hf_radin.radin(hf_radin.LogitBank.open(made.folder), budget=1)
+    assert hf_radin.radin(made, budget=1).recipe
+
+
+def test_a_pilot_that_saves_nothing_says_so(bank, digits, cache, caplog):
+    hf_radin.compute_logits(bank.ingredients[:3], digits, cache_dir=cache, pilot=0.25)
+    assert "pilot=0.25 saves nothing: the logits of 3 ingredients take 3.75 passes with it" in caplog.text

@@ -254,3 +254,55 @@ def test_lines_need_classes_that_can_not_win(bank, tmp_path, digits, monkeypatch
     assert hf_radin.radin(alone, budget=0, proposals="auto,local").about["scored"] > 30
     with pytest.raises(ValueError, match="proposals='line' works on the classes that can win"):
         hf_radin.radin(alone, budget=2, proposals="line")
+
+
+class Odd(Equal):
+    """Stands for a trial whose soup differs from its ensemble on decided images too, on more and more of them."""
+
+    def __init__(self, bank, recipe, kept=None):
+        super().__init__(bank, recipe, kept)
+        generator = np.random.default_rng(abs(hash(recipe)) % 2**32)
+        self.classes = bank.predict(bank.row(recipe))
+        wrong = generator.random(len(bank)) < generator.choice([0.0, 0.02, 0.2])
+        self.classes = np.where(wrong, -1, self.classes)
+
+
+@pytest.mark.parametrize("budget", [2, 3, 5])
+def test_no_budget_is_overspent_where_audits_grow(bank, monkeypatch, budget):
+    """The best so far may have been shown less than the last: what it lacks is counted before another begins."""
+    monkeypatch.setattr(race, "trial_of", Odd)
+    for seed in range(40):
+        rows = np.random.default_rng(seed).dirichlet(np.ones(5), size=24)
+        entries = [race.Entry(bank.recipe(row), "own", 0.8) for row in rows]
+        measured, _ = race.race(bank, entries, race.Budget(budget), best=None, seed=seed)
+        assert sum(one.images for one in measured) <= budget * 600
+
+
+def test_a_search_does_not_depend_on_what_others_left(fresh):
+    alone = hf_radin.radin(fresh, budget=2, seed=1).measurements
+    for path in (fresh.folder / "soups").glob("*"):
+        path.unlink()
+    hf_radin.radin(fresh, budget=1000, measure="full")
+    hf_radin.radin(fresh, budget=3, seed=2)
+    assert hf_radin.radin(fresh, budget=2, seed=1).measurements == alone
+
+
+def test_logits_of_the_final_figures_are_no_part_of_a_duration(fresh, monkeypatch):
+    from hf_radin import report
+
+    clock, of_split = [0.0], report.of_split
+
+    def slow(*args):
+        clock[0] += 1000
+        return of_split(*args)
+
+    monkeypatch.setattr(report, "of_split", slow)
+    monkeypatch.setattr(race.time, "perf_counter", lambda: clock[0])
+    assert len(shown(fresh, budget="500s", test_split="test")[1]) > 1
+
+
+def test_own_recipes_are_measured_however_near_they_are(fresh):
+    ids = fresh.ingredients.ids
+    mine = [hf_radin.Recipe(ids[:2], (0.5 + step, 0.5 - step)) for step in (0.001, 0.002, 0.49)]
+    soup = hf_radin.radin(fresh, budget=100, recipes=(one for one in mine), proposals="monte-carlo", candidates=1)
+    assert {one.recipe for one in soup.measurements if one.proposal == "own"} == {*mine}

@@ -213,31 +213,47 @@ def test_what_is_no_logit_is_refused():
 def test_what_is_kept_is_read_again_and_made_anew_where_it_must(tmp_path):
     path, source, made = tmp_path / "pruned" / "one.npz", tmp_path / "logits.npy", []
     source.touch()
+    sources, about = [source] * len(BANKS["related"]), {"samples": 300, "top": 1}
 
     def make(top: int = 1) -> pruning.Pruned:
         made.append(top)
         return prune(BANKS["related"].astype(np.float16), top=top)
 
-    first = pruning.kept(path, [source], make)
-    again = pruning.kept(path, [source], make)
+    first = pruning.kept(path, sources, make, **about)
+    again = pruning.kept(path, sources, make, **about)
     assert len(made) == 1 and again.top == first.top == 1
     for name in pruning._ARRAYS:
         one, other = getattr(first, name), getattr(again, name)
         assert (one == other).all() and one.dtype == other.dtype
     os.utime(source, ns=(0, path.stat().st_mtime_ns + 1))  # other logits
-    pruning.kept(path, [source], make)
+    pruning.kept(path, sources, make, **about)
     assert len(made) == 2
     os.utime(source, (0, 0))
     whole = path.read_bytes()
     for broken in (b"", b"no archive", whole[:500], whole[: len(whole) // 2], whole[:3000] + b"?" + whole[3001:]):
         path.write_bytes(broken)
         count = len(made)
-        assert (pruning.kept(path, [source], make).logits == first.logits).all()
+        assert (pruning.kept(path, sources, make, **about).logits == first.logits).all()
         assert len(made) == count + 1
     assert path.read_bytes() == whole and not list(path.parent.glob(".*"))
 
 
+def test_what_is_kept_of_other_logits_is_made_anew(tmp_path):
+    logits = BANKS["related"].astype(np.float16)
+    first, path = prune(logits), tmp_path / "one.npz"
+    whole = {name: getattr(first, name) for name in pruning._ARRAYS}
+    nan = np.where(np.arange(first.logits.size).reshape(first.logits.shape) == 5, np.nan, first.logits)
+    wrong = [{"logits": nan.astype(np.float16)}, {"logits": first.logits[:2]}, {"logits": first.logits[:, :-1]}]
+    wrong += [{"top": np.array(5)}, {"images": first.images[:-1], "counts": first.counts[:-1]}]
+    wrong += [{"images": np.zeros_like(first.images)}, {"classes": first.classes[:-3]}]
+    for one in wrong:
+        np.savez(path, **{"top": np.array(1), **whole, **one})
+        found = pruning.kept(path, [tmp_path] * len(logits), lambda: first, samples=300, top=1)
+        assert found is first
+
+
 def test_a_folder_that_can_not_be_written_to_costs_only_time(tmp_path, caplog):
     (tmp_path / "pruned").write_text("a file where the folder should be")
-    found = pruning.kept(tmp_path / "pruned" / "one.npz", [], lambda: prune(BANKS["related"].astype(np.float16)))
+    path = tmp_path / "pruned" / "one.npz"
+    found = pruning.kept(path, [], lambda: prune(BANKS["related"].astype(np.float16)), samples=300, top=1)
     assert len(found.images) == 300 and "can't be kept" in caplog.text
