@@ -26,7 +26,7 @@ import hf_radin
 from hf_radin.budget import Budget
 from hf_radin.evaluate import trial_of
 from hf_radin.gap import Gaps
-from hf_radin.propose import monte_carlo, propose
+from hf_radin.propose import FROM_START, monte_carlo, propose
 from hf_radin.race import Entry, race
 from hf_radin.report import predict
 from hf_radin.seek import best_subsets
@@ -171,6 +171,30 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
         print(f"| {name} | {cells} | {gain.mean():+.2f} +- {1.96 * gain.std(ddof=1) / seeds**0.5:.2f} |", flush=True)
 
 
+def with_start(folder: Path, zoo: Zoo, seeds: int, budget: float = 4) -> None:
+    """What mixing with the model that all began from gains over the paper's procedure, which has no such ingredient."""
+    start = folder / f"start-{ZOOS[zoo.name][0]}" / "start"
+    found = hf_radin.gather([str(start), *zoo.bank.ingredients.ids])
+    banks = [
+        hf_radin.compute_logits(found, str(folder / "data"), split=split, cache_dir=folder / "cache")
+        for split in ("validation", "test")
+    ]
+    for kind in FROM_START:
+        validation, gains = [], []
+        for seed in range(seeds):
+            full = {"proposals": "monte-carlo", "measure": "full"}
+            paper = hf_radin.radin(zoo.bank, budget=budget, seed=seed, **full)
+            soup = hf_radin.radin(banks[0], budget=budget, seed=seed, proposals=kind, start=str(start))
+            validation.append(soup.accuracy("soup", "validation"))
+            on_test = float((predict(banks[1], soup.recipe) == banks[1].labels).mean())
+            gains.append(100 * (on_test - zoo.on_test(paper.recipe)))
+        half = 1.96 * np.std(gains, ddof=1) / seeds**0.5
+        print(
+            f"| {kind} | {100 * statistics.median(validation):.2f} | | {np.mean(gains):+.2f} +- {half:.2f} |",
+            flush=True,
+        )
+
+
 def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
     """How well soups are ranked: by their estimates, by what measured soups say of the others, and by a spread.
 
@@ -263,6 +287,7 @@ def main() -> None:
             predictions(zoo, args.seeds)
             exhaustive(zoo)
             kinds(zoo, args.seeds)
+            with_start(folder, zoo, args.seeds)
 
 
 if __name__ == "__main__":

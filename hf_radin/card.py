@@ -11,7 +11,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
-SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "candidates", "seed", "accept")
+SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "start", "candidates", "seed", "accept")
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 

@@ -111,8 +111,9 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     measured = "show soups the telling images first and drop what is behind (race), or all of the split (full)"
     add("--measure", choices=("race", "full"), default="race", help=f"{measured} (radin; default race)")
     add("--hold-out", type=float, metavar="SHARE", help="in place of --test-split a share of the split, as in 0.2")
-    kinds = "kinds of candidates (radin): auto, monte-carlo, dirichlet, subsets, forward, local, line; with commas"
-    add("--proposals", default="auto", metavar="KINDS", help=kinds)
+    kinds = "auto, monte-carlo, dirichlet, subsets, forward, local, line, wise-ft, model-stock"
+    add("--proposals", default="auto", metavar="KINDS", help=f"kinds of candidates (radin): {kinds}; with commas")
+    add("--start", metavar="ID", help="of the ingredients, the one that all others began from (wise-ft, model-stock)")
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
@@ -153,7 +154,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
     if args.hold_out is not None and args.method != "radin":
         raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
-    for name, default in (("measure", "race"), ("proposals", "auto")):
+    for name, default in (("measure", "race"), ("proposals", "auto"), ("start", None)):
         if args.method != "radin" and getattr(args, name) != default:
             raise ValueError(f"--{name} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
     if args.budget is not None:
@@ -276,11 +277,12 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
     from hf_radin.plain import refuse_ingredients
-    from hf_radin.propose import propose
+    from hf_radin.propose import check_start, propose, split_kinds
 
     refuse_ingredients(args.output, ingredients)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
-    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "seed")
+    check_start(split_kinds(args.proposals), args.start, ingredients.ids)
+    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "seed")
     own = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in own if getattr(args, name) is not None},

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 # What draws its candidates blindly, and what seeks them by their scores (seek.py).
 DRAWN = ("auto", "monte-carlo", "dirichlet")
-SOUGHT = ("subsets", "forward", "local", "line")
+SOUGHT = ("subsets", "forward", "local", "line", "wise-ft", "model-stock")
+
+# Of these, which need to know the model that all others were fine-tuned from.
+FROM_START = ("wise-ft", "model-stock")
 
 # Of so few models there are hardly any subsets: how much of each is what is left to find.
 FEW = 3
@@ -79,6 +83,20 @@ def split_kinds(proposals: str) -> tuple[str, ...]:
             known = ", ".join(map(repr, DRAWN + SOUGHT))
             raise ValueError(f"proposals={proposals!r}: it is one of {known}, or several with commas between.")
     return kinds
+
+
+def check_start(kinds: Sequence[str], start: str | None, ids: Sequence[str]) -> None:
+    """Raises a ValueError if kinds need a start that is not there, or don't need the one that is given."""
+    needing = [kind for kind in kinds if kind in FROM_START]
+    if needing and start is None:
+        raise ValueError(
+            f"proposals={needing[0]!r} mixes with the model that all others were fine-tuned from: make that one of "
+            "the ingredients, and name it with start=... (--start ID)."
+        )
+    if start is not None and not needing:
+        raise ValueError(f"start={start!r} is for proposals={' or '.join(map(repr, FROM_START))}.")
+    if start is not None and start not in ids:
+        raise ValueError(f"start={start!r} is none of the ingredients: {', '.join(ids)}.")
 
 
 def singles(models: int) -> Candidates:

@@ -19,7 +19,7 @@ from hf_radin.compare import interval
 from hf_radin.guide import Guide
 from hf_radin.narrow import narrow
 from hf_radin.processes import log, on_main_process, over_processes, progress_bar, the_accelerator
-from hf_radin.propose import SOUGHT, Candidates, propose, split_kinds
+from hf_radin.propose import SOUGHT, Candidates, check_start, propose, split_kinds
 from hf_radin.race import Entry, race
 from hf_radin.recipe import Measurement, Recipe
 from hf_radin.report import Report, choose, predict
@@ -40,6 +40,7 @@ def radin(
     proposals: str = "auto",
     candidates: int = 200,
     recipes: Sequence[Recipe] = (),
+    start: str | None = None,
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -67,9 +68,12 @@ def radin(
             `line` (see `seek`); by predictions, after each soup anew: `local`. `auto` takes all subsets of up to 12
             ingredients, else as many as `monte-carlo` draws, and `local`; where soups don't guide the search (`full`,
             a budget of 0, too many classes that can win) `local` goes by estimates, and `auto` has `line` too.
+            `wise-ft` and `model-stock` mix with the model that all began from (see `seek`), as in `"auto,wise-ft"`.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own (`own`), by the ids of the ingredients; ranked with the others, and measured if
             their turn comes. A pilot keeps their ingredients.
+        start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
+            same classes.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in the evaluate library.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
@@ -92,10 +96,11 @@ def radin(
         found = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed)
         return found + _own(bank, recipes)
 
+    check_start(kinds, start, bank.ingredients.ids)
     drawn, pilot = draw(), bank.about.get("pilot")
     Report.check(bank, test_split, metric, metrics, hold_out=hold_out)
     if bank.is_pilot and spend.passes:
-        own = {name for recipe in recipes for name in recipe.used}
+        own = {name for recipe in recipes for name in recipe.used} | ({start} if start else set())
         bank, pilot = narrow(bank, lambda: _guide(bank, drawn, kinds), own)
         drawn = draw()
     paused = time.perf_counter()
@@ -103,7 +108,7 @@ def radin(
     begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
     bank, full = report.bank, measure == "full"
     guided = not full and spend.passes > 0 and on_main_process(bank.is_prunable)
-    found, estimates = _seek(bank, drawn, kinds, guided)
+    found, estimates = _seek(bank, drawn, kinds, start, guided)
     kind_of, singles = np.array(found.proposals), _singles(bank)
 
     def entry(row: np.integer) -> Entry:
@@ -133,12 +138,14 @@ def radin(
         soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
         ended = None
     settings = {"budget": str(spend), "measure": measure, "proposals": proposals, "candidates": int(candidates)}
-    settings |= {"seed": int(seed), "hold_out": hold_out, "ended": ended}
+    settings |= {"seed": int(seed), "hold_out": hold_out, "ended": ended, "start": start}
     settings |= {"scored": len(found.proposals), "pilot": pilot}  # with singles and uniform, or all subsets
     return report.soup("radin", singles + soups, settings)
 
 
-def _seek(bank: LogitBank, drawn: Candidates, kinds: Sequence[str], guided: bool) -> tuple[Candidates, np.ndarray]:
+def _seek(
+    bank: LogitBank, drawn: Candidates, kinds: Sequence[str], start: str | None, guided: bool
+) -> tuple[Candidates, np.ndarray]:
     """The drawn candidates and those that are sought by their estimates, and the estimates `(recipes,)`.
 
     Raises:
@@ -156,14 +163,24 @@ def _seek(bank: LogitBank, drawn: Candidates, kinds: Sequence[str], guided: bool
     def step(start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
         return on_main_process(lambda: bank.best_step(start, end))
 
-    return seek(drawn, score(drawn.weights), score, step, [kind for kind in kinds if kind not in left_out])
+    return seek(
+        drawn,
+        score(drawn.weights),
+        score,
+        step,
+        [kind for kind in kinds if kind not in left_out],
+        start=None if start is None else bank.ingredients.ids.index(start),
+        products=_products(bank) if "model-stock" in kinds else None,
+    )
 
 
 def _guide(bank: LogitBank, candidates: Candidates, kinds: Sequence[str]) -> Guide:
-    products = trial.products(
-        bank.ingredients, bank.folder.parent.parent, as_dtype(bank.about["dtype"]), the_accelerator()
-    )
-    return Guide(bank, candidates, products, local=bool({"auto", "local"} & set(kinds)))
+    return Guide(bank, candidates, _products(bank), local=bool({"auto", "local"} & set(kinds)))
+
+
+def _products(bank: LogitBank) -> np.ndarray:
+    home, dtype = bank.folder.parent.parent, as_dtype(bank.about["dtype"])
+    return trial.products(bank.ingredients, home, dtype, the_accelerator())
 
 
 def greedy(

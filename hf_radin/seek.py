@@ -32,14 +32,24 @@ SCORED_AT_ONCE, KEPT = 1 << 15, 4096
 
 
 def seek(
-    drawn: Candidates, scores: np.ndarray, score: Score, step: Step, kinds: Sequence[str]
+    drawn: Candidates,
+    scores: np.ndarray,
+    score: Score,
+    step: Step,
+    kinds: Sequence[str],
+    *,
+    start: int | None = None,
+    products: np.ndarray | None = None,
 ) -> tuple[Candidates, np.ndarray]:
     """The drawn candidates and those that are sought from there, and the scores of all.
 
     Args:
         drawn: the first of them are the singles.
         scores: theirs, `(recipes,)`.
-        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last two; others add nothing.
+        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last two; `wise-ft` and `model-stock`; others
+            add nothing.
+        start: which model the others were fine-tuned from, for the last two.
+        products: of all pairs of models, as they lie to their mean, for `model-stock` (see `kinship.products`).
     """
     models, found = drawn.weights.shape[1], drawn
     kinds = (*kinds, *AUTO) if "auto" in kinds else kinds
@@ -55,6 +65,12 @@ def seek(
     if "line" in kinds:
         for row in np.argsort(-scores, kind="stable")[:LINES]:
             found += line_search(drawn.weights[row], step)
+    if "wise-ft" in kinds and start is not None:
+        order = np.argsort(-scores, kind="stable")
+        rows = drawn.weights[order[drawn.weights[order, start] == 0]]
+        found += wise_ft(start, rows[:STARTS])
+    if "model-stock" in kinds and start is not None and products is not None:
+        found += model_stock(start, products)
     new = found.weights[len(drawn.weights) :]
     return found, np.concatenate([scores, score(new)]) if len(new) else scores
 
@@ -142,6 +158,33 @@ def local_search(members: np.ndarray, score: Score) -> Candidates:
         best, members = float(scores[place]), near[place]
     found = members[None][: int((members != start).any())]
     return Candidates(equal_parts(found), ("local",) * len(found))
+
+
+def wise_ft(start: int, rows: np.ndarray) -> Candidates:
+    """Recipes `(recipes, models)` mixed with the model that all began from, in nine steps (arXiv 2109.01903)."""
+    models = rows.shape[1]
+    shares = np.arange(1, 10)[:, None] / 10
+    found = [share * row + (1 - share) * np.eye(models)[start] for row in rows for share in shares]
+    return Candidates(np.array(found).reshape(-1, models), ("wise-ft",) * len(found))
+
+
+def model_stock(start: int, products: np.ndarray) -> Candidates:
+    """The mean of all others drawn to their start by the angle between them, one for all layers (arXiv 2403.19522).
+
+    With n models and the mean cosine c of their differences from the start, the mean counts n c / (1 + (n - 1) c):
+    that point is nearest to the centre of the shell on which fine-tunes seem to lie. The paper has an angle a layer.
+    """
+    models = len(products)
+    others = np.flatnonzero(np.arange(models) != start)
+    apart = products - products[start] - products[:, [start]] + products[start, start]
+    apart, n = apart[np.ix_(others, others)], models - 1
+    lengths = np.sqrt(np.maximum(apart.diagonal(), np.finfo(float).tiny))
+    cosines = apart / np.outer(lengths, lengths)
+    cosine = np.clip((cosines.sum() - n) / max(n * (n - 1), 1), 0, 1) if n > 1 else 1.0
+    share = n * cosine / (1 + (n - 1) * cosine)
+    row = np.full(models, share / n)
+    row[start] = 1 - share
+    return Candidates(row[None] / row.sum(), ("model-stock",))
 
 
 def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: float = APART) -> list[int]:

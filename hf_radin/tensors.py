@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +81,48 @@ def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
         if length > min(size - 8, checkpoint.HEADER_LIMIT):
             raise ValueError(f"its header says that it has {length} bytes")
         layout = checkpoint.parse_offsets(file.read(length), size - 8 - length)
+        if hasattr(os, "posix_fadvise"):  # the system may read ahead while sums are taken
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     except (OSError, ValueError, struct.error) as error:
         raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
+    shared = _Shared(file)
     return {
-        name: Tensor(dtype, shape, partial(_read, path, file.fileno(), 8 + length + first))
+        name: Tensor(dtype, shape, partial(_read, path, shared, 8 + length + first))
         for name, (dtype, shape, first) in layout.items()
     }
 
 
-def _read(path: Path, file: int, start: int, first: int, kept: memoryview) -> None:
+def _read(path: Path, file: _Shared, start: int, first: int, kept: memoryview) -> None:
     done = 0
     while done < len(kept):  # one call may read less
-        got = os.preadv(file, [kept[done:]], start + first + done)
+        got = file.read(start + first + done, kept[done:])
         if not got:
             raise OSError(f"{path} has become shorter while it was read.")
         done += got
+
+
+class _Shared:
+    """A file that threads read and write at places of their own; some systems have but one place a file."""
+
+    def __init__(self, file: FileIO):
+        self.file, self.lock = file, threading.Lock()
+
+    def read(self, start: int, kept: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.file.fileno(), [kept], start)
+        with self.lock:
+            self.file.seek(start)
+            return self.file.readinto(kept) or 0
+
+    def write(self, start: int, part: Any) -> None:
+        rest, done = memoryview(part).cast("B"), 0
+        while done < len(rest):  # one call may write less
+            if hasattr(os, "pwrite"):
+                done += os.pwrite(self.file.fileno(), rest[done:], start + done)
+            else:
+                with self.lock:
+                    self.file.seek(start + done)
+                    done += self.file.write(rest[done:])
 
 
 def _of_pickles(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Tensor]:
@@ -215,22 +243,23 @@ def write(folder: Path, header: Header, fill: Callable[[Sink], object], *, max_s
         max_shard_size=max_shard_size,
     )
     with ExitStack() as stack:
-        places: dict[str, tuple[int, int]] = {}
+        places: dict[str, tuple[_Shared, int]] = {}
         files = []
         for filename, names in plan.filename_to_tensors.items():
             # numbers of many bytes first: then each lies at a multiple of its size
             ordered = sorted(names, key=lambda name: (-BYTES[header[name][0]], name))
             file = stack.enter_context((folder / filename).open("wb", buffering=0))
-            files.append(file.fileno())
+            files.append(file)
+            shared = _Shared(file)
             text, start = _header_of({name: header[name] for name in ordered}, sizes)
-            _write(file.fileno(), 0, text)
-            os.ftruncate(file.fileno(), start + sum(sizes[name] for name in names))
+            shared.write(0, text)
+            file.truncate(start + sum(sizes[name] for name in names))
             for name in ordered:
-                places[name] = file.fileno(), start
+                places[name] = shared, start
                 start += sizes[name]
-        fill(lambda name, first, part: _write(places[name][0], places[name][1] + first, part))
-        for one in files:
-            os.fsync(one)
+        fill(lambda name, first, part: places[name][0].write(places[name][1] + first, part))
+        for file in files:
+            os.fsync(file.fileno())
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -246,9 +275,3 @@ def _header_of(header: Header, sizes: Mapping[str, int]) -> tuple[bytes, int]:
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, 8 + len(text)
-
-
-def _write(file: int, start: int, part: Any) -> None:
-    rest, done = memoryview(part).cast("B"), 0
-    while done < len(rest):  # one call may write less
-        done += os.pwrite(file, rest[done:], start + done)

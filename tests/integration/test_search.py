@@ -334,3 +334,28 @@ def test_recipes_of_your_own_are_candidates(bank):
     assert own.recipe.used == {ids[0]: 0.25, ids[3]: 0.75} and own.images == 600
     with pytest.raises(ValueError, match="No ingredient 'other'"):
         hf_radin.radin(bank, recipes=[hf_radin.Recipe.uniform(["other"])])
+
+
+def test_the_start_is_an_ingredient_to_mix_with(start, runs, digits, tmp_path):
+    found = hf_radin.gather([str(start), f"{runs}/ft-[012]"])
+    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
+    soup = hf_radin.radin(bank, budget=100, proposals="wise-ft,model-stock,local", start=found.ids[0])
+    raced = {one.proposal: one for one in soup.measurements}
+    assert {"wise-ft", "model-stock"} <= raced.keys() and soup.about["start"] == found.ids[0]
+    assert all(found.ids[0] in raced[kind].recipe.used for kind in ("wise-ft", "model-stock"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"proposals": "auto,wise-ft"},
+            "proposals='wise-ft' mixes with the model that all others were fine-tuned from",
+        ),
+        ({"proposals": "model-stock", "start": "org/other"}, "start='org/other' is none of the ingredients"),
+        ({"start": "org/other"}, "start='org/other' is for proposals='wise-ft' or 'model-stock'"),
+    ],
+)
+def test_a_start_and_what_it_is_for_go_together(bank, options, message):
+    with pytest.raises(ValueError, match=message):
+        hf_radin.radin(bank, budget=1, **options)

@@ -7,7 +7,7 @@ import pytest
 
 from hf_radin import seek as seeking
 from hf_radin.propose import dirichlet
-from hf_radin.seek import best_subsets, forward, line_search, local_search, shortlist
+from hf_radin.seek import best_subsets, forward, line_search, local_search, model_stock, shortlist, wise_ft
 
 MODELS = 7
 TARGET = np.array([0.5, 0.25, 0.25, 0, 0, 0, 0])
@@ -109,3 +109,38 @@ def test_line_search_goes_up_and_finds_parts_that_no_subset_has(start):
 
 def test_line_search_ends_at_once_where_nothing_is_better():
     assert line_search(TARGET, best_by_grid).weights.shape == (0, MODELS)
+
+
+def test_recipes_are_mixed_with_the_start_in_tenths():
+    rows = np.array([TARGET, np.eye(MODELS)[1]])
+    found = wise_ft(6, rows)
+    assert on_simplex(found.weights) and len(found.weights) == 18 and set(found.proposals) == {"wise-ft"}
+    np.testing.assert_allclose(found.weights[2], 0.3 * TARGET + 0.7 * np.eye(MODELS)[6])
+    assert wise_ft(0, np.zeros((0, MODELS))).weights.shape == (0, MODELS)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.5, 1.2, np.pi / 2])
+def test_model_stock_is_nearest_to_the_centre_of_the_shell(angle):
+    """Fine-tunes that lie at one distance from the start and at one angle to each other, around an unknown centre."""
+    models, start = 5, np.random.default_rng(0).normal(size=40)
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(40, models)))[0].T
+    apart = (
+        np.sqrt(np.cos(angle)) * basis[0] + np.sqrt(1 - np.cos(angle)) * basis[1:]
+    )  # cosines of `angle` between them
+    weights = np.vstack([start + 2 * apart, start])
+    centred = weights - weights.mean(axis=0)
+    (row,) = model_stock(models - 1, centred @ centred.T).weights
+    assert np.isclose(row.sum(), 1) and (row >= -1e-12).all() and np.ptp(row[:-1]) < 1e-9
+    n, cosine = models - 1, np.cos(angle)
+    assert row[-1] == pytest.approx(1 - n * cosine / (1 + (n - 1) * cosine), abs=1e-9)
+    centre = start + 2 * np.sqrt(np.cos(angle)) * basis[0]  # what the noise of each lies around
+    share = np.linspace(0, 1, 1001)[:, None]
+    line = start + share * (weights[:-1].mean(axis=0) - start)
+    nearest = share[np.argmin(((line - centre) ** 2).sum(axis=1))].item()
+    assert 1 - row[-1] == pytest.approx(nearest, abs=1e-3)
+
+
+def test_model_stock_of_models_that_are_their_start_is_a_recipe():
+    assert on_simplex(model_stock(0, np.zeros((3, 3))).weights) and on_simplex(
+        model_stock(1, np.zeros((2, 2))).weights
+    )

@@ -95,6 +95,15 @@ def test_threads_and_chunks_change_no_bit(folders, tmp_path, monkeypatch, thread
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_where_files_have_but_one_place_the_same_is_written(folders, tmp_path, monkeypatch):
+    expected = made(folders, tmp_path / "expected", "F32")
+    monkeypatch.setattr(tensors, "CHUNK", 100)
+    for name in ("preadv", "pwrite", "posix_fadvise"):
+        monkeypatch.delattr(tensors.os, name)
+    found = made(folders, tmp_path / "out", "F32")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_file_is_laid_out_as_the_library_does_it(folders, tmp_path):
     found = made(folders, tmp_path / "out", "BF16")
     save_file(found, tmp_path / "again.safetensors", {"format": "pt"})
