@@ -172,14 +172,14 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
 
 
 def with_start(folder: Path, zoo: Zoo, seeds: int, budget: float = 4) -> None:
-    """What mixing with the model that all began from gains over the paper's procedure, which has no such ingredient."""
+    """What mixing with the start gains over the paper's procedure, which has no such ingredient."""
     start = folder / f"start-{ZOOS[zoo.name][0]}" / "start"
     found = hf_radin.gather([str(start), *zoo.bank.ingredients.ids])
     banks = [
         hf_radin.compute_logits(found, str(folder / "data"), split=split, cache_dir=folder / "cache")
         for split in ("validation", "test")
     ]
-    for kind in FROM_START:
+    for kind in (*FROM_START, "auto,wise-ft"):
         validation, gains = [], []
         for seed in range(seeds):
             full = {"proposals": "monte-carlo", "measure": "full"}
