@@ -251,6 +251,14 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
     Raises:
         ValueError: if the bank was computed from an object that is one split.
     """
+    check_split(bank, split)
+    for one in bank.ingredients:  # of somebody else's bank nothing is here yet
+        one.download()
+    return compute_logits(bank.ingredients, split=split, **{**bank.request, "pilot": None})
+
+
+def check_split(bank: LogitBank, split: str) -> None:
+    """Raises a ValueError if the data of a bank have no such split, as far as that is known without reading it."""
     if bank.origin is not None and bank.request["dataset"] == OBJECT:
         raise ValueError(
             f"The images of the bank {bank.origin} are not on the Hub, and its split {split!r} is not either. Name no "
@@ -261,13 +269,6 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
             f"The bank in {bank.folder} was computed from a Dataset object, which has no other splits. Compute the "
             f"bank of the split {split!r} with compute_logits and pass that."
         )
-    for one in bank.ingredients:  # of somebody else's bank nothing is here yet
-        one.download()
-    return compute_logits(bank.ingredients, split=split, **{**bank.request, "pilot": None})
-
-
-def check_split(bank: LogitBank, split: str) -> None:
-    """Raises a ValueError if the dataset of a bank has no such split, as far as that is known without reading it."""
     if bank.about["data"]["name"] != OBJECT:
         where = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
         open_split(**{name: bank.request[name] for name in where if name in bank.request}, split=split)
