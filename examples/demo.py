@@ -75,6 +75,9 @@ def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
         print(f"{title:20}{accuracy[0]:>12}{accuracy[1]:>10}{passes:>15.3g}{run:>15}")
     images = {one.split: one.images for one in soup.results}
     print(f"validation ({images['validation']} images) chose, test ({images['test']}) did not take part.")
+    shown = next(one.images for one in soup.results if (one.name, one.split) == ("uniform", "validation"))
+    if shown < images["validation"]:
+        print(f"On validation, the uniform soup's figure is what {shown} images say of all.")
 
 
 if __name__ == "__main__":

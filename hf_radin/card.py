@@ -58,6 +58,7 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         for one in fields["measurements"]
         if one["proposal"] != "single"
     ]
+    shown_all = all(one["images"] == fields["images"] for one in soups if one["measured"] is not None)
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
@@ -71,6 +72,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         singles=sorted((one for one in fields["measurements"] if one["proposal"] == "single"), key=_known),
         metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
         **{name: fields[name] for name in ("data", "results", "passes", "method", "images", "skipped", "held_out")},
+        predictions=any(one.get("predicted") is not None for one in soups),
+        partly=not shown_all,
         sentence=_sentence(fields),
         measured=fields.get("measured", True),
         bank=fields.get("bank"),
@@ -165,9 +168,14 @@ def _sentence(fields: dict[str, Any]) -> str:
     if not fields.get("measured", True):
         return _estimated(fields, split, accuracy)
     if len(fields["recipe"]["ingredients"]) == 1:
-        measured = [one["measured"] is not None for one in fields["measurements"]]
-        better = "was better" if all(measured) else "was estimated to be better"
-        return f"No soup {better} than the best single model on the split that chooses, so this is that model."
+        soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
+        better = (
+            "that was measured was" if all(one["measured"] is not None for one in soups) else "was estimated to be"
+        )
+        return (
+            f"No soup {better} better than the best single model on the split that chooses ({len(soups)} of them), so "
+            "this is that model."
+        )
     if "soup" not in accuracy:
         return "Its accuracy was not measured."
     gain = 100 * (accuracy["soup"] - accuracy["best single"])

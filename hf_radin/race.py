@@ -141,7 +141,8 @@ def race(
                 raise
             ended = "interrupt"
             logger.warning(
-                "Interrupted: no further candidates. Once more to stop at once. The same call, made again, goes on."
+                "Interrupted: no further candidates. Once more to stop at once. The same again, with overwrite "
+                "(--overwrite) if a soup was written, goes on."
             )
         run.finish()
     if ended == "budget" and len(run.runners) <= len(beside):
@@ -262,6 +263,7 @@ class _Race:
             interval=between,
             passes=images / self.images,
             predicted=one.entry.predicted,
+            dropped=one.is_out,
         )
 
     def _samples(self, one: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:

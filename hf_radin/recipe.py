@@ -90,6 +90,7 @@ class Measurement:
         images: how many images the soup was measured on; where these are not all, `measured` is what they say of all.
         predicted: the accuracy that the soups measured before say it has; None where they were not asked.
         interval: between which accuracies 95 % lie, as far as the images go; None if nothing was measured.
+        dropped: whether it was behind by more than chance, and shown no more: its accuracy is then most often too low.
         passes: images that it was shown, over those of the split; 0 for a single model, whose logits tell.
     """
 
@@ -101,6 +102,7 @@ class Measurement:
     interval: tuple[float, float] | None = None
     passes: float = 0.0
     predicted: float | None = None
+    dropped: bool = False
 
     @property
     def known(self) -> float:
@@ -118,6 +120,7 @@ class Measurement:
             "interval": self.interval and list(self.interval),
             "images": self.images,
             "passes": self.passes,
+            "dropped": self.dropped,
         }
 
     @classmethod
@@ -131,6 +134,7 @@ class Measurement:
             interval=interval and tuple(interval),
             passes=fields.get("passes", 0.0),
             predicted=fields.get("predicted"),
+            dropped=fields.get("dropped", False),
         )
 
 
@@ -143,7 +147,8 @@ class Result:
         split: name of the split.
         metrics: scores by name; accuracy in [0, 1].
         images: how many images they were computed on.
-        interval: between which accuracies 95 % of the bootstrap lies.
+        interval: between which accuracies 95 % lie: by the bootstrap, or of a baseline that was shown a part as
+            its measurement says.
     """
 
     name: str

@@ -116,7 +116,11 @@ class Report:
                 proofs.append(_compared(split, found["soup"], found["best single"]))
         log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
         if method != "best_single" and chosen.proposal == "single":
-            logger.warning("No soup was better than the best single model, %s: it is returned.", *chosen.recipe.used)
+            logger.warning(
+                "No soup that was looked at (%d) was better than the best single model, %s: it is returned.",
+                len(soups),
+                *chosen.recipe.used,
+            )
         about = {
             "method": method,
             **settings,

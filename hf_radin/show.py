@@ -49,12 +49,13 @@ def table(soup: Soup) -> str:
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
     titles = [f"{split} {name}" for split, name in columns]
     width = max([20, *map(len, titles)]) + 2
-    lines = [f"{'':15}" + "".join(f"{title:>{width}}" for title in titles)]
+    lines = [f"{'':18}" + "".join(f"{title:>{width}}" for title in titles)]
     for row in dict.fromkeys(one.name for one in soup.results):
         found = ((name, scores.get((row, split, name))) for split, name in columns)
         cells = ("not measured" if value is None else show_metric(name, value) for name, value in found)
-        title = f"ensemble of {len(soup.about['ingredients'])}" if row == "ensemble" else row
-        lines.append(f"{title:15}" + "".join(f"{cell:>{width}}" for cell in cells))
+        kept = len(soup.about["ingredients"])
+        title = f"{row} of {kept}" if row == "ensemble" or (row != "soup" and _left_out(soup)) else row
+        lines.append(f"{title:18}" + "".join(f"{cell:>{width}}" for cell in cells))
     if not soup.about["measured"]:
         estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
         lines += [
@@ -63,10 +64,20 @@ def table(soup: Soup) -> str:
             f"{soup.about['data']['split']}.",
         ]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
-    spent = f"Spent: {spending(soup.about)}."
+    spent = f"Spent in all: {spending(soup.about)}."
+    if out := _left_out(soup):
+        kept = len(soup.about["ingredients"])
+        spent += (
+            f"\nA pilot chose {kept} of {kept + out} ingredients; of the others, only a part of the logits is known."
+        )
     notes = [f"The figure of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
     return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+
+
+def _left_out(soup: Soup) -> int:
+    """How many ingredients a pilot left out."""
+    return len((soup.about.get("pilot") or {}).get("left_out", []))
 
 
 def _part(soup: Soup) -> str:

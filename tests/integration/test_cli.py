@@ -47,7 +47,9 @@ def test_the_whole_road(runs, digits, cache, cwd, capsys):
     for name in ("soup", "best single", "uniform", "ensemble"):
         for split in ("validation", "test"):
             assert f"{100 * saved.accuracy(name, split):.2f} %" in printed
-    assert f"Spent: 5 passes over validation for logits, {saved.about['passes']['soups']:.3g} for soups" in printed
+    assert (
+        f"Spent in all: 5 passes over validation for logits, {saved.about['passes']['soups']:.3g} for soups" in printed
+    )
 
 
 def test_the_shell_may_expand_the_pattern(runs, digits, cache, cwd):
@@ -237,7 +239,7 @@ def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path,
     options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--cache-dir", tmp_path / "cache"]
     assert soup(*options, "--budget", "10m", "--output", "long") == 0
     said = capsys.readouterr().out
-    assert "of the split are computed" not in said and "Spent: 5 passes" in said
+    assert "of the split are computed" not in said and "Spent in all: 5 passes" in said
     assert soup(*options, "--budget", "0.01s", "--output", "few") == 0
     assert "of the split are computed" not in capsys.readouterr().out  # of 600 images, a part is no sample
     monkeypatch.setattr("hf_radin.options.LEAST_IMAGES", 25)
