@@ -4,10 +4,10 @@
     python benchmarks/average.py --mergekit DIR
 
 Sixteen checkpoints of the size of a ViT-B in float32 and eight of a ViT-L in bfloat16, with random weights. Each side
-is a process of its own that writes the same uniform soup; ours is `hf-radin average --recipe`, which hashes all files
-first, to see that they are what the recipe names. The sides take turns, and medians and ranges are of the ratios
-within a round. Memory is the most private memory (RssAnon) that a process had, sampled a thousand times a second:
-pages of files that are mapped don't count.
+is a process of its own that writes the same uniform soup. Ours is `hf-radin average --recipe`, where the recipe was
+made: files whose names, sizes and times are those that it saw are not hashed again. The sides take turns, and medians
+and ranges are of the ratios within a round. Memory is the most private memory (RssAnon) that a process had, sampled a
+thousand times a second: pages of files that are mapped don't count.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ SIZES = {
     "ViT-B, float32": (16, torch.float32, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
     "ViT-L, bfloat16": (8, torch.bfloat16, {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}),
 }
+
+# What a recipe says of its data, of which these have none.
+NO_DATA = {"name": "none", "split": "none"}
+NO_DATA |= dict.fromkeys(("config_name", "revision", "image_column", "label_column"))
 
 # As in the code of Model Soups: state dicts one after the other, added up on the CPU.
 LOOP = """
@@ -111,7 +115,7 @@ def write_recipe(folders: Sequence[Path], path: Path) -> None:
     found = hf_radin.gather([str(folder) for folder in folders])
     recipe = hf_radin.Recipe.uniform(found.ids)
     fields = {"format": FORMAT, "recipe": json.loads(recipe.to_json()), "processor": {}, "classes": list(found.labels)}
-    fields |= {"ingredients": [describe(one) for one in found], "data": {"name": "none", "split": "none"}}
+    fields |= {"ingredients": [describe(one) for one in found], "data": NO_DATA}
     fields |= {"measurements": [Measurement(recipe, "uniform", 0.0, None, 0).to_dict()], "versions": versions()}
     path.write_text(json.dumps(fields))
 

@@ -99,6 +99,7 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
         "repo_id": ingredient.repo_id,
         "subfolder": ingredient.subfolder,
         "revision": ingredient.revision,
+        "stamp": ingredient.stamp,  # of a folder: while it stays the same, the files need not be hashed again
         "base": ingredient.base and {name: getattr(ingredient.base, name) for name in ("id", "repo_id", "revision")},
         "order": ingredient.order,
         "license": _only(_list(card.get("license"))),

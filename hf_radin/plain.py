@@ -171,5 +171,6 @@ def _ingredient(one: dict[str, Any], fields: dict[str, Any]) -> Ingredient:
         labels=tuple(fields.get("classes") or ()),
         architecture="",
         repo_id=one["repo_id"],
+        stamp=one.get("stamp"),
         subfolder=one.get("subfolder") or "",
     )

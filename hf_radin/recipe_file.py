@@ -41,7 +41,7 @@ def _is_listed(one: Any) -> bool:
     """Whether an entry of the list of ingredients says enough to find one again."""
     return (
         _is_version(one)
-        and isinstance(one.get("subfolder"), (str, type(None)))
+        and all(isinstance(one.get(name), (str, type(None))) for name in ("subfolder", "stamp"))
         and (one.get("base") is None or _is_version(one["base"]))
         and (one.get("order") is None or _is_list_of(int, one["order"]))
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 import hf_radin
-from hf_radin import Recipe, averaging, plain, tensors
+from hf_radin import Recipe, averaging, checkpoint, plain, tensors
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +238,27 @@ def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path,
     (tmp_path / "recipe.json").write_text(json.dumps({**fields, "measurements": []}))
     assert not plain.cook_files(tmp_path / "recipe.json", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_files_are_hashed_again_only_where_they_may_have_changed(runs, digits, cache, tmp_path, monkeypatch):
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/runs/*"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
+    hashed, file_hashes = [], checkpoint.file_hashes
+
+    def counting(folder, **options):
+        hashed.append(folder.name)
+        return file_hashes(folder, **options)
+
+    monkeypatch.setattr(checkpoint, "file_hashes", counting)
+    assert plain.cook_files(tmp_path / "recipe.json", tmp_path / "one") and hashed == []
+    path = tmp_path / "runs" / "ft-1" / "model.safetensors"
+    path.write_bytes(path.read_bytes())  # the same, at another time
+    assert plain.cook_files(tmp_path / "recipe.json", tmp_path / "two") and hashed == ["ft-1"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="ft-1 has changed"):
+        plain.cook_files(tmp_path / "recipe.json", tmp_path / "three")
+    assert not (tmp_path / "three").exists()
