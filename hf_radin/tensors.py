@@ -162,7 +162,7 @@ def average(
 
     def work(chunk: tuple[str, int]) -> None:
         if not hasattr(own, "kept"):
-            own.kept = np.empty(8 * CHUNK, np.uint8), np.empty(CHUNK), np.empty(CHUNK)
+            own.kept = np.empty(8 * CHUNK, np.uint8), np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK, np.uint32)
         name, start = chunk
         tensors = [file[name] for file in files]
         count = min(CHUNK, len(tensors[0]) - start)
@@ -194,16 +194,19 @@ def _sum(
     tensors: Sequence[Tensor], weights: Sequence[float], start: int, count: int, kept: tuple[np.ndarray, ...]
 ) -> np.ndarray:
     """Of some numbers of each tensor the weighted sum, float64 `(count,)`."""
-    raw, total, part = kept
-    total, part = total[:count], part[:count]
+    raw, total, part, wide = kept
+    total, part, wide = total[:count], part[:count], wide[:count]
     for index, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
         size = BYTES[tensor.dtype]
         bits = raw[: count * size]
         tensor.read(start * size, bits.data)
         values = bits.view(_NUMPY[tensor.dtype])
         if tensor.dtype == "BF16":  # the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        np.multiply(values, weight, out=part if index else total, dtype=np.float64)
+            np.left_shift(values, 16, out=wide, dtype=np.uint32)
+            values = wide.view(np.float32)
+        into = part if index else total
+        into[:] = values
+        into *= weight
         if index:
             total += part
     return total
@@ -216,12 +219,17 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
             return values.astype(_NUMPY[dtype]).view(np.uint8)
         single = values.astype(np.float32)
         bits = single.view(np.uint32)
+        halves = bits >> 16
+        halves &= 1
+        halves += 0x7FFF
+        halves += bits
+        halves >>= 16
         # rounded twice, a number just beside the middle of two would go by the rule for the middle
-        middle = (bits & 0xFFFF) == 0x8000
-        beyond = np.where(np.abs(values) > np.abs(single), 1, np.where(np.abs(values) < np.abs(single), -1, 0))
-        up = np.where(middle & (beyond != 0), beyond > 0, ((bits >> 16) & 1) == 1)
-        halves = (bits + np.uint32(0x7FFF) + up.astype(np.uint32)) >> 16
-        halves = np.where(np.isnan(values), (bits >> 16) | 0x40, halves)
+        middle = np.flatnonzero((bits & 0xFFFF) == 0x8000)
+        beyond, exact = np.abs(single[middle]).astype(np.float64), np.abs(values[middle])
+        halves[middle] = np.where(exact == beyond, halves[middle], (bits[middle] >> 16) + (exact > beyond))
+        nothing = np.flatnonzero(np.isnan(single))
+        halves[nothing] = (bits[nothing] >> 16) | 0x40
         return halves.astype(np.uint16).view(np.uint8)
 
 
