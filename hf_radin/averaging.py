@@ -202,5 +202,9 @@ def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor
     kind = checkpoint.spelled(dtype)
-    flat = tensor.contiguous().reshape(-1).numpy()
-    return _as_torch(tensors.rounded(flat, kind), kind, tuple(tensor.shape))
+    flat, size = tensor.contiguous().reshape(-1).numpy(), checkpoint.BYTES[kind]
+    kept = np.empty(size * len(flat), np.uint8)
+    for start in range(0, len(flat), tensors.CHUNK):
+        some = slice(start, start + tensors.CHUNK)
+        kept[size * some.start : size * some.stop] = tensors.rounded(flat[some], kind)
+    return _as_torch(kept, kind, tuple(tensor.shape))

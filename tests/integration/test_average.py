@@ -1,5 +1,6 @@
 """The average of the weights is what the formula says, whatever files they lie in."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -181,12 +182,10 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp
 
 
 def test_one_that_is_killed_leaves_nothing_under_its_name(three, tmp_path, monkeypatch):
-    read = tensors._read
-    count = [0]
+    read, count = tensors._read, itertools.count()
 
     def killed(*args):
-        count[0] += 1
-        if count[0] == 20:
+        if next(count) >= 20:
             raise SystemExit
         return read(*args)
 

@@ -1,6 +1,7 @@
 """Files are averaged as exactly as their dtypes can say, and what is written is whole."""
 
 import json
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -144,11 +145,12 @@ def test_what_a_sink_raises_ends_it_all(folders, monkeypatch):
 
     def full(name, first, part):
         seen.append(name)
+        time.sleep(0.01)
         raise OSError("No space left on device")
 
     with open_files(folders[0]) as file, pytest.raises(OSError, match="No space left"):
         average([file], [1.0], {name: one.dtype for name, one in file.items()}, full)
-    assert len(seen) < 900  # of some thousand
+    assert len(seen) < 100  # of a thousand
 
 
 def test_pickles_give_the_same(folders, tmp_path):
