@@ -236,7 +236,6 @@ def errors(folder: Path, mergekit: Path | None) -> None:
                 cells.append(f"{largest_error(folders, place / 'out'):.1e}")
                 shutil.rmtree(place / "out")
         print(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
-        print()
 
 
 if __name__ == "__main__":
