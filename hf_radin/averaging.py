@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from hf_radin import adapter, checkpoint, modeling, tensors
+from hf_radin.average_files import are_alike, header_of, refuse_ingredients, stream, widest, write_weights
 from hf_radin.batchnorm import Statistics, estimate_statistics
 from hf_radin.checkpoint import SHARD
 from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
-from hf_radin.plain import are_alike, header_of, refuse_ingredients, stream, widest, write_weights
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
 

@@ -230,8 +230,8 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def _average(args: argparse.Namespace) -> None:
+    from hf_radin.average_files import cook_files
     from hf_radin.files import check_output
-    from hf_radin.plain import cook_files
 
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):

@@ -276,7 +276,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     Raises:
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
-    from hf_radin.plain import refuse_ingredients
+    from hf_radin.average_files import refuse_ingredients
     from hf_radin.propose import check_start, propose, split_kinds
 
     refuse_ingredients(args.output, ingredients)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import adapter, card, checkpoint, hub, modeling
 from hf_radin.access import asking_the_hub
+from hf_radin.average_files import refuse_ingredients
 from hf_radin.averaging import average_model, save_checkpoint, saved_dtype, write_average
 from hf_radin.batchnorm import Statistics
 from hf_radin.files import write_atomically, write_folder
 from hf_radin.ingredients import Ingredients
-from hf_radin.plain import refuse_ingredients
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.recipe_file import FORMAT, RECIPE, read_recipe_file

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 import hf_radin
-from hf_radin import Recipe, averaging, checkpoint, plain, tensors
+from hf_radin import Recipe, average_files, averaging, checkpoint, tensors
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_large_models_are_written_in_shards(three, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
-    monkeypatch.setattr(plain.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
+    monkeypatch.setattr(average_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
     monkeypatch.setattr(tensors, "write", lambda *_, **__: pytest.fail("it was written"))
     with pytest.raises(ValueError, match=r"The soup takes [\d,]+ bytes, and there are 10 free in .*: make room"):
         hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
@@ -232,10 +232,10 @@ def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, di
 def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path, monkeypatch):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
     hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
-    assert plain.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+    assert average_files.cook_files(tmp_path / "recipe.json", tmp_path / "out")
     fields = json.loads((tmp_path / "recipe.json").read_text())
     (tmp_path / "recipe.json").write_text(json.dumps({**fields, "measurements": []}))
-    assert not plain.cook_files(tmp_path / "recipe.json", tmp_path / "other")
+    assert not average_files.cook_files(tmp_path / "recipe.json", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -251,13 +251,13 @@ def test_files_are_hashed_again_only_where_they_may_have_changed(runs, digits, c
         return file_hashes(folder, **options)
 
     monkeypatch.setattr(checkpoint, "file_hashes", counting)
-    assert plain.cook_files(tmp_path / "recipe.json", tmp_path / "one") and hashed == []
+    assert average_files.cook_files(tmp_path / "recipe.json", tmp_path / "one") and hashed == []
     path = tmp_path / "runs" / "ft-1" / "model.safetensors"
     path.write_bytes(path.read_bytes())  # the same, at another time
-    assert plain.cook_files(tmp_path / "recipe.json", tmp_path / "two") and hashed == ["ft-1"]
+    assert average_files.cook_files(tmp_path / "recipe.json", tmp_path / "two") and hashed == ["ft-1"]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="ft-1 has changed"):
-        plain.cook_files(tmp_path / "recipe.json", tmp_path / "three")
+        average_files.cook_files(tmp_path / "recipe.json", tmp_path / "three")
     assert not (tmp_path / "three").exists()

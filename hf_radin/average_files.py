@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_radin import checkpoint, tensors
-from hf_radin.checkpoint import DTYPES, FLOATS, SHARD, Header
+from hf_radin.checkpoint import DTYPES, FLOATS, INTEGERS, SHARD, Header
 from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.processes import progress_bar
@@ -48,6 +48,8 @@ def are_alike(used: Ingredients, files: Files) -> bool:
         ValueError: if a tensor has another shape in one of them.
     """
     if any(one.base or one.order or one.trust_remote_code for one in used):
+        return False
+    if any(one.dtype not in FLOATS + INTEGERS for file in files for one in file.values()):
         return False
     if any(file.keys() != files[0].keys() for file in files):
         return False
