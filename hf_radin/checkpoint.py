@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -147,18 +146,16 @@ def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:
     from safetensors import safe_open
 
     header: Header = {}
-    for path in weight_files(folder, allow_pickle=allow_pickle):
+    files = weight_files(folder, allow_pickle=allow_pickle)
+    for path in files:
         if path.suffix == ".safetensors":
             with whole(path), safe_open(path, framework="pt") as file:
                 names = file.keys()  # the file itself can't be iterated over
                 for name in names:
                     part = file.get_slice(name)
                     header[name] = (str(part.get_dtype()), tuple(part.get_shape()))
-    if not header:  # pickles, which know no other way
-        with open_tensors(folder, allow_pickle=allow_pickle) as readers:
-            for name, read in readers.items():
-                tensor = read()
-                header[name] = (spelled(tensor.dtype), tuple(tensor.shape))
+    if not any(path.suffix == ".safetensors" for path in files):  # pickles know no other way
+        header = {name: (spelled(one.dtype), tuple(one.shape)) for name, one in open_pickles(folder).items()}
     return header
 
 
@@ -239,30 +236,22 @@ def spelled(dtype: torch.dtype) -> str:
     return _SPELLING.get(str(dtype), str(dtype))
 
 
-@contextmanager
-def open_tensors(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, Callable[[], torch.Tensor]]]:
-    """For each tensor, by its name on disk, a function that reads it: nothing is read before it is called.
+def open_pickles(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's pickles, by their names on disk, in memory maps.
 
     Raises:
         ValueError: if a file is truncated or not what its name says.
     """
     import torch
-    from safetensors import safe_open
 
-    readers: dict[str, Callable[[], torch.Tensor]] = {}
-    with ExitStack() as stack:
-        for path in weight_files(folder, allow_pickle=allow_pickle):
-            with whole(path):
-                if path.suffix == ".safetensors":
-                    file = stack.enter_context(safe_open(path, framework="pt"))
-                    names = file.keys()  # the file itself can't be iterated over
-                    readers.update({name: partial(file.get_tensor, name) for name in names})
-                else:
-                    pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                    if not isinstance(pickled, dict) or not all(_is_plain(*item) for item in pickled.items()):
-                        raise ValueError(f"{path}: not a state dict: it holds more than tensors by name.")
-                    readers.update({name: partial(pickled.__getitem__, name) for name in pickled})
-        yield readers
+    found: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder, allow_pickle=True):
+        with whole(path):
+            pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(pickled, dict) or not all(_is_plain(*item) for item in pickled.items()):
+            raise ValueError(f"{path}: not a state dict: it holds more than tensors by name.")
+        found |= pickled
+    return found
 
 
 def _is_plain(name: Any, tensor: Any) -> bool:

@@ -69,8 +69,9 @@ def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str
         for path in checkpoint.weight_files(folder, allow_pickle=allow_pickle):
             if path.suffix == ".safetensors":
                 found |= _of_file(stack, path)
-        if not found:
-            found = _of_pickles(stack.enter_context(checkpoint.open_tensors(folder, allow_pickle=allow_pickle)))
+            else:  # of one kind all are
+                found = _of_pickles(folder)
+                break
         yield found
 
 
@@ -126,13 +127,12 @@ class _Shared:
                     done += self.file.write(rest[done:])
 
 
-def _of_pickles(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Tensor]:
+def _of_pickles(folder: Path) -> dict[str, Tensor]:
     """Tensors that torch reads, in memory maps."""
     import torch
 
     found = {}
-    for name, read in readers.items():
-        tensor = read()
+    for name, tensor in checkpoint.open_pickles(folder).items():
         flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
         def fill(first: int, kept: memoryview, flat: memoryview = flat) -> None:
