@@ -24,7 +24,7 @@ import numpy as np
 
 from hf_radin.ensemble import in_order
 from hf_radin.pruning import Pruned
-from hf_radin.scoring import count_hits_of
+from hf_radin.scoring import count_hits
 
 # What of a gap's variance is of higher order, and says nothing about other recipes.
 NOISE = 0.05
@@ -67,7 +67,7 @@ class Gaps:
 
     def score(self, labels: np.ndarray, recipes: np.ndarray) -> np.ndarray:
         """The accuracy that soups of these recipes `(recipes, models)` are predicted to have: `(recipes,)`."""
-        return count_hits_of(self.pruned, labels, self.sums(recipes)) / len(labels)
+        return count_hits(self.pruned, labels, self.sums(recipes)) / len(labels)
 
     def sums(self, recipes: np.ndarray) -> np.ndarray:
         """Of which ingredients and gaps the soups of these recipes are predicted: `(recipes, models + measured)`."""

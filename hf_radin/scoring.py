@@ -90,7 +90,7 @@ def check_metric(name: str) -> None:
 def count_hits(
     pruned: Pruned,
     labels: np.ndarray,
-    recipes: np.ndarray,
+    rows: np.ndarray,
     *,
     device: str = "cpu",
     on_block: Callable[[int], object] = lambda predictions: None,
@@ -98,21 +98,10 @@ def count_hits(
     """For how many samples the label is among the best `pruned.top` classes of each recipe: `(recipes,)`, integers.
 
     Args:
+        rows: recipes, or any other sums of the logits, `(recipes, models)`; of the classes that are there.
         device: where the logits are mixed: `cpu`, or one that torch knows.
         on_block: hears how many predictions were made, for a progress bar.
     """
-    return count_hits_of(pruned, labels, check_recipes(recipes, pruned.models), device=device, on_block=on_block)
-
-
-def count_hits_of(
-    pruned: Pruned,
-    labels: np.ndarray,
-    rows: np.ndarray,
-    *,
-    device: str = "cpu",
-    on_block: Callable[[int], object] = lambda predictions: None,
-) -> np.ndarray:
-    """The same of any sums of the logits, among the classes that are there: rows `(recipes, models)`."""
     hits = np.zeros(len(rows), dtype=np.int64)
     for bucket in pruned.buckets():
         on_block(len(rows) * len(bucket.images))
@@ -142,19 +131,17 @@ def count_hits_of(
 
 def predict(pruned: Pruned, recipes: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """The classes that each recipe predicts, for one or a few: `(recipes, samples)`."""
-    rows = check_recipes(recipes, pruned.models)
-    found = np.empty((len(rows), len(pruned.images)), dtype=np.int64)
-    for which, images, predictions in _predictions(pruned, rows, device):
+    found = np.empty((len(np.atleast_2d(recipes)), len(pruned.images)), dtype=np.int64)
+    for which, images, predictions in _predictions(pruned, recipes, device):
         found[which, images] = predictions
     return found
 
 
 def count(pruned: Pruned, labels: np.ndarray, classes: int, recipes: np.ndarray, *, device: str = "cpu") -> Counts:
     """How often each recipe predicts each class, and rightly; no prediction is kept."""
-    rows = check_recipes(recipes, pruned.models)
-    shape = (len(rows), classes)
+    shape = (len(np.atleast_2d(recipes)), classes)
     hits, predicted = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for which, images, predictions in _predictions(pruned, rows, device):
+    for which, images, predictions in _predictions(pruned, recipes, device):
         hits[which] += _count(predictions, classes, predictions == labels[images])
         predicted[which] += _count(predictions, classes)
     return Counts(hits, predicted, np.bincount(labels, minlength=classes))
@@ -171,9 +158,9 @@ def score(
     on_block: Callable[[int], object] = lambda predictions: None,
 ) -> np.ndarray:
     """A metric of each recipe's predictions: `(recipes,)`. For `top5_accuracy`, what is pruned for the best 5."""
-    if metric in ("accuracy", "top5_accuracy"):
-        return count_hits(pruned, labels, recipes, device=device, on_block=on_block) / len(labels)
     rows = check_recipes(recipes, pruned.models)
+    if metric in ("accuracy", "top5_accuracy"):
+        return count_hits(pruned, labels, rows, device=device, on_block=on_block) / len(labels)
     step = max(1, COUNTED_AT_ONCE // classes)
     scores = np.zeros(len(rows))
     for start in range(0, len(rows), step):
@@ -198,10 +185,11 @@ def made_of(metric: str, parts: Sequence[Any], samples: int) -> np.ndarray:
     return OF_COUNTS[metric](whole) if metric in OF_COUNTS else whole / samples
 
 
-def _predictions(pruned: Pruned, rows: np.ndarray, device: str) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def _predictions(pruned: Pruned, recipes: np.ndarray, device: str) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of recipes and images `(images,)`, and the classes predicted `(recipes, images)`."""
     if pruned.top != 1:
         raise ValueError(f"These classes are the best {pruned.top}; a prediction is the best one.")
+    rows = check_recipes(recipes, pruned.models)
     for bucket in pruned.buckets():
         if not len(bucket.logits):
             yield slice(None), bucket.images, np.broadcast_to(bucket.classes, (len(rows), len(bucket.images)))
