@@ -71,7 +71,7 @@ def narrow(
     lost = [name for name in kept if name not in whole.ingredients.ids]
     if lost:
         why = next((text for name, text in whole.remarks if name == lost[0]), "is left out of the soup.")
-        raise ValueError(f"{lost[0]}, which one of the recipes uses, {why}")
+        raise ValueError(f"{lost[0]}, which a recipe uses or is the start, {why}")
     about = {**pilot, "given": len(bank.ingredients), "passes": passes}
     about["left_out"] = [one for one in bank.ingredients.ids if one not in names]
     return replace(whole, remarks=tuple(dict.fromkeys((*bank.remarks, *whole.remarks)))), about

@@ -98,8 +98,8 @@ def radin(
 
     check_start(kinds, start, bank.ingredients.ids)
     drawn, pilot = draw(), bank.about.get("pilot")
-    Report.check(bank, test_split, metric, metrics, hold_out=hold_out)
     if bank.is_pilot and spend.passes:
+        Report.check(bank, test_split, metric, metrics, hold_out=hold_out)  # before the rest of the logits
         own = {name for recipe in recipes for name in recipe.used} | ({start} if start else set())
         bank, pilot = narrow(bank, lambda: _guide(bank, drawn, kinds), own)
         drawn = draw()
