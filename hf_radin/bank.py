@@ -23,7 +23,7 @@ from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.recipe import Recipe
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
 from hf_radin.sources import sampled_source_of, source_of
-from hf_radin.strata import Pilot
+from hf_radin.strata import Chosen, Pilot
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
@@ -33,6 +33,23 @@ logger = logging.getLogger(__name__)
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Partly:
+    """What is known of a split where only some ingredients have logits of all images (see `telling`).
+
+    Args:
+        rest: positions of the images of which the others have none, ascending.
+        whole: ids of the ingredients whose predictions are known of all images.
+        pruned: the classes that can win; of the rest, what the leading ingredients agree on.
+        singles: of those in `whole` that have no logits there, the classes that they predict, `(samples,)` each.
+    """
+
+    rest: np.ndarray
+    whole: tuple[str, ...]
+    pruned: pruning.Pruned
+    singles: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +66,7 @@ class LogitBank:
         remarks: which checkpoints were left out or seem to be strangers: id (or nothing) and text.
         origin: of a bank from the Hub the repository and commit, as in `org/bank@sha`.
         part: positions in the split, ascending, of the images that this bank is about; None for all.
+        partly: where some ingredients have no logits of some images; None where all have all.
     """
 
     folder: Path
@@ -60,6 +78,7 @@ class LogitBank:
     remarks: tuple[tuple[str, str], ...] = ()
     origin: str | None = None
     part: np.ndarray | None = None
+    partly: Partly | None = None
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -164,6 +183,8 @@ class LogitBank:
         }
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
         request |= {"strangers": "keep", "token": token}
+        if "places" in (about.get("pilot") or {}):
+            raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
         pilot = Pilot(**about["pilot"]) if about.get("pilot") else None
         request |= {"pilot": pilot}
         statistics = None
@@ -297,6 +318,10 @@ class LogitBank:
 
     def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
+        if self.partly:
+            used = [self.ingredients.ids[one] for one in np.flatnonzero(recipe)]
+            if len(used) == 1 and used[0] in self.partly.singles:
+                return self.partly.singles[used[0]]
         try:
             return scoring.predict(self.pruned(), np.asarray(recipe))[0]
         except pruning.TooMuchLeftError:
@@ -323,6 +348,10 @@ class LogitBank:
 
         Made at one reading of the logits, and kept in `pruned` of the folder: other ingredients get another file.
         """
+        if self.partly:
+            if top != 1:
+                raise ValueError("Of these images not all logits are known: only the best class can be told.")
+            return self.partly.pruned
 
         def make() -> pruning.Pruned:
             threads = min(MOST_THREADS, os.cpu_count() or 1)
@@ -348,7 +377,7 @@ class LogitBank:
         return [ensemble.Stored.of(np.load(file, mmap_mode="r")) for file in files]
 
 
-def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | None) -> np.ndarray | None:
+def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | Chosen | None) -> np.ndarray | None:
     """Positions in the split of a pilot's images; None without one.
 
     Args:

@@ -83,6 +83,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
         spent=spending(fields),
         hold_out=fields.get("hold_out"),
+        unseen=images_left(fields),
+        held_out_logits=fields.get("held_out_logits", len(fields["ingredients"])),
         comparisons=[compared(one) for one in fields.get("against_best_single", [])],
         between=between,
         considered=fields["ingredients"],
@@ -110,6 +112,12 @@ def spending(about: dict[str, Any]) -> str:
     if "batchnorm" in passes:
         text += f", and as many images as {passes['batchnorm']:.3g} passes for their BatchNorm statistics"
     return text
+
+
+def images_left(about: dict[str, Any]) -> int:
+    """Of how many images of the split that chose most ingredients have no logits, after a pilot."""
+    shown = (about.get("pilot") or {}).get("shown")
+    return 0 if shown is None else int(about["images"] - shown)
 
 
 def between(interval: Sequence[float] | None) -> str:

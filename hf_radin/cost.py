@@ -48,7 +48,7 @@ class Estimate:
         one_disk: whether these are the same bytes.
         statistics: images that each process estimates each soup's BatchNorm statistics from.
         logit_bytes: of one logit in the bank.
-        pilot: which logits are computed first; None if all are.
+        pilot: which images' logits are computed first; None if all are.
     """
 
     ingredients: int
@@ -80,12 +80,12 @@ class Estimate:
 
     @property
     def logits(self) -> float:
-        """Passes for logits: of a pilot, and of the few models of which those of all images are computed then."""
+        """Passes for logits; after a pilot about as many as they were in zoos of ours."""
         return self.ingredients if self.pilot is None else self.pilot.passes(self.ingredients)
 
     @property
     def completed(self) -> int:
-        """Models whose logits of all images are computed."""
+        """How many models' logits of all images are computed."""
         return self.ingredients if self.pilot is None else self.pilot.whole(self.ingredients)
 
     @property
@@ -111,7 +111,7 @@ class Estimate:
     def decodings(self) -> tuple[float, float]:
         """How often an image is decoded, for the logits and for soups: once if it is kept, else in each pass."""
         gone = 1 - self.kept_bytes / self.pixel_bytes
-        again = self.groups - 1 if self.pilot is None else self.groups
+        again = self.groups - 1 if self.pilot is None else 2 * self.groups
         return 1 + again * gone, self.soups * gone
 
     @property

@@ -57,7 +57,8 @@ class Trial:
         self.predictions = np.full(len(bank), UNKNOWN)
         places, classes = kept.entries if kept else (np.zeros(0, int), np.zeros(0, int))
         self._entries = bank.places[places], classes  # positions in the split
-        entries = digest(bank.ingredients.keys, bank.part is not None and bank.part.tolist())
+        of_which = bank.part if bank.partly is None else bank.partly.rest
+        entries = digest(bank.ingredients.keys, bank.partly is None, of_which is not None and of_which.tolist())
         self._values_path = self._path.with_name(f"{self._path.stem}-{entries}.npy")
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
         self.values = on_main_process(lambda: _read(self._values_path, nothing)) if len(classes) else nothing

@@ -47,13 +47,6 @@ class Guide:
         while entry := self._next():
             yield entry
 
-    def leading(self, count: int) -> np.ndarray:
-        """The recipes of the best predictions, `(count, models)`."""
-        if self.local:
-            self._look_around()
-        rows = self._pool.weights
-        return rows[np.argsort(-self._predict(rows), kind="stable")[:count]]
-
     def learn(self, recipe: Recipe, values: np.ndarray) -> None:
         """Know a soup's logits `(entries,)`, as `Gaps.learn` takes them."""
         self._gaps = self._gaps.learn(self.bank.row(recipe), values)

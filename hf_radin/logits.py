@@ -37,7 +37,7 @@ from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
-from hf_radin.strata import Pilot
+from hf_radin.strata import Chosen, Pilot
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 
@@ -71,7 +71,7 @@ def compute_logits(
     strangers: str = "warn",
     batchnorm_split: str | None = None,
     batchnorm_images: int = IMAGES,
-    pilot: float | Pilot | None = None,
+    pilot: float | Pilot | Chosen | None = None,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -105,9 +105,8 @@ def compute_logits(
             its labels are not used. By default `train` if the dataset has it, else the split itself.
         batchnorm_images: how many of them, drawn at random with a fixed seed.
         pilot: the share of the split, as in 0.2, that logits are computed of: images drawn at random, the same for all
-            models. Recipes are ranked on it, and soups measured on the whole split. `Pilot(0.2, seed=1)` is another
-            sample. By default all of it.
-
+            models. `radin` completes them where they tell recipes apart. `Pilot(0.2, seed=1)` is another sample. By
+            default all of it.
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
         cache_dir: where banks and prepared images are kept; by default `hf_radin` in HF_HOME.
 
@@ -125,8 +124,8 @@ def compute_logits(
         on_error=on_error,
         batchnorm_images=batchnorm_images,
     )
-    sample = Pilot.of(pilot)
-    if sample and sample.passes(len(ingredients)) >= len(ingredients):
+    sample = pilot if isinstance(pilot, Chosen) else Pilot.of(pilot)
+    if isinstance(sample, Pilot) and sample.passes(len(ingredients)) >= len(ingredients):
         logger.warning(SAVES_NOTHING, sample.share, len(ingredients), sample.passes(len(ingredients)))
     weights_dtype = as_dtype(dtype or "float32")
     if strangers not in ("warn", "drop", "keep"):
@@ -172,11 +171,7 @@ def compute_logits(
     block = block_size(samples)
     pixels = home / "pixels" / digest(block, content)
     bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
-    folder = (
-        home
-        / "banks"
-        / digest(block, content, sample and [sample.share, sample.seed], *(about[name] for name in bits))
-    )
+    folder = home / "banks" / digest(block, content, sample and sample.key, *(about[name] for name in bits))
     with _alone(folder):
         share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
         on_each_disk(folder, lambda: discard_broken(folder, ingredients))
@@ -307,7 +302,7 @@ def _batch_size(folder: Path, wanted: int | str, ingredient: Ingredient, running
     return int(json.loads(path.read_text()))
 
 
-def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | None) -> None:
+def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | Chosen | None) -> None:
     """Write what a bank has beside its logits: its samples, their labels, where all of it comes from."""
     import hf_radin
 
@@ -331,7 +326,7 @@ def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | N
         "skipped": skipped,
         "block_size": images.size,
         "rows": len(ids) if places is None else len(places),  # of logits
-        "pilot": pilot and {"share": pilot.share, "seed": pilot.seed},
+        "pilot": pilot and pilot.describe(),
         "blocks": blocks,
         "pixels": os.path.relpath(images.folder, folder),
         "hf_radin": hf_radin.__version__,

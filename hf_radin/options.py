@@ -56,7 +56,7 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     half = "of the logits as they are kept (default: float32)"
     add("--logits-dtype", choices=("float32", "float16"), default="float32", help=half)
     share = (
-        "share of the split, as in 0.2, that logits are computed of; soups are measured on all of it (default: all)"
+        "share of the split, as in 0.1, that logits are computed of first; they say which others matter (default: all)"
     )
     add("--pilot", type=float, metavar="SHARE", help=share)
     tracking_arguments(parser)
@@ -252,7 +252,7 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
         return None
     share = next((one for one in there if Pilot(one).passes(models) <= passes), there[-1])
     say(
-        f"Logits of {share:.0%} of the split are computed, and then of all of it for {whole} of {models} ingredients: "
+        f"Logits of {share:.0%} of the split are computed, then of images on which {whole} of {models} disagree: "
         f"those of all would take {job.logits_seconds:,.0f} s of the {seconds:,.0f} (--pilot)."
     )
     return share

@@ -25,7 +25,7 @@ from hf_radin.machines import on_each_disk, share
 from hf_radin.pixels import Inputs, select
 from hf_radin.prepared import BLOCK, Images, parse_size
 from hf_radin.processes import log, on_main_process, progress_bar, smallest
-from hf_radin.strata import Pilot
+from hf_radin.strata import Chosen, Pilot
 from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 
@@ -58,7 +58,7 @@ class Passes:
     models_in_memory: int | str = "auto"
     pixel_cache: int | str = "auto"
     workers: int | str = "auto"
-    pilot: Pilot | None = None
+    pilot: Pilot | Chosen | None = None
 
     def stream(
         self, images: Images, wanted: Callable[[Block], bool] = lambda block: True

@@ -21,7 +21,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -123,14 +123,7 @@ class Pruned:
             these = place[bucket.images] >= 0
             logits = bucket.logits[:, :, these] if len(bucket.logits) else bucket.logits
             parts.append(Bucket(place[bucket.images][these], bucket.classes[:, these], logits))
-        contested = [part.logits.reshape(self.models, -1) for part in parts if len(part.logits)]
-        return Pruned(
-            np.concatenate([part.images for part in parts]),
-            np.concatenate([np.full(len(part.images), len(part.classes)) for part in parts]),
-            np.concatenate([part.classes.ravel() for part in parts]),
-            np.concatenate([self.logits[:, :0], *contested], axis=1),
-            self.top,
-        )
+        return _of_buckets(parts, self.logits[:, :0], self.top)
 
     def buckets(self) -> Iterator[Bucket]:
         """All images, by their number of classes."""
@@ -147,6 +140,36 @@ class Pruned:
                 logits.reshape(len(logits), k, n),
             )
             image, entry = image + n, entry + k * n
+
+
+def join(parts: Sequence[tuple[Pruned, np.ndarray]]) -> Pruned:
+    """What is known of parts of a split as one: of each part its images' positions in the whole."""
+    by_count: dict[int, list[Bucket]] = {}
+    for pruned, places in parts:
+        for bucket in pruned.buckets():
+            by_count.setdefault(len(bucket.classes), []).append(replace(bucket, images=places[bucket.images]))
+    buckets = []
+    for _, same in sorted(by_count.items()):
+        images = np.concatenate([one.images for one in same])
+        order = np.argsort(images)
+        classes = np.concatenate([one.classes for one in same], axis=1)[:, order]
+        buckets.append(
+            Bucket(images[order], classes, np.concatenate([one.logits for one in same], axis=2)[:, :, order])
+        )
+    first = parts[0][0]
+    return _of_buckets(buckets, first.logits[:, :0], first.top)
+
+
+def _of_buckets(buckets: Sequence[Bucket], none: np.ndarray, top: int) -> Pruned:
+    """Buckets put together; `none` are the logits of no entry, `(models, 0)`."""
+    contested = [one.logits.reshape(len(none), -1) for one in buckets if len(one.logits)]
+    return Pruned(
+        np.concatenate([one.images for one in buckets]),
+        np.concatenate([np.full(len(one.images), len(one.classes)) for one in buckets]),
+        np.concatenate([one.classes.ravel() for one in buckets]),
+        np.concatenate([none, *contested], axis=1),
+        top,
+    )
 
 
 def kept(path: Path, sources: Sequence[Path], make: Callable[[], Pruned], *, samples: int, top: int) -> Pruned:

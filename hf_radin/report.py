@@ -71,7 +71,7 @@ class Report:
             raise ValueError(f"hold_out={hold_out!r}: the split {test_split!r} proves the soup already.")
         if hold_out is not None and bank.is_pilot:
             raise ValueError(
-                f"hold_out={hold_out!r}: the images of a pilot say which ingredients are looked at, and may be among "
+                f"hold_out={hold_out!r}: the images of a pilot say which others are looked at, and may be among "
                 "those held out; name a test_split."
             )
         if isinstance(test_split, LogitBank):
@@ -102,7 +102,7 @@ class Report:
         for split in [bank] + ([self.held_out] if self.held_out else []):
             # on the split that chose, no model runs again for the report
             known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank)]
-            found = {name: predict(split, one.recipe) for name, one in known}
+            found = {name: self._predict(split, one.recipe) for name, one in known}
             results += [self._result(name, split, one, split.labels) for name, one in found.items()]
             if "accuracy" in self.metrics:  # of a baseline that was shown a part
                 results += [
@@ -110,8 +110,9 @@ class Report:
                     for name, one in rows
                     if name not in found and one.measured is not None
                 ]
-            ensemble = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
-            results.append(self._result("ensemble", split, ensemble, split.labels))
+            if split.ingredients.ids == bank.ingredients.ids:
+                ensemble = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
+                results.append(self._result("ensemble", split, ensemble, split.labels))
             if "soup" in found and chosen.recipe != best.recipe:
                 proofs.append(_compared(split, found["soup"], found["best single"]))
         log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
@@ -136,6 +137,7 @@ class Report:
             "images": len(bank),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
+            "held_out_logits": len(self.held_out.ingredients) if self.held_out else 0,
             "remarks": [list(remark) for remark in bank.remarks],
             "batchnorm": bank.statistics and bank.statistics.about,
             "classes": list(bank.classes),
@@ -144,6 +146,10 @@ class Report:
             "versions": versions(),
         }
         return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)
+
+    def _predict(self, split: LogitBank, recipe: Recipe) -> np.ndarray:
+        """As `predict`, where a soup's ingredients need no logits."""
+        return predict(split if len(recipe.used) == 1 else replace(split, ingredients=self.bank.ingredients), recipe)
 
     def _result(self, name: str, split: LogitBank, predictions: np.ndarray, labels: np.ndarray) -> Result:
         metrics = compute_metrics(self.metrics, predictions, labels)
@@ -157,8 +163,8 @@ def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, A
     if bank.statistics:
         soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured)
         found["batchnorm"] = soups * bank.statistics.about["images"] / len(bank)
-    for name, passes in (pilot or {}).get("passes", {}).items():
-        found[name] += passes
+    if pilot and "passes" in pilot:
+        found["logits"] = pilot["passes"]
     return found
 
 
@@ -190,9 +196,12 @@ def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank 
     """The bank of the split that proves, refused if it is the split that chooses."""
     if test_split is None:
         return None
-    held_out = test_split if isinstance(test_split, LogitBank) else of_split(bank, str(test_split))
-    _check_held_out(bank, held_out)
-    return replace(held_out, ingredients=bank.ingredients, statistics=bank.statistics)
+    wanted = bank
+    if bank.partly and not isinstance(test_split, LogitBank):  # what proves takes the best single model, and soups
+        wanted = replace(bank, ingredients=bank.ingredients.select(bank.partly.whole))
+    held_out = test_split if isinstance(test_split, LogitBank) else of_split(wanted, str(test_split))
+    _check_held_out(wanted, held_out)
+    return replace(held_out, ingredients=wanted.ingredients, statistics=bank.statistics)
 
 
 def _check_held_out(bank: LogitBank, held_out: LogitBank) -> None:

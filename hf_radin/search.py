@@ -17,7 +17,6 @@ from hf_radin.budget import Budget
 from hf_radin.checkpoint import as_dtype
 from hf_radin.compare import interval
 from hf_radin.guide import Guide
-from hf_radin.narrow import narrow
 from hf_radin.processes import log, on_main_process, over_processes, progress_bar, the_accelerator
 from hf_radin.propose import SOUGHT, Candidates, check_start, propose, split_kinds
 from hf_radin.race import Entry, race
@@ -25,6 +24,7 @@ from hf_radin.recipe import Measurement, Recipe
 from hf_radin.report import Report, choose, predict
 from hf_radin.seek import APART, seek, shortlist
 from hf_radin.soup import Soup
+from hf_radin.telling import complete
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def radin(
     The singles are known from the logits. The uniform soup is measured first, beside the budget; then, as long as that
     lasts, the candidate whose soup is predicted to be best by the logits and by all soups that were measured before
     (see `gap` and `guide`). A soup that is not better than the best single model is not returned, the best single is.
-    Of a pilot, recipes are ranked first to choose the ingredients whose logits are computed of all images (`narrow`).
+    Of a pilot, the logits of other images are computed first where they tell recipes apart (`telling`).
 
     Args:
         bank: logits of the ingredients on the split that chooses.
@@ -71,7 +71,7 @@ def radin(
             `wise-ft` and `model-stock` mix with the model that all began from (see `seek`), as in `"auto,wise-ft"`.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own (`own`), by the ids of the ingredients; ranked with the others, and measured if
-            their turn comes. A pilot keeps their ingredients.
+            their turn comes.
         start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
             same classes.
         metric: what to choose by: `accuracy`.
@@ -101,7 +101,7 @@ def radin(
     if bank.is_pilot and spend.passes:
         Report.check(bank, test_split, metric, metrics, hold_out=hold_out)  # before the rest of the logits
         own = {name for recipe in recipes for name in recipe.used} | ({start} if start else set())
-        bank, pilot = narrow(bank, lambda: _guide(bank, drawn, kinds), own)
+        bank, pilot = complete(bank, own)
         drawn = draw()
     paused = time.perf_counter()
     report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed)
@@ -262,7 +262,9 @@ def _singles(bank: LogitBank) -> list[Measurement]:
         recipe = Recipe.uniform([name])
         hits = bank.predict(bank.row(recipe)) == bank.labels
         score = float(hits.mean())
-        found.append(Measurement(recipe, "single", score, score, len(bank), interval=interval(hits)))
+        partly = bank.partly if bank.partly and name not in bank.partly.whole else None
+        images = len(bank) - (len(partly.rest) if partly else 0)
+        found.append(Measurement(recipe, "single", score, score, images, interval=interval(hits)))
     return found
 
 

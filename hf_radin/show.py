@@ -43,7 +43,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 
 def table(soup: Soup) -> str:
     """What was found, as text."""
-    from hf_radin.card import compared, show_metric, spending
+    from hf_radin.card import compared, images_left, show_metric, spending
 
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
@@ -53,8 +53,7 @@ def table(soup: Soup) -> str:
     for row in dict.fromkeys(one.name for one in soup.results):
         found = ((name, scores.get((row, split, name))) for split, name in columns)
         cells = ("not measured" if value is None else show_metric(name, value) for name, value in found)
-        kept = len(soup.about["ingredients"])
-        title = f"{row} of {kept}" if row == "ensemble" or (row != "soup" and _left_out(soup)) else row
+        title = f"ensemble of {len(soup.about['ingredients'])}" if row == "ensemble" else row
         lines.append(f"{title:18}" + "".join(f"{cell:>{width}}" for cell in cells))
     if not soup.about["measured"]:
         estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
@@ -65,19 +64,14 @@ def table(soup: Soup) -> str:
         ]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     spent = f"Spent in all: {spending(soup.about)}."
-    if out := _left_out(soup):
-        kept = len(soup.about["ingredients"])
+    if unseen := images_left(soup.about):
         spent += (
-            f"\nA pilot chose {kept} of {kept + out} ingredients; of the others, only a part of the logits is known."
+            f"\nOf {unseen:,} of the {soup.about['images']:,} images most ingredients have no logits; what the best "
+            "agree on there counts for the ensemble."
         )
     notes = [f"The figure of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
     return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
-
-
-def _left_out(soup: Soup) -> int:
-    """How many ingredients a pilot left out."""
-    return len((soup.about.get("pilot") or {}).get("left_out", []))
 
 
 def _part(soup: Soup) -> str:
@@ -102,7 +96,7 @@ def estimate_table(job: Estimate) -> str:
     once, again = map(_decoded, job.decodings)
     some = f"{images} x {models}"
     if job.pilot is not None:
-        some = f"{images} x {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
+        some = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
     share = job.kept_bytes / job.pixel_bytes

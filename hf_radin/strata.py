@@ -8,11 +8,15 @@ a stratum all images have the same chance, and each stands for as many as were n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+
+# How many models say which images tell recipes apart, and the share of images that are such, in zoos of ours.
+LEADING, TELLING = 3, 0.3
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,64 @@ class Pilot:
         """A share as a sample; None is all of the split."""
         return value if value is None or isinstance(value, Pilot) else cls(value)
 
+    @property
+    def key(self) -> list[float]:
+        return [self.share, self.seed]
+
+    def describe(self) -> dict[str, Any]:
+        return {"share": self.share, "seed": self.seed}
+
     @staticmethod
     def whole(models: int) -> int:
-        """Of how many models the logits of all images are computed in the end."""
-        return min(models, max(4, math.ceil(models / 3)))
+        """Of how many models the logits of all images are computed in the end; of a few models, of all."""
+        return LEADING if models >= 2 * LEADING else models
 
     def passes(self, models: int) -> float:
-        """Over the split, for all logits: its own, and those of all images in the end."""
-        return self.share * models + self.whole(models)
+        """Over the split, for all logits: its own, those of all images, and about those of the telling ones."""
+        whole = self.whole(models)
+        return self.share * models + whole + (models - whole) * (1 - self.share) * TELLING
 
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions of the drawn images among those of a block, ascending; their number is right on average."""
         generator = np.random.default_rng([self.seed, *block])
         drawn = int(count * self.share + generator.random())
         return np.sort(generator.permutation(count)[:drawn])
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Images of a split that were chosen one by one.
+
+    Args:
+        blocks: of the split in order: of each the shard, its number there and how many images it has.
+        places: positions in the split, ascending.
+    """
+
+    blocks: tuple[tuple[int, int, int], ...]
+    places: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """Of all images."""
+        return len(self.places) / sum(count for *_, count in self.blocks)
+
+    @property
+    def key(self) -> list[int]:
+        return list(map(int, self.places))
+
+    def describe(self) -> dict[str, Any]:
+        return {"places": self.key}
+
+    def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
+        """Positions of the chosen images among those of a block, ascending."""
+        start = self._starts[block]
+        first, last = np.searchsorted(self.places, (start, start + count))
+        return self.places[first:last] - start
+
+    @cached_property
+    def _starts(self) -> dict[tuple[int, int], int]:
+        ends = np.cumsum([count for *_, count in self.blocks]).tolist()
+        return {(shard, number): end - count for (shard, number, count), end in zip(self.blocks, ends, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -243,10 +243,11 @@ def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path,
     assert soup(*options, "--budget", "0.01s", "--output", "few") == 0
     assert "of the split are computed" not in capsys.readouterr().out  # of 600 images, a part is no sample
     monkeypatch.setattr("hf_radin.options.LEAST_IMAGES", 25)
+    monkeypatch.setattr("hf_radin.strata.LEADING", 2)  # of five ingredients
     assert soup(*options, "--budget", "0.01s", "--output", "short") == 0
     assert "Logits of 5% of the split are computed" in capsys.readouterr().out
     fields = json.loads((cwd / "short" / "recipe.json").read_text())
-    assert (fields["pilot"]["share"], len(fields["pilot"]["left_out"])) == (0.05, 1)
+    assert (fields["pilot"]["share"], fields["pilot"]["given"], len(fields["pilot"]["whole"])) == (0.05, 5, 2)
     assert fields["measured"] is True and fields["budget"] == "0.01s"
 
 

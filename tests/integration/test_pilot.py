@@ -1,14 +1,13 @@
-"""Logits of a part of the split rank recipes; soups are measured on all of it."""
+"""Logits of a part of the split say which others tell recipes apart; soups are measured on all of it."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 
 import hf_radin
-from hf_radin import logits, pruning, strata
+from hf_radin import logits, pruning, report, show, strata, telling
 
 
 @pytest.fixture(scope="module")
@@ -33,35 +32,92 @@ def test_it_is_the_same_for_any_blocks_size_of_groups_and_opened_again(pilot, ba
     assert hf_radin.radin(opened, budget=2).measurements == hf_radin.radin(pilot, budget=2).measurements
 
 
-def test_it_chooses_the_ingredients_whose_logits_are_computed_whole(pilot, bank):
+@pytest.fixture
+def two_lead(monkeypatch):
+    """Of five ingredients two see all images; by themselves that few would all see them."""
+    monkeypatch.setattr(strata, "LEADING", 2)
+
+
+@pytest.fixture
+def lenient(two_lead, monkeypatch):
+    """A margin that leaves images out, of a zoo whose models say quite different things."""
+    monkeypatch.setattr(telling, "ASTRAY", 0.02)
+
+
+def test_most_see_only_the_images_that_tell_recipes_apart(pilot, bank, lenient):
+    found, told = telling.complete(pilot)
+    assert not found.is_pilot and len(found) == 600 and found.ingredients.ids == bank.ingredients.ids
+    rest, whole = found.partly.rest, found.partly.whole
+    assert 0 < len(rest) < 600 - len(pilot) and not set(rest) & set(pilot.places)
+    assert (told["share"], told["seed"], told["given"], told["whole"]) == (0.25, 0, 5, list(whole))
+    assert told["shown"] == 600 - len(rest) and told["margin"] > 0
+    more = len(whole) - 2  # the best single model may be none of the two
+    expected = 5 * len(pilot) + 2 * 600 + 3 * (600 - len(pilot) - len(rest)) + more * len(rest)
+    assert told["passes"] == pytest.approx(expected / 600)
+
+
+def test_what_is_known_is_what_all_logits_say_and_the_rest_is_what_the_leading_agree_on(pilot, bank, lenient, cache):
+    found, told = telling.complete(pilot)
+    rest = found.partly.rest
+    shown = np.setdiff1d(np.arange(600), rest)
+    recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=50)
+    for row in recipes:
+        assert (found.predict(row)[shown] == bank.predict(row)[shown]).all()
+    leading = [bank.predict(bank.row(hf_radin.Recipe.uniform([name]))) for name in told["whole"][:2]]
+    assert (leading[0][rest] == leading[1][rest]).all()
+    assert all((found.predict(row)[rest] == leading[0][rest]).all() for row in recipes)
+    for name in told["whole"]:
+        row = bank.row(hf_radin.Recipe.uniform([name]))
+        assert (found.predict(row) == bank.predict(row)).all()
+    logits = np.stack([np.asarray(bank.logits(name))[rest] for name in told["whole"][:2]])
+    ahead = np.diff(np.sort(logits, axis=2)[:, :, -2:], axis=2)
+    assert ahead.min() >= told["margin"] - 1e-4
+
+
+def test_where_all_images_tell_recipes_apart_it_is_the_search_with_all_logits(pilot, bank, two_lead, monkeypatch):
+    monkeypatch.setattr(telling, "ASTRAY", -1.0)
+    soup, other = hf_radin.radin(pilot, budget=3, seed=2), hf_radin.radin(bank, budget=3, seed=2)
+    assert soup.about["pilot"]["margin"] is None and soup.about["pilot"]["shown"] == 600
+    assert soup.recipe == other.recipe and soup.results == other.results
+    assert soup.measurements == other.measurements
+    assert soup.about["passes"]["logits"] == pytest.approx(5 + 2 * len(pilot) / 600)
+
+
+def test_few_ingredients_all_see_all_images(pilot, bank):
+    soup, other = hf_radin.radin(pilot, budget=3, seed=2), hf_radin.radin(bank, budget=3, seed=2)
+    assert soup.about["pilot"]["whole"] == list(bank.ingredients.ids)
+    assert (soup.recipe, soup.measurements, soup.results) == (other.recipe, other.measurements, other.results)
+    assert soup.about["passes"]["logits"] == pytest.approx(5 + 5 * len(pilot) / 600)
+
+
+def test_the_figures_are_of_the_whole_split_and_a_held_out_one_takes_few_logits(pilot, bank, lenient, monkeypatch):
+    asked = []
+    of_split = report.of_split
+    monkeypatch.setattr(
+        report, "of_split", lambda bank, name: asked.append(bank.ingredients.ids) or of_split(bank, name)
+    )
     soup = hf_radin.radin(pilot, budget=3, test_split="test")
-    told = soup.about["pilot"]
-    kept = [name for name in bank.ingredients.ids if name not in told["left_out"]]
-    assert len(kept) == 4 and [one["id"] for one in soup.about["ingredients"]] == kept
-    assert (told["share"], told["seed"]) == (0.25, 0)
-    share = len(pilot) / 600
-    assert soup.about["passes"]["logits"] == pytest.approx(4 + 5 * share)
-    of_soups = sum(one.passes for one in soup.measurements)
-    assert of_soups < soup.about["passes"]["soups"] < of_soups + share
     rows = {(one.name, one.split): one.images for one in soup.results}
     assert rows["soup", "validation"] == rows["best single", "validation"] == rows["ensemble", "validation"] == 600
-    assert rows["soup", "test"] == 497
+    assert rows["soup", "test"] == rows["best single", "test"] == 497 and ("ensemble", "test") not in rows
+    assert asked == [tuple(soup.about["pilot"]["whole"])] and soup.about["held_out_logits"] == len(asked[0])
+    singles = {one.recipe.ingredients[0]: one.images for one in soup.measurements if one.proposal == "single"}
+    whole = soup.about["pilot"]["whole"]
+    assert all((images == 600) == (name in whole) for name, images in singles.items())
+    assert all(one.images == 600 for one in soup.measurements if one.recipe == soup.recipe)
 
 
-def test_from_there_on_it_is_the_search_among_these(pilot, bank, digits, cache):
-    soup = hf_radin.radin(pilot, budget=3, seed=2)
-    kept = bank.ingredients.select([one["id"] for one in soup.about["ingredients"]])
-    among = hf_radin.radin(hf_radin.compute_logits(kept, digits, cache_dir=cache), budget=3, seed=2)
-    assert soup.recipe == among.recipe and soup.measurements == among.measurements and soup.results == among.results
-
-
-def test_what_a_user_asks_for_and_what_is_good_alone_is_kept(pilot, bank, monkeypatch):
-    monkeypatch.setattr(strata.Pilot, "whole", staticmethod(lambda models: 1))
-    singles = pilot.score(np.eye(5))
-    first = [bank.ingredients.ids[one] for one in np.argsort(-singles, kind="stable")]
-    mine = hf_radin.Recipe.uniform(first[-2:])
-    left_out = hf_radin.radin(pilot, budget=2, recipes=[mine]).about["pilot"]["left_out"]
-    assert left_out == [first[2]]  # of five, two were asked for and two are the best
+def test_the_best_single_model_is_known_on_all_images(pilot, bank, lenient, monkeypatch):
+    """Whichever two lead: here the two that are worst."""
+    score = type(pilot).score
+    monkeypatch.setattr(type(pilot), "score", lambda self, rows, **options: -score(self, rows, **options))
+    found, told = telling.complete(pilot)
+    monkeypatch.undo()
+    singles = [(found.predict(row) == bank.labels).mean() for row in np.eye(5)]
+    best = bank.ingredients.ids[int(np.argmax(singles))]
+    assert best in told["whole"][2:]
+    row = bank.row(hf_radin.Recipe.uniform([best]))
+    assert (found.predict(row) == bank.predict(row)).all()
 
 
 def test_without_measuring_recipes_are_estimated(pilot):
@@ -80,7 +136,7 @@ def test_what_takes_all_logits_says_so(pilot):
     for method in (hf_radin.greedy, hf_radin.uniform, hf_radin.best_single):
         with pytest.raises(ValueError, match="compute them without pilot, or use radin"):
             method(pilot)
-    with pytest.raises(ValueError, match=r"hold_out=0\.2: the images of a pilot say which"):
+    with pytest.raises(ValueError, match=r"hold_out=0\.2: the images of a pilot say which others are looked at"):
         hf_radin.radin(pilot, hold_out=0.2)
     with pytest.raises(ValueError, match="can't be shared"):
         pilot.push_to_hub("org/bank")
@@ -92,13 +148,18 @@ def test_estimates_of_a_pilot_are_compared_with_singles(pilot, monkeypatch):
     assert len(soup.recipe.used) == 1
 
 
-def test_the_card_says_what_was_not_computed(pilot, tmp_path):
-    soup = hf_radin.radin(pilot, budget=2)
+def test_the_card_says_what_was_not_computed(pilot, tmp_path, lenient):
+    soup = hf_radin.radin(pilot, budget=2, test_split="test")
     soup.save_pretrained(tmp_path / "soup")
-    text = (tmp_path / "soup" / "README.md").read_text()
-    assert "All 5 checkpoints were run on a random 25.00 % of these images first, which said of which 4 the" in text
-    (name,) = soup.about["pilot"]["left_out"]
-    assert f"{Path(name).name}." in text.replace("\\", "")
+    text = " ".join((tmp_path / "soup" / "README.md").read_text().split())
+    shown = soup.about["pilot"]["shown"]
+    assert (
+        "All 5 checkpoints were run on a random 25.00 % of these images first, and the best few of them on all."
+        in text
+    )
+    assert f"The others were run on {shown} images: of the other {600 - shown}, on which the best few agree" in text
+    assert f"the figures on test took {len(soup.about['pilot']['whole'])} over it" in text
+    assert f"Of {600 - shown} of the 600 images most ingredients have no logits" in show.table(soup)
     hf_radin.radin(pilot, budget=0).save_pretrained(tmp_path / "estimated")
     assert "These images are a random 25.00 % of the split" in (tmp_path / "estimated" / "README.md").read_text()
 
@@ -122,7 +183,7 @@ def test_one_with_too_much_left_says_so(bank, digits, tmp_path, monkeypatch):
     [({"test_split": "nosuch"}, "nosuch"), ({"metrics": ("nosuch",)}, "nosuch"), ({"test_split": None}, "pilot")],
 )
 def test_what_can_not_be_is_refused_before_the_rest_of_the_logits(pilot, monkeypatch, options, message):
-    monkeypatch.setattr("hf_radin.narrow.compute_logits", lambda *_, **__: pytest.fail("logits were computed"))
+    monkeypatch.setattr("hf_radin.telling.compute_logits", lambda *_, **__: pytest.fail("logits were computed"))
     options = {"test_split": pilot} if "pilot" in message else options
     with pytest.raises(ValueError, match=message):
         hf_radin.radin(pilot, budget=2, **options)
@@ -133,22 +194,27 @@ def test_without_measuring_the_held_out_split_is_whole(pilot):
     assert {one.images for one in soup.results if one.split == "test"} == {497}
 
 
-def test_an_ingredient_that_is_lost_on_the_rest_is_named(runs, digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("leading", [True, False])
+def test_an_ingredient_that_is_lost_on_the_rest_is_named(runs, digits, tmp_path, monkeypatch, lenient, leading):
     """Its logits are numbers on the pilot, and on other images they are not."""
-    from hf_radin import narrow
-
+    monkeypatch.setattr(strata.Pilot, "whole", staticmethod(lambda models: 3))
     made = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=tmp_path, pilot=0.1)
-    compute, lost = narrow.compute_logits, []
+    compute, lost = telling.compute_logits, []
 
-    def losing(ingredients, dataset, **options):
+    def losing(ingredients, **options):
+        found = compute(ingredients, **options)
+        if (options["pilot"] is None) != leading:
+            return found
         lost.append(ingredients.ids[0])
-        found = compute(ingredients[1:], dataset, **options)
-        return replace(found, remarks=((lost[0], "gives logits that are no finite numbers."),))
+        return replace(
+            found, ingredients=ingredients[1:], remarks=((lost[0], "gives logits that are no finite numbers."),)
+        )
 
-    monkeypatch.setattr(narrow, "compute_logits", losing)
+    monkeypatch.setattr(telling, "compute_logits", losing)
     soup = hf_radin.radin(made, budget=1)
     assert (lost[0], "gives logits that are no finite numbers.") in [tuple(one) for one in soup.about["remarks"]]
-    assert soup.about["pilot"]["given"] == 5 and lost[0] not in soup.about["pilot"]["left_out"]
+    assert soup.about["pilot"]["given"] == 5 and lost[0] not in [one["id"] for one in soup.about["ingredients"]]
+    assert lost[0] not in soup.recipe.used
     mine = hf_radin.Recipe.uniform([lost[0], soup.about["ingredients"][0]["id"]])
     with pytest.raises(ValueError, match=r"which a recipe uses or is the start, gives logits that are no finite"):
         hf_radin.radin(made, budget=1, recipes=[mine])
@@ -166,3 +232,27 @@ def test_one_of_a_dataset_object_needs_the_object_again(bank, digits, tmp_path):
 def test_a_pilot_that_saves_nothing_says_so(bank, digits, cache, caplog):
     hf_radin.compute_logits(bank.ingredients[:3], digits, cache_dir=cache, pilot=0.25)
     assert "pilot=0.25 saves nothing: the logits of 3 ingredients take 3.75 passes with it" in caplog.text
+
+
+def test_images_that_a_pilot_chose_are_no_bank_of_their_own(pilot, lenient, monkeypatch):
+    made = []
+    compute = telling.compute_logits
+    monkeypatch.setattr(telling, "compute_logits", lambda *_, **__: made.append(compute(*_, **__)) or made[-1])
+    telling.complete(pilot)
+    with pytest.raises(ValueError, match="has logits of images that a pilot chose; open the folder of the pilot"):
+        hf_radin.LogitBank.open(made[-1].folder)
+
+
+@pytest.mark.parametrize(
+    ("margins", "astray", "least"),
+    [
+        ([3.0, 2.0, 1.0], [0, 0, 0], 1.0),
+        ([3.0, 2.0, 1.0], [0, 0, 1], 2.0),
+        ([3.0, 2.0, 2.0, 1.0], [0, 0, 1, 0], 3.0),  # equal margins stand or fall together
+        ([3.0, 2.0, 1.0], [1, 1, 1], np.inf),
+        ([3.0, 0.0], [0, 0], 3.0),  # 0: they don't agree
+        ([], [], np.inf),
+    ],
+)
+def test_the_least_margin_is_the_first_from_which_on_few_recipes_go_astray(margins, astray, least):
+    assert telling.clear_margin(np.array(margins), np.array(astray, dtype=float)) == least

@@ -75,6 +75,18 @@ def test_the_main_process_alone_speaks(folders):
     assert one == two and one.count("\nbest single") == 1
 
 
+def test_after_a_pilot_the_banks_and_the_soups_are_equal(runs, start, digits, tmp_path):
+    """Six ingredients: the logits of most are of the images that tell recipes apart."""
+    options = ["--models", f"{runs}/ft-*", start, "--dataset", digits, "--budget", "2", "--pilot", "0.25"]
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run = launch(tmp_path / str(processes), processes, *options)
+        assert run.returncode == 0, run.stderr
+    one, two = (contents(tmp_path / str(processes) / "cache") for processes in (1, 2))
+    assert one == two and sum(name.endswith("bank.json") for name in one) == 3
+    assert contents(tmp_path / "1" / "soup") == contents(tmp_path / "2" / "soup")
+
+
 def test_bad_input_ends_all_processes(runs, digits, tmp_path):
     run = launch(tmp_path, 2, "--models", f"{runs}/ft-*", "--dataset", digits, "--test-split", "dev")
     assert run.returncode != 0

@@ -257,3 +257,15 @@ def test_a_folder_that_can_not_be_written_to_costs_only_time(tmp_path, caplog):
     path = tmp_path / "pruned" / "one.npz"
     found = pruning.kept(path, [], lambda: prune(BANKS["related"].astype(np.float16)), samples=300, top=1)
     assert len(found.images) == 300 and "can't be kept" in caplog.text
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_what_is_left_of_parts_is_put_together_to_what_is_left_of_all(top):
+    logits = list(related(4, 300, 7).astype(np.float32))
+    order = np.random.default_rng(3).permutation(300)
+    places = [np.sort(order[:90]), np.sort(order[90:91]), np.sort(order[91:])]
+    found = pruning.join([(prune([one[some] for one in logits], top=top), some) for some in places])
+    whole = prune(logits, top=top)
+    for name in ("images", "counts", "classes", "logits"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert found.top == top and found.is_whole(4, 300, top)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_radin.budget import Budget
-from hf_radin.strata import Pilot, Strata
+from hf_radin.strata import Chosen, Pilot, Strata
 
 GROUPS = [np.arange(0, 1000, 4), np.setdiff1d(np.arange(1000), np.arange(0, 1000, 4))]  # 250 and 750
 
@@ -98,3 +98,16 @@ def test_images_that_all_say_the_same_are_no_certainty_either():
 def test_a_seed_that_is_none_is_refused(seed):
     with pytest.raises(ValueError, match="The seed of a pilot is"):
         Pilot(0.2, seed=seed)
+
+
+def test_images_that_were_chosen_are_found_in_their_blocks():
+    blocks = ((0, 0, 5), (0, 1, 3), (1, 0, 4))
+    chosen = Chosen(blocks, np.array([0, 4, 5, 11]))
+    rows = [chosen.rows((shard, number), count).tolist() for shard, number, count in blocks]
+    assert rows == [[0, 4], [0], [3]]
+    assert chosen.share == 4 / 12 and Chosen(blocks, np.array([0, 4, 5])).key != chosen.key
+
+
+def test_what_a_pilot_takes_is_less_than_all_logits_as_soon_as_few_can_speak_for_many():
+    assert [Pilot(0.1).passes(models) < models for models in (2, 5, 6, 100)] == [False, False, True, True]
+    assert Pilot.whole(5) == 5 and Pilot.whole(6) == Pilot.whole(100) == 3

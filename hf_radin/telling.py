@@ -1,0 +1,188 @@
+"""After a pilot: which images tell recipes apart, so that most models need no logits of the rest.
+
+Where the best single models agree by a wide margin, hardly any mix of the ingredients predicts something else. How
+wide it has to be the pilot says, whose images all models have seen. A few models are run on all images; the others on
+those where these don't agree so clearly. The rest counts as decided: what was assumed there is the same for all
+recipes, so that it ranks none above another, and of each soup that is measured a random sample of it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hf_radin import scoring
+from hf_radin.bank import LogitBank, Partly
+from hf_radin.data import OBJECT
+from hf_radin.evaluate import trial_of
+from hf_radin.ingredients import Ingredients
+from hf_radin.logits import compute_logits
+from hf_radin.processes import log, on_main_process, progress_bar
+from hf_radin.propose import monte_carlo
+from hf_radin.pruning import Pruned, join, prune
+from hf_radin.recipe import Recipe
+from hf_radin.strata import Chosen, Pilot
+
+# Of the predictions that recipes make where the leading models agree clearly, so many may be different ones.
+ASTRAY = 0.001
+
+# So many recipes are asked.
+RECIPES = 200
+
+# How many logits of a model are looked at together.
+AT_ONCE = 1 << 22
+
+
+def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, dict[str, Any]]:
+    """The bank of all images of a pilot's ingredients, with the logits that matter.
+
+    Args:
+        bank: of a pilot.
+        wanted: ids of ingredients that must not be lost.
+
+    Raises:
+        ValueError: if too many classes can win, or of an ingredient in `wanted` a logit is no finite number.
+
+    Returns:
+        the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`; the ids of
+        those whose logits of all images are known (`whole`); on how many images the others were run (`shown`), and the
+        least `margin` by which the first of them agree about the rest (None where nothing is left); the `passes` that
+        all these logits took.
+    """
+    _check(bank)
+    count = Pilot.whole(len(bank.ingredients))
+    singles = bank.score(np.eye(len(bank.ingredients)))
+    best = np.argsort(-singles, kind="stable")[:count]
+    leading = [bank.ingredients.ids[one] for one in sorted(best)]
+    request = {**bank.request, "split": bank.split}
+    first = compute_logits(bank.ingredients.select(leading), **{**request, "pilot": None})
+    spent = len(bank.ingredients) * len(bank) / bank.samples + count
+    about = {**bank.about["pilot"], "given": len(bank.ingredients)}
+    if count == len(bank.ingredients):
+        found = first
+        about |= {"whole": list(first.ingredients.ids), "shown": first.samples, "margin": None}
+    else:
+        others = bank.ingredients.select([name for name in bank.ingredients.ids if name not in leading])
+        found, partly, margin = _with_others(bank, first, others, request)
+        shown = found.samples - len(partly.rest)
+        spent += len(others) * (shown - len(bank)) / found.samples
+        partly = _with_best_single(found, partly)
+        spent += len(partly.singles) * len(partly.rest) / found.samples
+        found = replace(found, partly=partly)
+        about |= {"whole": list(partly.whole), "shown": shown, "margin": margin}
+    lost = [name for name in wanted if name not in found.ingredients.ids]
+    if lost:
+        why = next((text for name, text in found.remarks if name == lost[0]), "is left out of the soup.")
+        raise ValueError(f"{lost[0]}, which a recipe uses or is the start, {why}")
+    remarks = tuple(dict.fromkeys((*bank.remarks, *found.remarks)))
+    return replace(found, remarks=remarks), {**about, "passes": spent}
+
+
+def _check(bank: LogitBank) -> None:
+    """Raises a ValueError if a pilot can't be completed."""
+    if not on_main_process(bank.is_prunable):
+        raise ValueError(
+            f"The logits in {bank.folder} are of a part of the split, and of too many classes that can win to say "
+            "which images matter: compute them without pilot (--pilot)."
+        )
+    dataset = bank.request["dataset"]
+    if isinstance(dataset, str) and dataset == OBJECT:
+        raise ValueError(
+            f"The logits in {bank.folder} are of a part of a Dataset object, and the rest takes the object again: "
+            "call compute_logits with it and the same arguments; what is there is used."
+        )
+
+
+def _with_others(
+    bank: LogitBank, first: LogitBank, others: Ingredients, request: dict[str, Any]
+) -> tuple[LogitBank, Partly, float | None]:
+    """The bank of all ingredients, of which the others see the telling images; and the margin."""
+    said, margins = on_main_process(lambda: agreed(first))
+    asked = scoring.predict(bank.pruned(), monte_carlo(len(bank.ingredients), count=RECIPES, seed=0).weights)
+    least = clear_margin(margins[bank.places], (asked != said[bank.places]).mean(axis=0))
+    is_rest = margins >= least
+    is_rest[bank.places] = False
+    shown = np.flatnonzero(~is_rest)
+    places = np.setdiff1d(shown, bank.places)
+    log({"pilot/images": len(shown)}, images=len(bank))
+    told = first
+    if len(places):
+        chosen = Chosen(tuple(map(tuple, first.about["blocks"])), places)
+        told = compute_logits(others, **{**request, "pilot": chosen})
+    usable = {*first.ingredients.ids, *(told.ingredients.ids if len(places) else others.ids)}
+    kept = bank.ingredients.select([name for name in bank.ingredients.ids if name in usable])
+    rest = np.flatnonzero(is_rest)
+    parts = [(replace(bank, ingredients=kept).pruned(), bank.places), (_decided(said[rest], len(kept)), rest)]
+    if len(places):
+        logits = [
+            np.asarray(first.logits(name)[places]) if name in first.ingredients.ids else told.logits(name)
+            for name in kept.ids
+        ]
+        parts.append((prune(logits), places))
+    partly = Partly(rest, tuple(first.ingredients.ids), join(parts))
+    remarks = (*first.remarks, *told.remarks)
+    return replace(first, ingredients=kept, remarks=remarks), partly, least if len(rest) else None
+
+
+def _with_best_single(bank: LogitBank, partly: Partly) -> Partly:
+    """The same with the best single model's predictions of all images."""
+    labels = np.asarray(bank.labels)
+    rest = np.zeros(len(bank), dtype=bool)
+    rest[partly.rest] = True
+    while True:
+        bank = replace(bank, partly=partly)
+        hits = [float((bank.predict(row) == labels).mean()) for row in np.eye(len(bank.ingredients))]
+        best = bank.ingredients.ids[int(np.argmax(hits))]
+        if best in partly.whole:
+            return partly
+        recipe = Recipe.uniform([best])
+        trial = trial_of(bank, recipe)
+        with progress_bar(total=int(rest.sum()), desc="The best single model", unit="image") as bar:
+            classes = np.where(rest, trial.look(rest, on_block=bar.update), bank.predict(bank.row(recipe)))
+        partly = replace(partly, whole=(*partly.whole, best), singles={**partly.singles, best: classes})
+
+
+def agreed(bank: LogitBank) -> tuple[np.ndarray, np.ndarray]:
+    """What all models of a bank predict, and the least margin to the next class; 0 where they don't agree.
+
+    Returns:
+        classes and margins, `(samples,)` each.
+    """
+    said, margins = np.zeros(len(bank), dtype=np.int64), np.full(len(bank), np.inf)
+    step = max(1, AT_ONCE // len(bank.classes))
+    for place in range(len(bank.ingredients)):
+        logits = bank.logits(place)
+        for start in range(0, len(bank), step):
+            some = slice(start, start + step)
+            part = np.asarray(logits[some], dtype=np.float32)
+            best = part.argmax(axis=1)
+            ahead = np.sort(np.partition(part, -2, axis=1)[:, -2:], axis=1)
+            said[some] = best if place == 0 else said[some]
+            margins[some] = np.where(best == said[some], np.minimum(margins[some], ahead[:, 1] - ahead[:, 0]), 0.0)
+    return said, margins
+
+
+def clear_margin(margins: np.ndarray, astray: np.ndarray) -> float:
+    """The least margin from which on recipes go astray in `ASTRAY` of their predictions at most; infinite if none is.
+
+    Args:
+        margins: of some images, `(samples,)`; 0 is none.
+        astray: the share of recipes that predict something else, `(samples,)`.
+    """
+    order = np.argsort(-margins, kind="stable")
+    sorted_margins = margins[order]
+    rates = np.cumsum(astray[order]) / np.arange(1, len(order) + 1)
+    is_last = np.append(np.diff(sorted_margins) < 0, True)  # of those with the same margin
+    good = np.flatnonzero((rates <= ASTRAY) & is_last & (sorted_margins > 0))
+    return float(sorted_margins[good[-1]]) if len(good) else np.inf
+
+
+def _decided(classes: np.ndarray, models: int) -> Pruned:
+    """Images of which one class each `(samples,)` is left."""
+    count = len(classes)
+    return Pruned(
+        np.arange(count), np.ones(count, dtype=int), classes.astype(np.int32), np.zeros((models, 0), np.float32)
+    )
