@@ -55,8 +55,9 @@ def average(
 
     Raises:
         ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
-            folder is not empty, or an ingredient's; if the disk is too small.
+            folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size.
     """
+    checkpoint.check_shard_size(max_shard_size)
     if output is None:
         return average_model(ingredients, recipe, dtype=dtype, statistics=statistics).state_dict()
     folder = Path(output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F6
 
 # Of a file of weights, as in transformers: most models are one file.
 SHARD = "50GB"
+
+_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B", re.IGNORECASE)
 
 # The longest header that safetensors itself reads.
 HEADER_LIMIT = 100_000_000
@@ -135,6 +138,15 @@ def content_hash(hashes: dict[str, str]) -> str:
 def weights_hash(hashes: dict[str, str]) -> str:
     """What makes two checkpoints the same weights, on disk or on the Hub: the hashes of the files that hold them."""
     return " ".join(sorted(value for name, value in hashes.items() if name.endswith((".safetensors", ".bin"))))
+
+
+def check_shard_size(size: int | str) -> None:
+    """Raises a ValueError if it is no size of a file of weights, as in `5GB` or in bytes."""
+    good = isinstance(size, int) and not isinstance(size, bool) and size > 0
+    if not good and not (isinstance(size, str) and _SIZE.fullmatch(size) and float(size[:-2]) > 0):
+        raise ValueError(
+            f"max_shard_size={size!r}: it is a size as in '5GB' (--max-shard-size), or a number of bytes."
+        )
 
 
 def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
 from hf_radin.budget import Budget
-from hf_radin.checkpoint import DTYPES, SHARD
+from hf_radin.checkpoint import DTYPES, SHARD, check_shard_size
 from hf_radin.options import (
     check,
     cost_options,
@@ -234,6 +234,7 @@ def _average(args: argparse.Namespace) -> None:
     from hf_radin.files import check_output
 
     check_output(args.output, overwrite=args.overwrite)
+    check_shard_size(args.max_shard_size)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
         raise ValueError(f"The output {args.output} is the folder of the recipe, which would be lost. Choose another.")
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}

@@ -173,6 +173,14 @@ def test_large_models_are_written_in_shards(three, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
 
 
+@pytest.mark.parametrize("size", ["abc", "", "0GB", "-1", "5XB", "100", "infGB", 0, -1, 1.5, None, True])
+def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(tensors, "average", lambda *_, **__: pytest.fail("weights were averaged"))
+    with pytest.raises(ValueError, match=r"max_shard_size=.*: it is a size as in '5GB' \(--max-shard-size\)"):
+        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out", max_shard_size=size)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
     monkeypatch.setattr(average_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
     monkeypatch.setattr(tensors, "write", lambda *_, **__: pytest.fail("it was written"))
