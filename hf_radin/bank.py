@@ -18,12 +18,13 @@ from hf_radin.batchnorm import Statistics
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, read_about, read_latest
+from hf_radin.library_metrics import load_metrics, only_score
 from hf_radin.prepared import Images, find_home
 from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.recipe import Recipe
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
 from hf_radin.sources import sampled_source_of, source_of
-from hf_radin.strata import Chosen, Pilot
+from hf_radin.strata import Pilot, drawn_places
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
@@ -281,15 +282,24 @@ class LogitBank:
             recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex.
             metric: `accuracy`, `balanced_accuracy`, `f1` (the mean over classes), `mcc` or `top5_accuracy`, from the
                 classes that can win (`pruned`). For `cross_entropy` and `calibration_error` all logits are read; of
-                these less is better.
+                these less is better. Any other is one of the evaluate library, given each recipe's predictions.
             device: where logits are mixed: `cpu`, or one that torch knows. Predictions are the same.
 
         Raises:
-            ValueError: for another metric, or what is no recipe.
+            ValueError: for a metric that can't be loaded or gives several scores, or what is no recipe.
         """
-        scoring.check_metric(metric)
+        try:
+            other = None if metric in scoring.METRICS else load_metrics([metric])
+        except ValueError as error:
+            raise ValueError(f"metric={metric!r} is none of {', '.join(scoring.METRICS)}. {error}") from error
         rows = ensemble.check_recipes(np.asarray(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
+            if other:
+                found = []
+                for row in rows:
+                    found.append(only_score(other, self.predict(row), self.labels))
+                    bar.update(len(self))
+                return np.array(found)
             if metric in scoring.DENSE:
                 return scoring.DENSE[metric](self._all_logits(), self.labels, rows, on_block=bar.update)
             labels, classes = np.asarray(self.labels), len(self.classes)
@@ -375,19 +385,6 @@ class LogitBank:
     def _stored(self) -> list[ensemble.Stored]:
         files = (logits_path(self.folder, one) for one in self.ingredients)
         return [ensemble.Stored.of(np.load(file, mmap_mode="r")) for file in files]
-
-
-def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | Chosen | None) -> np.ndarray | None:
-    """Positions in the split of a pilot's images; None without one.
-
-    Args:
-        blocks: of each the shard, its number there and how many images it has.
-    """
-    if pilot is None:
-        return None
-    starts = np.cumsum([0, *(count for *_, count in blocks)])
-    drawn = [pilot.rows((shard, number), count) for shard, number, count in blocks]
-    return np.concatenate([start + rows for start, rows in zip(starts, drawn, strict=False)])
 
 
 def _rows(logits: ensemble.Stored | np.ndarray, some: slice) -> ensemble.Stored | np.ndarray:

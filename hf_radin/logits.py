@@ -17,7 +17,7 @@ import numpy as np
 
 from hf_radin import adapter
 from hf_radin.adapter import Running
-from hf_radin.bank import LogitBank, drawn_places
+from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import OBJECT, count_rows, match_labels, open_split
@@ -37,7 +37,7 @@ from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
-from hf_radin.strata import Chosen, Pilot
+from hf_radin.strata import Chosen, Pilot, drawn_places
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 

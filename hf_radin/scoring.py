@@ -81,12 +81,6 @@ DENSE = {"cross_entropy": cross_entropy, "calibration_error": calibration_error}
 METRICS = ("accuracy", *OF_COUNTS, "top5_accuracy", *DENSE)
 
 
-def check_metric(name: str) -> None:
-    """Raises a ValueError for what is no name in `METRICS`."""
-    if name not in METRICS:
-        raise ValueError(f"metric={name!r}: recipes are scored by {', '.join(map(repr, METRICS))}.")
-
-
 def count_hits(
     pruned: Pruned,
     labels: np.ndarray,

@@ -106,6 +106,19 @@ class Chosen:
         return {(shard, number): end - count for (shard, number, count), end in zip(self.blocks, ends, strict=True)}
 
 
+def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | Chosen | None) -> np.ndarray | None:
+    """Positions in the split of a pilot's images; None without one.
+
+    Args:
+        blocks: of each the shard, its number there and how many images it has.
+    """
+    if pilot is None:
+        return None
+    starts = np.cumsum([0, *(count for *_, count in blocks)])
+    drawn = [pilot.rows((shard, number), count) for shard, number, count in blocks]
+    return np.concatenate([start + rows for start, rows in zip(starts, drawn, strict=False)])
+
+
 @dataclass(frozen=True, eq=False)
 class Strata:
     """A split's images in groups, each in the random order in which they are drawn.

@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
 import hf_radin
-from hf_radin import ensemble, pruning, scoring
+from hf_radin import ensemble, library_metrics, pruning, scoring
 
 
 def some_recipes(models: int, count: int = 2000) -> np.ndarray:
@@ -114,3 +115,14 @@ def test_where_too_much_is_left_the_scores_are_the_same_and_nothing_is_kept(alon
         assert (replace(alone).score(recipes, metric=name) == expected[name]).all()
     assert (replace(alone).predict(recipes[-1]) == predicted).all()
     assert most > 1000 or not files(alone)
+
+
+def test_any_metric_of_the_evaluate_library_scores_recipes(bank, monkeypatch):
+    path = str(Path(hf_radin.__file__).parent / "metrics" / "accuracy")
+    recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=4)
+    assert (bank.score(recipes, metric=path) == bank.score(recipes)).all()
+    monkeypatch.setattr(library_metrics, "compute_metrics", lambda *_: {"precision": 0.5, "recall": 0.5})
+    with pytest.raises(ValueError, match="gives precision, recall: it takes one score to rank recipes"):
+        bank.score(recipes, metric=path)
+    with pytest.raises(ValueError, match=r"metric='nosuch' is none of accuracy, balanced_accuracy, .* can't be loaded"):
+        bank.score(recipes, metric="nosuch")

@@ -116,11 +116,6 @@ def test_the_best_five_are_no_prediction(logits, recipes):
         scoring.predict(prune(logits, top=5), recipes)
 
 
-def test_an_unknown_metric_is_refused_and_the_known_ones_are_said():
-    with pytest.raises(ValueError, match="metric='loss': recipes are scored by 'accuracy', 'balanced_accuracy', 'f1'"):
-        scoring.check_metric("loss")
-
-
 @pytest.mark.parametrize("recipes", [[[0.5, 0.5]], [[2.0, -1.0, 0.0, 0.0, 0.0]], [[np.nan, 1.0, 0.0, 0.0, 0.0]]])
 def test_what_is_no_recipe_is_refused(logits, labels, recipes):
     for metric in ("accuracy", "f1"):
