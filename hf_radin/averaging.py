@@ -37,8 +37,9 @@ def average(
 ) -> dict[str, torch.Tensor] | None:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
 
-    Sums are taken in float64 and rounded once. Where the files name their tensors alike, a written average takes one
-    pass over them, and memory for a few chunks; elsewhere the loaded models are averaged, two of them in memory.
+    Sums are taken in float64, of 16-bit weights in float32, and rounded once. Where files name their tensors alike,
+    a written average takes one pass over them, and memory for a few chunks; elsewhere the loaded models are averaged,
+    two of them in memory.
 
     Args:
         ingredients: must hold all that the recipe uses; of a weight of zero nothing is read.
@@ -157,9 +158,11 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
                 tensors=found,
                 trust_remote_code=used[0].trust_remote_code,
             )
+        exact = tensors.sum_dtype((one.dtype for file in files for one in file.values()), [checkpoint.spelled(target)])
+    sum_in = torch.float64 if exact is np.float64 else torch.float32
     sums: dict[str, torch.Tensor] = {}
     for one, weight in zip(used, recipe.used.values(), strict=True):
-        model = adapter.load(one, torch.float64)
+        model = adapter.load(one, sum_in)
         for name, tensor in model.state_dict().items():
             _add(sums, name, tensor, weight)
     model = model.to(target)
@@ -185,17 +188,17 @@ def _as_torch(kept: np.ndarray, kind: str, shape: tuple[int, ...]) -> torch.Tens
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:
-    """Add a tensor's share to the sum of its name, in float64, as `tensors.average` does."""
+    """Add a tensor's share to the sum of its name, as `tensors.average` does."""
     if not tensor.is_floating_point():
         sums.setdefault(name, tensor)
     elif name not in sums:
-        sums[name] = tensor.to(torch.float64) * weight
+        sums[name] = tensor * weight
     elif sums[name].shape != tensor.shape:
         raise ValueError(
             f"{name} has the shapes {tuple(sums[name].shape)} and {tuple(tensor.shape)} in two ingredients."
         )
     else:
-        sums[name] += tensor.to(torch.float64) * weight
+        sums[name] += tensor * weight
 
 
 def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

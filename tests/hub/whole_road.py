@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -36,6 +37,8 @@ class Findings:
         misfits: what transformers reports when it loads the saved and the pulled soup: names missing, unexpected, ...
         average: between the saved soup and the average by hand, relative to the largest number in the ingredients'
             tensor.
+        ways: tensors of the saved soup, made of files where these are alike, that differ in a bit from an average of
+            loaded models.
         logits: between those of the saved soup and of a model set by hand.
         bank: between the bank's logits and those of the ingredients as transformers loads them.
         pulled: between the soup that was pushed and the one that was pulled.
@@ -53,6 +56,7 @@ class Findings:
     keys_differ: bool
     misfits: tuple[str, ...]
     average: float
+    ways: int
     logits: float
     bank: float
     pulled: float
@@ -67,6 +71,7 @@ def broken_laws(architecture: Architecture, found: Findings) -> list[str]:
         f"the soup is a {architecture.class_name}": found.class_name == architecture.class_name,
         "each weight of a soup on disk has its place in the model": not found.misfits,
         "the soup is the average, rounded to float32": found.average <= 2**-24,
+        "files and loaded models give the same bits": found.ways == 0,
         "its logits are those of a model set by hand": found.logits <= 1e-5,
         "the bank's logits are those of the ingredients": found.bank <= 1e-5,
         "what was pushed is pulled bit by bit": found.pulled == 0,
@@ -90,6 +95,8 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
     recipe = hf_radin.Recipe(ingredients.ids, WEIGHTS)
     hf_radin.average(ingredients, recipe, output=folder / "soup")
     soup, report = _load(folder / "soup")
+    with patch("hf_radin.averaging.are_alike", return_value=False):
+        of_models = hf_radin.average(ingredients, recipe)
     weights = [model.state_dict() for model in models]
     by_hand = _average(weights)
     set_by_hand.load_state_dict(by_hand)
@@ -113,6 +120,7 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
         keys_differ=on_disk != tensors.keys(),
         misfits=(*report, *pulled_report),
         average=_relative_difference(tensors, by_hand, weights),
+        ways=sum(not torch.equal(one, of_models[name]) for name, one in tensors.items()),
         logits=_difference(soup_logits, _logits(set_by_hand, inputs)),
         bank=_largest(_difference(torch.tensor(bank.logits(k)), own) for k, own in enumerate(logits)),
         pulled=_largest(_difference(one, pushed[name]) for name, one in pulled.state_dict().items()),

@@ -160,6 +160,24 @@ def test_what_is_written_is_what_is_averaged_in_memory(three, tmp_path, dtype):
     )
 
 
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_files_and_loaded_models_give_the_same_bits(runs, tmp_path, monkeypatch, kept, dtype):
+    """Also where sums are float32, because nothing has more than 16 bits."""
+    for name in ("ft-0", "ft-1", "ft-2"):
+        model = ViTForImageClassification.from_pretrained(runs / name, dtype=getattr(torch, kept))
+        model.save_pretrained(tmp_path / name)
+        AutoImageProcessor.from_pretrained(runs / name).save_pretrained(tmp_path / name)
+    found = hf_radin.gather(f"{tmp_path}/ft-*")
+    recipe = Recipe(found.ids, (0.5, 0.2, 0.3))
+    of_files = hf_radin.average(found, recipe, dtype=dtype)
+    monkeypatch.setattr(averaging, "are_alike", lambda *_: False)
+    monkeypatch.setattr(averaging, "stream", lambda *_: pytest.fail("files were averaged"))
+    of_models = hf_radin.average(found, recipe, dtype=dtype)
+    assert str(of_files["classifier.weight"].dtype) == f"torch.{dtype or kept}"
+    assert all(torch.equal(of_files[name], one) for name, one in of_models.items())
+
+
 def test_a_written_average_takes_no_model(three, tmp_path, monkeypatch):
     monkeypatch.setattr(averaging.modeling, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
