@@ -17,7 +17,7 @@ from hf_radin import ensemble, hub, line, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
-from hf_radin.kept import latest_of, logits_path, read_about, read_latest
+from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest
 from hf_radin.library_metrics import load_metrics, only_score
 from hf_radin.prepared import Images, find_home
 from hf_radin.processes import on_main_process, progress_bar
@@ -166,6 +166,8 @@ class LogitBank:
     def _read(cls, folder: Path, token: str | bool | None = None) -> LogitBank:
         """What was last computed into a folder, whether its checkpoints are there or not."""
         about = read_about(folder)
+        if "places" in (about.get("pilot") or {}):
+            raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
         try:
             latest = read_latest(folder)
             records = [json.loads((folder / "logits" / f"{key}.json").read_text()) for key in latest["keys"]]
@@ -184,8 +186,6 @@ class LogitBank:
         }
         request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
         request |= {"strangers": "keep", "token": token}
-        if "places" in (about.get("pilot") or {}):
-            raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
         pilot = Pilot(**about["pilot"]) if about.get("pilot") else None
         request |= {"pilot": pilot}
         statistics = None
@@ -206,7 +206,7 @@ class LogitBank:
     def logits(self, ingredient: int | str) -> np.memmap:
         """One ingredient's logits by position or id: float32 or float16 `(samples, classes)`, memory-mapped."""
         one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
-        found = np.load(logits_path(self.folder, one), mmap_mode="r")
+        found: Any = open_array(logits_path(self.folder, one))
         return found if self.is_pilot else found[self._some]
 
     @property
@@ -384,7 +384,7 @@ class LogitBank:
 
     def _stored(self) -> list[ensemble.Stored]:
         files = (logits_path(self.folder, one) for one in self.ingredients)
-        return [ensemble.Stored.of(np.load(file, mmap_mode="r")) for file in files]
+        return [ensemble.Stored.of(open_array(file)) for file in files]
 
 
 def _rows(logits: ensemble.Stored | np.ndarray, some: slice) -> ensemble.Stored | np.ndarray:

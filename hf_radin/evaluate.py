@@ -92,12 +92,6 @@ class Trial:
         import torch
 
         bank, accelerator = self.bank, the_accelerator()
-        if accelerator.mixed_precision != bank.about["mixed_precision"]:
-            raise ValueError(
-                f"The logits in {bank.folder} were computed with mixed precision {bank.about['mixed_precision']!r}, "
-                f"this run has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under one and "
-                "the same."
-            )
         passes = as_computed(bank, accelerator)
         if self._model is None:
             self._model = passes.running.ready(self._make_model())

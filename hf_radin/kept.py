@@ -29,6 +29,19 @@ def logits_path(folder: Path, ingredient: Ingredient) -> Path:
     return folder / "logits" / f"{ingredient.key}.npy"
 
 
+def open_array(path: Path) -> np.memmap:
+    """The array in a file.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        found: np.memmap = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is broken ({error}); compute the logits again: what is whole is used.") from error
+    return found
+
+
 def record_path(folder: Path, ingredient: Ingredient) -> Path:
     return folder / "logits" / f"{ingredient.key}.json"
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NOT_FINITE = "gives NaN or infinite logits: left out of the soup."
 SAVES_NOTHING = "pilot=%s saves nothing: the logits of %d ingredients take %.3g passes with it."
 
 
@@ -124,7 +125,8 @@ def compute_logits(
         on_error=on_error,
         batchnorm_images=batchnorm_images,
     )
-    sample = pilot if isinstance(pilot, Chosen) else Pilot.of(pilot)
+    is_step = isinstance(pilot, Chosen)  # of a search, which looks after what is left of its ingredients
+    sample = Pilot.of(pilot) if not isinstance(pilot, Chosen) else None if pilot.places is None else pilot
     if isinstance(sample, Pilot) and sample.passes(len(ingredients)) >= len(ingredients):
         logger.warning(SAVES_NOTHING, sample.share, len(ingredients), sample.passes(len(ingredients)))
     weights_dtype = as_dtype(dtype or "float32")
@@ -221,13 +223,10 @@ def compute_logits(
 
         on_each_disk(folder, write_records)
         accelerator.wait_for_everyone()
-        usable = _usable(folder, ingredients)
-        remarks += [
-            (name, "gives NaN or infinite logits: left out of the soup.")
-            for name in ingredients.ids
-            if name not in usable.ids
-        ]
-        on_each_disk(folder, lambda: write_latest(folder, usable, remarks, statistics))
+        usable = _usable(folder, ingredients, fewest=0 if is_step else 2)
+        remarks += [(name, NOT_FINITE) for name in ingredients.ids if name not in usable.ids]
+        if not is_step:
+            on_each_disk(folder, lambda: write_latest(folder, usable, remarks, statistics))
         accelerator.wait_for_everyone()
     request |= {"batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
     request |= {name: about[name] for name in ("logits_dtype", "channels_last", "compiled")}
@@ -249,7 +248,9 @@ def of_split(bank: LogitBank, split: str) -> LogitBank:
     check_split(bank, split)
     for one in bank.ingredients:  # of somebody else's bank nothing is here yet
         one.download()
-    return compute_logits(bank.ingredients, split=split, **{**bank.request, "pilot": None})
+    return compute_logits(
+        bank.ingredients, split=split, **{**bank.request, "pilot": Chosen() if bank.partly else None}
+    )
 
 
 def check_split(bank: LogitBank, split: str) -> None:
@@ -334,15 +335,15 @@ def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | C
     write_json(folder / "bank.json", about)
 
 
-def _usable(folder: Path, ingredients: Ingredients) -> Ingredients:
+def _usable(folder: Path, ingredients: Ingredients, fewest: int) -> Ingredients:
     """The ingredients whose logits are all finite.
 
     Raises:
-        ValueError: if fewer than two are.
+        ValueError: if fewer than that are.
     """
     finite = [one.id for one in ingredients if is_finite(folder, one)]
     broken = [name for name in ingredients.ids if name not in finite]
-    if len(finite) < 2:
+    if len(finite) < fewest:
         raise ValueError(
             f"{', '.join(broken)} give NaN or infinite logits, and a soup needs two ingredients: "
             f"{len(finite)} of {len(ingredients)} are left."

@@ -95,8 +95,17 @@ class _Meter:
 
 
 def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
-    """As the logits of a bank were computed: a soup is compared with its ingredients under the same conditions."""
+    """As the logits of a bank were computed: a soup is compared with its ingredients under the same conditions.
+
+    Raises:
+        ValueError: if this run's mixed precision is another one.
+    """
     about = bank.about
+    if accelerator.mixed_precision != about["mixed_precision"]:
+        raise ValueError(
+            f"The logits in {bank.folder} were computed with mixed precision {about['mixed_precision']!r}, this run "
+            f"has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under one and the same."
+        )
     running = Running(
         accelerator, as_dtype(about["dtype"]), about["batch_size"], about["channels_last"], about["compiled"]
     )

@@ -36,10 +36,12 @@ class Pilot:
 
     def __post_init__(self) -> None:
         share = self.share
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        if isinstance(share, bool) or not isinstance(share, (int, float, np.floating)) or not 0 < share < 1:
             raise ValueError(f"pilot={share!r}: it is the share of the split that logits are computed of, as in 0.2.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
             raise ValueError(f"The seed of a pilot is {self.seed!r}; it is a whole number, at least 0.")
+        object.__setattr__(self, "share", float(share))
+        object.__setattr__(self, "seed", int(self.seed))
 
     @classmethod
     def of(cls, value: float | Pilot | None) -> Pilot | None:
@@ -75,21 +77,21 @@ class Chosen:
     """Images of a split that were chosen one by one.
 
     Args:
+        places: positions in the split, ascending; None for all of them.
         blocks: of the split in order: of each the shard, its number there and how many images it has.
-        places: positions in the split, ascending.
     """
 
-    blocks: tuple[tuple[int, int, int], ...]
-    places: np.ndarray
+    places: np.ndarray | None = None
+    blocks: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def share(self) -> float:
         """Of all images."""
-        return len(self.places) / sum(count for *_, count in self.blocks)
+        return len(self._places) / sum(count for *_, count in self.blocks)
 
     @property
     def key(self) -> list[int]:
-        return list(map(int, self.places))
+        return list(map(int, self._places))
 
     def describe(self) -> dict[str, Any]:
         return {"places": self.key}
@@ -97,8 +99,12 @@ class Chosen:
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions of the chosen images among those of a block, ascending."""
         start = self._starts[block]
-        first, last = np.searchsorted(self.places, (start, start + count))
-        return self.places[first:last] - start
+        first, last = np.searchsorted(self._places, (start, start + count))
+        return self._places[first:last] - start
+
+    @property
+    def _places(self) -> np.ndarray:
+        return np.zeros(0, int) if self.places is None else self.places
 
     @cached_property
     def _starts(self) -> dict[tuple[int, int], int]:

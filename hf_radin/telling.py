@@ -8,22 +8,24 @@ recipes, so that it ranks none above another, and of each soup that is measured 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hf_radin import scoring
+from hf_radin import pruning, scoring
 from hf_radin.bank import LogitBank, Partly
 from hf_radin.data import OBJECT
 from hf_radin.evaluate import trial_of
 from hf_radin.ingredients import Ingredients
-from hf_radin.logits import compute_logits
-from hf_radin.processes import log, on_main_process, progress_bar
+from hf_radin.logits import NOT_FINITE, compute_logits
+from hf_radin.passes import as_computed
+from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
 from hf_radin.propose import monte_carlo
 from hf_radin.pruning import Pruned, join, prune
 from hf_radin.recipe import Recipe
+from hf_radin.sources import source_of
 from hf_radin.strata import Chosen, Pilot
 
 # Of the predictions that recipes make where the leading models agree clearly, so many may be different ones.
@@ -44,7 +46,8 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
         wanted: ids of ingredients that must not be lost.
 
     Raises:
-        ValueError: if too many classes can win, or of an ingredient in `wanted` a logit is no finite number.
+        ValueError: if too many classes can win, the images or the precision are not those of the pilot, an ingredient
+            in `wanted` gives a logit that is no finite number, or too few are left that don't.
 
     Returns:
         the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`; the ids of
@@ -58,32 +61,32 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     best = np.argsort(-singles, kind="stable")[:count]
     leading = [bank.ingredients.ids[one] for one in sorted(best)]
     request = {**bank.request, "split": bank.split}
-    first = compute_logits(bank.ingredients.select(leading), **{**request, "pilot": None})
+    first = compute_logits(bank.ingredients.select(leading), **{**request, "pilot": Chosen()})
+    _check_images(bank, first)
     spent = len(bank.ingredients) * len(bank) / bank.samples + count
     about = {**bank.about["pilot"], "given": len(bank.ingredients)}
     if count == len(bank.ingredients):
-        found = first
-        about |= {"whole": list(first.ingredients.ids), "shown": first.samples, "margin": None}
+        found, margin = first, None
     else:
         others = bank.ingredients.select([name for name in bank.ingredients.ids if name not in leading])
-        found, partly, margin = _with_others(bank, first, others, request)
-        shown = found.samples - len(partly.rest)
-        spent += len(others) * (shown - len(bank)) / found.samples
-        partly = _with_best_single(found, partly)
-        spent += len(partly.singles) * len(partly.rest) / found.samples
-        found = replace(found, partly=partly)
-        about |= {"whole": list(partly.whole), "shown": shown, "margin": margin}
+        found, margin, more = _with_others(bank, first, others, request)
+        spent += more
+    remarks = tuple(dict.fromkeys((*bank.remarks, *found.remarks)))
     lost = [name for name in wanted if name not in found.ingredients.ids]
     if lost:
-        why = next((text for name, text in found.remarks if name == lost[0]), "is left out of the soup.")
+        why = next((text for name, text in remarks if name == lost[0]), "is left out of the soup.")
         raise ValueError(f"{lost[0]}, which a recipe uses or is the start, {why}")
-    remarks = tuple(dict.fromkeys((*bank.remarks, *found.remarks)))
-    return replace(found, remarks=remarks), {**about, "passes": spent}
+    if len(found.ingredients) < 2:
+        raise ValueError(f"A soup needs two ingredients; {len(found.ingredients)} are left: {_told(remarks)}")
+    whole, rest = (found.partly.whole, found.partly.rest) if found.partly else (found.ingredients.ids, ())
+    about |= {"whole": list(whole), "shown": found.samples - len(rest), "margin": margin, "passes": spent}
+    return replace(found, remarks=remarks), about
 
 
 def _check(bank: LogitBank) -> None:
-    """Raises a ValueError if a pilot can't be completed."""
-    if not on_main_process(bank.is_prunable):
+    """Raises a ValueError if a pilot can't be completed, as far as that is known without running a model."""
+    share = len(bank) / bank.samples
+    if not on_main_process(lambda: bank.is_prunable() and bank.pruned().logits.nbytes <= share * pruning.MOST):
         raise ValueError(
             f"The logits in {bank.folder} are of a part of the split, and of too many classes that can win to say "
             "which images matter: compute them without pilot (--pilot)."
@@ -94,55 +97,84 @@ def _check(bank: LogitBank) -> None:
             f"The logits in {bank.folder} are of a part of a Dataset object, and the rest takes the object again: "
             "call compute_logits with it and the same arguments; what is there is used."
         )
+    as_computed(bank, the_accelerator())
+    for one in bank.ingredients:
+        one.download()
+    if bank.about["data"]["name"] != OBJECT:  # an object's images are compared when they were seen
+        on_main_process(lambda: source_of(bank.folder, bank.ingredients, bank.request) and None)
+
+
+def _check_images(bank: LogitBank, first: LogitBank) -> None:
+    """Raises a ValueError if the images are no longer those of the pilot."""
+    names = ("samples", "blocks", "skipped")
+    if (
+        any(bank.about[name] != first.about[name] for name in names)
+        or (first.labels[bank.places] != bank.labels).any()
+    ):
+        raise ValueError(
+            f"The images have changed since the logits of a part of them were computed in {bank.folder}: compute them "
+            "again."
+        )
 
 
 def _with_others(
     bank: LogitBank, first: LogitBank, others: Ingredients, request: dict[str, Any]
-) -> tuple[LogitBank, Partly, float | None]:
-    """The bank of all ingredients, of which the others see the telling images; and the margin."""
+) -> tuple[LogitBank, float | None, float]:
+    """The bank of all ingredients, of which the others see the telling images; the margin, and the passes."""
+    if not len(first.ingredients):
+        raise ValueError(f"The best of the ingredients can't be used: {_told(first.remarks)}")
     said, margins = on_main_process(lambda: agreed(first))
     asked = scoring.predict(bank.pruned(), monte_carlo(len(bank.ingredients), count=RECIPES, seed=0).weights)
     least = clear_margin(margins[bank.places], (asked != said[bank.places]).mean(axis=0))
     is_rest = margins >= least
     is_rest[bank.places] = False
-    shown = np.flatnonzero(~is_rest)
-    places = np.setdiff1d(shown, bank.places)
-    log({"pilot/images": len(shown)}, images=len(bank))
-    told = first
-    if len(places):
-        chosen = Chosen(tuple(map(tuple, first.about["blocks"])), places)
-        told = compute_logits(others, **{**request, "pilot": chosen})
-    usable = {*first.ingredients.ids, *(told.ingredients.ids if len(places) else others.ids)}
+    places, rest = np.setdiff1d(np.flatnonzero(~is_rest), bank.places), np.flatnonzero(is_rest)
+    log({"pilot/images": len(bank) + len(places)}, images=len(bank))
+    chosen = Chosen(places, tuple(map(tuple, first.about["blocks"])))
+    told = compute_logits(others, **{**request, "pilot": chosen}) if len(places) else None
+    usable = {*first.ingredients.ids, *(told.ingredients.ids if told else others.ids)}
     kept = bank.ingredients.select([name for name in bank.ingredients.ids if name in usable])
-    rest = np.flatnonzero(is_rest)
-    parts = [(replace(bank, ingredients=kept).pruned(), bank.places), (_decided(said[rest], len(kept)), rest)]
-    if len(places):
-        logits = [
-            np.asarray(first.logits(name)[places]) if name in first.ingredients.ids else told.logits(name)
-            for name in kept.ids
-        ]
-        parts.append((prune(logits), places))
-    partly = Partly(rest, tuple(first.ingredients.ids), join(parts))
-    remarks = (*first.remarks, *told.remarks)
-    return replace(first, ingredients=kept, remarks=remarks), partly, least if len(rest) else None
-
-
-def _with_best_single(bank: LogitBank, partly: Partly) -> Partly:
-    """The same with the best single model's predictions of all images."""
-    labels = np.asarray(bank.labels)
-    rest = np.zeros(len(bank), dtype=bool)
-    rest[partly.rest] = True
+    remarks = [*first.remarks, *(told.remarks if told else ())]
+    passes = len(others) * len(places) / first.samples
+    singles: dict[str, np.ndarray] = {}
     while True:
-        bank = replace(bank, partly=partly)
-        hits = [float((bank.predict(row) == labels).mean()) for row in np.eye(len(bank.ingredients))]
-        best = bank.ingredients.ids[int(np.argmax(hits))]
+        parts = [(replace(bank, ingredients=kept).pruned(), bank.places), (_decided(said[rest], len(kept)), rest)]
+        if told:
+            known = [
+                np.asarray(first.logits(name)[places]) if name in first.ingredients.ids else told.logits(name)
+                for name in kept.ids
+            ]
+            parts.append((prune(known), places))
+        partly = Partly(rest, (*first.ingredients.ids, *singles), join(parts), singles)
+        found = replace(first, ingredients=kept, remarks=tuple(remarks), partly=partly)
+        best = max(kept.ids, key=lambda name: float((_alone(found, name) == found.labels).mean()))
         if best in partly.whole:
-            return partly
-        recipe = Recipe.uniform([best])
-        trial = trial_of(bank, recipe)
-        with progress_bar(total=int(rest.sum()), desc="The best single model", unit="image") as bar:
-            classes = np.where(rest, trial.look(rest, on_block=bar.update), bank.predict(bank.row(recipe)))
-        partly = replace(partly, whole=(*partly.whole, best), singles={**partly.singles, best: classes})
+            return found, least if len(rest) else None, passes
+        # the best single model is the one to beat: of it nothing is assumed
+        classes, passes = _on_all(found, best), passes + len(rest) / first.samples
+        if (classes < 0).any():
+            remarks.append((best, NOT_FINITE))
+            kept = kept.select([name for name in kept.ids if name != best])
+        else:
+            singles = {**singles, best: classes}
+
+
+def _alone(bank: LogitBank, name: str) -> np.ndarray:
+    return bank.predict(bank.row(Recipe.uniform([name])))
+
+
+def _on_all(bank: LogitBank, name: str) -> np.ndarray:
+    """The classes that an ingredient predicts, on the rest of the images measured, `(samples,)`; -1 for none."""
+    assert bank.partly is not None
+    rest = np.zeros(len(bank), dtype=bool)
+    rest[bank.partly.rest] = True
+    trial = trial_of(bank, Recipe.uniform([name]))
+    with progress_bar(total=int(rest.sum()), desc="The best single model", unit="image") as bar:
+        return np.where(rest, trial.look(rest, on_block=bar.update), _alone(bank, name))
+
+
+def _told(remarks: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{name} {text}" for name, text in remarks)
 
 
 def agreed(bank: LogitBank) -> tuple[np.ndarray, np.ndarray]:

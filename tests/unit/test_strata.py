@@ -1,5 +1,7 @@
 """What a sample says of the whole split is right on average, as sure as it says, and certain when nothing is left."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,12 @@ def test_images_that_all_say_the_same_are_no_certainty_either():
     assert strata.mean(losses, strata.first([100])) == (-1, 0)
 
 
+def test_numbers_of_numpy_are_numbers():
+    pilot = Pilot(np.float64(0.25), seed=np.int64(3))
+    assert pilot == Pilot(0.25, seed=3) and json.dumps(pilot.describe()) == '{"share": 0.25, "seed": 3}'
+    assert Pilot(np.float32(0.25)) == Pilot(0.25)
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, None, True])
 def test_a_seed_that_is_none_is_refused(seed):
     with pytest.raises(ValueError, match="The seed of a pilot is"):
@@ -102,10 +110,10 @@ def test_a_seed_that_is_none_is_refused(seed):
 
 def test_images_that_were_chosen_are_found_in_their_blocks():
     blocks = ((0, 0, 5), (0, 1, 3), (1, 0, 4))
-    chosen = Chosen(blocks, np.array([0, 4, 5, 11]))
+    chosen = Chosen(np.array([0, 4, 5, 11]), blocks)
     rows = [chosen.rows((shard, number), count).tolist() for shard, number, count in blocks]
     assert rows == [[0, 4], [0], [3]]
-    assert chosen.share == 4 / 12 and Chosen(blocks, np.array([0, 4, 5])).key != chosen.key
+    assert chosen.share == 4 / 12 and Chosen(np.array([0, 4, 5]), blocks).key != chosen.key
 
 
 def test_what_a_pilot_takes_is_less_than_all_logits_as_soon_as_few_can_speak_for_many():
