@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial, reduce
@@ -19,7 +19,7 @@ from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.processes import progress_bar
 from hf_radin.recipe import Recipe
-from hf_radin.recipe_file import read_recipe_file
+from hf_radin.recipe_file import RECIPE, read_recipe_file
 from hf_radin.tensors import Tensor
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,14 @@ logger = logging.getLogger(__name__)
 Files = Sequence[Mapping[str, Tensor]]
 
 
-def refuse_ingredients(output: Path, ingredients: Ingredients) -> None:
+def refuse_ingredients(output: Path, ingredients: Iterable[Ingredient]) -> None:
     """Never write over what a soup is made of.
 
     Raises:
         ValueError: if the output folder is that of an ingredient.
     """
-    for one in [*ingredients, *(one.base for one in ingredients if one.base)]:
+    every = [*ingredients]
+    for one in [*every, *(one.base for one in every if one.base)]:
         folder = one.folder.resolve()
         if output.resolve() == folder:
             raise ValueError(f"The output {output} is the ingredient {one.id}, which would be lost. Choose another.")
@@ -53,11 +54,14 @@ def are_alike(used: Ingredients, files: Files) -> bool:
         return False
     if any(file.keys() != files[0].keys() for file in files):
         return False
+    if any((one.dtype in FLOATS) != (files[0][name].dtype in FLOATS) for file in files for name, one in file.items()):
+        return False
     for one, file in zip(used, files, strict=True):
         for name, tensor in file.items():
             if tensor.shape != files[0][name].shape:
                 raise ValueError(
-                    f"{name} has the shape {files[0][name].shape} in {used[0].id} and {tensor.shape} in {one.id}."
+                    f"{name} has the shape {files[0][name].shape} in {used[0].id} and {tensor.shape} in {one.id}: "
+                    "leave one of them out."
                 )
     return True
 
@@ -83,7 +87,7 @@ def stream(files: Files, recipe: Recipe, header: Header, sink: tensors.Sink) -> 
     total = sum(math.prod(shape) for _, shape in header.values())
     with progress_bar(total=total, desc="Averaging weights", unit="weight", delay=2) as bar:
         dtypes = {name: kind for name, (kind, _) in header.items()}
-        tensors.average(files, list(recipe.used.values()), dtypes, sink, on_chunk=bar.update)
+        tensors.average(files, list(recipe.used.values()), dtypes, sink, on_chunk=bar.update, ids=list(recipe.used))
 
 
 def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, max_shard_size: int | str) -> None:
@@ -96,8 +100,8 @@ def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, ma
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"The soup takes {needed:,} bytes, and there are {free:,} free in {folder.parent}: make room, or name "
-            "another place."
+            f"The soup takes {needed:,} bytes, and there are {free:,} free where it is written: make room, or name "
+            "another place (--output)."
         )
     tensors.write(folder, header, partial(stream, files, recipe, header), max_shard_size=max_shard_size)
     with tensors.open_files(folder) as written:
@@ -125,6 +129,7 @@ def cook_files(
     Raises:
         ValueError: if an ingredient is not there or not what it was, or the output is one of them.
     """
+    path = path / RECIPE if path.is_dir() else path
     fields = read_recipe_file(path)
     recipe = Recipe.from_json(json.dumps(fields["recipe"]))
     listed = {one["id"]: one for one in fields["ingredients"] if one["id"] in recipe.used}
@@ -138,14 +143,16 @@ def cook_files(
         return False
     with ThreadPoolExecutor(tensors.THREADS) as pool:
         folders = list(pool.map(Ingredient.download, used))
-    refuse_ingredients(output, used)
+    refuse_ingredients(output, (_ingredient(one, fields) for one in fields["ingredients"] if not one["repo_id"]))
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(tensors.open_files(folder)) for folder in folders]
         except ValueError:  # pickles, or adapters
             return False
         config = json.loads((folders[0] / checkpoint.CONFIG).read_text(encoding="utf-8"))
-        names = config.get("id2label") or {}
+        names = config.get("id2label") if isinstance(config, dict) else None
+        if not isinstance(names, dict) or not any(one.dtype in FLOATS for one in files[0].values()):
+            return False
         if not are_alike(used, files) or [names.get(str(one)) for one in range(len(names))] != fields["classes"]:
             return False
         kind = DTYPES[dtype] if dtype else widest(files)

@@ -58,12 +58,14 @@ def average(
         ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
             folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size.
     """
-    checkpoint.check_shard_size(max_shard_size)
+    max_shard_size = checkpoint.shard_size(max_shard_size)
+    if dtype is not None:
+        checkpoint.as_dtype(dtype)
     if output is None:
         return average_model(ingredients, recipe, dtype=dtype, statistics=statistics).state_dict()
     folder = Path(output)
-    refuse_ingredients(folder, ingredients)
     check_output(folder, overwrite=overwrite)
+    refuse_ingredients(folder, ingredients)
     options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "max_shard_size": max_shard_size}
     on_main_process(
         lambda: write_folder(
@@ -161,9 +163,16 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
         exact = tensors.sum_dtype((one.dtype for file in files for one in file.values()), [checkpoint.spelled(target)])
     sum_in = torch.float64 if exact is np.float64 else torch.float32
     sums: dict[str, torch.Tensor] = {}
-    for one, weight in zip(used, recipe.used.values(), strict=True):
-        model = adapter.load(one, sum_in)
+    strange: dict[str, torch.Tensor] = {}
+    for index, (one, weight) in enumerate(recipe.used.items()):
+        model = adapter.load(used[index], sum_in)
         for name, tensor in model.state_dict().items():
+            odd = torch.where(torch.isfinite(tensor), 0, tensor)
+            if index == 0:
+                strange[name] = odd if odd.any() else torch.zeros((), dtype=odd.dtype)
+            elif name in strange and (odd != strange[name]).any():
+                value = tensor.reshape(-1)[int((odd != strange[name]).reshape(-1).nonzero()[0])]
+                raise ValueError(f"{one}: {name} has {value}, which not all have; an average of it is no number.")
             _add(sums, name, tensor, weight)
     model = model.to(target)
     model.load_state_dict({name: _rounded(tensor, target) for name, tensor in sums.items()})

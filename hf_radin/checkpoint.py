@@ -31,7 +31,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F6
 # Of a file of weights, as in transformers: most models are one file.
 SHARD = "50GB"
 
-_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B", re.IGNORECASE)
+_SIZE = re.compile(r"\d{1,9}(\.\d{1,9})?[KMGT]B", re.IGNORECASE)
 
 # The longest header that safetensors itself reads.
 HEADER_LIMIT = 100_000_000
@@ -140,13 +140,19 @@ def weights_hash(hashes: dict[str, str]) -> str:
     return " ".join(sorted(value for name, value in hashes.items() if name.endswith((".safetensors", ".bin"))))
 
 
-def check_shard_size(size: int | str) -> None:
-    """Raises a ValueError if it is no size of a file of weights, as in `5GB` or in bytes."""
-    good = isinstance(size, int) and not isinstance(size, bool) and size > 0
-    if not good and not (isinstance(size, str) and _SIZE.fullmatch(size) and float(size[:-2]) > 0):
-        raise ValueError(
-            f"max_shard_size={size!r}: it is a size as in '5GB' (--max-shard-size), or a number of bytes."
-        )
+def shard_size(size: int | str) -> int | str:
+    """The largest size of a file of weights, as in `5GB` or in bytes.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(size, str) and size.isdecimal() and len(size) < 20:
+        size = int(size)
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    if isinstance(size, str) and _SIZE.fullmatch(size) and float(size[:-2]) > 0:
+        return size
+    raise ValueError(f"max_shard_size={size!r}: it is a size as in '5GB' (--max-shard-size), or a number of bytes.")
 
 
 def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:
@@ -164,6 +170,8 @@ def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:
             with whole(path), safe_open(path, framework="pt") as file:
                 names = file.keys()  # the file itself can't be iterated over
                 for name in names:
+                    if name in header:
+                        raise ValueError(f"{path}: {name} stands in another file of {folder}, too; save it again.")
                     part = file.get_slice(name)
                     header[name] = (str(part.get_dtype()), tuple(part.get_shape()))
     if not any(path.suffix == ".safetensors" for path in files):  # pickles know no other way
@@ -258,8 +266,11 @@ def open_pickles(folder: Path) -> dict[str, torch.Tensor]:
 
     found: dict[str, torch.Tensor] = {}
     for path in weight_files(folder, allow_pickle=True):
-        with whole(path):
+        try:
             pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a broken pickle may fail in any way
+            said = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{path}: not a whole file of weights ({type(error).__name__}: {said}).") from error
         if not isinstance(pickled, dict) or not all(_is_plain(*item) for item in pickled.items()):
             raise ValueError(f"{path}: not a state dict: it holds more than tensors by name.")
         found |= pickled

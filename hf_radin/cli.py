@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
 from hf_radin.budget import Budget
-from hf_radin.checkpoint import DTYPES, SHARD, check_shard_size
+from hf_radin.checkpoint import DTYPES, SHARD, shard_size
 from hf_radin.options import (
     check,
     cost_options,
@@ -106,6 +107,9 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):  # names that a terminal can't show are no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # what all processes see, one says; an error is said by whom it befell
     logging.getLogger("hf_radin").setLevel(logging.INFO if is_main_process() else logging.ERROR)
@@ -234,7 +238,6 @@ def _average(args: argparse.Namespace) -> None:
     from hf_radin.files import check_output
 
     check_output(args.output, overwrite=args.overwrite)
-    check_shard_size(args.max_shard_size)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
         raise ValueError(f"The output {args.output} is the folder of the recipe, which would be lost. Choose another.")
     options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
@@ -243,7 +246,7 @@ def _average(args: argparse.Namespace) -> None:
     written: dict[str, Any] = {
         "overwrite": args.overwrite,
         "dtype": args.dtype,
-        "max_shard_size": args.max_shard_size,
+        "max_shard_size": shard_size(args.max_shard_size),
     }
     if any(options.values()) or not cook_files(args.recipe, args.output, **written):
         from hf_radin.averaging import average

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -18,6 +19,12 @@ from safetensors import SafetensorError
 
 # How the name of a folder begins that is being filled; a killed run may leave one.
 PARTIAL = ".hf_radin."
+
+# What decides about the model that a folder loads as, whatever wrote it there.
+_OF_A_CHECKPOINT = re.compile(
+    r"(config|generation_config|preprocessor_config|processor_config|adapter_config|recipe)\.json"
+    r"|(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
@@ -45,12 +52,18 @@ def remove_partials(*folders: Path) -> None:
     """Remove what killed runs left half written; what is younger than a day may belong to a run that lives."""
     for folder in folders:
         for path in folder.glob(".*"):
-            if path.is_file() and _is_partial(path) and time.time() - path.stat().st_mtime > 86_400:
+            if not _is_partial(path) or time.time() - path.stat().st_mtime < 86_400:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
 
 def _is_partial(path: Path) -> bool:
-    return re.match(r"\.[0-9a-f]{12}\.", path.name) is not None
+    if path.name.startswith(PARTIAL):
+        return path.is_dir()
+    return re.match(r"\.[0-9a-f]{12}\.", path.name) is not None and path.is_file()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -76,6 +89,10 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: if it does and may not be overwritten, or is a file, or its place can't be written to.
     """
+    try:
+        folder.resolve()
+    except RuntimeError as error:  # before Python 3.13 no OSError
+        raise ValueError(f"The output {folder} can't be made: {error}.") from error
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output {folder} is a file.")
     if folder.is_dir() and not overwrite and any(not one.name.startswith(PARTIAL) for one in folder.iterdir()):
@@ -88,32 +105,39 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: bool = False) -> None:
     """Let `fill` fill a temporary folder beside `folder`, then give it its name.
 
-    Where the folder holds something (which `overwrite` must allow) its files are replaced one by one, the card last,
-    and what was left there by another checkpoint is removed: shards, a recipe and its card. Other files stay.
+    Where the folder holds something (which `overwrite` must allow) its files are replaced one by one, and what was
+    left there by another checkpoint is removed: weights, adapters, what says how images are prepared, a recipe and its
+    card. Other files stay. Its configuration goes first and comes last: without one, nothing loads half of the old
+    and half of the new.
 
     Raises:
         ValueError: as `check_output` does.
     """
-    folder = folder.resolve()  # a link to a folder stays one
     check_output(folder, overwrite=overwrite)
+    folder = folder.resolve()  # a link to a folder stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder, folder.parent)
     place = folder if folder.exists() else folder.parent  # of a mounted folder, the parent may not be ours
     with tempfile.TemporaryDirectory(dir=place, prefix=PARTIAL) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
         with _naming(folder):
             fill(new)
+        check_output(folder, overwrite=overwrite)  # another run may have been faster
         if not folder.exists():
             new.replace(folder)
             return
-        old = {*folder.glob("model*.safetensors*"), folder / "recipe.json"}
+        files = sorted(new.iterdir(), key=lambda one: one.name == "config.json")
+        blocked = [one.name for one in files if (folder / one.name).is_dir()]
+        if blocked:
+            raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where a file goes: remove it.")
+        old = {path for path in folder.iterdir() if _OF_A_CHECKPOINT.fullmatch(path.name) and not path.is_dir()}
         if (folder / "recipe.json").exists():
             old.add(folder / "README.md")
-        for path in sorted(new.iterdir(), key=lambda one: one.name == "README.md"):
-            path.replace(folder / path.name)
-            old.discard(folder / path.name)
-        for path in old:
+        for path in sorted(old, key=lambda one: one.name != "config.json"):
             path.unlink(missing_ok=True)
+        for path in files:
+            path.replace(folder / path.name)
 
 
 def digest(*parts: Any) -> str:

@@ -29,7 +29,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ingredients", tuple(self.ingredients))
-        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        try:
+            object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        except OverflowError as error:
+            raise ValueError(f"A weight of a recipe is too large to be one: {error}.") from error
         if not self.ingredients:
             raise ValueError("A recipe needs at least one ingredient.")
         if len(self.ingredients) != len(self.weights):
@@ -40,8 +43,8 @@ class Recipe:
         if repeated:
             raise ValueError(f"Ingredient {repeated[0]!r} stands twice in a recipe; add its weights up instead.")
         for name, weight in zip(self.ingredients, self.weights, strict=True):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"The weight of {name!r} is {weight}; weights are finite and at least 0.")
+            if not 0 <= weight <= 1 + SIMPLEX_TOLERANCE:
+                raise ValueError(f"The weight of {name!r} is {weight}; weights are at least 0 and add up to 1.")
         total = math.fsum(self.weights)
         if abs(total - 1) > SIMPLEX_TOLERANCE:
             raise ValueError(f"The weights of a recipe add up to {total!r}, not to 1.")

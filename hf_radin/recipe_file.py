@@ -24,13 +24,16 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
             f"{path.parent} holds no soup: there is no {path.name}" if path.name == RECIPE else f"There is no {path}"
         )
         raise ValueError(f"{said}.") from error
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError, RuntimeError) as error:
         raise ValueError(f"{path} is not a recipe: {error}") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise ValueError(f"{path} is not a recipe of format {FORMAT}, the one that this version reads.")
     listed = fields.get("ingredients")
     if not isinstance(fields.get("recipe"), dict) or not isinstance(listed, list) or not all(map(_is_listed, listed)):
         raise ValueError(f"{path} is not a whole recipe: it must list weights, and ingredients with their revisions.")
+    ids = [one["id"] for one in listed]
+    if len({*ids}) < len(ids):
+        raise ValueError(f"{path} is not a whole recipe: it lists {max(ids, key=ids.count)!r} twice.")
     odd = [name for name, fits in _FIELDS.items() if not fits(fields.get(name))]
     if odd:
         raise ValueError(f"{path} is not a whole recipe: its {odd[0]!r} is {str(fields.get(odd[0]))[:100]!r}.")
@@ -42,6 +45,8 @@ def _is_listed(one: Any) -> bool:
     return (
         _is_version(one)
         and all(isinstance(one.get(name), (str, type(None))) for name in ("subfolder", "stamp"))
+        and ".." not in Path(one.get("subfolder") or "").parts
+        and not Path(one.get("subfolder") or "").is_absolute()
         and (one.get("base") is None or _is_version(one["base"]))
         and (one.get("order") is None or _is_list_of(int, one["order"]))
     )

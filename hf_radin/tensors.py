@@ -3,7 +3,7 @@
 Plain numpy: what averages files must not wait for torch. Sums are taken in float64, or in float32 where all that goes
 in and comes out has 16 bits; product and sum are rounded one after the other, ingredient after ingredient, and the
 result once: all machines, and any number of threads, give the same bits, and the average of equal tensors is that
-tensor again, for any weights.
+tensor again, for any weights, but for float64, where a sum has nothing to spare.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ class Tensor:
         dtype: as safetensors spells it.
         shape: of it.
         read: fills a buffer with its bytes, from a byte on.
+        check: raises a ValueError if the file is no longer what it was when it was opened.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[int, memoryview], object]
+    check: Callable[[], object] = lambda: None
 
     def __len__(self) -> int:
         return math.prod(self.shape)
@@ -69,7 +71,11 @@ def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str
     with ExitStack() as stack:
         for path in checkpoint.weight_files(folder, allow_pickle=allow_pickle):
             if path.suffix == ".safetensors":
-                found |= _of_file(stack, path)
+                part = _of_file(stack, path)
+                twice = sorted(part.keys() & found.keys())
+                if twice:
+                    raise ValueError(f"{path}: {twice[0]} stands in another file of {folder}, too; save it again.")
+                found |= part
             else:  # of one kind all are
                 found = _of_pickles(folder)
                 break
@@ -79,18 +85,27 @@ def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str
 def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
     try:
         file = stack.enter_context(path.open("rb", buffering=0))
-        size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        size = status.st_size
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(size - 8, checkpoint.HEADER_LIMIT):
             raise ValueError(f"its header says that it has {length} bytes")
         layout = checkpoint.parse_offsets(file.read(length), size - 8 - length)
         if hasattr(os, "posix_fadvise"):  # the system may read ahead while sums are taken
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    except (OSError, ValueError, struct.error) as error:
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error}.") from error
+    except (ValueError, struct.error) as error:
         raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
     shared = _Shared(file)
+
+    def check() -> None:
+        now = os.stat(path)
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (status.st_ino, size, status.st_mtime_ns):
+            raise ValueError(f"{path} has changed while it was read: nothing was written. Run the same again.")
+
     return {
-        name: Tensor(dtype, shape, partial(_read, path, shared, 8 + length + first))
+        name: Tensor(dtype, shape, partial(_read, path, shared, 8 + length + first), check)
         for name, (dtype, shape, first) in layout.items()
     }
 
@@ -98,9 +113,12 @@ def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
 def _read(path: Path, file: _Shared, start: int, first: int, kept: memoryview) -> None:
     done = 0
     while done < len(kept):  # one call may read less
-        got = file.read(start + first + done, kept[done:])
+        try:
+            got = file.read(start + first + done, kept[done:])
+        except OSError as error:  # not of what is written, which would be somebody else's fault
+            raise ValueError(f"{path} can't be read: {error}.") from error
         if not got:
-            raise OSError(f"{path} has become shorter while it was read.")
+            raise ValueError(f"{path} has become shorter while it was read.")
         done += got
 
 
@@ -150,6 +168,7 @@ def average(
     sink: Sink,
     *,
     on_chunk: Callable[[int], object] = lambda numbers: None,
+    ids: Sequence[str] = (),
 ) -> None:
     """Weighted sums of the tensors that all files have; of integers, which count or index, the first stays.
 
@@ -159,6 +178,11 @@ def average(
         target: of each tensor the dtype that its sum is rounded to.
         sink: takes the bytes; several threads call it, for different bytes.
         on_chunk: hears how many numbers went by.
+        ids: what to call the checkpoints in an error.
+
+    Raises:
+        ValueError: where a sum is no finite number, unless that number is the same in all of them; if a float16 can't
+            hold it; if a file has changed meanwhile.
     """
     exact = sum_dtype([one.dtype for file in files for one in file.values()], target.values())
     own, stopped = threading.local(), threading.Event()
@@ -172,8 +196,18 @@ def average(
         tensors = [file[name] for file in files]
         count = min(CHUNK, len(tensors[0]) - start)
         if target[name] in FLOATS:
-            total = _sum(tensors, weights, start, count, own.room)
-            sink(name, start * BYTES[target[name]], rounded(total, target[name], own.room))
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = _sum(tensors, weights, start, count, own.room)
+                is_number = bool(np.isfinite(total.sum()))
+            if not is_number:  # or but large: whoever looks closer knows
+                _refuse_strange(name, tensors, ids, start, total)
+            part = rounded(total, target[name], own.room)
+            if target[name] == "F16" and not np.isfinite(part.view(np.float16)).all() and np.isfinite(total).all():
+                most = total[np.abs(total).argmax()]
+                raise ValueError(
+                    f"{name} has {most:.6g} in the average, more than a float16 holds; choose another dtype (--dtype)."
+                )
+            sink(name, start * BYTES[target[name]], part)
         else:
             size = BYTES[target[name]]
             raw = own.room.raw[: count * size]
@@ -191,6 +225,8 @@ def average(
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
+    for check in {one.check for file in files for one in file.values()}:
+        check()
 
 
 def sum_dtype(ingredients: Iterable[str], target: Iterable[str]) -> type[np.floating]:
@@ -230,6 +266,28 @@ def _sum(tensors: Sequence[Tensor], weights: Sequence[float], start: int, count:
         if index:
             total += part
     return total
+
+
+def _refuse_strange(name: str, tensors: Sequence[Tensor], ids: Sequence[str], start: int, total: np.ndarray) -> None:
+    """Raises a ValueError for a sum that is no finite number, where that is not what all tensors have there."""
+    odd = np.flatnonzero(~np.isfinite(total))
+    if not len(odd):
+        return
+    values = []
+    for tensor in tensors:
+        room = _Room(len(total))
+        values.append(_sum([tensor], [1.0], start, len(total), room)[odd].copy())
+    same = np.all([one == values[0] for one in values], axis=0)
+    if same.all():
+        total[odd] = values[0]
+        return
+    place = int(np.flatnonzero(~same)[0])
+    which = next((at for at, one in enumerate(values) if not np.isfinite(one[place])), 0)
+    called = ids[which] if ids else f"checkpoint {which}"
+    raise ValueError(
+        f"{called}: {name} has {values[which][place]} at {start + int(odd[place])}; an average with it is no number. "
+        "Leave it out."
+    )
 
 
 def rounded(values: np.ndarray, dtype: str, room: _Room | None = None) -> np.ndarray:

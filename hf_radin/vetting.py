@@ -233,7 +233,7 @@ def _check_header(
         left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
         headers[same] = (type(model).__name__, count, left)
     architecture, count, left = headers[same]
-    note = f"{name} has weights that its model does not use: {left}. They are left out."
+    note = f"{name} has weights that its model does not use: {left}. The soup's does not either."
     return architecture, count, (note,) if left else ()
 
 

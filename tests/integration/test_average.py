@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 import hf_radin
-from hf_radin import Recipe, average_files, averaging, checkpoint, tensors
+from hf_radin import Recipe, average_files, averaging, checkpoint, cli, tensors
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,9 @@ def test_large_models_are_written_in_shards(three, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
 
 
-@pytest.mark.parametrize("size", ["abc", "", "0GB", "-1", "5XB", "100", "infGB", 0, -1, 1.5, None, True])
+@pytest.mark.parametrize(
+    "size", ["abc", "", "0GB", "-1", "0", "5XB", "infGB", "9" * 400 + "GB", 0, -1, 1.5, None, True]
+)
 def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path, monkeypatch, size):
     monkeypatch.setattr(tensors, "average", lambda *_, **__: pytest.fail("weights were averaged"))
     with pytest.raises(ValueError, match=r"max_shard_size=.*: it is a size as in '5GB' \(--max-shard-size\)"):
@@ -202,7 +205,9 @@ def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path,
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
     monkeypatch.setattr(average_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
     monkeypatch.setattr(tensors, "write", lambda *_, **__: pytest.fail("it was written"))
-    with pytest.raises(ValueError, match=r"The soup takes [\d,]+ bytes, and there are 10 free in .*: make room"):
+    with pytest.raises(
+        ValueError, match=r"The soup takes [\d,]+ bytes, and there are 10 free where it is written: make room"
+    ):
         hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -287,3 +292,78 @@ def test_files_are_hashed_again_only_where_they_may_have_changed(runs, digits, c
     with pytest.raises(ValueError, match="ft-1 has changed"):
         average_files.cook_files(tmp_path / "recipe.json", tmp_path / "three")
     assert not (tmp_path / "three").exists()
+
+
+def soup_of(runs, digits, cache, folder) -> dict:
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_recipe(folder / "recipe.json")
+    return json.loads((folder / "recipe.json").read_text())
+
+
+def test_an_ingredient_that_is_not_used_is_not_overwritten_either(runs, digits, cache, tmp_path, capsys):
+    shutil.copytree(runs, tmp_path / "runs")
+    fields = soup_of(tmp_path / "runs", digits, cache, tmp_path)
+    ids = [one["id"] for one in fields["ingredients"]]
+    fields["recipe"] = {"ingredients": ids[:2], "weights": [0.5, 0.5]}
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    before = (Path(ids[2]) / "model.safetensors").read_bytes()
+    command = ["average", "--recipe", str(tmp_path / "recipe.json"), "--output", ids[2], "--overwrite"]
+    assert cli.main(command) == 2 and "which would be lost" in capsys.readouterr().err
+    assert (Path(ids[2]) / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("subfolder", ["../../elsewhere", "/elsewhere", "a/../../b"])
+def test_a_recipe_stays_in_the_repository_that_it_names(runs, digits, cache, tmp_path, subfolder):
+    fields = soup_of(runs, digits, cache, tmp_path)
+    fields["ingredients"][0] |= {"repo_id": "org/a", "subfolder": subfolder}
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="is not a whole recipe"):
+        average_files.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+
+
+def test_a_recipe_that_lists_one_twice_is_refused(runs, digits, cache, tmp_path):
+    fields = soup_of(runs, digits, cache, tmp_path)
+    fields["ingredients"].append(fields["ingredients"][0])
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"it lists .*ft-0' twice"):
+        average_files.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+
+
+def test_a_soup_is_named_by_its_folder_too(runs, digits, cache, tmp_path):
+    soup_of(runs, digits, cache, tmp_path)
+    assert average_files.cook_files(tmp_path, tmp_path / "out")
+
+
+def test_counters_that_some_keep_as_numbers_are_counters(tmp_path):
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    for name in ("one", "other"):
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+        ResNetForImageClassification(config).save_pretrained(tmp_path / name)
+        ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
+    path = tmp_path / "one" / "model.safetensors"
+    found = {name: one.float() if "num_batches" in name else one for name, one in load_file(path).items()}
+    save_file(found, path, {"format": "pt"})
+    both = hf_radin.gather([str(tmp_path / "one"), str(tmp_path / "other")])
+    soup = hf_radin.average(both, Recipe.uniform(both.ids))
+    counters = [tensor for name, tensor in soup.items() if "num_batches" in name]
+    assert counters and all(one.dtype == torch.int64 for one in counters)
+
+
+def test_what_is_no_number_in_a_loaded_model_is_named(two, tmp_path, monkeypatch):
+    found = hf_radin.gather(f"{two}/*")
+    model = ViTForImageClassification.from_pretrained(found[1].folder)
+    model.classifier.bias.data[3] = torch.inf
+    model.save_pretrained(found[1].folder)
+    found = hf_radin.gather(f"{two}/*")
+    with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf at 3; an average with it is no number"):
+        hf_radin.average(found, Recipe.uniform(found.ids))
+    monkeypatch.setattr(averaging, "are_alike", lambda *_: False)
+    with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf, which not all have"):
+        hf_radin.average(found, Recipe.uniform(found.ids))
+
+
+def test_a_dtype_that_is_none_is_refused_before_anything_is_read(three, monkeypatch):
+    monkeypatch.setattr("hf_radin.ingredients.Ingredient.download", lambda self: pytest.fail("weights were looked at"))
+    with pytest.raises(ValueError, match="dtype='float31'"):
+        hf_radin.average(three, Recipe.uniform(three.ids), dtype="float31")

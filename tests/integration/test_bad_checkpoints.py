@@ -311,6 +311,6 @@ def test_all_that_is_wrong_is_counted(two, runs):
 def test_weights_that_the_model_does_not_use_are_said(two, caplog):
     rewrite(two / "ft-1", decoder__weight=torch.zeros(3))
     found = hf_radin.gather(f"{two}/ft-*")
-    assert "ft-1 has weights that its model does not use: decoder.weight. They are left out." in caplog.text
+    assert "ft-1 has weights that its model does not use: decoder.weight. The soup's does not either." in caplog.text
     soup = hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))
     assert "decoder.weight" not in soup

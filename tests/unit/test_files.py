@@ -1,5 +1,9 @@
 """A file or a folder is whole or not there."""
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 from safetensors import SafetensorError
 
@@ -32,3 +36,74 @@ def test_a_folder_that_can_not_be_filled_is_named_and_not_there(tmp_path):
     with pytest.raises(OSError, match=r"soup can't be written: I/O error: No space left on device .* is kept"):
         write_folder(tmp_path / "soup", fill)
     assert not list(tmp_path.iterdir())
+
+
+def checkpoint(folder, weights, *, more=()):
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", *more):
+        (folder / name).write_text(weights)
+    (folder / weights).write_text(weights)
+
+
+def test_what_another_checkpoint_left_is_removed_and_what_is_the_users_stays(tmp_path):
+    old = ("processor_config.json", "adapter_config.json", "adapter_model.safetensors", "recipe.json", "README.md")
+    mine = ("notes.txt", "model_ema.safetensors", "model.safetensors.bak", "pytorch_model.bin")
+    checkpoint(tmp_path / "soup", "model-00001-of-00002.safetensors", more=(*old, *mine))
+    write_folder(tmp_path / "soup", lambda new: checkpoint(new, "model.safetensors"), overwrite=True)
+    found = {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()}
+    expected = dict.fromkeys(mine, "model-00001-of-00002.safetensors")
+    assert found == expected | dict.fromkeys(("config.json", "model.safetensors"), "model.safetensors")
+
+
+def test_a_run_that_is_killed_while_it_overwrites_leaves_nothing_that_loads(tmp_path, monkeypatch):
+    """Whichever file it was about to give its name: without a configuration no model is made."""
+    shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    replace, left = Path.replace, []
+
+    def killed(self, target):
+        if len(left) == at:
+            raise KeyboardInterrupt
+        left.append(self.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    for at in range(5):
+        left.clear()
+        folder = tmp_path / str(at)
+        checkpoint(folder, "model.safetensors")
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(folder, lambda new: checkpoint(new, "index.json", more=shards), overwrite=True)
+        assert len(left) == at and not (folder / "config.json").exists()
+
+
+def test_of_two_runs_that_write_one_folder_the_second_is_refused(tmp_path):
+    def meanwhile(new):
+        checkpoint(new, "model.safetensors")
+        write_folder(tmp_path / "soup", lambda other: checkpoint(other, "first.safetensors"))
+
+    with pytest.raises(ValueError, match="soup is not empty"):
+        write_folder(tmp_path / "soup", meanwhile)
+    assert (tmp_path / "soup" / "first.safetensors").exists()
+
+
+def test_what_a_killed_run_left_is_removed_when_it_is_old(tmp_path):
+    (tmp_path / "soup").mkdir()
+    for name, age in ((".hf_radin.old", 2 * 86_400), (".hf_radin.young", 60)):
+        (tmp_path / "soup" / name / "new").mkdir(parents=True)
+        os.utime(tmp_path / "soup" / name, (time.time() - age,) * 2)
+    write_folder(tmp_path / "soup", lambda new: checkpoint(new, "model.safetensors"))
+    assert sorted(path.name for path in (tmp_path / "soup").iterdir()) == [
+        ".hf_radin.young",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_places_that_can_not_be_are_refused(tmp_path):
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    with pytest.raises((ValueError, OSError), match="one"):
+        write_folder(tmp_path / "one", lambda new: pytest.fail("it was filled"))
+    (tmp_path / "soup" / "config.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has a folder 'config\.json' where a file goes"):
+        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "model.safetensors"), overwrite=True)

@@ -56,3 +56,9 @@ def test_used_leaves_out_what_has_no_weight():
 def test_a_measurement_survives_being_written_down():
     one = Measurement(Recipe(("a", "b"), (0.25, 0.75)), "subset", 0.9, 0.8, 100)
     assert Measurement.from_dict(one.to_dict()) == one
+
+
+@pytest.mark.parametrize("weights", [(10**400, 0), (1.7e308, 1.7e308), (2.0, -1.0)])
+def test_weights_that_are_too_large_are_refused(weights):
+    with pytest.raises(ValueError, match=r"too large|weights are at least 0 and add up to 1"):
+        Recipe(("a", "b"), weights)

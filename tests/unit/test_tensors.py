@@ -1,6 +1,7 @@
 """Files are averaged as exactly as their dtypes can say, and what is written is whole."""
 
 import json
+import os
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -154,7 +155,7 @@ def test_a_file_that_is_none_is_named(tmp_path, content):
 def test_a_file_that_shrinks_while_it_is_read_is_named(folders, tmp_path):
     with open_files(folders[0]) as file, open(folders[0] / "model.safetensors", "r+b") as same:
         same.truncate(100)
-        with pytest.raises(OSError, match=r"0/model\.safetensors has become shorter"):
+        with pytest.raises(ValueError, match=r"0/model\.safetensors has become shorter"):
             average([file], [1.0], {name: one.dtype for name, one in file.items()}, lambda *_: None)
 
 
@@ -187,3 +188,73 @@ def test_pickles_give_the_same(folders, tmp_path):
         write(output, header, partial(average, files, WEIGHTS, dtypes), max_shard_size="1GB")
     found = load_file(output / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def numbers(folder: Path, **values: torch.Tensor) -> Path:
+    folder.mkdir()
+    save_file(values, folder / "model.safetensors")
+    return folder
+
+
+def average_of(*folders: Path, kind: str = "F32", **options) -> torch.Tensor:
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_files(folder)) for folder in folders]
+        found = bytearray(4 * len(files[0]["x"]))
+
+        def keep(name, first, part):
+            found[first : first + part.nbytes] = part.tobytes()
+
+        average(files, [1 / len(files)] * len(files), {"x": kind}, keep, ids=[one.name for one in folders], **options)
+    return torch.frombuffer(found, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_in_one_of_them_is_named(tmp_path, value, recwarn):
+    one = numbers(tmp_path / "one", x=torch.tensor([1.0, 2.0, 3.0]))
+    other = numbers(tmp_path / "other", x=torch.tensor([1.0, value, 3.0]))
+    with pytest.raises(ValueError, match=f"other: x has {value} at 1; an average with it is no number. Leave it out"):
+        average_of(one, other)
+    assert not recwarn.list
+
+
+def test_infinite_numbers_that_all_have_stay(tmp_path):
+    """Masks have such."""
+    values = torch.tensor([-np.inf, 2.0, np.inf])
+    folders = [numbers(tmp_path / name, x=values + step) for name, step in (("one", 0), ("other", 1))]
+    assert average_of(*folders).tolist() == [-np.inf, 2.5, np.inf]
+
+
+def test_large_numbers_are_numbers(tmp_path):
+    """Of a chunk, the sum is infinite, and of no number."""
+    values = torch.full((1000,), 3e38)
+    folders = [numbers(tmp_path / name, x=values.clone()) for name in ("one", "other")]
+    assert torch.equal(average_of(*folders), values)
+
+
+def test_what_float16_can_not_hold_is_refused(tmp_path):
+    folders = [numbers(tmp_path / name, x=torch.tensor([1.0, -1e6])) for name in ("one", "other")]
+    with pytest.raises(ValueError, match=r"x has -1e\+06 in the average, more than a float16 holds; choose another"):
+        average_of(*folders, kind="F16")
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
+    """As a run that still trains would: in place, of the same size."""
+    folders = [numbers(tmp_path / name, x=torch.ones(3)) for name in ("one", "other")]
+
+    def change(numbers: int) -> None:
+        save_file({"x": torch.zeros(3)}, folders[1] / "model.safetensors")
+        os.utime(folders[1] / "model.safetensors", ns=(0, 0))
+
+    with pytest.raises(ValueError, match=r"other/model\.safetensors has changed while it was read: nothing was"):
+        average_of(*folders, on_chunk=change)
+
+
+def test_a_tensor_that_stands_in_two_shards_is_refused(tmp_path):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for number, shard in enumerate(shards):
+        save_file({"x": torch.full((2,), float(number))}, tmp_path / shard)
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": shards[0], "y": shards[1]}})
+    )
+    with pytest.raises(ValueError, match="x stands in another file of"), open_files(tmp_path):
+        pass
