@@ -45,11 +45,29 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         if missing and error.response is not None and error.response.status_code == 404:
             raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
+    except RuntimeError as error:  # the client's, around what happened to a file
+        if error.__cause__ is None:
+            raise
+        raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
     except Exception as error:
         if type(error).__module__.partition(".")[0].startswith("httpx"):  # the client's own; its name changes
             raise ValueError(f"{missing or what}, and the Hub can't be reached: {_first_line(error)}") from error
         raise
 
 
-def _first_line(error: Exception) -> str:
+# What a Hub answers that is busy, broken for a moment, or was asked by two at once.
+_PASSING = {408, 409, 412, 429, 500, 502, 503, 504}
+
+
+def is_passing(error: ValueError) -> bool:
+    """Whether what `asking_the_hub` told of may be over in a moment."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause = error.__cause__
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response is not None and cause.response.status_code in _PASSING
+    return isinstance(cause, OSError) or type(cause).__module__.partition(".")[0].startswith("httpx")
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

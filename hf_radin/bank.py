@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin import ensemble, hub, line, pruning, scoring, sharing
+from hf_radin import commit, ensemble, line, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
@@ -149,7 +149,7 @@ class LogitBank:
             scores = self.score(np.eye(len(self.ingredients)))
             latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
             records = [{**to_record(one), "finite": True} for one in self.ingredients]
-            return hub.commit_files(
+            return commit.commit_files(
                 repo_id,
                 sharing.public_files(self.folder, self.about, latest, records, scores.tolist(), repo_id),
                 repo_type="dataset",
@@ -158,6 +158,7 @@ class LogitBank:
                 revision=revision,
                 create_pr=create_pr,
                 commit_message=commit_message or sharing.COMMIT_MESSAGE,
+                overwrite=True,  # logits of other checkpoints stay beside these
             )
 
         return on_main_process(push)

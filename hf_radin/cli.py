@@ -17,6 +17,7 @@ from hf_radin import __version__
 from hf_radin.budget import Budget
 from hf_radin.checkpoint import DTYPES, SHARD, shard_size
 from hf_radin.options import (
+    HIDE,
     check,
     cost_options,
     data_arguments,
@@ -33,7 +34,7 @@ from hf_radin.options import (
     tracking_arguments,
 )
 from hf_radin.processes import MainStoppedError, is_main_process, leave, on_main_process
-from hf_radin.show import estimate_table, say, table, verdict_table
+from hf_radin.show import estimate_table, plan_table, say, table, verdict_table
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and keep its logits, to be searched later, here or elsewhere"
@@ -96,6 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("repo_id", help="where to, as in org/soup")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    push.add_argument("--revision", help="branch to commit to (default: main)")
+    push.add_argument("--commit-message", help="(default: what it is, in a line)")
+    push.add_argument("--overwrite", action="store_true", help="allow a repository that holds something else")
+    push.add_argument("--hide-private", action="store_true", help=HIDE)
+    push.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and do nothing")
     push.set_defaults(run=_push)
     return guarded(lambda args: args.run(args), parser.parse_args(arguments))
 
@@ -223,7 +229,8 @@ def _save(soup: Soup, args: argparse.Namespace) -> None:
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     say(f"The soup is in {args.output}: a checkpoint, recipe.json and a card.")
     if args.push_to:
-        hf_radin.push_soup_to_hub(soup, args.push_to, private=args.private, license=args.license)
+        options = {name: getattr(args, name) for name in ("private", "license", "overwrite", "hide_private")}
+        say(f"Pushed: {hf_radin.push_soup_to_hub(soup, args.push_to, **options).commit_url}")
 
 
 def _estimate(args: argparse.Namespace) -> None:
@@ -259,14 +266,20 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_radin.hub import COMMIT_MESSAGE, push_folder
+    from hf_radin.commit import plan
+    from hf_radin.hub import COMMIT_MESSAGE, push_folder, uploaded
     from hf_radin.recipe_file import RECIPE, read_recipe_file
 
     read_recipe_file(args.folder / RECIPE)
-    commit = push_folder(
-        args.folder, args.repo_id, private=args.private, create_pr=args.create_pr, commit_message=COMMIT_MESSAGE
-    )
-    print(commit.pr_url or commit.commit_url)
+    options = {name: getattr(args, name) for name in ("create_pr", "revision", "overwrite")}
+    if args.dry_run:
+        files = uploaded(args.folder)
+        return say(plan_table(args.repo_id, files, plan(args.repo_id, files, **options)))
+    message = args.commit_message or COMMIT_MESSAGE
+    options |= {"private": args.private, "hide_private": args.hide_private}
+    commit = push_folder(args.folder, args.repo_id, commit_message=message, **options)
+    say(commit.pr_url or commit.commit_url)
+    return None
 
 
 if __name__ == "__main__":

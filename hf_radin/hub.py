@@ -1,20 +1,27 @@
-"""The Hub: one commit for a folder, so that nobody ever sees half a soup."""
+"""A soup on the Hub: one commit for all of it, so that nobody ever sees half a soup."""
 
 from __future__ import annotations
 
+import json
+import logging
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hf_radin import card
 from hf_radin.access import asking_the_hub
 from hf_radin.checkpoint import weight_files
+from hf_radin.commit import commit_files, full_id, refuse_offline
+from hf_radin.private import private_names, without
 from hf_radin.processes import on_main_process
+from hf_radin.recipe_file import RECIPE, read_recipe_file
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from hf_radin.soup import Soup
+
+logger = logging.getLogger(__name__)
 
 # The files of a saved soup; code is there where the ingredients brought their own.
 UPLOADED = ("*config.json", "recipe.json", "model*.safetensors*", "README.md", "*.png", "*.py")
@@ -31,19 +38,24 @@ def push_soup_to_hub(
     create_pr: bool = False,
     commit_message: str | None = None,
     license: str | None = None,
+    overwrite: bool = False,
+    hide_private: bool = False,
 ) -> CommitInfo:
     """Create the repository if need be and upload the whole soup, card included, in one commit.
 
-    With several processes the main one pushes and the others wait.
+    What arrived is read back and compared. With several processes the main one pushes and the others wait.
 
     Args:
         private: visibility of a new repository; by default what the organisation or user chose.
         revision: branch to commit to.
         create_pr: open a pull request instead of committing.
         license: for the card; by default that of the ingredients, if they agree.
+        overwrite: allow a repository that holds something else; what made a model of it is removed.
+        hide_private: leave the names of private ingredients and datasets out of the recipe and the card; a warning
+            lists them where they would be published.
 
     Raises:
-        ValueError: if the id is none, or the token may not write there.
+        ValueError: if the id is none, the token may not write there, or the repository holds something else.
     """
 
     def push() -> CommitInfo:
@@ -57,6 +69,9 @@ def push_soup_to_hub(
                 revision=revision,
                 create_pr=create_pr,
                 commit_message=commit_message or COMMIT_MESSAGE,
+                overwrite=overwrite,
+                license=license,
+                hide_private=hide_private,
             )
 
     return on_main_process(push)
@@ -68,69 +83,55 @@ def push_folder(
     *,
     private: bool | None = None,
     token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str,
+    license: str | None = None,
+    hide_private: bool = False,
+    **options: Any,
 ) -> CommitInfo:
     """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
+    Args:
+        private, token, license, hide_private: as in `push_soup_to_hub`.
+        options: as `commit_files` takes them.
+
     Raises:
-        ValueError: if the folder holds no weights, the id is none, or the token may not write there.
+        ValueError: if the folder holds no weights, or as `commit_files` does.
+    """
+    refuse_offline(repo_id)
+    files = uploaded(folder)
+    fields = read_recipe_file(folder / RECIPE)
+    if not _is_private(repo_id, private, token) and (names := private_names(fields)):
+        if hide_private:
+            logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
+            fields = without(fields, names)
+            files[RECIPE] = (json.dumps(fields, indent=2) + "\n").encode()
+            files["README.md"] = card.render(fields, license=license).encode()
+        else:
+            logger.warning(
+                "The recipe and the card name what is private, and everybody can read them: %s. Push with "
+                "hide_private (--hide-private) to leave these names out, or into a private repository.",
+                ", ".join(names),
+            )
+    return commit_files(repo_id, files, private=private, token=token, **options)
+
+
+def _is_private(repo_id: str, private: bool | None, token: str | bool | None) -> bool:
+    """Whether what is pushed there is not for everybody."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    repo_id = full_id(repo_id, token)
+    with asking_the_hub(repo_id):
+        try:
+            return bool(HfApi(token=token).repo_info(repo_id, expand=["private"]).private)
+        except RepositoryNotFoundError:
+            return bool(private)
+
+
+def uploaded(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a saved soup that are uploaded, by name.
+
+    Raises:
+        ValueError: if the folder holds no weights.
     """
     weight_files(folder)
-    paths = sorted(path for pattern in UPLOADED for path in folder.glob(pattern))
-    return commit_files(
-        repo_id,
-        {path.name: path for path in paths},
-        private=private,
-        token=token,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message,
-    )
-
-
-def commit_files(
-    repo_id: str,
-    files: Mapping[str, Path | bytes],
-    *,
-    repo_type: str = "model",
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str,
-) -> CommitInfo:
-    """Make the repository if need be, and upload files under their names in one commit.
-
-    Raises:
-        ValueError: if the id is none, or the token may not write there.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    ready_repo(repo_id, repo_type=repo_type, private=private, token=token)
-    # not `upload_folder`: with Xet it splits a large folder into several commits
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with asking_the_hub(repo_id, revision=revision):
-        return HfApi(token=token).create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message,
-            repo_type=repo_type,
-            revision=revision,
-            create_pr=create_pr,
-        )
-
-
-def ready_repo(
-    repo_id: str, *, repo_type: str = "model", private: bool | None = None, token: str | bool | None = None
-) -> None:
-    """Make sure that the repository is there and may be written to.
-
-    Raises:
-        ValueError: if the id is none, or the token may not write there.
-    """
-    from huggingface_hub import HfApi
-
-    with asking_the_hub(repo_id):
-        HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    return {path.name: path for path in sorted(path for pattern in UPLOADED for path in folder.glob(pattern))}

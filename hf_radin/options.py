@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hf_radin.ingredients import Ingredients
 
 
+HIDE = "leave the names of private ingredients out of the recipe and the card that are pushed"
+
 # Shares of a split that recipes may be ranked on where time is short: few, so that the same command, started again,
 # mostly takes the same one although no clock says the same twice.
 PILOTS = (0.5, 0.2, 0.1, 0.05)
@@ -121,6 +123,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
     add("--overwrite", action="store_true", help="allow an output folder that is not empty")
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
+    add("--hide-private", action="store_true", help=HIDE)
     add("--private", action="store_true", default=None, help="make a new repository private")
     add("--license", help="for the card, if the models don't agree on one")
 
@@ -177,11 +180,12 @@ def check(args: argparse.Namespace) -> None:
 
 def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None:
     """Make sure that what is asked to be pushed may be."""
-    from hf_radin.hub import ready_repo
+    from hf_radin.commit import check_target
     from hf_radin.processes import on_main_process
 
     if args.push_to:
-        on_main_process(lambda: ready_repo(args.push_to, repo_type=repo_type, private=args.private))
+        overwrite = getattr(args, "overwrite", False)
+        on_main_process(lambda: check_target(args.push_to, repo_type=repo_type, overwrite=overwrite))
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:

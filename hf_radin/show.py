@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from hf_radin.processes import is_main_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    from hf_radin.commit import Plan
     from hf_radin.cost import Estimate
     from hf_radin.soup import Soup
     from hf_radin.vetting import Verdict
@@ -72,6 +74,17 @@ def table(soup: Soup) -> str:
     notes = [f"The figure of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
     return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+
+
+def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> str:
+    """What a push would do, file by file."""
+    lines = [f"{repo_id} would be made." if plan.head is None else f"{repo_id} is at commit {plan.head}."]
+    if plan.is_done:
+        return f"{lines[0]} It holds just that already: nothing would be pushed."
+    for name, content in files.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        lines.append(f"  {name:40} {_bytes(size):>10}" + ("" if name in plan.changed else "  is there already"))
+    return "\n".join([*lines, *(f"  {name:40} {'':>10}  would be removed" for name in plan.removed)])
 
 
 def _part(soup: Soup) -> str:

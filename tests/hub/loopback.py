@@ -28,7 +28,7 @@ from .store import (
     timestamp,
     tree_entries,
 )
-from .wire import Call, Reply, Request, Server, json_reply
+from .wire import Call, Faults, Reply, Request, Server, json_reply
 
 KIND = r"(?P<kind>models|datasets|spaces)"
 API = rf"/api/{KIND}/(?P<id>[^/]+/[^/]+)"
@@ -60,9 +60,10 @@ class LoopbackHub:
         self._collections: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.RLock()
         self._breaking: list[tuple[str, int]] = []
+        self.faults = Faults()
 
     def start(self) -> "LoopbackHub":
-        self._server = Server(self.answer, self.requests)
+        self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # stop() waits for one poll: the default of half a second would be felt in every test.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()

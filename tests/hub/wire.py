@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,11 +48,59 @@ class Reply:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    breaks_off_after: int | None = None  # bytes of the body, when the connection drops
+    breaks_off_after: int | None = None  # bytes of the body, when the connection drops; -1: before any answer
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests of this method whose path has this fragment.
+
+    Args:
+        status: answered in place of the real answer; None drops the connection.
+        times: how often.
+        headers: of the answer.
+        answered: whether the request did its work all the same, and only its answer is lost.
+        delay: seconds that a true answer takes, in place of all that.
+    """
+
+    method: str
+    fragment: str
+    status: int | None
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+    answered: bool = False
+    delay: float = 0.0
+
+    def reply(self) -> Reply:
+        if self.status is None:
+            return Reply(b"", 200, {}, breaks_off_after=-1)
+        answer = {
+            "error": f"an injected {self.status}",
+            "url": "https://huggingface.co/org/soup",
+        }  # read of a 409, too
+        return json_reply(answer, self.status, self.headers)
+
+
+class Faults(list[Fault]):
+    """What goes wrong with the requests to come."""
+
+    def around(self, call: Call, answer: Callable[[Call], Reply]) -> Reply:
+        fault = next((one for one in self if one.method == call.method and one.fragment in call.path), None)
+        if fault is None:
+            return answer(call)
+        fault.times -= 1
+        if not fault.times:
+            self.remove(fault)
+        time.sleep(fault.delay)
+        if fault.delay:
+            return answer(call)
+        if fault.answered:
+            answer(call)
+        return fault.reply()
 
 
 class Server(ThreadingHTTPServer):
@@ -88,6 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
         # Logged first: a client that has its answer must find its request in the log.
         self.server.log.append(Request(self.command, self.path, reply.status, len(body), len(served)))
         try:
+            if reply.breaks_off_after == -1:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return
             self.send_response(reply.status)
             for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
                 self.send_header(name, value)

@@ -1,0 +1,288 @@
+"""One commit of some files to a repository: planned before it is made, refused where it would hurt, read back."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.access import asking_the_hub, is_passing
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+logger = logging.getLogger(__name__)
+
+# What of another checkpoint decides about the model that a repository loads as.
+_OF_A_CHECKPOINT = re.compile(
+    r"recipe\.json|(generation_|preprocessor_|processor_|adapter_)config\.json"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|pytorch_model.*"
+)
+
+# Seconds before what failed in passing is tried again.
+PAUSES = (1.0, 4.0, 16.0)
+
+Files = Mapping[str, "Path | bytes"]
+# Of each file what its content is called by: where it is kept as a large one, and where it is not.
+Hashes = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a push does to a repository.
+
+    Args:
+        head: the commit that it builds on; None if there is no repository yet.
+        changed: names of the files that are new there or differ.
+        removed: of those that made a model of what was there.
+    """
+
+    head: str | None
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all is there already."""
+        return self.head is not None and not self.changed and not self.removed
+
+
+def plan(
+    repo_id: str,
+    files: Files,
+    *,
+    repo_type: str = "model",
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    overwrite: bool = False,
+) -> Plan:
+    """What a push of these files would do. Nothing is changed.
+
+    Raises:
+        ValueError: if the repository holds something else, which neither `overwrite` nor a pull request allows.
+    """
+    hashes = {name: _hashes(content) for name, content in files.items()}
+    return _plan(full_id(repo_id, token), hashes, repo_type, token, revision, create_pr=create_pr, overwrite=overwrite)
+
+
+def _plan(
+    repo_id: str,
+    files: Hashes,
+    repo_type: str,
+    token: str | bool | None,
+    revision: str | None,
+    *,
+    create_pr: bool,
+    overwrite: bool,
+) -> Plan:
+    there = _contents(repo_id, repo_type, token, revision)
+    if there is None:
+        if create_pr:
+            raise ValueError(f"There is no repository {repo_id} to open a pull request in: push without (create_pr).")
+        return Plan(None, tuple(files), ())
+    head, found = there
+    changed = tuple(name for name, called in files.items() if found.get(name) not in called)
+    others = [name for name in found if name not in files or name in changed]
+    if ((changed and others) or _removed(files, found)) and not overwrite and not create_pr:
+        raise ValueError(
+            f"{repo_id} holds something else ({', '.join(sorted(others)[:3])}{', ...' if len(others) > 3 else ''}): "
+            "name another repository, open a pull request (create_pr, --create-pr), or pass overwrite (--overwrite)."
+        )
+    return Plan(head, changed, _removed(files, found))
+
+
+def commit_files(
+    repo_id: str,
+    files: Files,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str,
+    overwrite: bool = False,
+) -> CommitInfo:
+    """Make the repository if need be, upload files under their names in one commit, and compare what arrived.
+
+    The commit builds on what was looked at: where somebody else was faster it is refused. What fails in passing is
+    tried again, after a look whether it did not arrive after all.
+
+    Raises:
+        ValueError: if the id is none, the token may not write there, or the repository holds something else.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    refuse_offline(repo_id)
+    repo_id = full_id(repo_id, token)
+    api = HfApi(token=token)
+    hashes = {name: _hashes(content) for name, content in files.items()}
+    for pause in (*PAUSES, None):
+        try:
+            with asking_the_hub(repo_id, revision=revision):
+                look = partial(_plan, repo_id, hashes, repo_type, token, revision, create_pr=create_pr)
+                wanted = look(overwrite=overwrite)
+                if wanted.is_done and wanted.head:
+                    logger.info("%s holds just that already.", repo_id)
+                    return _known(repo_id, repo_type, wanted.head, commit_message)
+                if wanted.head is None:
+                    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+                    wanted = look(overwrite=overwrite)  # what is in a new one is not built on unseen
+                # not `upload_folder`: with Xet it splits a large folder into several commits
+                commit = api.create_commit(
+                    repo_id,
+                    [CommitOperationAdd(name, content) for name, content in files.items()]
+                    + [CommitOperationDelete(name) for name in wanted.removed],
+                    commit_message=commit_message,
+                    repo_type=repo_type,
+                    revision=revision,
+                    create_pr=create_pr,
+                    parent_commit=None if create_pr else wanted.head,
+                )
+                _compare(repo_id, repo_type, token, commit, hashes)
+                return commit
+        except ValueError as error:
+            # of a pull request it can't be told whether it was opened after all
+            if pause is None or create_pr or not is_passing(error):
+                raise
+            logger.warning("%s Trying again in %g s.", error, pause)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def refuse_offline(repo_id: str) -> None:
+    """Raises a ValueError where the Hub may not be asked."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(
+            f"{repo_id} can't be pushed to: HF_HUB_OFFLINE is set. Save the soup, and push it later with "
+            "`hf-radin push FOLDER ID`."
+        )
+
+
+def check_target(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """See that what will be computed can be pushed, before it is; nothing is made there yet.
+
+    Raises:
+        ValueError: if the id is none, the token may not write there, or the repository holds what no soup is.
+    """
+    from huggingface_hub import HfApi
+
+    refuse_offline(repo_id)
+    repo_id = full_id(repo_id, token)
+    api = HfApi(token=token)
+    there = _contents(repo_id, repo_type, token, revision)
+    with asking_the_hub(repo_id, revision=revision):
+        user = api.whoami()
+        if there is not None:
+            if not create_pr:
+                api.auth_check(repo_id, repo_type=repo_type, write=True)
+        elif create_pr:
+            raise ValueError(f"There is no repository {repo_id} to open a pull request in.")
+        elif (namespace := repo_id.partition("/")[0]) not in _namespaces(user):
+            raise ValueError(
+                f"{repo_id} can't be made: {user.get('name')} may not write under {namespace!r}, only under "
+                f"{', '.join(_namespaces(user))}."
+            )
+    found = there[1] if there and repo_type == "model" else {}
+    if found and "recipe.json" not in found and not overwrite and not create_pr:
+        raise ValueError(
+            f"{repo_id} holds something else ({', '.join(sorted(found)[:3])}): name another repository, open a pull "
+            "request (--create-pr), or pass overwrite (--overwrite)."
+        )
+
+
+def full_id(repo_id: str, token: str | bool | None) -> str:
+    """An id with its namespace, which by default is that of whoever asks."""
+    from huggingface_hub import HfApi
+
+    if "/" in repo_id:
+        return repo_id
+    with asking_the_hub(repo_id):
+        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+
+
+def _namespaces(user: Mapping[str, Any]) -> list[str]:
+    """Where somebody may make repositories."""
+    orgs = [one["name"] for one in user.get("orgs", ()) if one.get("roleInOrg", "write") != "read"]
+    return [str(user.get("name")), *orgs]
+
+
+def _contents(
+    repo_id: str, repo_type: str, token: str | bool | None, revision: str | None
+) -> tuple[str, dict[str, str]] | None:
+    """The last commit, and of each file there what its content is called by; None if there is no such repository."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with asking_the_hub(repo_id, revision=revision):
+        try:
+            info = HfApi(token=token).repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
+        except RepositoryNotFoundError:
+            return None
+        files = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id for one in info.siblings or ()}
+    return str(info.sha), {name: str(called) for name, called in files.items() if name != ".gitattributes"}
+
+
+def _hashes(content: Path | bytes) -> tuple[str, str]:
+    """What content is called by: where it is kept as a large file, and where it is not."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    for part in [content] if isinstance(content, bytes) else _blocks(content):
+        sha256.update(part)
+        git.update(part)
+    return sha256.hexdigest(), git.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            yield part
+
+
+def _removed(files: Hashes, found: Mapping[str, str]) -> tuple[str, ...]:
+    """What of a checkpoint that was there would change the one that is pushed; of logits, nothing."""
+    if "config.json" not in files:
+        return ()
+    return tuple(name for name in found if name not in files and _OF_A_CHECKPOINT.fullmatch(name))
+
+
+def _known(repo_id: str, repo_type: str, head: str, message: str) -> CommitInfo:
+    """A commit that is there already."""
+    from huggingface_hub import CommitInfo, constants
+
+    place = repo_id if repo_type == "model" else f"{repo_type}s/{repo_id}"
+    return CommitInfo(f"{constants.ENDPOINT}/{place}/commit/{head}", message, "", head)
+
+
+def _compare(repo_id: str, repo_type: str, token: str | bool | None, commit: CommitInfo, files: Hashes) -> None:
+    """Read back what was pushed, as anybody would.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    from huggingface_hub import hf_hub_download
+
+    where: dict[str, Any] = {"repo_type": repo_type, "revision": commit.oid, "token": token}
+    for name, called in files.items():
+        with tempfile.TemporaryDirectory() as temporary, asking_the_hub(repo_id, revision=commit.oid):
+            path = hf_hub_download(repo_id, name, **where, local_dir=temporary)
+            if _hashes(Path(path)) != called:
+                raise ValueError(f"{repo_id}: {name} at commit {commit.oid} is not what was pushed. Push again.")
