@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
 SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "start", "candidates", "seed", "accept")
+# What a user writes between these lines stays when the card is made anew.
+MARKS = ("<!-- yours: what stands from here on is kept when the card is made anew -->", "<!-- end of yours -->")
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
@@ -24,13 +26,23 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
-    used = [{**one, "weight": recipe[one["id"]]} for one in fields["ingredients"] if one["id"] in recipe]
+    singles = [one for one in fields["measurements"] if one["proposal"] == "single"]
+    alone = {one["ingredients"][0]: one["measured"] for one in singles}
+    used = [
+        {**one, "weight": recipe[one["id"]], "alone": alone.get(one["id"])}
+        for one in fields["ingredients"]
+        if one["id"] in recipe
+    ]
     data = fields["data"]
     dataset = data["name"] if data["revision"] else Path(data["name"]).name
     soup_results = [one for one in fields["results"] if one["name"] == "soup"]
+    parents = [one["repo_id"] for one in used if one["repo_id"]]
+    ancestor = _ancestor(used)
+    relation = "merge" if len(used) > 1 and parents else "finetune" if ancestor and not parents else None
+    varying, shared = _hyperparameters(used)
     metadata = ModelCardData(
-        base_model=[one["repo_id"] for one in used if one["repo_id"]] or None,
-        base_model_relation="merge" if len(used) > 1 and any(one["repo_id"] for one in used) else None,
+        base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
+        base_model_relation=relation,
         datasets=[data["name"]] if data["revision"] else None,
         library_name="transformers",
         license=_license(used, license),
@@ -64,12 +76,19 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         template_path=str(TEMPLATE),
         used=used,
         md=escape,
+        code=_code,
         shown=shown,
         dataset=dataset,
         percent=percent,
         show_metric=show_metric,
         soups=sorted(soups, key=_known),
-        singles=sorted((one for one in fields["measurements"] if one["proposal"] == "single"), key=_known),
+        singles=sorted(singles, key=_known),
+        classes=fields.get("classes") or [],
+        linked=parents,
+        marks=MARKS,
+        varying=varying,
+        shared=shared,
+        ancestor=ancestor,
         metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
         **{name: fields[name] for name in ("data", "results", "passes", "method", "images", "skipped", "held_out")},
         predictions=any(one.get("predicted") is not None for one in soups),
@@ -97,6 +116,50 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         mixed_precision=fields["mixed_precision"],
     )
     return str(card)
+
+
+def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) -> str:
+    """The card of a folder made anew: its licence, and what a user wrote between the marked lines, stay.
+
+    Args:
+        fields: the contents of `recipe.json`.
+        license: in place of that in the card.
+
+    Raises:
+        ValueError: if the card has one of the marked lines without the other, or the recipe says too little for one.
+    """
+    try:
+        old = (folder / "README.md").read_text(encoding="utf-8")
+    except OSError:
+        old = ""
+    try:
+        text = render(fields, license=license or _license_of(old))
+    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        raise ValueError(f"{folder / 'recipe.json'} says too little for a card ({error!r}).") from error
+    return with_notes(text, old, folder / "README.md")
+
+
+def with_notes(text: str, old: str, where: Path) -> str:
+    """A card with what stands between the marked lines of an old one. Raises as `anew` does."""
+    first, last = MARKS
+    if (first in old) != (last in old) or old.find(first) > old.find(last):
+        raise ValueError(f"{where} has lost one of its marked lines, {first!r} and {last!r}: put it back.")
+    if first not in old:
+        return text
+    notes = old.partition(first)[2].partition(last)[0]
+    before, _, rest = text.partition(first)
+    return f"{before}{first}{notes}{last}{rest.partition(last)[2]}"
+
+
+def _license_of(text: str) -> str | None:
+    """What a card's metadata says; None if it says nothing, or can't be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        found = ModelCard(text, ignore_metadata_errors=True).data.license
+    except Exception:  # somebody's own YAML
+        return None
+    return found if isinstance(found, str) else None
 
 
 def percent(value: float) -> str:
@@ -147,7 +210,35 @@ def shown(name: str) -> str:
 def escape(text: Any) -> str:
     """Text from outside, such that Markdown and HTML show it and do nothing else with it."""
     printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    return re.sub(r"([\\`*_\[\]|~$:])", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;"))
+    quoted = re.sub(r"([\\`*_\[\]|~$:])", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;"))
+    # what would begin a list, a heading or a quotation where it stands first
+    return re.sub(
+        r"^(\s*)(>|[-+#]+(?=\s|$)|\d+[.)](?=\s|$))",
+        lambda found: found[1] + re.sub(r"(\W)", r"\\\1", found[2]),
+        quoted,
+    )
+
+
+def _code(text: Any) -> str:
+    """Text from outside between backticks, where nothing can be escaped but what ends a cell of a table."""
+    return (
+        "".join(letter if letter.isprintable() else " " for letter in str(text)).replace("`", "'").replace("|", r"\|")
+    )
+
+
+def _ancestor(used: list[dict[str, Any]]) -> str | None:
+    """The model that all ingredients' cards name as their base, if it is one on the Hub."""
+    named = {one.get("base_model") for one in used}
+    found = named.pop() if len(named) == 1 else None
+    return found if isinstance(found, str) and re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", found) else None
+
+
+def _hyperparameters(used: list[dict[str, Any]]) -> tuple[list[str], dict[str, str]]:
+    """The names of those in which the ingredients differ, and what they share."""
+    told = [one.get("hyperparameters") or {} for one in used]
+    names = list(dict.fromkeys(name for one in told for name in one))
+    shared = {name: told[0][name] for name in names if all(one.get(name) == told[0].get(name) for one in told)}
+    return [name for name in names if name not in shared], shared
 
 
 def _license(used: list[dict[str, Any]], said: str | None) -> str | None:
@@ -188,12 +279,15 @@ def _sentence(fields: dict[str, Any]) -> str:
         return "Its accuracy was not measured."
     gain = 100 * (accuracy["soup"] - accuracy["best single"])
     outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+    proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
+    low, high = (f"{100 * value:+.2f}" for value in proof["interval"]) if proof else ("", "")
+    between_them = f" (95 %: {low} to {high} points)" if proof else ""
     flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
     if fields["method"] == "uniform":
         flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."
     return (
         f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
-        f"ingredient.{flatters}"
+        f"ingredient{between_them}.{flatters}"
     )
 
 

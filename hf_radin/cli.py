@@ -1,4 +1,4 @@
-"""The command line: `hf-radin soup`, `logits`, `search`, `inspect`, `estimate`, `average`, `push`."""
+"""The command line: `hf-radin soup`, `logits`, `search`, `inspect`, `estimate`, `average`, `card`, `push`."""
 
 from __future__ import annotations
 
@@ -92,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     average.add_argument("--allow-pickle", action="store_true", help="read .bin weights")
     average.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     average.set_defaults(run=_average)
+    anew = "make the card of a saved soup anew; what you wrote between its marked lines stays"
+    card = commands.add_parser("card", help=anew)
+    card.add_argument("folder", type=Path, help="a folder that `hf-radin soup` wrote")
+    card.add_argument("--license", help="for the card (default: the one it has)")
+    card.set_defaults(run=_card)
     push = commands.add_parser("push", help="upload a saved soup as it is, in one commit")
     push.add_argument("folder", type=Path, help="a folder that `hf-radin soup` wrote")
     push.add_argument("repo_id", help="where to, as in org/soup")
@@ -263,6 +268,16 @@ def _average(args: argparse.Namespace) -> None:
         statistics = cook_statistics(args.recipe, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
         average(ingredients, recipe, output=args.output, statistics=statistics, **written)
     say(f"The soup is in {args.output}.")
+
+
+def _card(args: argparse.Namespace) -> None:
+    from hf_radin.card import anew
+    from hf_radin.files import write_atomically
+    from hf_radin.recipe_file import RECIPE, read_recipe_file
+
+    text = anew(args.folder, read_recipe_file(args.folder / RECIPE), license=args.license)
+    write_atomically(args.folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
+    say(f"The card is in {args.folder / 'README.md'}.")
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -104,7 +104,7 @@ def push_folder(
             logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
             fields = without(fields, names)
             files[RECIPE] = (json.dumps(fields, indent=2) + "\n").encode()
-            files["README.md"] = card.render(fields, license=license).encode()
+            files["README.md"] = card.anew(folder, fields, license=license).encode()
         else:
             logger.warning(
                 "The recipe and the card name what is private, and everybody can read them: %s. Push with "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 # Builders of `load_dataset` that the Trainer writes into a card in place of a dataset: they name no data.
 _GENERIC = {"imagefolder", "parquet", "webdataset", "arrow", "json", "csv", "generator"}
+
+
+# So many hyperparameters of an ingredient are kept.
+MOST = 16
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,7 @@ def read_card(ingredient: Ingredient) -> dict[str, Any]:
     """The metadata of an ingredient's `README.md`; of a Trainer's `checkpoint-*` folder, that of its run."""
     from huggingface_hub import metadata_load
 
-    places = [ingredient.folder]
-    if ingredient.repo_id and ingredient.subfolder:  # the repository has one card, at its top
-        places.append(ingredient.folder.parents[ingredient.subfolder.count("/")])
-    if ingredient.repo_id is None and ingredient.folder.name.startswith("checkpoint-"):
-        places.append(ingredient.folder.parent)
-    for place in places:
+    for place in _places(ingredient):
         try:
             return metadata_load(place / "README.md") or {}
         except FileNotFoundError:
@@ -47,6 +49,48 @@ def read_card(ingredient: Ingredient) -> dict[str, Any]:
         except Exception as error:  # a card is somebody's prose: a broken one is as good as none, but say so
             logger.warning("%s: the card's metadata can't be read: %s", ingredient.id, error)
     return {}
+
+
+def read_hyperparameters(ingredient: Ingredient) -> dict[str, str]:
+    """What an ingredient was trained with, as far as it says so itself.
+
+    That is the trial in its `trainer_state.json`, or the list in the card that a Trainer writes.
+    """
+    for place in _places(ingredient):
+        try:
+            trial = json.loads((place / "trainer_state.json").read_text(encoding="utf-8")).get("trial_params")
+            if isinstance(trial, dict) and trial:
+                return _plain(trial.items())
+        except (OSError, ValueError, AttributeError, RecursionError):
+            pass
+        try:
+            text = (place / "README.md").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        _, _, rest = text.partition("### Training hyperparameters")
+        if found := re.findall(r"^- (\w+): (.+)$", rest.partition("\n#")[0], re.MULTILINE):
+            return _plain(found)
+    return {}
+
+
+def _plain(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    """A few short names and values; numbers without digits that nobody chose."""
+    found = {
+        str(name)[:40]: f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())[:60]
+        for name, value in pairs
+        if not isinstance(value, (dict, list))
+    }
+    return dict(list(found.items())[:MOST])
+
+
+def _places(ingredient: Ingredient) -> list[Path]:
+    """Where what is told of an ingredient may lie."""
+    places = [ingredient.folder]
+    if ingredient.repo_id and ingredient.subfolder:  # the repository has one card, at its top
+        places.append(ingredient.folder.parents[ingredient.subfolder.count("/")])
+    if ingredient.repo_id is None and ingredient.folder.name.startswith("checkpoint-"):
+        places.append(ingredient.folder.parent)
+    return places
 
 
 def card_origin(card: dict[str, Any]) -> Origin:
@@ -104,6 +148,8 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
         "order": ingredient.order,
         "license": _only(_list(card.get("license"))),
         "dataset": card_origin(card).dataset,
+        "base_model": _only(_list(card.get("base_model"))),
+        "hyperparameters": read_hyperparameters(ingredient),
     }
 
 

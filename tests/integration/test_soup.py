@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -305,3 +306,80 @@ def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
     assert ingredients.ids == (ids[4], ids[0], ids[2])
     tensors = hf_radin.average(ingredients, cooked)
     assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())
+
+
+def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "soup")
+    path = tmp_path / "soup" / "README.md"
+    first, last = card.MARKS
+    before = path.read_text()
+    mine = "\nNot for medical use: `a|b`.\n\n## My heading\n"
+    path.write_text(before.replace(f"{first}\n{last}", f"{first}{mine}{last}").replace("# Model soup of", "# Edited"))
+    assert cli.main(["card", str(tmp_path / "soup"), "--license", "mit"]) == 0
+    text = path.read_text()
+    assert f"{first}{mine}{last}" in text and "# Edited" not in text and "license: mit" in text
+    assert cli.main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == text  # the licence stays, too
+    path.unlink()
+    assert cli.main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == before
+    path.write_text(before.replace(last, ""))
+    assert cli.main(["card", str(tmp_path / "soup")]) == 2
+    assert "has lost one of its marked lines" in capsys.readouterr().err
+    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    del fields["results"]
+    (tmp_path / "soup" / "recipe.json").write_text(json.dumps(fields))
+    assert cli.main(["card", str(tmp_path / "soup")]) == 2
+    assert "says too little for a card (KeyError('results'))" in capsys.readouterr().err
+
+
+def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tmp_path):
+    trial = {"learning_rate": 0.1 + 0.2, "seed": 1, "nested": {"no": 1}}
+    (two / "ft-0" / "trainer_state.json").write_text(json.dumps({"trial_params": trial}))
+    listed = "# ft-1\n\n### Training hyperparameters\n\n- learning_rate: 0.3\n- seed: 2|`3`\n\n### Results\n- no: 1\n"
+    (two / "ft-1" / "README.md").write_text(f"---\nbase_model: google/vit-base\n---\n{listed}")
+    (two / "ft-0" / "README.md").write_text("---\nbase_model: google/vit-base\n---\n# ft-0\n")
+    found = hf_radin.gather(f"{two}/*")
+    fields = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache)).to_dict()
+    assert [one["hyperparameters"] for one in fields["ingredients"]] == [
+        {"learning_rate": "0.3", "seed": "1"},
+        {"learning_rate": "0.3", "seed": "2|`3`"},
+    ]
+    text = card.render(fields)
+    assert "| ingredient | revision | weight | alone | seed |" in text and "2\\|\\`3\\`" in text
+    assert "All were trained with learning\\_rate 0.3, by their own account." in text
+    assert "name the base model [google/vit-base](https://huggingface.co/google/vit-base)" in text
+    data = ModelCard(text).data
+    assert data.base_model == ["google/vit-base"] and data.to_dict()["base_model_relation"] == "finetune"
+    for one in fields["ingredients"]:
+        one["base_model"] = "](javascript:alert(1))"
+    assert ModelCard(card.render(fields)).data.base_model is None and "javascript" not in card.render(fields)
+
+
+HOSTILE_NAMES = ["a|b", "`a`", "](javascript:alert(1))", "a\nb\n# c", "&anchor *alias", "x" * 300, "\u202egnp.exe"]
+HOSTILE_NAMES += ["<b>", "{{ 1 }}", "- a: [b", "![a](http://a/b.png)", "https://a.b"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_are_text_wherever_they_stand(soup, name):
+    """Read by a parser of Markdown: no link, no markup and no row of a table comes of them."""
+    from markdown_it import MarkdownIt
+
+    def shape(fields) -> tuple[list, list]:
+        tokens = MarkdownIt("commonmark").enable("table").parse(card.render(fields).split("---\n", 2)[2])
+        inline = [part for one in tokens for part in one.children or ()]
+        links = [part.attrs["href"] for part in inline if part.type == "link_open"]
+        return [one.type for one in tokens], links
+
+    fields = json.loads(json.dumps(soup.to_dict()).replace(json.dumps(soup.recipe.ingredients[0]), json.dumps(name)))
+    plain = json.loads(json.dumps(fields).replace(json.dumps(name), json.dumps("plain")))
+    fields["data"]["name"] = fields["data"]["split"] = fields["start"] = fields["classes"][0] = name
+    fields["remarks"] = [[name, name]]
+    plain["remarks"] = [["plain", "plain"]]
+    plain["start"] = "plain"
+    for one, other in zip(fields["ingredients"], plain["ingredients"], strict=True):
+        one["hyperparameters"] = {name: name}
+        other["hyperparameters"] = {"plain": "plain"}
+    assert shape(fields) == shape(plain)
+    text = card.render(fields)
+    assert "\u202e" not in text.split("---\n", 2)[2]
+    data = ModelCard(text).data
+    assert data.pipeline_tag == "image-classification" and data.eval_results
