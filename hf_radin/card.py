@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+
+from hf_radin import pictures
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +19,12 @@ MARKS = ("<!-- yours: what stands from here on is kept when the card is made ane
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
-def render(fields: dict[str, Any], *, license: str | None = None) -> str:
+def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collection[str] = ()) -> str:
     """The card as text, from the contents of `recipe.json`.
 
     Args:
         license: what the user says; by default that of the ingredients used, if they all have the same one.
+        drawn: names of the pictures that lie beside it.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -86,6 +89,8 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
         classes=fields.get("classes") or [],
         linked=parents,
         marks=MARKS,
+        drawn=drawn,
+        by_class=fields.get("by_class"),
         varying=varying,
         shared=shared,
         ancestor=ancestor,
@@ -118,8 +123,14 @@ def render(fields: dict[str, Any], *, license: str | None = None) -> str:
     return str(card)
 
 
-def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) -> str:
-    """The card of a folder made anew: its licence, and what a user wrote between the marked lines, stay.
+def files(fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
+    """The card and its pictures, by name, from the contents of `recipe.json`. Arguments as in `render`."""
+    drawn = pictures.draw(fields)
+    return {"README.md": render(fields, license=license, drawn=drawn).encode(), **drawn}
+
+
+def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
+    """The card of a folder, and its pictures, made anew: its licence, and what stands in the marked lines, stay.
 
     Args:
         fields: the contents of `recipe.json`.
@@ -133,10 +144,11 @@ def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) ->
     except OSError:
         old = ""
     try:
-        text = render(fields, license=license or _license_of(old))
+        found = files(fields, license=license or _license_of(old))
     except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise ValueError(f"{folder / 'recipe.json'} says too little for a card ({error!r}).") from error
-    return with_notes(text, old, folder / "README.md")
+    text = with_notes(found["README.md"].decode(), old, folder / "README.md")
+    return {**found, "README.md": text.encode()}
 
 
 def with_notes(text: str, old: str, where: Path) -> str:

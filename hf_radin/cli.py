@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,8 +276,8 @@ def _card(args: argparse.Namespace) -> None:
     from hf_radin.files import write_atomically
     from hf_radin.recipe_file import RECIPE, read_recipe_file
 
-    text = anew(args.folder, read_recipe_file(args.folder / RECIPE), license=args.license)
-    write_atomically(args.folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
+    for name, content in anew(args.folder, read_recipe_file(args.folder / RECIPE), license=args.license).items():
+        write_atomically(args.folder / name, partial(Path.write_bytes, data=content))
     say(f"The card is in {args.folder / 'README.md'}.")
 
 

@@ -20,6 +20,9 @@ from safetensors import SafetensorError
 # How the name of a folder begins that is being filled; a killed run may leave one.
 PARTIAL = ".hf_radin."
 
+# What a card is, where a recipe says that it is ours.
+_OF_A_CARD = ("README.md", "estimates.png", "passes.png", "classes.png")
+
 # What decides about the model that a folder loads as, whatever wrote it there.
 _OF_A_CHECKPOINT = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|adapter_config|recipe)\.json"
@@ -123,6 +126,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
         new.mkdir()
         with _naming(folder):
             fill(new)
+        _as_others(new)
         check_output(folder, overwrite=overwrite)  # another run may have been faster
         if not folder.exists():
             new.replace(folder)
@@ -133,11 +137,21 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
             raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where a file goes: remove it.")
         old = {path for path in folder.iterdir() if _OF_A_CHECKPOINT.fullmatch(path.name) and not path.is_dir()}
         if (folder / "recipe.json").exists():
-            old.add(folder / "README.md")
+            old |= {folder / name for name in _OF_A_CARD}
         for path in sorted(old, key=lambda one: one.name != "config.json"):
             path.unlink(missing_ok=True)
         for path in files:
             path.replace(folder / path.name)
+
+
+def _as_others(folder: Path) -> None:
+    """Give files the mode that files have here: some writers make theirs for the owner alone."""
+    with (folder / ".mode").open("w") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    (folder / ".mode").unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
 
 
 def digest(*parts: Any) -> str:

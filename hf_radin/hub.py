@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import card
+from hf_radin import card, pictures
 from hf_radin.access import asking_the_hub
 from hf_radin.checkpoint import weight_files
 from hf_radin.commit import commit_files, full_id, refuse_offline
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The files of a saved soup; code is there where the ingredients brought their own.
-UPLOADED = ("*config.json", "recipe.json", "model*.safetensors*", "README.md", "*.png", "*.py")
+UPLOADED = ("*config.json", "recipe.json", "model*.safetensors*", "README.md", *pictures.NAMES, "*.py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 
 
@@ -104,7 +104,7 @@ def push_folder(
             logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
             fields = without(fields, names)
             files[RECIPE] = (json.dumps(fields, indent=2) + "\n").encode()
-            files["README.md"] = card.anew(folder, fields, license=license).encode()
+            files |= card.anew(folder, fields, license=license)
         else:
             logger.warning(
                 "The recipe and the card name what is private, and everybody can read them: %s. Push with "

@@ -99,7 +99,7 @@ class Report:
         best = choose(singles)
         rows = [("soup", chosen), ("best single", best)]
         rows += [("uniform", one) for one in soups if one.proposal == "uniform"]
-        results, proofs = [], []
+        results, proofs, by_class = [], [], None
         for split in [bank] + ([self.held_out] if self.held_out else []):
             # on the split that chose, no model runs again for the report
             known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank)]
@@ -116,6 +116,7 @@ class Report:
                 results.append(self._result("ensemble", split, ensemble, split.labels))
             if "soup" in found and chosen.recipe != best.recipe:
                 proofs.append(_compared(split, found["soup"], found["best single"]))
+                by_class = _by_class(split, {name: found[name] for name in ("soup", "best single")})
         log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
         if method != "best_single" and chosen.proposal == "single":
             logger.warning(
@@ -128,6 +129,7 @@ class Report:
             **settings,
             "passes": _passes(bank, measured, settings.get("pilot")),
             "against_best_single": proofs,
+            "by_class": by_class,
             "measured": chosen.measured is not None,
             "bank": bank.origin,
             "dtype": bank.about["dtype"],
@@ -191,6 +193,13 @@ def _compared(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> dict[st
         "interval": list(compare.difference(hits, others)),
         "p_value": compare.mcnemar(hits, others),
     }
+
+
+def _by_class(split: LogitBank, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How many images each class has on a split, and how many of these each model gets right."""
+    labels, classes = np.asarray(split.labels), len(split.classes)
+    right = {name: np.bincount(labels[one == labels], minlength=classes).tolist() for name, one in predictions.items()}
+    return {"split": split.split, "images": np.bincount(labels, minlength=classes).tolist(), **right}
 
 
 def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank | None:

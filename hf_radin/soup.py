@@ -140,7 +140,8 @@ class Soup:
         else:  # without a model in memory
             write_average(self.ingredients, self.recipe, folder)
         (folder / RECIPE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(card.render(fields, license=license), encoding="utf-8")
+        for name, content in card.files(fields, license=license).items():
+            (folder / name).write_bytes(content)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload the soup in one commit; options as in `push_soup_to_hub`."""

@@ -183,7 +183,7 @@ def test_a_saved_folder_is_pushed_as_it_is(hub, soup, tmp_path, capsys):
     soup.save_pretrained(tmp_path / "soup")
     with (tmp_path / "soup" / "README.md").open("a") as file:
         file.write("What I have to say of it.")
-    for name in (".notes", "secret.env", "secrets.json", "optimizer.pt"):
+    for name in (".notes", "secret.env", "secrets.json", "optimizer.pt", "screenshot.png"):
         (tmp_path / "soup" / name).write_text("mine")
     assert cli.main(["push", str(tmp_path / "soup"), "org/mine"]) == 0
     assert hub.commits("org/mine")[0].sha in capsys.readouterr().out
@@ -191,8 +191,11 @@ def test_a_saved_folder_is_pushed_as_it_is(hub, soup, tmp_path, capsys):
     assert pushed["README.md"].endswith(b"What I have to say of it.")
     assert pushed.keys() - {".gitattributes"} == {
         "README.md",
+        "classes.png",
         "config.json",
+        "estimates.png",
         "model.safetensors",
+        "passes.png",
         "preprocessor_config.json",
         "recipe.json",
     }

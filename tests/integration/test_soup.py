@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import warned
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_radin
-from hf_radin import card, cli
+from hf_radin import card, cli, pictures
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,11 @@ def test_what_is_saved_is_what_was_measured(saved, soup):
 def test_it_holds_what_it_should_and_nothing_else(saved):
     assert sorted(path.name for path in saved.iterdir()) == [
         "README.md",
+        "classes.png",
         "config.json",
+        "estimates.png",
         "model.safetensors",
+        "passes.png",
         "preprocessor_config.json",
         "recipe.json",
     ]
@@ -278,7 +282,7 @@ def test_the_output_may_be_a_link_or_a_mounted_folder(soup, tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "model.safetensors").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
     soup.save_pretrained(tmp_path / "real", overwrite=True)
-    assert len(list((tmp_path / "real").iterdir())) == 5
+    assert len(list((tmp_path / "real").iterdir())) == 8
 
 
 def test_a_recipe_is_not_lost_to_the_soup_it_cooks(saved, soup, tmp_path, capsys):
@@ -383,3 +387,43 @@ def test_hostile_names_are_text_wherever_they_stand(soup, name):
     assert "\u202e" not in text.split("---\n", 2)[2]
     data = ModelCard(text).data
     assert data.pipeline_tag == "image-classification" and data.eval_results
+
+
+def test_the_card_has_pictures_of_what_was_measured(saved, soup):
+    text = (saved / "README.md").read_text()
+    for name in pictures.NAMES:
+        with Image.open(saved / name) as image:
+            assert image.format == "PNG" and image.size == (960, 660)
+            assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)  # on a dark page, too
+        assert f"]({name})" in text
+    assert pictures.draw(soup.to_dict()) == {name: (saved / name).read_bytes() for name in pictures.NAMES}
+
+
+def test_without_matplotlib_there_are_none(soup, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    soup.save_pretrained(tmp_path / "soup")
+    assert not list((tmp_path / "soup").glob("*.png")) and ".png" not in (tmp_path / "soup" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["$x^", "a" * 300, "\u202e\n", "\\frac{"])
+def test_pictures_take_any_name_and_any_number_of_classes(soup, name):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    fields["classes"] = [f"{name}{number}" for number in range(60)]
+    counts = {"images": [10] * 59 + [0], "soup": [*range(10)] * 6, "best single": [5] * 60}
+    fields["by_class"] = {"split": name, **counts}
+    fields["data"]["split"] = name
+    assert pictures.draw(fields).keys() == {*pictures.NAMES}
+
+
+def test_where_there_is_nothing_to_see_nothing_is_drawn(bank):
+    assert pictures.draw(hf_radin.best_single(bank).to_dict()) == {}
+    fields = hf_radin.uniform(bank).to_dict()
+    assert fields["by_class"]["images"] == np.bincount(bank.labels, minlength=10).tolist()
+    hits = sum(fields["by_class"]["soup"]) / len(bank)
+    assert hits == pytest.approx(fields["results"][0]["metrics"]["accuracy"])
+    assert "estimates.png" not in pictures.draw(fields)
+
+
+def test_files_of_a_soup_can_be_read_by_whoever_may_read_the_folder(saved):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in saved.iterdir()}
+    assert {*modes.values()} == {modes["config.json"]} and modes["config.json"] & 0o044
