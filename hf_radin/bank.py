@@ -19,6 +19,7 @@ from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest
 from hf_radin.library_metrics import load_metrics, only_score
+from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
 from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.recipe import Recipe
@@ -34,23 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Partly:
-    """What is known of a split where only some ingredients have logits of all images (see `telling`).
-
-    Args:
-        rest: positions of the images of which the others have none, ascending.
-        whole: ids of the ingredients whose predictions are known of all images.
-        pruned: the classes that can win; of the rest, what the leading ingredients agree on.
-        singles: of those in `whole` that have no logits there, the classes that they predict, `(samples,)` each.
-    """
-
-    rest: np.ndarray
-    whole: tuple[str, ...]
-    pruned: pruning.Pruned
-    singles: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -224,7 +224,7 @@ class _Race:
             entry.estimate,
             "" if entry.predicted is None else f", predicted {entry.predicted:.4f}",
             value,
-            f" \u00b1 {error:.4f} on {one.known.sum():,} images{' and dropped' if one.is_out else ''}"
+            f" by {one.known.sum():,} images (\u00b1 {error:.4f} for the others){', dropped' if one.is_out else ''}"
             if error
             else "",
         )

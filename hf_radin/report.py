@@ -113,7 +113,12 @@ class Report:
                 ]
             if split.ingredients.ids == bank.ingredients.ids:
                 ensemble = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
-                results.append(self._result("ensemble", split, ensemble, split.labels))
+                if split.partly is None or not len(split.partly.rest):
+                    results.append(self._result("ensemble", split, ensemble, split.labels))
+                elif "accuracy" in self.metrics:
+                    value, between = split.partly.estimate(ensemble == split.labels)
+                    shown = len(split) - len(split.partly.rest)
+                    results.append(Result("ensemble", split.split, {"accuracy": value}, shown, between))
             if "soup" in found and chosen.recipe != best.recipe:
                 proofs.append(_compared(split, found["soup"], found["best single"]))
                 by_class = _by_class(split, {name: found[name] for name in ("soup", "best single")})

@@ -261,10 +261,11 @@ def _singles(bank: LogitBank) -> list[Measurement]:
     for name in bank.ingredients.ids:
         recipe = Recipe.uniform([name])
         hits = bank.predict(bank.row(recipe)) == bank.labels
-        score = float(hits.mean())
-        partly = bank.partly if bank.partly and name not in bank.partly.whole else None
-        images = len(bank) - (len(partly.rest) if partly else 0)
-        found.append(Measurement(recipe, "single", score, score, images, interval=interval(hits)))
+        score, between, images = float(hits.mean()), interval(hits), len(bank)
+        if bank.partly and len(bank.partly.rest) and name not in bank.partly.whole:
+            score, between = bank.partly.estimate(hits)
+            images -= len(bank.partly.rest)
+        found.append(Measurement(recipe, "single", score, score, images, interval=between))
     return found
 
 

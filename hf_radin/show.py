@@ -67,9 +67,11 @@ def table(soup: Soup) -> str:
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     spent = f"Spent in all: {spending(soup.about)}."
     if unseen := images_left(soup.about):
+        pilot = soup.about["pilot"]
         spent += (
-            f"\nOf {unseen:,} of the {soup.about['images']:,} images most ingredients have no logits; what the best "
-            "agree on there counts for the ensemble."
+            f"\n{len(pilot['whole'])} of {pilot['given']} ingredients were run on all {soup.about['images']:,} "
+            "images: "
+            f"what the others and the ensemble get right of {unseen:,} of them is estimated."
         )
     notes = [f"The figure of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]

@@ -8,6 +8,7 @@ recipes, so that it ranks none above another, and of each soup that is measured 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from hf_radin import pruning, scoring
-from hf_radin.bank import LogitBank, Partly
+from hf_radin.bank import LogitBank
 from hf_radin.data import OBJECT
 from hf_radin.evaluate import trial_of
 from hf_radin.ingredients import Ingredients
 from hf_radin.logits import NOT_FINITE, compute_logits
+from hf_radin.partly import Partly
 from hf_radin.passes import as_computed
 from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
 from hf_radin.propose import monte_carlo
@@ -28,8 +30,13 @@ from hf_radin.recipe import Recipe
 from hf_radin.sources import source_of
 from hf_radin.strata import Chosen, Pilot
 
+logger = logging.getLogger(__name__)
+
 # Of the predictions that recipes make where the leading models agree clearly, so many may be different ones.
 ASTRAY = 0.001
+
+# Of so many images of a pilot, one case of a thousand is some.
+ENOUGH = 500
 
 # So many recipes are asked.
 RECIPES = 200
@@ -50,12 +57,18 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
             in `wanted` gives a logit that is no finite number, or too few are left that don't.
 
     Returns:
-        the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`; the ids of
-        those whose logits of all images are known (`whole`); on how many images the others were run (`shown`), and the
+        the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`, and how many
+        of them are `leading`; the ids of those that were run on all images (`whole`); on how many images the others were run (`shown`), and the
         least `margin` by which the first of them agree about the rest (None where nothing is left); the `passes` that
         all these logits took.
     """
     _check(bank)
+    if len(bank) < ENOUGH:
+        logger.warning(
+            "A pilot of %d images says little of how clearly models must agree to speak for others; take %d or more.",
+            len(bank),
+            ENOUGH,
+        )
     count = Pilot.whole(len(bank.ingredients))
     singles = bank.score(np.eye(len(bank.ingredients)))
     best = np.argsort(-singles, kind="stable")[:count]
@@ -64,7 +77,7 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     first = compute_logits(bank.ingredients.select(leading), **{**request, "pilot": Chosen()})
     _check_images(bank, first)
     spent = len(bank.ingredients) * len(bank) / bank.samples + count
-    about = {**bank.about["pilot"], "given": len(bank.ingredients)}
+    about = {**bank.about["pilot"], "given": len(bank.ingredients), "leading": count}
     if count == len(bank.ingredients):
         found, margin = first, None
     else:
@@ -129,6 +142,7 @@ def _with_others(
     is_rest = margins >= least
     is_rest[bank.places] = False
     places, rest = np.setdiff1d(np.flatnonzero(~is_rest), bank.places), np.flatnonzero(is_rest)
+    clear = bank.places[margins[bank.places] >= least]
     log({"pilot/images": len(bank) + len(places)}, images=len(bank))
     chosen = Chosen(places, tuple(map(tuple, first.about["blocks"])))
     told = compute_logits(others, **{**request, "pilot": chosen}) if len(places) else None
@@ -145,9 +159,9 @@ def _with_others(
                 for name in kept.ids
             ]
             parts.append((prune(known), places))
-        partly = Partly(rest, (*first.ingredients.ids, *singles), join(parts), singles)
+        partly = Partly(rest, (*first.ingredients.ids, *singles), join(parts), clear, singles)
         found = replace(first, ingredients=kept, remarks=tuple(remarks), partly=partly)
-        best = max(kept.ids, key=lambda name: float((_alone(found, name) == found.labels).mean()))
+        best = max(kept.ids, key=lambda name: _accuracy(found, name))
         if best in partly.whole:
             return found, least if len(rest) else None, passes
         # the best single model is the one to beat: of it nothing is assumed
@@ -161,6 +175,13 @@ def _with_others(
 
 def _alone(bank: LogitBank, name: str) -> np.ndarray:
     return bank.predict(bank.row(Recipe.uniform([name])))
+
+
+def _accuracy(bank: LogitBank, name: str) -> float:
+    """Of an ingredient on all images, as far as it is known."""
+    hits = _alone(bank, name) == bank.labels
+    partly = bank.partly
+    return float(hits.mean()) if partly is None or name in partly.whole else partly.estimate(hits)[0]
 
 
 def _on_all(bank: LogitBank, name: str) -> np.ndarray:
