@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     # An ordinary checkpoint, with the recipe and a card.
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     if args.push_to:
-        hf_radin.push_soup_to_hub(soup, args.push_to, private=args.private, license=args.license)
+        hf_radin.push_soup_to_hub(soup, args.push_to, **options.push_options(args))
 
 
 if __name__ == "__main__":

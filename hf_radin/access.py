@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Seconds before what failed in passing is tried again.
+PAUSES = (1.0, 4.0, 16.0)
+
+# Letters of an error that are told.
+LONG = 300
 
 
 @contextmanager
@@ -44,7 +59,10 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except HfHubHTTPError as error:
         if missing and error.response is not None and error.response.status_code == 404:
             raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
-        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
+        hint = " Log in with `hf auth login`, or pass a token." if _status(error) == 401 else ""
+        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
     except RuntimeError as error:  # the client's, around what happened to a file
         if error.__cause__ is None:
             raise
@@ -65,9 +83,28 @@ def is_passing(error: ValueError) -> bool:
 
     cause = error.__cause__
     if isinstance(cause, HfHubHTTPError):
-        return cause.response is not None and cause.response.status_code in _PASSING
+        return _status(cause) in _PASSING
     return isinstance(cause, OSError) or type(cause).__module__.partition(".")[0].startswith("httpx")
 
 
+def _status(error: Any) -> int | None:
+    return None if error.response is None else int(error.response.status_code)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask, and ask again where what `asking_the_hub` told of is over in a moment; for what changes nothing there."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except ValueError as error:
+            if not is_passing(error):
+                raise
+            logger.warning("%s Trying again in %g s.", error, pause)
+            time.sleep(pause)
+    return ask()
+
+
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What went wrong, in a line; the Hub's reason may stand below the first one. No passwords of addresses."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"//[^/@\s]+@", "//", text[:LONG] + ("..." if len(text) > LONG else ""))

@@ -27,6 +27,7 @@ from hf_radin.options import (
     model_arguments,
     model_options,
     pilot_for,
+    push_options,
     ready_to_push,
     search_arguments,
     search_options,
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--revision", help="branch to commit to (default: main)")
     push.add_argument("--commit-message", help="(default: what it is, in a line)")
     push.add_argument("--overwrite", action="store_true", help="allow a repository that holds something else")
+    push.add_argument("--license", help="for a card that --hide-private makes anew (default: the one it has)")
     push.add_argument("--hide-private", action="store_true", help=HIDE)
     push.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and do nothing")
     push.set_defaults(run=_push)
@@ -235,8 +237,7 @@ def _save(soup: Soup, args: argparse.Namespace) -> None:
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     say(f"The soup is in {args.output}: a checkpoint, recipe.json and a card.")
     if args.push_to:
-        options = {name: getattr(args, name) for name in ("private", "license", "overwrite", "hide_private")}
-        say(f"Pushed: {hf_radin.push_soup_to_hub(soup, args.push_to, **options).commit_url}")
+        say(f"Pushed: {hf_radin.push_soup_to_hub(soup, args.push_to, **push_options(args)).commit_url}")
 
 
 def _estimate(args: argparse.Namespace) -> None:
@@ -282,20 +283,26 @@ def _card(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_radin.commit import plan
-    from hf_radin.hub import COMMIT_MESSAGE, push_folder, uploaded
     from hf_radin.recipe_file import RECIPE, read_recipe_file
 
     read_recipe_file(args.folder / RECIPE)
+    say(on_main_process(lambda: _pushed(args)))
+
+
+def _pushed(args: argparse.Namespace) -> str:
+    """What came of a push, or would."""
+    from hf_radin.commit import check_target, plan
+    from hf_radin.hub import COMMIT_MESSAGE, prepared, push_folder
+
     options = {name: getattr(args, name) for name in ("create_pr", "revision", "overwrite")}
+    shown = {name: getattr(args, name) for name in ("private", "hide_private", "license")}
     if args.dry_run:
-        files = uploaded(args.folder)
-        return say(plan_table(args.repo_id, files, plan(args.repo_id, files, **options)))
+        check_target(args.repo_id, **options)
+        files = prepared(args.folder, args.repo_id, **shown)
+        return plan_table(args.repo_id, files, plan(args.repo_id, files, **options))
     message = args.commit_message or COMMIT_MESSAGE
-    options |= {"private": args.private, "hide_private": args.hide_private}
-    commit = push_folder(args.folder, args.repo_id, commit_message=message, **options)
-    say(commit.pr_url or commit.commit_url)
-    return None
+    commit = push_folder(args.folder, args.repo_id, commit_message=message, **shown, **options)
+    return str(commit.pr_url or commit.commit_url)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.access import asking_the_hub, is_passing
+from hf_radin.access import PAUSES, asking_the_hub, is_passing, patiently
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -23,11 +23,12 @@ logger = logging.getLogger(__name__)
 # What of another checkpoint decides about the model that a repository loads as.
 _OF_A_CHECKPOINT = re.compile(
     r"recipe\.json|(generation_|preprocessor_|processor_|adapter_)config\.json"
-    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|pytorch_model.*"
+    r"|(adapter_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index\.json)?|(pytorch|adapter)_model.*"
+    r"|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json"
 )
 
-# Seconds before what failed in passing is tried again.
-PAUSES = (1.0, 4.0, 16.0)
+# Files up to so many bytes are read once: what is compared, sent and looked for is then the same.
+SMALL = 10_000_000
 
 Files = Mapping[str, "Path | bytes"]
 # Of each file what its content is called by: where it is kept as a large one, and where it is not.
@@ -87,6 +88,8 @@ def _plan(
     if there is None:
         if create_pr:
             raise ValueError(f"There is no repository {repo_id} to open a pull request in: push without (create_pr).")
+        if revision not in (None, "main"):
+            raise ValueError(f"There is no repository {repo_id} yet, and so no branch {revision!r}: push to it first.")
         return Plan(None, tuple(files), ())
     head, found = there
     changed = tuple(name for name, called in files.items() if found.get(name) not in called)
@@ -124,7 +127,15 @@ def commit_files(
     refuse_offline(repo_id)
     repo_id = full_id(repo_id, token)
     api = HfApi(token=token)
-    hashes = {name: _hashes(content) for name, content in files.items()}
+    try:
+        files = {
+            name: one if isinstance(one, bytes) or one.stat().st_size > SMALL else one.read_bytes()
+            for name, one in files.items()
+        }
+        hashes = {name: _hashes(content) for name, content in files.items()}
+    except OSError as error:
+        raise ValueError(f"{repo_id}: what is to be pushed can't be read: {error}.") from error
+    base: str | None = None
     for pause in (*PAUSES, None):
         try:
             with asking_the_hub(repo_id, revision=revision):
@@ -135,12 +146,18 @@ def commit_files(
                     return _known(repo_id, repo_type, wanted.head, commit_message)
                 if wanted.head is None:
                     api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-                    wanted = look(overwrite=overwrite)  # what is in a new one is not built on unseen
+                    wanted = look(overwrite=False)
+                base = base or wanted.head
+                if wanted.head != base:  # and is not what is pushed
+                    raise ValueError(f"{repo_id} has changed while it was pushed to: look at it, and push again.")
                 # not `upload_folder`: with Xet it splits a large folder into several commits
+                added = [CommitOperationAdd(name, content) for name, content in files.items()]
+                for one in added:
+                    if one.upload_info.sha256.hex() != hashes[one.path_in_repo][0]:
+                        raise ValueError(f"{repo_id}: {one.path_in_repo} has changed meanwhile. Push again.")
                 commit = api.create_commit(
                     repo_id,
-                    [CommitOperationAdd(name, content) for name, content in files.items()]
-                    + [CommitOperationDelete(name) for name in wanted.removed],
+                    added + [CommitOperationDelete(name) for name in wanted.removed],
                     commit_message=commit_message,
                     repo_type=repo_type,
                     revision=revision,
@@ -150,8 +167,11 @@ def commit_files(
                 _compare(repo_id, repo_type, token, commit, hashes)
                 return commit
         except ValueError as error:
-            # of a pull request it can't be told whether it was opened after all
-            if pause is None or create_pr or not is_passing(error):
+            if create_pr and is_passing(error):
+                raise ValueError(
+                    f"{error} A pull request may be open: look at {repo_id} before you push again."
+                ) from error
+            if pause is None or not is_passing(error):
                 raise
             logger.warning("%s Trying again in %g s.", error, pause)
             time.sleep(pause)
@@ -188,9 +208,11 @@ def check_target(
     refuse_offline(repo_id)
     repo_id = full_id(repo_id, token)
     api = HfApi(token=token)
-    there = _contents(repo_id, repo_type, token, revision)
+    there = patiently(lambda: _contents(repo_id, repo_type, token, revision))
     with asking_the_hub(repo_id, revision=revision):
         user = api.whoami()
+        if (user.get("auth") or {}).get("accessToken", {}).get("role") == "read":
+            raise ValueError(f"{repo_id}: the token may only read. Make one that may write (hf.co/settings/tokens).")
         if there is not None:
             if not create_pr:
                 api.auth_check(repo_id, repo_type=repo_type, write=True)
@@ -213,10 +235,11 @@ def full_id(repo_id: str, token: str | bool | None) -> str:
     """An id with its namespace, which by default is that of whoever asks."""
     from huggingface_hub import HfApi
 
-    if "/" in repo_id:
-        return repo_id
-    with asking_the_hub(repo_id):
-        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+    def ask() -> str:
+        with asking_the_hub(repo_id):
+            return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+
+    return repo_id if "/" in repo_id else patiently(ask)
 
 
 def _namespaces(user: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ _OF_A_CARD = ("README.md", "estimates.png", "passes.png", "classes.png")
 # What decides about the model that a folder loads as, whatever wrote it there.
 _OF_A_CHECKPOINT = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|adapter_config|recipe)\.json"
-    r"|(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(model|adapter_model)(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 
 
@@ -138,10 +138,27 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
         old = {path for path in folder.iterdir() if _OF_A_CHECKPOINT.fullmatch(path.name) and not path.is_dir()}
         if (folder / "recipe.json").exists():
             old |= {folder / name for name in _OF_A_CARD}
-        for path in sorted(old, key=lambda one: one.name != "config.json"):
-            path.unlink(missing_ok=True)
+        with _naming(folder):
+            _swap(folder, Path(temporary) / "old", old, files)
+
+
+def _swap(folder: Path, aside: Path, old: set[Path], files: list[Path]) -> None:
+    """Put files in place of old ones; where that fails or is interrupted, the old ones are put back."""
+    aside.mkdir()
+    placed: list[Path] = []
+    try:
+        for path in sorted({*old, *(folder / one.name for one in files)}, key=lambda one: one.name != "config.json"):
+            if path.exists() or path.is_symlink():
+                path.replace(aside / path.name)
         for path in files:
+            placed.append(folder / path.name)
             path.replace(folder / path.name)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        for path in aside.iterdir():
+            path.replace(folder / path.name)
+        raise
 
 
 def _as_others(folder: Path) -> None:

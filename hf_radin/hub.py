@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import card, pictures
-from hf_radin.access import asking_the_hub
-from hf_radin.checkpoint import weight_files
+from hf_radin.access import asking_the_hub, patiently
+from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.commit import commit_files, full_id, refuse_offline
-from hf_radin.private import private_names, without
+from hf_radin.private import private_names, still_named, without
 from hf_radin.processes import on_main_process
 from hf_radin.recipe_file import RECIPE, read_recipe_file
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The files of a saved soup; code is there where the ingredients brought their own.
-UPLOADED = ("*config.json", "recipe.json", "model*.safetensors*", "README.md", *pictures.NAMES, "*.py")
+# The files of a saved soup beside its weights; code is one where the configuration says so.
+UPLOADED = (CONFIG, "generation_config.json", *PROCESSOR_FILES, RECIPE, "README.md", *pictures.NAMES)
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 
 
@@ -96,22 +96,44 @@ def push_folder(
     Raises:
         ValueError: if the folder holds no weights, or as `commit_files` does.
     """
+    files = prepared(folder, repo_id, private=private, token=token, license=license, hide_private=hide_private)
+    return commit_files(repo_id, files, private=private, token=token, **options)
+
+
+def prepared(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    license: str | None = None,
+    hide_private: bool = False,
+) -> dict[str, Path | bytes]:
+    """The files of a saved soup as they are uploaded, by name. Arguments and errors as of `push_folder`."""
     refuse_offline(repo_id)
     files = uploaded(folder)
     fields = read_recipe_file(folder / RECIPE)
-    if not _is_private(repo_id, private, token) and (names := private_names(fields)):
-        if hide_private:
-            logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
-            fields = without(fields, names)
-            files[RECIPE] = (json.dumps(fields, indent=2) + "\n").encode()
-            files |= card.anew(folder, fields, license=license)
-        else:
-            logger.warning(
-                "The recipe and the card name what is private, and everybody can read them: %s. Push with "
-                "hide_private (--hide-private) to leave these names out, or into a private repository.",
-                ", ".join(names),
-            )
-    return commit_files(repo_id, files, private=private, token=token, **options)
+    is_seen = not patiently(lambda: _is_private(repo_id, private, token))
+    names = private_names(fields) if hide_private or is_seen else []
+    if not names:
+        return files
+    if not hide_private:
+        logger.warning(
+            "The recipe and the card name what is private, and everybody can read them: %s. Push with "
+            "hide_private (--hide-private) to leave these names out, or into a private repository.",
+            ", ".join(names),
+        )
+        return files
+    logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
+    try:
+        fields = without(fields, names)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
+    files |= {RECIPE: (json.dumps(fields, indent=2) + "\n").encode(), **card.anew(folder, fields, license=license)}
+    texts = {name: one for name, one in files.items() if name.endswith((".json", ".md", ".py"))}
+    for name, found in still_named(texts, names):
+        raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
+    return files
 
 
 def _is_private(repo_id: str, private: bool | None, token: str | bool | None) -> bool:
@@ -131,7 +153,13 @@ def uploaded(folder: Path) -> dict[str, Path | bytes]:
     """The files of a saved soup that are uploaded, by name.
 
     Raises:
-        ValueError: if the folder holds no weights.
+        ValueError: if the folder holds no weights or no configuration.
     """
-    weight_files(folder)
-    return {path.name: path for path in sorted(path for pattern in UPLOADED for path in folder.glob(pattern))}
+    config = folder / CONFIG
+    if not config.is_file():
+        raise ValueError(f"{folder} holds no whole soup: there is no {CONFIG}. Save it again.")
+    patterns = [*UPLOADED, *(["*.py"] if '"auto_map"' in config.read_text(encoding="utf-8") else [])]
+    weights = weight_files(folder)
+    names = {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    names |= {path.name for path in weights} | ({WEIGHTS_INDEX} if len(weights) > 1 else set())
+    return {name: folder / name for name in sorted(names)}

@@ -188,6 +188,11 @@ def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None
         on_main_process(lambda: check_target(args.push_to, repo_type=repo_type, overwrite=overwrite))
 
 
+def push_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `push_soup_to_hub` takes of the options."""
+    return {name: getattr(args, name) for name in ("private", "license", "overwrite", "hide_private")}
+
+
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `gather` takes of the options."""
     return {

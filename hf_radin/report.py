@@ -94,9 +94,9 @@ class Report:
         singles = [one for one in measured if one.proposal == "single"]
         # one that was shown a part is not chosen; with a budget of 0 the soup was shown nothing
         eligible = [one for one in measured if one.images == len(bank) or one.measured is None]
-        chosen = chosen or choose([*singles, *(one for one in eligible if one.proposal != "single")])
+        chosen = chosen or choose(eligible)
         soups = [one for one in measured if one.proposal != "single"]
-        best = choose(singles)
+        best = best_known(singles, len(bank))
         rows = [("soup", chosen), ("best single", best)]
         rows += [("uniform", one) for one in soups if one.proposal == "uniform"]
         results, proofs, by_class = [], [], None
@@ -174,6 +174,11 @@ def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, A
     if pilot and "passes" in pilot:
         found["logits"] = pilot["passes"]
     return found
+
+
+def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
+    """The best single model of those that were run on all images."""
+    return choose(one for one in singles if one.images == images)
 
 
 def choose(measured: Iterable[Measurement]) -> Measurement:

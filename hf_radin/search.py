@@ -21,7 +21,7 @@ from hf_radin.processes import log, on_main_process, over_processes, progress_ba
 from hf_radin.propose import SOUGHT, Candidates, check_start, propose, split_kinds
 from hf_radin.race import Entry, race
 from hf_radin.recipe import Measurement, Recipe
-from hf_radin.report import Report, choose, predict
+from hf_radin.report import Report, best_known, predict
 from hf_radin.seek import APART, seek, shortlist
 from hf_radin.soup import Soup
 from hf_radin.telling import complete
@@ -126,7 +126,7 @@ def radin(
             bank,
             guide or entries,
             spend,
-            best=bank.predict(bank.row(choose(singles).recipe)),
+            best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
             beside=[entry(row) for row in np.flatnonzero(kind_of == "uniform")],
             learn=guide.learn if guide else None,
             full=full,

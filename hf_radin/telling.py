@@ -58,9 +58,9 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
 
     Returns:
         the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`, and how many
-        of them are `leading`; the ids of those that were run on all images (`whole`); on how many images the others were run (`shown`), and the
-        least `margin` by which the first of them agree about the rest (None where nothing is left); the `passes` that
-        all these logits took.
+        of them are `leading`; the ids of those that were run on all images (`whole`); on how many images the others
+        were run (`shown`), and the least `margin` by which the leading agree about the rest (None where nothing is
+        left); the `passes` that all these logits took.
     """
     _check(bank)
     if len(bank) < ENOUGH:
@@ -162,9 +162,10 @@ def _with_others(
         partly = Partly(rest, (*first.ingredients.ids, *singles), join(parts), clear, singles)
         found = replace(first, ingredients=kept, remarks=tuple(remarks), partly=partly)
         best = max(kept.ids, key=lambda name: _accuracy(found, name))
-        if best in partly.whole:
+        if best in partly.whole or singles:
             return found, least if len(rest) else None, passes
-        # the best single model is the one to beat: of it nothing is assumed
+        # the best single model is the one to beat: of it nothing is assumed. One that is only estimated to be better
+        # after that is one of several that were lucky on a sample
         classes, passes = _on_all(found, best), passes + len(rest) / first.samples
         if (classes < 0).any():
             remarks.append((best, NOT_FINITE))

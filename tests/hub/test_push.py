@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import HfApi
 
 import hf_radin
-from hf_radin import cli, commit
+from hf_radin import access, cli, commit, private
 from hf_radin import hub as pushing
 
 from .wire import Fault
@@ -34,7 +34,8 @@ def folder(bank, tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No waiting for what is over at once: neither here nor in the client, whose pauses are seconds."""
-    monkeypatch.setattr(commit, "PAUSES", (0.01, 0.01, 0.01))
+    for module in (access, commit):
+        monkeypatch.setattr(module, "PAUSES", (0.01, 0.01, 0.01))
     from huggingface_hub.utils import _http
 
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
@@ -196,7 +197,7 @@ def secret(hub, runs, digits, tmp_path):
 def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, caplog):
     secret.push_to_hub("org/soup")
     assert (
-        "name what is private, and everybody can read them: org/ft-1, org/digits. Push with hide_private"
+        "name what is private, and everybody can read them: org/digits, org/ft-1. Push with hide_private"
         in caplog.text
     )
     caplog.clear()
@@ -332,3 +333,125 @@ def test_nothing_that_a_push_writes_or_says_has_the_token(hub, folder, tmp_path)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written and not any(hub.token.encode() in path.read_bytes() for path in written)
     assert not any(hub.token.encode() in data for data in held(hub, "org/soup").values())
+
+
+def test_only_what_a_soup_is_made_of_is_uploaded(hub, folder):
+    for name in ("train.py", "wandb_config.json", "kitten.png", "model.safetensors.bak", ".0123456789ab.config.json"):
+        (folder / name).write_text("mine")
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert not any(data == b"mine" for data in held(hub, "org/soup").values())
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no whole soup: there is no config\.json"):
+        pushing.push_folder(folder, "org/other", commit_message="words")
+
+
+def test_a_change_of_somebody_else_is_never_overwritten_unseen(hub, folder):
+    """The answer of the commit is lost, and before it is tried again a colleague edits the card."""
+    hub.add_repo("org/soup", OLD)
+    hub.faults.append(Fault("POST", "/commit/", status=None, answered=True))
+    answer = hub.answer
+
+    def edited(call):
+        reply = answer(call)
+        if "/commit/" in call.path:
+            hub.add_commit("org/soup", {"README.md": b"# a colleague's"})
+        return reply
+
+    hub.answer = edited
+    with pytest.raises(ValueError, match="org/soup has changed while it was pushed to: look at it, and push again"):
+        pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    assert held(hub, "org/soup")["README.md"] == b"# a colleague's" and len(hub.commits("org/soup")) == 3
+
+
+def test_what_changes_while_it_is_pushed_is_not_pushed(hub, folder, monkeypatch):
+    monkeypatch.setattr(commit, "SMALL", 0)  # all files are read in blocks
+    plan = commit._plan
+
+    def change(*args, **options):
+        (folder / "recipe.json").write_text("{}")
+        return plan(*args, **options)
+
+    monkeypatch.setattr(commit, "_plan", change)
+    with pytest.raises(ValueError, match=r"org/soup: recipe\.json has changed meanwhile"):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert held(hub, "org/soup") == {}
+
+
+def test_a_pull_request_whose_answer_is_lost_is_told(hub, folder):
+    hub.add_repo("org/soup", OLD)
+    hub.faults.append(Fault("POST", "/commit/", status=None, answered=True))
+    with pytest.raises(ValueError, match="A pull request may be open: look at org/soup before you push again"):
+        pushing.push_folder(folder, "org/soup", create_pr=True, commit_message="words")
+
+
+def test_a_token_that_may_only_read_is_told_before(hub, monkeypatch):
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "tester", "auth": {"accessToken": {"role": "read"}}})
+    with pytest.raises(ValueError, match="org/soup: the token may only read"):
+        commit.check_target("org/soup")
+
+
+def test_a_branch_of_a_repository_that_is_not_there_is_refused_before_it_is_made(hub, folder):
+    with pytest.raises(ValueError, match="no repository org/new yet, and so no branch 'next'"):
+        pushing.push_folder(folder, "org/new", revision="next", commit_message="words")
+    with pytest.raises(KeyError):
+        hub.files("org/new")
+
+
+FIELDS = {
+    "recipe": {"ingredients": ["org/ft", "org/ft-public", "private-1"], "weights": [0.5, 0.25, 0.25]},
+    "ingredients": [
+        {"id": "org/ft", "repo_id": "org/ft", "revision": "abc", "subfolder": "", "base_model": "org/secret"},
+        {"id": "org/ft-public", "repo_id": "org/ft-public", "revision": "def", "dataset": "org/images"},
+        {"id": "private-1", "repo_id": None, "revision": "ghi"},
+    ],
+    "data": {"name": "org/open", "revision": "r"},
+    "bank": "org/logits@sha",
+    "remarks": [["org/ft@abc:inner", "is a stranger"]],
+    "image_processor": "org/processor@main",
+}
+
+
+def test_every_repository_that_a_recipe_names_is_asked_for(hub):
+    hub.add_repo("org/ft-public", {"a": b""})
+    hub.add_repo("org/ft", {"a": b""}, "dataset")  # a public dataset of that name is no public model
+    hub.add_repo("org/open", {"a": b""}, "dataset")
+    names = private.private_names(FIELDS)
+    assert sorted(names) == ["org/ft", "org/images", "org/logits", "org/processor", "org/secret"]
+    hidden = json.dumps(private.without(FIELDS, names))
+    assert not any(f'"{name}{end}' in hidden for name in names for end in '"@:') and "inner" not in hidden
+    assert "abc" not in hidden
+    found = json.loads(hidden)
+    assert found["ingredients"][1]["repo_id"] == "org/ft-public" and found["data"]["name"] == "org/open"
+    ids = [one["id"] for one in found["ingredients"]]
+    assert len({*ids}) == 3 and ids[1:] == ["org/ft-public", "private-1"] and found["recipe"]["ingredients"] == ids
+
+
+def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
+    secret.save_pretrained(tmp_path / "soup")
+    config = json.loads((tmp_path / "soup" / "config.json").read_text())
+    (tmp_path / "soup" / "config.json").write_text(json.dumps({**config, "note": "made of org/ft-1"}))
+    with pytest.raises(ValueError, match=r"config\.json names org/ft-1, which is private: take it out by hand"):
+        pushing.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+
+
+def test_a_broken_recipe_is_named(hub, secret, tmp_path, capsys):
+    secret.save_pretrained(tmp_path / "soup")
+    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    for name, value in (("measurements", None), ("results", "none"), ("remarks", 3)):
+        broken = {**fields, name: value} if value is not None else {k: v for k, v in fields.items() if k != name}
+        (tmp_path / "soup" / "recipe.json").write_text(json.dumps(broken))
+        assert cli.main(["push", str(tmp_path / "soup"), "org/soup", "--hide-private"]) == 2
+        assert "recipe.json" in capsys.readouterr().err
+
+
+def test_of_two_processes_one_pushes_a_saved_soup(hub, folder, tmp_path):
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    run = subprocess.run(
+        [sys.executable, *launch.split(), "--module", "hf_radin.cli", "push", str(folder), "org/soup"],
+        cwd=tmp_path,
+        env=hub.environ(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(hub.asked("POST", "/commit/")) == 1 and run.stdout.count("/commit/") == 1

@@ -55,25 +55,49 @@ def test_what_another_checkpoint_left_is_removed_and_what_is_the_users_stays(tmp
     assert found == expected | dict.fromkeys(("config.json", "model.safetensors"), "model.safetensors")
 
 
-def test_a_run_that_is_killed_while_it_overwrites_leaves_nothing_that_loads(tmp_path, monkeypatch):
-    """Whichever file it was about to give its name: without a configuration no model is made."""
-    shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
-    replace, left = Path.replace, []
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 
-    def killed(self, target):
-        if len(left) == at:
-            raise KeyboardInterrupt
-        left.append(self.name)
+
+def stopping(at, stop):
+    """`Path.replace`, which after so many files stops."""
+    replace, done = Path.replace, []
+
+    def stopped(self, target):
+        if len(done) == at:
+            done.append(self)
+            stop()
+        done.append(self)
         return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", killed)
-    for at in range(5):
-        left.clear()
-        folder = tmp_path / str(at)
-        checkpoint(folder, "model.safetensors")
-        with pytest.raises(KeyboardInterrupt):
-            write_folder(folder, lambda new: checkpoint(new, "index.json", more=shards), overwrite=True)
-        assert len(left) == at and not (folder / "config.json").exists()
+    return stopped
+
+
+@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_run_that_is_interrupted_while_it_overwrites_leaves_the_old(tmp_path, monkeypatch, at, error):
+    def stop():
+        raise error
+
+    checkpoint(tmp_path / "soup", "model.safetensors", more=("recipe.json",))
+    before = {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()}
+    monkeypatch.setattr(Path, "replace", stopping(at, stop))
+    with pytest.raises(error):
+        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", more=SHARDS), overwrite=True)
+    assert {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()} == before
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_run_that_is_killed_while_it_overwrites_leaves_nothing_that_loads(tmp_path, at):
+    """Whichever file it was about to move: the old is whole, or there is no configuration to make a model of."""
+    checkpoint(tmp_path / "soup", "model.safetensors", more=("recipe.json",))
+    child = os.fork()
+    if not child:
+        Path.replace = stopping(at, lambda: os._exit(9))
+        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", more=SHARDS), overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    found = {path.name for path in (tmp_path / "soup").iterdir() if not path.name.startswith(".")}
+    assert found == {"config.json", "model.safetensors", "recipe.json"} or "config.json" not in found
 
 
 def test_of_two_runs_that_write_one_folder_the_second_is_refused(tmp_path):
