@@ -55,7 +55,8 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except LocalTokenNotFoundError as error:
         raise ValueError(f"{what}: log in with `hf auth login`, or pass a token ({error}).") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{missing or what}, and the Hub can't be asked: {_first_line(error)}") from error
+        asked = f"{missing}, and" if missing else f"{what}:"
+        raise ValueError(f"{asked} the Hub can't be asked: {_first_line(error)}") from error
     except HfHubHTTPError as error:
         if missing and error.response is not None and error.response.status_code == 404:
             raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
@@ -69,7 +70,8 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
     except Exception as error:
         if type(error).__module__.partition(".")[0].startswith("httpx"):  # the client's own; its name changes
-            raise ValueError(f"{missing or what}, and the Hub can't be reached: {_first_line(error)}") from error
+            asked = f"{missing}, and" if missing else f"{what}:"
+            raise ValueError(f"{asked} the Hub can't be reached: {_first_line(error)}") from error
         raise
 
 

@@ -43,11 +43,13 @@ class Plan:
         head: the commit that it builds on; None if there is no repository yet.
         changed: names of the files that are new there or differ.
         removed: of those that made a model of what was there.
+        replaced: names of the changed ones that something else lies under now.
     """
 
     head: str | None
     changed: tuple[str, ...]
     removed: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
 
     @property
     def is_done(self) -> bool:
@@ -99,7 +101,7 @@ def _plan(
             f"{repo_id} holds something else ({', '.join(sorted(others)[:3])}{', ...' if len(others) > 3 else ''}): "
             "name another repository, open a pull request (create_pr, --create-pr), or pass overwrite (--overwrite)."
         )
-    return Plan(head, changed, _removed(files, found))
+    return Plan(head, changed, _removed(files, found), tuple(name for name in changed if name in found))
 
 
 def commit_files(

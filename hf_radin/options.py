@@ -119,9 +119,10 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
-    add("--seed", type=int, default=0, help="of candidates and samples that are drawn (default 0)")
+    add("--seed", type=int, default=0, help="of all that is drawn: candidates, samples, a pilot (default 0)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
-    add("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    overwrite = "allow an output folder that is not empty, and with --push-to a repository that holds something else"
+    add("--overwrite", action="store_true", help=overwrite)
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
     add("--hide-private", action="store_true", help=HIDE)
     add("--private", action="store_true", default=None, help="make a new repository private")
@@ -210,6 +211,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     from hf_radin.batchnorm import refuse_statistics_of
     from hf_radin.data import check_first_label, match_labels, open_split
     from hf_radin.origin import Origin, agreed_origin
+    from hf_radin.strata import Pilot
 
     said = Origin() if args.dataset else agreed_origin(ingredients)
     source = {
@@ -232,6 +234,8 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
     names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images", "pilot")
     running = {name: getattr(args, name) for name in names}
+    if args.pilot is not None:
+        running["pilot"] = Pilot(args.pilot, getattr(args, "seed", 0))
     return {**source, "split": split, "strangers": "drop" if args.drop_strangers else "warn", **running}
 
 

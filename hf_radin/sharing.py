@@ -57,13 +57,15 @@ def fetch(repo_id: str, home: Path, *, revision: str | None, token: str | bool |
         ValueError: if there is no such repository, or no bank in it.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    missing = f"There is no dataset {repo_id!r} on the Hub"
+    missing = f"There is no folder {repo_id!r} here, and no such dataset on the Hub"
     with asking_the_hub(f"The bank {repo_id}", revision=revision, missing=missing):
         options = {"repo_type": "dataset", "revision": revision, "token": token}
         try:
             hf_hub_download(repo_id, "bank.json", **options)
+        except LocalEntryNotFoundError:  # the Hub could not be asked
+            raise
         except EntryNotFoundError as error:
             raise ValueError(f"The dataset {repo_id} is no logit bank: it has no bank.json.") from error
         snapshot = Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), **options))

@@ -85,7 +85,9 @@ def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> s
         return f"{lines[0]} It holds just that already: nothing would be pushed."
     for name, content in files.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        lines.append(f"  {name:40} {_bytes(size):>10}" + ("" if name in plan.changed else "  is there already"))
+        same = "" if name in plan.changed else "  is there already"
+        what = "  replaces what is there" if name in plan.replaced else same
+        lines.append(f"  {name:40} {_bytes(size):>10}{what}")
     return "\n".join([*lines, *(f"  {name:40} {'':>10}  would be removed" for name in plan.removed)])
 
 

@@ -115,6 +115,7 @@ def test_a_dry_run_says_what_would_be_uploaded_and_does_nothing(hub, folder, cap
     assert cli.main(["push", str(folder), "org/soup", "--dry-run", "--overwrite"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"config\.json +[\d.]+ k?B  is there already", said)
+    assert re.search(r"README\.md +[\d.]+ k?B  replaces what is there", said)
     assert re.search(r"adapter_config\.json +would be removed", said) and "notes.txt" not in said
     assert len(hub.commits("org/soup")) == 1
     pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
