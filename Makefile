@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quality style bench architectures clean
+.PHONY: demo test quality style bench model-cards architectures clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ style: $(READY)  ## rewrite the code in the house style
 
 bench: $(READY)  ## one script per claim of the README; each prints its table
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+model-cards: $(READY)  ## the cards in model_cards/, by the runs that they are of
+	$(BIN)/python model_cards/make.py
 
 architectures: $(READY)  ## take every architecture the whole road and write docs/architectures.md
 	PYTHONPATH=tests $(BIN)/python -m hub.write_table

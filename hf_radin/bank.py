@@ -21,6 +21,7 @@ from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_l
 from hf_radin.library_metrics import load_metrics, only_score
 from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
+from hf_radin.private import private_names
 from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.recipe import Recipe
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
@@ -133,6 +134,10 @@ class LogitBank:
             scores = self.score(np.eye(len(self.ingredients)))
             latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
             records = [{**to_record(one), "finite": True} for one in self.ingredients]
+            named = {"ingredients": records, "data": self.about["data"], "remarks": self.remarks}
+            seen = not commit.is_private(repo_id, repo_type="dataset", private=private, token=token)
+            if seen and (names := private_names(named)):
+                logger.warning("The bank names what is private, and everybody can read it: %s.", ", ".join(names))
             return commit.commit_files(
                 repo_id,
                 sharing.public_files(self.folder, self.about, latest, records, scores.tolist(), repo_id),

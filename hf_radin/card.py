@@ -129,6 +129,34 @@ def files(fields: dict[str, Any], *, license: str | None = None) -> dict[str, by
     return {"README.md": render(fields, license=license, drawn=drawn).encode(), **drawn}
 
 
+def eval_results(fields: dict[str, Any], task: str) -> bytes:
+    """What `.eval_results/*.yaml` holds for a leaderboard: the soup's accuracy on the held-out split.
+
+    Args:
+        task: the benchmark's dataset and its task, as in `org/bench:default`: nobody can guess these.
+
+    Raises:
+        ValueError: if it names no task, or the soup was not measured on a held-out split.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    from huggingface_hub.utils import yaml_dump
+
+    dataset, _, name = task.partition(":")
+    if not dataset or not name:
+        raise ValueError(
+            f"{task!r} names no task of a benchmark: it is its dataset and the task, as in 'org/bench:default'."
+        )
+    proven = [
+        one["metrics"]["accuracy"]
+        for one in fields["results"]
+        if (one["name"], one["split"]) == ("soup", fields.get("held_out")) and "accuracy" in one["metrics"]
+    ]
+    if not proven:
+        raise ValueError(f"{task} needs an accuracy on a split that took no part in the choice: name a test_split.")
+    entry = EvalResultEntry(dataset_id=dataset, task_id=name, value=proven[0], notes=f"split {fields['held_out']}")
+    return str(yaml_dump(eval_result_entries_to_yaml([entry]))).encode()
+
+
 def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
     """The card of a folder, and its pictures, made anew: its licence, and what stands in the marked lines, stay.
 

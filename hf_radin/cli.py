@@ -18,6 +18,7 @@ from hf_radin import __version__
 from hf_radin.budget import Budget
 from hf_radin.checkpoint import DTYPES, SHARD, shard_size
 from hf_radin.options import (
+    EVAL_TASK,
     HIDE,
     check,
     cost_options,
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--overwrite", action="store_true", help="allow a repository that holds something else")
     push.add_argument("--license", help="for a card that --hide-private makes anew (default: the one it has)")
     push.add_argument("--hide-private", action="store_true", help=HIDE)
+    push.add_argument("--eval-task", metavar="DATASET:TASK", help=EVAL_TASK)
     push.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and do nothing")
     push.set_defaults(run=_push)
     return guarded(lambda args: args.run(args), parser.parse_args(arguments))
@@ -295,7 +297,7 @@ def _pushed(args: argparse.Namespace) -> str:
     from hf_radin.hub import COMMIT_MESSAGE, prepared, push_folder
 
     options = {name: getattr(args, name) for name in ("create_pr", "revision", "overwrite")}
-    shown = {name: getattr(args, name) for name in ("private", "hide_private", "license")}
+    shown = {name: getattr(args, name) for name in ("private", "hide_private", "license", "eval_task")}
     if args.dry_run:
         check_target(args.repo_id, **options)
         files = prepared(args.folder, args.repo_id, **shown)

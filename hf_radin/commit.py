@@ -233,6 +233,24 @@ def check_target(
         )
 
 
+def is_private(
+    repo_id: str, *, repo_type: str = "model", private: bool | None = None, token: str | bool | None = None
+) -> bool:
+    """Whether what is pushed there is not for everybody; of a repository that is yet to be made, what is asked for."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def ask() -> bool:
+        with asking_the_hub(repo_id):
+            try:
+                found = HfApi(token=token).repo_info(full_id(repo_id, token), repo_type=repo_type, expand=["private"])
+            except RepositoryNotFoundError:
+                return bool(private)
+        return bool(found.private)
+
+    return patiently(ask)
+
+
 def full_id(repo_id: str, token: str | bool | None) -> str:
     """An id with its namespace, which by default is that of whoever asks."""
     from huggingface_hub import HfApi

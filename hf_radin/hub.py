@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import card, pictures
-from hf_radin.access import asking_the_hub, patiently
 from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
-from hf_radin.commit import commit_files, full_id, refuse_offline
+from hf_radin.commit import commit_files, is_private, refuse_offline
 from hf_radin.private import private_names, still_named, without
 from hf_radin.processes import on_main_process
 from hf_radin.recipe_file import RECIPE, read_recipe_file
@@ -40,6 +39,7 @@ def push_soup_to_hub(
     license: str | None = None,
     overwrite: bool = False,
     hide_private: bool = False,
+    eval_task: str | None = None,
 ) -> CommitInfo:
     """Create the repository if need be and upload the whole soup, card included, in one commit.
 
@@ -53,6 +53,8 @@ def push_soup_to_hub(
         overwrite: allow a repository that holds something else; what made a model of it is removed.
         hide_private: leave the names of private ingredients and datasets out of the recipe and the card; a warning
             lists them where they would be published.
+        eval_task: of a benchmark, as in `org/bench:default`, that the accuracy on the held-out split is a result of:
+            written to `.eval_results`.
 
     Raises:
         ValueError: if the id is none, the token may not write there, or the repository holds something else.
@@ -72,6 +74,7 @@ def push_soup_to_hub(
                 overwrite=overwrite,
                 license=license,
                 hide_private=hide_private,
+                eval_task=eval_task,
             )
 
     return on_main_process(push)
@@ -85,18 +88,20 @@ def push_folder(
     token: str | bool | None = None,
     license: str | None = None,
     hide_private: bool = False,
+    eval_task: str | None = None,
     **options: Any,
 ) -> CommitInfo:
     """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
     Args:
-        private, token, license, hide_private: as in `push_soup_to_hub`.
+        private, token, license, hide_private, eval_task: as in `push_soup_to_hub`.
         options: as `commit_files` takes them.
 
     Raises:
         ValueError: if the folder holds no weights, or as `commit_files` does.
     """
-    files = prepared(folder, repo_id, private=private, token=token, license=license, hide_private=hide_private)
+    shown: dict[str, Any] = {"license": license, "hide_private": hide_private, "eval_task": eval_task}
+    files = prepared(folder, repo_id, private=private, token=token, **shown)
     return commit_files(repo_id, files, private=private, token=token, **options)
 
 
@@ -108,12 +113,15 @@ def prepared(
     token: str | bool | None = None,
     license: str | None = None,
     hide_private: bool = False,
+    eval_task: str | None = None,
 ) -> dict[str, Path | bytes]:
     """The files of a saved soup as they are uploaded, by name. Arguments and errors as of `push_folder`."""
     refuse_offline(repo_id)
     files = uploaded(folder)
     fields = read_recipe_file(folder / RECIPE)
-    is_seen = not patiently(lambda: _is_private(repo_id, private, token))
+    if eval_task is not None:
+        files[".eval_results/hf_radin.yaml"] = card.eval_results(fields, eval_task)
+    is_seen = not is_private(repo_id, private=private, token=token)
     names = private_names(fields) if hide_private or is_seen else []
     if not names:
         return files
@@ -134,19 +142,6 @@ def prepared(
     for name, found in still_named(texts, names):
         raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
     return files
-
-
-def _is_private(repo_id: str, private: bool | None, token: str | bool | None) -> bool:
-    """Whether what is pushed there is not for everybody."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    repo_id = full_id(repo_id, token)
-    with asking_the_hub(repo_id):
-        try:
-            return bool(HfApi(token=token).repo_info(repo_id, expand=["private"]).private)
-        except RepositoryNotFoundError:
-            return bool(private)
 
 
 def uploaded(folder: Path) -> dict[str, Path | bytes]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hf_radin.ingredients import Ingredients
 
 
+EVAL_TASK = "of a benchmark on the Hub that the accuracy on the held-out split is a result of (for .eval_results)"
 HIDE = "leave the names of private ingredients out of the recipe and the card that are pushed"
 
 # Shares of a split that recipes may be ranked on where time is short: few, so that the same command, started again,
@@ -125,6 +126,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help=overwrite)
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
     add("--hide-private", action="store_true", help=HIDE)
+    add("--eval-task", metavar="DATASET:TASK", help=EVAL_TASK)
     add("--private", action="store_true", default=None, help="make a new repository private")
     add("--license", help="for the card, if the models don't agree on one")
 
@@ -191,7 +193,7 @@ def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None
 
 def push_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `push_soup_to_hub` takes of the options."""
-    return {name: getattr(args, name) for name in ("private", "license", "overwrite", "hide_private")}
+    return {name: getattr(args, name) for name in ("private", "license", "overwrite", "hide_private", "eval_task")}
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class Partly:
         rest: positions of the images of which the others have none, ascending.
         whole: ids of the ingredients whose predictions are known of all images.
         pruned: the classes that can win; of the rest, what the leading ingredients agree on.
-        clear: positions of a random sample of such images of which all have logits: what is right there says how much
-            of the rest is.
+        clear: positions of a random sample of such images of which all have logits, `(clear,)`.
+        right: whether what the leading agree on is right there, bool `(clear,)`.
         singles: of those in `whole` that have no logits there, the classes that they predict, `(samples,)` each.
     """
 
@@ -29,15 +29,24 @@ class Partly:
     whole: tuple[str, ...]
     pruned: Pruned
     clear: np.ndarray
+    right: np.ndarray
     singles: dict[str, np.ndarray] = field(default_factory=dict)
 
     def estimate(self, hits: np.ndarray) -> tuple[float, tuple[float, float]]:
-        """The accuracy on all images, by what is right `(samples,)` where it is known, and between which 95 % lie."""
-        known, left = int(np.delete(hits, self.rest).sum()), len(self.rest)
-        rate = float(hits[self.clear].mean()) if left else 0.0
-        value = (known + rate * left) / len(hits)
-        # of a handful that are all right, nobody knows that all others are
-        uncertain = max(rate * (1 - rate), 1 / (len(self.clear) + 1)) / max(1, len(self.clear))
-        spread = math.sqrt(value * (1 - value) / len(hits) + (left / len(hits)) ** 2 * uncertain)
-        half = NormalDist().inv_cdf((1 + LEVEL) / 2) * spread
+        """The accuracy on all images, and between which 95 % lie.
+
+        Where there are no logits, what the leading get right is known, and by how much that is too good (or not good
+        enough) the sample says.
+
+        Args:
+            hits: what is right `(samples,)`; of the rest, what the leading agree on.
+        """
+        drawn, share = len(self.clear), len(self.rest) / len(hits)
+        gains = hits[self.clear].astype(int) - self.right
+        value = min(1.0, max(0.0, float(hits.mean()) + share * float(gains.mean() if drawn else 0.0)))
+        # a few that are equal are no certainty, as in `Strata.mean`
+        uncertain = ((np.count_nonzero(gains) + 0.5) / (drawn + 1) - (gains.sum() / (drawn + 1)) ** 2) / max(1, drawn)
+        half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(
+            value * (1 - value) / len(hits) + share**2 * uncertain
+        )
         return value, (max(0.0, value - half), min(1.0, value + half))

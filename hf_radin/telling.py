@@ -143,6 +143,7 @@ def _with_others(
     is_rest[bank.places] = False
     places, rest = np.setdiff1d(np.flatnonzero(~is_rest), bank.places), np.flatnonzero(is_rest)
     clear = bank.places[margins[bank.places] >= least]
+    right = said[clear] == first.labels[clear]
     log({"pilot/images": len(bank) + len(places)}, images=len(bank))
     chosen = Chosen(places, tuple(map(tuple, first.about["blocks"])))
     told = compute_logits(others, **{**request, "pilot": chosen}) if len(places) else None
@@ -159,7 +160,7 @@ def _with_others(
                 for name in kept.ids
             ]
             parts.append((prune(known), places))
-        partly = Partly(rest, (*first.ingredients.ids, *singles), join(parts), clear, singles)
+        partly = Partly(rest, (*first.ingredients.ids, *singles), join(parts), clear, right, singles)
         found = replace(first, ingredients=kept, remarks=tuple(remarks), partly=partly)
         best = max(kept.ids, key=lambda name: _accuracy(found, name))
         if best in partly.whole or singles:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import HfApi
 
 import hf_radin
@@ -203,6 +204,15 @@ def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, c
     )
     caplog.clear()
     secret.push_to_hub("org/quiet", private=True)
+    assert "private" not in caplog.text
+
+
+def test_names_of_what_is_private_are_told_before_a_bank_is_public(hub, secret, tmp_path, caplog):
+    bank = hf_radin.compute_logits(hf_radin.gather("org/ft-*"), "org/digits", cache_dir=tmp_path / "cache")
+    bank.push_to_hub("org/logits")
+    assert "The bank names what is private, and everybody can read it: org/digits, org/ft-1." in caplog.text
+    caplog.clear()
+    bank.push_to_hub("org/quiet", private=True)
     assert "private" not in caplog.text
 
 
@@ -456,3 +466,20 @@ def test_of_two_processes_one_pushes_a_saved_soup(hub, folder, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert len(hub.asked("POST", "/commit/")) == 1 and run.stdout.count("/commit/") == 1
+
+
+def test_a_result_for_a_leaderboard_is_written_where_the_user_names_the_task(hub, bank, tmp_path, capsys):
+    from huggingface_hub import parse_eval_result_entries
+
+    soup = hf_radin.uniform(bank, test_split="test")
+    soup.push_to_hub("org/soup", eval_task="org/bench:default")
+    (entry,) = parse_eval_result_entries(yaml.safe_load(held(hub, "org/soup")[".eval_results/hf_radin.yaml"]))
+    assert (entry.dataset_id, entry.task_id) == ("org/bench", "default")
+    assert entry.value == soup.accuracy("soup", "test") and entry.notes == "split test"
+    soup.push_to_hub("org/other")
+    assert not any(name.startswith(".eval") for name in held(hub, "org/other"))
+    with pytest.raises(ValueError, match="'org/bench' names no task of a benchmark"):
+        soup.push_to_hub("org/third", eval_task="org/bench")
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")  # measured on nothing but the split that chose
+    assert cli.main(["push", str(tmp_path / "soup"), "org/third", "--eval-task", "org/bench:default"]) == 2
+    assert "needs an accuracy on a split that took no part in the choice" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""The cards in this folder, made anew by the runs that they are of: what a user of hf_radin gets.
+
+    python model_cards/make.py --folder zoos            # all three; the zoos of Fashion-MNIST take half an hour
+    python model_cards/make.py digits --folder zoos
+
+`digits`: 16 ViTs of examples/digits.py. `fashion-mnist-resnets` and `fashion-mnist-vits`: the zoos of
+benchmarks/budget.py; the first with BatchNorm and a pilot, the second of models whose learning rates lie far apart.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent / name) for name in ("examples", "benchmarks")]
+
+import budget  # noqa: E402
+import digits  # noqa: E402
+
+import hf_radin  # noqa: E402
+from hf_radin import card  # noqa: E402
+
+
+def of_digits(folder: Path) -> hf_radin.Soup:
+    data = digits.make_dataset(folder / "digits" / "scikit-learn-digits")
+    start = digits.make_start(folder / "digits" / "start", data)
+    digits.make_fine_tunes(start, data, folder / "digits" / "runs", count=16)
+    return search(f"{folder}/digits/runs/ft-*", data, folder)
+
+
+def of_resnets(folder: Path) -> hf_radin.Soup:
+    runs = budget.make_zoo(folder, "alike", seed=0)
+    return search(f"{runs}/ft-*", folder / "data", folder, pilot=0.1)
+
+
+def of_vits(folder: Path) -> hf_radin.Soup:
+    runs = budget.make_zoo(folder, "spread", seed=0)
+    return search(f"{runs}/ft-*", folder / "data", folder)
+
+
+def search(models: str, data: Path, folder: Path, *, pilot: float | None = None) -> hf_radin.Soup:
+    found = hf_radin.gather(models)
+    bank = hf_radin.compute_logits(found, str(data), pilot=pilot, cache_dir=folder / "cache")
+    return hf_radin.radin(bank, budget=8, test_split="test")
+
+
+RUNS = {"digits": of_digits, "fashion-mnist-resnets": of_resnets, "fashion-mnist-vits": of_vits}
+
+
+def make(name: str, folder: Path, output: Path) -> None:
+    """Write one card and its pictures."""
+    output.mkdir(parents=True, exist_ok=True)
+    for file, content in card.files(RUNS[name](folder).to_dict()).items():
+        (output / file).write_bytes(content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)}; all by default")
+    parser.add_argument("--folder", type=Path, help="where models are made, and found again")
+    args = parser.parse_args()
+    if unknown := set(args.names) - RUNS.keys():
+        parser.error(f"there is no card {unknown.pop()!r}, but {', '.join(RUNS)}")
+    logging.basicConfig(format="%(message)s")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).resolve()
+        for name in args.names or RUNS:
+            make(name, folder, HERE / name)
+
+
+if __name__ == "__main__":
+    main()
