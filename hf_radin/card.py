@@ -321,7 +321,8 @@ def _sentence(fields: dict[str, Any]) -> str:
     outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
     proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
     low, high = (f"{100 * value:+.2f}" for value in proof["interval"]) if proof else ("", "")
-    between_them = f" (95 %: {low} to {high} points)" if proof else ""
+    maybe = ", which may be chance" if proof and proof["interval"][0] <= 0 <= proof["interval"][1] and gain else ""
+    between_them = f" (95 %: {low} to {high} points{maybe})" if proof else ""
     flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
     if fields["method"] == "uniform":
         flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."
