@@ -15,10 +15,10 @@ import numpy as np
 
 from hf_radin import commit, ensemble, line, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics
+from hf_radin.evaluate_metrics import load_metrics, only_score
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest
-from hf_radin.library_metrics import load_metrics, only_score
 from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
 from hf_radin.private import private_names

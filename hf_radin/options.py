@@ -152,8 +152,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is looked at."""
     from hf_radin.budget import Budget
+    from hf_radin.evaluate_metrics import load_metrics
     from hf_radin.files import check_output
-    from hf_radin.library_metrics import load_metrics
     from hf_radin.strata import Pilot
 
     if args.budget is not None and args.method != "radin":

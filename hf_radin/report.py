@@ -12,7 +12,7 @@ import numpy as np
 from hf_radin import compare, origin
 from hf_radin.bank import LogitBank
 from hf_radin.evaluate import trial_of
-from hf_radin.library_metrics import compute_metrics, load_metrics
+from hf_radin.evaluate_metrics import compute_metrics, load_metrics
 from hf_radin.logits import check_split, of_split
 from hf_radin.processes import log
 from hf_radin.recipe import Measurement, Recipe, Result

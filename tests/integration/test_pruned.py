@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics
 
 import hf_radin
-from hf_radin import ensemble, library_metrics, pruning, scoring
+from hf_radin import ensemble, evaluate_metrics, pruning, scoring
 
 
 def some_recipes(models: int, count: int = 2000) -> np.ndarray:
@@ -121,7 +121,7 @@ def test_any_metric_of_the_evaluate_library_scores_recipes(bank, monkeypatch):
     path = str(Path(hf_radin.__file__).parent / "metrics" / "accuracy")
     recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=4)
     assert (bank.score(recipes, metric=path) == bank.score(recipes)).all()
-    monkeypatch.setattr(library_metrics, "compute_metrics", lambda *_: {"precision": 0.5, "recall": 0.5})
+    monkeypatch.setattr(evaluate_metrics, "compute_metrics", lambda *_: {"precision": 0.5, "recall": 0.5})
     with pytest.raises(ValueError, match="gives precision, recall: it takes one score to rank recipes"):
         bank.score(recipes, metric=path)
     with pytest.raises(ValueError, match=r"metric='nosuch' is none of accuracy, .* can't be loaded"):
