@@ -120,7 +120,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         dtype=fields["dtype"],
         mixed_precision=fields["mixed_precision"],
     )
-    return str(card)
+    return re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(card).rstrip()}\n")  # an empty cell has one space
 
 
 def files(fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:

@@ -154,7 +154,7 @@ def test_the_card_says_what_was_measured(saved, soup):
 def test_tables_of_the_card_are_whole(saved):
     lines = (saved / "README.md").read_text().splitlines()
     for number, line in enumerate(lines):
-        if re.fullmatch(r"\|[-:|]+\|", line):
+        if re.fullmatch(r"\|[-:| ]+\|", line):
             assert lines[number - 1].count("|") == line.count("|")
             assert lines[number + 1].startswith("|"), "a table without a row"
             assert lines[number - 2] == "", "a table needs an empty line before it"
