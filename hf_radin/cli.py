@@ -293,7 +293,7 @@ def _push(args: argparse.Namespace) -> None:
 
 def _pushed(args: argparse.Namespace) -> str:
     """What came of a push, or would."""
-    from hf_radin.commit import check_target, plan
+    from hf_radin.commit import check_target, hashes_of, plan
     from hf_radin.hub import COMMIT_MESSAGE, prepared, push_folder
 
     options = {name: getattr(args, name) for name in ("create_pr", "revision", "overwrite")}
@@ -301,7 +301,7 @@ def _pushed(args: argparse.Namespace) -> str:
     if args.dry_run:
         check_target(args.repo_id, **options)
         files = prepared(args.folder, args.repo_id, **shown)
-        return plan_table(args.repo_id, files, plan(args.repo_id, files, **options))
+        return plan_table(args.repo_id, files, plan(args.repo_id, hashes_of(files), **options))
     message = args.commit_message or COMMIT_MESSAGE
     commit = push_folder(args.folder, args.repo_id, commit_message=message, **shown, **options)
     return str(commit.pr_url or commit.commit_url)

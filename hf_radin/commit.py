@@ -6,26 +6,21 @@ import hashlib
 import logging
 import re
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.access import PAUSES, asking_the_hub, is_passing, patiently
+from hf_radin.access import asking_the_hub, is_passing, patiently
+from hf_radin.files import is_of_a_checkpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 logger = logging.getLogger(__name__)
 
-# What of another checkpoint decides about the model that a repository loads as.
-_OF_A_CHECKPOINT = re.compile(
-    r"recipe\.json|(generation_|preprocessor_|processor_|adapter_)config\.json"
-    r"|(adapter_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index\.json)?|(pytorch|adapter)_model.*"
-    r"|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json"
-)
+# Models in other formats than ours, which somebody may load in place of it.
+_OTHERWISE = re.compile(r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json")
 
 # Files up to so many bytes are read once: what is compared, sent and looked for is then the same.
 SMALL = 10_000_000
@@ -57,9 +52,14 @@ class Plan:
         return self.head is not None and not self.changed and not self.removed
 
 
+def hashes_of(files: Files) -> Hashes:
+    """Of each file what its content is called by."""
+    return {name: _hashes(content) for name, content in files.items()}
+
+
 def plan(
     repo_id: str,
-    files: Files,
+    files: Hashes,
     *,
     repo_type: str = "model",
     token: str | bool | None = None,
@@ -72,20 +72,7 @@ def plan(
     Raises:
         ValueError: if the repository holds something else, which neither `overwrite` nor a pull request allows.
     """
-    hashes = {name: _hashes(content) for name, content in files.items()}
-    return _plan(full_id(repo_id, token), hashes, repo_type, token, revision, create_pr=create_pr, overwrite=overwrite)
-
-
-def _plan(
-    repo_id: str,
-    files: Hashes,
-    repo_type: str,
-    token: str | bool | None,
-    revision: str | None,
-    *,
-    create_pr: bool,
-    overwrite: bool,
-) -> Plan:
+    repo_id = full_id(repo_id, token)
     there = _contents(repo_id, repo_type, token, revision)
     if there is None:
         if create_pr:
@@ -134,50 +121,49 @@ def commit_files(
             name: one if isinstance(one, bytes) or one.stat().st_size > SMALL else one.read_bytes()
             for name, one in files.items()
         }
-        hashes = {name: _hashes(content) for name, content in files.items()}
+        hashes = hashes_of(files)
     except OSError as error:
         raise ValueError(f"{repo_id}: what is to be pushed can't be read: {error}.") from error
+    where: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "create_pr": create_pr}
     base: str | None = None
-    for pause in (*PAUSES, None):
+
+    def once() -> CommitInfo:
+        nonlocal base
+        wanted = plan(repo_id, hashes, token=token, overwrite=overwrite, **where)
+        if wanted.is_done and wanted.head:
+            logger.info("%s holds just that already.", repo_id)
+            return _known(repo_id, repo_type, wanted.head, commit_message)
+        if wanted.head is None:
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+            wanted = plan(repo_id, hashes, token=token, **where)  # what is in a new one is not built on unseen
+        base = base or wanted.head
+        if wanted.head != base:  # and is not what is pushed
+            raise ValueError(f"{repo_id} has changed while it was pushed to: look at it, and push again.")
+        # not `upload_folder`: with Xet it splits a large folder into several commits
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        for one in added:
+            if one.upload_info.sha256.hex() != hashes[one.path_in_repo][0]:
+                raise ValueError(f"{repo_id}: {one.path_in_repo} has changed meanwhile. Push again.")
+        removed = [CommitOperationDelete(name) for name in wanted.removed]
+        parent = None if create_pr else wanted.head
+        commit = api.create_commit(
+            repo_id, added + removed, commit_message=commit_message, parent_commit=parent, **where
+        )
+        _compare(repo_id, repo_type, token, commit, hashes)
+        return commit
+
+    def attempt() -> CommitInfo:
         try:
             with asking_the_hub(repo_id, revision=revision):
-                look = partial(_plan, repo_id, hashes, repo_type, token, revision, create_pr=create_pr)
-                wanted = look(overwrite=overwrite)
-                if wanted.is_done and wanted.head:
-                    logger.info("%s holds just that already.", repo_id)
-                    return _known(repo_id, repo_type, wanted.head, commit_message)
-                if wanted.head is None:
-                    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-                    wanted = look(overwrite=False)
-                base = base or wanted.head
-                if wanted.head != base:  # and is not what is pushed
-                    raise ValueError(f"{repo_id} has changed while it was pushed to: look at it, and push again.")
-                # not `upload_folder`: with Xet it splits a large folder into several commits
-                added = [CommitOperationAdd(name, content) for name, content in files.items()]
-                for one in added:
-                    if one.upload_info.sha256.hex() != hashes[one.path_in_repo][0]:
-                        raise ValueError(f"{repo_id}: {one.path_in_repo} has changed meanwhile. Push again.")
-                commit = api.create_commit(
-                    repo_id,
-                    added + [CommitOperationDelete(name) for name in wanted.removed],
-                    commit_message=commit_message,
-                    repo_type=repo_type,
-                    revision=revision,
-                    create_pr=create_pr,
-                    parent_commit=None if create_pr else wanted.head,
-                )
-                _compare(repo_id, repo_type, token, commit, hashes)
-                return commit
+                return once()
         except ValueError as error:
-            if create_pr and is_passing(error):
+            if create_pr and is_passing(error):  # it can't be told whether it was opened after all: not again
                 raise ValueError(
                     f"{error} A pull request may be open: look at {repo_id} before you push again."
                 ) from error
-            if pause is None or not is_passing(error):
-                raise
-            logger.warning("%s Trying again in %g s.", error, pause)
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+            raise
+
+    return patiently(attempt)
 
 
 def refuse_offline(repo_id: str) -> None:
@@ -304,7 +290,8 @@ def _removed(files: Hashes, found: Mapping[str, str]) -> tuple[str, ...]:
     """What of a checkpoint that was there would change the one that is pushed; of logits, nothing."""
     if "config.json" not in files:
         return ()
-    return tuple(name for name in found if name not in files and _OF_A_CHECKPOINT.fullmatch(name))
+    gone = [name for name in found if name not in files]
+    return tuple(name for name in gone if is_of_a_checkpoint(name) or _OTHERWISE.fullmatch(name))
 
 
 def _known(repo_id: str, repo_type: str, head: str, message: str) -> CommitInfo:

@@ -30,6 +30,11 @@ _OF_A_CHECKPOINT = re.compile(
 )
 
 
+def is_of_a_checkpoint(name: str) -> bool:
+    """Whether a file decides about the model that its folder or repository loads as."""
+    return _OF_A_CHECKPOINT.fullmatch(name) is not None
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then give it its name: nobody ever sees half a file.
 
@@ -135,7 +140,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
         blocked = [one.name for one in files if (folder / one.name).is_dir()]
         if blocked:
             raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where a file goes: remove it.")
-        old = {path for path in folder.iterdir() if _OF_A_CHECKPOINT.fullmatch(path.name) and not path.is_dir()}
+        old = {path for path in folder.iterdir() if is_of_a_checkpoint(path.name) and not path.is_dir()}
         if (folder / "recipe.json").exists():
             old |= {folder / name for name in _OF_A_CARD}
         with _naming(folder):

@@ -139,7 +139,8 @@ def prepared(
         raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
     files |= {RECIPE: (json.dumps(fields, indent=2) + "\n").encode(), **card.anew(folder, fields, license=license)}
     texts = {name: one for name, one in files.items() if name.endswith((".json", ".md", ".py"))}
-    for name, found in still_named(texts, names):
+    if left := still_named(texts, names):
+        name, found = left
         raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
     return files
 

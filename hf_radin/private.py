@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from hf_radin.access import asking_the_hub, patiently
 
 # What a repository on the Hub is called; a commit and a subfolder may follow.
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -18,24 +21,24 @@ def private_names(fields: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: if the Hub can't be asked, or this is no recipe.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    from hf_radin.access import asking_the_hub, patiently
-
-    def is_private(name: str, repo_type: str) -> bool:
-        with asking_the_hub(name):
-            try:
-                HfApi(token=False).repo_info(name, repo_type=repo_type, expand=["private"])
-            except RepositoryNotFoundError:
-                return True
-        return False
-
     try:
         asked = sorted({*_named(fields)})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"The recipe.json is not a whole recipe ({error!r}).") from error
-    return list(dict.fromkeys(name for name, kind in asked if patiently(lambda: is_private(name, kind))))  # noqa: B023
+    return list(dict.fromkeys(name for name, kind in asked if patiently(partial(_is_hidden, name, kind))))
+
+
+def _is_hidden(name: str, repo_type: str) -> bool:
+    """Whether nobody who is not logged in finds a repository."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with asking_the_hub(name):
+        try:
+            HfApi(token=False).repo_info(name, repo_type=repo_type, expand=["private"])
+        except RepositoryNotFoundError:
+            return True
+    return False
 
 
 def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -56,7 +59,7 @@ def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     taken = {one["id"] for one in fields["ingredients"]}
     free = (alias for number in range(1, 10**6) if (alias := f"private-{number}") not in taken)
     aliases = dict(zip(names, free, strict=False))
-    pattern = re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, names))})(?![\w-]|\.\w|/){_BEHIND}")
+    pattern = _pattern(names)
 
     def hidden(value: Any) -> Any:
         if isinstance(value, str):
@@ -81,10 +84,19 @@ def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     return found
 
 
-def still_named(files: Mapping[str, Path | bytes], names: list[str]) -> list[tuple[str, str]]:
-    """Which files still hold which of these names: somebody wrote them there by hand, or a configuration has them."""
-    texts = {name: one if isinstance(one, bytes) else one.read_bytes() for name, one in files.items()}
-    return [(file, name) for file, content in texts.items() for name in names if name.encode() in content]
+def still_named(files: Mapping[str, Path | bytes], names: list[str]) -> tuple[str, str] | None:
+    """A file that still holds one of these names, and which: by hand, or because a configuration has it."""
+    pattern = _pattern(names)
+    for file, content in files.items():
+        text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+        if found := pattern.search(text):
+            return file, found[1]
+    return None
+
+
+def _pattern(names: list[str]) -> re.Pattern[str]:
+    """Finds these repositories in a text, with what may stand behind them, and none whose name only begins so."""
+    return re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, names))})(?![\w-]|\.\w|/){_BEHIND}")
 
 
 def _checkpoints(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

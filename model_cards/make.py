@@ -13,14 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import budget
+import digits
+
+import hf_radin
+from hf_radin import card
+
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / name) for name in ("examples", "benchmarks")]
-
-import budget  # noqa: E402
-import digits  # noqa: E402
-
-import hf_radin  # noqa: E402
-from hf_radin import card  # noqa: E402
 
 
 def of_digits(folder: Path) -> hf_radin.Soup:

@@ -63,7 +63,7 @@ class LoopbackHub:
         self.faults = Faults()
 
     def start(self) -> "LoopbackHub":
-        self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests)
+        self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests, self.faults)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # stop() waits for one poll: the default of half a second would be felt in every test.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()

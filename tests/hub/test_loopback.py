@@ -360,7 +360,8 @@ def test_listings_come_in_pages(hub):
 def test_what_is_known_of_a_model(hub):
     sha = hub.add_repo("org/soup", {"README.md": CARD, "config.json": CONFIG})
     info = model_info("org/soup")
-    assert (info.sha, info.pipeline_tag, info.library_name) == (sha, "image-classification", "transformers")
+    facts = [getattr(info, name) for name in ("sha", "pipeline_tag", "library_name")]
+    assert facts == [sha, "image-classification", "transformers"]
     assert info.card_data.base_model == ["org/a", "org/b"]
     assert {"merge", "model-soup", "base_model:org/b", "license:mit", "vit"} <= set(info.tags)
     assert [sibling.rfilename for sibling in info.siblings] == ["README.md", "config.json"]

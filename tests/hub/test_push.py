@@ -35,8 +35,7 @@ def folder(bank, tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No waiting for what is over at once: neither here nor in the client, whose pauses are seconds."""
-    for module in (access, commit):
-        monkeypatch.setattr(module, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(access, "PAUSES", (0.01, 0.01, 0.01))
     from huggingface_hub.utils import _http
 
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
@@ -303,9 +302,12 @@ def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder
 
 def test_a_drop_in_the_middle_of_an_upload(hub, folder):
     """The Hub hears half of the weights; what it gets at last is whole."""
-    hub.faults.append(Fault("PUT", "/storage/", status=None))
+    hub.faults.append(Fault("PUT", "/storage/", status=None, halfway=True))
     pushing.push_folder(folder, "org/soup", commit_message="words")
-    assert held(hub, "org/soup") == contents(folder) and len(hub.asked("PUT", "/storage/")) >= 1
+    assert held(hub, "org/soup") == contents(folder)
+    (half,) = [one for one in hub.asked("PUT", "/storage/") if one.status == 0]
+    (whole,) = [one for one in hub.asked("PUT", half.path) if one.status == 200]
+    assert 0 < half.received < whole.received
 
 
 def test_a_token_that_expires_during_the_upload(hub, folder, monkeypatch):
@@ -376,13 +378,13 @@ def test_a_change_of_somebody_else_is_never_overwritten_unseen(hub, folder):
 
 def test_what_changes_while_it_is_pushed_is_not_pushed(hub, folder, monkeypatch):
     monkeypatch.setattr(commit, "SMALL", 0)  # all files are read in blocks
-    plan = commit._plan
+    plan = commit.plan
 
     def change(*args, **options):
         (folder / "recipe.json").write_text("{}")
         return plan(*args, **options)
 
-    monkeypatch.setattr(commit, "_plan", change)
+    monkeypatch.setattr(commit, "plan", change)
     with pytest.raises(ValueError, match=r"org/soup: recipe\.json has changed meanwhile"):
         pushing.push_folder(folder, "org/soup", commit_message="words")
     assert held(hub, "org/soup") == {}
@@ -443,6 +445,16 @@ def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
     (tmp_path / "soup" / "config.json").write_text(json.dumps({**config, "note": "made of org/ft-1"}))
     with pytest.raises(ValueError, match=r"config\.json names org/ft-1, which is private: take it out by hand"):
         pushing.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+
+
+def test_a_public_name_that_begins_as_a_private_one_may_stay(hub, runs, digits, tmp_path):
+    for name, private_one in (("org/ft", True), ("org/ft-public", False), ("org/ft.2", False)):
+        hub.add_repo(name, contents(runs / f"ft-{len(name) % 3}"), private=private_one)
+    found = hf_radin.gather(["org/ft", "org/ft-public", "org/ft.2"])
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    soup.push_to_hub("org/soup", hide_private=True)
+    card = held(hub, "org/soup")["README.md"].decode()
+    assert "[org/ft-public](https" in card and "[org/ft.2](https" in card and "org/ft\n" not in card
 
 
 def test_a_broken_recipe_is_named(hub, secret, tmp_path, capsys):

@@ -65,6 +65,7 @@ class Fault:
         headers: of the answer.
         answered: whether the request did its work all the same, and only its answer is lost.
         delay: seconds that a true answer takes, in place of all that.
+        halfway: the connection drops when half of the request's body was received, in place of all that.
     """
 
     method: str
@@ -74,6 +75,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     answered: bool = False
     delay: float = 0.0
+    halfway: bool = False
 
     def reply(self) -> Reply:
         if self.status is None:
@@ -88,13 +90,14 @@ class Fault:
 class Faults(list[Fault]):
     """What goes wrong with the requests to come."""
 
+    def cuts(self, method: str, path: str) -> bool:
+        """Whether this request is cut off in the middle of its body."""
+        return self._next(method, path, halfway=True) is not None
+
     def around(self, call: Call, answer: Callable[[Call], Reply]) -> Reply:
-        fault = next((one for one in self if one.method == call.method and one.fragment in call.path), None)
+        fault = self._next(call.method, call.path, halfway=False)
         if fault is None:
             return answer(call)
-        fault.times -= 1
-        if not fault.times:
-            self.remove(fault)
         time.sleep(fault.delay)
         if fault.delay:
             return answer(call)
@@ -102,14 +105,25 @@ class Faults(list[Fault]):
             answer(call)
         return fault.reply()
 
+    def _next(self, method: str, path: str, *, halfway: bool) -> Fault | None:
+        """What goes wrong with this request; it has one time less to go wrong."""
+        mine = (one for one in self if one.halfway == halfway and one.method == method and one.fragment in path)
+        fault = next(mine, None)
+        if fault is not None:
+            fault.times -= 1
+            if not fault.times:
+                self.remove(fault)
+        return fault
+
 
 class Server(ThreadingHTTPServer):
     """Answers on a free port of 127.0.0.1 and logs every request."""
 
-    def __init__(self, answer: Callable[[Call], Reply], log: list[Request]) -> None:
+    def __init__(self, answer: Callable[[Call], Reply], log: list[Request], faults: Faults) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
         self.log = log
+        self.faults = faults
         self._connections: list[socket.socket] = []
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -130,6 +144,12 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # head and body are two writes: with Nagle each answer could cost 40 ms
 
     def _serve(self) -> None:
+        if self.server.faults.cuts(self.command, self.path):
+            got = self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            self.server.log.append(Request(self.command, self.path, 0, len(got), 0))
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
         body = self._read_body()
         target = urlsplit(self.path)
         reply = self.server.answer(Call(self.command, target.path, parse_qs(target.query), self.headers, body))
