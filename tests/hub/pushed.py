@@ -1,0 +1,39 @@
+"""What tests of a push share: a soup as it was saved, and what a repository holds."""
+
+from pathlib import Path
+
+import pytest
+
+import hf_radin
+from hf_radin import access
+
+OLD = {
+    "README.md": b"# A soup of last week",
+    "recipe.json": b"{}",
+    "model.safetensors": b"old weights",
+    "notes.txt": b"mine",
+}
+
+
+@pytest.fixture
+def folder(bank, tmp_path):
+    """A soup as it was saved."""
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    return tmp_path / "soup"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No waiting for what is over at once: neither here nor in the client, whose pauses are seconds."""
+    monkeypatch.setattr(access, "PAUSES", (0.01, 0.01, 0.01))
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def held(hub, repo_id: str) -> dict[str, bytes]:
+    return {name: bytes(data) for name, data in hub.files(repo_id).items() if name != ".gitattributes"}

@@ -1,0 +1,116 @@
+"""Names of what is private are told before they are public, or left out."""
+
+import json
+
+import pytest
+
+import hf_radin
+from hf_radin import cli, private
+from hf_radin import hub as pushing
+
+from .pushed import contents, folder, held, quick
+
+__all__ = ["folder", "quick"]  # fixtures
+
+
+@pytest.fixture
+def secret(hub, runs, digits, tmp_path):
+    """A soup of what is on the Hub: two public ingredients, a private one, and a private dataset."""
+    for number in range(3):
+        hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}"), private=number == 1)
+    images = {f"data/{path.name}": path.read_bytes() for path in (digits / "data").iterdir()}
+    hub.add_repo("org/digits", images, "dataset", private=True)
+    bank = hf_radin.compute_logits(hf_radin.gather("org/ft-*"), "org/digits", cache_dir=tmp_path / "cache")
+    return hf_radin.uniform(bank)
+
+
+def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, caplog):
+    secret.push_to_hub("org/soup")
+    assert (
+        "name what is private, and everybody can read them: org/digits, org/ft-1. Push with hide_private"
+        in caplog.text
+    )
+    caplog.clear()
+    secret.push_to_hub("org/quiet", private=True)
+    assert "private" not in caplog.text
+
+
+def test_names_of_what_is_private_are_told_before_a_bank_is_public(hub, secret, tmp_path, caplog):
+    bank = hf_radin.compute_logits(hf_radin.gather("org/ft-*"), "org/digits", cache_dir=tmp_path / "cache")
+    bank.push_to_hub("org/logits")
+    assert "The bank names what is private, and everybody can read it: org/digits, org/ft-1." in caplog.text
+    caplog.clear()
+    bank.push_to_hub("org/quiet", private=True)
+    assert "private" not in caplog.text
+
+
+def test_names_of_what_is_private_are_left_out(hub, secret, tmp_path, capsys):
+    secret.push_to_hub("org/soup", hide_private=True, license="mit")
+    pushed = held(hub, "org/soup")
+    assert not any(name in data for name in (b"org/ft-1", b"org/digits") for data in pushed.values())
+    fields = json.loads(pushed["recipe.json"])
+    assert [one["repo_id"] for one in fields["ingredients"]] == ["org/ft-0", None, "org/ft-2"]
+    assert hub.commits("org/ft-1")[0].sha.encode() not in pushed["recipe.json"]
+    assert b"private-" in pushed["README.md"] and b"license: mit" in pushed["README.md"]
+    again = hf_radin.Soup.from_pretrained("org/soup")
+    assert again.recipe.weights == secret.recipe.weights and len(again.measurements) == len(secret.measurements)
+    secret.save_pretrained(tmp_path / "soup")
+    assert cli.main(["push", str(tmp_path / "soup"), "org/other", "--hide-private"]) == 0
+    assert held(hub, "org/other")["recipe.json"] == pushed["recipe.json"]
+
+
+FIELDS = {
+    "recipe": {"ingredients": ["org/ft", "org/ft-public", "private-1"], "weights": [0.5, 0.25, 0.25]},
+    "ingredients": [
+        {"id": "org/ft", "repo_id": "org/ft", "revision": "abc", "subfolder": "", "base_model": "org/secret"},
+        {"id": "org/ft-public", "repo_id": "org/ft-public", "revision": "def", "dataset": "org/images"},
+        {"id": "private-1", "repo_id": None, "revision": "ghi"},
+    ],
+    "data": {"name": "org/open", "revision": "r"},
+    "bank": "org/logits@sha",
+    "remarks": [["org/ft@abc:inner", "is a stranger"]],
+    "image_processor": "org/processor@main",
+}
+
+
+def test_every_repository_that_a_recipe_names_is_asked_for(hub):
+    hub.add_repo("org/ft-public", {"a": b""})
+    hub.add_repo("org/ft", {"a": b""}, "dataset")  # a public dataset of that name is no public model
+    hub.add_repo("org/open", {"a": b""}, "dataset")
+    names = private.private_names(FIELDS)
+    assert sorted(names) == ["org/ft", "org/images", "org/logits", "org/processor", "org/secret"]
+    hidden = json.dumps(private.without(FIELDS, names))
+    assert not any(f'"{name}{end}' in hidden for name in names for end in '"@:') and "inner" not in hidden
+    assert "abc" not in hidden
+    found = json.loads(hidden)
+    assert found["ingredients"][1]["repo_id"] == "org/ft-public" and found["data"]["name"] == "org/open"
+    ids = [one["id"] for one in found["ingredients"]]
+    assert len({*ids}) == 3 and ids[1:] == ["org/ft-public", "private-1"] and found["recipe"]["ingredients"] == ids
+
+
+def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
+    secret.save_pretrained(tmp_path / "soup")
+    config = json.loads((tmp_path / "soup" / "config.json").read_text())
+    (tmp_path / "soup" / "config.json").write_text(json.dumps({**config, "note": "made of org/ft-1"}))
+    with pytest.raises(ValueError, match=r"config\.json names org/ft-1, which is private: take it out by hand"):
+        pushing.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+
+
+def test_a_public_name_that_begins_as_a_private_one_may_stay(hub, runs, digits, tmp_path):
+    for name, private_one in (("org/ft", True), ("org/ft-public", False), ("org/ft.2", False)):
+        hub.add_repo(name, contents(runs / f"ft-{len(name) % 3}"), private=private_one)
+    found = hf_radin.gather(["org/ft", "org/ft-public", "org/ft.2"])
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    soup.push_to_hub("org/soup", hide_private=True)
+    card = held(hub, "org/soup")["README.md"].decode()
+    assert "[org/ft-public](https" in card and "[org/ft.2](https" in card and "org/ft\n" not in card
+
+
+def test_a_broken_recipe_is_named(hub, secret, tmp_path, capsys):
+    secret.save_pretrained(tmp_path / "soup")
+    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    for name, value in (("measurements", None), ("results", "none"), ("remarks", 3)):
+        broken = {**fields, name: value} if value is not None else {k: v for k, v in fields.items() if k != name}
+        (tmp_path / "soup" / "recipe.json").write_text(json.dumps(broken))
+        assert cli.main(["push", str(tmp_path / "soup"), "org/soup", "--hide-private"]) == 2
+        assert "recipe.json" in capsys.readouterr().err

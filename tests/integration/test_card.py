@@ -1,0 +1,194 @@
+"""The card says what was measured and nothing else, whatever the names in it, and has pictures."""
+
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from conftest import warned
+from huggingface_hub import ModelCard
+from PIL import Image
+from soups import saved, soup
+
+import hf_radin
+from hf_radin import card, cli, pictures
+
+__all__ = ["saved", "soup"]  # fixtures
+
+
+def numbers(text: str) -> list[float]:
+    return [float(one) for one in re.findall(r"(\d+\.\d\d) %", text)]
+
+
+def test_the_card_says_what_was_measured(saved, soup):
+    card = ModelCard.load(saved / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-classification"
+    assert {"model-soup", "merge", "hf-radin"} <= set(data["tags"]) and "license" not in data
+    results = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert results == {(split, "accuracy"): soup.accuracy("soup", split) for split in ("validation", "test")}
+    for one in soup.results:
+        assert f"{100 * one.metrics['accuracy']:.2f} %" in card.text
+    true = {round(100 * value, 2) for one in soup.measurements for value in (one.estimate, one.measured)}
+    true |= {round(100 * one.metrics["accuracy"], 2) for one in soup.results}
+    true |= {round(100 * end, 2) for one in (*soup.measurements, *soup.results) for end in one.interval}
+    assert set(numbers(card.text)) <= true, "the card holds a number that nobody measured"
+
+
+def test_tables_of_the_card_are_whole(saved):
+    lines = (saved / "README.md").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\|[-:| ]+\|", line):
+            assert lines[number - 1].count("|") == line.count("|")
+            assert lines[number + 1].startswith("|"), "a table without a row"
+            assert lines[number - 2] == "", "a table needs an empty line before it"
+
+
+def test_the_card_names_a_licence_only_if_all_have_it(saved, soup, caplog):
+    fields = soup.to_dict()
+    assert "license:" not in card.render(fields) and not warned(caplog)
+    for one in fields["ingredients"]:
+        one["license"] = "mit"
+    assert "license: mit" in card.render(fields)
+    fields["ingredients"][[one["id"] for one in fields["ingredients"]].index(soup.recipe.ingredients[0])][
+        "license"
+    ] = None
+    assert "license:" not in card.render(fields) and "the ingredients don't agree" in caplog.text
+    assert "license: apache-2.0" in card.render(fields, license="apache-2.0")
+
+
+HOSTILE = "a|b`c`](javascript:alert(1))<script>\n## heading\u202e*x*"
+
+
+def test_names_from_outside_stay_names(soup):
+    fields = json.loads(
+        json.dumps(soup.to_dict()).replace(json.dumps(soup.recipe.ingredients[0]), json.dumps(HOSTILE))
+    )
+    fields["data"]["name"] = HOSTILE
+    text = card.render(fields)
+    body = text.split("---\n", 2)[2]
+    assert "<script" not in body and "\n## heading" not in body and "\u202e" not in body
+    assert not re.search(r"(?<!\\)\]\(javascript", body)
+    assert "a\\|b" in body
+    assert ModelCard(text).data.eval_results[0].dataset_name  # and the YAML is still YAML
+
+
+def test_the_card_says_what_the_method_did(bank):
+    single, uniform = hf_radin.best_single(bank).to_dict(), hf_radin.uniform(bank).to_dict()
+    assert "this is that model" not in card.render(single) and "# Best single model of 5" in card.render(single)
+    assert "model-soup" not in card.render(single)
+    assert "Nothing was chosen" in card.render(uniform)
+
+
+def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "soup")
+    path = tmp_path / "soup" / "README.md"
+    first, last = card.MARKS
+    before = path.read_text()
+    mine = "\nNot for medical use: `a|b`.\n\n## My heading\n"
+    path.write_text(before.replace(f"{first}\n{last}", f"{first}{mine}{last}").replace("# Model soup of", "# Edited"))
+    assert cli.main(["card", str(tmp_path / "soup"), "--license", "mit"]) == 0
+    text = path.read_text()
+    assert f"{first}{mine}{last}" in text and "# Edited" not in text and "license: mit" in text
+    assert cli.main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == text  # the licence stays, too
+    path.unlink()
+    assert cli.main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == before
+    path.write_text(before.replace(last, ""))
+    assert cli.main(["card", str(tmp_path / "soup")]) == 2
+    assert "has lost one of its marked lines" in capsys.readouterr().err
+    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    del fields["results"]
+    (tmp_path / "soup" / "recipe.json").write_text(json.dumps(fields))
+    assert cli.main(["card", str(tmp_path / "soup")]) == 2
+    assert "says too little for a card (KeyError('results'))" in capsys.readouterr().err
+
+
+def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tmp_path):
+    trial = {"learning_rate": 0.1 + 0.2, "seed": 1, "nested": {"no": 1}}
+    (two / "ft-0" / "trainer_state.json").write_text(json.dumps({"trial_params": trial}))
+    listed = "# ft-1\n\n### Training hyperparameters\n\n- learning_rate: 0.3\n- seed: 2|`3`\n\n### Results\n- no: 1\n"
+    (two / "ft-1" / "README.md").write_text(f"---\nbase_model: google/vit-base\n---\n{listed}")
+    (two / "ft-0" / "README.md").write_text("---\nbase_model: google/vit-base\n---\n# ft-0\n")
+    found = hf_radin.gather(f"{two}/*")
+    fields = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache)).to_dict()
+    assert [one["hyperparameters"] for one in fields["ingredients"]] == [
+        {"learning_rate": "0.3", "seed": "1"},
+        {"learning_rate": "0.3", "seed": "2|`3`"},
+    ]
+    text = card.render(fields)
+    assert "| ingredient | revision | weight | alone | seed |" in text and "2\\|\\`3\\`" in text
+    assert "All were trained with learning\\_rate 0.3, by their own account." in text
+    assert "name the base model [google/vit-base](https://huggingface.co/google/vit-base)" in text
+    data = ModelCard(text).data
+    assert data.base_model == ["google/vit-base"] and data.to_dict()["base_model_relation"] == "finetune"
+    for one in fields["ingredients"]:
+        one["base_model"] = "](javascript:alert(1))"
+    assert ModelCard(card.render(fields)).data.base_model is None and "javascript" not in card.render(fields)
+
+
+HOSTILE_NAMES = ["a|b", "`a`", "](javascript:alert(1))", "a\nb\n# c", "&anchor *alias", "x" * 300, "\u202egnp.exe"]
+HOSTILE_NAMES += ["<b>", "{{ 1 }}", "- a: [b", "![a](http://a/b.png)", "https://a.b"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_are_text_wherever_they_stand(soup, name):
+    """Read by a parser of Markdown: no link, no markup and no row of a table comes of them."""
+    from markdown_it import MarkdownIt
+
+    def shape(fields) -> tuple[list, list]:
+        tokens = MarkdownIt("commonmark").enable("table").parse(card.render(fields).split("---\n", 2)[2])
+        inline = [part for one in tokens for part in one.children or ()]
+        links = [part.attrs["href"] for part in inline if part.type == "link_open"]
+        return [one.type for one in tokens], links
+
+    fields = json.loads(json.dumps(soup.to_dict()).replace(json.dumps(soup.recipe.ingredients[0]), json.dumps(name)))
+    plain = json.loads(json.dumps(fields).replace(json.dumps(name), json.dumps("plain")))
+    fields["data"]["name"] = fields["data"]["split"] = fields["start"] = fields["classes"][0] = name
+    fields["remarks"] = [[name, name]]
+    plain["remarks"] = [["plain", "plain"]]
+    plain["start"] = "plain"
+    for one, other in zip(fields["ingredients"], plain["ingredients"], strict=True):
+        one["hyperparameters"] = {name: name}
+        other["hyperparameters"] = {"plain": "plain"}
+    assert shape(fields) == shape(plain)
+    text = card.render(fields)
+    assert "\u202e" not in text.split("---\n", 2)[2]
+    data = ModelCard(text).data
+    assert data.pipeline_tag == "image-classification" and data.eval_results
+
+
+def test_the_card_has_pictures_of_what_was_measured(saved, soup):
+    text = (saved / "README.md").read_text()
+    for name in pictures.NAMES:
+        with Image.open(saved / name) as image:
+            assert image.format == "PNG" and image.size == (960, 660)
+            assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)  # on a dark page, too
+        assert f"]({name})" in text
+    assert pictures.draw(soup.to_dict()) == {name: (saved / name).read_bytes() for name in pictures.NAMES}
+
+
+def test_without_matplotlib_there_are_none(soup, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    soup.save_pretrained(tmp_path / "soup")
+    assert not list((tmp_path / "soup").glob("*.png")) and ".png" not in (tmp_path / "soup" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["$x^", "a" * 300, "\u202e\n", "\\frac{"])
+def test_pictures_take_any_name_and_any_number_of_classes(soup, name):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    fields["classes"] = [f"{name}{number}" for number in range(60)]
+    counts = {"images": [10] * 59 + [0], "soup": [*range(10)] * 6, "best single": [5] * 60}
+    fields["by_class"] = {"split": name, **counts}
+    fields["data"]["split"] = name
+    assert pictures.draw(fields).keys() == {*pictures.NAMES}
+
+
+def test_where_there_is_nothing_to_see_nothing_is_drawn(bank):
+    assert pictures.draw(hf_radin.best_single(bank).to_dict()) == {}
+    fields = hf_radin.uniform(bank).to_dict()
+    assert fields["by_class"]["images"] == np.bincount(bank.labels, minlength=10).tolist()
+    hits = sum(fields["by_class"]["soup"]) / len(bank)
+    assert hits == pytest.approx(fields["results"][0]["metrics"]["accuracy"])
+    assert "estimates.png" not in pictures.draw(fields)
