@@ -81,7 +81,7 @@ def main() -> None:
         means = [statistics.mean(one[name][split] for one in runs) for split in ("validation", "test")]
         each = ", ".join(f"{gain:+.2f}" for gain in gains)
         print(
-            f"| {name} | {means[0]:.2f} % | {means[1]:.2f} % | {statistics.mean(gains):+.2f} ± {spread:.2f} | {each} |"
+            f"| {name} | {means[0]:.2f}% | {means[1]:.2f}% | {statistics.mean(gains):+.2f} ± {spread:.2f} | {each} |"
         )
 
 

@@ -44,7 +44,7 @@ ZOOS = {"alike": ("resnet", 16, 3e-3, 3e-3, 0.05), "spread": ("vit", 32, 1e-4, 3
 def make_zoo(folder: Path, name: str, seed: int) -> Path:
     """The fine-tunes `ft-*` of a zoo; what is there already is not made again."""
     architecture, count, low, high, fraction = ZOOS[name]
-    data = fashion.make_data(folder / "data", train=TRAIN, validation=VALIDATION)
+    data = fashion.make_data(folder / "fashion-mnist", train=TRAIN, validation=VALIDATION)
     start = (fashion.Run("start", None, 1, epochs=8, images=10_000),)
     fashion.make(folder / f"start-{architecture}", data, start, architecture, seed)
     command = [ROOT / "examples" / "finetune_sweep.py", "--model", folder / f"start-{architecture}" / "start"]
@@ -77,7 +77,7 @@ class Zoo:
 
 def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
     found = hf_radin.gather(f"{make_zoo(folder, name, seed)}/ft-*")
-    data, cache = str(folder / "data"), folder / "cache"
+    data, cache = str(folder / "fashion-mnist"), folder / "cache"
     bank = hf_radin.compute_logits(found, data, cache_dir=cache)
     test = hf_radin.compute_logits(found, data, split="test", cache_dir=cache)
     return Zoo(name, bank, test, hf_radin.greedy(bank, test_split=test))
@@ -123,7 +123,7 @@ def reached(zoo: Zoo, banks: Sequence[hf_radin.LogitBank], name: str) -> None:
     print(show("  - validation accuracy less greedy's, points", validation, scale=100))
     half = 1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5
     mean = 100 * np.mean(gains)
-    print(f"  - test accuracy less greedy's, points: mean {mean:+.2f} +- {100 * half:.2f} (95 % over seeds)")
+    print(f"  - test accuracy less greedy's, points: mean {mean:+.2f} +- {100 * half:.2f} (95% over seeds)")
 
 
 def second_stage(zoo: Zoo, seeds: int) -> None:
@@ -159,7 +159,7 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
         "the paper's": {"proposals": "monte-carlo", "measure": "full"},
         **{one: {"proposals": one} for one in names},
     }
-    print(f"\nBudget {budget}; medians, and means with 95 % over seeds:\n")
+    print(f"\nBudget {budget}; medians, and means with 95% over seeds:\n")
     print("| candidates | validation | test | test less the paper's, points |\n|---|---:|---:|---:|")
     test: dict[str, np.ndarray] = {}
     for name, options in runs.items():
@@ -176,7 +176,7 @@ def with_start(folder: Path, zoo: Zoo, seeds: int, budget: float = 4) -> None:
     start = folder / f"start-{ZOOS[zoo.name][0]}" / "start"
     found = hf_radin.gather([str(start), *zoo.bank.ingredients.ids])
     banks = [
-        hf_radin.compute_logits(found, str(folder / "data"), split=split, cache_dir=folder / "cache")
+        hf_radin.compute_logits(found, str(folder / "fashion-mnist"), split=split, cache_dir=folder / "cache")
         for split in ("validation", "test")
     ]
     for kind in (*FROM_START, "auto,wise-ft"):
@@ -276,7 +276,7 @@ def main() -> None:
                 pilots = [
                     hf_radin.compute_logits(
                         zoo.bank.ingredients,
-                        str(folder / "data"),
+                        str(folder / "fashion-mnist"),
                         pilot=hf_radin.Pilot(share, seed),
                         cache_dir=folder / "cache",
                     )

@@ -65,7 +65,7 @@ def main() -> None:
         spread = statistics.stdev(gains) if len(gains) > 1 else float("nan")
         each = ", ".join(f"{gain:+.2f}" for gain in gains)
         print(
-            f"| {name} | {passes[name]} | {statistics.mean(values):.2f} % "
+            f"| {name} | {passes[name]} | {statistics.mean(values):.2f}% "
             f"| {statistics.mean(gains):+.2f} ± {spread:.2f} | {each} |"
         )
 

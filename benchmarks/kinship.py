@@ -119,7 +119,7 @@ def main() -> None:
         print("\n| soup of two | | soup, test | ensemble, test |\n|---|---|---:|---:|")
         for pair, values in soups.items():
             soup, ensemble = (statistics.mean(one) for one in zip(*values, strict=True))
-            print(f"| {' + '.join(pair)} | {relation(*pair)} | {soup:.2f} % | {ensemble:.2f} % |")
+            print(f"| {' + '.join(pair)} | {relation(*pair)} | {soup:.2f}% | {ensemble:.2f}% |")
 
 
 if __name__ == "__main__":

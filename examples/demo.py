@@ -71,7 +71,7 @@ def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
     ]
     print(f"\n{'':20}{'validation':>12}{'test':>10}{'passes spent':>15}{'models to run':>15}")
     for title, found, name, passes, run in rows:
-        accuracy = [f"{100 * found.accuracy(name, split):.2f} %" for split in ("validation", "test")]
+        accuracy = [f"{100 * found.accuracy(name, split):.2f}%" for split in ("validation", "test")]
         print(f"{title:20}{accuracy[0]:>12}{accuracy[1]:>10}{passes:>15.3g}{run:>15}")
     images = {one.split: one.images for one in soup.results}
     print(f"validation ({images['validation']} images) chose, test ({images['test']}) did not take part.")

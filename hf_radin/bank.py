@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from hf_radin.batchnorm import Statistics
 from hf_radin.evaluate_metrics import load_metrics, only_score
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
-from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest
+from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest, read_told
 from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
 from hf_radin.private import private_names
@@ -133,7 +133,7 @@ class LogitBank:
         def push() -> CommitInfo:
             scores = self.score(np.eye(len(self.ingredients)))
             latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
-            records = [{**to_record(one), "finite": True} for one in self.ingredients]
+            records = [{**to_record(one), **asdict(read_told(self.folder, one))} for one in self.ingredients]
             named = {"ingredients": records, "data": self.about["data"], "remarks": self.remarks}
             seen = not commit.is_private(repo_id, repo_type="dataset", private=private, token=token)
             if seen and (names := private_names(named)):

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from hf_radin import pictures
+from hf_radin.wording import (
+    between,
+    code,
+    compared,
+    duration,
+    escape,
+    images_left,
+    percent,
+    show_metric,
+    shown,
+    spending,
+)
 
 logger = logging.getLogger(__name__)
 
-SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
 SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "start", "candidates", "seed", "accept")
 # What a user writes between these lines stays when the card is made anew.
 MARKS = ("<!-- yours: what stands from here on is kept when the card is made anew -->", "<!-- end of yours -->")
+# What the card says to load until a push writes the repository's name there.
+PLACE = "path/or/id/of/this/model"
+# Rows of a table that may be long; recipe.json has all.
+MOST = 10
+HOW = {
+    "radin": "chosen by [RADIN](https://arxiv.org/abs/2401.17790) among {} checkpoints",
+    "greedy": "put together from {} checkpoints by [greedy selection](https://arxiv.org/abs/2203.05482)",
+    "uniform": "made of {} checkpoints in equal parts",
+    "best_single": "the best of {} checkpoints",
+}
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
@@ -73,13 +94,18 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         for one in fields["measurements"]
         if one["proposal"] != "single"
     ]
+    given = (fields.get("pilot") or {}).get("given", len(fields["ingredients"]))
+
+    def last(one: dict[str, Any]) -> bool:
+        return bool(one["split"] != fields["held_out"])  # what proves comes first
+
     shown_all = all(one["images"] == fields["images"] for one in soups if one["measured"] is not None)
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
         used=used,
         md=escape,
-        code=_code,
+        code=code,
         shown=shown,
         dataset=dataset,
         percent=percent,
@@ -95,21 +121,28 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         shared=shared,
         ancestor=ancestor,
         metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
-        **{name: fields[name] for name in ("data", "results", "passes", "method", "images", "skipped", "held_out")},
+        results=sorted(fields["results"], key=last),
+        **{name: fields[name] for name in ("data", "passes", "method", "images", "skipped", "held_out")},
         predictions=any(one.get("predicted") is not None for one in soups),
         partly=not shown_all,
         sentence=_sentence(fields),
         measured=fields.get("measured", True),
         bank=fields.get("bank"),
         pilot=fields.get("pilot"),
-        given=(fields.get("pilot") or {}).get("given", len(fields["ingredients"])),
+        given=given,
+        made=HOW[fields["method"]].format(given),
+        place=PLACE,
+        most=MOST,
+        count="{:,}".format,
+        took=duration(fields.get("time")),
+        reordered=[one for one in used if one.get("order")],
         logits_dtype=fields.get("logits_dtype"),
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
         spent=spending(fields),
         hold_out=fields.get("hold_out"),
         unseen=images_left(fields),
         held_out_logits=fields.get("held_out_logits", len(fields["ingredients"])),
-        comparisons=[compared(one) for one in fields.get("against_best_single", [])],
+        comparisons=[compared(one) for one in sorted(fields.get("against_best_single", []), key=last)],
         between=between,
         considered=fields["ingredients"],
         remarks=fields.get("remarks", []),
@@ -179,6 +212,11 @@ def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) ->
     return {**found, "README.md": text.encode()}
 
 
+def naming(card: bytes, repo_id: str) -> bytes:
+    """A card that says to load the model from this repository."""
+    return re.sub(rb'(?<=pipeline\("image-classification", model=")[^"]*', lambda _: repo_id.encode(), card)
+
+
 def with_notes(text: str, old: str, where: Path) -> str:
     """A card with what stands between the marked lines of an old one. Raises as `anew` does."""
     first, last = MARKS
@@ -200,70 +238,6 @@ def _license_of(text: str) -> str | None:
     except Exception:  # somebody's own YAML
         return None
     return found if isinstance(found, str) else None
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
-def spending(about: dict[str, Any]) -> str:
-    """What a search took, in passes over the split."""
-    passes, split = about["passes"], about["data"]["split"]
-    text = f"{passes['logits']:.3g} passes over {split} for logits, {passes['soups']:.3g} for soups"
-    if about.get("budget", "0") != "0":
-        text += f" (a budget of {about['budget']}, baselines beside it)"
-    if "batchnorm" in passes:
-        text += f", and as many images as {passes['batchnorm']:.3g} passes for their BatchNorm statistics"
-    return text
-
-
-def images_left(about: dict[str, Any]) -> int:
-    """Of how many images of the split that chose most ingredients have no logits, after a pilot."""
-    shown = (about.get("pilot") or {}).get("shown")
-    return 0 if shown is None else int(about["images"] - shown)
-
-
-def between(interval: Sequence[float] | None) -> str:
-    """An interval of accuracies, or nothing."""
-    return "" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def compared(one: dict[str, Any]) -> str:
-    """How the soup stands to the best single model on a split, as far as the number of images tells."""
-    gain, low, high = (f"{100 * value:+.2f}" for value in (one["gain"], *one["interval"]))
-    return (
-        f"{gain} points on {one['split']} (95 %: {low} to {high}; p = {one['p_value']:.2g} by the exact McNemar test)"
-    )
-
-
-def show_metric(name: str, value: float) -> str:
-    """Shares as percent; a metric of unknown range as it is."""
-    return percent(value) if name in SHARES else f"{value:.4f}"
-
-
-def shown(name: str) -> str:
-    """An ingredient's id; of an absolute path, which says more of a machine than of a model, the last two folders."""
-    path = PurePath(name)
-    return "/".join(path.parts[-2:]) if path.is_absolute() else name
-
-
-def escape(text: Any) -> str:
-    """Text from outside, such that Markdown and HTML show it and do nothing else with it."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    quoted = re.sub(r"([\\`*_\[\]|~$:])", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;"))
-    # what would begin a list, a heading or a quotation where it stands first
-    return re.sub(
-        r"^(\s*)(>|[-+#]+(?=\s|$)|\d+[.)](?=\s|$))",
-        lambda found: found[1] + re.sub(r"(\W)", r"\\\1", found[2]),
-        quoted,
-    )
-
-
-def _code(text: Any) -> str:
-    """Text from outside between backticks, where nothing can be escaped but what ends a cell of a table."""
-    return (
-        "".join(letter if letter.isprintable() else " " for letter in str(text)).replace("`", "'").replace("|", r"\|")
-    )
 
 
 def _ancestor(used: list[dict[str, Any]]) -> str | None:
@@ -322,7 +296,7 @@ def _sentence(fields: dict[str, Any]) -> str:
     proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
     low, high = (f"{100 * value:+.2f}" for value in proof["interval"]) if proof else ("", "")
     maybe = ", which may be chance" if proof and proof["interval"][0] <= 0 <= proof["interval"][1] and gain else ""
-    between_them = f" (95 %: {low} to {high} points{maybe})" if proof else ""
+    between_them = f" (95%: {low} to {high} points{maybe})" if proof else ""
     flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
     if fields["method"] == "uniform":
         flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."

@@ -9,7 +9,7 @@ LEVEL, RESAMPLES = 0.95, 10_000
 
 
 def interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """Between which accuracies the bootstrap puts 95 %: images drawn anew with replacement, as many as there are.
+    """Between which accuracies the bootstrap puts 95%: images drawn anew with replacement, as many as there are.
 
     Args:
         hits: bool `(samples,)`.

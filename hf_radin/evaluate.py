@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,8 @@ UNKNOWN = -2
 class Trial:
     """A soup that is measured bit by bit: what it predicts for the images that it was shown.
 
-    What was measured once is kept beside the bank and not measured again.
+    What was measured once is kept beside the bank and not measured again. `seconds` is what that took a device, those
+    of several together, averaging included.
 
     Args:
         bank: on whose images.
@@ -55,6 +57,8 @@ class Trial:
         self._entries = bank.places[places], classes  # positions in the split
         of_which = bank.part if bank.partly is None else bank.partly.rest
         entries = digest(bank.ingredients.keys, bank.partly is None, of_which is not None and of_which.tolist())
+        self._seconds_path = self._path.with_suffix(".seconds.npy")
+        self.seconds = on_main_process(lambda: float(_read(self._seconds_path, np.zeros(()))))
         self._values_path = self._path.with_name(f"{self._path.stem}-{entries}.npy")
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
         self.values = on_main_process(lambda: _read(self._values_path, nothing)) if len(classes) else nothing
@@ -91,7 +95,7 @@ class Trial:
     def _measure(self, todo: np.ndarray, on_block: Callable[[int], object]) -> None:
         import torch
 
-        bank, accelerator = self.bank, the_accelerator()
+        bank, accelerator, begun = self.bank, the_accelerator(), time.perf_counter()
         passes = as_computed(bank, accelerator)
         if self._model is None:
             self._model = passes.running.ready(self._make_model())
@@ -123,7 +127,10 @@ class Trial:
         if len(values):
             values = accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
             self.values = np.where(todo[images], values.numpy(), self.values)
+        taken = (time.perf_counter() - begun) * accelerator.num_processes
+        self.seconds += on_main_process(lambda: round(taken, 3))
         if accelerator.is_main_process:
+            write_atomically(self._seconds_path, partial(np.save, arr=np.array(self.seconds)))
             if len(values):
                 write_atomically(self._values_path, partial(np.save, arr=self.values))
             write_atomically(self._path, partial(np.save, arr=self._kept))

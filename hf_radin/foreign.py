@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,11 @@ def _problems_of_records(about: dict[str, Any], records: dict[str, dict[str, Any
             parts = [one["subfolder"] or "", one["repo_id"] or "", one["revision"]] if one else []
             if any(".." in part or part.startswith(("/", "\\")) for part in parts):
                 yield f"its ingredient {one['id']!r} is in no repository"
+        seconds, device = record.get("seconds"), record.get("device")
+        if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
+            yield f"its ingredient {record['id']!r} took {str(seconds)[:100]} seconds"
+        if device is not None and type(device) is not str:
+            yield f"its ingredient {record['id']!r} was run on {str(device)[:100]}"
         if record["labels"] != about["classes"]:
             yield f"its ingredient {record['id']!r} has other classes than it"
         if record["order"] is not None and sorted(record["order"]) != list(range(len(about["classes"]))):

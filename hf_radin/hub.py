@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import card, pictures
 from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
-from hf_radin.commit import commit_files, is_private, refuse_offline
+from hf_radin.commit import commit_files, full_id, is_private, refuse_offline
 from hf_radin.private import private_names, still_named, without
 from hf_radin.processes import on_main_process
 from hf_radin.recipe_file import RECIPE, read_recipe_file
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # The files of a saved soup beside its weights; code is one where the configuration says so.
 UPLOADED = (CONFIG, "generation_config.json", *PROCESSOR_FILES, RECIPE, "README.md", *pictures.NAMES)
+# Files that a name may stand in.
+TEXTS = (".json", ".md", ".py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 
 
@@ -123,26 +125,31 @@ def prepared(
         files[".eval_results/hf_radin.yaml"] = card.eval_results(fields, eval_task)
     is_seen = not is_private(repo_id, private=private, token=token)
     names = private_names(fields) if hide_private or is_seen else []
-    if not names:
-        return files
-    if not hide_private:
+    if names and not hide_private:
         logger.warning(
             "The recipe and the card name what is private, and everybody can read them: %s. Push with "
             "hide_private (--hide-private) to leave these names out, or into a private repository.",
             ", ".join(names),
         )
-        return files
+    elif names:
+        files |= _hiding(folder, fields, names, license)
+        if left := still_named({name: one for name, one in files.items() if name.endswith(TEXTS)}, names):
+            name, found = left
+            raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
+    if readme := files.get("README.md"):
+        content = readme if isinstance(readme, bytes) else readme.read_bytes()
+        files["README.md"] = card.naming(content, full_id(repo_id, token))
+    return files
+
+
+def _hiding(folder: Path, fields: dict[str, Any], names: list[str], license: str | None) -> dict[str, bytes]:
+    """The recipe and the card without these names."""
     logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
     try:
         fields = without(fields, names)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
-    files |= {RECIPE: (json.dumps(fields, indent=2) + "\n").encode(), **card.anew(folder, fields, license=license)}
-    texts = {name: one for name, one in files.items() if name.endswith((".json", ".md", ".py"))}
-    if left := still_named(texts, names):
-        name, found = left
-        raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
-    return files
+    return {RECIPE: (json.dumps(fields, indent=2) + "\n").encode(), **card.anew(folder, fields, license=license)}
 
 
 def uploaded(folder: Path) -> dict[str, Path | bytes]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,15 +59,50 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
 
 
-def write_record(folder: Path, ingredient: Ingredient, *, finite: bool) -> None:
+@dataclass(frozen=True)
+class Told:
+    """What is known of an ingredient's logits.
+
+    Args:
+        finite: whether all are finite numbers.
+        seconds: that a device took to compute them, those of several together; None if nobody looked.
+        device: what it was.
+    """
+
+    finite: bool
+    seconds: float | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that devices took, those of several together, and which; None if that is not known of all."""
+
+    seconds: float | None
+    devices: frozenset[str] = frozenset()
+
+    def __add__(self, other: Spent) -> Spent:
+        known = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        return Spent(known, self.devices | other.devices)
+
+
+def write_record(folder: Path, ingredient: Ingredient, told: Told) -> None:
     """Say that an ingredient's logits are complete, and whose they are."""
-    record = {**to_record(ingredient), "finite": finite}
+    record = {**to_record(ingredient), **asdict(told)}
     write_atomically(record_path(folder, ingredient), lambda path: path.write_text(json.dumps(record, indent=2)))
 
 
-def is_finite(folder: Path, ingredient: Ingredient) -> bool:
-    """Whether all of an ingredient's logits are finite numbers."""
-    return bool(json.loads(record_path(folder, ingredient).read_text())["finite"])
+def read_told(folder: Path, ingredient: Ingredient) -> Told:
+    """What is known of an ingredient's logits."""
+    record = json.loads(record_path(folder, ingredient).read_text())
+    return Told(bool(record["finite"]), record.get("seconds"), record.get("device"))
+
+
+def spent(folder: Path, ingredients: Ingredients) -> Spent:
+    """What a device took to compute these logits."""
+    told = [read_told(folder, one) for one in ingredients]
+    known = [one.seconds for one in told if one.seconds is not None]
+    return Spent(sum(known) if len(known) == len(told) else None, frozenset(one.device for one in told if one.device))
 
 
 def write_latest(
@@ -118,7 +154,7 @@ def discard_broken(folder: Path, ingredients: Ingredients) -> None:
             (folder / "bank.json").unlink()
     for one in ingredients:
         logits, record = logits_path(folder, one), record_path(folder, one)
-        told, shape = _reads(partial(is_finite, folder, one)), _reads(partial(_shape, logits))
+        told, shape = _reads(partial(read_told, folder, one)), _reads(partial(_shape, logits))
         whole = told is not None and shape == (about.get("rows"), classes) and (folder / "bank.json").exists()
         if record.exists() and not whole:
             logger.warning("The logits of %s in %s are broken; they are computed anew.", one.id, folder)

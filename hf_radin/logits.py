@@ -27,8 +27,8 @@ from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.kept import (
     BATCH_SIZE_FILE,
     discard_broken,
-    is_finite,
     read_about,
+    read_told,
     record_path,
     write_latest,
     write_record,
@@ -219,7 +219,7 @@ def compute_logits(
 
         def write_records() -> None:
             for one in ingredients:  # a checkpoint may have moved since its logits were computed
-                write_record(folder, one, finite=is_finite(folder, one))
+                write_record(folder, one, read_told(folder, one))
 
         on_each_disk(folder, write_records)
         accelerator.wait_for_everyone()
@@ -341,7 +341,7 @@ def _usable(folder: Path, ingredients: Ingredients, fewest: int) -> Ingredients:
     Raises:
         ValueError: if fewer than that are.
     """
-    finite = [one.id for one in ingredients if is_finite(folder, one)]
+    finite = [one.id for one in ingredients if read_told(folder, one).finite]
     broken = [name for name in ingredients.ids if name not in finite]
     if len(finite) < fewest:
         raise ValueError(

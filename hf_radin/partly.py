@@ -33,7 +33,7 @@ class Partly:
     singles: dict[str, np.ndarray] = field(default_factory=dict)
 
     def estimate(self, hits: np.ndarray) -> tuple[float, tuple[float, float]]:
-        """The accuracy on all images, and between which 95 % lie.
+        """The accuracy on all images, and between which 95% lie.
 
         Where there are no logits, what the leading get right is known, and by how much that is too good (or not good
         enough) the sample says.

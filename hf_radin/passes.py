@@ -20,11 +20,11 @@ from hf_radin.bank import LogitBank
 from hf_radin.checkpoint import as_dtype
 from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.kept import logits_path, read_about, write_record
+from hf_radin.kept import Told, logits_path, read_about, write_record
 from hf_radin.machines import on_each_disk, share
 from hf_radin.pixels import Inputs, select
 from hf_radin.prepared import BLOCK, Images, parse_size
-from hf_radin.processes import log, on_main_process, progress_bar, smallest
+from hf_radin.processes import device_name, log, on_main_process, progress_bar, smallest
 from hf_radin.strata import Chosen, Pilot
 from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
@@ -151,7 +151,7 @@ def compute(
             accelerator.wait_for_everyone()
             share(images.folder, "*.json")
             share(folder, *(f"{_parts(folder, one).relative_to(folder)}/*.npz" for one in group))
-            on_each_disk(folder, partial(_join_group, folder, dtype, images, group, found))
+            on_each_disk(folder, partial(_join_group, folder, dtype, images, group, found, device_name(accelerator)))
             accelerator.wait_for_everyone()
 
 
@@ -197,12 +197,15 @@ def _run_group(
     def missing(block: Block) -> list[int]:
         return [place for place, path in enumerate(parts) if not _part_path(path, block).exists()]
 
+    begun = time.perf_counter()
     for block, inputs in passes.stream(images, lambda block: bool(missing(block))):
         todo = missing(block)
         if inputs and passes.pilot:
             rows = passes.pilot.rows(block, len(next(iter(inputs.values()))))
             inputs = select(inputs, rows) if len(rows) else {}
         logits = passes.running.logits([models[place] for place in todo], inputs) if inputs else None
+        ended = time.perf_counter()
+        seconds, begun = (ended - begun) / len(todo), ended
         for number, place in enumerate(todo):
             one = group[place]
             found = np.zeros((0, len(one.labels)), np.float32) if logits is None else logits[number]
@@ -210,13 +213,15 @@ def _run_group(
                 raise ValueError(f"{one.id} gives {found.shape[1]} logits, but its id2label names {len(one.labels)}.")
             with np.errstate(over="ignore"):  # what is too large for float16 is found when the parts are put together
                 part = found.astype(dtype)
-            _write_part(_part_path(parts[place], block), part)
+            _write_part(_part_path(parts[place], block), part, seconds)
         if logits:
             meter.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
 
 
-def _join_group(folder: Path, dtype: str, images: Images, group: list[Ingredient], found: Callable[[], None]) -> None:
-    """Put together what the processes have computed."""
+def _join_group(
+    folder: Path, dtype: str, images: Images, group: list[Ingredient], found: Callable[[], None], device: str
+) -> None:
+    """Put together what the processes have computed, each on such a device."""
     try:
         images.check_order()
     except ValueError:  # of rows in two orders, logits are worth nothing
@@ -225,50 +230,53 @@ def _join_group(folder: Path, dtype: str, images: Images, group: list[Ingredient
         raise
     found()
     for one in group:
-        _join(folder, one, images.blocks, dtype)
+        _join(folder, one, images.blocks, dtype, device)
 
 
-def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str) -> None:
+def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str, device: str) -> None:
     """Put one ingredient's blocks into one file, in order, and say that it is done."""
     samples = read_about(folder)["rows"]
-    parts, finite = _parts(folder, ingredient), True
+    parts, finite, seconds = _parts(folder, ingredient), True, 0.0
     kept = np.dtype(dtype).newbyteorder("<")
 
     def write(path: Path) -> None:
-        nonlocal finite
+        nonlocal finite, seconds
         start = 0
         with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
             shape = (samples, len(ingredient.labels))
             np.lib.format.write_array_header_1_0(file, {"descr": kept.str, "fortran_order": False, "shape": shape})
             for block in blocks:
-                part = _read_part(_part_path(parts, block), ingredient)
+                part, spent = _read_part(_part_path(parts, block), ingredient)
                 file.write(np.ascontiguousarray(part, dtype=kept).tobytes())
                 finite = finite and bool(np.isfinite(part).all())
-                start += len(part)
+                start, seconds = start + len(part), seconds + spent
         if start != samples:
             raise ValueError(f"{ingredient.id}: {start} rows of logits for {samples} images; remove {parts}.")
 
     write_atomically(logits_path(folder, ingredient), write)
-    write_record(folder, ingredient, finite=finite)
+    write_record(folder, ingredient, Told(finite, round(seconds, 3), device))
     shutil.rmtree(parts)
 
 
-def _write_part(path: Path, part: np.ndarray) -> None:
-    """Keep one block's logits. Forcing each to the disk would take longer than tiny models do: a zip has checksums."""
-    write_atomically(path, lambda partial: np.savez(partial, logits=part), forced=False)
+def _write_part(path: Path, part: np.ndarray, seconds: float) -> None:
+    """Keep one block's logits, and what they took.
+
+    Forcing each to the disk would take longer than tiny models do: a zip has checksums.
+    """
+    write_atomically(path, lambda partial: np.savez(partial, logits=part, seconds=seconds), forced=False)
 
 
-def _read_part(path: Path, ingredient: Ingredient) -> np.ndarray:
-    """One block's logits `(samples, classes)`.
+def _read_part(path: Path, ingredient: Ingredient) -> tuple[np.ndarray, float]:
+    """One block's logits `(samples, classes)`, and the seconds that they took.
 
     Raises:
         OSError: if the file is broken; it is removed.
     """
     try:
         with np.load(path) as file:
-            part = file["logits"]
+            part, seconds = file["logits"], float(file["seconds"])
         if part.ndim == 2 and part.shape[1] == len(ingredient.labels):
-            return part
+            return part, seconds
         broken = f"its shape is {part.shape}"
     except FileNotFoundError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -41,6 +42,18 @@ def the_accelerator(given: Accelerator | None = None) -> Accelerator:
         # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
         _accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     return _accelerator
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """What a process of this run computes on, for the record."""
+    import torch
+
+    device = accelerator.device
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
+    name = getattr(getattr(torch, device.type, None), "get_device_name", lambda _: device.type)
+    return str(name(device))
 
 
 def on_main_process(decide: Callable[[], T]) -> T:

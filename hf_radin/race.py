@@ -264,6 +264,7 @@ class _Race:
             passes=images / self.images,
             predicted=one.entry.predicted,
             dropped=one.is_out,
+            seconds=one.trial.seconds,
         )
 
     def _samples(self, one: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # What is further from the simplex than the first is a mistake; what is nearer than the second needs no scaling.
@@ -92,9 +92,10 @@ class Measurement:
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was estimated only.
         images: how many images the soup was measured on; where these are not all, `measured` is what they say of all.
         predicted: the accuracy that the soups measured before say it has; None where they were not asked.
-        interval: between which accuracies 95 % lie, as far as the images go; None if nothing was measured.
+        interval: between which accuracies 95% lie, as far as the images go; None if nothing was measured.
         dropped: whether it was behind by more than chance, and shown no more: its accuracy is then most often too low.
         passes: images that it was shown, over those of the split; 0 for a single model, whose logits tell.
+        seconds: that a device took for that, those of several together; two that differ in it alone are equal.
     """
 
     recipe: Recipe
@@ -106,6 +107,7 @@ class Measurement:
     passes: float = 0.0
     predicted: float | None = None
     dropped: bool = False
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def known(self) -> float:
@@ -124,6 +126,7 @@ class Measurement:
             "images": self.images,
             "passes": self.passes,
             "dropped": self.dropped,
+            "seconds": self.seconds,
         }
 
     @classmethod
@@ -138,6 +141,7 @@ class Measurement:
             passes=fields.get("passes", 0.0),
             predicted=fields.get("predicted"),
             dropped=fields.get("dropped", False),
+            seconds=fields.get("seconds", 0.0),
         )
 
 
@@ -150,7 +154,7 @@ class Result:
         split: name of the split.
         metrics: scores by name; accuracy in [0, 1].
         images: how many images they were computed on.
-        interval: between which accuracies 95 % lie: by the bootstrap, or of a baseline that was shown a part as
+        interval: between which accuracies 95% lie: by the bootstrap, or of a baseline that was shown a part as
             its measurement says.
     """
 

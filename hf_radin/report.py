@@ -13,8 +13,9 @@ from hf_radin import compare, origin
 from hf_radin.bank import LogitBank
 from hf_radin.evaluate import trial_of
 from hf_radin.evaluate_metrics import compute_metrics, load_metrics
+from hf_radin.kept import Spent, spent
 from hf_radin.logits import check_split, of_split
-from hf_radin.processes import log
+from hf_radin.processes import device_name, log, the_accelerator
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.soup import Soup, versions
 
@@ -133,6 +134,7 @@ class Report:
             "method": method,
             **settings,
             "passes": _passes(bank, measured, settings.get("pilot")),
+            "time": _time(bank, measured, settings.get("pilot")),
             "against_best_single": proofs,
             "by_class": by_class,
             "measured": chosen.measured is not None,
@@ -174,6 +176,18 @@ def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, A
     if pilot and "passes" in pilot:
         found["logits"] = pilot["passes"]
     return found
+
+
+def _time(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None) -> dict[str, Any]:
+    """Seconds that devices took, those of several together: for logits (None if that is not known) and for soups."""
+    if pilot and "devices" in pilot:
+        logits = Spent(pilot["seconds"], frozenset(pilot["devices"]))
+    else:
+        logits = spent(bank.folder, bank.ingredients)
+    soups = sum(one.seconds for one in measured)
+    here = [device_name(the_accelerator())] if soups else []
+    rounded = None if logits.seconds is None else round(logits.seconds, 3)
+    return {"logits": rounded, "soups": round(soups, 3), "devices": sorted(logits.devices.union(here))}
 
 
 def best_known(singles: Iterable[Measurement], images: int) -> Measurement:

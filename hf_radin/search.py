@@ -16,12 +16,13 @@ from hf_radin.bank import LogitBank
 from hf_radin.budget import Budget
 from hf_radin.checkpoint import as_dtype
 from hf_radin.compare import interval
+from hf_radin.evaluate import trial_of
 from hf_radin.guide import Guide
 from hf_radin.processes import log, on_main_process, over_processes, progress_bar, the_accelerator
 from hf_radin.propose import SOUGHT, Candidates, check_start, propose, split_kinds
 from hf_radin.race import Entry, race
 from hf_radin.recipe import Measurement, Recipe
-from hf_radin.report import Report, best_known, predict
+from hf_radin.report import Report, best_known
 from hf_radin.seek import APART, seek, shortlist
 from hf_radin.soup import Soup
 from hf_radin.telling import complete
@@ -271,8 +272,18 @@ def _singles(bank: LogitBank) -> list[Measurement]:
 
 def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> Measurement:
     estimate = float(on_main_process(lambda: bank.score(bank.row(recipe)[None]))[0])
-    hits = predict(bank, recipe, on_block) == bank.labels
+    trial = trial_of(bank, recipe)
+    hits = trial.look(np.ones(len(bank), dtype=bool), on_block=on_block) == bank.labels
     measured = float(hits.mean())
     log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
     logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, measured)
-    return Measurement(recipe, proposal, estimate, measured, len(bank), interval=interval(hits), passes=1.0)
+    return Measurement(
+        recipe,
+        proposal,
+        estimate,
+        measured,
+        len(bank),
+        interval=interval(hits),
+        passes=1.0,
+        seconds=trial.seconds,
+    )

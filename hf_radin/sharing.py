@@ -11,9 +11,9 @@ from typing import Any
 
 from hf_radin import foreign
 from hf_radin.access import asking_the_hub
-from hf_radin.card import escape, percent, shown
 from hf_radin.data import OBJECT
 from hf_radin.files import digest, write_folder
+from hf_radin.wording import escape, percent, shown
 
 COMMIT_MESSAGE = "Upload logits computed with hf_radin"
 PATTERNS = ("*.json", "*.npy", "logits/*.json", "logits/*.npy")

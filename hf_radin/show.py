@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hf_radin.processes import is_main_process
+from hf_radin.wording import clock, compared, images_left, show_metric, spending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +46,6 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 
 def table(soup: Soup) -> str:
     """What was found, as text."""
-    from hf_radin.card import compared, images_left, show_metric, spending
-
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
     titles = [f"{split} {name}" for split, name in columns]
@@ -93,7 +92,7 @@ def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> s
 
 def _part(soup: Soup) -> str:
     pilot = soup.about.get("pilot")
-    return f"a random {100 * pilot['share']:.3g} % of " if pilot else ""
+    return f"a random {100 * pilot['share']:.3g}% of " if pilot else ""
 
 
 def _parts(soup: Soup) -> Iterator[str]:
@@ -119,13 +118,13 @@ def estimate_table(job: Estimate) -> str:
     share = job.kept_bytes / job.pixel_bytes
     parts = {
         f"an image, measured on {probe.device} in {probe.dtype}, {probe.batch_size} in a forward pass": [
-            ("decode", f"{1 / probe.decode_seconds:,.0f} a second", _time(probe.decode_seconds)),
-            ("one model", f"{1 / probe.forward_seconds:,.0f} a second", _time(probe.forward_seconds)),
+            ("decode", f"{1 / probe.decode_seconds:,.0f} a second", clock(probe.decode_seconds)),
+            ("one model", f"{1 / probe.forward_seconds:,.0f} a second", clock(probe.forward_seconds)),
         ],
         f"time of {_count(job.processes, 'process')}, {decodes}": [
-            ("logits", f"{some}, {once}", _time(job.logits_seconds)),
-            ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", _time(job.soups_seconds)),
-            ("together", "", _time(job.logits_seconds + job.soups_seconds)),
+            ("logits", f"{some}, {once}", clock(job.logits_seconds)),
+            ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", clock(job.soups_seconds)),
+            ("together", "", clock(job.logits_seconds + job.soups_seconds)),
         ],
         "memory and disk": [
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
@@ -166,13 +165,6 @@ def _decoded(times: float) -> str:
 def _count(number: int, noun: str) -> str:
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{plural}"
-
-
-def _time(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{1000 * seconds:.2f} ms"
 
 
 def _bytes(count: float) -> str:

@@ -20,6 +20,7 @@ from hf_radin.bank import LogitBank
 from hf_radin.data import OBJECT
 from hf_radin.evaluate import trial_of
 from hf_radin.ingredients import Ingredients
+from hf_radin.kept import Spent, spent
 from hf_radin.logits import NOT_FINITE, compute_logits
 from hf_radin.partly import Partly
 from hf_radin.passes import as_computed
@@ -60,7 +61,7 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
         the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`, and how many
         of them are `leading`; the ids of those that were run on all images (`whole`); on how many images the others
         were run (`shown`), and the least `margin` by which the leading agree about the rest (None where nothing is
-        left); the `passes` that all these logits took.
+        left); the `passes` that all these logits took, the `seconds`, and on which `devices`.
     """
     _check(bank)
     if len(bank) < ENOUGH:
@@ -76,14 +77,15 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     request = {**bank.request, "split": bank.split}
     first = compute_logits(bank.ingredients.select(leading), **{**request, "pilot": Chosen()})
     _check_images(bank, first)
-    spent = len(bank.ingredients) * len(bank) / bank.samples + count
+    passes = len(bank.ingredients) * len(bank) / bank.samples + count
+    took = spent(bank.folder, bank.ingredients) + spent(first.folder, first.ingredients)
     about = {**bank.about["pilot"], "given": len(bank.ingredients), "leading": count}
     if count == len(bank.ingredients):
         found, margin = first, None
     else:
         others = bank.ingredients.select([name for name in bank.ingredients.ids if name not in leading])
-        found, margin, more = _with_others(bank, first, others, request)
-        spent += more
+        found, margin, more, longer = _with_others(bank, first, others, request)
+        passes, took = passes + more, took + longer
     remarks = tuple(dict.fromkeys((*bank.remarks, *found.remarks)))
     lost = [name for name in wanted if name not in found.ingredients.ids]
     if lost:
@@ -92,7 +94,8 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     if len(found.ingredients) < 2:
         raise ValueError(f"A soup needs two ingredients; {len(found.ingredients)} are left: {_told(remarks)}")
     whole, rest = (found.partly.whole, found.partly.rest) if found.partly else (found.ingredients.ids, ())
-    about |= {"whole": list(whole), "shown": found.samples - len(rest), "margin": margin, "passes": spent}
+    about |= {"whole": list(whole), "shown": found.samples - len(rest), "margin": margin, "passes": passes}
+    about |= {"seconds": took.seconds, "devices": sorted(took.devices)}
     return replace(found, remarks=remarks), about
 
 
@@ -132,8 +135,8 @@ def _check_images(bank: LogitBank, first: LogitBank) -> None:
 
 def _with_others(
     bank: LogitBank, first: LogitBank, others: Ingredients, request: dict[str, Any]
-) -> tuple[LogitBank, float | None, float]:
-    """The bank of all ingredients, of which the others see the telling images; the margin, and the passes."""
+) -> tuple[LogitBank, float | None, float, Spent]:
+    """The bank of all ingredients, of which the others see the telling images; the margin, and what it took."""
     if not len(first.ingredients):
         raise ValueError(f"The best of the ingredients can't be used: {_told(first.remarks)}")
     said, margins = on_main_process(lambda: agreed(first))
@@ -151,6 +154,7 @@ def _with_others(
     kept = bank.ingredients.select([name for name in bank.ingredients.ids if name in usable])
     remarks = [*first.remarks, *(told.remarks if told else ())]
     passes = len(others) * len(places) / first.samples
+    took = spent(told.folder, told.ingredients) if told else Spent(0.0)
     singles: dict[str, np.ndarray] = {}
     while True:
         parts = [(replace(bank, ingredients=kept).pruned(), bank.places), (_decided(said[rest], len(kept)), rest)]
@@ -164,10 +168,11 @@ def _with_others(
         found = replace(first, ingredients=kept, remarks=tuple(remarks), partly=partly)
         best = max(kept.ids, key=lambda name: _accuracy(found, name))
         if best in partly.whole or singles:
-            return found, least if len(rest) else None, passes
+            return found, least if len(rest) else None, passes, took
         # the best single model is the one to beat: of it nothing is assumed. One that is only estimated to be better
         # after that is one of several that were lucky on a sample
-        classes, passes = _on_all(found, best), passes + len(rest) / first.samples
+        classes, seconds = _on_all(found, best)
+        passes, took = passes + len(rest) / first.samples, took + Spent(seconds)
         if (classes < 0).any():
             remarks.append((best, NOT_FINITE))
             kept = kept.select([name for name in kept.ids if name != best])
@@ -186,14 +191,16 @@ def _accuracy(bank: LogitBank, name: str) -> float:
     return float(hits.mean()) if partly is None or name in partly.whole else partly.estimate(hits)[0]
 
 
-def _on_all(bank: LogitBank, name: str) -> np.ndarray:
-    """The classes that an ingredient predicts, on the rest of the images measured, `(samples,)`; -1 for none."""
+def _on_all(bank: LogitBank, name: str) -> tuple[np.ndarray, float]:
+    """The classes that an ingredient predicts, on the rest of the images measured, `(samples,)`, -1 for none; and the
+    seconds that took.
+    """
     assert bank.partly is not None
     rest = np.zeros(len(bank), dtype=bool)
     rest[bank.partly.rest] = True
     trial = trial_of(bank, Recipe.uniform([name]))
     with progress_bar(total=int(rest.sum()), desc="The best single model", unit="image") as bar:
-        return np.where(rest, trial.look(rest, on_block=bar.update), _alone(bank, name))
+        return np.where(rest, trial.look(rest, on_block=bar.update), _alone(bank, name)), trial.seconds
 
 
 def _told(remarks: Sequence[tuple[str, str]]) -> str:

@@ -33,12 +33,12 @@ def of_digits(folder: Path) -> hf_radin.Soup:
 
 def of_resnets(folder: Path) -> hf_radin.Soup:
     runs = budget.make_zoo(folder, "alike", seed=0)
-    return search(f"{runs}/ft-*", folder / "data", folder, pilot=0.1)
+    return search(f"{runs}/ft-*", folder / "fashion-mnist", folder, pilot=0.1)
 
 
 def of_vits(folder: Path) -> hf_radin.Soup:
     runs = budget.make_zoo(folder, "spread", seed=0)
-    return search(f"{runs}/ft-*", folder / "data", folder)
+    return search(f"{runs}/ft-*", folder / "fashion-mnist", folder)
 
 
 def search(models: str, data: Path, folder: Path, *, pilot: float | None = None) -> hf_radin.Soup:

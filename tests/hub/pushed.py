@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import hf_radin
-from hf_radin import access
+from hf_radin import access, card
 
 OLD = {
     "README.md": b"# A soup of last week",
@@ -36,4 +36,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def held(hub, repo_id: str) -> dict[str, bytes]:
-    return {name: bytes(data) for name, data in hub.files(repo_id).items() if name != ".gitattributes"}
+    """What a repository holds, with the card as it was before the push named the repository in it."""
+    files = {name: bytes(data) for name, data in hub.files(repo_id).items() if name != ".gitattributes"}
+    return files | {name: card.naming(files[name], card.PLACE) for name in files.keys() & {"README.md"}}

@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 
 import hf_radin
-from hf_radin import cli, commit
+from hf_radin import card, cli, commit
 from hf_radin import hub as pushing
 
 from .pushed import OLD, contents, folder, held, quick
@@ -66,7 +67,8 @@ def test_a_branch(hub, folder, capsys):
     HfApi().create_branch("org/soup", branch="next")
     assert cli.main(["push", str(folder), "org/soup", "--revision", "next", "--overwrite"]) == 0
     assert held(hub, "org/soup") == OLD
-    assert {name: bytes(hub.files("org/soup", "next")[name]) for name in contents(folder)} == contents(folder)
+    there = contents(folder) | {"README.md": card.naming((folder / "README.md").read_bytes(), "org/soup")}
+    assert {name: bytes(hub.files("org/soup", "next")[name]) for name in there} == there
     assert cli.main(["push", str(folder), "org/soup", "--revision", "nosuch"]) == 2
     assert "org/soup has no revision 'nosuch'" in capsys.readouterr().err
 
@@ -124,6 +126,16 @@ def test_a_target_that_will_be_made_is_not_made_before(hub):
 def test_an_id_without_a_namespace_is_ones_own(hub, folder):
     pushing.push_folder(folder, "soup", commit_message="words")
     assert held(hub, "tester/soup") == contents(folder)
+
+
+def test_the_card_says_what_to_load(hub, folder, tmp_path):
+    """The repository that it is in, wherever it was pushed to before."""
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert b'pipeline("image-classification", model="org/soup")' in hub.files("org/soup")["README.md"]
+    assert card.PLACE.encode() in (folder / "README.md").read_bytes()
+    there = snapshot_download("org/soup", local_dir=tmp_path / "there")
+    pushing.push_folder(Path(there), "soup", commit_message="words")
+    assert b'pipeline("image-classification", model="tester/soup")' in hub.files("tester/soup")["README.md"]
 
 
 def test_only_what_a_soup_is_made_of_is_uploaded(hub, folder):

@@ -303,7 +303,7 @@ def test_any_metric_of_evaluate_by_name(hub, bank):
     weights = [soup.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
     expected = f1_score(bank.labels, bank.predict(weights), average="macro")
     assert soup.results[0].metrics["f1"] == pytest.approx(expected)
-    assert f"{100 * expected:.2f} %" in show.table(soup)
+    assert f"{100 * expected:.2f}%" in show.table(soup)
 
 
 def test_streams_of_the_hub_are_what_datasets_streams(zoo):

@@ -46,7 +46,7 @@ def test_the_whole_road(runs, digits, cache, cwd, capsys):
     printed = capsys.readouterr().out
     for name in ("soup", "best single", "uniform", "ensemble"):
         for split in ("validation", "test"):
-            assert f"{100 * saved.accuracy(name, split):.2f} %" in printed
+            assert f"{100 * saved.accuracy(name, split):.2f}%" in printed
     assert (
         f"Spent in all: 5 passes over validation for logits, {saved.about['passes']['soups']:.3g} for soups" in printed
     )

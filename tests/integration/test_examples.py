@@ -98,7 +98,7 @@ def test_the_demo_cooks_a_soup_of_real_checkpoints(tmp_path):
     recipe = json.loads((tmp_path / "demo" / "soup" / "recipe.json").read_text())
     for one in recipe["results"]:
         assert one["metrics"]["accuracy"] > 0.85  # ten classes: the models were really trained
-        assert f"{100 * one['metrics']['accuracy']:.2f} %" in run.stdout
+        assert f"{100 * one['metrics']['accuracy']:.2f}%" in run.stdout
 
 
 def test_the_python_api_of_the_readme(runs, digits, tmp_path):

@@ -145,6 +145,10 @@ def test_a_list_of_ingredients_that_is_none_is_refused(folder, change):
         lambda record: record["labels"].reverse(),
         lambda record: record.update(order=[0] * 10),
         lambda record: record.update(finite="no"),
+        lambda record: record.update(seconds=-1),
+        lambda record: record.update(seconds=float("nan")),
+        lambda record: record.update(seconds="1"),
+        lambda record: record.update(device=["CPU"]),
         lambda record: record.pop("revision"),
     ],
 )

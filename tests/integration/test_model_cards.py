@@ -15,7 +15,7 @@ NAMES = ("digits", "fashion-mnist-resnets", "fashion-mnist-vits")
 # Lines of a table: how many there are depends on how many soups were worth measuring.
 ROW = re.compile(r"^\|")
 # What another processor or another day may round or spend otherwise.
-NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
+NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e-\d+)?( m?s\b)?")
 
 
 def frame(text: str) -> list[str]:
@@ -29,7 +29,7 @@ def frame(text: str) -> list[str]:
 
 def accuracies(text: str) -> dict[str, float]:
     """Of each row of the table of results the accuracy, by its name and split."""
-    rows = re.findall(r"^\| ([\w ()]+) \| (\w+) \| \d+ \| (\d+\.\d+) % \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| ([\w ()]+) \| (\w+) \| [\d,]+ \| (\d+\.\d+)% \|", text, re.MULTILINE)
     return {f"{name}, {split}": float(value) for name, split, value in rows}
 
 

@@ -174,12 +174,15 @@ def test_the_card_says_what_was_not_computed(pilot, tmp_path, lenient):
     text = " ".join((tmp_path / "soup" / "README.md").read_text().split())
     shown = soup.about["pilot"]["shown"]
     whole = len(soup.about["pilot"]["whole"])
-    assert f"Each checkpoint was run on a random 25 % of these images first, and {whole} of 5 then on all" in text
+    assert (
+        f"Each checkpoint was run on a random 25% of the 600 images of validation first, and {whole} of 5 then on all"
+        in text
+    )
     assert f"The rest of the checkpoints saw {shown} images. On the remaining {600 - shown} the best 2 agree" in text
     assert f"the figures on test took {len(soup.about['pilot']['whole'])} over it" in text
     assert f"{whole} of 5 ingredients were run on all 600 images: what the others" in show.table(soup)
     hf_radin.radin(pilot, budget=0).save_pretrained(tmp_path / "estimated")
-    assert "These images are a random 25 % of the split" in (tmp_path / "estimated" / "README.md").read_text()
+    assert "The images that chose are a random 25% of the split" in (tmp_path / "estimated" / "README.md").read_text()
 
 
 def test_one_that_was_opened_goes_on(bank, digits, tmp_path):
@@ -333,4 +336,4 @@ def test_what_a_folder_was_last_for_stays(bank, digits, tmp_path, lenient):
 def test_where_all_saw_all_images_the_card_says_so(pilot, tmp_path):
     hf_radin.radin(pilot, budget=1).save_pretrained(tmp_path / "soup")
     text = " ".join((tmp_path / "soup" / "README.md").read_text().split())
-    assert "Each checkpoint was run on a random 25 % of these images first, and then on all." in text
+    assert "Each checkpoint was run on a random 25% of the 600 images of validation first, and then on all." in text
