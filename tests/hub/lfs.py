@@ -20,7 +20,10 @@ STORAGE = rf"/storage/(?P<type>[^/]+)/(?P<place>[^/]+/[^/]+)/lfs/{OID}"
 def batch(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     hub.require_write(call)
     asked = call.json()
-    transfer = "multipart" if hub.part_size and "multipart" in asked.get("transfers", ()) else "basic"
+    offered = asked.get("transfers", ())
+    if hub.xet and "xet" in offered:
+        return json_reply({"transfer": "xet", "objects": asked["objects"]})
+    transfer = "multipart" if hub.part_size and "multipart" in offered else "basic"
     answers = []
     for one in asked["objects"]:
         oid, size = one["oid"], one["size"]

@@ -1,6 +1,6 @@
 """A Hugging Face Hub on the loopback interface, in memory: what the client libraries ask of one, and no more.
 
-It has Xet only on demand: without, uploads need HF_HUB_DISABLE_XET=1, which `environ` sets.
+It has Xet only on demand (xet=True): without, uploads need HF_HUB_DISABLE_XET=1, which `environ` sets.
 """
 
 import base64
@@ -31,6 +31,7 @@ from .store import (
     tree_entries,
 )
 from .wire import Call, Faults, Reply, Request, Server, json_reply
+from .xet import Storage
 
 LISTED = ("id", "createdAt", "private", "gated", "tags", "pipeline_tag", "library_name", "downloads", "likes")
 
@@ -41,7 +42,7 @@ class LoopbackHub:
     # Well formed and worthless; put together here so that no scanner takes it for a leaked secret.
     token = "hf_" + "loopback" * 4 + "OK"
 
-    def __init__(self, *, page_size: int = 1000, part_size: int | None = None) -> None:
+    def __init__(self, *, page_size: int = 1000, part_size: int | None = None, xet: bool = False) -> None:
         """Large files of more than `part_size` bytes are asked for in parts of that size."""
         self.page_size = page_size
         self.part_size = part_size
@@ -52,17 +53,21 @@ class LoopbackHub:
         self._lock = threading.RLock()
         self._breaking: list[tuple[str, int]] = []
         self.faults = Faults()
+        self._has_xet = xet
 
     def start(self) -> "LoopbackHub":
         self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests, self.faults)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # stop() waits for one poll: the default of half a second would be felt in every test.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self.xet = Storage(self) if self._has_xet else None
         return self
 
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        if self.xet:
+            self.xet.stop()
 
     __enter__ = start
 
@@ -75,7 +80,7 @@ class LoopbackHub:
         settings = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self._has_xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
