@@ -59,7 +59,9 @@ def put_part(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str, nu
 @route("POST", rf"{STORAGE}/complete")
 def complete(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str) -> Reply:
     repo, asked = hub.repos[type, place], call.json()
-    parts = repo.parts.get(oid, {})
+    if oid not in repo.parts:
+        raise HubError(404, f"No upload of {oid} has begun, or it is complete")
+    parts = repo.parts[oid]
     received = [{"partNumber": number, "etag": etag(part)} for number, part in sorted(parts.items())]
     if asked != {"oid": oid, "parts": received}:
         raise HubError(400, f"The parts received of {oid} are not those of the completion, or in another order")

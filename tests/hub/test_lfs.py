@@ -1,10 +1,17 @@
 """Large files are uploaded in parts, and what the Hub keeps is what was announced."""
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, get_session, lfs
 from huggingface_hub.errors import HfHubHTTPError
 
+from hf_radin import hub as pushing
+
+from .pushed import contents, folder, held, quick
 from .wire import Fault
+
+__all__ = ["folder", "quick"]  # fixtures
 
 WEIGHTS = bytes(range(256)) * 10
 
@@ -33,8 +40,7 @@ def test_what_is_larger_than_a_part_comes_in_parts(parts):
     assert len(parts.asked("POST", "/complete")) == 1
 
 
-def test_a_part_that_is_lost_is_sent_again(parts, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+def test_a_part_that_is_lost_is_sent_again(parts):
     parts.faults += [Fault("PUT", "/2", 503), Fault("PUT", "/3", None, halfway=True), Fault("POST", "/complete", 503)]
     HfApi().upload_file(path_or_fileobj=WEIGHTS, path_in_repo="model.safetensors", repo_id="org/soup")
     assert parts.files("org/soup") == {"model.safetensors": WEIGHTS}
@@ -83,3 +89,27 @@ def test_a_part_of_what_was_not_announced_is_refused(parts):
     _, upload = announced(WEIGHTS)
     url = upload["header"]["00001"].replace("/lfs/", f"/lfs/{'0' * 64}/").rsplit("/", 2)
     assert get_session().put(f"{url[0]}/1", content=b"").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (Fault("PUT", "/2", None), None),
+        (Fault("PUT", "/2", None, answered=True), None),
+        (Fault("PUT", "/2", 403), "403"),
+        (Fault("POST", "/complete", None), None),
+        (Fault("POST", "/complete", None, answered=True), "404"),  # there is no such upload any more
+        (Fault("POST", "/complete", 403), "403"),
+    ],
+    ids=lambda value: f"{value.method} {value.status} {value.answered}" if isinstance(value, Fault) else str(value),
+)
+def test_a_push_in_parts_happens_whole_or_not_at_all(hub, folder, fault, told):
+    hub.part_size = (folder / "model.safetensors").stat().st_size // 3
+    hub.faults.append(replace(fault))
+    if told:
+        with pytest.raises(ValueError, match=rf"^org/soup: .*{told}"):
+            pushing.push_folder(folder, "org/soup", commit_message="words")
+        assert held(hub, "org/soup") == {}
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert held(hub, "org/soup") == contents(folder) and len(hub.commits("org/soup")) == 2
+    assert not hub.faults and len(hub.asked("PUT")) >= 4

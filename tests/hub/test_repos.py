@@ -1,7 +1,7 @@
 """Repositories are renamed with all that they hold."""
 
 import pytest
-from huggingface_hub import HfApi, get_collection, hf_hub_download, model_info
+from huggingface_hub import HfApi, get_collection, get_session, hf_hub_download, model_info
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 
@@ -32,6 +32,7 @@ def test_an_old_name_does_not_tell_of_what_is_private(hub):
     HfApi().move_repo("org/soup", "org/secret")
     with pytest.raises(RepositoryNotFoundError):
         model_info("org/soup", token=False)
+    assert not get_session().get(f"{hub.url}/api/models/org/soup", follow_redirects=False).has_redirect_location
 
 
 @pytest.mark.parametrize(
