@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, lfs
 from huggingface_hub.utils._xet import abort_xet_session
 
-from hf_radin import cli
+from hf_radin import access, cli, commit
 from hf_radin import hub as pushing
 
 from .pushed import OLD, contents, folder, held, quick
@@ -213,3 +213,26 @@ def test_an_answer_of_xet_that_is_none_is_told_in_a_line(xet_hub, folder):
         with pytest.raises(ValueError, match=r"^org/soup: Xet fails: Internal error: .*HF_HUB_DISABLE_XET=1"):
             pushing.push_folder(folder, "org/soup", commit_message="words")
         assert held(xet_hub, "org/soup") == {}
+
+
+def test_a_file_that_is_gone_when_xet_reads_it_is_told_in_a_line(xet_hub, folder, monkeypatch):
+    create_commit = HfApi.create_commit
+
+    def late(*args, **options):
+        (folder / "model.safetensors").unlink()
+        return create_commit(*args, **options)
+
+    monkeypatch.setattr(commit, "SMALL", 0)  # all files are read when they are sent
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    with pytest.raises(ValueError, match=r"^org/soup: Xet fails: I/O error: .*No such file"):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert held(xet_hub, "org/soup") == {}
+
+
+def test_errors_of_its_own_are_of_xet_and_bugs_are_not():
+    hf_xet = pytest.importorskip("hf_xet")
+    with pytest.raises(ValueError, match="org/soup: Xet fails: expired") as told, access.asking_the_hub("org/soup"):
+        raise hf_xet.XetAuthenticationError("expired")
+    assert not access.is_passing(told.value)
+    with pytest.raises(RuntimeError, match="a bug"), access.asking_the_hub("org/soup"):
+        raise RuntimeError("a bug")
