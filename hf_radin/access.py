@@ -64,11 +64,12 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
-    except RuntimeError as error:  # the client's, around what happened to a file
-        if error.__cause__ is None:
-            raise
-        raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
     except Exception as error:
+        if _is_of_xet(error):
+            way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
+            raise ValueError(f"{what}: Xet fails: {_first_line(error)}. {way_out}") from error
+        if isinstance(error, RuntimeError) and error.__cause__:  # the client's, around what happened to a file
+            raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
         if type(error).__module__.partition(".")[0].startswith("httpx"):  # the client's own; its name changes
             asked = f"{missing}, and" if missing else f"{what}:"
             raise ValueError(f"{asked} the Hub can't be reached: {_first_line(error)}") from error
@@ -86,7 +87,19 @@ def is_passing(error: ValueError) -> bool:
     cause = error.__cause__
     if isinstance(cause, HfHubHTTPError):
         return _status(cause) in _PASSING
+    if cause and _is_of_xet(cause):  # which has tried again for minutes already
+        return False
     return isinstance(cause, OSError) or type(cause).__module__.partition(".")[0].startswith("httpx")
+
+
+# What the messages of hf_xet begin with.
+_XET = re.compile(r"(Network|Server|Internal|I/O) error: |Rate limited: ")
+
+
+def _is_of_xet(error: BaseException) -> bool:
+    """Whether hf_xet raised it: most of its errors are builtin ones, those of the others are their own."""
+    builtin = type(error) in (OSError, RuntimeError) and _XET.match(str(error))
+    return type(error) is ConnectionError or type(error).__module__ == "hf_xet" or bool(builtin)
 
 
 def _status(error: Any) -> int | None:

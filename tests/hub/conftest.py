@@ -1,9 +1,11 @@
 """The `hub` fixture: a fresh loopback Hub, and the client libraries of this process pointed at it."""
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,8 @@ COPIED = {
 LIBRARIES = ("huggingface_hub", "transformers", "datasets", "evaluate")
 # Where the libraries import code from that they downloaded: a second Hub's code must not be shadowed by the first's.
 DOWNLOADED = ("evaluate_modules", "datasets_modules", "transformers_modules")
+# hf_xet would wait 3, 9, 27 and 81 seconds for what fails in passing.
+QUICK = {"HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
 
 
 def _loaded(libraries: tuple[str, ...]) -> list[str]:
@@ -54,6 +58,7 @@ def reread_environment() -> None:
     if "huggingface_hub" in sys.modules:
         hub = sys.modules["huggingface_hub"]
         hub.close_session()
+        sys.modules["huggingface_hub.utils._xet"].abort_xet_session()
         hub.HfFileSystem.clear_instance_cache()
         _set_copies("HF_MODULES_CACHE", os.path.join(hub.constants.HF_HOME, "modules"))
         _set_endpoint_of_shared_clients()
@@ -64,14 +69,11 @@ def reread_environment() -> None:
         del sys.modules[name]
 
 
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
-    """A fresh Hub, the only one this process knows, with fresh caches; logged in as "tester", member of "org".
-
-    For a process of its own use `hub.environ(folder)`; what a test starts inherits this Hub in any case.
-    """
-    with LoopbackHub() as server, pytest.MonkeyPatch.context() as patch:
-        environ = server.environ(tmp_path_factory.mktemp("hf-home"))
+@contextlib.contextmanager
+def only(server: LoopbackHub, home: Path, **settings: str) -> Iterator[LoopbackHub]:
+    """The one Hub that this process knows, with all caches in `home`, and with more settings of the environment."""
+    with server, pytest.MonkeyPatch.context() as patch:
+        environ = server.environ(home) | settings
         for name in os.environ.keys() - environ.keys():
             patch.delenv(name)
         for name, value in environ.items():
@@ -81,3 +83,22 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
         yield server
         patch.undo()
         reread_environment()
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """A fresh Hub, the only one this process knows, with fresh caches; logged in as "tester", member of "org".
+
+    For a process of its own use `hub.environ(folder)`; what a test starts inherits this Hub in any case.
+    """
+    with only(LoopbackHub(), tmp_path_factory.mktemp("hf-home")) as server:
+        yield server
+
+
+@pytest.fixture
+def xet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """A fresh Hub as above, to which large files go by Xet; the client's pauses between its tries are short."""
+    pytest.importorskip("hf_xet")
+    pytest.importorskip("lz4.frame")
+    with only(LoopbackHub(xet=True), tmp_path_factory.mktemp("hf-home"), **QUICK) as server:
+        yield server

@@ -1,23 +1,25 @@
 """A Hugging Face Hub on the loopback interface, in memory: what the client libraries ask of one, and no more.
 
-It has no Xet (uploads need HF_HUB_DISABLE_XET=1, which `environ` sets), no multipart uploads and no discussions.
+It has Xet only on demand (xet=True): without, uploads need HF_HUB_DISABLE_XET=1, which `environ` sets.
 """
 
 import base64
-import hashlib
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode
 
+from . import discussions, lfs, repos  # noqa: F401 (they register what they answer)
+from .routes import API, KIND, REV, ROUTES, WEB, route
 from .store import (
     NAMESPACES,
     USER,
     Commit,
     HubError,
+    PullRequest,
     Repo,
     apply_operations,
     describe,
@@ -29,22 +31,9 @@ from .store import (
     tree_entries,
 )
 from .wire import Call, Faults, Reply, Request, Server, json_reply
+from .xet import Storage
 
-KIND = r"(?P<kind>models|datasets|spaces)"
-API = rf"/api/{KIND}/(?P<id>[^/]+/[^/]+)"
-WEB = r"/(?P<kind>datasets/|spaces/)?(?P<id>[^/]+/[^/]+?)"
-REV = r"(?P<rev>[^/]+)"
 LISTED = ("id", "createdAt", "private", "gated", "tags", "pipeline_tag", "library_name", "downloads", "likes")
-
-ROUTES: list[tuple[list[str], re.Pattern[str], Callable[..., Reply]]] = []
-
-
-def route(methods: str, pattern: str) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
-    def register(answer: Callable[..., Reply]) -> Callable[..., Reply]:
-        ROUTES.append((methods.split(), re.compile(pattern), answer))
-        return answer
-
-    return register
 
 
 class LoopbackHub:
@@ -53,25 +42,32 @@ class LoopbackHub:
     # Well formed and worthless; put together here so that no scanner takes it for a leaked secret.
     token = "hf_" + "loopback" * 4 + "OK"
 
-    def __init__(self, *, page_size: int = 1000) -> None:
+    def __init__(self, *, page_size: int = 1000, part_size: int | None = None, xet: bool = False) -> None:
+        """Large files of more than `part_size` bytes are asked for in parts of that size."""
         self.page_size = page_size
+        self.part_size = part_size
         self.requests: list[Request] = []
-        self._repos: dict[tuple[str, str], Repo] = {}
-        self._collections: dict[str, list[tuple[str, str]]] = {}
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.moved: dict[tuple[str, str], Repo] = {}  # by the names that they had
+        self.collections: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.RLock()
         self._breaking: list[tuple[str, int]] = []
         self.faults = Faults()
+        self._has_xet = xet
 
     def start(self) -> "LoopbackHub":
         self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests, self.faults)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # stop() waits for one poll: the default of half a second would be felt in every test.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self.xet = Storage(self) if self._has_xet else None
         return self
 
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        if self.xet:
+            self.xet.stop()
 
     __enter__ = start
 
@@ -84,7 +80,7 @@ class LoopbackHub:
         settings = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self._has_xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -108,16 +104,16 @@ class LoopbackHub:
 
         The files of a gated one stay closed to everybody until `grant`.
         """
-        if (repo_type, repo_id) in self._repos:
+        if (repo_type, repo_id) in self.repos:
             raise ValueError(f"{repo_type} {repo_id} exists; use add_commit")
-        repo = self._repos[repo_type, repo_id] = Repo(repo_id, repo_type, private, "auto" if gated is True else gated)
+        repo = self.repos[repo_type, repo_id] = Repo(repo_id, repo_type, private, "auto" if gated is True else gated)
         return repo.commit("refs/heads/main", make_blobs(files), "initial commit").sha
 
     def add_commit(
         self, repo_id: str, files: Mapping[str, bytes | None], repo_type: str = "model", *, revision: str = "main"
     ) -> str:
         """Commit behind the clients' back and return the sha; None deletes a file."""
-        repo = self._repos[repo_type, repo_id]
+        repo = self.repos[repo_type, repo_id]
         before = repo.resolve(revision)
         kept = {path: blob for path, blob in before.files.items() if path not in files}
         new = make_blobs({path: data for path, data in files.items() if data is not None})
@@ -125,19 +121,19 @@ class LoopbackHub:
 
     def add_collection(self, slug: str, items: list[tuple[str, str]]) -> None:
         """A public collection of what is there, as pairs of type ("model", "dataset", "paper", ...) and id."""
-        self._collections[slug] = items
+        self.collections[slug] = items
 
     def grant(self, repo_id: str, repo_type: str = "model") -> None:
         """Let the holder of the token read a gated repository."""
-        self._repos[repo_type, repo_id].granted = True
+        self.repos[repo_type, repo_id].granted = True
 
     def files(self, repo_id: str, revision: str | None = None, repo_type: str = "model") -> dict[str, bytes]:
-        commit = self._repos[repo_type, repo_id].resolve(revision or "main")
+        commit = self.repos[repo_type, repo_id].resolve(revision or "main")
         return {path: blob.data for path, blob in commit.files.items()}
 
     def commits(self, repo_id: str, revision: str | None = None, repo_type: str = "model") -> list[Commit]:
         """Newest first. What a client created starts with an "initial commit" of a .gitattributes, as on the Hub."""
-        return list(self._repos[repo_type, repo_id].log(revision or "main"))
+        return list(self.repos[repo_type, repo_id].log(revision or "main"))
 
     def asked(self, method: str, fragment: str = "") -> list[Request]:
         """The lines of the access log with this method and this text in the path."""
@@ -173,29 +169,38 @@ class LoopbackHub:
                 if "kind" in arguments:
                     arguments["kind"] = (arguments["kind"] or "models").strip("/").removesuffix("s")
                 if "id" in arguments:
-                    arguments["repo"] = self._visible(arguments.pop("kind"), arguments.pop("id"), call.user)
+                    arguments["repo"] = self._find(call, arguments.pop("kind"), arguments.pop("id"))
                 return answer(self, call, **arguments)
         raise HubError(404, f"The loopback Hub has no {call.method} {call.path}")
 
-    def _visible(self, repo_type: str, repo_id: str, user: str | None) -> Repo:
-        repo = self._repos.get((repo_type, repo_id))
+    def _find(self, call: Call, repo_type: str, repo_id: str) -> Repo:
+        moved = self.moved.get((repo_type, repo_id))
+        if moved and (repo_type, repo_id) not in self.repos and moved.visible_to(call.user):
+            path = call.path.replace(repo_id, moved.id, 1) + (
+                f"?{urlencode(call.query, doseq=True)}" if call.query else ""
+            )
+            raise HubError(307, f"{repo_id} is {moved.id} now", Location=path)
+        return self.visible(repo_type, repo_id, call.user)
+
+    def visible(self, repo_type: str, repo_id: str, user: str | None) -> Repo:
+        repo = self.repos.get((repo_type, repo_id))
         if repo is None or not repo.visible_to(user):
             raise HubError(404, "Repository not found", "RepoNotFound")
         return repo
 
-    def _require_write(self, call: Call, namespace: str | None = None) -> None:
+    def require_write(self, call: Call, namespace: str | None = None) -> None:
         """A token, and the right to the namespace unless it is None: anybody may open a pull request."""
         if call.user is None:
             raise HubError(401, "Invalid username or password.")
         if namespace is not None and namespace not in NAMESPACES:
             raise HubError(403, f"You don't have the rights to write under the namespace {namespace}")
 
-    def _require_access(self, call: Call, repo: Repo) -> None:
+    def require_access(self, call: Call, repo: Repo) -> None:
         if repo.gated and not (call.user and repo.granted):
             message = f"Access to {repo.type} {repo.id} is restricted and you are not in the authorized list."
             raise HubError(403 if call.user else 401, message, "GatedRepo")
 
-    def _page(self, call: Call, items: list[Any]) -> Reply:
+    def page(self, call: Call, items: list[Any]) -> Reply:
         start = int(call.option("cursor") or 0)
         end = start + min(int(call.option("limit") or self.page_size), self.page_size)
         following = urlencode({**call.query, "cursor": [str(end)]}, doseq=True)
@@ -204,7 +209,7 @@ class LoopbackHub:
 
     @route("GET", "/api/whoami-v2")
     def _whoami(self, call: Call) -> Reply:
-        self._require_write(call)
+        self.require_write(call)
         orgs = [{"type": "org", "name": name, "roleInOrg": "admin"} for name in NAMESPACES if name != USER]
         access = {"type": "access_token", "accessToken": {"displayName": "loopback", "role": "write"}}
         return json_reply({"type": "user", "name": USER, "fullname": USER, "orgs": orgs, "auth": access})
@@ -221,22 +226,22 @@ class LoopbackHub:
     def _list(self, call: Call, kind: str) -> Reply:
         author, search = call.option("author"), (call.option("search") or "").lower()
         wanted = {*call.query.get("filter", ()), *call.query.get("pipeline_tag", ())}
-        repos = [repo for repo in self._repos.values() if repo.type == kind and repo.visible_to(call.user)]
-        repos = [repo for repo in repos if author in (None, repo.namespace) and search in repo.id.lower()]
-        found = [info for repo in repos if wanted <= {*(info := describe(repo, repo.resolve("main")))["tags"]}]
+        seen = [repo for repo in self.repos.values() if repo.type == kind and repo.visible_to(call.user)]
+        seen = [repo for repo in seen if author in (None, repo.namespace) and search in repo.id.lower()]
+        found = [info for repo in seen if wanted <= {*(info := describe(repo, repo.resolve("main")))["tags"]}]
         if not call.flag("full"):
             extra = [name for name in ("cardData", "config") if call.flag(name)]
             fields = {"id", *call.query.get("expand", [*LISTED, *extra])}
             found = [{name: info[name] for name in info.keys() & fields} for info in found]
-        return self._page(call, found)
+        return self.page(call, found)
 
     @route("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)")
     def _collection(self, call: Call, slug: str) -> Reply:
         """Without the repositories that the caller may not see, or that were deleted."""
-        if slug not in self._collections:
+        if slug not in self.collections:
             raise HubError(404, f"Collection not found: {slug}")
-        seen = {place for place, repo in self._repos.items() if repo.visible_to(call.user)}
-        items = [item for item in self._collections[slug] if item in seen or item[0] in ("paper", "collection")]
+        seen = {place for place, repo in self.repos.items() if repo.visible_to(call.user)}
+        items = [item for item in self.collections[slug] if item in seen or item[0] in ("paper", "collection")]
         return json_reply(describe_collection(slug, items))
 
     @route("GET", rf"{API}(?:/revision/{REV})?")
@@ -256,7 +261,7 @@ class LoopbackHub:
             raise HubError(404, f"{folder} does not exist on {rev}", "EntryNotFound", X_Repo_Commit=commit.sha)
         if not call.flag("recursive"):
             below = [entry for entry in below if "/" not in entry["path"][len(prefix) :]]
-        return self._page(call, below)
+        return self.page(call, below)
 
     @route("POST", rf"{API}/paths-info/{REV}")
     def _paths_info(self, call: Call, repo: Repo, rev: str) -> Reply:
@@ -267,7 +272,7 @@ class LoopbackHub:
     @route("GET", rf"{API}/commits/{REV}")
     def _commits(self, call: Call, repo: Repo, rev: str) -> Reply:
         facts = [(c.sha, c.title, c.description, timestamp(c.date), [{"user": USER}]) for c in repo.log(rev)]
-        return self._page(
+        return self.page(
             call, [dict(zip(("id", "title", "message", "date", "authors"), c, strict=True)) for c in facts]
         )
 
@@ -283,7 +288,7 @@ class LoopbackHub:
     @route("POST", rf"{API}/(?P<what>branch|tag)/{REV}")
     def _create_ref(self, call: Call, repo: Repo, what: str, rev: str) -> Reply:
         """A branch's name is in the URL and its start in the body; with a tag it is the other way round."""
-        self._require_write(call, repo.namespace)
+        self.require_write(call, repo.namespace)
         body = call.json() if call.body else {}
         name, start = (rev, body.get("startingPoint", "main")) if what == "branch" else (body["tag"], rev)
         ref = f"refs/{'heads' if what == 'branch' else 'tags'}/{name}"
@@ -292,88 +297,21 @@ class LoopbackHub:
         repo.refs[ref] = repo.resolve(start).sha
         return json_reply({})
 
-    @route("GET", rf"{API}/auth-check(?P<write>/write)?")
-    def _auth_check(self, call: Call, repo: Repo, write: str | None) -> Reply:
-        self._require_access(call, repo)
-        if write:
-            self._require_write(call, repo.namespace)
-        return json_reply({})
-
-    @route("PUT", rf"{API}/settings")
-    def _settings(self, call: Call, repo: Repo) -> Reply:
-        self._require_write(call, repo.namespace)
-        changes = call.json()
-        repo.gated = changes.get("gated", repo.gated)
-        repo.private = changes.get("visibility", "private" if repo.private else "public") == "private"
-        return json_reply({})
-
-    @route("POST", "/api/repos/create")
-    def _create(self, call: Call) -> Reply:
-        body = call.json()
-        repo_type, repo_id = body.get("type") or "model", f"{body.get('organization') or USER}/{body['name']}"
-        self._require_write(call, repo_id.split("/")[0])
-        exists = (repo_type, repo_id) in self._repos
-        if not exists:
-            self.add_repo(repo_id, {".gitattributes": b""}, repo_type, private=body.get("visibility") == "private")
-        # The client reads the url of the 409 as well, when asked with exist_ok.
-        answer = {"name": repo_id, "url": self.url + self._repos[repo_type, repo_id].web_path}
-        return json_reply({**answer, "error": f"{repo_id} exists"}, 409) if exists else json_reply(answer)
-
-    @route("DELETE", "/api/repos/delete")
-    def _delete(self, call: Call) -> Reply:
-        body = call.json()
-        repo_type, repo_id = body.get("type") or "model", f"{body.get('organization') or USER}/{body['name']}"
-        self._require_write(call, self._visible(repo_type, repo_id, call.user).namespace)
-        del self._repos[repo_type, repo_id]
-        return json_reply({})
-
     @route("POST", rf"{API}/preupload/{REV}")
     def _preupload(self, call: Call, repo: Repo, rev: str) -> Reply:
-        self._require_write(call, None if call.flag("create_pr") else repo.namespace)
+        self.require_write(call, None if call.flag("create_pr") else repo.namespace)
         present, answers = repo.resolve(rev).files, []
         for file in call.json()["files"]:
-            path, lfs = file["path"], is_lfs(file["path"], file["size"], base64.b64decode(file["sample"]))
+            path, sample = file["path"], base64.b64decode(file["sample"])
+            mode = "lfs" if is_lfs(path, file["size"], sample) else "regular"
             oid = present[path].etag if path in present else None
-            answers.append(
-                {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
-            )
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return json_reply({"files": answers})
-
-    @route("POST", rf"{WEB}\.git/info/lfs/objects/batch")
-    def _lfs_batch(self, call: Call, repo: Repo) -> Reply:
-        self._require_write(call)
-        answers = []
-        for asked in call.json()["objects"]:
-            oid, verify = asked["oid"], f"{self.url}/api/{repo.type}s/{repo.id}/lfs/{asked['oid']}/verify"
-            upload = f"{self.url}/storage/{repo.type}/{repo.id}/lfs/{oid}"
-            actions = {"actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
-            if oid not in repo.objects:
-                repo.announced[oid] = asked["size"]
-            answers.append({**asked, **({} if oid in repo.objects else actions)})
-        return json_reply({"transfer": "basic", "objects": answers})
-
-    @route("PUT", r"/storage/(?P<type>[^/]+)/(?P<place>[^/]+/[^/]+)/lfs/(?P<oid>[0-9a-f]{64})")
-    def _lfs_put(self, call: Call, type: str, place: str, oid: str) -> Reply:
-        """Clients send no token here: having the batch's URL is the permission, for just the object it announced.
-
-        So this is no route of a repository, which for a private one would want a token.
-        """
-        repo = self._repos[type, place]
-        if repo.announced.get(oid) != len(call.body) or hashlib.sha256(call.body).hexdigest() != oid:
-            raise HubError(400, f"The {len(call.body)} bytes received are not the object announced as {oid}")
-        repo.objects[oid] = call.body
-        return Reply()
-
-    @route("POST", rf"{API}/lfs/(?P<oid>[0-9a-f]{{64}})/verify")
-    def _lfs_verify(self, call: Call, repo: Repo, oid: str) -> Reply:
-        if oid not in repo.objects or call.json() != {"oid": oid, "size": len(repo.objects[oid])}:
-            raise HubError(404, f"LFS object {oid} was not received whole")
-        return json_reply({})
 
     @route("POST", rf"{API}/commit/{REV}")
     def _commit(self, call: Call, repo: Repo, rev: str) -> Reply:
         pull_request = call.flag("create_pr")
-        self._require_write(call, None if pull_request else repo.namespace)
+        self.require_write(call, None if pull_request else repo.namespace)
         header, *operations = [json.loads(line) for line in call.body.splitlines() if line.strip()]
         header = header["value"]
         base, expected = repo.resolve(rev), header.get("parentCommit") or ""
@@ -381,10 +319,12 @@ class LoopbackHub:
             base = repo.resolve(expected)
         elif not base.sha.startswith(expected):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
-        number = sum(name.startswith("refs/pr/") for name in repo.refs) + 1
-        ref = f"refs/pr/{number}" if pull_request else repo.branch(rev)
+        number, branch = len(repo.pull_requests) + 1, repo.branch(rev)
+        ref = f"refs/pr/{number}" if pull_request else branch
         files = apply_operations(repo, base.files, operations)
         commit = repo.commit(ref, files, header["summary"], header.get("description", ""), base.sha)
+        if pull_request:
+            repo.pull_requests[number] = PullRequest(number, branch, commit.title, commit.description, commit.date)
         page = self.url + repo.web_path
         answer = {"success": True, "commitOid": commit.sha, "commitUrl": f"{page}/commit/{commit.sha}"}
         return json_reply(answer | ({"pullRequestUrl": f"{page}/discussions/{number}"} if pull_request else {}))
@@ -392,7 +332,7 @@ class LoopbackHub:
     @route("GET HEAD", rf"{WEB}/resolve/{REV}/(?P<path>.+)")
     def _resolve(self, call: Call, repo: Repo, rev: str, path: str) -> Reply:
         commit = repo.resolve(rev)
-        self._require_access(call, repo)
+        self.require_access(call, repo)
         blob = commit.files.get(path)
         if blob is None:
             raise HubError(404, f"Entry not found: {path}", "EntryNotFound", X_Repo_Commit=commit.sha)

@@ -59,6 +59,27 @@ class Commit:
 
 
 @dataclass
+class PullRequest:
+    """What became of it are pairs of a date and a status; `merged` is the commit of that."""
+
+    number: int
+    base: str
+    title: str
+    text: str
+    date: datetime
+    changes: list[tuple[datetime, str]] = field(default_factory=list)
+    merged: str | None = None
+
+    @property
+    def ref(self) -> str:
+        return f"refs/pr/{self.number}"
+
+    @property
+    def status(self) -> str:
+        return self.changes[-1][1] if self.changes else "open"
+
+
+@dataclass
 class Repo:
     id: str
     type: str
@@ -68,7 +89,9 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)  # refs/heads/main, refs/tags/v1, refs/pr/1: the commit
     announced: dict[str, int] = field(default_factory=dict)  # LFS uploads to come: sha256, size
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)  # of uploads to come, by sha256 and number
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS objects by sha256
+    pull_requests: dict[int, PullRequest] = field(default_factory=dict)
 
     @property
     def namespace(self) -> str:
