@@ -82,7 +82,12 @@ def _passes(axes: Axes, fields: dict[str, Any]) -> bool:
         best.append(max(best[-1], 100 * one["measured"]) if not one["dropped"] else best[-1])
     axes.step(spent, best, where="post", color=BLUE, linewidth=2)
     axes.axhline(best[0], color=GREY, linestyle="--", linewidth=1)
-    end = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "fontsize": 11}
+    end: dict[str, Any] = {
+        "xycoords": ("axes fraction", "data"),
+        "textcoords": "offset points",
+        "ha": "right",
+        "fontsize": 11,
+    }
     axes.annotate("best single model", (1, best[0]), (-4, 4), **end)
     if fields["method"] == "radin":  # it runs each model, and tries to add each but the best
         greedy = 2 * (fields.get("pilot") or {}).get("given", len(singles)) - 1

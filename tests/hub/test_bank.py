@@ -155,7 +155,7 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert cli.main(["search", "org/bank", "--budget", "0", "--output", "found", "--cache-dir", "yours"]) == 0
     said = capsys.readouterr().out
     assert (
-        re.search(r"Estimated, not measured: \d\d\.\d\d % on validation", said)
+        re.search(r"Estimated, not measured: \d\d\.\d\d% on validation", said)
         and "The recipe is in found/recipe.json" in said
     )
     assert [path.name for path in Path("found").iterdir()] == ["recipe.json"]

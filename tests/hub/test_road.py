@@ -16,6 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import hf_radin
 from hf_radin import cli, show
 
+from .pushed import held
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -159,9 +161,9 @@ def test_saved_equals_pushed_equals_loaded(hub, soup, tmp_path):
     commit = hf_radin.push_soup_to_hub(soup, "org/soup")
     assert len(hub.commits("org/soup")) == 2  # the empty one that makes the repository, and ours
     assert hub.commits("org/soup")[0].sha == commit.oid
-    pushed = hub.files("org/soup")
+    pushed = held(hub, "org/soup")
     saved = {path.name: path.read_bytes() for path in (tmp_path / "soup").iterdir()}
-    assert {name: bytes(pushed[name]) for name in saved} == saved
+    assert pushed == saved
 
     loaded, report = AutoModelForImageClassification.from_pretrained("org/soup", output_loading_info=True)
     assert not any(report.values())

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 from conftest import NAMES, digit_images, image_dataset
-from test_processes import launch
+from test_processes import contents, launch
 
 import hf_radin
 from hf_radin import adapter, decoding, logits, passes
@@ -207,10 +207,6 @@ logits.block_size = lambda samples: 32
 models, data, _, cache = sys.argv[1:]
 hf_radin.compute_logits(hf_radin.gather(models), data, cache_dir=cache)
 """
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("shards", [2, 5])
