@@ -64,6 +64,10 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
+    except ValueError as error:
+        if not isinstance(error.__cause__, HfHubHTTPError):
+            raise
+        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error  # what the card's head says
     except Exception as error:
         if _is_of_xet(error):
             way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."

@@ -132,10 +132,10 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     try:
         run(args)
         leave()
-    except MainStoppedError:
-        return 2
     except (ValueError, OSError) as error:
-        print(f"hf-radin: {error}", file=sys.stderr)
+        if not isinstance(error, MainStoppedError):  # the main process says it
+            print(f"hf-radin: {error}", file=sys.stderr)
+        leave(together=False)
         return 2
     except KeyboardInterrupt:
         print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
@@ -285,9 +285,6 @@ def _card(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_radin.recipe_file import RECIPE, read_recipe_file
-
-    read_recipe_file(args.folder / RECIPE)
     say(on_main_process(lambda: _pushed(args)))
 
 
@@ -295,7 +292,9 @@ def _pushed(args: argparse.Namespace) -> str:
     """What came of a push, or would."""
     from hf_radin.commit import check_target, hashes_of, plan
     from hf_radin.hub import COMMIT_MESSAGE, prepared, push_folder
+    from hf_radin.recipe_file import RECIPE, read_recipe_file
 
+    read_recipe_file(args.folder / RECIPE)
     options = {name: getattr(args, name) for name in ("create_pr", "revision", "overwrite")}
     shown = {name: getattr(args, name) for name in ("private", "hide_private", "license", "eval_task")}
     if args.dry_run:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import card, pictures
+from hf_radin.access import asking_the_hub
 from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.commit import commit_files, full_id, is_private, refuse_offline
 from hf_radin.private import private_names, still_named, without
@@ -150,6 +151,25 @@ def _hiding(folder: Path, fields: dict[str, Any], names: list[str], license: str
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
     return {RECIPE: (json.dumps(fields, indent=2) + "\n").encode(), **card.anew(folder, fields, license=license)}
+
+
+def check_license(license: str) -> None:
+    """See that the Hub takes a card with such a licence.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    text = f"---\n{ModelCardData(license=license)}\n---\n"
+    with asking_the_hub(f"license={license!r}"):
+        try:
+            ModelCard(text).validate()
+        except ValueError as error:
+            raise ValueError(
+                f"license={license!r}: the Hub knows no such licence; hf.co/docs/hub/repositories-licenses has those "
+                "that it knows, and for any else there is 'other'."
+            ) from error
 
 
 def uploaded(folder: Path) -> dict[str, Path | bytes]:

@@ -184,11 +184,14 @@ def check(args: argparse.Namespace) -> None:
 def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None:
     """Make sure that what is asked to be pushed may be."""
     from hf_radin.commit import check_target
+    from hf_radin.hub import check_license
     from hf_radin.processes import on_main_process
 
     if args.push_to:
         overwrite = getattr(args, "overwrite", False)
         on_main_process(lambda: check_target(args.push_to, repo_type=repo_type, overwrite=overwrite))
+        if license := getattr(args, "license", None):
+            on_main_process(lambda: check_license(license))
 
 
 def push_options(args: argparse.Namespace) -> dict[str, Any]:

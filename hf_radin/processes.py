@@ -152,11 +152,16 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def leave() -> None:
-    """Part from the other processes, when all is done: an interpreter that ends while it is connected may abort."""
+def leave(*, together: bool = True) -> None:
+    """Part from the other processes: an interpreter that ends while it is connected may abort.
+
+    Args:
+        together: wait for the others; not after an error, which they may not have heard of.
+    """
     if _accelerator is not None and _accelerator.trackers:
         _accelerator.end_training()
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
+        if together:
+            distributed.barrier()
         distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode
 
 from . import discussions, lfs, repos  # noqa: F401 (they register what they answer)
+from .metadata import problems
 from .routes import API, KIND, REV, ROUTES, WEB, route
 from .store import (
     NAMESPACES,
@@ -217,8 +218,8 @@ class LoopbackHub:
     @route("POST", "/api/validate-yaml")
     def _validate_yaml(self, call: Call) -> Reply:
         content = call.json()["content"]
-        if content.startswith("---") and "\n---" not in content:
-            return json_reply({"errors": [{"message": "The metadata block is not closed"}], "warnings": []}, 400)
+        if wrong := problems(content):
+            return json_reply({"errors": [{"message": one} for one in wrong], "warnings": []}, 400)
         missing = [] if content.startswith("---") else [{"message": "empty or missing yaml metadata in repo card"}]
         return json_reply({"errors": [], "warnings": missing})
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub import ModelCard
 
 import hf_radin
 from hf_radin import cli, private
@@ -33,6 +34,18 @@ def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, c
     caplog.clear()
     secret.push_to_hub("org/quiet", private=True)
     assert "private" not in caplog.text
+
+
+def test_a_gated_ingredient_may_be_named(hub, runs, digits, tmp_path, caplog):
+    """Its page is there for everybody, but for its files."""
+    for number in range(2):
+        hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}"), gated=number == 1)
+    hub.grant("org/ft-1")
+    bank = hf_radin.compute_logits(hf_radin.gather("org/ft-*"), digits, cache_dir=tmp_path / "cache")
+    hf_radin.uniform(bank).push_to_hub("org/soup", hide_private=True)
+    assert "private" not in caplog.text
+    data = ModelCard(held(hub, "org/soup")["README.md"].decode()).data
+    assert data.base_model == ["org/ft-0", "org/ft-1"] and data.to_dict()["base_model_relation"] == "merge"
 
 
 def test_names_of_what_is_private_are_told_before_a_bank_is_public(hub, secret, tmp_path, caplog):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, ModelCard, metadata_load, metadata_save, snapshot_download
 
 import hf_radin
 from hf_radin import card, cli, commit
@@ -105,6 +105,7 @@ def test_offline_it_is_refused_and_said_how_to_go_on(hub, folder, monkeypatch, c
         ("someone/soup", "tester may not write under 'someone', only under tester, org"),
         ("org/full", r"org/full holds something else \(README.md\)"),
         ("a/b/c", "a/b/c is not a Hub id"),
+        ("org/soup --license none-of-them", "license='none-of-them': the Hub knows no such licence"),
     ],
 )
 def test_a_target_is_looked_at_before_anything_is_computed(
@@ -113,7 +114,7 @@ def test_a_target_is_looked_at_before_anything_is_computed(
     hub.add_repo("org/full", {"README.md": b"# somebody's"})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hf_radin.gather", lambda *_, **__: pytest.fail("it was begun"))
-    assert cli.main(["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--push-to", target]) == 2
+    assert cli.main(["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--push-to", *target.split()]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -161,7 +162,9 @@ def test_a_branch_of_a_repository_that_is_not_there_is_refused_before_it_is_made
         hub.files("org/new")
 
 
-def test_of_two_processes_one_pushes_a_saved_soup(hub, folder, tmp_path):
+@pytest.mark.parametrize("status", [0, 2])
+def test_of_two_processes_one_pushes_a_saved_soup_and_both_end_as_it_does(hub, folder, tmp_path, status):
+    hub.add_repo("org/soup", OLD) if status else None
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     run = subprocess.run(
         [sys.executable, *launch.split(), "--module", "hf_radin.cli", "push", str(folder), "org/soup"],
@@ -170,8 +173,31 @@ def test_of_two_processes_one_pushes_a_saved_soup(hub, folder, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0, run.stderr
-    assert len(hub.asked("POST", "/commit/")) == 1 and run.stdout.count("/commit/") == 1
+    assert bool(run.returncode) == bool(status), run.stderr  # the launcher has a status of its own
+    assert set(re.findall(r"exitcode *: (-?\d+)", run.stderr)) <= {str(status), "-15"}  # or it was told to end
+    assert "terminate called" not in run.stderr
+    assert len(hub.asked("POST", "/commit/")) == run.stdout.count("/commit/") == (status == 0)
+    assert run.stderr.count("holds something else") == (status == 2)
+
+
+def test_what_the_hub_does_not_take_at_the_head_of_a_card_is_told(hub, folder):
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("pipeline_tag:", "license: none-of-them\npipeline_tag:"))
+    with pytest.raises(
+        ValueError, match=r'^org/soup: the Hub refuses: Invalid metadata in README\.md\. - "license" must'
+    ):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert held(hub, "org/soup") == {}
+
+
+def test_the_head_of_a_card_is_what_a_hub_takes_and_comes_back_as_it_was(hub, folder, tmp_path):
+    ModelCard.load(folder / "README.md").validate()
+    data = metadata_load(folder / "README.md")
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-classification"
+    metadata_save(tmp_path / "README.md", data)
+    assert metadata_load(tmp_path / "README.md") == data
+    (results,) = (one["results"] for one in data["model-index"])
+    assert [one["dataset"]["split"] for one in results] == ["validation"]
 
 
 def test_a_result_for_a_leaderboard_is_written_where_the_user_names_the_task(hub, bank, tmp_path, capsys):
