@@ -1,0 +1,77 @@
+"""What logits and soups took is kept beside them, and a search says all of it, whenever it is made."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NAMES, digit_images, image_dataset
+from test_pilot import lenient, pilot, two_lead
+
+import hf_radin
+from hf_radin import card, passes, telling
+
+__all__ = ["lenient", "pilot", "two_lead"]  # fixtures
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """What the logits of each ingredient took."""
+    return {path.stem: json.loads(path.read_text())["seconds"] for path in folder.glob("logits/*.json")}
+
+
+def test_what_was_kept_is_told_again(runs, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
+    took = seconds(bank.folder)
+    assert len(took) == 3 and all(value > 0 for value in took.values())
+    first = hf_radin.radin(bank, budget=2, test_split="test").about["time"]
+    assert first["logits"] == pytest.approx(sum(took.values())) and first["soups"] > 0
+    assert re.fullmatch(r"CPU \(\w+, \d+ threads?\)", *first["devices"])
+    again = hf_radin.radin(bank, budget=2)
+    assert again.about["time"] == first
+    assert sum(one.seconds for one in again.measurements) == pytest.approx(first["soups"])
+    hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01234]"), digits, cache_dir=tmp_path)
+    assert took.items() <= seconds(bank.folder).items()
+    more = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).about["time"]
+    assert more["logits"] == pytest.approx(sum(seconds(bank.folder).values()))
+    text = card.render(again.to_dict())
+    assert re.search(r"It took [\d.]+ m?s for logits and [\d.]+ m?s for soups, on CPU", text)
+
+
+def test_a_run_that_was_killed_counts_what_it_took_before(runs, tmp_path, monkeypatch):
+    split = image_dataset(*digit_images(slice(0, 96)))
+    monkeypatch.setattr("hf_radin.logits.block_size", lambda samples: 32)
+    join = passes._join
+    monkeypatch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    found = hf_radin.gather(f"{runs}/ft-[01]")
+    with pytest.raises(KeyboardInterrupt):
+        hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+    monkeypatch.setattr(passes, "_join", join)
+    for path in tmp_path.glob("banks/*/logits/*.parts/block-00000-000001.npz"):
+        with np.load(path) as part:
+            np.savez(path, logits=part["logits"], seconds=1000.0)
+    bank = hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+    assert len(bank.classes) == len(NAMES)
+    assert all(1000 < value < 1100 for value in seconds(bank.folder).values())
+
+
+def test_after_a_pilot_all_its_logits_are_counted(pilot, lenient):
+    found, told = telling.complete(pilot)
+    assert told["seconds"] > sum(seconds(pilot.folder).values()) + sum(
+        seconds(found.folder)[one.key] for one in found.ingredients.select(told["whole"][:2])
+    )
+    time = hf_radin.radin(pilot, budget=2).about["time"]
+    assert time["logits"] == pytest.approx(told["seconds"], abs=1e-3) and len(time["devices"]) == 1
+
+
+def test_of_logits_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
+    path = next(bank.folder.glob("logits/*.json"))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: record[name] for name in record if name not in ("seconds", "device")}))
+    soup = hf_radin.best_single(bank)
+    assert soup.about["time"]["logits"] is None and "It took" not in card.render(soup.to_dict())
+    assert re.search(r"\nIt took [\d.]+ m?s for soups, on CPU", card.render(hf_radin.uniform(bank).to_dict()))
+    fields = soup.to_dict()
+    del fields["time"]  # a recipe of an earlier version
+    assert "It took" not in card.render(fields)
