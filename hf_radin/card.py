@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_radin import pictures
+from hf_radin.private import without_paths
 from hf_radin.wording import (
     between,
     code,
@@ -18,7 +19,6 @@ from hf_radin.wording import (
     images_left,
     percent,
     show_metric,
-    shown,
     spending,
 )
 
@@ -49,6 +49,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    fields = without_paths(fields)
     recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
     singles = [one for one in fields["measurements"] if one["proposal"] == "single"]
     alone = {one["ingredients"][0]: one["measured"] for one in singles}
@@ -106,7 +107,6 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         used=used,
         md=escape,
         code=code,
-        shown=shown,
         dataset=dataset,
         percent=percent,
         show_metric=show_metric,

@@ -12,7 +12,7 @@ from hf_radin import card, pictures
 from hf_radin.access import asking_the_hub
 from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.commit import commit_files, full_id, is_private, refuse_offline
-from hf_radin.private import private_names, still_named, without
+from hf_radin.private import private_names, still_named, without, without_paths
 from hf_radin.processes import on_main_process
 from hf_radin.recipe_file import RECIPE, read_recipe_file
 
@@ -121,7 +121,8 @@ def prepared(
     """The files of a saved soup as they are uploaded, by name. Arguments and errors as of `push_folder`."""
     refuse_offline(repo_id)
     files = uploaded(folder)
-    fields = read_recipe_file(folder / RECIPE)
+    fields = _without_paths(folder / RECIPE)
+    files[RECIPE] = _json(fields)
     if eval_task is not None:
         files[".eval_results/hf_radin.yaml"] = card.eval_results(fields, eval_task)
     is_seen = not is_private(repo_id, private=private, token=token)
@@ -150,7 +151,19 @@ def _hiding(folder: Path, fields: dict[str, Any], names: list[str], license: str
         fields = without(fields, names)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
-    return {RECIPE: (json.dumps(fields, indent=2) + "\n").encode(), **card.anew(folder, fields, license=license)}
+    return {RECIPE: _json(fields), **card.anew(folder, fields, license=license)}
+
+
+def _without_paths(path: Path) -> dict[str, Any]:
+    """A recipe as others may see it."""
+    try:
+        return without_paths(read_recipe_file(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole recipe ({error!r}).") from error
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def check_license(license: str) -> None:

@@ -1,11 +1,12 @@
-"""Names that not everybody may see: of private repositories that a soup was made of, and how to leave them out."""
+"""Names that not everybody may see: places on a machine, and private repositories, and how to leave them out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from hf_radin.access import asking_the_hub, patiently
@@ -13,6 +14,29 @@ from hf_radin.access import asking_the_hub, patiently
 # What a repository on the Hub is called; a commit and a subfolder may follow.
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _BEHIND = r"(@[\w./-]+)?(:[\w./-]+)?"
+
+
+def without_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a `recipe.json` where of each absolute path there are the last two folders.
+
+    More says something of a machine and of who works there, nothing of a model; where two would be the same it stays.
+    """
+    named = [name for one in _checkpoints(fields) for name in (one["id"], one.get("dataset"))]
+    named += [fields["data"]["name"], fields.get("image_processor")]
+    named += [name for name, _ in fields.get("remarks", ())]
+    folders = {name: PurePath(name).parts[1:] for name in named if name and PurePath(name).is_absolute()}
+    short = {path: parts[-2:] for path, parts in folders.items() if parts}
+    for depth in range(3, max(map(len, folders.values()), default=0) + 1):
+        same = Counter(short.values())
+        short |= {path: folders[path][-depth:] for path, parts in short.items() if same[parts] > 1}
+    if not short:
+        return dict(fields)
+    paths = "|".join(map(re.escape, sorted(short, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<![\w.-])({paths})(?![\w-])")
+    found: dict[str, Any] = _replaced(
+        dict(fields), lambda text: pattern.sub(lambda one: "/".join(short[one[0]]), text)
+    )
+    return found
 
 
 def private_names(fields: Mapping[str, Any]) -> list[str]:
@@ -61,16 +85,7 @@ def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     aliases = dict(zip(names, free, strict=False))
     pattern = _pattern(names)
 
-    def hidden(value: Any) -> Any:
-        if isinstance(value, str):
-            return pattern.sub(lambda found: aliases[found[1]], value)
-        if isinstance(value, list):
-            return [hidden(one) for one in value]
-        if isinstance(value, dict):
-            return {hidden(name): hidden(one) for name, one in value.items()}
-        return value
-
-    found: dict[str, Any] = hidden(dict(fields))
+    found: dict[str, Any] = _replaced(dict(fields), lambda text: pattern.sub(lambda one: aliases[one[1]], text))
     for one, real in zip(_checkpoints(found), _checkpoints(fields), strict=True):
         if real["repo_id"] in aliases:
             one |= {"repo_id": None, "revision": "hidden", "subfolder": None, "stamp": None}
@@ -97,6 +112,17 @@ def still_named(files: Mapping[str, Path | bytes], names: list[str]) -> tuple[st
 def _pattern(names: list[str]) -> re.Pattern[str]:
     """Finds these repositories in a text, with what may stand behind them, and none whose name only begins so."""
     return re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, names))})(?![\w-]|\.\w|/){_BEHIND}")
+
+
+def _replaced(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON with all its strings changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_replaced(one, change) for one in value]
+    if isinstance(value, dict):
+        return {change(name): _replaced(one, change) for name, one in value.items()}
+    return value
 
 
 def _checkpoints(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

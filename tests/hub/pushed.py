@@ -1,11 +1,12 @@
 """What tests of a push share: a soup as it was saved, and what a repository holds."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import hf_radin
-from hf_radin import access, card
+from hf_radin import access, card, private
 
 OLD = {
     "README.md": b"# A soup of last week",
@@ -32,7 +33,11 @@ def quick(monkeypatch):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files of a folder, the recipe as it is pushed."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    recipe = json.loads(files.get("recipe.json", b"null"))
+    text = json.dumps(private.without_paths(recipe), indent=2) + "\n" if recipe else ""
+    return files | ({"recipe.json": text.encode()} if recipe else {})
 
 
 def held(hub, repo_id: str) -> dict[str, bytes]:

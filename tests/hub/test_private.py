@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
 
 import hf_radin
 from hf_radin import cli, private
@@ -34,6 +34,46 @@ def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, c
     caplog.clear()
     secret.push_to_hub("org/quiet", private=True)
     assert "private" not in caplog.text
+
+
+def test_no_path_of_the_machine_is_pushed(hub, bank, runs, tmp_path):
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    pushing.push_folder(tmp_path / "soup", "org/soup", commit_message="words")
+    pushed = hub.files("org/soup")
+    assert not any(str(runs.parent).encode() in data for data in pushed.values())
+    ids = [one["id"] for one in json.loads(pushed["recipe.json"])["ingredients"]]
+    assert ids == [f"{runs.name}/ft-{number}" for number in range(5)]
+    assert str(runs) in (tmp_path / "soup" / "recipe.json").read_text()  # where they are found again
+    again = hf_radin.Soup.from_pretrained("org/soup")
+    assert list(again.recipe.used) == ids
+    command = [
+        "average",
+        "--recipe",
+        snapshot_download("org/soup") + "/recipe.json",
+        "--output",
+        str(tmp_path / "made"),
+    ]
+    assert cli.main([*command, "--models", f"{runs}/ft-*"]) == 0
+    assert (tmp_path / "made" / "model.safetensors").read_bytes() == pushed["model.safetensors"]
+
+
+def test_paths_that_end_alike_keep_what_tells_them_apart():
+    names = [
+        "/home/me/a/runs/ft-1",
+        "/home/me/b/runs/ft-1",
+        "/home/me/b/runs/ft-10",
+        "/x",
+        "org/ft",
+        "runs/ft-1",
+        "org/x",
+    ]
+    fields = {"ingredients": [{"id": name} for name in names], "data": {"name": "/home/me/data"}}
+    fields |= {"classes": ["/m/0abc"], "remarks": [["/home/me/other", "is a copy of /home/me/b/runs/ft-10."]]}
+    found = private.without_paths(fields)
+    ids = [one["id"] for one in found["ingredients"]]
+    assert ids == ["a/runs/ft-1", "b/runs/ft-1", "runs/ft-10", "x", "org/ft", "runs/ft-1", "org/x"]
+    assert found["data"]["name"] == "me/data" and found["classes"] == ["/m/0abc"]
+    assert found["remarks"] == [["me/other", "is a copy of runs/ft-10."]]
 
 
 def test_a_gated_ingredient_may_be_named(hub, runs, digits, tmp_path, caplog):
