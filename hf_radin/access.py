@@ -17,6 +17,8 @@ T = TypeVar("T")
 # Seconds before what failed in passing is tried again.
 PAUSES = (1.0, 4.0, 16.0)
 
+MALFORMED = "the token is malformed: it has letters, or a line end, that no token has. Log in anew, or pass another."
+
 # Letters of an error that are told.
 LONG = 300
 
@@ -64,10 +66,12 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what}: {MALFORMED}") from error
     except ValueError as error:
-        if not isinstance(error.__cause__, HfHubHTTPError):
+        if not str(error).startswith("Invalid metadata"):  # what a card's head says; all else is ours
             raise
-        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error  # what the card's head says
+        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
     except Exception as error:
         if _is_of_xet(error):
             way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
@@ -75,8 +79,12 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         if isinstance(error, RuntimeError) and error.__cause__:  # the client's, around what happened to a file
             raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
         if type(error).__module__.partition(".")[0].startswith("httpx"):  # the client's own; its name changes
+            if "header value" in str(error):  # which says the token
+                raise ValueError(f"{what}: {MALFORMED}") from None
             asked = f"{missing}, and" if missing else f"{what}:"
             raise ValueError(f"{asked} the Hub can't be reached: {_first_line(error)}") from error
+        if isinstance(error, (TypeError, KeyError, AttributeError)) and _is_of_client(error):
+            raise ValueError(f"{what}: the Hub's answer is none ({error!r}); is HF_ENDPOINT a Hub?") from error
         raise
 
 
@@ -104,6 +112,14 @@ def _is_of_xet(error: BaseException) -> bool:
     """Whether hf_xet raised it: most of its errors are builtin ones, those of the others are their own."""
     builtin = type(error) in (OSError, RuntimeError) and _XET.match(str(error))
     return type(error) is ConnectionError or type(error).__module__ == "hf_xet" or bool(builtin)
+
+
+def _is_of_client(error: Exception) -> bool:
+    """Whether it was raised in the Hub's client, which takes an answer for what it should be."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub")
 
 
 def _status(error: Any) -> int | None:

@@ -50,11 +50,13 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     fields = without_paths(fields)
+    for name in ("results", "measurements"):  # recipes of the first version have no intervals
+        fields[name] = [{"interval": None, **one} for one in fields[name]]
     recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
     singles = [one for one in fields["measurements"] if one["proposal"] == "single"]
     alone = {one["ingredients"][0]: one["measured"] for one in singles}
     used = [
-        {**one, "weight": recipe[one["id"]], "alone": alone.get(one["id"])}
+        {**one, "weight": recipe[one["id"]], "alone": alone.get(one["id"]), "repo_id": _hub_id(one["repo_id"])}
         for one in fields["ingredients"]
         if one["id"] in recipe
     ]
@@ -110,7 +112,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         dataset=dataset,
         percent=percent,
         show_metric=show_metric,
-        soups=sorted(soups, key=_known),
+        soups=sorted(soups, key=lambda one: (not one["chosen"], _known(one))),
         singles=sorted(singles, key=_known),
         classes=fields.get("classes") or [],
         linked=parents,
@@ -130,7 +132,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         bank=fields.get("bank"),
         pilot=fields.get("pilot"),
         given=given,
-        made=HOW[fields["method"]].format(given),
+        made=HOW[fields["method"]].format(escape(given)),
         place=PLACE,
         most=MOST,
         count="{:,}".format,
@@ -174,11 +176,7 @@ def eval_results(fields: dict[str, Any], task: str) -> bytes:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
     from huggingface_hub.utils import yaml_dump
 
-    dataset, _, name = task.partition(":")
-    if not dataset or not name:
-        raise ValueError(
-            f"{task!r} names no task of a benchmark: it is its dataset and the task, as in 'org/bench:default'."
-        )
+    dataset, name = check_task(task)
     proven = [
         one["metrics"]["accuracy"]
         for one in fields["results"]
@@ -188,6 +186,16 @@ def eval_results(fields: dict[str, Any], task: str) -> bytes:
         raise ValueError(f"{task} needs an accuracy on a split that took no part in the choice: name a test_split.")
     entry = EvalResultEntry(dataset_id=dataset, task_id=name, value=proven[0], notes=f"split {fields['held_out']}")
     return str(yaml_dump(eval_result_entries_to_yaml([entry]))).encode()
+
+
+def check_task(task: str) -> tuple[str, str]:
+    """The dataset and the task of a benchmark. Raises a ValueError if it names none."""
+    dataset, _, name = task.partition(":")
+    if "/" not in (_hub_id(dataset) or "") or not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(
+            f"{task!r} names no task of a benchmark: it is its dataset and the task, as in 'org/bench:default'."
+        )
+    return dataset, name
 
 
 def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
@@ -200,21 +208,24 @@ def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) ->
     Raises:
         ValueError: if the card has one of the marked lines without the other, or the recipe says too little for one.
     """
+    path = folder / "README.md"
     try:
-        old = (folder / "README.md").read_text(encoding="utf-8")
-    except OSError:
-        old = ""
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read, and so not kept what you wrote: {error}") from error
     try:
         found = files(fields, license=license or _license_of(old))
-    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+    except Exception as error:  # a recipe that somebody edited may fail in any way
         raise ValueError(f"{folder / 'recipe.json'} says too little for a card ({error!r}).") from error
-    text = with_notes(found["README.md"].decode(), old, folder / "README.md")
+    text = with_notes(found["README.md"].decode(), old, path)
     return {**found, "README.md": text.encode()}
 
 
 def naming(card: bytes, repo_id: str) -> bytes:
-    """A card that says to load the model from this repository."""
-    return re.sub(rb'(?<=pipeline\("image-classification", model=")[^"]*', lambda _: repo_id.encode(), card)
+    """A card that says to load the model from this repository; what the user wrote stays."""
+    before, first, rest = card.partition(MARKS[0].encode())
+    place = rb'(?<=^classify = pipeline\("image-classification", model=")[^"\n]*'
+    return re.sub(place, lambda _: repo_id.encode(), before, count=1, flags=re.MULTILINE) + first + rest
 
 
 def with_notes(text: str, old: str, where: Path) -> str:
@@ -243,8 +254,12 @@ def _license_of(text: str) -> str | None:
 def _ancestor(used: list[dict[str, Any]]) -> str | None:
     """The model that all ingredients' cards name as their base, if it is one on the Hub."""
     named = {one.get("base_model") for one in used}
-    found = named.pop() if len(named) == 1 else None
-    return found if isinstance(found, str) and re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", found) else None
+    return _hub_id(named.pop()) if len(named) == 1 else None
+
+
+def _hub_id(name: Any) -> str | None:
+    """What may be an id on the Hub, and so stand in links and metadata."""
+    return name if isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) else None
 
 
 def _hyperparameters(used: list[dict[str, Any]]) -> tuple[list[str], dict[str, str]]:
@@ -290,7 +305,7 @@ def _sentence(fields: dict[str, Any]) -> str:
             "this is that model."
         )
     if "soup" not in accuracy:
-        return "Its accuracy was not measured."
+        return _by_another_metric(fields, split)
     gain = 100 * (accuracy["soup"] - accuracy["best single"])
     outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
     proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
@@ -303,6 +318,17 @@ def _sentence(fields: dict[str, Any]) -> str:
     return (
         f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
         f"ingredient{between_them}.{flatters}"
+    )
+
+
+def _by_another_metric(fields: dict[str, Any], split: str) -> str:
+    """What is known where accuracy was not asked for."""
+    scores = {one["name"]: one["metrics"] for one in fields["results"] if one["split"] == split}
+    name = next(iter(scores["soup"]))
+    soup, single = (show_metric(name, scores[one][name]) for one in ("soup", "best single"))
+    return (
+        f"On the split {escape(split)} the soup's {escape(name)} is {soup}, and that of the best single ingredient "
+        f"{single}. It was chosen by its accuracy."
     )
 
 

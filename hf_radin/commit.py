@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Models in other formats than ours, which somebody may load in place of it.
-_OTHERWISE = re.compile(r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json")
+# Models in other formats than ours, which somebody may load in place of it; and what is said of a model.
+_OTHERWISE = re.compile(
+    r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json"
+    r"|\.eval_results/hf_radin\.yaml"  # says what the old one reached
+)
 
 # Files up to so many bytes are read once: what is compared, sent and looked for is then the same.
 SMALL = 10_000_000

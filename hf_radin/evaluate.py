@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +14,11 @@ import numpy as np
 
 from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
-from hf_radin.files import digest, write_atomically
+from hf_radin.files import digest, write_atomically, write_json
 from hf_radin.machines import share
 from hf_radin.passes import as_computed
 from hf_radin.pixels import select
-from hf_radin.processes import on_main_process, the_accelerator
+from hf_radin.processes import device_name, on_main_process, the_accelerator
 from hf_radin.pruning import Pruned
 from hf_radin.recipe import Recipe
 
@@ -27,11 +29,32 @@ if TYPE_CHECKING:
 UNKNOWN = -2
 
 
+@dataclass(frozen=True)
+class Pace:
+    """The seconds that a device took for so many images, those of several together."""
+
+    seconds: float = 0.0
+    images: int = 0
+    device: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Pace:
+        """What was kept; a broken file, or none, tells nothing."""
+        try:
+            found = json.loads(path.read_text())
+            return cls(float(found["seconds"]), int(found["images"]), found["device"] and str(found["device"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+    def after(self, seconds: float, images: int, device: str) -> Pace:
+        """With some more."""
+        return Pace(round(self.seconds + seconds, 3), self.images + images, device)
+
+
 class Trial:
     """A soup that is measured bit by bit: what it predicts for the images that it was shown.
 
-    What was measured once is kept beside the bank and not measured again. `seconds` is what that took a device, those
-    of several together, averaging included.
+    What was measured once is kept beside the bank and not measured again.
 
     Args:
         bank: on whose images.
@@ -57,8 +80,8 @@ class Trial:
         self._entries = bank.places[places], classes  # positions in the split
         of_which = bank.part if bank.partly is None else bank.partly.rest
         entries = digest(bank.ingredients.keys, bank.partly is None, of_which is not None and of_which.tolist())
-        self._seconds_path = self._path.with_suffix(".seconds.npy")
-        self.seconds = on_main_process(lambda: float(_read(self._seconds_path, np.zeros(()))))
+        self._pace_path = self._path.with_suffix(".json")
+        self._pace = on_main_process(lambda: Pace.read(self._pace_path))
         self._values_path = self._path.with_name(f"{self._path.stem}-{entries}.npy")
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
         self.values = on_main_process(lambda: _read(self._values_path, nothing)) if len(classes) else nothing
@@ -87,6 +110,14 @@ class Trial:
             self._measure(todo, on_block)
         self.predictions = np.where(some, self._kept[places], self.predictions)
         return self.predictions
+
+    def took(self, images: int) -> tuple[float | None, str | None]:
+        """The seconds that it takes to show it so many images, and on which device.
+
+        Averaging included, at the pace of all that were timed; None if none were.
+        """
+        pace = self._pace
+        return (round(pace.seconds * images / pace.images, 3) if pace.images else None), pace.device
 
     def forget(self) -> None:
         """Let go of the model; it is made anew if there is more to show."""
@@ -128,9 +159,9 @@ class Trial:
             values = accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
             self.values = np.where(todo[images], values.numpy(), self.values)
         taken = (time.perf_counter() - begun) * accelerator.num_processes
-        self.seconds += on_main_process(lambda: round(taken, 3))
+        self._pace = on_main_process(lambda: self._pace.after(taken, int(todo.sum()), device_name(accelerator)))
         if accelerator.is_main_process:
-            write_atomically(self._seconds_path, partial(np.save, arr=np.array(self.seconds)))
+            write_json(self._pace_path, asdict(self._pace))
             if len(values):
                 write_atomically(self._values_path, partial(np.save, arr=self.values))
             write_atomically(self._path, partial(np.save, arr=self._kept))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import card, pictures
-from hf_radin.access import asking_the_hub
+from hf_radin.access import asking_the_hub, patiently
 from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.commit import commit_files, full_id, is_private, refuse_offline
 from hf_radin.private import private_names, still_named, without, without_paths
@@ -175,14 +175,18 @@ def check_license(license: str) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     text = f"---\n{ModelCardData(license=license)}\n---\n"
-    with asking_the_hub(f"license={license!r}"):
-        try:
-            ModelCard(text).validate()
-        except ValueError as error:
-            raise ValueError(
-                f"license={license!r}: the Hub knows no such licence; hf.co/docs/hub/repositories-licenses has those "
-                "that it knows, and for any else there is 'other'."
-            ) from error
+
+    def ask() -> None:
+        with asking_the_hub(f"license={license!r}"):
+            try:
+                ModelCard(text).validate()
+            except ValueError as error:
+                raise ValueError(
+                    f"license={license!r}: the Hub knows no such licence; hf.co/docs/hub/repositories-licenses has "
+                    "those that it knows, and for any else there is 'other'."
+                ) from error
+
+    patiently(ask)
 
 
 def uploaded(folder: Path) -> dict[str, Path | bytes]:
@@ -194,7 +198,10 @@ def uploaded(folder: Path) -> dict[str, Path | bytes]:
     config = folder / CONFIG
     if not config.is_file():
         raise ValueError(f"{folder} holds no whole soup: there is no {CONFIG}. Save it again.")
-    patterns = [*UPLOADED, *(["*.py"] if '"auto_map"' in config.read_text(encoding="utf-8") else [])]
+    folders = [name for name in UPLOADED if (folder / name).is_dir()]
+    if folders:
+        raise ValueError(f"{folder / folders[0]} is a folder where a file should be: take it away, then push again.")
+    patterns = [*UPLOADED, *(["*.py"] if b'"auto_map"' in config.read_bytes() else [])]
     weights = weight_files(folder)
     names = {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     names |= {path.name for path in weights} | ({WEIGHTS_INDEX} if len(weights) > 1 else set())

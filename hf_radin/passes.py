@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -254,7 +255,8 @@ def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str,
             raise ValueError(f"{ingredient.id}: {start} rows of logits for {samples} images; remove {parts}.")
 
     write_atomically(logits_path(folder, ingredient), write)
-    write_record(folder, ingredient, Told(finite, round(seconds, 3), device))
+    told = Told(finite) if math.isnan(seconds) else Told(finite, round(seconds, 3), device)
+    write_record(folder, ingredient, told)
     shutil.rmtree(parts)
 
 
@@ -267,14 +269,15 @@ def _write_part(path: Path, part: np.ndarray, seconds: float) -> None:
 
 
 def _read_part(path: Path, ingredient: Ingredient) -> tuple[np.ndarray, float]:
-    """One block's logits `(samples, classes)`, and the seconds that they took.
+    """One block's logits `(samples, classes)`, and the seconds that they took, NaN where nobody looked.
 
     Raises:
         OSError: if the file is broken; it is removed.
     """
     try:
         with np.load(path) as file:
-            part, seconds = file["logits"], float(file["seconds"])
+            part = file["logits"]
+            seconds = float(file["seconds"]) if "seconds" in file else math.nan  # of an earlier version
         if part.ndim == 2 and part.shape[1] == len(ingredient.labels):
             return part, seconds
         broken = f"its shape is {part.shape}"

@@ -11,9 +11,9 @@ from typing import Any
 
 from hf_radin.access import asking_the_hub, patiently
 
-# What a repository on the Hub is called; a commit and a subfolder may follow.
+# What a repository on the Hub is called; a commit, a subfolder or the rest of an address may follow.
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_BEHIND = r"(@[\w./-]+)?(:[\w./-]+)?"
+_BEHIND = r"(/[\w./-]*)?(@[\w./-]+)?(:[\w./-]+)?"
 
 
 def without_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,15 +67,16 @@ def _is_hidden(name: str, repo_type: str) -> bool:
 
 def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All repositories that a recipe names, with their types."""
-    models = [name for one in _checkpoints(fields) for name in (one.get("repo_id"), one.get("base_model"))]
+    known = [(one.get("repo_id"), "model") for one in _checkpoints(fields)]
+    known.append((fields["data"]["name"] if fields["data"]["revision"] else None, "dataset"))
+    known.append((str(fields.get("bank") or "").partition("@")[0], "dataset"))
+    told = [(one.get("base_model"), "model") for one in _checkpoints(fields)]
     if any(one["repo_id"] for one in fields["ingredients"]):  # those that were left out may be on the Hub, too
-        models += [str(name).partition("@")[0].partition(":")[0] for name, _ in fields.get("remarks", ())]
-    models.append(str(fields.get("image_processor") or "").partition("@")[0])
-    data = [one.get("dataset") for one in fields["ingredients"]]
-    data.append(fields["data"]["name"] if fields["data"]["revision"] else None)
-    data.append(str(fields.get("bank") or "").partition("@")[0])
-    named = [(name, "model") for name in models] + [(name, "dataset") for name in data]
-    return [(name, kind) for name, kind in named if name and _ID.fullmatch(name) and not Path(name).exists()]
+        told += [(str(name).partition("@")[0].partition(":")[0], "model") for name, _ in fields.get("remarks", ())]
+    told.append((str(fields.get("image_processor") or "").partition("@")[0], "model"))
+    told += [(one.get("dataset"), "dataset") for one in fields["ingredients"]]
+    known += [(name, kind) for name, kind in told if name and not Path(name).exists()]  # else it is a folder here
+    return [(name, kind) for name, kind in known if name and _ID.fullmatch(name)]
 
 
 def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     aliases = dict(zip(names, free, strict=False))
     pattern = _pattern(names)
 
-    found: dict[str, Any] = _replaced(dict(fields), lambda text: pattern.sub(lambda one: aliases[one[1]], text))
+    lower = {name.lower(): alias for name, alias in aliases.items()}
+    found: dict[str, Any] = _replaced(dict(fields), lambda text: pattern.sub(lambda one: lower[one[1].lower()], text))
     for one, real in zip(_checkpoints(found), _checkpoints(fields), strict=True):
         if real["repo_id"] in aliases:
             one |= {"repo_id": None, "revision": "hidden", "subfolder": None, "stamp": None}
@@ -110,8 +112,12 @@ def still_named(files: Mapping[str, Path | bytes], names: list[str]) -> tuple[st
 
 
 def _pattern(names: list[str]) -> re.Pattern[str]:
-    """Finds these repositories in a text, with what may stand behind them, and none whose name only begins so."""
-    return re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, names))})(?![\w-]|\.\w|/){_BEHIND}")
+    """Finds these repositories in a text, with what may stand behind them, and none whose name only begins so.
+
+    In addresses and paths too; the Hub takes large letters for small ones.
+    """
+    longest = sorted(names, key=len, reverse=True)
+    return re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, longest))})(?![\w-]|\.\w){_BEHIND}", re.IGNORECASE)
 
 
 def _replaced(value: Any, change: Callable[[str], str]) -> Any:

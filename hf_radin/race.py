@@ -254,6 +254,7 @@ class _Race:
             )
             between = max(0.0, value - spread), min(1.0, value + spread)
         images = int(one.known.sum())
+        seconds, device = one.trial.took(images)
         return Measurement(
             one.entry.recipe,
             one.entry.proposal,
@@ -264,7 +265,8 @@ class _Race:
             passes=images / self.images,
             predicted=one.entry.predicted,
             dropped=one.is_out,
-            seconds=one.trial.seconds,
+            seconds=seconds,
+            device=device,
         )
 
     def _samples(self, one: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:

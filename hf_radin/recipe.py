@@ -95,7 +95,9 @@ class Measurement:
         interval: between which accuracies 95% lie, as far as the images go; None if nothing was measured.
         dropped: whether it was behind by more than chance, and shown no more: its accuracy is then most often too low.
         passes: images that it was shown, over those of the split; 0 for a single model, whose logits tell.
-        seconds: that a device took for that, those of several together; two that differ in it alone are equal.
+        seconds: that it took a device to show it these, those of several together; None if nobody looked. Two that
+            differ in it alone are equal.
+        device: on which.
     """
 
     recipe: Recipe
@@ -107,7 +109,8 @@ class Measurement:
     passes: float = 0.0
     predicted: float | None = None
     dropped: bool = False
-    seconds: float = field(default=0.0, compare=False)
+    seconds: float | None = field(default=None, compare=False)
+    device: str | None = field(default=None, compare=False)
 
     @property
     def known(self) -> float:
@@ -127,6 +130,7 @@ class Measurement:
             "passes": self.passes,
             "dropped": self.dropped,
             "seconds": self.seconds,
+            "device": self.device,
         }
 
     @classmethod
@@ -141,7 +145,8 @@ class Measurement:
             passes=fields.get("passes", 0.0),
             predicted=fields.get("predicted"),
             dropped=fields.get("dropped", False),
-            seconds=fields.get("seconds", 0.0),
+            seconds=fields.get("seconds"),
+            device=fields.get("device"),
         )
 
 

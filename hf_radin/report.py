@@ -15,7 +15,7 @@ from hf_radin.evaluate import trial_of
 from hf_radin.evaluate_metrics import compute_metrics, load_metrics
 from hf_radin.kept import Spent, spent
 from hf_radin.logits import check_split, of_split
-from hf_radin.processes import device_name, log, the_accelerator
+from hf_radin.processes import log
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.soup import Soup, versions
 
@@ -179,15 +179,18 @@ def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, A
 
 
 def _time(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None) -> dict[str, Any]:
-    """Seconds that devices took, those of several together: for logits (None if that is not known) and for soups."""
+    """Seconds that devices took, those of several together: for logits and for soups; None if that is not known."""
     if pilot and "devices" in pilot:
         logits = Spent(pilot["seconds"], frozenset(pilot["devices"]))
     else:
         logits = spent(bank.folder, bank.ingredients)
-    soups = sum(one.seconds for one in measured)
-    here = [device_name(the_accelerator())] if soups else []
-    rounded = None if logits.seconds is None else round(logits.seconds, 3)
-    return {"logits": rounded, "soups": round(soups, 3), "devices": sorted(logits.devices.union(here))}
+    soups = Spent(0.0)
+    for one in measured:
+        if one.passes:
+            soups += Spent(one.seconds, frozenset(filter(None, [one.device])))
+    known = {"logits": logits.seconds, "soups": soups.seconds}
+    rounded = {name: None if one is None else round(one, 3) for name, one in known.items()}
+    return {**rounded, "devices": sorted(logits.devices | soups.devices)}
 
 
 def best_known(singles: Iterable[Measurement], images: int) -> Measurement:

@@ -277,6 +277,7 @@ def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> M
     measured = float(hits.mean())
     log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
     logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, measured)
+    seconds, device = trial.took(len(bank))
     return Measurement(
         recipe,
         proposal,
@@ -285,5 +286,6 @@ def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> M
         len(bank),
         interval=interval(hits),
         passes=1.0,
-        seconds=trial.seconds,
+        seconds=seconds,
+        device=device,
     )

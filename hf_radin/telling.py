@@ -171,8 +171,8 @@ def _with_others(
             return found, least if len(rest) else None, passes, took
         # the best single model is the one to beat: of it nothing is assumed. One that is only estimated to be better
         # after that is one of several that were lucky on a sample
-        classes, seconds = _on_all(found, best)
-        passes, took = passes + len(rest) / first.samples, took + Spent(seconds)
+        classes, more = _on_all(found, best)
+        passes, took = passes + len(rest) / first.samples, took + more
         if (classes < 0).any():
             remarks.append((best, NOT_FINITE))
             kept = kept.select([name for name in kept.ids if name != best])
@@ -191,16 +191,18 @@ def _accuracy(bank: LogitBank, name: str) -> float:
     return float(hits.mean()) if partly is None or name in partly.whole else partly.estimate(hits)[0]
 
 
-def _on_all(bank: LogitBank, name: str) -> tuple[np.ndarray, float]:
-    """The classes that an ingredient predicts, on the rest of the images measured, `(samples,)`, -1 for none; and the
-    seconds that took.
+def _on_all(bank: LogitBank, name: str) -> tuple[np.ndarray, Spent]:
+    """The classes that an ingredient predicts, on the rest of the images measured, `(samples,)`, -1 for none; and what
+    that took.
     """
     assert bank.partly is not None
     rest = np.zeros(len(bank), dtype=bool)
     rest[bank.partly.rest] = True
     trial = trial_of(bank, Recipe.uniform([name]))
     with progress_bar(total=int(rest.sum()), desc="The best single model", unit="image") as bar:
-        return np.where(rest, trial.look(rest, on_block=bar.update), _alone(bank, name)), trial.seconds
+        classes = np.where(rest, trial.look(rest, on_block=bar.update), _alone(bank, name))
+    seconds, device = trial.took(int(rest.sum()))
+    return classes, Spent(seconds, frozenset(filter(None, [device])))
 
 
 def _told(remarks: Sequence[tuple[str, str]]) -> str:

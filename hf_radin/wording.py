@@ -41,7 +41,9 @@ def shown(name: str) -> str:
 def escape(text: Any) -> str:
     """Text from outside, such that Markdown and HTML show it and do nothing else with it."""
     printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    quoted = re.sub(r"([\\`*_\[\]|~$]|:(?=\S))", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;"))
+    quoted = re.sub(
+        r"([\\`*_\[\]|~$]|:(?=\S)|(?<=www)\.)", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;")
+    )
     # what would begin a list, a heading or a quotation where it stands first
     return re.sub(
         r"^(\s*)(>|[-+#]+(?=\s|$)|\d+[.)](?=\s|$))",
@@ -60,7 +62,7 @@ def code(text: Any) -> str:
 def clock(seconds: float) -> str:
     """A time in the unit that suits it."""
     for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
-        if seconds >= size:
+        if round(seconds / size, 1) >= 1:
             return f"{seconds / size:.1f} {unit}"
     return f"{1000 * seconds:.3g} ms"
 
@@ -89,4 +91,5 @@ def duration(time: dict[str, Any] | None) -> str:
     logits = "" if time["logits"] is None else f"{clock(time['logits'])} for logits"
     soups = f"{clock(time['soups'])} for soups" if time["soups"] else ""
     text = " and ".join(filter(None, (logits, soups)))
-    return f"{text}, on {', '.join(time['devices'])}" if text else ""
+    devices = ", ".join(time["devices"])
+    return f"{text}, on {devices}" if text and devices else text

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard, snapshot_download
 
 import hf_radin
-from hf_radin import cli, private
+from hf_radin import card, cli, private
 from hf_radin import hub as pushing
 
 from .pushed import contents, folder, held, quick
@@ -149,14 +149,40 @@ def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
         pushing.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
 
 
+def test_a_private_name_is_found_in_addresses_paths_and_large_letters(hub, secret, tmp_path, monkeypatch):
+    fields = secret.to_dict()
+    fields["ingredients"][0]["hyperparameters"] = {
+        "start": "https://huggingface.co/org/ft-1/tree/main",
+        "resumed": "org/ft-1/checkpoint-5",
+        "note": "ORG/Ft-1",
+        "other": "org/ft-10 myorg/ft-1",
+    }
+    (tmp_path / "org" / "ft-1").mkdir(parents=True)  # a copy of it lies here, too
+    monkeypatch.chdir(tmp_path)
+    names = private.private_names(fields)
+    assert names == ["org/digits", "org/ft-1"]
+    told = private.without(fields, names)["ingredients"][0]["hyperparameters"]
+    assert told == {
+        "start": "https://huggingface.co/private-2",
+        "resumed": "private-2",
+        "note": "private-2",
+        "other": "org/ft-10 myorg/ft-1",
+    }
+    secret.save_pretrained(tmp_path / "soup")
+    readme = tmp_path / "soup" / "README.md"
+    readme.write_text(readme.read_text().replace(card.MARKS[0], f"{card.MARKS[0]}\nsee https://hf.co/org/ft-1"))
+    with pytest.raises(ValueError, match=r"README\.md names org/ft-1, which is private: take it out by hand"):
+        pushing.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+
+
 def test_a_public_name_that_begins_as_a_private_one_may_stay(hub, runs, digits, tmp_path):
     for name, private_one in (("org/ft", True), ("org/ft-public", False), ("org/ft.2", False)):
         hub.add_repo(name, contents(runs / f"ft-{len(name) % 3}"), private=private_one)
     found = hf_radin.gather(["org/ft", "org/ft-public", "org/ft.2"])
     soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
     soup.push_to_hub("org/soup", hide_private=True)
-    card = held(hub, "org/soup")["README.md"].decode()
-    assert "[org/ft-public](https" in card and "[org/ft.2](https" in card and "org/ft\n" not in card
+    text = held(hub, "org/soup")["README.md"].decode()
+    assert "[org/ft-public](https" in text and "[org/ft.2](https" in text and "org/ft\n" not in text
 
 
 def test_a_broken_recipe_is_named(hub, secret, tmp_path, capsys):

@@ -14,6 +14,7 @@ from hf_radin import card, cli, commit
 from hf_radin import hub as pushing
 
 from .pushed import OLD, contents, folder, held, quick
+from .wire import Reply
 
 __all__ = ["folder", "quick"]  # fixtures
 
@@ -105,6 +106,8 @@ def test_offline_it_is_refused_and_said_how_to_go_on(hub, folder, monkeypatch, c
         ("someone/soup", "tester may not write under 'someone', only under tester, org"),
         ("org/full", r"org/full holds something else \(README.md\)"),
         ("a/b/c", "a/b/c is not a Hub id"),
+        ("org/soup --eval-task org/b:x", "--eval-task org/b:x needs a split that takes no part in the choice"),
+        ("org/soup --eval-task <b>:x --test-split test", "'<b>:x' names no task of a benchmark"),
         ("org/soup --license none-of-them", "license='none-of-them': the Hub knows no such licence"),
     ],
 )
@@ -198,6 +201,42 @@ def test_the_head_of_a_card_is_what_a_hub_takes_and_comes_back_as_it_was(hub, fo
     assert metadata_load(tmp_path / "README.md") == data
     (results,) = (one["results"] for one in data["model-index"])
     assert [one["dataset"]["split"] for one in results] == ["validation"]
+
+
+def test_a_result_for_a_leaderboard_does_not_outlive_its_soup(hub, bank):
+    hf_radin.uniform(bank, test_split="test").push_to_hub("org/soup", eval_task="org/bench:default")
+    hf_radin.best_single(bank).push_to_hub("org/soup", overwrite=True)
+    assert not any(name.startswith(".eval") for name in hub.files("org/soup"))
+
+
+@pytest.mark.parametrize("token", ["hf_" + "secret" * 5 + "\n", "hf_" + "secret" * 5 + "\u201c", "a\0b"])
+def test_a_token_that_is_none_is_told_and_not_said(hub, folder, token, caplog):
+    with pytest.raises(ValueError, match=r"^org/soup: the token is malformed") as told:
+        pushing.push_folder(folder, "org/soup", token=token, commit_message="words")
+    assert "secret" not in str(told.value) and "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [b"null", b"[]", b"3", b"<html>", b""])
+def test_an_address_that_is_no_hub_is_told(hub, folder, answer, capsys):
+    hub.answer = lambda call: Reply(answer)
+    assert cli.main(["push", str(folder), "org/soup"]) == 2
+    assert "org/soup" in capsys.readouterr().err
+
+
+def test_what_the_user_wrote_is_pushed_as_it_is(hub, folder):
+    mine = '\nCompare with:\n\nclassify = pipeline("image-classification", model="google/vit")\n'
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace(card.MARKS[0], card.MARKS[0] + mine))
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushed = hub.files("org/soup")["README.md"].decode()
+    assert card.MARKS[0] + mine in pushed and pushed.count('model="org/soup"') == 1
+
+
+def test_a_folder_where_a_file_should_be_is_told(hub, folder):
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.raises(ValueError, match=r"README\.md is a folder where a file should be"):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
 
 
 def test_a_result_for_a_leaderboard_is_written_where_the_user_names_the_task(hub, bank, tmp_path, capsys):

@@ -37,6 +37,7 @@ def one(cache: Path, pattern: str) -> Path:
 
 FILES = ["banks/*/bank.json", "banks/*/latest.json", "banks/*/batch_size.json", "banks/*/ids.npy"]
 FILES += ["banks/*/labels.npy", "banks/*/logits/*.npy", "banks/*/logits/*.json", "banks/*/soups/*.npy"]
+FILES += ["banks/*/soups/*.json"]
 FILES += ["banks/*/pruned/*.npz"]
 FILES += ["pixels/*/block-*.json", "pixels/*/shard-*.json", "weights/*.npz"]
 

@@ -171,6 +171,63 @@ def test_a_linter_of_markdown_has_nothing_to_say(saved, name):
     assert not found.pragma_errors and not found.critical_errors
 
 
+def test_what_others_may_have_written_is_text(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    evil = "<img src=x onerror=alert(1)> [a](http://evil) www.evil.example"
+    for one in fields["measurements"]:
+        one["proposal"] = evil if one["proposal"] != "single" else "single"
+    fields["results"][1]["name"] = evil
+    fields["versions"] = {evil: evil}
+    fields |= {"saved_dtype": evil, "dtype": evil, "mixed_precision": evil, "held_out_logits": evil}
+    fields["processor"] |= {"image_processor_type": evil, "backend": evil}
+    fields["time"]["devices"] = [evil]
+    for one in fields["ingredients"]:
+        one["repo_id"] = "x) <b>[evil](http://evil"
+    text = card.render(fields)
+    assert "<img" not in text and "<b>" not in text and "](http://evil" not in text and "www.evil" not in text
+    assert ModelCard(text).data.base_model is None
+
+
+def test_a_long_table_begins_with_this_soup(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
+    chosen = next(one for one in soups if one["ingredients"] == list(soup.recipe.used))
+    others = [{**chosen, "weights": [1.0] + [0.0] * (len(chosen["weights"]) - 1)} for _ in range(20)]
+    fields["measurements"] = [one for one in fields["measurements"] if one["proposal"] == "single"] + others + [chosen]
+    text = card.render(fields)
+    assert "This soup, and the best 9 of 20 others that were measured" in text
+    assert text.count("(**this one**)") == 1 and text.count("| local |") + text.count("| local (**") <= 11
+
+
+def test_recipes_of_the_first_version_have_no_intervals(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    for one in (*fields["results"], *fields["measurements"]):
+        del one["interval"]
+    assert "## Results" in card.render(fields)
+
+
+def test_another_metric_alone(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    for one in fields["results"]:
+        one["metrics"] = {"f1": one["metrics"]["accuracy"]}
+    assert re.search(r"On the split test the soup's f1 is [\d.]+%, and that of the best single", card.render(fields))
+
+
+def test_a_recipe_that_somebody_edited_is_told_in_a_line(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "soup")
+    fields = json.loads((saved / "recipe.json").read_text())
+    changes = [{"versions": 3}, {"pilot": {"a": 1}}, {"time": {"logits": 10**400, "soups": 1, "devices": []}}]
+    changes += [{"results": [3]}, {"method": "other"}, {"measurements": None}]
+    for change in changes:
+        (tmp_path / "soup" / "recipe.json").write_text(json.dumps({**fields, **change}))
+        assert cli.main(["card", str(tmp_path / "soup")]) == 2
+        said = capsys.readouterr().err
+        assert "soup/recipe.json says too little for a card" in said and len(said.splitlines()) == 1
+    (tmp_path / "soup" / "recipe.json").write_text(json.dumps(fields))
+    (tmp_path / "soup" / "README.md").write_bytes(b"\xff")
+    assert cli.main(["card", str(tmp_path / "soup")]) == 2 and "README.md can't be read" in capsys.readouterr().err
+
+
 def test_the_card_has_pictures_of_what_was_measured(saved, soup):
     text = (saved / "README.md").read_text()
     for name in pictures.NAMES:

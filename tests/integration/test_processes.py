@@ -47,8 +47,7 @@ def launch(
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files, but for what tells the time: that is the one thing that no two runs share."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".seconds.npy")]
-    return {str(path.relative_to(folder)): without_times(path) for path in paths}
+    return {str(path.relative_to(folder)): without_times(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def without_times(path: Path) -> bytes:

@@ -11,6 +11,7 @@ from test_pilot import lenient, pilot, two_lead
 
 import hf_radin
 from hf_radin import card, passes, telling
+from hf_radin.wording import clock
 
 __all__ = ["lenient", "pilot", "two_lead"]  # fixtures
 
@@ -29,7 +30,7 @@ def test_what_was_kept_is_told_again(runs, digits, tmp_path):
     assert re.fullmatch(r"CPU \(\w+, \d+ threads?\)", *first["devices"])
     again = hf_radin.radin(bank, budget=2)
     assert again.about["time"] == first
-    assert sum(one.seconds for one in again.measurements) == pytest.approx(first["soups"])
+    assert sum(one.seconds for one in again.measurements if one.passes) == pytest.approx(first["soups"])
     hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01234]"), digits, cache_dir=tmp_path)
     assert took.items() <= seconds(bank.folder).items()
     more = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).about["time"]
@@ -62,6 +63,54 @@ def test_after_a_pilot_all_its_logits_are_counted(pilot, lenient):
     )
     time = hf_radin.radin(pilot, budget=2).about["time"]
     assert time["logits"] == pytest.approx(told["seconds"], abs=1e-3) and len(time["devices"]) == 1
+
+
+def test_a_soup_takes_as_long_as_it_was_shown_images(runs, digits, tmp_path):
+    """Also where another search, or the proof on images that were held out, has shown it more."""
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
+    hf_radin.radin(bank, budget=2, hold_out=0.3)
+    for path in bank.folder.glob("soups/*.json"):
+        path.write_text(json.dumps({"seconds": 500.0, "images": 1000, "device": "an abacus"}))
+    soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
+    soups = [one for one in soup.measurements if one.passes]
+    assert [one.seconds for one in soups] == [0.5 * one.images for one in soups] and len(soups) > 1
+    assert soup.about["time"]["soups"] == sum(0.5 * one.images for one in soups)
+    assert "an abacus" in soup.about["time"]["devices"] and len(soup.about["time"]["devices"]) == 2
+
+
+def test_of_soups_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
+    hf_radin.uniform(bank)
+    (path,) = (path for path in bank.folder.glob("soups/*.json"))
+    for content in ("", "[]", '{"seconds": "x"}', None):
+        path.unlink() if content is None else path.write_text(content)
+        soup = hf_radin.uniform(bank)
+        assert soup.about["time"]["soups"] is None
+        assert re.search(r"It took [\d.]+ m?s for logits, on CPU", card.render(soup.to_dict()))
+
+
+def test_parts_of_a_run_that_timed_nothing_are_used(runs, tmp_path, monkeypatch):
+    split = image_dataset(*digit_images(slice(0, 96)))
+    monkeypatch.setattr("hf_radin.logits.block_size", lambda samples: 32)
+    join = passes._join
+    monkeypatch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    found = hf_radin.gather(f"{runs}/ft-[01]")
+    with pytest.raises(KeyboardInterrupt):
+        hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+    monkeypatch.setattr(passes, "_join", join)
+    for path in tmp_path.glob("banks/*/logits/*.parts/block-00000-000001.npz"):
+        with np.load(path) as part:
+            np.savez(path, logits=part["logits"])
+    bank = hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+    assert len(bank) == 96 and {*seconds(bank.folder).values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "12.3 ms"), (0.96, "1.0 s"), (59.97, "1.0 min"), (3599, "1.0 h"), (90, "1.5 min"), (7, "7.0 s")],
+)
+def test_times_are_in_the_unit_that_suits_them(value, text):
+    assert clock(value) == text
 
 
 def test_of_logits_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
