@@ -140,7 +140,7 @@ def second_stage(zoo: Zoo, seeds: int) -> None:
             entries.append(Entry(recipe, "monte-carlo", float(zoo.bank.score(found.weights[row])[0])))
         picks = []
         for full in (False, True):
-            measured, _ = race(zoo.bank, entries, Budget(), best=best, full=full, seed=seed)
+            measured, _, _ = race(zoo.bank, entries, Budget(), best=best, full=full, seed=seed)
             whole = [one for one in measured if one.images == len(zoo.bank)]
             picks.append((max((one.known for one in whole), default=0.0), sum(one.images for one in measured)))
         (raced, images), (measured_all, all_images) = picks

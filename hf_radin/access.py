@@ -134,7 +134,7 @@ def patiently(ask: Callable[[], T]) -> T:
         except ValueError as error:
             if not is_passing(error):
                 raise
-            logger.warning("%s Trying again in %g s.", error, pause)
+            logger.warning("%s. Trying again in %g s.", str(error).rstrip("."), pause)
             time.sleep(pause)
     return ask()
 

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_radin import pictures
+from hf_radin.outcome import costs, sentence
 from hf_radin.private import without_paths
 from hf_radin.wording import (
     between,
     code,
     compared,
-    duration,
     escape,
     images_left,
     percent,
     show_metric,
-    spending,
 )
 
 logger = logging.getLogger(__name__)
@@ -50,13 +49,16 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     fields = without_paths(fields)
-    for name in ("results", "measurements"):  # recipes of the first version have no intervals
-        fields[name] = [{"interval": None, **one} for one in fields[name]]
+    # recipes of the first version have no intervals
+    fields["measurements"] = [
+        {"interval": None, "about": _about(fields, one), **one} for one in fields["measurements"]
+    ]
+    fields["results"] = [{"interval": None, "about": _about(fields, one), **one} for one in fields["results"]]
     recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
     singles = [one for one in fields["measurements"] if one["proposal"] == "single"]
-    alone = {one["ingredients"][0]: one["measured"] for one in singles}
+    alone = {one["ingredients"][0]: one["about"] + percent(one["measured"]) for one in singles}
     used = [
-        {**one, "weight": recipe[one["id"]], "alone": alone.get(one["id"]), "repo_id": _hub_id(one["repo_id"])}
+        {**one, "weight": recipe[one["id"]], "alone": alone.get(one["id"], ""), "repo_id": _hub_id(one["repo_id"])}
         for one in fields["ingredients"]
         if one["id"] in recipe
     ]
@@ -74,7 +76,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         library_name="transformers",
         license=_license(used, license),
         metrics=sorted({name for one in soup_results for name in one["metrics"]}) or None,
-        model_name="Model soup" if soup_results else None,
+        model_name=("Model soup" if len(used) > 1 else "Best single model") if soup_results else None,
         pipeline_tag="image-classification",
         tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
         eval_results=[
@@ -123,12 +125,11 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         shared=shared,
         ancestor=ancestor,
         metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
-        results=sorted(fields["results"], key=last),
+        results=_rows(fields, sorted(fields["results"], key=last)),
         **{name: fields[name] for name in ("data", "passes", "method", "images", "skipped", "held_out")},
         predictions=any(one.get("predicted") is not None for one in soups),
         partly=not shown_all,
-        sentence=_sentence(fields),
-        measured=fields.get("measured", True),
+        sentence=sentence(fields),
         bank=fields.get("bank"),
         pilot=fields.get("pilot"),
         given=given,
@@ -136,14 +137,17 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         place=PLACE,
         most=MOST,
         count="{:,}".format,
-        took=duration(fields.get("time")),
+        costs=costs(fields),
+        devices=(fields.get("time") or {}).get("devices"),
+        enough=500,
+        architecture=fields.get("architecture"),
+        hidden=any(one["revision"] == "hidden" for one in fields["ingredients"]),
+        approximate=any(one["about"] for one in (*fields["results"], *fields["measurements"])),
         reordered=[one for one in used if one.get("order")],
         logits_dtype=fields.get("logits_dtype"),
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
-        spent=spending(fields),
         hold_out=fields.get("hold_out"),
         unseen=images_left(fields),
-        held_out_logits=fields.get("held_out_logits", len(fields["ingredients"])),
         comparisons=[compared(one) for one in sorted(fields.get("against_best_single", []), key=last)],
         between=between,
         considered=fields["ingredients"],
@@ -156,6 +160,20 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         mixed_precision=fields["mixed_precision"],
     )
     return re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(card).rstrip()}\n")  # an empty cell has one space
+
+
+def _about(fields: dict[str, Any], one: dict[str, Any]) -> str:
+    """What stands before the score of one that was not shown all images of its split."""
+    most = max(other["images"] for other in fields["results"] if other["split"] == one.get("split", other["split"]))
+    return "\u2248" if 0 < one["images"] < (fields["images"] if "proposal" in one else most) else ""
+
+
+def _rows(fields: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results without those that are there twice: of a best single model, and of a uniform soup."""
+    is_single = len(fields["recipe"]["ingredients"]) == 1
+    twice = "best single" if is_single else fields["method"]
+    names = {"soup": "this model"} if is_single else {}
+    return [{**one, "name": names.get(one["name"], one["name"])} for one in results if one["name"] != twice]
 
 
 def files(fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
@@ -221,6 +239,22 @@ def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) ->
     return {**found, "README.md": text.encode()}
 
 
+def licensed(card: bytes, license: str, where: Path) -> bytes:
+    """A card with this licence in its head; all else stays.
+
+    Raises:
+        ValueError: if the head can't be read.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        found = ModelCard(card.decode())
+    except Exception as error:  # somebody's own YAML
+        raise ValueError(f"{where} has no head that can be read, and so takes no licence: {error}") from error
+    found.data.license = license
+    return str(found).encode()
+
+
 def naming(card: bytes, repo_id: str) -> bytes:
     """A card that says to load the model from this repository; what the user wrote stays."""
     before, first, rest = card.partition(MARKS[0].encode())
@@ -234,6 +268,10 @@ def with_notes(text: str, old: str, where: Path) -> str:
     if (first in old) != (last in old) or old.find(first) > old.find(last):
         raise ValueError(f"{where} has lost one of its marked lines, {first!r} and {last!r}: put it back.")
     if first not in old:
+        if old:
+            raise ValueError(
+                f"{where} has no lines {first!r} and {last!r}: put them around what shall stay, or take the file away."
+            )
         return text
     notes = old.partition(first)[2].partition(last)[0]
     before, _, rest = text.partition(first)
@@ -281,73 +319,6 @@ def _license(used: list[dict[str, Any]], said: str | None) -> str | None:
         ", ".join(f"{name}: {value or 'none'}" for name, value in licenses.items()),
     )
     return None
-
-
-def _sentence(fields: dict[str, Any]) -> str:
-    """The outcome in one sentence, soup against best single, on the split that proves most."""
-    split = fields["held_out"] or fields["data"]["split"]
-    accuracy = {
-        one["name"]: one["metrics"]["accuracy"]
-        for one in fields["results"]
-        if one["split"] == split and "accuracy" in one["metrics"]
-    }
-    if fields["method"] == "best_single":
-        return f"The best of {len(fields['ingredients'])} checkpoints on the split that chose it."
-    if not fields.get("measured", True):
-        return _estimated(fields, split, accuracy)
-    if len(fields["recipe"]["ingredients"]) == 1:
-        soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
-        better = (
-            "that was measured was" if all(one["measured"] is not None for one in soups) else "was estimated to be"
-        )
-        return (
-            f"No soup {better} better than the best single model on the split that chooses ({len(soups)} of them), so "
-            "this is that model."
-        )
-    if "soup" not in accuracy:
-        return _by_another_metric(fields, split)
-    gain = 100 * (accuracy["soup"] - accuracy["best single"])
-    outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
-    proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
-    low, high = (f"{100 * value:+.2f}" for value in proof["interval"]) if proof else ("", "")
-    maybe = ", which may be chance" if proof and proof["interval"][0] <= 0 <= proof["interval"][1] and gain else ""
-    between_them = f" (95%: {low} to {high} points{maybe})" if proof else ""
-    flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
-    if fields["method"] == "uniform":
-        flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."
-    return (
-        f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
-        f"ingredient{between_them}.{flatters}"
-    )
-
-
-def _by_another_metric(fields: dict[str, Any], split: str) -> str:
-    """What is known where accuracy was not asked for."""
-    scores = {one["name"]: one["metrics"] for one in fields["results"] if one["split"] == split}
-    name = next(iter(scores["soup"]))
-    soup, single = (show_metric(name, scores[one][name]) for one in ("soup", "best single"))
-    return (
-        f"On the split {escape(split)} the soup's {escape(name)} is {soup}, and that of the best single ingredient "
-        f"{single}. It was chosen by its accuracy."
-    )
-
-
-def _estimated(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
-    """What is known of a soup that was not measured on the split that chose it."""
-    soup = next(one for one in fields["measurements"] if one["measured"] is None)
-    singles = [one["measured"] for one in fields["measurements"] if one["proposal"] == "single"]
-    part = f"a random {percent(fields['pilot']['share'])} of " if fields.get("pilot") else ""
-    said = (
-        f"**Estimated, not measured.** On {part}the split {escape(fields['data']['split'])} the ensemble of its "
-        f"ingredients, whose accuracy estimates that of the soup, has {percent(soup['estimate'])}, and the best "
-        f"single ingredient {percent(max(singles))}. Such estimates tend to be too high."
-    )
-    if "soup" in accuracy:  # on the held-out split
-        said += (
-            f" On the split {escape(split)}, which did not choose it, the soup was measured: "
-            f"{percent(accuracy['soup'])}, and the best single ingredient {percent(accuracy['best single'])}."
-        )
-    return said
 
 
 def _known(measurement: dict[str, Any]) -> float:

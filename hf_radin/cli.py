@@ -34,6 +34,7 @@ from hf_radin.options import (
     search_options,
     soup_options,
     start_tracking,
+    tell_private,
     tracking_arguments,
 )
 from hf_radin.processes import MainStoppedError, is_main_process, leave, on_main_process
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--revision", help="branch to commit to (default: main)")
     push.add_argument("--commit-message", help="(default: what it is, in a line)")
     push.add_argument("--overwrite", action="store_true", help="allow a repository that holds something else")
-    push.add_argument("--license", help="for a card that --hide-private makes anew (default: the one it has)")
+    push.add_argument("--license", help="for the card (default: the one it has)")
     push.add_argument("--hide-private", action="store_true", help=HIDE)
     push.add_argument("--eval-task", metavar="DATASET:TASK", help=EVAL_TASK)
     push.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and do nothing")
@@ -141,7 +142,8 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
         print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
         return 130
     except _Told:
-        print("hf-radin: told to end; run the same command again to go on from here.", file=sys.stderr)
+        if is_main_process():  # the others are told so when it ends, too
+            print("hf-radin: told to end; run the same command again to go on from here.", file=sys.stderr)
         return 143
     return 0
 
@@ -178,6 +180,7 @@ def _soup(args: argparse.Namespace) -> None:
     ready_to_push(args)
     ingredients = hf_radin.gather(args.models, **model_options(args))
     search, data = search_options(args, ingredients), data_options(args, ingredients)
+    tell_private(args, ingredients, data["dataset"])
     begun = time.monotonic()
     seconds = Budget.of(search.get("budget", 0)).seconds
     if seconds < math.inf and args.pilot is None and args.hold_out is None:
@@ -222,6 +225,7 @@ def _search(args: argparse.Namespace) -> None:
             f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder of somebody else's."
         )
     ready_to_push(args)
+    tell_private(args, bank.ingredients, bank.about["data"]["name"])
     soup: Soup = getattr(hf_radin, args.method)(bank, **search_options(args, bank.ingredients))
     say(table(soup))
     if not soup.away:
@@ -300,7 +304,8 @@ def _pushed(args: argparse.Namespace) -> str:
     if args.dry_run:
         check_target(args.repo_id, **options)
         files = prepared(args.folder, args.repo_id, **shown)
-        return plan_table(args.repo_id, files, plan(args.repo_id, hashes_of(files), **options))
+        opened = "\nA pull request would be opened, and nothing there changed." if args.create_pr else ""
+        return plan_table(args.repo_id, files, plan(args.repo_id, hashes_of(files), **options)) + opened
     message = args.commit_message or COMMIT_MESSAGE
     commit = push_folder(args.folder, args.repo_id, commit_message=message, **shown, **options)
     return str(commit.pr_url or commit.commit_url)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Models in other formats than ours, which somebody may load in place of it; and what is said of a model.
-_OTHERWISE = re.compile(
-    r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json"
-    r"|\.eval_results/hf_radin\.yaml"  # says what the old one reached
-)
+# Models in other formats than ours, which somebody may load in place of it.
+_OTHERWISE = re.compile(r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json")
+
+# What a soup that was there says of itself, in a file or a picture.
+_OURS = re.compile(r"\.eval_results/hf_radin\.yaml|(estimates|passes|classes)\.png")
 
 # Files up to so many bytes are read once: what is compared, sent and looked for is then the same.
 SMALL = 10_000_000
@@ -225,7 +225,11 @@ def check_target(
 def is_private(
     repo_id: str, *, repo_type: str = "model", private: bool | None = None, token: str | bool | None = None
 ) -> bool:
-    """Whether what is pushed there is not for everybody; of a repository that is yet to be made, what is asked for."""
+    """Whether what is pushed there is not for everybody; of a repository that is yet to be made, what is asked for.
+
+    Raises:
+        ValueError: if one that is asked to be private is there and is not.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -235,6 +239,10 @@ def is_private(
                 found = HfApi(token=token).repo_info(full_id(repo_id, token), repo_type=repo_type, expand=["private"])
             except RepositoryNotFoundError:
                 return bool(private)
+        if private and not found.private:
+            raise ValueError(
+                f"{repo_id} is there and everybody can read it: make it private in its settings, or name another."
+            )
         return bool(found.private)
 
     return patiently(ask)
@@ -294,7 +302,8 @@ def _removed(files: Hashes, found: Mapping[str, str]) -> tuple[str, ...]:
     if "config.json" not in files:
         return ()
     gone = [name for name in found if name not in files]
-    return tuple(name for name in gone if is_of_a_checkpoint(name) or _OTHERWISE.fullmatch(name))
+    stale = _OURS.fullmatch if "recipe.json" in found else lambda name: None
+    return tuple(name for name in gone if is_of_a_checkpoint(name) or _OTHERWISE.fullmatch(name) or stale(name))
 
 
 def _known(repo_id: str, repo_type: str, head: str, message: str) -> CommitInfo:

@@ -120,6 +120,8 @@ def prepared(
 ) -> dict[str, Path | bytes]:
     """The files of a saved soup as they are uploaded, by name. Arguments and errors as of `push_folder`."""
     refuse_offline(repo_id)
+    if license is not None:
+        check_license(license)
     files = uploaded(folder)
     fields = _without_paths(folder / RECIPE)
     files[RECIPE] = _json(fields)
@@ -128,11 +130,7 @@ def prepared(
     is_seen = not is_private(repo_id, private=private, token=token)
     names = private_names(fields) if hide_private or is_seen else []
     if names and not hide_private:
-        logger.warning(
-            "The recipe and the card name what is private, and everybody can read them: %s. Push with "
-            "hide_private (--hide-private) to leave these names out, or into a private repository.",
-            ", ".join(names),
-        )
+        warn_of_names(names)
     elif names:
         files |= _hiding(folder, fields, names, license)
         if left := still_named({name: one for name, one in files.items() if name.endswith(TEXTS)}, names):
@@ -140,8 +138,18 @@ def prepared(
             raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
     if readme := files.get("README.md"):
         content = readme if isinstance(readme, bytes) else readme.read_bytes()
+        content = content if license is None else card.licensed(content, license, folder / "README.md")
         files["README.md"] = card.naming(content, full_id(repo_id, token))
     return files
+
+
+def warn_of_names(names: list[str]) -> None:
+    """Say which private names will be public."""
+    logger.warning(
+        "The recipe and the card name what is private, and everybody can read them: %s. Push with hide_private "
+        "(--hide-private) to leave these names out, or into a private repository.",
+        ", ".join(names),
+    )
 
 
 def _hiding(folder: Path, fields: dict[str, Any], names: list[str], license: str | None) -> dict[str, bytes]:

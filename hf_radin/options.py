@@ -199,6 +199,25 @@ def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None
             on_main_process(lambda: check_license(license))
 
 
+def tell_private(args: argparse.Namespace, ingredients: Ingredients, dataset: str) -> None:
+    """Warn, before anything is computed, of names that not everybody may see, if all will."""
+    from hf_radin.commit import is_private
+    from hf_radin.hub import warn_of_names
+    from hf_radin.origin import describe
+    from hf_radin.private import private_names
+    from hf_radin.processes import on_main_process
+
+    def tell() -> None:
+        if is_private(args.push_to, private=args.private):
+            return
+        data = {"name": str(dataset), "revision": None if Path(dataset).exists() else "some"}
+        if names := private_names({"ingredients": [describe(one) for one in ingredients], "data": data}):
+            warn_of_names(names)
+
+    if args.push_to and not args.hide_private:
+        on_main_process(tell)
+
+
 def push_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `push_soup_to_hub` takes of the options."""
     return {name: getattr(args, name) for name in ("private", "license", "overwrite", "hide_private", "eval_task")}

@@ -54,7 +54,9 @@ def _estimates(axes: Axes, fields: dict[str, Any]) -> bool:
     recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
     others = [one for one in soups if dict(zip(one["ingredients"], one["weights"], strict=True)) != recipe]
     chosen = [one for one in soups if one not in others]
-    _points(axes, others, color=BLUE, marker="o", label="soup")
+    part = [one for one in others if one["images"] < fields["images"]]
+    _points(axes, [one for one in others if one not in part], color=BLUE, label="soup")
+    _points(axes, part, facecolors="none", edgecolors=BLUE, label="soup, from a part of the images")
     _points(axes, chosen, color=ORANGE, marker="D", label="this soup")
     low, high = axes.get_xlim()
     axes.axline((low, low), (high, high), color=GREY, linestyle="--", linewidth=1, label="as estimated")
@@ -71,29 +73,24 @@ def _points(axes: Axes, soups: Sequence[dict[str, Any]], **style: Any) -> None:
 
 
 def _passes(axes: Axes, fields: dict[str, Any]) -> bool:
-    """The best that was known after so many passes over the split."""
-    singles = [one["measured"] for one in fields["measurements"] if one["proposal"] == "single"]
-    soups = [one for one in fields["measurements"] if one["proposal"] != "single" and one["measured"] is not None]
-    if not soups or not singles:
+    """What was known of the best after so many passes over the split."""
+    curve = fields.get("curve") or []
+    if len(curve) < 3:
         return False
-    spent, best = [fields["passes"]["logits"]], [100 * max(singles)]
-    for one in soups:
-        spent.append(spent[-1] + one["passes"])
-        best.append(max(best[-1], 100 * one["measured"]) if not one["dropped"] else best[-1])
+    spent = [fields["passes"]["logits"] + passes for passes, _ in curve]
+    best = [100 * accuracy for _, accuracy in curve]
     axes.step(spent, best, where="post", color=BLUE, linewidth=2)
     axes.axhline(best[0], color=GREY, linestyle="--", linewidth=1)
-    end: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"),
-        "textcoords": "offset points",
-        "ha": "right",
-        "fontsize": 11,
-    }
-    axes.annotate("best single model", (1, best[0]), (-4, 4), **end)
+    low, high = min(best), max(best)
+    room = max(0.1 * (high - low), 0.05)
+    axes.set_ylim(low - 2 * room, min(100.0, high + 2 * room))
+    end: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 11}
+    axes.annotate("best single model", (1, best[0]), (-4, -3), xycoords=("axes fraction", "data"), **end)
     if fields["method"] == "radin":  # it runs each model, and tries to add each but the best
-        greedy = 2 * (fields.get("pilot") or {}).get("given", len(singles)) - 1
+        greedy = 2 * (fields.get("pilot") or {}).get("given", len(fields["ingredients"])) - 1
         axes.axvline(greedy, color=ORANGE, linestyle=":", linewidth=2)
         text = f"greedy takes {greedy} passes"
-        axes.annotate(text, (greedy, best[0]), (-4, 24), color=ORANGE, **{**end, "xycoords": "data"})
+        axes.annotate(text, (greedy, 1), (-4, -4), xycoords=("data", "axes fraction"), color=ORANGE, **end)
     _name(axes, "passes over the split, logits included", "best so far, %", f"split {fields['data']['split']}")
     return True
 

@@ -100,7 +100,7 @@ def race(
     full: bool = False,
     seed: int = 0,
     begun: float | None = None,
-) -> tuple[list[Measurement], str]:
+) -> tuple[list[Measurement], str, list[tuple[float, float]]]:
     """Measure candidates as long as the budget lasts, and the best of them on the whole split.
 
     One is begun while a whole pass is left: what its own sample does not take, the rest of the best one's images will.
@@ -117,7 +117,8 @@ def race(
 
     Returns:
         a measurement of each candidate that was shown its sample, where one of less than the whole split is an
-        estimate; and what ended the race: `candidates` if all were measured, `budget`, or `interrupt`.
+        estimate; what ended the race: `candidates` if all were measured, `budget`, or `interrupt`; and what was known
+        after so many passes: these, and the accuracy of the best so far, as far as its images tell.
     """
     ended = "candidates"
     total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank))
@@ -147,7 +148,7 @@ def race(
         run.finish()
     if ended == "budget" and len(run.runners) <= len(beside):
         logger.warning("The budget was over before a candidate was measured.")
-    return [run.measurement(one) for one in run.runners], ended
+    return [run.measurement(one) for one in run.runners], ended, run.curve
 
 
 class _Race:
@@ -173,9 +174,12 @@ class _Race:
         # the hits of who leads, and of which images they are known
         nobody = np.zeros(self.images, dtype=bool)
         self.leader = nobody if best is None else best == self.labels, np.ones(self.images, dtype=bool)
-        self.runners: list[_Runner] = []
+        self.single = float(self.leader[0].mean())
         self.spent = self.shown = 0  # images: of the budget, and of all that was measured
         self.begun, self.raced = begun, time.perf_counter()
+        self.runners: list[_Runner] = []
+        self.curve: list[tuple[float, float]] = []
+        self._note()
 
     @cached_property
     def looks(self) -> tuple[float, ...]:
@@ -215,6 +219,7 @@ class _Race:
             images, _ = bank.pruned().entries
             self.learn(recipe, np.where(one.known[images], trial.values, np.nan))
         self.runners.append(one)  # only now: of one that was interrupted nothing is known
+        self._note()
         value, error = self.accuracy(one)
         log({"soup/estimate": entry.estimate, "soup/measured": value}, images=int(one.known.sum()))
         logger.info(
@@ -237,7 +242,12 @@ class _Race:
             if not left or (any(one.known.all() for one in standing) and not self.can_afford(left)):
                 return
             self._show(first, np.ones(self.images, dtype=bool))
+            self._note()
             first.trial.forget()
+
+    def _note(self) -> None:
+        known = [self.accuracy(one)[0] for one in self.runners if not one.is_out]
+        self.curve.append((self.shown / self.images, max([self.single, *known])))
 
     def accuracy(self, one: _Runner) -> tuple[float, float]:
         """On the whole split, and its standard error: what the ensemble gets right is known of all images."""

@@ -130,9 +130,11 @@ class Report:
                 len(soups),
                 *chosen.recipe.used,
             )
+        curve = [list(point) for point in settings.get("curve", ())]
         about = {
             "method": method,
             **settings,
+            "curve": curve,
             "passes": _passes(bank, measured, settings.get("pilot")),
             "time": _time(bank, measured, settings.get("pilot")),
             "against_best_single": proofs,
@@ -151,6 +153,7 @@ class Report:
             "remarks": [list(remark) for remark in bank.remarks],
             "batchnorm": bank.statistics and bank.statistics.about,
             "classes": list(bank.classes),
+            "architecture": bank.ingredients[0].architecture,
             "image_processor": bank.ingredients[0].image_processor,
             "ingredients": [origin.describe(one) for one in bank.ingredients],
             "versions": versions(),

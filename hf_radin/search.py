@@ -123,7 +123,7 @@ def radin(
             apart = APART if set(kinds) & {"auto", *SOUGHT} else 0.0
             most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
             entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
-        soups, ended = race(
+        soups, ended, curve = race(
             bank,
             guide or entries,
             spend,
@@ -137,10 +137,11 @@ def radin(
     else:
         one = entry(max(np.flatnonzero(kind_of != "single"), key=lambda row: estimates[row]))
         soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
-        ended = None
+        ended, curve = None, []
     settings = {"budget": str(spend), "measure": measure, "proposals": proposals, "candidates": int(candidates)}
     settings |= {"seed": int(seed), "hold_out": hold_out, "ended": ended, "start": start}
     settings |= {"scored": len(found.proposals), "pilot": pilot}  # with singles and uniform, or all subsets
+    settings["curve"] = curve
     return report.soup("radin", singles + soups, settings)
 
 
@@ -205,6 +206,7 @@ def greedy(
     singles = _singles(bank)
     order = sorted(singles, key=lambda one: -one.known)
     chosen, trials = order[0], []
+    curve = [(0.0, chosen.known)]
     with progress_bar(total=len(bank) * (len(order) - 1), desc="Measuring soups", unit="image") as bar:
         for one in order[1:]:
             recipe = Recipe.uniform((*chosen.recipe.used, *one.recipe.used))
@@ -212,7 +214,8 @@ def greedy(
             trials.append(trial)
             if trial.known > chosen.known or (accept == ">=" and trial.known == chosen.known):
                 chosen = trial
-    return report.soup("greedy", singles + trials, {"accept": accept}, chosen=chosen)
+            curve.append((float(len(trials)), chosen.known))
+    return report.soup("greedy", singles + trials, {"accept": accept, "curve": curve}, chosen=chosen)
 
 
 def uniform(

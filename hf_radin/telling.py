@@ -58,10 +58,11 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
             in `wanted` gives a logit that is no finite number, or too few are left that don't.
 
     Returns:
-        the bank, and what to say of the pilot: its `share` and `seed`; how many ingredients were `given`, and how many
-        of them are `leading`; the ids of those that were run on all images (`whole`); on how many images the others
-        were run (`shown`), and the least `margin` by which the leading agree about the rest (None where nothing is
-        left); the `passes` that all these logits took, the `seconds`, and on which `devices`.
+        the bank, and what to say of the pilot: its `share` and `seed`, and how many images it has (`drawn`); how many
+        ingredients were `given`, and how many of them are `leading`; the ids of those that were run on all images
+        (`whole`); on how many images the others were run (`shown`), and the least `margin` by which the leading agree
+        about the rest (None where nothing is left); the `passes` that all these logits took, the `seconds`, and on
+        which `devices`.
     """
     _check(bank)
     if len(bank) < ENOUGH:
@@ -79,7 +80,7 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     _check_images(bank, first)
     passes = len(bank.ingredients) * len(bank) / bank.samples + count
     took = spent(bank.folder, bank.ingredients) + spent(first.folder, first.ingredients)
-    about = {**bank.about["pilot"], "given": len(bank.ingredients), "leading": count}
+    about = {**bank.about["pilot"], "given": len(bank.ingredients), "leading": count, "drawn": len(bank)}
     if count == len(bank.ingredients):
         found, margin = first, None
     else:

@@ -22,9 +22,16 @@ def between(interval: Sequence[float] | None) -> str:
 def compared(one: dict[str, Any]) -> str:
     """How the soup stands to the best single model on a split, as far as the number of images tells."""
     gain, low, high = (f"{100 * value:+.2f}" for value in (one["gain"], *one["interval"]))
+    p = f"{one['p_value']:.2f}" if one["p_value"] >= 0.01 else f"{one['p_value']:.1g}"
     return (
-        f"{gain} points on {one['split']} (95%: {low} to {high}; p = {one['p_value']:.2g} by the exact McNemar test)"
+        f"{gain} points on {one['split']} (95% by the bootstrap: {low} to {high}; p = {p} by the exact McNemar test)"
     )
+
+
+def likely(one: dict[str, Any]) -> bool:
+    """Whether both tests say that the difference is no chance: the interval, and McNemar's."""
+    low, high = one["interval"]
+    return not low <= 0 <= high and one["p_value"] < 0.05
 
 
 def show_metric(name: str, value: float) -> str:
@@ -82,14 +89,3 @@ def images_left(about: dict[str, Any]) -> int:
     """Of how many images of the split that chose most ingredients have no logits, after a pilot."""
     shown = (about.get("pilot") or {}).get("shown")
     return 0 if shown is None else int(about["images"] - shown)
-
-
-def duration(time: dict[str, Any] | None) -> str:
-    """What the passes took, as far as it is known; all that was kept from earlier runs included."""
-    if not time:
-        return ""
-    logits = "" if time["logits"] is None else f"{clock(time['logits'])} for logits"
-    soups = f"{clock(time['soups'])} for soups" if time["soups"] else ""
-    text = " and ".join(filter(None, (logits, soups)))
-    devices = ", ".join(time["devices"])
-    return f"{text}, on {devices}" if text and devices else text

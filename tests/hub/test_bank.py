@@ -103,7 +103,7 @@ def test_a_soup_that_was_not_measured_says_so(estimated, tmp_path, pushed):
     assert estimated.about["measured"] is False
     estimated.save_pretrained(tmp_path / "soup", license="mit")
     text = (tmp_path / "soup" / "README.md").read_text()
-    assert "**Estimated, not measured.**" in text and "## Estimated, not measured" in text and "not measured |" in text
+    assert "**Estimated, not measured** is how good it is" in text and "| not measured |" in text
     assert f"dataset `{estimated.about['bank']}`" in text
     fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
     assert fields["measured"] is False and fields["measurements"][-1]["measured"] is None

@@ -36,6 +36,16 @@ def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, c
     assert "private" not in caplog.text
 
 
+def test_private_names_are_told_before_anything_is_computed(hub, secret, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_radin.compute_logits", lambda *_, **__: (_ for _ in ()).throw(ValueError("begun")))
+    command = ["soup", "--models", "org/ft-*", "--dataset", "org/digits", "--push-to", "org/soup"]
+    for options, told in (([], True), (["--hide-private"], False), (["--private"], False)):
+        caplog.clear()
+        assert cli.main([*command, *options]) == 2
+        assert ("name what is private, and everybody can read them: org/digits, org/ft-1" in caplog.text) is told
+
+
 def test_no_path_of_the_machine_is_pushed(hub, bank, runs, tmp_path):
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     pushing.push_folder(tmp_path / "soup", "org/soup", commit_message="words")

@@ -232,6 +232,35 @@ def test_what_the_user_wrote_is_pushed_as_it_is(hub, folder):
     assert card.MARKS[0] + mine in pushed and pushed.count('model="org/soup"') == 1
 
 
+def test_a_licence_stands_in_the_head_of_the_card_that_is_pushed(hub, folder):
+    before = (folder / "README.md").read_bytes()
+    pushing.push_folder(folder, "org/soup", license="mit", commit_message="words")
+    pushed = hub.files("org/soup")["README.md"].decode()
+    assert ModelCard(pushed).data.license == "mit" and (folder / "README.md").read_bytes() == before
+    assert pushed.split("---\n", 2)[2] == card.naming(before, "org/soup").decode().split("---\n", 2)[2]
+    with pytest.raises(ValueError, match="license='mti': the Hub knows no such licence"):
+        pushing.push_folder(folder, "org/other", license="mti", commit_message="words")
+
+
+def test_what_everybody_can_read_is_not_made_private_by_a_push(hub, folder):
+    hub.add_repo("org/soup", {})
+    with pytest.raises(ValueError, match="org/soup is there and everybody can read it"):
+        pushing.push_folder(folder, "org/soup", private=True, commit_message="words")
+
+
+def test_a_dry_run_of_a_pull_request_says_so(hub, folder, capsys):
+    hub.add_repo("org/soup", OLD)
+    assert cli.main(["push", str(folder), "org/soup", "--dry-run", "--create-pr"]) == 0
+    assert "A pull request would be opened, and nothing there changed." in capsys.readouterr().out
+
+
+def test_pictures_of_an_earlier_soup_go_with_it(hub, folder, tmp_path):
+    hub.add_repo("org/soup", OLD | {"passes.png": b"old", "mine.png": b"mine"})
+    (folder / "passes.png").unlink(missing_ok=True)
+    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    assert "passes.png" not in held(hub, "org/soup") and held(hub, "org/soup")["mine.png"] == b"mine"
+
+
 def test_a_folder_where_a_file_should_be_is_told(hub, folder):
     (folder / "README.md").unlink()
     (folder / "README.md").mkdir()

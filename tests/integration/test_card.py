@@ -97,6 +97,8 @@ def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys)
     assert cli.main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == text  # the licence stays, too
     path.unlink()
     assert cli.main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == before
+    path.write_text(before.replace(last, "").replace(first, ""))
+    assert cli.main(["card", str(tmp_path / "soup")]) == 2 and "has no lines" in capsys.readouterr().err
     path.write_text(before.replace(last, ""))
     assert cli.main(["card", str(tmp_path / "soup")]) == 2
     assert "has lost one of its marked lines" in capsys.readouterr().err
@@ -178,7 +180,7 @@ def test_what_others_may_have_written_is_text(soup):
         one["proposal"] = evil if one["proposal"] != "single" else "single"
     fields["results"][1]["name"] = evil
     fields["versions"] = {evil: evil}
-    fields |= {"saved_dtype": evil, "dtype": evil, "mixed_precision": evil, "held_out_logits": evil}
+    fields |= {"saved_dtype": evil, "dtype": evil, "mixed_precision": evil}
     fields["processor"] |= {"image_processor_type": evil, "backend": evil}
     fields["time"]["devices"] = [evil]
     for one in fields["ingredients"]:

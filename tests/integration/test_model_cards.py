@@ -29,7 +29,7 @@ def frame(text: str) -> list[str]:
 
 def accuracies(text: str) -> dict[str, float]:
     """Of each row of the table of results the accuracy, by its name and split."""
-    rows = re.findall(r"^\| ([\w ()]+) \| (\w+) \| [\d,]+ \| (\d+\.\d+)% \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| ([\w ()]+) \| (\w+) \| [\d,]+ \| \u2248?(\d+\.\d+)% \|", text, re.MULTILINE)
     return {f"{name}, {split}": float(value) for name, split, value in rows}
 
 

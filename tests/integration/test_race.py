@@ -277,7 +277,7 @@ def test_no_budget_is_overspent_where_audits_grow(bank, monkeypatch, budget):
     for seed in range(40):
         rows = np.random.default_rng(seed).dirichlet(np.ones(5), size=24)
         entries = [race.Entry(bank.recipe(row), "own", 0.8) for row in rows]
-        measured, _ = race.race(bank, entries, race.Budget(budget), best=None, seed=seed)
+        measured, _, _ = race.race(bank, entries, race.Budget(budget), best=None, seed=seed)
         assert sum(one.images for one in measured) <= budget * 600
 
 

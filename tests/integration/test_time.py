@@ -36,7 +36,10 @@ def test_what_was_kept_is_told_again(runs, digits, tmp_path):
     more = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).about["time"]
     assert more["logits"] == pytest.approx(sum(seconds(bank.folder).values()))
     text = card.render(again.to_dict())
-    assert re.search(r"It took [\d.]+ m?s for logits and [\d.]+ m?s for soups, on CPU", text)
+    assert re.search(
+        r"\n\| logits of 3 checkpoints \| 3 \| [\d.]+ m?s \|\n\| measuring soups \| [\d.]+ \| [\d.]+ m?s \|\n", text
+    )
+    assert re.search(r"Time is that of CPU \(x86", text)
 
 
 def test_a_run_that_was_killed_counts_what_it_took_before(runs, tmp_path, monkeypatch):
@@ -86,7 +89,10 @@ def test_of_soups_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
         path.unlink() if content is None else path.write_text(content)
         soup = hf_radin.uniform(bank)
         assert soup.about["time"]["soups"] is None
-        assert re.search(r"It took [\d.]+ m?s for logits, on CPU", card.render(soup.to_dict()))
+        text = card.render(soup.to_dict())
+        assert "| measuring soups | 1 | |" in text and re.search(
+            r"\| logits of 2 checkpoints \| 2 \| [\d.]+ m?s \|", text
+        )
 
 
 def test_parts_of_a_run_that_timed_nothing_are_used(runs, tmp_path, monkeypatch):
@@ -119,8 +125,9 @@ def test_of_logits_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: record[name] for name in record if name not in ("seconds", "device")}))
     soup = hf_radin.best_single(bank)
-    assert soup.about["time"]["logits"] is None and "It took" not in card.render(soup.to_dict())
-    assert re.search(r"\nIt took [\d.]+ m?s for soups, on CPU", card.render(hf_radin.uniform(bank).to_dict()))
+    assert soup.about["time"] == {"logits": None, "soups": 0, "devices": soup.about["time"]["devices"]}
+    assert "| logits of 2 checkpoints | 2 | |" in card.render(soup.to_dict())
+    assert re.search(r"\| measuring soups \| 1 \| [\d.]+ m?s \|", card.render(hf_radin.uniform(bank).to_dict()))
     fields = soup.to_dict()
     del fields["time"]  # a recipe of an earlier version
-    assert "It took" not in card.render(fields)
+    assert "| logits of 2 checkpoints | 2 | |" in card.render(fields) and "Time is" not in card.render(fields)

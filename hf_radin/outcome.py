@@ -1,0 +1,101 @@
+"""The outcome of a search in a sentence, and what it cost in rows, from the contents of `recipe.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_radin.wording import clock, escape, likely, percent, show_metric
+
+
+def sentence(fields: dict[str, Any]) -> str:
+    """The outcome in one sentence, soup against best single, on the split that proves most."""
+    split = fields["held_out"] or fields["data"]["split"]
+    found = {one["name"]: one for one in fields["results"] if one["split"] == split}
+    accuracy = {name: one["metrics"]["accuracy"] for name, one in found.items() if "accuracy" in one["metrics"]}
+    if not fields.get("measured", True):
+        return _estimated(fields, split, accuracy)
+    if len(fields["recipe"]["ingredients"]) == 1:
+        return _single(fields, split, accuracy)
+    if "soup" not in accuracy:
+        return _by_another_metric(fields, split)
+    proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
+    gain = 100 * (accuracy["soup"] - accuracy["best single"])
+    outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+    between_them = ""
+    if proof:
+        low, high = (f"{100 * value:+.2f}" for value in proof["interval"])
+        maybe = ", which may be chance" if gain and not likely(proof) else ""
+        between_them = f" (95%: {low} to {high} points{maybe})"
+    flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
+    if fields["method"] == "uniform":
+        flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."
+    return (
+        f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
+        f"ingredient{between_them}.{flatters}"
+    )
+
+
+def _single(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
+    """Why it is one of the checkpoints, and how good that is."""
+    soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
+    reached = f" On the split {escape(split)} its accuracy is {percent(accuracy['soup'])}." if accuracy else ""
+    if not soups:
+        return f"The best of {len(fields['ingredients'])} checkpoints on the split that chose it.{reached}"
+    better = "that was measured was" if all(one["measured"] is not None for one in soups) else "was estimated to be"
+    return (
+        f"No soup {better} better than the best single model on the split that chooses ({len(soups)} of them), so "
+        f"this is that model.{reached}"
+    )
+
+
+def _by_another_metric(fields: dict[str, Any], split: str) -> str:
+    """What is known where accuracy was not asked for."""
+    scores = {one["name"]: one["metrics"] for one in fields["results"] if one["split"] == split}
+    name = next(iter(scores["soup"]))
+    soup, single = (show_metric(name, scores[one][name]) for one in ("soup", "best single"))
+    return (
+        f"On the split {escape(split)} the soup's {escape(name)} is {soup}, and that of the best single ingredient "
+        f"{single}. It was chosen by its accuracy."
+    )
+
+
+def _estimated(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
+    """What is known of a soup that was not measured on the split that chose it."""
+    soup = next(one for one in fields["measurements"] if one["measured"] is None)
+    singles = [one["measured"] for one in fields["measurements"] if one["proposal"] == "single"]
+    part = f"a random {percent(fields['pilot']['share'])} of " if fields.get("pilot") else ""
+    said = ""
+    if "soup" in accuracy:  # on the held-out split
+        said = (
+            f"On the split {escape(split)}, which did not choose it, the soup's accuracy is "
+            f"{percent(accuracy['soup'])}, and that of the best single ingredient {percent(accuracy['best single'])}. "
+        )
+    return (
+        f"{said}**Estimated, not measured** is how good it is on {part}the split {escape(fields['data']['split'])}, "
+        f"which chose it: the ensemble of its ingredients, whose accuracy estimates that of the soup, has "
+        f"{percent(soup['estimate'])} there, and the best single ingredient {percent(max(singles))}. Such estimates "
+        "tend to be too high."
+    )
+
+
+def costs(fields: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What it took: for what, how many passes, and how long that was, as far as it is known."""
+    passes, time = fields["passes"], fields.get("time") or {}
+    given = (fields.get("pilot") or {}).get("given", len(fields["ingredients"]))
+    took = {name: "" if not time.get(name) else clock(time[name]) for name in ("logits", "soups")}
+    rows = [(f"logits of {given} checkpoints", f"{passes['logits']:.3g}", took["logits"])]
+    if passes["soups"]:
+        rows.append(("measuring soups", f"{passes['soups']:.3g}", took["soups"]))
+    if passes.get("batchnorm"):
+        rows.append(("images for their BatchNorm statistics, as passes", f"{passes['batchnorm']:.3g}", ""))
+    if fields["held_out"] and fields.get("hold_out") is None:
+        logits = fields.get("held_out_logits", len(fields["ingredients"]))
+        rows.append((f"the figures on {fields['held_out']}, in passes over it", str(logits + _proved(fields)), ""))
+    return rows
+
+
+def _proved(fields: dict[str, Any]) -> int:
+    """How many soups were run on the split that proves."""
+    is_soup = len(fields["recipe"]["ingredients"]) > 1
+    names = {"uniform", "soup"} if is_soup and fields["method"] != "uniform" else {"soup"} if is_soup else {"uniform"}
+    return sum(one["split"] == fields["held_out"] and one["name"] in names for one in fields["results"])
