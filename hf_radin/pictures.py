@@ -85,7 +85,7 @@ def _passes(axes: Axes, fields: dict[str, Any]) -> bool:
     room = max(0.1 * (high - low), 0.05)
     axes.set_ylim(low - 2 * room, min(100.0, high + 2 * room))
     end: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 11}
-    axes.annotate("best single model", (1, best[0]), (-4, -3), xycoords=("axes fraction", "data"), **end)
+    axes.annotate("best single model", (0.75, best[0]), (-4, -3), xycoords=("axes fraction", "data"), **end)
     if fields["method"] == "radin":  # it runs each model, and tries to add each but the best
         greedy = 2 * (fields.get("pilot") or {}).get("given", len(fields["ingredients"])) - 1
         axes.axvline(greedy, color=ORANGE, linestyle=":", linewidth=2)

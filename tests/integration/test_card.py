@@ -163,14 +163,47 @@ def test_hostile_names_are_text_wherever_they_stand(soup, name):
     assert data.pipeline_tag == "image-classification" and data.eval_results
 
 
+def lint(path: Path) -> list[tuple[int, str]]:
+    """But for long lines, which tables have."""
+    linter = PyMarkdownApi().enable_extension_by_identifier("front-matter").disable_rule_by_identifier("md013")
+    found = linter.scan_path(str(path))
+    assert not found.pragma_errors and not found.critical_errors
+    return [(one.line_number, one.rule_description) for one in found.scan_failures]
+
+
+def test_the_linter_sees_what_is_wrong(saved, tmp_path):
+    (tmp_path / "README.md").write_text((saved / "README.md").read_text().replace("\n\n## Use", "\n\n\n## Use"))
+    assert lint(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        hf_radin.best_single,
+        hf_radin.uniform,
+        hf_radin.greedy,
+        lambda bank, **options: hf_radin.radin(bank, budget=0, **options),
+        lambda bank, **options: hf_radin.radin(bank, budget=2, measure="full", **options),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"test_split": "test"}])
+def test_cards_of_all_methods_are_sound(bank, tmp_path, find, options):
+    soup = find(bank, **options)
+    for name, content in card.files(soup.to_dict(), license="mit").items():
+        (tmp_path / name).write_bytes(content)
+    text = (tmp_path / "README.md").read_text()
+    assert lint(tmp_path / "README.md") == []
+    assert {*re.findall(r"\]\((\w+\.png)\)", text)} == {path.name for path in tmp_path.glob("*.png")}
+    assert ("| this model |" in text) == (len(soup.recipe.used) == 1) and text.count("(**this one**)") <= 1
+    if soup.about["measured"] and options:
+        reached = 100 * soup.accuracy("soup", "test")
+        assert re.search(rf"On the split test (the soup's|its) accuracy is {reached:.2f}%", text)
+
+
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist-resnets", "fashion-mnist-vits", None])
 def test_a_linter_of_markdown_has_nothing_to_say(saved, name):
-    """But for long lines, which tables have."""
     path = saved if name is None else Path(__file__).parents[2] / "model_cards" / name
-    linter = PyMarkdownApi().enable_extension_by_identifier("front-matter").disable_rule_by_identifier("md013")
-    found = linter.scan_path(str(path / "README.md"))
-    assert [(one.line_number, one.rule_description) for one in found.scan_failures] == []
-    assert not found.pragma_errors and not found.critical_errors
+    assert lint(path / "README.md") == []
 
 
 def test_what_others_may_have_written_is_text(soup):
