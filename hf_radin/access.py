@@ -66,8 +66,8 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what}: {MALFORMED}") from error
+    except UnicodeEncodeError as error:  # of a header, or of a name
+        raise ValueError(f"{what}: {error if error.encoding == 'utf-8' else MALFORMED}") from error
     except ValueError as error:
         if not str(error).startswith("Invalid metadata"):  # what a card's head says; all else is ours
             raise

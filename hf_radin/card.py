@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_radin import pictures
-from hf_radin.outcome import costs, sentence
+from hf_radin.outcome import costs, is_uniform, sentence
 from hf_radin.private import without_paths
 from hf_radin.wording import (
     between,
@@ -165,13 +165,15 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
 def _about(fields: dict[str, Any], one: dict[str, Any]) -> str:
     """What stands before the score of one that was not shown all images of its split."""
     most = max(other["images"] for other in fields["results"] if other["split"] == one.get("split", other["split"]))
-    return "\u2248" if 0 < one["images"] < (fields["images"] if "proposal" in one else most) else ""
+    pilot = fields.get("pilot") or {}
+    is_part = pilot and "given" not in pilot and one.get("split", fields["data"]["split"]) == fields["data"]["split"]
+    return "\u2248" if is_part or 0 < one["images"] < (fields["images"] if "proposal" in one else most) else ""
 
 
 def _rows(fields: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The results without those that are there twice: of a best single model, and of a uniform soup."""
     is_single = len(fields["recipe"]["ingredients"]) == 1
-    twice = "best single" if is_single else fields["method"]
+    twice = "best single" if is_single else "uniform" if is_uniform(fields) else None
     names = {"soup": "this model"} if is_single else {}
     return [{**one, "name": names.get(one["name"], one["name"])} for one in results if one["name"] != twice]
 

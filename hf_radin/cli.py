@@ -191,7 +191,7 @@ def _soup(args: argparse.Namespace) -> None:
         search["budget"] = f"{max(0.0, left):.0f}s"
     soup: Soup = getattr(hf_radin, args.method)(bank, **search)
     if seconds < math.inf:
-        soup.about["budget"] = args.budget
+        soup.about["budget"] = str(Budget.of(args.budget))
     say(table(soup))
     _save(soup, args)
 

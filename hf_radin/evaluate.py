@@ -43,12 +43,13 @@ class Pace:
         try:
             found = json.loads(path.read_text())
             return cls(float(found["seconds"]), int(found["images"]), found["device"] and str(found["device"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return cls()
 
     def after(self, seconds: float, images: int, device: str) -> Pace:
         """With some more."""
-        return Pace(round(self.seconds + seconds, 3), self.images + images, device)
+        devices = sorted({*(self.device or device).split(" and "), device})
+        return Pace(round(self.seconds + seconds, 3), self.images + images, " and ".join(devices))
 
 
 class Trial:

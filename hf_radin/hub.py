@@ -49,7 +49,8 @@ def push_soup_to_hub(
     What arrived is read back and compared. With several processes the main one pushes and the others wait.
 
     Args:
-        private: visibility of a new repository; by default what the organisation or user chose.
+        private: visibility of a new repository, by default what the organisation or user chose; True is refused for
+            one that everybody can read.
         revision: branch to commit to.
         create_pr: open a pull request instead of committing.
         license: for the card; by default that of the ingredients, if they agree.
@@ -123,12 +124,13 @@ def prepared(
     if license is not None:
         check_license(license)
     files = uploaded(folder)
-    fields = _without_paths(folder / RECIPE)
+    whole = read_recipe_file(folder / RECIPE)
+    fields = _without_paths(folder / RECIPE, whole)
     files[RECIPE] = _json(fields)
     if eval_task is not None:
         files[".eval_results/hf_radin.yaml"] = card.eval_results(fields, eval_task)
     is_seen = not is_private(repo_id, private=private, token=token)
-    names = private_names(fields) if hide_private or is_seen else []
+    names = private_names(whole) if hide_private or is_seen else []  # a folder is no repository
     if names and not hide_private:
         warn_of_names(names)
     elif names:
@@ -140,6 +142,9 @@ def prepared(
         content = readme if isinstance(readme, bytes) else readme.read_bytes()
         content = content if license is None else card.licensed(content, license, folder / "README.md")
         files["README.md"] = card.naming(content, full_id(repo_id, token))
+        for name in pictures.NAMES:  # one that an earlier card showed stays here
+            if f"]({name})".encode() not in content:
+                files.pop(name, None)
     return files
 
 
@@ -162,10 +167,10 @@ def _hiding(folder: Path, fields: dict[str, Any], names: list[str], license: str
     return {RECIPE: _json(fields), **card.anew(folder, fields, license=license)}
 
 
-def _without_paths(path: Path) -> dict[str, Any]:
+def _without_paths(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """A recipe as others may see it."""
     try:
-        return without_paths(read_recipe_file(path))
+        return without_paths(fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole recipe ({error!r}).") from error
 

@@ -184,13 +184,15 @@ def check(args: argparse.Namespace) -> None:
 def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None:
     """Make sure that what is asked to be pushed may be."""
     from hf_radin.card import check_task
-    from hf_radin.commit import check_target
+    from hf_radin.commit import check_target, is_private
     from hf_radin.hub import check_license
     from hf_radin.processes import on_main_process
 
     if args.push_to:
         overwrite = getattr(args, "overwrite", False)
         on_main_process(lambda: check_target(args.push_to, repo_type=repo_type, overwrite=overwrite))
+        if args.private:
+            on_main_process(lambda: is_private(args.push_to, repo_type=repo_type, private=True))
         if task := getattr(args, "eval_task", None):
             check_task(task)
             if args.test_split is None and args.hold_out is None:

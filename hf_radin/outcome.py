@@ -26,13 +26,16 @@ def sentence(fields: dict[str, Any]) -> str:
         low, high = (f"{100 * value:+.2f}" for value in proof["interval"])
         maybe = ", which may be chance" if gain and not likely(proof) else ""
         between_them = f" (95%: {low} to {high} points{maybe})"
-    flatters = "" if fields["held_out"] else " That split chose it too, which flatters it."
-    if fields["method"] == "uniform":
-        flatters = " Nothing was chosen: all checkpoints are in it, in equal parts."
     return (
         f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
-        f"ingredient{between_them}.{flatters}"
+        f"ingredient{between_them}.{_flatters(fields)}"
     )
+
+
+def _flatters(fields: dict[str, Any]) -> str:
+    if fields["method"] == "uniform":
+        return " Nothing was chosen: all checkpoints are in it, in equal parts."
+    return "" if fields["held_out"] else " That split chose it too, which flatters it."
 
 
 def _single(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
@@ -55,7 +58,7 @@ def _by_another_metric(fields: dict[str, Any], split: str) -> str:
     soup, single = (show_metric(name, scores[one][name]) for one in ("soup", "best single"))
     return (
         f"On the split {escape(split)} the soup's {escape(name)} is {soup}, and that of the best single ingredient "
-        f"{single}. It was chosen by its accuracy."
+        f"{single}.{'' if fields['method'] == 'uniform' else ' It was chosen by its accuracy.'}{_flatters(fields)}"
     )
 
 
@@ -88,14 +91,21 @@ def costs(fields: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("measuring soups", f"{passes['soups']:.3g}", took["soups"]))
     if passes.get("batchnorm"):
         rows.append(("images for their BatchNorm statistics, as passes", f"{passes['batchnorm']:.3g}", ""))
-    if fields["held_out"] and fields.get("hold_out") is None:
-        logits = fields.get("held_out_logits", len(fields["ingredients"]))
+    if fields["held_out"]:
+        known = fields.get("hold_out") is not None  # as logits of the same split
+        logits = 0 if known else fields.get("held_out_logits", len(fields["ingredients"]))
         rows.append((f"the figures on {fields['held_out']}, in passes over it", str(logits + _proved(fields)), ""))
     return rows
+
+
+def is_uniform(fields: dict[str, Any]) -> bool:
+    """Whether all ingredients are in the soup, in equal parts."""
+    recipe = fields["recipe"]
+    return len({*recipe["ingredients"]}) == len(fields["ingredients"]) and len({*recipe["weights"]}) == 1
 
 
 def _proved(fields: dict[str, Any]) -> int:
     """How many soups were run on the split that proves."""
     is_soup = len(fields["recipe"]["ingredients"]) > 1
-    names = {"uniform", "soup"} if is_soup and fields["method"] != "uniform" else {"soup"} if is_soup else {"uniform"}
+    names = {"soup"} if is_uniform(fields) else {"uniform", "soup"} if is_soup else {"uniform"}
     return sum(one["split"] == fields["held_out"] and one["name"] in names for one in fields["results"])

@@ -86,7 +86,9 @@ def _passes(axes: Axes, fields: dict[str, Any]) -> bool:
     axes.set_ylim(low - 2 * room, min(100.0, high + 2 * room))
     end: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 11}
     axes.annotate("best single model", (0.75, best[0]), (-4, -3), xycoords=("axes fraction", "data"), **end)
-    if fields["method"] == "radin":  # it runs each model, and tries to add each but the best
+    if fields["method"] == "radin" and not fields.get(
+        "hold_out"
+    ):  # it runs each model, and tries to add each but the best
         greedy = 2 * (fields.get("pilot") or {}).get("given", len(fields["ingredients"])) - 1
         axes.axvline(greedy, color=ORANGE, linestyle=":", linewidth=2)
         text = f"greedy takes {greedy} passes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,23 +21,35 @@ def without_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of a `recipe.json` where of each absolute path there are the last two folders.
 
     More says something of a machine and of who works there, nothing of a model; where two would be the same it stays.
+    Of what an ingredient's card says it was made of, a path says nothing to others.
     """
-    named = [name for one in _checkpoints(fields) for name in (one["id"], one.get("dataset"))]
-    named += [fields["data"]["name"], fields.get("image_processor")]
-    named += [name for name, _ in fields.get("remarks", ())]
-    folders = {name: PurePath(name).parts[1:] for name in named if name and PurePath(name).is_absolute()}
+    found: dict[str, Any] = json.loads(json.dumps(fields))
+    for one in _checkpoints(found):
+        one |= {name: None for name in ("base_model", "dataset") if _is_path(one.get(name))}
+    if _is_path(found.get("image_processor")):
+        found["image_processor"] = PurePath(found["image_processor"]).name
+    named = [one["id"] for one in _checkpoints(found)] + [found["data"]["name"]]
+    named += [name for name, _ in found.get("remarks", ())]
+    named += [value for one in found["ingredients"] for value in (one.get("hyperparameters") or {}).values()]
+    folders = {name: PurePath(name).parts[1:] for name in named if _is_path(name)}
+    others = {name for name in named if name not in folders}
     short = {path: parts[-2:] for path, parts in folders.items() if parts}
     for depth in range(3, max(map(len, folders.values()), default=0) + 1):
         same = Counter(short.values())
-        short |= {path: folders[path][-depth:] for path, parts in short.items() if same[parts] > 1}
+        alike = [path for path, parts in short.items() if same[parts] > 1 or "/".join(parts) in others]
+        short |= {path: folders[path][-depth:] for path in alike}
     if not short:
-        return dict(fields)
+        return found
+    texts = {path: "/".join(parts) for path, parts in short.items()}
+    texts |= {path: f"./{text}" for path, text in texts.items() if text in others}
     paths = "|".join(map(re.escape, sorted(short, key=len, reverse=True)))
     pattern = re.compile(rf"(?<![\w.-])({paths})(?![\w-])")
-    found: dict[str, Any] = _replaced(
-        dict(fields), lambda text: pattern.sub(lambda one: "/".join(short[one[0]]), text)
-    )
+    found = _replaced(found, lambda text: pattern.sub(lambda one: texts[one[0]], text))
     return found
+
+
+def _is_path(name: Any) -> bool:
+    return isinstance(name, str) and PurePath(name).is_absolute()
 
 
 def private_names(fields: Mapping[str, Any]) -> list[str]:

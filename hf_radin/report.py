@@ -171,7 +171,7 @@ class Report:
 
 def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None) -> dict[str, float]:
     """Images that went through one model, over those of the split: for logits, for soups, for their BatchNorm."""
-    share = len(bank) / bank.samples if bank.is_pilot else 1.0
+    share = len(bank) / bank.samples if bank.is_pilot else bank.samples / len(bank)  # more where some are held out
     found = {"logits": share * len(bank.ingredients), "soups": sum(one.passes for one in measured)}
     if bank.statistics:
         soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured)

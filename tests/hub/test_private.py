@@ -86,6 +86,46 @@ def test_paths_that_end_alike_keep_what_tells_them_apart():
     assert found["remarks"] == [["me/other", "is a copy of runs/ft-10."]]
 
 
+def test_of_what_a_card_was_made_of_no_path_is_left_and_none_becomes_an_id():
+    one = {"id": "/home/me/runs/ft-1", "base_model": "/home/me/start", "dataset": "/home/me/pets", "repo_id": None}
+    one["hyperparameters"] = {"output_dir": "/home/me/runs/out", "seed": "1"}
+    fields = {
+        "ingredients": [one],
+        "data": {"name": "org/pets", "revision": "r"},
+        "image_processor": "/home/me/proc@1",
+    }
+    found = private.without_paths(fields)
+    assert "/home" not in json.dumps(found)
+    assert found["ingredients"][0]["base_model"] is None and found["ingredients"][0]["dataset"] is None
+    assert (
+        found["image_processor"] == "proc@1" and found["ingredients"][0]["hyperparameters"]["output_dir"] == "runs/out"
+    )
+    assert fields["ingredients"][0]["base_model"] == "/home/me/start"
+
+
+@pytest.mark.parametrize(
+    "names", [["/a/b/org/ft", "org/ft"], ["/org/ft", "org/ft"], ["/x/org/ft", "/y/org/ft", "x/org/ft"]]
+)
+def test_a_shortened_path_is_no_other_name(names):
+    fields = {"ingredients": [{"id": name} for name in names], "data": {"name": "org/data"}}
+    ids = [one["id"] for one in private.without_paths(fields)["ingredients"]]
+    assert len({*ids}) == len(names) and ids[-1] == names[-1] and not any(one.startswith("/") for one in ids)
+
+
+def test_a_folder_is_no_private_repository(hub, bank, runs, tmp_path, caplog):
+    soup = hf_radin.uniform(bank)
+    soup.save_pretrained(tmp_path / "soup")
+    path = tmp_path / "soup" / "recipe.json"
+    fields = json.loads(path.read_text())
+    for one in fields["ingredients"]:
+        one |= {"base_model": str(runs / "start"), "dataset": str(runs / "digits")}
+    fields["image_processor"] = f"{runs}/processor@sha"
+    path.write_text(json.dumps(fields))
+    pushing.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+    assert "private" not in caplog.text and b"private-" not in hub.files("org/soup")["recipe.json"]
+    assert not [one for one in hub.asked("GET", "/api/") if "org/soup" not in one.path]
+
+
 def test_a_gated_ingredient_may_be_named(hub, runs, digits, tmp_path, caplog):
     """Its page is there for everybody, but for its files."""
     for number in range(2):

@@ -108,6 +108,7 @@ def test_offline_it_is_refused_and_said_how_to_go_on(hub, folder, monkeypatch, c
         ("a/b/c", "a/b/c is not a Hub id"),
         ("org/soup --eval-task org/b:x", "--eval-task org/b:x needs a split that takes no part in the choice"),
         ("org/soup --eval-task <b>:x --test-split test", "'<b>:x' names no task of a benchmark"),
+        ("org/public --private", "org/public is there and everybody can read it"),
         ("org/soup --license none-of-them", "license='none-of-them': the Hub knows no such licence"),
     ],
 )
@@ -115,6 +116,7 @@ def test_a_target_is_looked_at_before_anything_is_computed(
     hub, bank, runs, digits, tmp_path, monkeypatch, capsys, target, message
 ):
     hub.add_repo("org/full", {"README.md": b"# somebody's"})
+    hub.add_repo("org/public", {})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hf_radin.gather", lambda *_, **__: pytest.fail("it was begun"))
     assert cli.main(["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--push-to", *target.split()]) == 2

@@ -10,7 +10,8 @@ import torch
 from architectures import INSTALLED, save_fine_tunes
 from banks import plain_inputs
 from conftest import digit_images, image_dataset, warned
-from test_processes import contents, launch
+from test_processes import launch
+from timeless import contents
 from transformers import AutoModelForImageClassification
 
 import hf_radin

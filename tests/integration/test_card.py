@@ -16,6 +16,7 @@ from soups import saved, soup
 
 import hf_radin
 from hf_radin import card, cli, pictures
+from hf_radin.budget import Budget
 
 __all__ = ["saved", "soup"]  # fixtures
 
@@ -232,6 +233,37 @@ def test_a_long_table_begins_with_this_soup(soup):
     text = card.render(fields)
     assert "This soup, and the best 9 of 20 others that were measured" in text
     assert text.count("(**this one**)") == 1 and text.count("| local |") + text.count("| local (**") <= 11
+
+
+def test_a_uniform_soup_stands_once_and_is_counted_once(bank):
+    fields = hf_radin.uniform(bank, test_split="test").to_dict()
+    fields["method"] = "radin"  # which may choose it, too
+    text = card.render(fields)
+    assert "| uniform | test |" not in text and "| soup | test |" in text
+    assert "| the figures on test, in passes over it | 6 | |" in text
+
+
+def test_costs_are_in_passes_of_one_size(bank):
+    soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
+    text = card.render(soup.to_dict())
+    assert (
+        soup.about["passes"]["logits"] == pytest.approx(5 * 600 / 420) and "| logits of 5 checkpoints | 7.14 |" in text
+    )
+    assert "A pass is as many images as chose" in text and "is a random 30% of the split, which" in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"), [("2", "was 2 passes"), ("15m", "The budget was 900s."), ("1.5h", "5400s.")]
+)
+def test_the_budget_has_its_unit(soup, budget, text):
+    fields = soup.to_dict()
+    assert text in card.render({**fields, "budget": str(Budget.of(budget))})
+
+
+def test_a_pilot_alone_gives_estimates(bank, digits, cache):
+    pilot = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=0.25)
+    text = card.render(hf_radin.radin(pilot, budget=0).to_dict())
+    assert re.search(r"\| best single \| validation \| \d+ \| \u2248", text)
 
 
 def test_recipes_of_the_first_version_have_no_intervals(soup):

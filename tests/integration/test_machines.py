@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_processes import EXAMPLE, WITNESS, contents, launch
+from test_processes import EXAMPLE, WITNESS, launch
+from timeless import contents
 
 
 def free_port() -> int:

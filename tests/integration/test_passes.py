@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 from conftest import NAMES, digit_images, image_dataset
-from test_processes import contents, launch
+from test_processes import launch
+from timeless import contents
 
 import hf_radin
 from hf_radin import adapter, decoding, logits, passes

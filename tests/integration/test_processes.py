@@ -1,13 +1,12 @@
 """One process and two give the same bank and the same soup, byte for byte."""
 
-import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from timeless import contents
 
 import hf_radin
 
@@ -43,25 +42,6 @@ def launch(
     found = sorted(path.name for path in folder.glob("process-*"))
     assert found == [f"process-{index}-of-{processes}" for index in range(processes)], run.stderr
     return run
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files, but for what tells the time: that is the one thing that no two runs share."""
-    return {str(path.relative_to(folder)): without_times(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def without_times(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.name == "README.md":
-        return re.sub(rb"(?<= \| )[\d.]+ (ms|s|min|h)(?= \|\n)| Time is that of .*", b"", content)
-    return json.dumps(timeless(json.loads(content))).encode() if path.suffix == ".json" else content
-
-
-def timeless(value: object) -> object:
-    if isinstance(value, dict):
-        times = ("seconds", "time", "device", "devices")
-        return {name: timeless(one) for name, one in value.items() if name not in times}
-    return [timeless(one) for one in value] if isinstance(value, list) else value
 
 
 @pytest.fixture(scope="module")
