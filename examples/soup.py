@@ -19,10 +19,11 @@ def main(args: argparse.Namespace) -> None:
 
     # The ingredients: fine-tunes of one start, vetted from their small files.
     ingredients = hf_radin.gather(args.models, **options.model_options(args))
-    search = options.search_options(args, ingredients)
+    search, data = options.search_options(args, ingredients), options.data_options(args, ingredients)
+    options.tell_private(args, ingredients, data["dataset"])
 
     # Stage 1: every ingredient runs once on the split that chooses. Without --dataset, their cards say which.
-    bank = hf_radin.compute_logits(ingredients, **options.data_options(args, ingredients))
+    bank = hf_radin.compute_logits(ingredients, **data)
 
     # Stage 2: rank the candidates by their ensembles, measure the best, return the best measured.
     soup = getattr(hf_radin, args.method)(bank, **search)
