@@ -256,6 +256,13 @@ def test_a_dry_run_of_a_pull_request_says_so(hub, folder, capsys):
     assert "A pull request would be opened, and nothing there changed." in capsys.readouterr().out
 
 
+def test_a_picture_that_the_card_does_not_show_stays_here(hub, folder):
+    assert b"](passes.png)" not in (folder / "README.md").read_bytes()  # there was one soup to measure
+    (folder / "passes.png").write_bytes(b"of an earlier card")
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert "passes.png" not in hub.files("org/soup") and "classes.png" in hub.files("org/soup")
+
+
 def test_pictures_of_an_earlier_soup_go_with_it(hub, folder, tmp_path):
     hub.add_repo("org/soup", OLD | {"passes.png": b"old", "mine.png": b"mine"})
     (folder / "passes.png").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from test_pilot import lenient, pilot, two_lead
 
 import hf_radin
 from hf_radin import card, passes, telling
+from hf_radin.evaluate import Pace
 from hf_radin.wording import clock
 
 __all__ = ["lenient", "pilot", "two_lead"]  # fixtures
@@ -79,6 +80,11 @@ def test_a_soup_takes_as_long_as_it_was_shown_images(runs, digits, tmp_path):
     assert [one.seconds for one in soups] == [0.5 * one.images for one in soups] and len(soups) > 1
     assert soup.about["time"]["soups"] == sum(0.5 * one.images for one in soups)
     assert "an abacus" in soup.about["time"]["devices"] and len(soup.about["time"]["devices"]) == 2
+
+
+def test_what_two_devices_took_names_both():
+    pace = Pace().after(2.0, 100, "a GPU").after(1.0, 50, "CPU").after(3.0, 50, "a GPU")
+    assert pace == Pace(6.0, 200, "CPU and a GPU")
 
 
 def test_of_soups_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
