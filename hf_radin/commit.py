@@ -15,7 +15,7 @@ from hf_radin.access import asking_the_hub, is_passing, patiently
 from hf_radin.files import is_of_a_checkpoint
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
+    from huggingface_hub import CommitInfo, HfApi
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def check_target(
     api = HfApi(token=token)
     there = patiently(lambda: _contents(repo_id, repo_type, token, revision))
     with asking_the_hub(repo_id, revision=revision):
-        user = api.whoami()
+        user = _who(api)
         if (user.get("auth") or {}).get("accessToken", {}).get("role") == "read":
             raise ValueError(f"{repo_id}: the token may only read. Make one that may write (hf.co/settings/tokens).")
         if there is not None:
@@ -254,9 +254,17 @@ def full_id(repo_id: str, token: str | bool | None) -> str:
 
     def ask() -> str:
         with asking_the_hub(repo_id):
-            return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+            return f"{_who(HfApi(token=token))['name']}/{repo_id}"
 
     return repo_id if "/" in repo_id else patiently(ask)
+
+
+def _who(api: HfApi) -> dict[str, Any]:
+    """Who asks. Raises a ValueError if the answer says nothing of it."""
+    user = api.whoami()
+    if not isinstance(user, dict) or "name" not in user:
+        raise ValueError(f"The Hub does not say who asks ({str(user)[:100]}); is HF_ENDPOINT a Hub?")
+    return user
 
 
 def _namespaces(user: Mapping[str, Any]) -> list[str]:

@@ -223,6 +223,9 @@ def test_an_address_that_is_no_hub_is_told(hub, folder, answer, capsys):
     hub.answer = lambda call: Reply(answer)
     assert cli.main(["push", str(folder), "org/soup"]) == 2
     assert "org/soup" in capsys.readouterr().err
+    assert cli.main(["push", str(folder), "soup"]) == 2
+    said = capsys.readouterr().err
+    assert "Hub" in said and len(said.strip().splitlines()) == 1
 
 
 def test_what_the_user_wrote_is_pushed_as_it_is(hub, folder):
