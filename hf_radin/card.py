@@ -11,6 +11,7 @@ from typing import Any
 from hf_radin import pictures
 from hf_radin.outcome import costs, is_uniform, sentence
 from hf_radin.private import without_paths
+from hf_radin.strata import ENOUGH
 from hf_radin.wording import (
     between,
     code,
@@ -139,7 +140,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         count="{:,}".format,
         costs=costs(fields),
         devices=(fields.get("time") or {}).get("devices"),
-        enough=500,
+        enough=ENOUGH,
         architecture=fields.get("architecture"),
         hidden=any(one["revision"] == "hidden" for one in fields["ingredients"]),
         approximate=any(one["about"] for one in (*fields["results"], *fields["measurements"])),

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+# Of so many images of a pilot, one case of a thousand is some.
+ENOUGH = 500
+
 # How many models say which images tell recipes apart, and the share of images that are such, in zoos of ours.
 LEADING, TELLING = 3, 0.2
 

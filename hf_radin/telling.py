@@ -29,15 +29,12 @@ from hf_radin.propose import monte_carlo
 from hf_radin.pruning import Pruned, join, prune
 from hf_radin.recipe import Recipe
 from hf_radin.sources import source_of
-from hf_radin.strata import Chosen, Pilot
+from hf_radin.strata import ENOUGH, Chosen, Pilot
 
 logger = logging.getLogger(__name__)
 
 # Of the predictions that recipes make where the leading models agree clearly, so many may be different ones.
 ASTRAY = 0.001
-
-# Of so many images of a pilot, one case of a thousand is some.
-ENOUGH = 500
 
 # So many recipes are asked.
 RECIPES = 200

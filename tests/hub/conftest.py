@@ -102,3 +102,17 @@ def xet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     pytest.importorskip("lz4.frame")
     with only(LoopbackHub(xet=True), tmp_path_factory.mktemp("hf-home"), **QUICK) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a ViT with random weights and its processor."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("vit")
+    labels = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+    size = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "intermediate_size": 8}
+    depth = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**size, **depth, **labels)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

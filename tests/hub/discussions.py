@@ -7,17 +7,19 @@ import hashlib
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from .routes import API, route
+from .routes import API, Routes
 from .store import USER, Blob, HubError, PullRequest, Repo, timestamp
 from .wire import Call, Reply, json_reply
 
 if TYPE_CHECKING:
     from .loopback import LoopbackHub
 
+routes = Routes()
+
 ONE = rf"{API}/discussions/(?P<number>\d+)"
 
 
-@route("GET", rf"{API}/discussions")
+@routes.on("GET", rf"{API}/discussions")
 def list_all(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     """Newest first. What is merged counts as closed."""
     status, author = call.option("status") or "all", call.option("author") or USER
@@ -33,7 +35,7 @@ def list_all(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     return json_reply({"discussions": shown, "count": len(found), "start": start})
 
 
-@route("GET", ONE)
+@routes.on("GET", ONE)
 def details(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
     one = find(repo, number)
     changes = {"base": one.base, **({"mergeCommitId": one.merged} if one.merged else {})}
@@ -43,7 +45,7 @@ def details(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
     )
 
 
-@route("POST", rf"{ONE}/status")
+@routes.on("POST", rf"{ONE}/status")
 def change_status(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
     """Open to whoever opened the pull request, and that is everybody with the token."""
     hub.require_write(call)
@@ -54,7 +56,7 @@ def change_status(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Re
     return json_reply({"newStatus": events(repo, one)[-1]})
 
 
-@route("POST", rf"{ONE}/merge")
+@routes.on("POST", rf"{ONE}/merge")
 def merge(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
     """One commit on the base, as the Hub makes of a pull request however many it has."""
     hub.require_write(call, repo.namespace)

@@ -3,12 +3,14 @@
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from .routes import API, WEB, route
+from .routes import API, WEB, Routes
 from .store import HubError, Repo
 from .wire import Call, Reply, json_reply
 
 if TYPE_CHECKING:
     from .loopback import LoopbackHub
+
+routes = Routes()
 
 OID = r"(?P<oid>[0-9a-f]{64})"
 # Clients send no token here: having the batch's URL is the permission, for just the object that it announced. So these
@@ -16,7 +18,7 @@ OID = r"(?P<oid>[0-9a-f]{64})"
 STORAGE = rf"/storage/(?P<type>[^/]+)/(?P<place>[^/]+/[^/]+)/lfs/{OID}"
 
 
-@route("POST", rf"{WEB}\.git/info/lfs/objects/batch")
+@routes.on("POST", rf"{WEB}\.git/info/lfs/objects/batch")
 def batch(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     hub.require_write(call)
     asked = call.json()
@@ -41,13 +43,13 @@ def batch(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     return json_reply({"transfer": transfer, "objects": answers})
 
 
-@route("PUT", STORAGE)
+@routes.on("PUT", STORAGE)
 def put(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str) -> Reply:
     keep(hub.repos[type, place], oid, call.body)
     return Reply()
 
 
-@route("PUT", rf"{STORAGE}/(?P<number>\d+)")
+@routes.on("PUT", rf"{STORAGE}/(?P<number>\d+)")
 def put_part(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str, number: str) -> Reply:
     repo = hub.repos[type, place]
     if oid not in repo.announced:
@@ -56,7 +58,7 @@ def put_part(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str, nu
     return Reply(headers={"ETag": etag(call.body)})
 
 
-@route("POST", rf"{STORAGE}/complete")
+@routes.on("POST", rf"{STORAGE}/complete")
 def complete(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str) -> Reply:
     repo, asked = hub.repos[type, place], call.json()
     if oid not in repo.parts:
@@ -70,7 +72,7 @@ def complete(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str) ->
     return json_reply({})
 
 
-@route("POST", rf"{API}/lfs/{OID}/verify")
+@routes.on("POST", rf"{API}/lfs/{OID}/verify")
 def verify(hub: "LoopbackHub", call: Call, repo: Repo, oid: str) -> Reply:
     if oid not in repo.objects or call.json() != {"oid": oid, "size": len(repo.objects[oid])}:
         raise HubError(404, f"LFS object {oid} was not received whole")

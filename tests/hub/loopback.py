@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode
 
-from . import discussions, lfs, repos  # noqa: F401 (they register what they answer)
+from . import discussions, lfs, repos, xet
 from .metadata import problems
-from .routes import API, KIND, REV, ROUTES, WEB, route
+from .routes import API, KIND, REV, WEB, Routes
 from .store import (
     NAMESPACES,
     USER,
@@ -32,9 +32,10 @@ from .store import (
     tree_entries,
 )
 from .wire import Call, Faults, Reply, Request, Server, json_reply
-from .xet import Storage
 
 LISTED = ("id", "createdAt", "private", "gated", "tags", "pipeline_tag", "library_name", "downloads", "likes")
+
+routes = Routes()
 
 
 class LoopbackHub:
@@ -61,7 +62,7 @@ class LoopbackHub:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # stop() waits for one poll: the default of half a second would be felt in every test.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        self.xet = Storage(self) if self._has_xet else None
+        self.xet = xet.Storage(self) if self._has_xet else None
         return self
 
     def stop(self) -> None:
@@ -164,7 +165,7 @@ class LoopbackHub:
         if authorization not in (None, f"Bearer {self.token}"):
             raise HubError(401, "Invalid credentials in Authorization header")
         call.user = USER if authorization else None
-        for methods, pattern, answer in ROUTES:
+        for methods, pattern, answer in (*routes, *repos.routes, *lfs.routes, *xet.routes, *discussions.routes):
             if call.method in methods and (found := pattern.fullmatch(call.path)):
                 arguments: dict[str, Any] = {name: text and unquote(text) for name, text in found.groupdict().items()}
                 if "kind" in arguments:
@@ -208,14 +209,14 @@ class LoopbackHub:
         link = {"Link": f'<{self.url}{call.path}?{following}>; rel="next"'} if end < len(items) else {}
         return json_reply(items[start:end], headers=link)
 
-    @route("GET", "/api/whoami-v2")
+    @routes.on("GET", "/api/whoami-v2")
     def _whoami(self, call: Call) -> Reply:
         self.require_write(call)
         orgs = [{"type": "org", "name": name, "roleInOrg": "admin"} for name in NAMESPACES if name != USER]
         access = {"type": "access_token", "accessToken": {"displayName": "loopback", "role": "write"}}
         return json_reply({"type": "user", "name": USER, "fullname": USER, "orgs": orgs, "auth": access})
 
-    @route("POST", "/api/validate-yaml")
+    @routes.on("POST", "/api/validate-yaml")
     def _validate_yaml(self, call: Call) -> Reply:
         content = call.json()["content"]
         if wrong := problems(content):
@@ -223,7 +224,7 @@ class LoopbackHub:
         missing = [] if content.startswith("---") else [{"message": "empty or missing yaml metadata in repo card"}]
         return json_reply({"errors": [], "warnings": missing})
 
-    @route("GET", rf"/api/{KIND}")
+    @routes.on("GET", rf"/api/{KIND}")
     def _list(self, call: Call, kind: str) -> Reply:
         author, search = call.option("author"), (call.option("search") or "").lower()
         wanted = {*call.query.get("filter", ()), *call.query.get("pipeline_tag", ())}
@@ -236,7 +237,7 @@ class LoopbackHub:
             found = [{name: info[name] for name in info.keys() & fields} for info in found]
         return self.page(call, found)
 
-    @route("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)")
+    @routes.on("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)")
     def _collection(self, call: Call, slug: str) -> Reply:
         """Without the repositories that the caller may not see, or that were deleted."""
         if slug not in self.collections:
@@ -245,7 +246,7 @@ class LoopbackHub:
         items = [item for item in self.collections[slug] if item in seen or item[0] in ("paper", "collection")]
         return json_reply(describe_collection(slug, items))
 
-    @route("GET", rf"{API}(?:/revision/{REV})?")
+    @routes.on("GET", rf"{API}(?:/revision/{REV})?")
     def _info(self, call: Call, repo: Repo, rev: str | None) -> Reply:
         commit = repo.resolve(rev or "main")
         info = describe(repo, commit)
@@ -253,7 +254,7 @@ class LoopbackHub:
             info["siblings"] = siblings_with_sizes(commit.files)
         return json_reply({name: info[name] for name in info.keys() & {"id", *call.query.get("expand", info)}})
 
-    @route("GET", rf"{API}/tree/{REV}(?:/(?P<folder>.+))?")
+    @routes.on("GET", rf"{API}/tree/{REV}(?:/(?P<folder>.+))?")
     def _tree(self, call: Call, repo: Repo, rev: str, folder: str | None) -> Reply:
         commit = repo.resolve(rev)
         prefix = f"{folder.rstrip('/')}/" if folder else ""
@@ -264,20 +265,20 @@ class LoopbackHub:
             below = [entry for entry in below if "/" not in entry["path"][len(prefix) :]]
         return self.page(call, below)
 
-    @route("POST", rf"{API}/paths-info/{REV}")
+    @routes.on("POST", rf"{API}/paths-info/{REV}")
     def _paths_info(self, call: Call, repo: Repo, rev: str) -> Reply:
         entries = tree_entries(repo.resolve(rev).files)
         paths = [path.strip("/") for path in parse_qs(call.body.decode()).get("paths", [])]
         return json_reply([entries[path] for path in paths if path in entries])
 
-    @route("GET", rf"{API}/commits/{REV}")
+    @routes.on("GET", rf"{API}/commits/{REV}")
     def _commits(self, call: Call, repo: Repo, rev: str) -> Reply:
         facts = [(c.sha, c.title, c.description, timestamp(c.date), [{"user": USER}]) for c in repo.log(rev)]
         return self.page(
             call, [dict(zip(("id", "title", "message", "date", "authors"), c, strict=True)) for c in facts]
         )
 
-    @route("GET", rf"{API}/refs")
+    @routes.on("GET", rf"{API}/refs")
     def _refs(self, call: Call, repo: Repo) -> Reply:
         answer: dict[str, list[dict[str, str]]] = {"branches": [], "tags": [], "pullRequests": [], "converts": []}
         for ref, sha in repo.refs.items():
@@ -286,7 +287,7 @@ class LoopbackHub:
             answer[kind].append({"name": name, "ref": ref, "targetCommit": sha})
         return json_reply(answer)
 
-    @route("POST", rf"{API}/(?P<what>branch|tag)/{REV}")
+    @routes.on("POST", rf"{API}/(?P<what>branch|tag)/{REV}")
     def _create_ref(self, call: Call, repo: Repo, what: str, rev: str) -> Reply:
         """A branch's name is in the URL and its start in the body; with a tag it is the other way round."""
         self.require_write(call, repo.namespace)
@@ -298,7 +299,7 @@ class LoopbackHub:
         repo.refs[ref] = repo.resolve(start).sha
         return json_reply({})
 
-    @route("POST", rf"{API}/preupload/{REV}")
+    @routes.on("POST", rf"{API}/preupload/{REV}")
     def _preupload(self, call: Call, repo: Repo, rev: str) -> Reply:
         self.require_write(call, None if call.flag("create_pr") else repo.namespace)
         present, answers = repo.resolve(rev).files, []
@@ -309,7 +310,7 @@ class LoopbackHub:
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return json_reply({"files": answers})
 
-    @route("POST", rf"{API}/commit/{REV}")
+    @routes.on("POST", rf"{API}/commit/{REV}")
     def _commit(self, call: Call, repo: Repo, rev: str) -> Reply:
         pull_request = call.flag("create_pr")
         self.require_write(call, None if pull_request else repo.namespace)
@@ -330,7 +331,7 @@ class LoopbackHub:
         answer = {"success": True, "commitOid": commit.sha, "commitUrl": f"{page}/commit/{commit.sha}"}
         return json_reply(answer | ({"pullRequestUrl": f"{page}/discussions/{number}"} if pull_request else {}))
 
-    @route("GET HEAD", rf"{WEB}/resolve/{REV}/(?P<path>.+)")
+    @routes.on("GET HEAD", rf"{WEB}/resolve/{REV}/(?P<path>.+)")
     def _resolve(self, call: Call, repo: Repo, rev: str, path: str) -> Reply:
         commit = repo.resolve(rev)
         self.require_access(call, repo)

@@ -2,15 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from .routes import API, route
+from .routes import API, Routes
 from .store import USER, HubError, Repo
 from .wire import Call, Reply, json_reply
 
 if TYPE_CHECKING:
     from .loopback import LoopbackHub
 
+routes = Routes()
 
-@route("GET", rf"{API}/auth-check(?P<write>/write)?")
+
+@routes.on("GET", rf"{API}/auth-check(?P<write>/write)?")
 def auth_check(hub: "LoopbackHub", call: Call, repo: Repo, write: str | None) -> Reply:
     hub.require_access(call, repo)
     if write:
@@ -18,7 +20,7 @@ def auth_check(hub: "LoopbackHub", call: Call, repo: Repo, write: str | None) ->
     return json_reply({})
 
 
-@route("PUT", rf"{API}/settings")
+@routes.on("PUT", rf"{API}/settings")
 def settings(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     hub.require_write(call, repo.namespace)
     changes = call.json()
@@ -27,7 +29,7 @@ def settings(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     return json_reply({})
 
 
-@route("POST", "/api/repos/create")
+@routes.on("POST", "/api/repos/create")
 def create(hub: "LoopbackHub", call: Call) -> Reply:
     body = call.json()
     repo_type, repo_id = body.get("type") or "model", f"{body.get('organization') or USER}/{body['name']}"
@@ -40,7 +42,7 @@ def create(hub: "LoopbackHub", call: Call) -> Reply:
     return json_reply({**answer, "error": f"{repo_id} exists"}, 409) if exists else json_reply(answer)
 
 
-@route("DELETE", "/api/repos/delete")
+@routes.on("DELETE", "/api/repos/delete")
 def delete(hub: "LoopbackHub", call: Call) -> Reply:
     body = call.json()
     repo_type, repo_id = body.get("type") or "model", f"{body.get('organization') or USER}/{body['name']}"
@@ -49,7 +51,7 @@ def delete(hub: "LoopbackHub", call: Call) -> Reply:
     return json_reply({})
 
 
-@route("POST", "/api/repos/move")
+@routes.on("POST", "/api/repos/move")
 def move(hub: "LoopbackHub", call: Call) -> Reply:
     """The old name leads to the new one, until another repository takes it."""
     body = call.json()

@@ -1,4 +1,4 @@
-"""What answers which request: each answer is registered with the methods and the pattern of paths that it is for."""
+"""What answers which request: each module lists its answers with the methods and the pattern of paths they are for."""
 
 import re
 from collections.abc import Callable
@@ -10,12 +10,15 @@ API = rf"/api/{KIND}/(?P<id>[^/]+/[^/]+)"
 WEB = r"/(?P<kind>datasets/|spaces/)?(?P<id>[^/]+/[^/]+?)"
 REV = r"(?P<rev>[^/]+)"
 
-ROUTES: list[tuple[list[str], re.Pattern[str], Callable[..., Reply]]] = []
 
+class Routes(list[tuple[list[str], re.Pattern[str], Callable[..., Reply]]]):
+    """The answers of a module, asked in turn."""
 
-def route(methods: str, pattern: str) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
-    def register(answer: Callable[..., Reply]) -> Callable[..., Reply]:
-        ROUTES.append((methods.split(), re.compile(pattern), answer))
-        return answer
+    def on(self, methods: str, pattern: str) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
+        """The function below answers such requests; it is given the groups of the pattern by name."""
 
-    return register
+        def add(answer: Callable[..., Reply]) -> Callable[..., Reply]:
+            self.append((methods.split(), re.compile(pattern), answer))
+            return answer
+
+        return add

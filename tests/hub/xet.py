@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .routes import API, REV, route
+from .routes import API, REV, Routes
 from .store import HubError, Repo
 from .wire import Call, Reply, Server, json_reply
 
 if TYPE_CHECKING:
     from .loopback import LoopbackHub
+
+routes = Routes()
 
 ENTRY = 48  # bytes of everything in a shard
 NO_MORE = b"\xff" * 32
@@ -85,7 +87,7 @@ class Storage:
         return b"".join(parts)
 
 
-@route("GET", rf"{API}/xet-(?P<scope>read|write)-token/{REV}")
+@routes.on("GET", rf"{API}/xet-(?P<scope>read|write)-token/{REV}")
 def token(hub: "LoopbackHub", call: Call, repo: Repo, scope: str, rev: str) -> Reply:
     """What the storage takes, and where that is."""
     if hub.xet is None:

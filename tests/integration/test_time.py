@@ -43,7 +43,8 @@ def test_what_was_kept_is_told_again(runs, digits, tmp_path):
     assert re.search(r"Time is that of CPU \(x86", text)
 
 
-def test_a_run_that_was_killed_counts_what_it_took_before(runs, tmp_path, monkeypatch):
+def resumed(runs, tmp_path, monkeypatch, **told) -> hf_radin.LogitBank:
+    """Of a run that was killed when all parts were there; beside the logits one of each model says this."""
     split = image_dataset(*digit_images(slice(0, 96)))
     monkeypatch.setattr("hf_radin.logits.block_size", lambda samples: 32)
     join = passes._join
@@ -54,8 +55,12 @@ def test_a_run_that_was_killed_counts_what_it_took_before(runs, tmp_path, monkey
     monkeypatch.setattr(passes, "_join", join)
     for path in tmp_path.glob("banks/*/logits/*.parts/block-00000-000001.npz"):
         with np.load(path) as part:
-            np.savez(path, logits=part["logits"], seconds=1000.0)
-    bank = hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+            np.savez(path, logits=part["logits"], **told)
+    return hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+
+
+def test_a_run_that_was_killed_counts_what_it_took_before(runs, tmp_path, monkeypatch):
+    bank = resumed(runs, tmp_path, monkeypatch, seconds=1000.0)
     assert len(bank.classes) == len(NAMES)
     assert all(1000 < value < 1100 for value in seconds(bank.folder).values())
 
@@ -102,18 +107,7 @@ def test_of_soups_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
 
 
 def test_parts_of_a_run_that_timed_nothing_are_used(runs, tmp_path, monkeypatch):
-    split = image_dataset(*digit_images(slice(0, 96)))
-    monkeypatch.setattr("hf_radin.logits.block_size", lambda samples: 32)
-    join = passes._join
-    monkeypatch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    found = hf_radin.gather(f"{runs}/ft-[01]")
-    with pytest.raises(KeyboardInterrupt):
-        hf_radin.compute_logits(found, split, cache_dir=tmp_path)
-    monkeypatch.setattr(passes, "_join", join)
-    for path in tmp_path.glob("banks/*/logits/*.parts/block-00000-000001.npz"):
-        with np.load(path) as part:
-            np.savez(path, logits=part["logits"])
-    bank = hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+    bank = resumed(runs, tmp_path, monkeypatch)
     assert len(bank) == 96 and {*seconds(bank.folder).values()} == {None}
 
 
