@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_radin import pictures
 from hf_radin.outcome import costs, is_uniform, sentence
@@ -22,6 +22,9 @@ from hf_radin.wording import (
     show_metric,
 )
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
 logger = logging.getLogger(__name__)
 
 SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "start", "candidates", "seed", "accept")
@@ -29,6 +32,8 @@ SETTINGS = ("budget", "measure", "ended", "hold_out", "proposals", "start", "can
 MARKS = ("<!-- yours: what stands from here on is kept when the card is made anew -->", "<!-- end of yours -->")
 # What the card says to load until a push writes the repository's name there.
 PLACE = "path/or/id/of/this/model"
+# Where a leaderboard looks for what the soup reached.
+EVAL_RESULTS = ".eval_results/hf_radin.yaml"
 # Rows of a table that may be long; recipe.json has all.
 MOST = 10
 HOW = {
@@ -47,7 +52,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         license: what the user says; by default that of the ingredients used, if they all have the same one.
         drawn: names of the pictures that lie beside it.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     fields = without_paths(fields)
     # recipes of the first version have no intervals
@@ -65,36 +70,8 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
     ]
     data = fields["data"]
     dataset = data["name"] if data["revision"] else Path(data["name"]).name
-    soup_results = [one for one in fields["results"] if one["name"] == "soup"]
-    parents = [one["repo_id"] for one in used if one["repo_id"]]
-    ancestor = _ancestor(used)
-    relation = "merge" if len(used) > 1 and parents else "finetune" if ancestor and not parents else None
+    parents, ancestor = [one["repo_id"] for one in used if one["repo_id"]], _ancestor(used)
     varying, shared = _hyperparameters(used)
-    metadata = ModelCardData(
-        base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
-        base_model_relation=relation,
-        datasets=[data["name"]] if data["revision"] else None,
-        library_name="transformers",
-        license=_license(used, license),
-        metrics=sorted({name for one in soup_results for name in one["metrics"]}) or None,
-        model_name=("Model soup" if len(used) > 1 else "Best single model") if soup_results else None,
-        pipeline_tag="image-classification",
-        tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_config=data["config_name"],
-                dataset_split=one["split"],
-                metric_type=name,
-                metric_value=value,
-            )
-            for one in soup_results
-            for name, value in one["metrics"].items()
-        ]
-        or None,
-    )
     soups = [
         {**one, "chosen": dict(zip(one["ingredients"], one["weights"], strict=True)) == recipe}
         for one in fields["measurements"]
@@ -107,7 +84,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
 
     shown_all = all(one["images"] == fields["images"] for one in soups if one["measured"] is not None)
     card = ModelCard.from_template(
-        metadata,
+        _metadata(fields, used, dataset, license),
         template_path=str(TEMPLATE),
         used=used,
         md=escape,
@@ -161,6 +138,42 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         mixed_precision=fields["mixed_precision"],
     )
     return re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(card).rstrip()}\n")  # an empty cell has one space
+
+
+def _metadata(fields: dict[str, Any], used: list[dict[str, Any]], dataset: str, license: str | None) -> ModelCardData:
+    """The head of the card."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = fields["data"]
+    soup_results = [one for one in fields["results"] if one["name"] == "soup"]
+    parents = [one["repo_id"] for one in used if one["repo_id"]]
+    ancestor = _ancestor(used)
+    relation = "merge" if len(used) > 1 and parents else "finetune" if ancestor and not parents else None
+    return ModelCardData(
+        base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
+        base_model_relation=relation,
+        datasets=[data["name"]] if data["revision"] else None,
+        library_name="transformers",
+        license=_license(used, license),
+        metrics=sorted({name for one in soup_results for name in one["metrics"]}) or None,
+        model_name=("Model soup" if len(used) > 1 else "Best single model") if soup_results else None,
+        pipeline_tag="image-classification",
+        tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_config=data["config_name"],
+                dataset_split=one["split"],
+                metric_type=name,
+                metric_value=value,
+            )
+            for one in soup_results
+            for name, value in one["metrics"].items()
+        ]
+        or None,
+    )
 
 
 def _about(fields: dict[str, Any], one: dict[str, Any]) -> str:

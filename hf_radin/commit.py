@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin import pictures
 from hf_radin.access import asking_the_hub, is_passing, patiently
+from hf_radin.card import EVAL_RESULTS
 from hf_radin.files import is_of_a_checkpoint
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 _OTHERWISE = re.compile(r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json")
 
 # What a soup that was there says of itself, in a file or a picture.
-_OURS = re.compile(r"\.eval_results/hf_radin\.yaml|(estimates|passes|classes)\.png")
+_OURS = {EVAL_RESULTS, *pictures.NAMES}
 
 # Files up to so many bytes are read once: what is compared, sent and looked for is then the same.
 SMALL = 10_000_000
@@ -310,8 +312,8 @@ def _removed(files: Hashes, found: Mapping[str, str]) -> tuple[str, ...]:
     if "config.json" not in files:
         return ()
     gone = [name for name in found if name not in files]
-    stale = _OURS.fullmatch if "recipe.json" in found else lambda name: None
-    return tuple(name for name in gone if is_of_a_checkpoint(name) or _OTHERWISE.fullmatch(name) or stale(name))
+    stale = _OURS if "recipe.json" in found else ()
+    return tuple(name for name in gone if is_of_a_checkpoint(name) or _OTHERWISE.fullmatch(name) or name in stale)
 
 
 def _known(repo_id: str, repo_type: str, head: str, message: str) -> CommitInfo:

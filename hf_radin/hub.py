@@ -128,7 +128,7 @@ def prepared(
     fields = _without_paths(folder / RECIPE, whole)
     files[RECIPE] = _json(fields)
     if eval_task is not None:
-        files[".eval_results/hf_radin.yaml"] = card.eval_results(fields, eval_task)
+        files[card.EVAL_RESULTS] = card.eval_results(fields, eval_task)
     is_seen = not is_private(repo_id, private=private, token=token)
     names = private_names(whole) if hide_private or is_seen else []  # a folder is no repository
     if names and not hide_private:
