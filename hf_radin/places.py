@@ -6,6 +6,7 @@ import filecmp
 import glob
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -57,9 +58,10 @@ def find_places(names: list[str], *, revision: str | None = None, token: str | b
 
 
 def _places(name: str, token: str | bool | None) -> Iterator[Place]:
-    path = Path(name)
     if "\0" in name:
         raise ValueError(f"{name!r} is no name.")
+    name = name if is_dir(Path(name)) else os.path.expanduser(name)
+    path = Path(name)
     if name and is_dir(path):
         yield _run_or_checkpoint(path)
     elif name and _is_file(path):
@@ -72,12 +74,27 @@ def _places(name: str, token: str | bool | None) -> Iterator[Place]:
             if _is_file(Path(entry)):
                 raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
             yield from _places(entry, token)
-    elif glob.has_magic(name) and (folders := [one for one in glob.glob(name) if is_dir(Path(one))]):
-        yield from (_run_or_checkpoint(Path(one)) for one in sorted(folders, key=_by_number))
+    elif glob.has_magic(name) and (folders := _matching_folders(name)):
+        yield from (_run_or_checkpoint(folder) for folder in folders)
     elif path.suffix in LISTS:
         raise ValueError(f"There is no file {name!r} that could list checkpoints.")
     else:
         yield from _on_the_hub(name, token)
+
+
+def _matching_folders(pattern: str) -> list[Path]:
+    """The folders that a pattern matches, as a shell has it: `**` stands for any number of folders, one in the other.
+
+    Where it ends in `**`, which a shell takes for every folder below, those that hold a checkpoint are meant.
+    """
+    folders = [Path(name) for name in glob.glob(pattern, recursive=True) if is_dir(Path(name))]
+    if PurePosixPath(pattern).name == "**":
+        folders = [folder for folder in folders if _holds_checkpoint(folder)]
+    return sorted(dict.fromkeys(folders), key=lambda folder: _by_number(str(folder)))
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any(_is_file(folder / name) for name in (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG))
 
 
 def _by_number(name: str) -> list[Any]:
@@ -107,8 +124,7 @@ def _read_list(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".txt":
-            lines = (line.partition("#")[0].strip() for line in text.splitlines())
-            entries: Any = [line for line in lines if line]
+            entries: Any = [entry for line in text.splitlines() if (entry := _entry(line))]
         else:
             read = yaml.safe_load(text)
             entries = read.get("models") if isinstance(read, dict) else read
@@ -117,6 +133,15 @@ def _read_list(path: Path) -> list[str]:
     if not isinstance(entries, list) or not entries or not all(isinstance(one, str) for one in entries):
         raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
     return entries
+
+
+def _entry(line: str) -> str:
+    """The name in a line of a list; a comment begins with `#`, at the start or after a blank.
+
+    A name that stands for a folder here is taken whole, whatever is in it.
+    """
+    whole = line.strip()
+    return whole if whole and is_dir(Path(whole)) else re.split(r"(?:^|\s)#", whole, maxsplit=1)[0].strip()
 
 
 def _run_or_checkpoint(folder: Path) -> Place:
@@ -128,7 +153,7 @@ def _run_or_checkpoint(folder: Path) -> Place:
     }
     last = steps[max(steps)] if steps else folder
     best = _best(last / "trainer_state.json") if steps else None
-    if any((folder / name).is_file() for name in (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)):
+    if _holds_checkpoint(folder):
         if best and not any(_same_weights(folder, one) for one in steps.values()):
             logger.warning(
                 "%s has a model of its own that is none of its checkpoints, though %s is its best: where the Trainer "
@@ -209,13 +234,26 @@ def _matching(pattern: str, name: str, token: str | bool | None) -> list[str]:
         )
     with asking_the_hub(f"The pattern {name!r}", missing=f"The pattern {name!r} matches no folder here"):
         listed = [model.id for model in HfApi().list_models(author=author, token=token)]
-    matches = sorted((model for model in listed if fnmatchcase(model, pattern)), key=_by_number)
+    matches = sorted((model for model in listed if _matches(model, pattern)), key=_by_number)
     if not matches:
         raise ValueError(
             f"The pattern {name!r} matches no folder here and none of the {len(listed)} models of {author!r} on the "
             "Hub that you can see. If they are private, pass a token."
         )
     return matches
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a path on the Hub matches a pattern, as in a shell: only `**` goes from folder to folder."""
+    return _parts_match(path.split("/"), pattern.split("/"))
+
+
+def _parts_match(parts: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_parts_match(parts[skipped:], patterns[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _parts_match(parts[1:], patterns[1:])
 
 
 def _subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
@@ -229,7 +267,7 @@ def _subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
     if place.subfolder in folders:  # its name looks like a pattern
         yield place
         return
-    found = sorted((one for one in folders if fnmatchcase(one, place.subfolder)), key=_by_number)
+    found = sorted((one for one in folders if _matches(one, place.subfolder)), key=_by_number)
     if not found:
         raise ValueError(f"{place.name}: no folder of {place.repo_id} with a checkpoint matches {place.subfolder!r}.")
     for one in found:
