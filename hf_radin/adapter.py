@@ -19,21 +19,24 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from PIL.Image import Image
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
 
 logger = logging.getLogger(__name__)
 
 
-def load(ingredient: Ingredient, dtype: torch.dtype) -> PreTrainedModel:
+def load(ingredient: Ingredient, dtype: torch.dtype, config: PretrainedConfig | None = None) -> PreTrainedModel:
     """The ingredient's model on the CPU, its weights in `dtype`, its classes in the order of `labels`.
+
+    Args:
+        config: in place of the ingredient's own; of the same function.
 
     Raises:
         ValueError: if a weight is missing or has the wrong shape.
     """
     folder = ingredient.download()
-    config = ingredient.config
+    config = ingredient.config if config is None else config
     options: dict[str, Any] = {
         "dtype": dtype,
         "config": config,

@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_radin import checkpoint, tensors
 from hf_radin.checkpoint import DTYPES, FLOATS, INTEGERS, SHARD, Header
+from hf_radin.fields import shared_fields
 from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.processes import progress_bar
@@ -25,6 +26,10 @@ from hf_radin.tensors import Tensor
 logger = logging.getLogger(__name__)
 
 Files = Sequence[Mapping[str, Tensor]]
+
+# Fields of a configuration that a soup does not take over: what a model returns beside its logits
+# (`modeling.OUTPUT_FIELDS`), and the older name of its dtype.
+UNSAVED = ("output_attentions", "output_hidden_states", "return_dict", "torch_dtype")
 
 
 def refuse_ingredients(output: Path, ingredients: Iterable[Ingredient]) -> None:
@@ -149,8 +154,11 @@ def cook_files(
             files = [stack.enter_context(tensors.open_files(folder)) for folder in folders]
         except ValueError:  # pickles, or adapters
             return False
-        config = json.loads((folders[0] / checkpoint.CONFIG).read_text(encoding="utf-8"))
-        names = config.get("id2label") if isinstance(config, dict) else None
+        configs = [json.loads((folder / checkpoint.CONFIG).read_text(encoding="utf-8")) for folder in folders]
+        if not all(isinstance(config, dict) for config in configs):
+            return False
+        config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
+        names = config.get("id2label")
         if not isinstance(names, dict) or not any(one.dtype in FLOATS for one in files[0].values()):
             return False
         if not are_alike(used, files) or [names.get(str(one)) for one in range(len(names))] != fields["classes"]:
@@ -160,7 +168,6 @@ def cook_files(
 
         def fill(new: Path) -> None:
             write_weights(new, files, recipe, header, max_shard_size)
-            config.pop("torch_dtype", None)
             config["dtype"] = next(name for name, spelling in DTYPES.items() if spelling == kind)
             (new / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in checkpoint.PROCESSOR_FILES:

@@ -90,7 +90,7 @@ def write_average(
         if statistics is None and are_alike(used, files):
             target = checkpoint.as_dtype(dtype) if dtype else checkpoint.torch_dtype(widest(files))
             header = header_of(files, checkpoint.spelled(target))
-            config = used[0].config
+            config = modeling.shared_config([ingredient.config for ingredient in used])
             # that what is written fills the model is known before the first byte is
             model, _ = modeling.check_header(used[0].id, config, header)
             write_weights(folder, files, recipe, header, max_shard_size)
@@ -140,6 +140,7 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
     """
     used = ingredients.select(recipe.used)
     with _opened(used) as files:
+        config = modeling.shared_config([ingredient.config for ingredient in used])
         target = checkpoint.as_dtype(dtype) if dtype else checkpoint.torch_dtype(widest(files))
         if are_alike(used, files):
             header = header_of(files, checkpoint.spelled(target))
@@ -156,7 +157,7 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
             return modeling.load_model(
                 used[0].folder,
                 dtype=target,
-                config=used[0].config,
+                config=config,
                 tensors=found,
                 trust_remote_code=used[0].trust_remote_code,
             )
@@ -165,7 +166,7 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
     sums: dict[str, torch.Tensor] = {}
     strange: dict[str, torch.Tensor] = {}
     for index, (one, weight) in enumerate(recipe.used.items()):
-        model = adapter.load(used[index], sum_in)
+        model = adapter.load(used[index], sum_in, config)
         for name, tensor in model.state_dict().items():
             odd = torch.where(torch.isfinite(tensor), 0, tensor)
             if index == 0:

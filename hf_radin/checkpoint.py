@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -53,8 +54,17 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "BOOL")
 
 
+# What torch.compile and FSDP put into the names of tensors, wherever the wrapped module stands, and what
+# DistributedDataParallel begins all names with (pytorch-image-models#2003, nanoGPT#325).
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARALLEL = "module."
+
+
 def choose_weights(files: set[str], *, allow_pickle: bool = False) -> str | None:
-    """The file that holds, or indexes, the weights among a checkpoint's files; None if there is none to be used."""
+    """The file that holds, or indexes, the weights among a checkpoint's files; None if there is none to be used.
+
+    All that loads, hashes, downloads or averages a checkpoint goes by this.
+    """
     names = (WEIGHTS, WEIGHTS_INDEX, ADAPTER) + ((PICKLE, PICKLE_INDEX) if allow_pickle else ())
     return next((name for name in names if name in files), None)
 
@@ -62,9 +72,37 @@ def choose_weights(files: set[str], *, allow_pickle: bool = False) -> str | None
 def without_weights(files: set[str]) -> str:
     """What to say of a checkpoint in which there is nothing to be read."""
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")))
-    found = ", ".join(pickles[:3])
-    hint = f" It has {found}: only safetensors are read, unless you pass allow_pickle=True." if found else ""
+    others = sorted(name for name in files if name.endswith(".safetensors"))
+    hint = ""
+    if pickles:
+        hint = f" It has {', '.join(pickles[:3])}: only safetensors are read, unless you pass allow_pickle=True."
+    elif others:  # a variant, or the file of another tool
+        hint = f" It has {', '.join(others[:3])}: rename what holds the weights to {WEIGHTS}."
     return f"no weights ({WEIGHTS}, {WEIGHTS_INDEX} or {ADAPTER}).{hint}"
+
+
+def refuse_redirection(folder: Path, name: str) -> None:
+    """Refuse a configuration that sends some readers to other weights than those of the usual name.
+
+    transformers follows `transformers_weights` since some release of its version 5 (transformers#38152), others read
+    `model.safetensors`: which of the two was meant can't be told.
+
+    Args:
+        name: of the checkpoint, for the error.
+
+    Raises:
+        ValueError: if it does.
+    """
+    try:
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # what is wrong with it is said where it is loaded
+        return
+    target = fields.get("transformers_weights") if isinstance(fields, dict) else None
+    if target is not None:
+        raise ValueError(
+            f"{name}: {CONFIG} names {str(target)[:100]!r} as its weights (transformers_weights), which not all "
+            f"versions of transformers follow. Rename that file to {WEIGHTS} and take the field out of {CONFIG}."
+        )
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
@@ -214,6 +252,25 @@ def parse_offsets(text: bytes, size: int) -> dict[str, tuple[str, tuple[int, ...
     return {name: (*header[name], first) for first, _, name in parts}
 
 
+def plain_names(names: Iterable[str], where: Path | str) -> dict[str, str]:
+    """Each name of a tensor on disk, and the name that it has without what wrapped the model when it was saved.
+
+    Args:
+        where: the checkpoint, for the error.
+
+    Raises:
+        ValueError: if two tensors have one name then.
+    """
+    plain = {name: _WRAPPERS.sub("", name) for name in names}
+    while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
+        plain = {on_disk: name.removeprefix(_PARALLEL) for on_disk, name in plain.items()}
+    owners: dict[str, str] = {}
+    for on_disk, name in plain.items():
+        if owners.setdefault(name, on_disk) != on_disk:
+            raise ValueError(f"{where}: {owners[name]} and {on_disk} are both {name} in the model; save it again.")
+    return plain
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -256,8 +313,28 @@ def spelled(dtype: torch.dtype) -> str:
     return _SPELLING.get(str(dtype), str(dtype))
 
 
+def load_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, in memory, by the names that they have without wrappers (`plain_names`).
+
+    Raises:
+        ValueError: if a file is truncated or not what its name says.
+    """
+    from safetensors.torch import load_file
+
+    files = weight_files(folder, allow_pickle=allow_pickle)
+    if any(path.suffix == ".safetensors" for path in files):
+        tensors: dict[str, torch.Tensor] = {}
+        for path in files:
+            with whole(path):
+                tensors |= load_file(path)
+    else:
+        tensors = open_pickles(folder)
+    # of its own memory, whatever becomes of the file
+    return {name: tensors[on_disk].clone() for on_disk, name in plain_names(tensors, folder).items()}
+
+
 def open_pickles(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint's pickles, by their names on disk, in memory maps.
+    """The tensors of a checkpoint's pickles, by their names on disk, in memory maps where the format has them.
 
     Raises:
         ValueError: if a file is truncated or not what its name says.
@@ -267,7 +344,9 @@ def open_pickles(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for path in weight_files(folder, allow_pickle=True):
         try:
-            pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # before torch 1.6 they were no zip files, which can't be mapped (transformers#28331)
+            mapped = zipfile.is_zipfile(path)
+            pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # a broken pickle may fail in any way
             said = next(iter(str(error).splitlines()), "")
             raise ValueError(f"{path}: not a whole file of weights ({type(error).__name__}: {said}).") from error

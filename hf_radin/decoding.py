@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
+# Rows at the beginning of a split that images to try things with are looked for in.
+LOOKED = 32
+
 # How many bytes of prepared images are packed together: enough that small images don't cost a call each.
 TOGETHER = 8_000_000
 
@@ -137,6 +140,46 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     return Decoded(labels, skipped, join(packed))
 
 
+def example_images(split: Split) -> dict[int, Image]:
+    """Of the first rows up to three images that differ most, by position: the smallest, the largest, the longest.
+
+    None that can't be read is among them: what becomes of it is decided when its turn comes.
+    """
+    images: dict[int, Image] = {}
+    for position, row in enumerate(split.rows.take(LOOKED)):
+        value = row[split.image_column]
+        try:
+            images[position] = _open(value, split.image_mode)
+        except Exception as error:  # Pillow raises nearly anything for a broken file
+            if not _blames_the_image(error, value):
+                raise
+            continue
+        by_area = sorted(images, key=lambda place: images[place].width * images[place].height)
+        longest = max(images, key=lambda place: max(images[place].size) / min(images[place].size))
+        images = {place: images[place] for place in sorted({by_area[0], by_area[-1], longest})}
+    return images
+
+
+def prepared_example(split: Split, prepare: Prepare, images: dict[int, Image]) -> dict[str, torch.Tensor] | None:
+    """What a model takes for one of these images, without the batch dimension; None if there are none.
+
+    Raises:
+        ValueError: if an image can't be prepared, or is prepared in another shape than the first.
+    """
+    first: tuple[str, dict[str, torch.Tensor]] | None = None
+    for position, image in images.items():
+        try:
+            inputs = prepare(image)
+        except Exception as error:  # each processor fails in its own way
+            raise ValueError(
+                f"Sample {position} of {split.name}, split {split.split!r}: the models' image processor does not take "
+                f"an image of {image.width} x {image.height} pixels: {error}"
+            ) from error
+        first = first or (str(position), inputs)
+        _check_shapes(first, (str(position), inputs))
+    return first and first[1]
+
+
 def _check_shapes(one: tuple[str, dict[str, torch.Tensor]], other: tuple[str, dict[str, torch.Tensor]]) -> None:
     """Hold the inputs of two samples to the same shapes."""
     for name, value in one[1].items():
@@ -144,7 +187,7 @@ def _check_shapes(one: tuple[str, dict[str, torch.Tensor]], other: tuple[str, di
             raise ValueError(
                 f"The image processor makes {name} of different shapes: {tuple(value.shape)} of sample {one[0]}, "
                 f"{tuple(other[1][name].shape)} of sample {other[0]}. Images are read in batches, so it must resize "
-                "or crop to one size."
+                "or crop to one size: name one that does with image_processor=... (--image-processor ID)."
             )
 
 

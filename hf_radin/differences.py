@@ -1,12 +1,17 @@
-"""What sets a checkpoint apart from the others: architecture, configuration, shapes, preprocessing."""
+"""What sets a checkpoint apart from the others: architecture, configuration, shapes."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import re
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import modeling
+from hf_radin.fields import comparable, flattened
 from hf_radin.ingredients import Ingredient
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ _NOT_COMPARED = (
     "label_names",
     "output_attentions",
     "output_hidden_states",
-    "problem_type",
+    "problem_type",  # compared by what it means
     "return_dict",
     "torch_dtype",
     "transformers_version",
@@ -44,7 +49,7 @@ def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
             bases.setdefault(one.base.key, f"{one.base.id} at {one.base.revision[:19]}")
     _compare(found, ingredients, lambda one: {"base model": bases[one.base.key]} if one.base else {})
     configs = {one.id: one.config for one in ingredients}
-    _compare(found, ingredients, lambda one: _prefixed("configuration's ", _compared(configs[one.id])))
+    _compare(found, ingredients, lambda one: _prefixed("configuration's ", _compared(one, configs[one.id])))
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by configuration: most have one
 
     def shapes_of(one: Ingredient) -> dict[str, tuple[int, ...]]:
@@ -54,7 +59,6 @@ def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
         return shapes[same]
 
     _compare(found, ingredients, shapes_of, absent="absent")
-    _compare(found, ingredients, _processor_fields, absent=None)
     return found
 
 
@@ -74,17 +78,18 @@ def _compare(found: dict[str, str], ingredients: list[Ingredient], fields_of: An
         values = {one: has.get(name, absent) for one, has in fields.items()}
         if any(value is _ANY for value in values.values()):
             continue
-        common = Counter(map(repr, values.values())).most_common(1)[0][0]
-        other = next(one for one, value in values.items() if repr(value) == common)
+        common = Counter(map(comparable, values.values())).most_common(1)[0][0]
+        other = next(one for one, value in values.items() if comparable(value) == common)
         for one, value in values.items():
-            if repr(value) != common:
+            if comparable(value) != common:
                 start = "; " if one in differences else f"{one} differs from {other} in "
-                differences.setdefault(one, []).append(f"{start}{name}: {value!r} against {common}")
+                text = f"{start}{name}: {value!r} against {values[other]!r}"
+                differences.setdefault(one, []).append(text)
     for one, parts in differences.items():
         more = f"; and {len(parts) - 8} more" if parts[8:] else ""
         found[one] = (
             f"{''.join(parts[:8])}{more}. Leave it out, or gather checkpoints of one architecture, one set of classes "
-            f"and one image processor{'; --image-processor ID takes one for all' if absent is None else ''}."
+            "and one image processor."
         )
 
 
@@ -92,14 +97,45 @@ def _prefixed(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in fields.items()}
 
 
-def _compared(config: PretrainedConfig) -> dict[str, Any]:
-    """What of a configuration decides about the model's outputs: neither names, nor bookkeeping, nor training."""
-    fields = _flatten(config.to_dict())
-    return {
+def _compared(ingredient: Ingredient, config: PretrainedConfig) -> dict[str, Any]:
+    """What of a configuration decides about the function that the model computes, or how a pipeline reads it.
+
+    That is what its class declares or its model's code reads, but for names, bookkeeping and training. Of a
+    checkpoint with code of its own all else may be read, too.
+    """
+    own_code = getattr(config, "auto_map", None) is not None
+    source = "" if own_code else _source(config)
+    fields = {
         name: value
-        for name, value in fields.items()
+        for name, value in _declared_or_read(config, source, own_code).items()
         if not any(part.startswith(_NOT_COMPARED) or "drop" in part for part in name.split("."))
     }
+    return {**fields, "task": modeling.task(config)}
+
+
+def _source(config: PretrainedConfig) -> str:
+    """The code of a model's module."""
+    return inspect.getsource(sys.modules[type(modeling.empty_model(config)).__module__])
+
+
+def _declared_or_read(config: PretrainedConfig, source: str, everything: bool, prefix: str = "") -> dict[str, Any]:
+    """The fields of a configuration, and of those in it, by their paths; notes that nobody reads are left out."""
+    declared = _declared(config)
+    fields: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        part, word = getattr(config, name, None), re.escape(name)
+        if callable(getattr(part, "to_diff_dict", None)):
+            fields |= _declared_or_read(part, source, everything, f"{prefix}{name}.")
+        elif everything or name in declared or re.search(rf"\.{word}\b|[\"']{word}[\"']", source):
+            fields |= flattened({name: value}, prefix)
+    return fields
+
+
+def _declared(config: PretrainedConfig) -> set[str]:
+    """The fields that a class of configurations has of its own, and those that all have."""
+    if dataclasses.is_dataclass(config):
+        return {field.name for field in dataclasses.fields(config)}
+    return {name for cls in type(config).__mro__[:-1] for name in inspect.signature(cls).parameters}
 
 
 def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> dict[str, tuple[int, ...]]:
@@ -112,22 +148,3 @@ def describe(config: PretrainedConfig) -> str:
     """A configuration as text, without where it was read: equal texts are equal models."""
     fields = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
     return json.dumps(fields, sort_keys=True, default=str)
-
-
-def _processor_fields(ingredient: Ingredient) -> dict[str, Any]:
-    """What of an image processor may change pixels: all but its name, which is that of the backend too."""
-    fields = _flatten(ingredient.processor.to_dict())
-    return _prefixed(
-        "image processor's ",
-        {name: value for name, value in fields.items() if name not in ("image_processor_type", "processor_class")},
-    )
-
-
-def _flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

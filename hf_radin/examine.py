@@ -40,6 +40,7 @@ class Files:
         header: None for pickles on the Hub, which tell nothing before they are there.
         weights: equal for equal weights; None if the Hub does not say.
         size: bytes of the weights.
+        wrapped: the name of a tensor on disk that says what wrapped the model when it was saved; empty if none does.
         base: what a LoRA adapter is merged into.
     """
 
@@ -51,6 +52,7 @@ class Files:
     size: int
     stamp: str | None = None
     base: Files | None = None
+    wrapped: str = ""
 
     @property
     def dtypes(self) -> str:
@@ -102,7 +104,8 @@ def _in_folder(place: Place, given: Path, options: Options) -> Files:
     except ValueError as error:
         inner = [f"{given.as_posix()}/{part}" for part in ("*", "*/checkpoint-*") if _holds_checkpoints(folder, part)]
         raise ValueError(f"{error} Its folders look like checkpoints: {inner[0]}." if inner else str(error)) from error
-    header = checkpoint.read_header(folder, allow_pickle=options.allow_pickle)
+    checkpoint.refuse_redirection(folder, place.name)
+    header, wrapped = _plain(place.name, checkpoint.read_header(folder, allow_pickle=options.allow_pickle))
     stamp = checkpoint.stamp(folder, allow_pickle=options.allow_pickle)
     hashes = checkpoint.file_hashes(folder, allow_pickle=options.allow_pickle)
     return Files(
@@ -113,7 +116,15 @@ def _in_folder(place: Place, given: Path, options: Options) -> Files:
         weights=checkpoint.weights_hash(hashes),
         size=sum(path.stat().st_size for path in checkpoint.weight_files(folder, allow_pickle=options.allow_pickle)),
         stamp=stamp,
+        wrapped=wrapped,
     )
+
+
+def _plain(name: str, header: Header) -> tuple[Header, str]:
+    """A header by the names that tensors have in the model, and a name on disk that is another; empty if none is."""
+    plain = checkpoint.plain_names(header, name)
+    wrapped = next((on_disk for on_disk, plain_name in plain.items() if on_disk != plain_name), "")
+    return {plain_name: header[on_disk] for on_disk, plain_name in plain.items()}, wrapped
 
 
 def _holds_checkpoints(folder: Path, part: str) -> bool:
@@ -155,6 +166,7 @@ def _on_hub(place: Place, options: Options) -> Files:
     listed = {one.rfilename: one for one in info.siblings or []}
     mine = {path.removeprefix(inside): one for path, one in listed.items() if path.startswith(inside)}
     _refuse_nothing(place, set(listed), {name for name in mine if "/" not in name}, options)
+    checkpoint.refuse_redirection(snapshot / place.subfolder, place.name)
     entry = checkpoint.choose_weights(set(mine), allow_pickle=options.allow_pickle) or ""
     names = [entry]
     if entry.endswith(".index.json"):
@@ -165,6 +177,7 @@ def _on_hub(place: Place, options: Options) -> Files:
     for name in names:
         part = _header(place, f"{inside}{name}", snapshot, mine[name].size or 0, options)
         header = None if part is None or header is None else {**header, **part}
+    header, wrapped = (None, "") if header is None else _plain(place.name, header)
     hashes = {name: mine[name].lfs.sha256 if mine[name].lfs else f"blob:{mine[name].blob_id}" for name in names}
     return Files(
         place=place,
@@ -173,6 +186,7 @@ def _on_hub(place: Place, options: Options) -> Files:
         header=header,
         weights=checkpoint.weights_hash(hashes),
         size=sum(mine[name].size or 0 for name in names),
+        wrapped=wrapped,
     )
 
 

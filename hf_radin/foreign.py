@@ -23,7 +23,7 @@ _ABOUT: dict[str, Callable[[Any], bool]] = {
         isinstance(value, dict) and all(name in value and fits(value[name]) for name, fits in _DATA.items())
     ),
     "samples": lambda value: _is_count(value),
-    "classes": lambda value: _are(str, value) and len(set(value)) == len(value) > 0,
+    "classes": lambda value: _are(str, value) and len(value) > 0,
     "processor": lambda value: isinstance(value, dict),
     "dtype": lambda value: value in ("float32", "float16", "bfloat16", "float64"),
     "logits_dtype": lambda value: value in ("float32", "float16"),

@@ -121,19 +121,53 @@ class Ingredient:
                         f"{self.id} has changed: it was {self.revision[:19]} and is {found[:19]}. Gather again."
                     )
             return self.folder
+        folder = self._fetch(["*.json", *(["*.py"] if self.trust_remote_code else [])])
+        if not self._has_weights(folder):
+            self._fetch(self._weight_names(folder))
+        return folder
+
+    def _has_weights(self, folder: Path) -> bool:
+        """Whether the very files that hold its weights on the Hub are in its folder in the cache."""
+        from huggingface_hub import is_offline_mode
+
+        try:
+            files = checkpoint.weight_files(folder, allow_pickle=self.allow_pickle)
+        except ValueError:
+            return False
+        # beside a pickle, safetensors that were not downloaded go before it on the Hub
+        return is_offline_mode() or all(path.suffix == ".safetensors" for path in files)
+
+    def _fetch(self, names: list[str]) -> Path:
+        """The checkpoint's folder in the Hub's cache, with its files of these names (or patterns) in it."""
         from huggingface_hub import snapshot_download
 
-        patterns = ["model.safetensors", "model-*-of-*.safetensors", checkpoint.WEIGHTS_INDEX, "*.json"]
-        patterns.append(checkpoint.ADAPTER)
-        if self.allow_pickle:
-            patterns += ["pytorch_model.bin", "pytorch_model-*-of-*.bin", checkpoint.PICKLE_INDEX]
-        if self.trust_remote_code:
-            patterns.append("*.py")
-        if self.subfolder:
-            patterns = [f"{glob.escape(self.subfolder)}/{pattern}" for pattern in patterns]
+        inside = f"{glob.escape(self.subfolder)}/" if self.subfolder else ""
         with asking_the_hub(self.id, revision=self.revision):
-            place = snapshot_download(self.repo_id, revision=self.revision, allow_patterns=patterns, token=self.token)
-        return Path(place) / self.subfolder
+            snapshot = snapshot_download(
+                self.repo_id or "",
+                revision=self.revision,
+                allow_patterns=[f"{inside}{name}" for name in names],
+                token=self.token,
+            )
+        return Path(snapshot) / self.subfolder
+
+    def _weight_names(self, folder: Path) -> list[str]:
+        """The files on the Hub that hold its weights, by the same rule as in a folder.
+
+        Args:
+            folder: holds its small files, an index of shards among them.
+        """
+        from huggingface_hub import HfApi
+
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        with asking_the_hub(self.id, revision=self.revision):
+            listed = HfApi(token=self.token).list_repo_files(self.repo_id or "", revision=self.revision)
+        files = {path.removeprefix(inside) for path in listed if path.startswith(inside)}
+        entry = checkpoint.choose_weights(files, allow_pickle=self.allow_pickle)
+        if entry is None:
+            raise ValueError(f"{self.id}: {checkpoint.without_weights(files)}")
+        names = checkpoint.read_index(folder / entry) if entry.endswith(".index.json") else [entry]
+        return [glob.escape(name) for name in names]
 
 
 class Ingredients(tuple[Ingredient, ...]):

@@ -33,19 +33,17 @@ class Alignment:
 def read_labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
     """The class names of a configuration, in the order of the logits.
 
+    Two classes may have one name, as the two cranes of ImageNet: their places tell them apart (pytorch/vision#1734).
+
     Raises:
-        ValueError: if they don't number the classes from 0, or don't tell them apart.
+        ValueError: if they don't number the classes from 0.
     """
     id2label = config.id2label if isinstance(config.id2label, dict) else {}
     if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
         raise ValueError(
             f"{name}: id2label has the keys {sorted(id2label)[:5]}; a classifier numbers two or more classes from 0."
         )
-    labels = tuple(str(id2label[index]) for index in range(len(id2label)))
-    label, count = Counter(labels).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{name}: {count} classes of id2label are called {label!r}; names must tell classes apart.")
-    return labels
+    return tuple(str(id2label[index]) for index in range(len(id2label)))
 
 
 def are_placeholders(labels: Sequence[str]) -> bool:
@@ -62,8 +60,8 @@ def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
     named = [one for one in ingredients if not are_placeholders(one.labels)]
     if not named:
         return {one.id: Alignment(one.labels) for one in ingredients}
-    common = Counter(frozenset(one.labels) for one in named).most_common(1)[0][0]
-    alike = [one for one in named if frozenset(one.labels) == common]
+    common = Counter(tuple(sorted(one.labels)) for one in named).most_common(1)[0][0]
+    alike = [one for one in named if tuple(sorted(one.labels)) == common]
     orders: dict[tuple[str, ...], Ingredient] = {}
     for one in alike:
         orders.setdefault(one.labels, one)
@@ -73,8 +71,14 @@ def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
 def _onto(first: Ingredient, one: Ingredient, of_each_order: list[Ingredient]) -> Alignment:
     if one.labels == first.labels:
         return Alignment(first.labels)
-    if set(one.labels) == set(first.labels):
-        order = tuple(one.labels.index(label) for label in first.labels)
+    if sorted(one.labels) == sorted(first.labels):
+        order, ambiguous = _order(one.labels, first.labels)
+        if ambiguous is not None:
+            problem = (
+                f"{one.id} has its classes in another order than {first.id}, and {first.labels.count(ambiguous)} of "
+                f"them are called {ambiguous!r}: which is which can't be told. Give them different names in id2label."
+            )
+            return Alignment(first.labels, problem=problem)
         return Alignment(
             first.labels, order, f"{one.id} has its classes in another order: brought into that of {first.id}."
         )
@@ -88,14 +92,24 @@ def _onto(first: Ingredient, one: Ingredient, of_each_order: list[Ingredient]) -
             return Alignment(first.labels, problem=problem)
         note = f"{one.id} calls its classes LABEL_0, LABEL_1, ...: matched to those of {first.id} by number."
         return Alignment(first.labels, note=note)
-    mine, theirs = (
-        [label for label in a.labels if label not in set(b.labels)] for a, b in ((one, first), (first, one))
-    )
+    mine, theirs = (list((Counter(a.labels) - Counter(b.labels)).elements()) for a, b in ((one, first), (first, one)))
     problem = (
         f"{one.id} differs from {first.id} in its classes: it has {_some(mine)} and not {_some(theirs)}. Leave it "
         "out, or rename its classes if they mean the same."
     )
     return Alignment(first.labels, problem=problem)
+
+
+def _order(labels: Sequence[str], wanted: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
+    """For each class of `wanted` its place in `labels`, and a name that several classes have, at different places.
+
+    Args:
+        labels, wanted: the same names in two orders.
+    """
+    count = Counter(wanted)
+    ambiguous = [label for place, label in enumerate(wanted) if count[label] > 1 and labels[place] != label]
+    order = tuple(labels.index(label) if count[label] == 1 else place for place, label in enumerate(wanted))
+    return order, ambiguous[0] if ambiguous else None
 
 
 def _some(names: list[str]) -> str:

@@ -20,8 +20,8 @@ from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, count_rows, match_labels, open_split
-from hf_radin.decoding import Source
+from hf_radin.data import OBJECT, Split, count_rows, match_labels, open_split
+from hf_radin.decoding import Source, example_images, prepared_example
 from hf_radin.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.kept import (
@@ -37,6 +37,7 @@ from hf_radin.machines import on_each_disk, share
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
+from hf_radin.processors import check_same_pixels
 from hf_radin.strata import Chosen, Pilot, drawn_places
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
@@ -180,8 +181,9 @@ def compute_logits(
         on_each_disk(pixels, lambda: remove_partials(pixels))
         accelerator.wait_for_everyone()
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
-        # a checkpoint that can't be run, or is none of the family, is known before the first image is read
-        try_all(ingredients, missing, home, processor=processor, dtype=weights_dtype, accelerator=accelerator)
+        # a checkpoint that can't be run, or is none of the family, is known before the images go by
+        example = _example(opened, ingredients) if missing else None
+        try_all(ingredients, missing, home, example=example, dtype=weights_dtype, accelerator=accelerator)
         ingredients, remarks = sound(ingredients, home, strangers, weights_dtype)
         missing = [name for name in missing if name in ingredients.ids]
         logger.info(
@@ -202,10 +204,10 @@ def compute_logits(
         source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, block)
         images = Images(pixels, block, lambda: source)
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
-        size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, missing))
+        size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, example))
         share(folder, BATCH_SIZE_FILE)
         running = replace(running, batch_size=size)
-        passes = Passes(running, models_in_memory, pixel_cache, workers, sample)
+        passes = Passes(running, models_in_memory, pixel_cache, workers, sample, example)
         where = None if opened.name == OBJECT else request["dataset"]
         compute(
             folder,
@@ -292,14 +294,26 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _batch_size(folder: Path, wanted: int | str, ingredient: Ingredient, running: Running, missing: list[str]) -> int:
+def _example(split: Split, ingredients: Ingredients) -> dict[str, torch.Tensor] | None:
+    """An image of a split as the models take it; None if none of the first can be read.
+
+    Raises:
+        ValueError: if the image processors of the ingredients make different pixels of some images, or none.
+    """
+    images = example_images(split)
+    check_same_pixels(ingredients, list(images.values()))
+    return prepared_example(split, partial(adapter.prepare, ingredients[0].processor), images)
+
+
+def _batch_size(
+    folder: Path, wanted: int | str, ingredient: Ingredient, running: Running, example: dict[str, torch.Tensor] | None
+) -> int:
     """The number of images in a forward pass, decided once for a bank, so that a resumed run goes on as it began."""
     path = folder / BATCH_SIZE_FILE
     if wanted != "auto":
         return int(wanted)
     if not path.exists():
-        size = choose_batch_size(ingredient, running) if missing else BATCH_SIZE
-        write_json(path, size)
+        write_json(path, choose_batch_size(ingredient, running, example))
     return int(json.loads(path.read_text()))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin import checkpoint
 from hf_radin.checkpoint import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header
+from hf_radin.fields import shared_fields
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 
 # What of timm's `create_model` reads files.
 _TIMM_LOADS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
+# What a model returns beside its logits, with the defaults that are run and saved: attention maps are for somebody to
+# look at, and a configuration that asks for them can't be saved (transformers#30978, #38288).
+OUTPUT_FIELDS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 
 # Architectures that transformers lists as image classifiers and that don't classify images into classes of their own.
 _NO_CLASSIFIERS = {"shieldgemma2": "it answers a prompt about a policy, yes or no, and has no classes of its own"}
@@ -44,7 +51,66 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         )
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{folder}: its weights are quantised, which can't be averaged. Dequantise them first.")
+    for name, default in OUTPUT_FIELDS.items():
+        if getattr(config, name, default) != default:
+            setattr(config, name, default)
     return config
+
+
+def shared_config(configs: Sequence[PretrainedConfig]) -> PretrainedConfig:
+    """The configuration of an average: what all of these say, and the defaults of its class for all else.
+
+    They are those of one function; where they differ, each says something of its own run.
+    """
+    if len(configs) == 1:
+        return configs[0]
+    return type(configs[0]).from_dict(shared_fields([config.to_dict() for config in configs]))
+
+
+def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProcessor) -> None:
+    """See that a soup of it could be saved: some of what loads is refused when it is written (transformers#41250).
+
+    Raises:
+        ValueError: if it can't.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        for part, name in ((config, CONFIG), (processor, PROCESSOR_FILES[0])):
+            try:
+                with quiet_transformers():
+                    copy.deepcopy(part).save_pretrained(temporary)
+            except Exception as error:  # each checks itself, in its own way
+                raise ValueError(
+                    f"{folder}: {name} loads and can't be saved, and so no soup of it could be: {_first_line(error)} "
+                    f"Mend {name}."
+                ) from error
+
+
+def task(config: PretrainedConfig) -> str:
+    """What a classifier's logits are for, as a pipeline reads them: `problem_type` in words.
+
+    Where none is named, more than one class means a single label (transformers#28433, #38219).
+    """
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type == "multi_label_classification":
+        return "multi-label classification"
+    return "regression" if problem_type == "regression" or config.num_labels == 1 else "single-label classification"
+
+
+def check_task(name: str, config: PretrainedConfig) -> None:
+    """Refuse what is no choice of one class for each image.
+
+    Args:
+        name: of the checkpoint, for the error.
+
+    Raises:
+        ValueError: for multi-label classification and regression.
+    """
+    if (found := task(config)) != "single-label classification":
+        says = f"problem_type {config.problem_type!r}" if config.problem_type else f"{config.num_labels} output"
+        raise ValueError(
+            f"{name}: it is made for {found} (its {CONFIG} says {says}), and soups are made here of classifiers that "
+            "give each image one class. If it is one, mend its problem_type."
+        )
 
 
 def load_processor(folder: Path, *, trust_remote_code: bool = False) -> BaseImageProcessor:
@@ -118,7 +184,9 @@ def _which_class(config: PretrainedConfig) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says: its first line, and the one below where that one only announces it."""
+    lines = [" ".join(line.split()) for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def class_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> dict[str, int]:
@@ -173,11 +241,12 @@ def check_header(
     }
     with torch.device("meta"):
         model, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
-    _refuse_gaps(where, report, given)
-    # names differ on disk, but for their last part
-    counters = {name.rpartition(".")[2] for name, one in model.state_dict().items() if not one.is_floating_point()}
+    _refuse_gaps(where, config, report, given)
+    # names differ on disk, but for their last part. What the model has under no such name, as the tables of indices of
+    # earlier versions, transformers leaves out without a word (transformers#45437).
+    last_parts = {name.rpartition(".")[2]: tensor.is_floating_point() for name, tensor in model.state_dict().items()}
     for name, (dtype, shape) in header.items():
-        if dtype in INTEGERS and name.rpartition(".")[2] not in counters and name not in report["unexpected_keys"]:
+        if dtype in INTEGERS and last_parts.get(name.rpartition(".")[2]) and name not in report["unexpected_keys"]:
             raise ValueError(
                 f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
             )
@@ -206,8 +275,10 @@ def load_model(
             only warn (transformers#28122).
     """
     config = config or load_config(folder, trust_remote_code=trust_remote_code)
-    model, report = _fill(folder, config, dtype, trust_remote_code, tensors, allow_pickle=allow_pickle)
-    _refuse_gaps(folder, report, given)
+    if tensors is None:  # never by transformers' own choice of files, which differs between its versions
+        tensors = checkpoint.load_tensors(folder, allow_pickle=allow_pickle)
+    model, report = _fill(folder, config, dtype, trust_remote_code, tensors)
+    _refuse_gaps(folder, config, report, given)
     return model.eval()
 
 
@@ -216,22 +287,18 @@ def _fill(
     config: PretrainedConfig,
     dtype: torch.dtype,
     trust_remote_code: bool,
-    tensors: dict[str, torch.Tensor] | None,
-    *,
-    allow_pickle: bool = False,
+    tensors: dict[str, torch.Tensor],
     **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model with its weights, and transformers' report of what fitted."""
     model_class = type(empty_model(config, trust_remote_code=trust_remote_code))
-    source: dict[str, Any] = {"pretrained_model_name_or_path": where, "use_safetensors": not allow_pickle or None}
-    if tensors is not None:
-        source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
     try:
         with quiet_transformers():
             # transformers takes the dtype from the file unless told (transformers#42883); what does not fit is in the
             # report, where it has a name
             return model_class.from_pretrained(
-                **source,
+                pretrained_model_name_or_path=None,
+                state_dict=tensors,
                 **options,
                 config=copy.deepcopy(config),
                 dtype=dtype,
@@ -243,7 +310,7 @@ def _fill(
         raise ValueError(f"{where}: the weights can't be loaded: {_first_line(error)}") from error
 
 
-def _refuse_gaps(where: Path | str, report: dict[str, Any], given: Collection[str]) -> None:
+def _refuse_gaps(where: Path | str, config: PretrainedConfig, report: dict[str, Any], given: Collection[str]) -> None:
     absent = [name for name in sorted(report["missing_keys"]) if name not in given]
     absent += [
         f"{name} (it has {tuple(has)} for {tuple(needs)})"
@@ -253,8 +320,17 @@ def _refuse_gaps(where: Path | str, report: dict[str, Any], given: Collection[st
     if absent:
         raise ValueError(
             f"{where}: no weights for {', '.join(absent[:3])}{' and more' if len(absent) > 3 else ''}; "
-            "transformers would fill them with random numbers. Is this a fine-tuned image classifier?"
+            f"transformers would fill them with random numbers. {_saved_as(config)}"
         )
+
+
+def _saved_as(config: PretrainedConfig) -> str:
+    """What to say of weights that are none of an image classifier, as far as its configuration says what they are."""
+    named = config.architectures if isinstance(config.architectures, list) else []
+    other = [name for name in named if not str(name).endswith("ForImageClassification")]
+    if other:
+        return f"It was saved as {other[0]}, which is no image classifier: fine-tune it as one first."
+    return "Is this a fine-tuned image classifier?"
 
 
 @contextmanager

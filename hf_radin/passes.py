@@ -6,14 +6,13 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from hf_radin import adapter
 from hf_radin.adapter import Running
@@ -31,6 +30,7 @@ from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
@@ -53,6 +53,7 @@ class Passes:
         pixel_cache: how much of the prepared images is kept: `auto`, `off` or a size.
         workers: processes that decode beside this one, or `auto`.
         pilot: which images the models see; all by default.
+        example: an image of the split, prepared, to see what a model takes.
     """
 
     running: Running
@@ -60,6 +61,7 @@ class Passes:
     pixel_cache: int | str = "auto"
     workers: int | str = "auto"
     pilot: Pilot | Chosen | None = None
+    example: Mapping[str, torch.Tensor] | None = None
 
     def stream(
         self, images: Images, wanted: Callable[[Block], bool] = lambda block: True
@@ -141,7 +143,7 @@ def compute(
         while left:
             models = [passes.running.load(left[0])]
             if at_once == "auto":
-                at_once = smallest(models_at_once(models[0], left[0], passes.running))
+                at_once = smallest(models_at_once(models[0], passes.example, passes.running))
             group = left[: int(at_once)]
             left = left[len(group) :]
             models += [passes.running.load(one) for one in group[1:]]
@@ -156,31 +158,40 @@ def compute(
             accelerator.wait_for_everyone()
 
 
-def choose_batch_size(ingredient: Ingredient, running: Running, model: PreTrainedModel | None = None) -> int:
+def choose_batch_size(
+    ingredient: Ingredient,
+    running: Running,
+    example: Mapping[str, torch.Tensor] | None,
+    model: PreTrainedModel | None = None,
+) -> int:
     """The `auto` batch size: on an accelerator it grows as long as that pays.
 
     Args:
+        example: an image of the split, prepared.
         model: ready to run, if there is one like the ingredient's already.
     """
-    if running.accelerator.device.type == "cpu":
+    if running.accelerator.device.type == "cpu" or example is None:
         return BATCH_SIZE
     model = running.load(ingredient) if model is None else model
-    blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
 
     def run(size: int) -> object:
-        inputs = {name: value[None].expand(size, *value.shape) for name, value in blank.items()}
-        return adapter.forward([model], inputs, batch_size=size, accelerator=running.accelerator)
+        return adapter.forward([model], _repeated(example, size), batch_size=size, accelerator=running.accelerator)
 
     return grow_batch(timed(run), start=BATCH_SIZE, most=BLOCK)
 
 
-def models_at_once(model: PreTrainedModel, ingredient: Ingredient, running: Running) -> int:
-    """How many models fit, by what this one takes with a batch of blank images."""
-    blank = adapter.prepare(ingredient.processor, Image.new("RGB", (64, 64)))
+def models_at_once(model: PreTrainedModel, example: Mapping[str, torch.Tensor] | None, running: Running) -> int:
+    """How many models fit, by what this one takes with a batch of copies of an image of the split, prepared."""
+    if example is None:
+        return 1
     device, size = running.accelerator.device, min(running.batch_size, BLOCK)
     shown = min(size, SHOWN) if device.type == "cpu" else size
-    inputs = {name: value[None].expand(shown, *value.shape) for name, value in blank.items()}
+    inputs = _repeated(example, shown)
     return models_that_fit(model, lambda: running.logits([model], inputs), device, shown / size)
+
+
+def _repeated(example: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    return {name: value[None].expand(size, *value.shape) for name, value in example.items()}
 
 
 def _run_group(

@@ -56,11 +56,14 @@ def probe(source: Source, ingredient: Ingredient, running: Running, batch_size: 
     Raises:
         ValueError: if none of these images can be read.
     """
+    import torch
+
     decode_seconds, shown = _decode_some(source)
     model = running.ready(modeling.random_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code))
-    size = choose_batch_size(ingredient, running, model) if batch_size == "auto" else int(batch_size)
+    example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in shown.items()}
+    size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
     running = replace(running, batch_size=size)
-    fit = smallest(models_at_once(model, ingredient, running))
+    fit = smallest(models_at_once(model, example, running))
     batch = _repeat(shown, min(size, source.size))  # the first pass is behind us, which is slower than the others
     return Probe(
         device=running.accelerator.device.type,

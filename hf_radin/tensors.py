@@ -62,7 +62,7 @@ class Tensor:
 
 @contextmanager
 def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a checkpoint by their names on disk; nothing of them is read yet.
+    """The tensors of a checkpoint by their plain names (`checkpoint.plain_names`); nothing of them is read yet.
 
     Raises:
         ValueError: if a file is truncated or not what its name says.
@@ -79,7 +79,7 @@ def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str
             else:  # of one kind all are
                 found = _of_pickles(folder)
                 break
-        yield found
+        yield {name: found[on_disk] for on_disk, name in checkpoint.plain_names(found, folder).items()}
 
 
 def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:

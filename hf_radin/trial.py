@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image
 
 from hf_radin import adapter, kinship, modeling
 from hf_radin.files import digest, write_atomically
@@ -33,15 +32,16 @@ def try_all(
     missing: list[str],
     home: Path,
     *,
-    processor: Any,
+    example: dict[str, torch.Tensor] | None,
     dtype: torch.dtype,
     accelerator: Accelerator,
 ) -> None:
     """Load the ingredients, each in one process and one at a time; keep a sample of its weights.
 
     Args:
-        missing: ids of those that are to be run, and therefore shown a blank image.
+        missing: ids of those that are to be run, and therefore shown an image.
         home: where the samples are kept.
+        example: an image of the split, prepared; none if there is none to show.
 
     Raises:
         ValueError: if a weight is missing, or the processor makes of an image what the model does not take.
@@ -55,21 +55,20 @@ def try_all(
         heads = heads or modeling.class_axes(model.config, trust_remote_code=one.trust_remote_code)
         weights = sample(model, heads)
         write_atomically(_sample_path(home, one, dtype), partial(np.savez, **vars(weights)))
-        if one.id in missing and not weights.broken:
-            _show_blank(one, model.to(accelerator.device), processor, accelerator)
+        if example is not None and one.id in missing and not weights.broken:
+            _show(example, one, model.to(accelerator.device), accelerator)
     accelerator.wait_for_everyone()
     share(home / "weights", *(_sample_path(home, one, dtype).name for one in ingredients))
 
 
-def _show_blank(ingredient: Ingredient, model: Any, processor: Any, accelerator: Accelerator) -> None:
+def _show(example: dict[str, torch.Tensor], ingredient: Ingredient, model: Any, accelerator: Accelerator) -> None:
     try:
-        inputs = adapter.prepare(processor, Image.new("RGB", (64, 64)))
-        adapter.forward(
-            [model], {name: value[None] for name, value in inputs.items()}, batch_size=1, accelerator=accelerator
-        )
+        inputs = {name: value[None] for name, value in example.items()}
+        adapter.forward([model], inputs, batch_size=1, accelerator=accelerator)
     except Exception as error:  # each architecture fails in its own way
         raise ValueError(
-            f"{ingredient.id}: its model can't be run on what its image processor makes: {error}"
+            f"{ingredient.id}: its model can't be run on what its image processor makes of an image of the split: "
+            f"{error}"
         ) from error
 
 
@@ -138,7 +137,7 @@ def products(ingredients: Ingredients, home: Path, dtype: torch.dtype, accelerat
 
     Where there is no sample the checkpoint is loaded.
     """
-    try_all(ingredients, [], home, processor=None, dtype=dtype, accelerator=accelerator)
+    try_all(ingredients, [], home, example=None, dtype=dtype, accelerator=accelerator)
 
     return on_main_process(
         lambda: kinship.products([_read_sample(_sample_path(home, one, dtype)) for one in ingredients])

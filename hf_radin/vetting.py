@@ -16,6 +16,7 @@ from hf_radin.examine import Files, Options, look_at
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.labels import align, read_labels
 from hf_radin.places import find_places
+from hf_radin.processors import ProcessorDifference, find_processor_differences
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -177,14 +178,16 @@ def _vet_alone(
             config = lora.load_adapter_config(
                 files.folder, files.base.folder, files.header or {}, trust_remote_code=trust
             )
+        modeling.check_task(name, config)
         labels = read_labels(name, config)
         architecture, parameters, notes = _check_header(files, config, options, headers)
+        notes += _notes_of_files(files, config)
         ingredient = replace(
             _ingredient(files, labels, architecture, options),
             base=base,
             **processor,
         )
-        _ = ingredient.processor
+        modeling.check_saves(files.folder, ingredient.config, ingredient.processor)
     except ValueError as error:
         text = str(error).replace(str(files.folder), name)  # by the name that the user knows
         return Verdict(name, problem=text if name in text else f"{name}: {text}", files=files)
@@ -237,6 +240,23 @@ def _check_header(
     return architecture, count, (note,) if left else ()
 
 
+def _notes_of_files(files: Files, config: PretrainedConfig) -> tuple[str, ...]:
+    """What is to be said of how a checkpoint's files are read."""
+    name, notes = files.place.name, []
+    if files.wrapped:
+        notes.append(
+            f"{name}: it was saved as torch.compile or DistributedDataParallel wrapped it ({files.wrapped}): its "
+            "tensors are read by the names that they have without."
+        )
+    elsewhere = [str(value) for value in (getattr(config, "auto_map", None) or {}).values() if "--" in str(value)]
+    if elsewhere:
+        notes.append(
+            f"{name}: its code comes from {elsewhere[0].partition('--')[0]} on the Hub as it is there now, and not "
+            "from the checkpoint."
+        )
+    return tuple(notes)
+
+
 def _adapter_config(files: Files) -> str:
     """What an adapter does with its tensors: scale, rank, targets; nothing for whole weights."""
     return (files.folder / checkpoint.ADAPTER_CONFIG).read_text() if files.base else ""
@@ -268,6 +288,8 @@ def _vet_together(verdicts: list[Verdict]) -> Iterator[Verdict]:
     """
     ingredients = [one.ingredient for one in verdicts if one.ingredient]
     problems = find_differences(ingredients)
+    processors = find_processor_differences([one for one in ingredients if one.id not in problems])
+    problems |= {name: _other_pixels(found) for name, found in processors.items() if found.is_same is False}
     aligned = align([one for one in ingredients if one.id not in problems])
     for one in verdicts:
         if one.ingredient is None:
@@ -277,4 +299,19 @@ def _vet_together(verdicts: list[Verdict]) -> Iterator[Verdict]:
         else:
             labels, order, note = aligned[one.id].labels, aligned[one.id].order, aligned[one.id].note
             notes = (*one.notes, note) if note else one.notes
+            if one.id in processors:
+                notes += (_same_pixels(processors[one.id]),)
             yield replace(one, ingredient=replace(one.ingredient, labels=labels, order=order), notes=notes)
+
+
+def _other_pixels(difference: ProcessorDifference) -> str:
+    return (
+        f"{difference.text}. The two make other pixels of the same image. Leave it out, or take one image processor "
+        "for all with image_processor=... (--image-processor ID)."
+    )
+
+
+def _same_pixels(difference: ProcessorDifference) -> str:
+    if difference.is_same is None:
+        return f"{difference.text}. Whether they make the same pixels is tried on images of the split."
+    return f"{difference.text}. They make the same pixels of the images that both were tried with."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import NAMES
 from safetensors.torch import load_file, save_file
 from transformers import TimmWrapperConfig, ViTForImageClassification
 
@@ -112,9 +113,34 @@ KINDS = {
         lambda one: change(one, id2label={0: "a", 2: "b"}),
         r"ft-1: id2label has the keys \[0, 2\]",
     ),
-    "two classes of one name": (
-        lambda one: change(one, **labels("zero", "zero", *map(str, range(8)))),
-        "ft-1: 2 classes of id2label are called 'zero'",
+    "two classes of one name, and not in the other": (
+        lambda one: change(one, **labels("zero", *NAMES[:8], "nine")),
+        "ft-1 differs from .*ft-0 in its classes: it has 'zero' and not 'eight'",
+    ),
+    "several labels for an image": (
+        lambda one: change(one, problem_type="multi_label_classification"),
+        r"ft-1: it is made for multi-label classification \(its config.json says problem_type 'multi_label",
+    ),
+    "regression": (
+        lambda one: change(one, problem_type="regression"),
+        "ft-1: it is made for regression",
+    ),
+    "one output": (
+        lambda one: change(one, problem_type=None, **labels("score")),
+        r"ft-1: it is made for regression \(its config.json says 1 output\)",
+    ),
+    "weights elsewhere": (
+        lambda one: change(one, transformers_weights="other.safetensors"),
+        r"ft-1: config.json names 'other.safetensors' as its weights \(transformers_weights\)",
+    ),
+    "weights under the name of a variant": (
+        lambda one: (one / WEIGHTS).rename(one / "model.fp16.safetensors"),
+        r"ft-1: no weights .* It has model.fp16.safetensors: rename what holds the weights to model.safetensors",
+    ),
+    "two tensors of one name but for a wrapper": (
+        lambda one: rewrite(one, _orig_mod__classifier__bias=torch.zeros(10)),
+        "ft-1: _orig_mod.classifier.bias and classifier.bias are both classifier.bias in the model|"
+        "ft-1: classifier.bias and _orig_mod.classifier.bias are both classifier.bias in the model",
     ),
     "other classes": (
         lambda one: change(one, **labels("ten", *map(str, range(1, 10)))),
@@ -208,7 +234,7 @@ KINDS = {
     "pixels of another scale": (
         lambda one: change(one, "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5], resample=3),
         r"ft-1 differs from .*ft-0 in image processor's image_mean: \[0.4, 0.5, 0.5\] against .*; "
-        r"image processor's resample: .* --image-processor ID takes one for all",
+        r"image processor's resample: .* make other pixels of the same image\. .*\(--image-processor ID\)",
     ),
     "another activation function": (
         lambda one: change(one, hidden_act="relu"),

@@ -1,0 +1,148 @@
+"""Image processors: two are the same if they make the same pixels, whatever their files say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from hf_radin.adapter import prepare
+from hf_radin.fields import comparable, flattened
+from hf_radin.ingredients import Ingredient
+
+if TYPE_CHECKING:
+    from transformers.image_processing_utils import BaseImageProcessor
+
+# Of what a processor makes of an image, a difference that is rounding: a pixel that is one brighter gives a hundred
+# times as much and more.
+TOLERANCE = 1e-5
+
+# Widths and heights of the images that two processors are tried with where there are no real ones: both shapes, one
+# smaller and one larger than what most models take.
+_SIZES = ((300, 420), (97, 61), (640, 480))
+
+
+@dataclass(frozen=True)
+class ProcessorDifference:
+    """What sets the image processor of an ingredient apart from that of most.
+
+    Args:
+        text: the fields that differ, in words, with both ingredients.
+        is_same: whether it makes the same pixels all the same; None if neither takes the images they were tried with.
+    """
+
+    text: str
+    is_same: bool | None
+
+
+def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, ProcessorDifference]:
+    """For each ingredient whose image processor does not read like that of most, by id, what came of trying it."""
+    processors = {ingredient.id: ingredient.processor for ingredient in ingredients}
+    readings = {name: json.dumps(_fields(processor), sort_keys=True) for name, processor in processors.items()}
+    if len(set(readings.values())) < 2:
+        return {}
+    common = Counter(readings.values()).most_common(1)[0][0]
+    reference = next(name for name, reading in readings.items() if reading == common)
+    tried: dict[str, bool | None] = {common: True}
+    for name, reading in readings.items():
+        if reading not in tried:
+            tried[reading] = make_same_pixels(processors[name], processors[reference], _made_up_images())
+    return {
+        name: ProcessorDifference(
+            f"{name} differs from {reference} in {describe_difference(processors[name], processors[reference])}",
+            tried[reading],
+        )
+        for name, reading in readings.items()
+        if reading != common
+    }
+
+
+def check_same_pixels(ingredients: Sequence[Ingredient], images: Sequence[Image.Image]) -> None:
+    """Hold the image processors of ingredients to that of the first, which prepares the images for all.
+
+    Args:
+        images: of the split, of different sizes and shapes.
+
+    Raises:
+        ValueError: if one makes other pixels of them.
+    """
+    first, *others = ingredients
+    reference = first.processor
+    tried = {json.dumps(_fields(reference), sort_keys=True)}
+    for ingredient in others:
+        processor = ingredient.processor
+        reading = json.dumps(_fields(processor), sort_keys=True)
+        if reading in tried:
+            continue
+        tried.add(reading)
+        if make_same_pixels(processor, reference, images) is False:
+            raise ValueError(
+                f"The image processor of {ingredient.id} makes other pixels of images of the split than that of "
+                f"{first.id}. They differ in {describe_difference(processor, reference)}. Leave it out, or name one "
+                "for all with image_processor=... (--image-processor ID)."
+            )
+
+
+def make_same_pixels(
+    processor: BaseImageProcessor, reference: BaseImageProcessor, images: Iterable[Image.Image]
+) -> bool | None:
+    """Whether two processors make the same of these images, but for rounding; None if neither takes any of them."""
+    answers = [_is_same(_prepared(processor, image), _prepared(reference, image)) for image in images]
+    known = [answer for answer in answers if answer is not None]
+    return all(known) if known else None
+
+
+def describe_difference(processor: BaseImageProcessor, reference: BaseImageProcessor) -> str:
+    """The fields in which two processors read differently, with both values, in words."""
+    fields, others = _fields(processor), _fields(reference)
+    names = [name for name in sorted(fields.keys() | others.keys()) if fields.get(name) != others.get(name)]
+    texts = [
+        f"image processor's {name}: {fields.get(name, 'none')} against {others.get(name, 'none')}" for name in names
+    ]
+    return "; ".join(texts[:8]) + (f"; and {len(texts) - 8} more" if texts[8:] else "")
+
+
+def _fields(processor: BaseImageProcessor) -> dict[str, str]:
+    """What a processor says of itself, comparably: its class without the backend, numbers in one spelling.
+
+    Code of a checkpoint's own is part of it: classes of one name may do different things.
+    """
+    cls = type(processor)
+    own = {"code": cls.__module__} if cls.__module__.startswith("transformers_modules.") else {}
+    fields: dict[str, Any] = flattened(processor.to_dict())
+    for name in ("image_processor_type", "processor_class", "name_or_path", "_name_or_path"):
+        fields.pop(name, None)
+    fields |= {"class": re.sub(r"(Fast|Pil)$", "", cls.__name__), **own}
+    return {name: comparable(value) for name, value in fields.items() if value is not None}
+
+
+def _prepared(processor: BaseImageProcessor, image: Image.Image) -> dict[str, np.ndarray] | None:
+    """What a processor makes of an image; None if it does not take it."""
+    try:
+        return {name: np.asarray(value) for name, value in prepare(processor, image).items()}
+    except Exception:  # a processor refuses what it does not take in its own way
+        return None
+
+
+def _is_same(prepared: dict[str, np.ndarray] | None, reference: dict[str, np.ndarray] | None) -> bool | None:
+    if prepared is None or reference is None:
+        return None if prepared is reference else False
+    if {name: value.shape for name, value in prepared.items()} != {name: one.shape for name, one in reference.items()}:
+        return False
+    return all(
+        np.allclose(value, reference[name], rtol=0, atol=TOLERANCE, equal_nan=True) for name, value in prepared.items()
+    )
+
+
+def _made_up_images() -> list[Image.Image]:
+    """Images of different sizes and shapes, with edges and noise that no two ways to resize treat alike."""
+    generator = np.random.default_rng(0)
+    return [
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in _SIZES
+    ]
