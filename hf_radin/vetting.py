@@ -181,7 +181,7 @@ def _vet_alone(
         modeling.check_task(name, config)
         labels = read_labels(name, config)
         architecture, parameters, notes = _check_header(files, config, options, headers)
-        notes += _notes_of_files(files, config)
+        notes += _notes_of_files(files, config, trust)
         ingredient = replace(
             _ingredient(files, labels, architecture, options),
             base=base,
@@ -240,7 +240,7 @@ def _check_header(
     return architecture, count, (note,) if left else ()
 
 
-def _notes_of_files(files: Files, config: PretrainedConfig) -> tuple[str, ...]:
+def _notes_of_files(files: Files, config: PretrainedConfig, trust_remote_code: bool) -> tuple[str, ...]:
     """What is to be said of how a checkpoint's files are read."""
     name, notes = files.place.name, []
     if files.wrapped:
@@ -249,7 +249,7 @@ def _notes_of_files(files: Files, config: PretrainedConfig) -> tuple[str, ...]:
             "tensors are read by the names that they have without."
         )
     elsewhere = [str(value) for value in (getattr(config, "auto_map", None) or {}).values() if "--" in str(value)]
-    if elsewhere:
+    if trust_remote_code and elsewhere:
         notes.append(
             f"{name}: its code comes from {elsewhere[0].partition('--')[0]} on the Hub as it is there now, and not "
             "from the checkpoint."

@@ -317,3 +317,51 @@ def test_a_token_is_used_and_not_kept(hub, large, tmp_path, monkeypatch):
     found = hf_radin.gather(["org/ft-0", "org/ft-1"], token=token)
     assert len(found) == 2 and token not in repr(found) and token not in json.dumps([one.key for one in found])
     shutil.rmtree(tmp_path)
+
+
+def test_shards_of_any_name_are_downloaded_as_they_are_vetted(hub, large):
+    """What is downloaded is what an index names, not what such files are usually called."""
+    hub.add_repo("org/ft-0", large[0])
+    renamed = {
+        name.replace("model-", "part-"): content.replace(b'"model-', b'"part-') if name.endswith(".json") else content
+        for name, content in large[3].items()
+    }
+    hub.add_repo("org/ft-1", renamed)
+    gathered = hf_radin.gather("org/ft-*")
+    soup = hf_radin.average(gathered, Recipe(gathered.ids, (0.0, 1.0)))
+    assert len(soup) > 10 and gathered[1].is_here
+
+
+def test_weights_that_were_redirected_are_refused_before_a_header_is_read(hub, large):
+    config = json.loads(large[0]["config.json"])
+    redirected = json.dumps({**config, "transformers_weights": "other.safetensors"}).encode()
+    hub.add_repo("org/ft-0", large[0])
+    hub.add_repo("org/ft-1", {**large[1], "config.json": redirected, "other.safetensors": b"none"})
+    with pytest.raises(ValueError, match=r"org/ft-1: config.json names 'other.safetensors' as its weights"):
+        hf_radin.gather("org/ft-*")
+    assert not [request for request in hub.asked("GET", ".safetensors") if "/ft-1/" in request.path]
+
+
+def test_a_pickle_that_is_here_does_not_stand_for_the_safetensors_that_are_not(hub, runs, tmp_path):
+    """Vetted, named and hashed were the safetensors: the pickle beside them may hold something else."""
+    torch.save(load_file(runs / "ft-4" / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    for number in range(2):
+        pickled = {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
+        hub.add_repo(f"org/ft-{number}", files(runs / f"ft-{number}") | pickled)
+    gathered = hf_radin.gather("org/ft-*", allow_pickle=True)
+    gathered[0]._fetch(["pytorch_model.bin"])  # as another tool may have done
+    soup = hf_radin.average(gathered, Recipe(gathered.ids, (1.0, 0.0)))
+    expected = ViTForImageClassification.from_pretrained(runs / "ft-0").state_dict()
+    assert all(torch.equal(soup[name], tensor) for name, tensor in expected.items())
+
+
+def test_wrapped_names_on_the_hub_are_read_without(hub, runs, caplog):
+    content = [files(runs / f"ft-{number}") for number in range(2)]
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in read(content[1]["model.safetensors"]).items()}
+    hub.add_repo("org/ft-0", content[0])
+    hub.add_repo("org/ft-1", {**content[1], "model.safetensors": save(wrapped, {"format": "pt"})})
+    gathered = hf_radin.gather("org/ft-*")
+    assert "org/ft-1: it was saved as torch.compile or DistributedDataParallel wrapped it" in caplog.text
+    soup = hf_radin.average(gathered, Recipe(gathered.ids, (0.0, 1.0)))
+    expected = ViTForImageClassification.from_pretrained(runs / "ft-1").state_dict()
+    assert all(torch.equal(soup[name], tensor) for name, tensor in expected.items())

@@ -128,3 +128,48 @@ def test_a_file_that_lists_none_is_refused(sweep, tmp_path, name, text, message)
 def test_names_that_nothing_can_have_are_refused(sweep, name):
     with pytest.raises(ValueError):
         hf_radin.gather(["sweep/lr-1", name])
+
+
+def test_two_stars_go_down_any_number_of_folders(sweep):
+    shutil.copytree(sweep / "lr-2" / "checkpoint-9", sweep / "more" / "seed-1" / "lr-3" / "checkpoint-9")
+    assert hf_radin.gather("sweep/*/checkpoint-9").ids == ("sweep/lr-1/checkpoint-9", "sweep/lr-2/checkpoint-9")
+    everything = [f"sweep/{run}/checkpoint-{step}" for run in ("lr-1", "lr-2") for step in (9, 100)]
+    deep = "sweep/more/seed-1/lr-3/checkpoint-9"  # a copy of one: said, and kept once
+    named = [verdict.id for verdict in hf_radin.inspect("sweep/**/checkpoint-*")]
+    assert named == [*everything, deep]
+    assert [verdict.id for verdict in hf_radin.inspect("sweep/**")] == named
+
+
+def test_a_name_in_a_list_is_taken_whole(sweep, runs, tmp_path):
+    for name in ("ft #1", "ft[2]"):
+        shutil.copytree(runs / f"ft-{name[-1] if name[-1].isdigit() else 2}", sweep / name)
+    (tmp_path / "models.txt").write_text("sweep/ft #1\nsweep/ft[2]\nsweep/lr-1/checkpoint-100 # the last\n")
+    assert hf_radin.inspect("models.txt")[0].id == "sweep/ft #1"
+    assert [verdict.id for verdict in hf_radin.inspect("models.txt")] == [
+        "sweep/ft #1",
+        "sweep/ft[2]",
+        "sweep/lr-1/checkpoint-100",
+    ]
+
+
+def test_a_tilde_is_the_users_home(sweep, monkeypatch):
+    monkeypatch.setenv("HOME", str(sweep.parent))
+    assert len(hf_radin.gather("~/sweep/*/checkpoint-*")) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "matches"),
+    [
+        ("a/checkpoint-1", "a/checkpoint-*", True),
+        ("a/b/checkpoint-1", "a/*", False),
+        ("a/b/checkpoint-1", "a/**/checkpoint-*", True),
+        ("a/checkpoint-1", "a/**/checkpoint-*", True),
+        ("a/b/c", "**", True),
+        ("org/ft-1", "org/ft-?", True),
+        ("org/ft-10", "org/ft-?", False),
+    ],
+)
+def test_patterns_on_the_hub_mean_what_they_mean_in_a_shell(path, pattern, matches):
+    from hf_radin.places import _matches
+
+    assert _matches(path, pattern) == matches
