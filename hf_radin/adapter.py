@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -122,25 +121,6 @@ def describe(processor: BaseImageProcessor) -> dict[str, Any]:
         "backend": getattr(processor, "backend", None) or type(processor).__name__,
         "transformers": transformers.__version__,
     }
-
-
-def check_processor(processor: BaseImageProcessor, described: dict[str, Any]) -> None:
-    """Hold an image processor to what was once described.
-
-    Raises:
-        ValueError: if it prepares images otherwise. Of another version of transformers, which may describe the same
-            processor in other words, there is just a warning.
-    """
-    own = ("transformers", "backend", "image_processor_type", "processor_class")
-    texts = [
-        json.dumps({name: value for name, value in one.items() if name not in own}, sort_keys=True, default=str)
-        for one in (described, describe(processor))
-    ]
-    if texts[0] == texts[1]:
-        return
-    if described.get("transformers") == describe(processor)["transformers"]:
-        raise ValueError("The image processor is not the one that the logits were computed with. Restore it.")
-    logger.warning("Another version of transformers describes the image processor in other words; it may differ.")
 
 
 def forward(

@@ -314,7 +314,7 @@ def spelled(dtype: torch.dtype) -> str:
 
 
 def load_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, in memory, by the names that they have without wrappers (`plain_names`).
+    """All tensors of a checkpoint, in memory maps, by the names that they have without wrappers (`plain_names`).
 
     Raises:
         ValueError: if a file is truncated or not what its name says.
@@ -329,8 +329,7 @@ def load_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch
                 tensors |= load_file(path)
     else:
         tensors = open_pickles(folder)
-    # of its own memory, whatever becomes of the file
-    return {name: tensors[on_disk].clone() for on_disk, name in plain_names(tensors, folder).items()}
+    return {name: tensors[on_disk] for on_disk, name in plain_names(tensors, folder).items()}
 
 
 def open_pickles(folder: Path) -> dict[str, torch.Tensor]:

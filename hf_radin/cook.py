@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_radin import adapter, origin
+from hf_radin import origin
 from hf_radin.batchnorm import Statistics, collect_statistics
 from hf_radin.data import OBJECT, open_split
 from hf_radin.ingredients import Ingredients
 from hf_radin.prepared import find_home
 from hf_radin.processes import the_accelerator
+from hf_radin.processors import check_processor
 from hf_radin.recipe import Recipe
 from hf_radin.recipe_file import RECIPE, read_recipe_file
 from hf_radin.vetting import locate
@@ -66,7 +67,7 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
                 for one, said in zip(found, wanted.values(), strict=True)
             ]
         )
-    adapter.check_processor(found[0].processor, fields["processor"])
+    check_processor(found[0].processor, fields["processor"])
     return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -145,19 +146,39 @@ def example_images(split: Split) -> dict[int, Image]:
 
     None that can't be read is among them: what becomes of it is decided when its turn comes.
     """
-    images: dict[int, Image] = {}
+    first: dict[tuple[int, int], tuple[int, Any]] = {}  # by size; the other rows need not be decoded
     for position, row in enumerate(split.rows.take(LOOKED)):
         value = row[split.image_column]
         try:
-            images[position] = _open(value, split.image_mode)
+            first.setdefault(_size(value, split.image_mode), (position, value))
         except Exception as error:  # Pillow raises nearly anything for a broken file
             if not _blames_the_image(error, value):
                 raise
-            continue
-        by_area = sorted(images, key=lambda place: images[place].width * images[place].height)
-        longest = max(images, key=lambda place: max(images[place].size) / min(images[place].size))
-        images = {place: images[place] for place in sorted({by_area[0], by_area[-1], longest})}
-    return images
+    if not first:
+        return {}
+    by_area = sorted(first, key=lambda size: size[0] * size[1])
+    longest = max(first, key=lambda size: max(size) / min(size))
+    images: dict[int, Image] = {}
+    for size in dict.fromkeys((by_area[0], by_area[-1], longest)):
+        position, value = first[size]
+        try:
+            images[position] = _open(value, split.image_mode)
+        except Exception as error:
+            if not _blames_the_image(error, value):
+                raise
+    return dict(sorted(images.items()))
+
+
+def _size(value: Any, mode: str | None) -> tuple[int, int]:
+    """Width and height of an image, from the head of its file where it is one that is here."""
+    import PIL.Image
+
+    content = value.get("bytes") if isinstance(value, dict) else None
+    path = value.get("path") if isinstance(value, dict) and content is None else None
+    if content is None and (path is None or "://" in str(path)):
+        return _open(value, mode).size
+    with PIL.Image.open(io.BytesIO(content) if content is not None else str(path)) as image:
+        return image.size
 
 
 def prepared_example(split: Split, prepare: Prepare, images: dict[int, Image]) -> dict[str, torch.Tensor] | None:

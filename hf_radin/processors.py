@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from hf_radin.adapter import prepare
+from hf_radin.adapter import describe, prepare
 from hf_radin.fields import comparable, flattened
 from hf_radin.ingredients import Ingredient
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
+
+logger = logging.getLogger(__name__)
 
 # Of what a processor makes of an image, a difference that is rounding: a pixel that is one brighter gives a hundred
 # times as much and more.
@@ -87,6 +90,41 @@ def check_same_pixels(ingredients: Sequence[Ingredient], images: Sequence[Image.
                 f"{first.id}. They differ in {describe_difference(processor, reference)}. Leave it out, or name one "
                 "for all with image_processor=... (--image-processor ID)."
             )
+
+
+def check_processor(processor: BaseImageProcessor, described: Mapping[str, Any]) -> None:
+    """Hold an image processor to what was once described (`adapter.describe`).
+
+    Raises:
+        ValueError: if it prepares images otherwise. Of another version of transformers, which may describe the same
+            processor in other words, there is just a warning.
+    """
+    own = ("transformers", "backend", "image_processor_type", "processor_class")
+    now = describe(processor)
+    texts = [
+        json.dumps({name: value for name, value in fields.items() if name not in own}, sort_keys=True, default=str)
+        for fields in (described, now)
+    ]
+    if texts[0] == texts[1]:
+        return
+    if described.get("transformers") != now["transformers"]:
+        logger.warning("Another version of transformers describes the image processor in other words; it may differ.")
+        return
+    before = _rebuilt(described)
+    if before is None or not make_same_pixels(processor, before, _made_up_images()):
+        raise ValueError("The image processor is not the one that the logits were computed with. Restore it.")
+
+
+def _rebuilt(described: Mapping[str, Any]) -> BaseImageProcessor | None:
+    """The image processor of transformers that was described so; None if it is none, or none of this version."""
+    import transformers
+
+    processor_class = getattr(transformers, str(described.get("image_processor_type")), None)
+    try:
+        fields = {name: value for name, value in described.items() if name not in ("backend", "transformers")}
+        return processor_class.from_dict(fields) if processor_class else None
+    except Exception:  # fields that it does not take
+        return None
 
 
 def make_same_pixels(

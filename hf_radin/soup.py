@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import adapter, card, checkpoint, hub, modeling
+from hf_radin import card, checkpoint, hub, modeling
 from hf_radin.access import asking_the_hub
 from hf_radin.average_files import refuse_ingredients
 from hf_radin.averaging import average_model, save_checkpoint, saved_dtype, write_average
@@ -19,6 +19,7 @@ from hf_radin.batchnorm import Statistics
 from hf_radin.files import write_atomically, write_folder
 from hf_radin.ingredients import Ingredients
 from hf_radin.processes import on_main_process
+from hf_radin.processors import check_processor
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.recipe_file import FORMAT, RECIPE, read_recipe_file
 
@@ -78,7 +79,7 @@ class Soup:
         if self._folder is not None:
             return modeling.load_processor(self._folder)
         found = self.ingredients.select(self.recipe.used)[0].processor
-        adapter.check_processor(found, self.about["processor"])
+        check_processor(found, self.about["processor"])
         return found
 
     @property

@@ -12,6 +12,7 @@ from hf_radin.data import OBJECT, Split, match_labels, open_split
 from hf_radin.decoding import Source
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import read_about
+from hf_radin.processors import check_processor
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -54,7 +55,7 @@ def _opened(request: dict[str, Any], split: str, key: str, folder: Path, *, labe
 def _processor(ingredients: Ingredients, about: dict[str, Any]) -> BaseImageProcessor:
     ingredients[0].download()
     processor = ingredients[0].processor
-    adapter.check_processor(processor, about["processor"])
+    check_processor(processor, about["processor"])
     return processor
 
 

@@ -131,12 +131,12 @@ def inspect(
     named = [models] if isinstance(models, (str, Path)) else list(models)
     places = find_places([str(name) for name in named], revision=revision, token=token)
     processor = _find_processor(image_processor, options) if image_processor is not None else {}
-    headers: dict[str, tuple[str, int, str]] = {}
+    known = _Known()
     found = look_at(places, options)
     verdicts = [
         Verdict(place.name, problem=str(one))
         if isinstance(one, ValueError)
-        else _vet_alone(one, processor, options, headers)
+        else _vet_alone(one, processor, options, known)
         for place, one in zip(places, found, strict=True)
     ]
     return tuple(_kept_once(list(_vet_together(verdicts))))
@@ -160,14 +160,21 @@ def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
     return {"image_processor": pinned, "processor_folder": folder.resolve()}
 
 
-def _vet_alone(
-    files: Files, processor: dict[str, Any], options: Options, headers: dict[str, tuple[str, int, str]]
-) -> Verdict:
-    """Whether configuration, processor and weights of one checkpoint fit together.
+@dataclass(frozen=True)
+class _Known:
+    """What was found before: fine-tunes of one sweep have one configuration, one header and one image processor.
 
     Args:
-        headers: what was found before: fine-tunes of one sweep have one configuration and one header.
+        headers: by configuration and header the model's class, its parameters, and tensors that it does not use.
+        saved: configurations and image processors that can be saved.
     """
+
+    headers: dict[str, tuple[str, int, str]] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)
+
+
+def _vet_alone(files: Files, processor: dict[str, Any], options: Options, known: _Known) -> Verdict:
+    """Whether configuration, processor and weights of one checkpoint fit together."""
     name, trust = files.place.name, options.trust_remote_code
     base = None
     try:
@@ -180,14 +187,14 @@ def _vet_alone(
             )
         modeling.check_task(name, config)
         labels = read_labels(name, config)
-        architecture, parameters, notes = _check_header(files, config, options, headers)
+        architecture, parameters, notes = _check_header(files, config, options, known.headers)
         notes += _notes_of_files(files, config, trust)
         ingredient = replace(
             _ingredient(files, labels, architecture, options),
             base=base,
             **processor,
         )
-        modeling.check_saves(files.folder, ingredient.config, ingredient.processor)
+        _check_saves(files.folder, ingredient, known.saved)
     except ValueError as error:
         text = str(error).replace(str(files.folder), name)  # by the name that the user knows
         return Verdict(name, problem=text if name in text else f"{name}: {text}", files=files)
@@ -238,6 +245,15 @@ def _check_header(
     architecture, count, left = headers[same]
     note = f"{name} has weights that its model does not use: {left}. The soup's does not either."
     return architecture, count, (note,) if left else ()
+
+
+def _check_saves(folder: Path, ingredient: Ingredient, saved: set[str]) -> None:
+    """As `modeling.check_saves`, once for each configuration and image processor."""
+    config, processor = ingredient.config, ingredient.processor
+    same = describe(config) + processor.to_json_string()
+    if same not in saved:
+        modeling.check_saves(folder, config, processor)
+        saved.add(same)
 
 
 def _notes_of_files(files: Files, config: PretrainedConfig, trust_remote_code: bool) -> tuple[str, ...]:

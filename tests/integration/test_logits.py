@@ -75,11 +75,12 @@ def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, t
         return bank, len(ran), len(decoded)
 
     two, passes, images = compute("ft-[01]")
-    assert (passes, images) == (2 * (1 + 10) + 1, 600)  # a blank image and ten blocks a model, and one is measured
+    # an image to try it with and ten blocks a model, and one is measured
+    assert (passes, images) == (2 * (1 + 10) + 1, 1 + 600)
     again, passes, images = compute("ft-[01]")
     assert (passes, images) == (0, 0) and (again.logits(0) == two.logits(0)).all()
     three, passes, images = compute("ft-[012]")
-    assert (passes, images) == (1 + 10 + 1, 0) and len(three.ingredients) == 3
+    assert (passes, images) == (1 + 10 + 1, 1) and len(three.ingredients) == 3
 
 
 @pytest.mark.parametrize(
