@@ -23,9 +23,16 @@ PILOTS = (0.5, 0.2, 0.1, 0.05)
 LEAST_IMAGES = 500
 
 
-def soup_options() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Of options that are written out, those of commands too: shortened, `--metric` would be read as `--metrics`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+
+def soup_options() -> Parser:
     """The options of `hf-radin soup` and `examples/soup.py`."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     model_arguments(parser)
     data_arguments(parser)
     search_arguments(parser)

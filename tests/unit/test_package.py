@@ -12,6 +12,7 @@ import pytest
 import hf_radin
 
 PACKAGE = Path(hf_radin.__file__).parent
+ROOT = PACKAGE.parent
 GROUND_FLOOR = {
     "checkpoint",
     "modeling",
@@ -90,3 +91,18 @@ def test_the_ground_floor_stands_on_itself():
 def test_no_module_outgrows_400_lines():
     for module in PACKAGE.glob("*.py"):
         assert len(module.read_text().splitlines()) <= 400, module.name
+
+
+SCRIPTS = [
+    path for folder in ("hf_radin", "examples", "benchmarks", "model_cards") for path in (ROOT / folder).glob("*.py")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_parser_takes_shortened_options(script):
+    """`--metric` is no `--metrics`: an option that is not there is refused, whatever others begin with it."""
+    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func).split(".")[-1] in ("ArgumentParser", "HfArgumentParser"):
+            exact = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "allow_abbrev"]
+            assert exact == [False], ast.unparse(call)
