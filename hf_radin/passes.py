@@ -25,7 +25,7 @@ from hf_radin.kept import Told, logits_path, read_about, write_record
 from hf_radin.machines import on_each_disk, share
 from hf_radin.pixels import Inputs, select
 from hf_radin.prepared import BLOCK, Images, parse_size
-from hf_radin.processes import device_name, log, on_main_process, progress_bar, smallest
+from hf_radin.processes import count_images, device_name, log, on_main_process, progress_bar, smallest
 from hf_radin.strata import Chosen, Pilot
 from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
@@ -41,6 +41,10 @@ SHOWN = 8
 
 # Seconds between two lines of a log, where there is no bar.
 PAUSE = 60
+
+# Seconds of work after which a process keeps what it has, and so what a killed run loses at most: where a block takes
+# all models longer, it is shown to some after others. One model's logits of one block are not divided.
+LOST = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,25 +78,30 @@ class Passes:
 
 @dataclass
 class _Meter:
-    """Tells the bar, the trackers and, where there is no terminal, the log how many predictions were made."""
+    """Tells the bar, the trackers and, where there is no terminal, the log how many predictions were made.
+
+    Args:
+        total: of all models, if that is known.
+        earlier: those of them that an earlier run made.
+    """
 
     bar: Any
     total: int | None
+    earlier: int
     begun: float
     seen: int = 0
     said: float = 0.0
 
-    def update(self, images: int) -> None:
-        self.bar.update(images)
-        self.seen += images
+    def update(self, predictions: int) -> None:
+        self.bar.update(predictions)
+        self.seen += predictions
         spent = time.perf_counter() - self.begun
+        rate = self.seen / spent
         if self.bar.disable and spent > self.said + PAUSE:
-            self.said = spent
-            of = (
-                "" if self.total is None else f" of {self.total:,}, {spent * (self.total / self.seen - 1):,.0f} s left"
-            )
-            logger.info("%s predictions%s (%.0f a second).", f"{self.seen:,}", of, self.seen / spent)
-        log({"logits/images per second": self.seen / (time.perf_counter() - self.begun)}, images=images)
+            self.said, there = spent, self.earlier + self.seen
+            of = "" if self.total is None else f" of {self.total:,}, {(self.total - there) / rate:,.0f} s left"
+            logger.info("%s predictions%s (%.0f a second).", f"{there:,}", of, rate)
+        log({"logits/images per second": rate}, images=predictions)
 
 
 def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
@@ -123,21 +132,33 @@ def compute(
     passes: Passes,
     *,
     samples: int | None,
+    finished: int,
     found: Callable[[], None],
 ) -> None:
     """Compute the logits of some ingredients: in groups that fit into memory, with one barrier a group.
 
+    What an earlier run left unfinished is used, prediction by prediction, and bar and log begin there.
+
     Args:
         folder: of the bank.
         dtype: of the logits as they are kept.
-        samples: in the split, as far as it is known.
+        samples: that each model is shown, as far as that is known before they were.
+        finished: how many other ingredients have all their logits.
         found: is called by one process of each disk when all images were seen.
     """
     accelerator = passes.running.accelerator
     left, at_once = list(ingredients), passes.models_in_memory
-    total = None if samples is None else samples * len(left)
-    with progress_bar(total=total, desc="Logits", unit="prediction") as bar:
-        meter = _Meter(bar, total, time.perf_counter())
+    models_in_all = finished + len(left)
+    if (folder / "bank.json").exists():
+        samples = int(read_about(folder)["rows"])
+    total = None if samples is None else samples * models_in_all
+    earlier = on_main_process(lambda: finished * (samples or 0) + _count_earlier(folder, images, left, passes.pilot))
+    if left and earlier:
+        of = "" if total is None else f" of {total:,} ({earlier / total:.0%})"
+        logger.info("%s%s predictions are there from earlier: going on from these.", f"{earlier:,}", of)
+    count_images(earlier)
+    with progress_bar(total=total, initial=earlier, desc="Logits", unit="prediction") as bar:
+        meter = _Meter(bar, total, earlier, time.perf_counter())
         while left:
             models = [passes.running.load(left[0])]
             if at_once == "auto":
@@ -145,8 +166,8 @@ def compute(
             group = left[: int(at_once)]
             left = left[len(group) :]
             models += [passes.running.load(one) for one in group[1:]]
-            done = len(ingredients) - len(left)
-            bar.set_postfix_str(f"models {done - len(group) + 1} to {done} of {len(ingredients)}")
+            last = models_in_all - len(left)
+            bar.set_postfix_str(f"models {last - len(group) + 1} to {last} of {models_in_all}")
             _run_group(folder, dtype, images, group, models, passes, meter)
             del models
             accelerator.wait_for_everyone()
@@ -198,25 +219,60 @@ def _run_group(
     def missing(block: Block) -> list[int]:
         return [place for place, path in enumerate(parts) if not _part_path(path, block).exists()]
 
-    begun = time.perf_counter()
+    at_once, begun = 1, time.perf_counter()
     for block, inputs in passes.stream(images, lambda block: bool(missing(block))):
         todo = missing(block)
         if inputs and passes.pilot:
             rows = passes.pilot.rows(block, len(next(iter(inputs.values()))))
             inputs = select(inputs, rows) if len(rows) else {}
-        logits = passes.running.logits([models[place] for place in todo], inputs) if inputs else None
-        ended = time.perf_counter()
-        seconds, begun = (ended - begun) / len(todo), ended
-        for number, place in enumerate(todo):
-            one = group[place]
-            found = np.zeros((0, len(one.labels)), np.float32) if logits is None else logits[number]
-            if found.shape[1] != len(one.labels):
-                raise ValueError(f"{one.id} gives {found.shape[1]} logits, but its id2label names {len(one.labels)}.")
-            with np.errstate(over="ignore"):  # what is too large for float16 is found when the parts are put together
-                part = found.astype(dtype)
-            _write_part(_part_path(parts[place], block), part, seconds)
-        if logits:
-            meter.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
+        preparing = (time.perf_counter() - begun) / len(todo)
+        while todo:
+            places, todo = todo[:at_once], todo[at_once:]
+            begun = time.perf_counter()
+            logits = _logits(
+                passes.running, [group[place] for place in places], [models[place] for place in places], inputs
+            )
+            seconds = (time.perf_counter() - begun) / len(places)
+            for place, part in zip(places, logits, strict=True):
+                with np.errstate(
+                    over="ignore"
+                ):  # what is too large for float16 is found when the parts are put together
+                    _write_part(_part_path(parts[place], block), part.astype(dtype), preparing + seconds)
+            if len(logits[0]):
+                meter.update(len(logits[0]) * len(places) * passes.running.accelerator.num_processes)
+            at_once = max(1, int(LOST / max(seconds, 1e-6)))
+        begun = time.perf_counter()
+
+
+def _logits(
+    running: Running, ingredients: list[Ingredient], models: list[PreTrainedModel], inputs: Inputs
+) -> list[np.ndarray]:
+    """Of each model, float32 `(samples, classes)`; of no inputs there are none.
+
+    Raises:
+        ValueError: if a model has another number of classes than its configuration names.
+    """
+    if not inputs:
+        return [np.zeros((0, len(ingredient.labels)), np.float32) for ingredient in ingredients]
+    logits = running.logits(models, inputs)
+    for ingredient, found in zip(ingredients, logits, strict=True):
+        if found.shape[1] != len(ingredient.labels):
+            named = len(ingredient.labels)
+            raise ValueError(f"{ingredient.id} gives {found.shape[1]} logits, but its id2label names {named}.")
+    return logits
+
+
+def _count_earlier(folder: Path, images: Images, ingredients: list[Ingredient], pilot: Pilot | Chosen | None) -> int:
+    """How many predictions an earlier run, which did not come to its end, has left of these ingredients."""
+    counts = images.counts()
+    shown = {block: len(pilot.rows(block, count)) if pilot else count for block, count in counts.items()}
+    return sum(
+        count
+        for parts in (_parts(folder, ingredient) for ingredient in ingredients)
+        if parts.is_dir()
+        for block, count in shown.items()
+        if _part_path(parts, block).exists()
+    )
 
 
 def _join_group(

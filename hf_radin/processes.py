@@ -125,9 +125,14 @@ def log(values: dict[str, float], *, images: int = 0) -> None:
 
     A step is an image that a model or a soup has seen: trackers want one count for all that they hear.
     """
+    count_images(images)
+    the_accelerator().log(values, step=_seen)
+
+
+def count_images(images: int) -> None:
+    """Let the steps of what is logged begin after what an earlier run has seen, where it is not seen again."""
     global _seen
     _seen += images
-    the_accelerator().log(values, step=_seen)
 
 
 def smallest(number: int) -> int:
