@@ -20,7 +20,7 @@ from timeless import contents
 from transformers import ViTForImageClassification
 
 import hf_radin
-from hf_radin import passes
+from hf_radin import parts, passes
 
 MODELS = 60
 
@@ -54,16 +54,16 @@ def predictions(monkeypatch) -> list[int]:
     return made
 
 
-def stop_after(monkeypatch, parts: int) -> None:
+def stop_after(monkeypatch, count: int) -> None:
     """Let the run be interrupted when it has written so many parts."""
-    write, written = passes._write_part, itertools.count(1)
+    write, written = parts.write_part, itertools.count(1)
 
     def write_or_stop(*arguments):
         write(*arguments)
-        if next(written) == parts:
+        if next(written) == count:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(passes, "_write_part", write_or_stop)
+    monkeypatch.setattr(parts, "write_part", write_or_stop)
 
 
 def rows(count: int) -> datasets.Dataset:
@@ -99,10 +99,10 @@ def test_what_was_computed_is_never_computed_again(
 
     monkeypatch.setattr(passes, "LOST", 0)  # as where each model takes long for a block: it is kept, model by model
     earlier = 0
-    for parts in (5, 3):
+    for count in (5, 3):
         predictions.clear()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_after(patch, parts)
+            stop_after(patch, count)
             hf_radin.compute_logits(found, data, cache_dir=tmp_path / "stopped", **options)
         earlier += sum(predictions)
         assert 0 < earlier < wanted

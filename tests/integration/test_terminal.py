@@ -15,9 +15,9 @@ import pytest
 TALKING = """
 import logging, sys, time, warnings
 import transformers, datasets
-from hf_radin import cli, passes
+from hf_radin import cli, parts
 
-write_part = passes._write_part
+write_part = parts.write_part
 def talk(*arguments):
     write_part(*arguments)
     logging.getLogger("hf_radin.passes").info("said by hf_radin")
@@ -27,7 +27,7 @@ def talk(*arguments):
     warnings.warn("said by warnings")
     time.sleep(0.02)
 
-passes._write_part = talk
+parts.write_part = talk
 sys.exit(cli.main(sys.argv[1:]))
 """
 
