@@ -327,14 +327,15 @@ class LogitBank:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
 
     def answers(self, recipe: np.ndarray, *, with_logits: bool = False) -> Answers:
-        """What the ensemble of one recipe `(models,)` says of the images; with its logits, all of them are read.
+        """What the ensemble of one recipe `(models,)` says of the images, with its logits if they are asked for.
 
         Raises:
-            ValueError: if logits are asked for, and some are not known (see `knows`).
+            ValueError: if they are, and some are not known (see `knows`).
         """
-        if with_logits and not self.knows(recipe):
-            raise ValueError("Of these images not all logits are known: this metric takes them.")
-        logits = ensemble.mix(self._all_logits(), recipe) if with_logits else None
+        logits, used = None, np.flatnonzero(recipe)
+        if with_logits:
+            bank = replace(self, ingredients=self.ingredients.select([self.ingredients.ids[at] for at in used]))
+            logits = ensemble.mix(bank._all_logits(), np.asarray(recipe)[used])
         return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
 
     def knows(self, recipe: np.ndarray) -> bool:
@@ -381,6 +382,8 @@ class LogitBank:
         return self._pruned[top]
 
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
+        if not self.knows(np.ones(len(self.ingredients))):
+            raise ValueError("Of these images not all logits are known, because of a pilot; this takes all.")
         return (
             self._stored()
             if self.part is None or self.is_pilot

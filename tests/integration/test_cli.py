@@ -124,7 +124,7 @@ def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
         (["--test-split", "validation"], "this split chooses the soup; another one has to prove it"),
         (["--test-split", "dev"], "has no split 'dev'"),
         (["--split", "dev"], "has no split 'dev'"),
-        (["--metrics", "accuracy,./no-such-metric"], "The metric './no-such-metric' can't be loaded"),
+        (["--metrics", "accuracy,./no-such-metric"], "The metric './no-such-metric' is none of accuracy"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--candidates", "0"], "candidates=0"),
         (["--proposals", "subsets", "--budget", "-1"], "budget='-1'"),
