@@ -37,7 +37,7 @@ def megabytes(names: tuple[str, ...]) -> float:
 
 
 def import_seconds(module: str) -> float:
-    """In a process that has torch and transformers' models already, as one that computed logits has; of 5 the median."""
+    """In a process that has torch and transformers already, as one that computed logits has: the median of five."""
     code = (
         "import time, torch, transformers; from transformers import ViTForImageClassification;"
         f"begun = time.perf_counter(); import {module}; print(time.perf_counter() - begun)"
