@@ -66,7 +66,7 @@ def measure(folder: Path, seed: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="keep data and zoos here (default: a temporary folder)")
     args = parser.parse_args()

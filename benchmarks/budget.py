@@ -258,7 +258,7 @@ def exhaustive(zoo: Zoo) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--folder", type=Path, help="where zoos are made, and found again")
     parser.add_argument("--zoos", nargs="+", choices=ZOOS, default=list(ZOOS))
     parser.add_argument("--seeds", type=int, default=10)

@@ -43,7 +43,9 @@ def measure(folder: Path, seed: int, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--count", type=int, default=16, help="fine-tunes of each seed")
     args = parser.parse_args()

@@ -188,7 +188,7 @@ PARTS = {one.__name__: one for one in (synthetic, real)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=26_000)
     parser.add_argument("--classes", type=int, default=1000)

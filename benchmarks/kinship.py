@@ -86,7 +86,7 @@ def soup_and_ensemble(zoo: Path, data: Path, cache: Path, pair: tuple[str, str])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep data and zoos here (default: a temporary folder)")
     args = parser.parse_args()

@@ -85,7 +85,7 @@ def run_round(hub: LoopbackHub, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoints", type=int, default=72)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

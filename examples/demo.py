@@ -21,7 +21,9 @@ BUDGET = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", type=Path, default=Path("demo"))
     parser.add_argument("--count", type=int, default=16, help="how many fine-tunes")
     parser.add_argument("--seed", type=int, default=0, help="of data, training and search")

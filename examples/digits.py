@@ -138,7 +138,9 @@ def make_fine_tunes(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", type=Path, default=Path("digits"))
     parser.add_argument("--count", type=int, default=16, help="how many fine-tunes")
     parser.add_argument("--seed", type=int, default=0)

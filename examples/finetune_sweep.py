@@ -355,7 +355,9 @@ def check_same_sweep(record: Path, settings: Settings) -> None:
 
 
 def main() -> None:
-    parser = transformers.HfArgumentParser(Settings, description=(__doc__ or "").partition("\n")[0])
+    parser = transformers.HfArgumentParser(
+        Settings, description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
     (settings,) = parser.parse_args_into_dataclasses()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)

@@ -36,7 +36,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Find the best soup of some checkpoints.", parents=[options.soup_options()]
-    )
+    parser = options.Parser(description="Find the best soup of some checkpoints.", parents=[options.soup_options()])
     sys.exit(cli.guarded(main, parser.parse_args()))

@@ -15,10 +15,10 @@ import numpy as np
 
 from hf_radin import commit, ensemble, line, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics
-from hf_radin.evaluate_metrics import load_metrics, only_score
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest, read_told
+from hf_radin.metrics import Answers, load_metrics, only_score
 from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
 from hf_radin.private import private_names
@@ -271,23 +271,22 @@ class LogitBank:
         Args:
             recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex.
             metric: `accuracy`, `balanced_accuracy`, `f1` (the mean over classes), `mcc` or `top5_accuracy`, from the
-                classes that can win (`pruned`). For `cross_entropy` and `calibration_error` all logits are read; of
-                these less is better. Any other is one of the evaluate library, given each recipe's predictions.
+                classes that can win (`pruned`). For `cross_entropy` (or `log_loss`) and `calibration_error` all
+                logits are read; of these less is better. Any other is one of those that are reported
+                (`metrics.NAMES`) or of the evaluate library, computed recipe by recipe.
             device: where logits are mixed: `cpu`, or one that torch knows. Predictions are the same.
 
         Raises:
             ValueError: for a metric that can't be loaded or gives several scores, or what is no recipe.
         """
-        try:
-            other = None if metric in scoring.METRICS else load_metrics([metric])
-        except ValueError as error:
-            raise ValueError(f"metric={metric!r} is none of {', '.join(scoring.METRICS)}. {error}") from error
+        metric = scoring.ALIASES.get(metric, metric)
+        other = None if metric in scoring.METRICS else load_metrics(metric)
         rows = ensemble.check_recipes(np.asarray(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
             if other:
                 found = []
                 for row in rows:
-                    found.append(only_score(other, self.predict(row), self.labels))
+                    found.append(only_score(other[0], self.answers(row, with_logits=other[0].needs_logits)))
                     bar.update(len(self))
                 return np.array(found)
             if metric in scoring.DENSE:
@@ -326,6 +325,23 @@ class LogitBank:
             return scoring.predict(self.pruned(), np.asarray(recipe))[0]
         except pruning.TooMuchLeftError:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
+
+    def answers(self, recipe: np.ndarray, *, with_logits: bool = False) -> Answers:
+        """What the ensemble of one recipe `(models,)` says of the images, with its logits if they are asked for.
+
+        Raises:
+            ValueError: if they are, and some are not known (see `knows`).
+        """
+        logits, used = None, np.flatnonzero(recipe)
+        if with_logits:
+            bank = replace(self, ingredients=self.ingredients.select([self.ingredients.ids[at] for at in used]))
+            logits = ensemble.mix(bank._all_logits(), np.asarray(recipe)[used])
+        return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
+
+    def knows(self, recipe: np.ndarray) -> bool:
+        """Whether the logits of all images are here of all ingredients that a recipe `(models,)` uses."""
+        used = {self.ingredients.ids[one] for one in np.flatnonzero(recipe)}
+        return self.partly is None or used <= {*self.partly.whole} - {*self.partly.singles}
 
     def row(self, recipe: Recipe) -> np.ndarray:
         """A recipe as a row `(models,)` in the order of `ingredients`."""
@@ -366,6 +382,8 @@ class LogitBank:
         return self._pruned[top]
 
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
+        if not self.knows(np.ones(len(self.ingredients))):
+            raise ValueError("Of these images not all logits are known, because of a pilot; this takes all.")
         return (
             self._stored()
             if self.part is None or self.is_pilot

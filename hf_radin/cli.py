@@ -20,6 +20,7 @@ from hf_radin.checkpoint import DTYPES, SHARD, shard_size
 from hf_radin.options import (
     EVAL_TASK,
     HIDE,
+    Parser,
     check,
     cost_options,
     data_arguments,
@@ -54,7 +55,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on stderr and the exit status 2."""
-    parser = argparse.ArgumentParser(prog="hf-radin", description="One better image classifier from many fine-tunes.")
+    return guarded(lambda args: args.run(args), command_parser().parse_args(arguments))
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = Parser(prog="hf-radin", description="One better image classifier from many fine-tunes.")
     parser.add_argument("--version", action="version", version=f"hf_radin {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     soup = commands.add_parser("soup", help=SOUP, description=SOUP, parents=[soup_options()])
@@ -114,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("--eval-task", metavar="DATASET:TASK", help=EVAL_TASK)
     push.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and do nothing")
     push.set_defaults(run=_push)
-    return guarded(lambda args: args.run(args), parser.parse_args(arguments))
+    return parser
 
 
 def guarded(run: Any, args: argparse.Namespace) -> int:
@@ -128,6 +134,7 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.captureWarnings(is_main_process())  # such that they, too, go above a bar (see `progress_bar`)
     # what all processes see, one says; an error is said by whom it befell
     logging.getLogger("hf_radin").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     try:
@@ -136,15 +143,17 @@ def guarded(run: Any, args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         if not isinstance(error, MainStoppedError):  # the main process says it
             print(f"hf-radin: {error}", file=sys.stderr)
-        leave(together=False)
         return 2
     except KeyboardInterrupt:
-        print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
+        if is_main_process():  # the others are interrupted with it
+            print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
         return 130
     except _Told:
         if is_main_process():  # the others are told so when it ends, too
             print("hf-radin: told to end; run the same command again to go on from here.", file=sys.stderr)
         return 143
+    finally:
+        leave(together=False)  # whatever ended it; after the call above there is nothing left to do
     return 0
 
 

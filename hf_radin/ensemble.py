@@ -151,6 +151,18 @@ def mixed_predictions(
         yield which, some, best
 
 
+def mix(logits: Sequence[np.ndarray | Stored], recipe: np.ndarray) -> np.ndarray:
+    """The ensemble's logits under one recipe `(models,)`, float64 `(samples, classes)`: those of `in_order`."""
+    row = check_recipes(recipe, len(logits))
+    samples, classes = logits[0].shape
+    step = max(1, MIXED_AT_ONCE // classes)
+    mixed = np.empty((samples, classes))
+    for start in range(0, samples, step):
+        block = slice(start, min(start + step, samples))
+        mixed[block] = in_order(row, (np.asarray(one[block]) for one in logits))
+    return mixed
+
+
 def cross_entropy(
     logits: Sequence[np.ndarray | Stored],
     labels: np.ndarray,

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_radin.averaging import average_model
 from hf_radin.bank import LogitBank
 from hf_radin.files import digest, write_atomically, write_json
+from hf_radin.kept import Spent
 from hf_radin.machines import share
-from hf_radin.passes import as_computed
+from hf_radin.parts import Target
+from hf_radin.passes import as_computed, compute_soup
 from hf_radin.pixels import select
 from hf_radin.processes import device_name, on_main_process, the_accelerator
 from hf_radin.pruning import Pruned
@@ -112,6 +114,33 @@ class Trial:
         self.predictions = np.where(some, self._kept[places], self.predictions)
         return self.predictions
 
+    def logits(self) -> tuple[np.ndarray, Spent]:
+        """Its logits on the images of the bank `(samples, classes)`, and what those of the whole split took.
+
+        They are kept beside the bank, block by block until all are there. Images that it was not shown yet count as
+        shown: their predictions are known then.
+
+        Raises:
+            ValueError: as `look` does.
+        """
+        bank, accelerator, dtype = self.bank, the_accelerator(), self.bank.about["logits_dtype"]
+        passes = as_computed(bank, accelerator)
+        target = Target("Logits of the soup", self._path.with_name(f"{self._path.stem}-logits.npy"), len(bank.classes))
+        note = target.path.with_suffix(".json")
+        shape = bank.samples, target.classes
+        if on_main_process(lambda: _array(target.path, shape, dtype) is None):
+            seconds, device = compute_soup(target, dtype, bank.images, self._make_model, passes, bank.samples)
+            on_main_process(lambda: write_json(note, asdict(Pace().after(seconds, bank.samples, device))))
+        share(target.path.parent, target.path.name)
+        pace = on_main_process(lambda: Pace.read(note))
+        spent = Spent(pace.seconds if pace.images else None, frozenset(filter(None, [pace.device])))
+        kept = np.load(target.path, mmap_mode="r")
+        unknown = np.flatnonzero(self._kept == UNKNOWN)
+        if len(unknown):
+            self._kept[unknown] = _best(kept[unknown])
+            on_main_process(lambda: write_atomically(self._path, partial(np.save, arr=self._kept)))
+        return np.asarray(kept[bank.places]), spent
+
     def took(self, images: int) -> tuple[float | None, str | None]:
         """The seconds that it takes to show it so many images, and on which device.
 
@@ -141,7 +170,7 @@ class Trial:
             if inputs and len(rows):
                 (logits,) = passes.running.logits([self._model], select(inputs, rows))
                 logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
-                best = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+                best = _best(logits)
                 found[blocks[block].start + rows] = torch.from_numpy(best)
                 found[-1] += len(best)
                 here = order[slice(*np.searchsorted(images[order], (blocks[block].start, blocks[block].stop)))]
@@ -173,6 +202,11 @@ def trial_of(bank: LogitBank, recipe: Recipe, kept: Pruned | None = None) -> Tri
     return Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics), kept)
 
 
+def _best(logits: np.ndarray) -> np.ndarray:
+    """The class of the largest logit of each image `(samples,)`, -1 where one is no finite number."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+
+
 def _classes(path: Path, samples: int, classes: int) -> np.ndarray:
     """The classes that a soup was found to predict `(samples,)`, -1 for none; unknown where a number is neither."""
     found = _read(path, np.full(samples, UNKNOWN))
@@ -181,10 +215,14 @@ def _classes(path: Path, samples: int, classes: int) -> np.ndarray:
 
 def _read(path: Path, nothing: np.ndarray) -> np.ndarray:
     """What was kept of a soup, as far as known; a broken file, or one of another form, tells nothing."""
+    found = _array(path, nothing.shape, nothing.dtype)
+    return nothing if found is None else np.array(found)
+
+
+def _array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
+    """The array in a file, memory-mapped; None if there is none, or one of another form."""
     try:
-        found = np.load(path)
-        if found.shape == nothing.shape and found.dtype == nothing.dtype:
-            return np.asarray(found)
+        found: np.ndarray = np.load(path, mmap_mode="r")
     except Exception:  # a broken file may fail in any way
-        pass
-    return nothing
+        return None
+    return found if found.shape == shape and found.dtype == dtype else None

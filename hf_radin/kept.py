@@ -140,7 +140,7 @@ def discard_broken(folder: Path, ingredients: Ingredients) -> None:
 
     What was killed, or a full disk or a power cut, leaves whole files; this is for all else that happens to files.
     """
-    remove_partials(folder, folder / "logits", *folder.glob("logits/*.parts"))
+    remove_partials(folder, *(folder / name for name in ("logits", "soups")), *folder.glob("*/*.parts"))
     size = folder / BATCH_SIZE_FILE
     if size.exists() and not _reads(lambda: int(json.loads(size.read_text())) >= 1):
         size.unlink()

@@ -216,6 +216,7 @@ def compute_logits(
             ingredients.select(missing),
             passes,
             samples=None if samples is None else round(samples * (sample.share if sample else 1)),
+            finished=len(ingredients) - len(missing),
             found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}, sample),
         )
 

@@ -23,9 +23,16 @@ PILOTS = (0.5, 0.2, 0.1, 0.05)
 LEAST_IMAGES = 500
 
 
-def soup_options() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Of options that are written out, those of commands too: shortened, `--metric` would be read as `--metrics`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+
+def soup_options() -> Parser:
     """The options of `hf-radin soup` and `examples/soup.py`."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     model_arguments(parser)
     data_arguments(parser)
     search_arguments(parser)
@@ -119,7 +126,12 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--start", metavar="ID", help="of the ingredients, the one that all others began from (wise-ft, model-stock)")
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
-    add("--metrics", default="accuracy", help="what to report, separated by commas, as in accuracy,f1 (f1 is macro)")
+    reported = (
+        "what to report, with commas between: accuracy, balanced_accuracy, f1, precision, recall (means over classes; "
+        "also with _micro, _weighted), mcc, top5_accuracy, log_loss, roc_auc, average_precision, calibration_error, "
+        "or one of the evaluate library"
+    )
+    add("--metrics", default="accuracy", help=reported)
     add("--seed", type=int, default=0, help="of all that is drawn: candidates, samples, a pilot (default 0)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
     overwrite = "allow an output folder that is not empty, and with --push-to a repository that holds something else"
@@ -152,8 +164,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is looked at."""
     from hf_radin.budget import Budget
-    from hf_radin.evaluate_metrics import load_metrics
     from hf_radin.files import check_output
+    from hf_radin.metrics import load_metrics
     from hf_radin.strata import Pilot
 
     if args.budget is not None and args.method != "radin":

@@ -85,10 +85,13 @@ def costs(fields: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What it took: for what, how many passes, and how long that was, as far as it is known."""
     passes, time = fields["passes"], fields.get("time") or {}
     given = (fields.get("pilot") or {}).get("given", len(fields["ingredients"]))
-    took = {name: "" if not time.get(name) else clock(time[name]) for name in ("logits", "soups")}
+    took = {name: "" if not time.get(name) else clock(time[name]) for name in ("logits", "soups", "probabilities")}
     rows = [(f"logits of {given} checkpoints", f"{passes['logits']:.3g}", took["logits"])]
     if passes["soups"]:
         rows.append(("measuring soups", f"{passes['soups']:.3g}", took["soups"]))
+    if passes.get("probabilities"):
+        row = "running soups once more, for metrics of probabilities"
+        rows.append((row, f"{passes['probabilities']:.3g}", took["probabilities"]))
     if passes.get("batchnorm"):
         rows.append(("images for their BatchNorm statistics, as passes", f"{passes['batchnorm']:.3g}", ""))
     if fields["held_out"]:

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin import adapter
+from hf_radin import adapter, parts
 from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank
 from hf_radin.checkpoint import as_dtype
-from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.kept import Told, logits_path, read_about, write_record
+from hf_radin.kept import Told, read_about, write_record
 from hf_radin.machines import on_each_disk, share
+from hf_radin.parts import Target, target_of
 from hf_radin.pixels import Inputs, select
 from hf_radin.prepared import BLOCK, Images, parse_size
-from hf_radin.processes import device_name, log, on_main_process, progress_bar, smallest
+from hf_radin.processes import count_images, device_name, log, on_main_process, progress_bar, smallest
 from hf_radin.strata import Chosen, Pilot
 from hf_radin.stream import Block
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
@@ -41,6 +41,10 @@ SHOWN = 8
 
 # Seconds between two lines of a log, where there is no bar.
 PAUSE = 60
+
+# Seconds of work after which a process keeps what it has, and so what a killed run loses at most: where a block takes
+# all models longer, it is shown to some after others. One model's logits of one block are not divided.
+LOST = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,30 @@ class Passes:
 
 @dataclass
 class _Meter:
-    """Tells the bar, the trackers and, where there is no terminal, the log how many predictions were made."""
+    """Tells the bar, the trackers and, where there is no terminal, the log how many predictions were made.
+
+    Args:
+        total: of all models, if that is known.
+        earlier: those of them that an earlier run made.
+    """
 
     bar: Any
     total: int | None
+    earlier: int
     begun: float
     seen: int = 0
     said: float = 0.0
 
-    def update(self, images: int) -> None:
-        self.bar.update(images)
-        self.seen += images
+    def update(self, predictions: int) -> None:
+        self.bar.update(predictions)
+        self.seen += predictions
         spent = time.perf_counter() - self.begun
+        rate = self.seen / spent
         if self.bar.disable and spent > self.said + PAUSE:
-            self.said = spent
-            of = (
-                "" if self.total is None else f" of {self.total:,}, {spent * (self.total / self.seen - 1):,.0f} s left"
-            )
-            logger.info("%s predictions%s (%.0f a second).", f"{self.seen:,}", of, self.seen / spent)
-        log({"logits/images per second": self.seen / (time.perf_counter() - self.begun)}, images=images)
+            self.said, there = spent, self.earlier + self.seen
+            of = "" if self.total is None else f" of {self.total:,}, {(self.total - there) / rate:,.0f} s left"
+            logger.info("%s predictions%s (%.0f a second).", f"{there:,}", of, rate)
+        log({"logits/images per second": rate}, images=predictions)
 
 
 def as_computed(bank: LogitBank, accelerator: Accelerator) -> Passes:
@@ -125,21 +134,34 @@ def compute(
     passes: Passes,
     *,
     samples: int | None,
+    finished: int,
     found: Callable[[], None],
 ) -> None:
     """Compute the logits of some ingredients: in groups that fit into memory, with one barrier a group.
 
+    What an earlier run left unfinished is used, prediction by prediction, and bar and log begin there.
+
     Args:
         folder: of the bank.
         dtype: of the logits as they are kept.
-        samples: in the split, as far as it is known.
+        samples: that each model is shown, as far as that is known before they were.
+        finished: how many other ingredients have all their logits.
         found: is called by one process of each disk when all images were seen.
     """
     accelerator = passes.running.accelerator
     left, at_once = list(ingredients), passes.models_in_memory
-    total = None if samples is None else samples * len(left)
-    with progress_bar(total=total, desc="Logits", unit="prediction") as bar:
-        meter = _Meter(bar, total, time.perf_counter())
+    models_in_all = finished + len(left)
+    if (folder / "bank.json").exists():
+        samples = int(read_about(folder)["rows"])
+    total = None if samples is None else samples * models_in_all
+    everyone = [target_of(folder, one) for one in left]
+    earlier = on_main_process(lambda: finished * (samples or 0) + _count_earlier(everyone, images, passes.pilot))
+    if left and earlier:
+        of = "" if total is None else f" of {total:,} ({earlier / total:.0%})"
+        logger.info("%s%s predictions are there from earlier: going on from these.", f"{earlier:,}", of)
+    count_images(earlier)
+    with progress_bar(total=total, initial=earlier, desc="Logits", unit="prediction") as bar:
+        meter = _Meter(bar, total, earlier, time.perf_counter())
         while left:
             models = [passes.running.load(left[0])]
             if at_once == "auto":
@@ -147,13 +169,14 @@ def compute(
             group = left[: int(at_once)]
             left = left[len(group) :]
             models += [passes.running.load(one) for one in group[1:]]
-            done = len(ingredients) - len(left)
-            bar.set_postfix_str(f"models {done - len(group) + 1} to {done} of {len(ingredients)}")
-            _run_group(folder, dtype, images, group, models, passes, meter)
+            last = models_in_all - len(left)
+            bar.set_postfix_str(f"models {last - len(group) + 1} to {last} of {models_in_all}")
+            targets = [target_of(folder, one) for one in group]
+            _run_group(targets, dtype, images, models, passes, meter)
             del models
             accelerator.wait_for_everyone()
             share(images.folder, "*.json")
-            share(folder, *(f"{_parts(folder, one).relative_to(folder)}/*.npz" for one in group))
+            share(folder, *(f"{one.parts.relative_to(folder)}/*.npz" for one in targets))
             on_each_disk(folder, partial(_join_group, folder, dtype, images, group, found, device_name(accelerator)))
             accelerator.wait_for_everyone()
 
@@ -194,40 +217,108 @@ def _repeated(example: Mapping[str, torch.Tensor], size: int) -> dict[str, torch
     return {name: value[None].expand(size, *value.shape) for name, value in example.items()}
 
 
+def compute_soup(
+    target: Target, dtype: str, images: Images, make_model: Callable[[], PreTrainedModel], passes: Passes, samples: int
+) -> tuple[float, str]:
+    """The logits of one model, a soup, on all images; what an earlier run left of them is used.
+
+    Args:
+        dtype: of the logits as they are kept.
+        make_model: is called if some are missing.
+        samples: in the split.
+
+    Returns:
+        the seconds that devices took for them, and which.
+    """
+    accelerator, folder = passes.running.accelerator, target.path.parent
+    earlier = on_main_process(lambda: _count_earlier([target], images, None))
+    if earlier < samples:
+        count_images(earlier)
+        with progress_bar(total=samples, initial=earlier, desc=target.name, unit="image") as bar:
+            meter = _Meter(bar, samples, earlier, time.perf_counter())
+            _run_group([target], dtype, images, [passes.running.ready(make_model())], passes, meter)
+    accelerator.wait_for_everyone()
+    share(images.folder, "*.json")
+    share(folder, f"{target.parts.name}/*.npz")
+    device = device_name(accelerator)
+    found: list[float] = []
+
+    def join() -> None:
+        images.check_order()
+        found.append(parts.join(target, images.blocks, samples, dtype)[1])
+        shutil.rmtree(target.parts)
+
+    on_each_disk(folder, join)
+    accelerator.wait_for_everyone()
+    return on_main_process(lambda: found[0]), device
+
+
 def _run_group(
-    folder: Path,
+    targets: list[Target],
     dtype: str,
     images: Images,
-    group: list[Ingredient],
     models: list[PreTrainedModel],
     passes: Passes,
     meter: _Meter,
 ) -> None:
     """Show this process's blocks to those models that have not seen them."""
-    parts = [_parts(folder, one) for one in group]
 
     def missing(block: Block) -> list[int]:
-        return [place for place, path in enumerate(parts) if not _part_path(path, block).exists()]
+        return [place for place, target in enumerate(targets) if not target.part(block).exists()]
 
-    begun = time.perf_counter()
+    at_once, begun = 1, time.perf_counter()
     for block, inputs in passes.stream(images, lambda block: bool(missing(block))):
         todo = missing(block)
         if inputs and passes.pilot:
             rows = passes.pilot.rows(block, len(next(iter(inputs.values()))))
             inputs = select(inputs, rows) if len(rows) else {}
-        logits = passes.running.logits([models[place] for place in todo], inputs) if inputs else None
-        ended = time.perf_counter()
-        seconds, begun = (ended - begun) / len(todo), ended
-        for number, place in enumerate(todo):
-            one = group[place]
-            found = np.zeros((0, len(one.labels)), np.float32) if logits is None else logits[number]
-            if found.shape[1] != len(one.labels):
-                raise ValueError(f"{one.id} gives {found.shape[1]} logits, but its id2label names {len(one.labels)}.")
-            with np.errstate(over="ignore"):  # what is too large for float16 is found when the parts are put together
-                part = found.astype(dtype)
-            _write_part(_part_path(parts[place], block), part, seconds)
-        if logits:
-            meter.update(len(logits[0]) * len(todo) * passes.running.accelerator.num_processes)
+        preparing = (time.perf_counter() - begun) / len(todo)
+        while todo:
+            places, todo = todo[:at_once], todo[at_once:]
+            begun = time.perf_counter()
+            logits = _logits(
+                passes.running, [targets[place] for place in places], [models[place] for place in places], inputs
+            )
+            seconds = (time.perf_counter() - begun) / len(places)
+            for place, part in zip(places, logits, strict=True):
+                with np.errstate(
+                    over="ignore"
+                ):  # what is too large for float16 is found when the parts are put together
+                    parts.write_part(targets[place].part(block), part.astype(dtype), preparing + seconds)
+            if len(logits[0]):
+                meter.update(len(logits[0]) * len(places) * passes.running.accelerator.num_processes)
+            at_once = max(1, int(LOST / max(seconds, 1e-6)))
+        begun = time.perf_counter()
+
+
+def _logits(
+    running: Running, targets: list[Target], models: list[PreTrainedModel], inputs: Inputs
+) -> list[np.ndarray]:
+    """Of each model, float32 `(samples, classes)`; of no inputs there are none.
+
+    Raises:
+        ValueError: if a model has another number of classes than its configuration names.
+    """
+    if not inputs:
+        return [np.zeros((0, target.classes), np.float32) for target in targets]
+    logits = running.logits(models, inputs)
+    for target, found in zip(targets, logits, strict=True):
+        if found.shape[1] != target.classes:
+            raise ValueError(f"{target.name} gives {found.shape[1]} logits, but its id2label names {target.classes}.")
+    return logits
+
+
+def _count_earlier(targets: list[Target], images: Images, pilot: Pilot | Chosen | None) -> int:
+    """How many predictions an earlier run, which did not come to its end, has left of these models."""
+    counts = images.counts()
+    shown = {block: len(pilot.rows(block, count)) if pilot else count for block, count in counts.items()}
+    return sum(
+        count
+        for target in targets
+        if target.parts.is_dir()
+        for block, count in shown.items()
+        if target.part(block).exists()
+    )
 
 
 def _join_group(
@@ -238,71 +329,12 @@ def _join_group(
         images.check_order()
     except ValueError:  # of rows in two orders, logits are worth nothing
         for one in group:
-            shutil.rmtree(_parts(folder, one), ignore_errors=True)
+            shutil.rmtree(target_of(folder, one).parts, ignore_errors=True)
         raise
     found()
     for one in group:
-        _join(folder, one, images.blocks, dtype, device)
-
-
-def _join(folder: Path, ingredient: Ingredient, blocks: list[Block], dtype: str, device: str) -> None:
-    """Put one ingredient's blocks into one file, in order, and say that it is done."""
-    samples = read_about(folder)["rows"]
-    parts, finite, seconds = _parts(folder, ingredient), True, 0.0
-    kept = np.dtype(dtype).newbyteorder("<")
-
-    def write(path: Path) -> None:
-        nonlocal finite, seconds
-        start = 0
-        with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
-            shape = (samples, len(ingredient.labels))
-            np.lib.format.write_array_header_1_0(file, {"descr": kept.str, "fortran_order": False, "shape": shape})
-            for block in blocks:
-                part, spent = _read_part(_part_path(parts, block), ingredient)
-                file.write(np.ascontiguousarray(part, dtype=kept).tobytes())
-                finite = finite and bool(np.isfinite(part).all())
-                start, seconds = start + len(part), seconds + spent
-        if start != samples:
-            raise ValueError(f"{ingredient.id}: {start} rows of logits for {samples} images; remove {parts}.")
-
-    write_atomically(logits_path(folder, ingredient), write)
-    told = Told(finite) if math.isnan(seconds) else Told(finite, round(seconds, 3), device)
-    write_record(folder, ingredient, told)
-    shutil.rmtree(parts)
-
-
-def _write_part(path: Path, part: np.ndarray, seconds: float) -> None:
-    """Keep one block's logits, and what they took.
-
-    Forcing each to the disk would take longer than tiny models do: a zip has checksums.
-    """
-    write_atomically(path, lambda partial: np.savez(partial, logits=part, seconds=seconds), forced=False)
-
-
-def _read_part(path: Path, ingredient: Ingredient) -> tuple[np.ndarray, float]:
-    """One block's logits `(samples, classes)`, and the seconds that they took, NaN where nobody looked.
-
-    Raises:
-        OSError: if the file is broken; it is removed.
-    """
-    try:
-        with np.load(path) as file:
-            part = file["logits"]
-            seconds = float(file["seconds"]) if "seconds" in file else math.nan  # of an earlier version
-        if part.ndim == 2 and part.shape[1] == len(ingredient.labels):
-            return part, seconds
-        broken = f"its shape is {part.shape}"
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a broken file may fail in any way
-        broken = str(error)
-    path.unlink()
-    raise OSError(f"{path} was broken ({broken}) and is removed; run the same again to compute it anew.")
-
-
-def _parts(folder: Path, ingredient: Ingredient) -> Path:
-    return logits_path(folder, ingredient).with_suffix(".parts")
-
-
-def _part_path(parts: Path, block: Block) -> Path:
-    return parts / f"block-{block[0]:05d}-{block[1]:06d}.npz"
+        target = target_of(folder, one)
+        finite, seconds = parts.join(target, images.blocks, read_about(folder)["rows"], dtype)
+        told = Told(finite) if math.isnan(seconds) else Told(finite, round(seconds, 3), device)
+        write_record(folder, one, told)
+        shutil.rmtree(target.parts)  # last: without a record they are all that is known

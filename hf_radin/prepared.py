@@ -124,6 +124,12 @@ class Images:
         counts = [one["blocks"] for one in self._shards() or []]
         return [(shard, number) for shard, count in enumerate(counts) for number in range(count)]
 
+    def counts(self) -> dict[Block, int]:
+        """How many samples each block has, of those that were decoded once, whether all were or not."""
+        places = [tuple(map(int, path.stem.split("-")[1:])) for path in self.folder.glob("block-*.json")]
+        blocks = [(shard, number) for shard, number in places if self._is_indexed((shard, number))]
+        return {block: len(json.loads(self._index_path(block).read_text())["labels"]) for block in sorted(blocks)}
+
     def index(self) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
         """Of the whole split: sample ids and labels `(samples,)`, ids left out, and the size of each block."""
         import numpy as np

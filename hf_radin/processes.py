@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -123,9 +125,14 @@ def log(values: dict[str, float], *, images: int = 0) -> None:
 
     A step is an image that a model or a soup has seen: trackers want one count for all that they hear.
     """
+    count_images(images)
+    the_accelerator().log(values, step=_seen)
+
+
+def count_images(images: int) -> None:
+    """Let the steps of what is logged begin after what an earlier run has seen, where it is not seen again."""
     global _seen
     _seen += images
-    the_accelerator().log(values, step=_seen)
 
 
 def smallest(number: int) -> int:
@@ -140,11 +147,28 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def progress_bar(**options: Any) -> Any:
-    """A bar of the main process; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
+@contextmanager
+def progress_bar(**options: Any) -> Iterator[Any]:
+    """A bar of the main process, above which log lines go; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
     from huggingface_hub.utils import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    return tqdm(disable=not is_main_process() or None, leave=False, unit_scale=True, **options)
+    with (
+        tqdm(disable=not is_main_process() or None, leave=False, unit_scale=True, **options) as bar,
+        nullcontext() if bar.disable else logging_redirect_tqdm(_loggers_to_the_terminal(), tqdm),
+    ):
+        yield bar
+
+
+def _loggers_to_the_terminal() -> list[logging.Logger]:
+    """Those that write to it themselves: the root, and libraries that have a handler of their own (transformers)."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    return [
+        logger
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        and any(getattr(handler, "stream", None) in (sys.stdout, sys.stderr) for handler in logger.handlers)
+    ]
 
 
 def is_main_process() -> bool:
@@ -153,15 +177,24 @@ def is_main_process() -> bool:
 
 
 def leave(*, together: bool = True) -> None:
-    """Part from the other processes: an interpreter that ends while it is connected may abort.
+    """Part from the other processes: an interpreter that ends while it is connected may abort. Trackers end too.
+
+    A second call does nothing.
 
     Args:
         together: wait for the others; not after an error, which they may not have heard of.
     """
+    if together and (distributed := _connection()):
+        distributed.barrier()
     if _accelerator is not None and _accelerator.trackers:
-        _accelerator.end_training()
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        if together:
-            distributed.barrier()
+        _accelerator.end_training()  # closes the process group, since accelerate 1: nothing may be waited for after it
+        _accelerator.trackers = []
+    if distributed := _connection():
         distributed.destroy_process_group()
+
+
+def _connection() -> Any:
+    """torch.distributed while this process is connected with others; else None, and torch is not loaded for it."""
+    distributed = sys.modules.get("torch.distributed")
+    is_connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if is_connected else None

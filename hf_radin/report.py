@@ -12,9 +12,9 @@ import numpy as np
 from hf_radin import compare, origin
 from hf_radin.bank import LogitBank
 from hf_radin.evaluate import trial_of
-from hf_radin.evaluate_metrics import compute_metrics, load_metrics
 from hf_radin.kept import Spent, spent
 from hf_radin.logits import check_split, of_split
+from hf_radin.metrics import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.processes import log
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.soup import Soup, versions
@@ -36,6 +36,7 @@ class Report:
         seed: int = 0,
         whole: bool = False,
     ):
+        self.probed: dict[Recipe, Spent] = {}  # soups that the split that chose was shown once more for their logits
         self.metrics = self.check(bank, test_split, metric, metrics, hold_out=hold_out, whole=whole)
         if hold_out is None:
             self.bank, self.held_out = bank, _held_out(bank, test_split)
@@ -56,7 +57,7 @@ class Report:
         *,
         hold_out: float | None = None,
         whole: bool = False,
-    ) -> dict[str, Any]:
+    ) -> tuple[Metric, ...]:
         """The metrics, if all can be chosen by and proved with that is named.
 
         Raises:
@@ -103,26 +104,21 @@ class Report:
         results, proofs, by_class = [], [], None
         for split in [bank] + ([self.held_out] if self.held_out else []):
             # on the split that chose, no model runs again for the report
-            known = [(name, one) for name, one in rows if split is not bank or one.images == len(bank)]
-            found = {name: self._predict(split, one.recipe) for name, one in known}
-            results += [self._result(name, split, one, split.labels) for name, one in found.items()]
-            if "accuracy" in self.metrics:  # of a baseline that was shown a part
+            known = [(name, one) for name, one in rows if split is not bank or self._is_shown(one)]
+            found = {name: self._answers(split, one.recipe) for name, one in known}
+            results += [self._result(name, split, one) for name, one in found.items()]
+            if self._has_accuracy:  # of a baseline that was shown a part
                 results += [
                     Result(name, split.split, {"accuracy": one.measured}, one.images, one.interval)
                     for name, one in rows
                     if name not in found and one.measured is not None
                 ]
             if split.ingredients.ids == bank.ingredients.ids:
-                ensemble = split.predict(split.row(Recipe.uniform(bank.ingredients.ids)))
-                if split.partly is None or not len(split.partly.rest):
-                    results.append(self._result("ensemble", split, ensemble, split.labels))
-                elif "accuracy" in self.metrics:
-                    value, between = split.partly.estimate(ensemble == split.labels)
-                    shown = len(split) - len(split.partly.rest)
-                    results.append(Result("ensemble", split.split, {"accuracy": value}, shown, between))
+                results += self._ensemble(split)
             if "soup" in found and chosen.recipe != best.recipe:
-                proofs.append(_compared(split, found["soup"], found["best single"]))
-                by_class = _by_class(split, {name: found[name] for name in ("soup", "best single")})
+                predictions = {name: found[name].predictions for name in ("soup", "best single")}
+                proofs.append(_compared(split, *predictions.values()))
+                by_class = _by_class(split, predictions)
         log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})
         if method != "best_single" and chosen.proposal == "single":
             logger.warning(
@@ -135,8 +131,8 @@ class Report:
             "method": method,
             **settings,
             "curve": curve,
-            "passes": _passes(bank, measured, settings.get("pilot")),
-            "time": _time(bank, measured, settings.get("pilot")),
+            "passes": _passes(bank, measured, settings.get("pilot"), len(self.probed)),
+            "time": _time(bank, measured, settings.get("pilot"), [*self.probed.values()]),
             "against_best_single": proofs,
             "by_class": by_class,
             "measured": chosen.measured is not None,
@@ -160,29 +156,102 @@ class Report:
         }
         return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)
 
-    def _predict(self, split: LogitBank, recipe: Recipe) -> np.ndarray:
-        """As `predict`, where a soup's ingredients need no logits."""
-        return predict(split if len(recipe.used) == 1 else replace(split, ingredients=self.bank.ingredients), recipe)
+    def _ensemble(self, split: LogitBank) -> list[Result]:
+        """What the ensemble of all reaches; after a pilot its accuracy alone is known, by an estimate."""
+        row = split.row(Recipe.uniform(split.ingredients.ids))
+        if split.partly is None or not len(split.partly.rest):
+            return [self._result("ensemble", split, self._of_logits(split, row))]
+        _say_unknown([one.name for one in self.metrics if one.name != "accuracy"], "ensemble", split)
+        if not self._has_accuracy:
+            return []
+        value, between = split.partly.estimate(split.predict(row) == split.labels)
+        return [Result("ensemble", split.split, {"accuracy": value}, len(split) - len(split.partly.rest), between)]
 
-    def _result(self, name: str, split: LogitBank, predictions: np.ndarray, labels: np.ndarray) -> Result:
-        metrics = compute_metrics(self.metrics, predictions, labels)
-        return Result(name, split.split, metrics, len(labels), compare.interval(predictions == labels))
+    @property
+    def _need_logits(self) -> bool:
+        return any(one.needs_logits for one in self.metrics)
+
+    @property
+    def _has_accuracy(self) -> bool:
+        return any(one.name == "accuracy" for one in self.metrics)
+
+    def _is_shown(self, measurement: Measurement) -> bool:
+        """Whether the predictions on the split that chose are known of all images, or will be with their logits."""
+        if measurement.images == len(self.bank):
+            return True
+        return self._need_logits and measurement.measured is not None and len(measurement.recipe.used) > 1
+
+    def _answers(self, split: LogitBank, recipe: Recipe) -> Answers:
+        """What a recipe's soup says of a split, with its logits where a metric takes them.
+
+        Of a single model these are known. A soup is run for them: on the split that proves its predictions come of
+        that, on the one that chose it is a pass more.
+        """
+        if len(recipe.used) == 1:
+            return self._of_logits(split, split.row(recipe))
+        shown, logits = replace(split, ingredients=self.bank.ingredients), None  # a soup's need no logits
+        if self._need_logits:
+            logits, spent = trial_of(shown, recipe).logits()
+            if split is self.bank:
+                self.probed[recipe] = spent
+        return Answers(predict(shown, recipe), np.asarray(split.labels), len(split.classes), logits)
+
+    def _of_logits(self, split: LogitBank, row: np.ndarray) -> Answers:
+        """What the ensemble of a recipe `(models,)` says of a split, with its logits where a metric takes them."""
+        return split.answers(row, with_logits=self._need_logits and split.knows(row))
+
+    def _result(self, name: str, split: LogitBank, answers: Answers) -> Result:
+        """The scores, but for those that have no meaning or take logits that are not known."""
+        unknown = [one.name for one in self.metrics if one.needs_logits and answers.logits is None]
+        _say_unknown(unknown, name, split)
+        scores = compute_metrics((one for one in self.metrics if one.name not in unknown), answers)
+        for metric in (metric for metric, value in scores.items() if np.isnan(value)):
+            logger.warning(
+                "%s of the %s on %s has no meaning, and is left out: all images are of one class, or logits are no "
+                "finite numbers.",
+                metric,
+                name,
+                split.split,
+            )
+        metrics = {metric: value for metric, value in scores.items() if not np.isnan(value)}
+        hits = answers.predictions == answers.labels
+        return Result(name, split.split, metrics, len(hits), compare.interval(hits))
 
 
-def _passes(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None) -> dict[str, float]:
-    """Images that went through one model, over those of the split: for logits, for soups, for their BatchNorm."""
+def _say_unknown(metrics: Sequence[str], name: str, split: LogitBank) -> None:
+    """That after a pilot these metrics are left out: of the images on which models agree, many have no logits."""
+    if metrics:
+        logger.warning(
+            "%s of the %s on %s: left out, because after a pilot its logits are known of some images only.",
+            ", ".join(metrics),
+            name,
+            split.split,
+        )
+
+
+def _passes(
+    bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None, probed: int
+) -> dict[str, float]:
+    """Images that went through one model, over those of the split.
+
+    For logits, for soups, for the logits of so many soups that are reported, and for the BatchNorm of soups.
+    """
     share = len(bank) / bank.samples if bank.is_pilot else bank.samples / len(bank)  # more where some are held out
     found = {"logits": share * len(bank.ingredients), "soups": sum(one.passes for one in measured)}
+    if probed:
+        found["probabilities"] = float(probed)
     if bank.statistics:
-        soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured)
+        soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured) + probed
         found["batchnorm"] = soups * bank.statistics.about["images"] / len(bank)
     if pilot and "passes" in pilot:
         found["logits"] = pilot["passes"]
     return found
 
 
-def _time(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None) -> dict[str, Any]:
-    """Seconds that devices took, those of several together: for logits and for soups; None if that is not known."""
+def _time(
+    bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any] | None, probed: Sequence[Spent]
+) -> dict[str, Any]:
+    """Seconds that devices took, those of several together, for what `_passes` counts; None if that is not known."""
     if pilot and "devices" in pilot:
         logits = Spent(pilot["seconds"], frozenset(pilot["devices"]))
     else:
@@ -191,9 +260,12 @@ def _time(bank: LogitBank, measured: Sequence[Measurement], pilot: dict[str, Any
     for one in measured:
         if one.passes:
             soups += Spent(one.seconds, frozenset(filter(None, [one.device])))
+    probabilities = sum(probed, Spent(0.0))
     known = {"logits": logits.seconds, "soups": soups.seconds}
+    if probed:
+        known["probabilities"] = probabilities.seconds
     rounded = {name: None if one is None else round(one, 3) for name, one in known.items()}
-    return {**rounded, "devices": sorted(logits.devices | soups.devices)}
+    return {**rounded, "devices": sorted(logits.devices | soups.devices | probabilities.devices)}
 
 
 def best_known(singles: Iterable[Measurement], images: int) -> Measurement:

@@ -78,6 +78,8 @@ def mcc(counts: Counts) -> np.ndarray:
 OF_COUNTS: dict[str, Callable[[Counts], np.ndarray]] = {"balanced_accuracy": balanced_accuracy, "f1": f1, "mcc": mcc}
 # Of the probabilities, which take every logit; less is better.
 DENSE = {"cross_entropy": cross_entropy, "calibration_error": calibration_error}
+# Other names of these, as `metrics` has them.
+ALIASES = {"log_loss": "cross_entropy", "f1_macro": "f1", "matthews_correlation": "mcc"}
 METRICS = ("accuracy", *OF_COUNTS, "top5_accuracy", *DENSE)
 
 

@@ -76,7 +76,8 @@ def radin(
         start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
             same classes.
         metric: what to choose by: `accuracy`.
-        metrics: what to report, by names in the evaluate library.
+        metrics: what to report, by names in `metrics.NAMES` or of the evaluate library. Those that take logits cost
+            a pass of each soup that is reported.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
             It costs a pass an ingredient.
         hold_out: where there is no such split: a share of the bank's images, drawn at random, that takes no part in

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-SHARES = ("accuracy", "f1", "precision", "recall")  # metrics of evaluate that lie between 0 and 1
+# Metrics that are shares, shown as percent: between 0 and 1. Correlations may be negative, and a loss has no end.
+SHARES = {
+    *("accuracy", "balanced_accuracy", "top5_accuracy", "roc_auc", "average_precision", "calibration_error"),
+    *(f"{name}{ending}" for name in ("f1", "precision", "recall") for ending in ("", "_macro", "_micro", "_weighted")),
+}
 
 
 def percent(value: float) -> str:
@@ -80,6 +84,8 @@ def spending(about: dict[str, Any]) -> str:
     text = f"{passes['logits']:.3g} passes over {split} for logits, {passes['soups']:.3g} for soups"
     if about.get("budget", "0") != "0":
         text += f" (a budget of {about['budget']}, baselines beside it)"
+    if "probabilities" in passes:
+        text += f", {passes['probabilities']:.3g} to run soups once more for metrics of probabilities"
     if "batchnorm" in passes:
         text += f", and as many images as {passes['batchnorm']:.3g} passes for their BatchNorm statistics"
     return text

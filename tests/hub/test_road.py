@@ -295,22 +295,22 @@ def test_a_target_that_can_not_be_written_is_refused_before_any_model_runs(zoo, 
 
 def test_any_metric_of_evaluate_by_name(hub, bank):
     script = (
-        "import datasets\nimport evaluate\nfrom sklearn.metrics import f1_score\n\n\n"
-        "class F1(evaluate.Metric):\n"
+        "import datasets\nimport evaluate\nfrom sklearn.metrics import hamming_loss\n\n\n"
+        "class Hamming(evaluate.Metric):\n"
         "    def _info(self):\n"
         "        kinds = {'predictions': datasets.Value('int64'), 'references': datasets.Value('int64')}\n"
         "        return evaluate.MetricInfo('', '', datasets.Features(kinds))\n\n"
-        "    def _compute(self, predictions, references, average='binary'):\n"
-        "        return {'f1': float(f1_score(references, predictions, average=average))}\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'hamming': float(hamming_loss(references, predictions))}\n"
     )
-    hub.add_repo("evaluate-metric/f1", {"f1.py": script.encode()}, "space")
-    soup = hf_radin.best_single(bank, metrics=("accuracy", "f1"))
-    from sklearn.metrics import f1_score
+    hub.add_repo("evaluate-metric/hamming", {"hamming.py": script.encode()}, "space")
+    soup = hf_radin.best_single(bank, metrics=("accuracy", "hamming"))
+    from sklearn.metrics import hamming_loss
 
     weights = [soup.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
-    expected = f1_score(bank.labels, bank.predict(weights), average="macro")
-    assert soup.results[0].metrics["f1"] == pytest.approx(expected)
-    assert f"{100 * expected:.2f}%" in show.table(soup)
+    expected = hamming_loss(bank.labels, bank.predict(weights))
+    assert soup.results[0].metrics["hamming"] == pytest.approx(expected)
+    assert f"{expected:.4f}" in show.table(soup)
 
 
 def test_streams_of_the_hub_are_what_datasets_streams(zoo):

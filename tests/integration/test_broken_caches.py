@@ -68,11 +68,11 @@ def test_a_broken_block_of_pixels_is_named_removed_and_made_anew(runs, digits, c
 
 @pytest.mark.parametrize("broken", [lambda part: part[:200], lambda part: part[:300] + bytes(80) + part[380:]])
 def test_a_broken_part_is_named_removed_and_made_anew(broken, runs, digits, tmp_path, monkeypatch):
-    from hf_radin import passes
+    from hf_radin import parts
 
     monkeypatch.setattr(logits, "block_size", lambda samples: 100)
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(parts, "join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             compute(runs, digits, tmp_path)
     path = one(tmp_path, "banks/*/logits/*.parts/*.npz")

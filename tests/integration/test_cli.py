@@ -1,5 +1,6 @@
 """The command line: the whole road in one command, and one line for what is wrong."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -123,7 +124,7 @@ def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
         (["--test-split", "validation"], "this split chooses the soup; another one has to prove it"),
         (["--test-split", "dev"], "has no split 'dev'"),
         (["--split", "dev"], "has no split 'dev'"),
-        (["--metrics", "accuracy,./no-such-metric"], "The metric './no-such-metric' can't be loaded"),
+        (["--metrics", "accuracy,./no-such-metric"], "The metric './no-such-metric' is none of accuracy"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--candidates", "0"], "candidates=0"),
         (["--proposals", "subsets", "--budget", "-1"], "budget='-1'"),
@@ -269,3 +270,29 @@ def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path,
 def test_options_that_do_not_go_together_are_refused_before_a_model_is_looked_at(cwd, capsys, options, message):
     assert soup("--models", "nowhere/*", "--dataset", "nowhere", *options) == 2
     assert message in capsys.readouterr().err
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (actions,) = (one for one in cli.command_parser()._actions if isinstance(one.choices, dict))
+    return dict(actions.choices)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_a_shortened_option_is_refused_by_every_command(name):
+    """`--metric f1` would be read as `--metrics f1`."""
+    options = [option for option in commands()[name]._option_string_actions if option.startswith("--")]
+    for option in options:
+        shortened = option[:-1]
+        if shortened in options:
+            continue
+        parser = commands()[name]
+        for action in parser._actions:
+            action.required = False
+        _, rest = parser.parse_known_args([f"{shortened}=1"])
+        assert rest == [f"{shortened}=1"], option
+
+
+def test_a_shortened_option_is_named(runs, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        soup("--models", f"{runs}/ft-*", "--metric", "f1")
+    assert "unrecognized arguments: --metric f1" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from test_processes import launch
 from timeless import contents
 
 import hf_radin
-from hf_radin import adapter, decoding, logits, passes
+from hf_radin import adapter, decoding, logits, parts
 
 
 def rows() -> datasets.Dataset:
@@ -156,12 +156,12 @@ def test_a_model_that_was_added_sees_only_what_it_has_not_seen(runs, tmp_path, m
     monkeypatch.setattr(
         adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
     )
-    join = passes._join
-    monkeypatch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    join = parts.join
+    monkeypatch.setattr(parts, "join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):  # all blocks are there, and nothing is put together
         hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
     assert len(ran) == 1 + 1 + 10
-    monkeypatch.setattr(passes, "_join", join)
+    monkeypatch.setattr(parts, "join", join)
     (part,) = tmp_path.glob("banks/*/logits/*.parts/block-00000-000004.npz")
     part.unlink()
     ran.clear()

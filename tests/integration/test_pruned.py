@@ -2,14 +2,14 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
 import hf_radin
-from hf_radin import ensemble, evaluate_metrics, pruning, scoring
+from hf_radin import ensemble, pruning, scoring
+from hf_radin.metrics import NAMES, load_metrics, only_score
 
 
 def some_recipes(models: int, count: int = 2000) -> np.ndarray:
@@ -117,12 +117,43 @@ def test_where_too_much_is_left_the_scores_are_the_same_and_nothing_is_kept(alon
     assert most > 1000 or not files(alone)
 
 
-def test_any_metric_of_the_evaluate_library_scores_recipes(bank, monkeypatch):
-    path = str(Path(hf_radin.__file__).parent / "metrics" / "accuracy")
+ERRORS = """
+import datasets
+import evaluate
+class Errors(evaluate.Metric):
+    def _info(self):
+        kinds = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo("", "", datasets.Features(kinds))
+    def _compute(self, predictions, references):
+        wrong = sum(a != b for a, b in zip(predictions, references))
+        return {"errors": wrong} if NAMES == 1 else {"errors": wrong, "more errors": wrong}
+"""
+
+
+def test_any_metric_of_the_evaluate_library_scores_recipes(bank, tmp_path):
+    for folder, count in (("errors", "1"), ("several", "2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.py").write_text(ERRORS.replace("NAMES", count))
     recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=4)
-    assert (bank.score(recipes, metric=path) == bank.score(recipes)).all()
-    monkeypatch.setattr(evaluate_metrics, "compute_metrics", lambda *_: {"precision": 0.5, "recall": 0.5})
-    with pytest.raises(ValueError, match="gives precision, recall: it takes one score to rank recipes"):
-        bank.score(recipes, metric=path)
-    with pytest.raises(ValueError, match=r"metric='nosuch' is none of accuracy, .* can't be loaded"):
+    assert (bank.score(recipes, metric=str(tmp_path / "errors")) == 600 - np.rint(600 * bank.score(recipes))).all()
+    with pytest.raises(ValueError, match="gives errors, more errors: it takes one score to rank recipes"):
+        bank.score(recipes, metric=str(tmp_path / "several"))
+    with pytest.raises(ValueError, match=r"The metric 'nosuch' is none of accuracy, .* can't be loaded"):
         bank.score(recipes, metric="nosuch")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_metric_that_is_reported_scores_recipes(bank, name):
+    """By the way that is fast where there is one; the values are those of the library."""
+    recipes = np.concatenate([np.eye(5)[:1], np.random.default_rng(0).dirichlet(np.ones(5), size=2)])
+    (metric,) = load_metrics(name)
+    expected = [only_score(metric, bank.answers(recipe, with_logits=True)) for recipe in recipes]
+    assert bank.score(recipes, metric=name) == pytest.approx(expected, abs=2e-6)
+
+
+def test_the_ensemble_that_is_mixed_predicts_what_the_bank_does(bank):
+    recipe = np.array([0.2, 0.0, 0.5, 0.3, 0.0])
+    answers = bank.answers(recipe, with_logits=True)
+    assert answers.logits.shape == (600, 10) and (answers.logits.argmax(axis=1) == answers.predictions).all()
+    mixed = sum(weight * bank.logits(at).astype(float) for at, weight in enumerate(recipe))
+    np.testing.assert_allclose(answers.logits, mixed, atol=1e-12)

@@ -203,7 +203,7 @@ def test_the_split_that_chooses_can_not_prove(bank, given):
         ({"seed": None}, "seed=None"),
         ({"seed": 1.5}, r"seed=1\.5"),
         ({"test_split": "dev"}, "has no split 'dev'"),
-        ({"metrics": ["./no-such-metric"]}, "The metric './no-such-metric' can't be loaded"),
+        ({"metrics": ["./no-such-metric"]}, "The metric './no-such-metric' is none of accuracy"),
     ],
 )
 def test_bad_input_is_refused_before_a_soup_is_made(bank, monkeypatch, options, message):

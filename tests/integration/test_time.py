@@ -10,7 +10,7 @@ from conftest import NAMES, digit_images, image_dataset
 from test_pilot import lenient, pilot, two_lead
 
 import hf_radin
-from hf_radin import card, passes, telling
+from hf_radin import card, parts, telling
 from hf_radin.evaluate import Pace
 from hf_radin.wording import clock
 
@@ -47,12 +47,12 @@ def resumed(runs, tmp_path, monkeypatch, **told) -> hf_radin.LogitBank:
     """Of a run that was killed when all parts were there; beside the logits one of each model says this."""
     split = image_dataset(*digit_images(slice(0, 96)))
     monkeypatch.setattr("hf_radin.logits.block_size", lambda samples: 32)
-    join = passes._join
-    monkeypatch.setattr(passes, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    join = parts.join
+    monkeypatch.setattr(parts, "join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     found = hf_radin.gather(f"{runs}/ft-[01]")
     with pytest.raises(KeyboardInterrupt):
         hf_radin.compute_logits(found, split, cache_dir=tmp_path)
-    monkeypatch.setattr(passes, "_join", join)
+    monkeypatch.setattr(parts, "join", join)
     for path in tmp_path.glob("banks/*/logits/*.parts/block-00000-000001.npz"):
         with np.load(path) as part:
             np.savez(path, logits=part["logits"], **told)

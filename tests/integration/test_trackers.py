@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from test_processes import launch
 
 from hf_radin import cli
+
+TENSORBOARD = ["--log-with", "tensorboard", "--log-dir", "logs"]
 
 
 @pytest.fixture
@@ -35,7 +39,8 @@ def scalars(runs, digits, tmp_path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_hears_the_rate_each_soup_and_the_results(scalars):
     rates = scalars["logits/images per second"]
-    assert [step for step, _ in rates] == [3 * min(64 * block, 600) for block in range(1, 11)]
+    steps = [0, *(step for step, _ in rates)]  # of a block at most, of 64 images and three models
+    assert steps[-1] == 3 * 600 and all(0 < later - step <= 3 * 64 for step, later in pairwise(steps))
     assert all(rate > 0 for _, rate in rates)
     assert len(scalars["soup/measured"]) == len(scalars["soup/estimate"]) >= 2
     steps = [3 * 600, *(step for step, _ in scalars["soup/measured"])]
@@ -51,3 +56,38 @@ def test_a_tracker_that_is_not_installed_is_refused_first(runs, digits, tmp_path
     assert cli.main([*command, "--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "soup")]) == 2
     assert "--log-with wandb: it is not installed. pip install wandb" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
+
+
+def scalar_names(logs) -> set[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = {path.parent for path in logs.rglob("events.*")}
+    return {name for folder in folders for name in EventAccumulator(str(folder)).Reload().Tags()["scalars"]}
+
+
+def test_two_processes_with_a_tracker_end_well(runs, digits, tmp_path):
+    """In accelerate 1.15 `end_training` closes the process group: nobody may be waited for after it."""
+    run = launch(tmp_path, 2, "--models", f"{runs}/ft-[01]", "--dataset", digits, "--budget", 1, *TENSORBOARD)
+    assert run.returncode == 0, run.stderr
+    assert "validation/soup accuracy" in scalar_names(tmp_path / "logs")
+    assert (tmp_path / "soup" / "recipe.json").is_file()
+
+
+def test_two_processes_with_a_tracker_end_in_one_line_after_an_error(runs, digits, tmp_path):
+    """The error is of the second half of the run: the rates of the first are not lost."""
+    options = ["--models", f"{runs}/ft-[01]", "--dataset", digits, "--budget", 1, *TENSORBOARD]
+    run = launch(tmp_path, 2, *options, script=write_failing(tmp_path))
+    assert run.returncode != 0 and "hf-radin: the soup is too salty" in run.stderr
+    assert "barrier" not in run.stderr and "ProcessGroup" not in run.stderr
+    assert scalar_names(tmp_path / "logs") == {"logits/images per second"}
+
+
+def write_failing(folder) -> Path:
+    """The command, with a search that fails in every process."""
+    script = folder / "failing.py"
+    script.write_text(
+        "import sys, hf_radin\nfrom hf_radin import cli\n\n\n"
+        "def radin(bank, **options):\n    raise ValueError('the soup is too salty')\n\n\n"
+        "hf_radin.radin = radin\nsys.exit(cli.main(['soup', *sys.argv[1:]]))\n"
+    )
+    return script

@@ -12,6 +12,7 @@ import pytest
 import hf_radin
 
 PACKAGE = Path(hf_radin.__file__).parent
+ROOT = PACKAGE.parent
 GROUND_FLOOR = {
     "checkpoint",
     "fields",
@@ -86,3 +87,18 @@ def test_imports_go_one_way():
 def test_the_ground_floor_stands_on_itself():
     for name in GROUND_FLOOR:
         assert imports(PACKAGE / f"{name}.py") <= GROUND_FLOOR
+
+
+SCRIPTS = [
+    path for folder in ("hf_radin", "examples", "benchmarks", "model_cards") for path in (ROOT / folder).glob("*.py")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_parser_takes_shortened_options(script):
+    """`--metric` is no `--metrics`: an option that is not there is refused, whatever others begin with it."""
+    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func).split(".")[-1] in ("ArgumentParser", "HfArgumentParser"):
+            exact = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "allow_abbrev"]
+            assert exact == [False], ast.unparse(call)
