@@ -130,7 +130,7 @@ def inspect(
     named = [models] if isinstance(models, (str, Path)) else list(models)
     places = find_places([str(name) for name in named], revision=revision, token=token)
     processor = _find_processor(image_processor, options) if image_processor is not None else {}
-    headers: dict[str, tuple[str, int, str]] = {}
+    headers: dict[str, tuple[str, int, tuple[str, ...]]] = {}
     found = look_at(places, options)
     verdicts = [
         Verdict(place.name, problem=str(one))
@@ -160,7 +160,7 @@ def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
 
 
 def _vet_alone(
-    files: Files, processor: dict[str, Any], options: Options, headers: dict[str, tuple[str, int, str]]
+    files: Files, processor: dict[str, Any], options: Options, headers: dict[str, tuple[str, int, tuple[str, ...]]]
 ) -> Verdict:
     """Whether configuration, processor and weights of one checkpoint fit together.
 
@@ -210,7 +210,7 @@ def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, option
 
 
 def _check_header(
-    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[str, int, str]]
+    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[str, int, tuple[str, ...]]]
 ) -> tuple[str, int, tuple[str, ...]]:
     """Whether headers fill the model: its class, its number of parameters, what is to be said of other tensors."""
     name, trust = files.place.name, options.trust_remote_code
@@ -224,17 +224,20 @@ def _check_header(
     adapter = _adapter_config(files)
     same = describe(config) + json.dumps([files.header, base_header, adapter], sort_keys=True)
     if same not in headers:
-        unused: list[str] = []
+        notes: tuple[str, ...] = ()
         if files.base:
-            model = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
+            model, notes = lora.check_adapter(
+                name, files.folder, config, files.header, base_header, trust_remote_code=trust
+            )
         else:
             model, unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
+            if unused:
+                left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
+                notes = (f"has weights that its model does not use: {left}. The soup's does not either.",)
         count = sum(one.numel() for one in model.parameters())
-        left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
-        headers[same] = (type(model).__name__, count, left)
-    architecture, count, left = headers[same]
-    note = f"{name} has weights that its model does not use: {left}. The soup's does not either."
-    return architecture, count, (note,) if left else ()
+        headers[same] = (type(model).__name__, count, notes)
+    architecture, count, notes = headers[same]
+    return architecture, count, tuple(f"{name} {note}" for note in notes)
 
 
 def _adapter_config(files: Files) -> str:

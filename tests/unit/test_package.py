@@ -16,6 +16,7 @@ GROUND_FLOOR = {
     "checkpoint",
     "modeling",
     "lora",
+    "earlier_names",
     "kinship",
     "recipe",
     "ensemble",
