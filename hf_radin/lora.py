@@ -238,9 +238,9 @@ def _fit(folder: Path, model: PreTrainedModel, header: Header) -> _Fitted:
 
         raise ValueError(
             f"it has {lost[0]}, and {type(model).__name__} has no such layer in transformers "
-            f"{transformers.__version__}, nor one that was called so; its layers are {_ends(model)}. Merge it into its "
-            "base with the versions of transformers and peft that it was trained with (merge_and_unload), and save the "
-            "whole model."
+            f"{transformers.__version__}, nor one that was called so; its layers are {_ends(model)}. Merge it into "
+            "its base with the versions of transformers and peft that it was trained with (merge_and_unload), and "
+            "save the whole model."
         )
     for name, value in renamed(options, earlier).items():
         setattr(options, name, value)
