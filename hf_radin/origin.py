@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.places import is_dir
+from hf_radin.records import is_cached
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +205,7 @@ def is_path(name: str) -> bool:
 def describe(ingredient: Ingredient) -> dict[str, Any]:
     """What a recipe keeps of an ingredient."""
     card = read_card(ingredient)
+    base_model = ingredient.base.id if ingredient.base else _only(_list(card.get("base_model")))
     return {
         "id": ingredient.id,
         "repo_id": ingredient.repo_id,
@@ -213,9 +216,24 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
         "order": ingredient.order,
         "license": _only(_list(card.get("license"))),
         "dataset": card_origin(card).dataset,
-        "base_model": _only(_list(card.get("base_model"))),
+        "base_model": base_model,
+        "base_model_repo_id": _base_repo_id(ingredient, base_model),
         "hyperparameters": read_hyperparameters(ingredient),
     }
+
+
+def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:
+    """The base model as an id on the Hub, where it is known to be one; a name alone may be that of a folder.
+
+    It is known of the base that an adapter was merged into, of what a card on the Hub names with its namespace, and of
+    what was once loaded from the Hub to this machine; not where a folder is called so.
+    """
+    if ingredient.base:
+        return ingredient.base.repo_id
+    if base_model is None or is_path(base_model) or is_dir(Path(base_model)):
+        return None
+    on_the_hub = ingredient.repo_id is not None and "/" in base_model
+    return base_model if on_the_hub or is_cached(base_model) else None
 
 
 def _list(value: Any) -> list[Any]:
