@@ -88,7 +88,8 @@ def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = [(one.get("base_model"), "model") for one in _checkpoints(fields)]
     if any(one["repo_id"] for one in fields["ingredients"]):  # those that were left out may be on the Hub, too
         told += [(str(name).partition("@")[0].partition(":")[0], "model") for name, _ in fields.get("remarks", ())]
-    told.append((str(fields.get("image_processor") or "").partition("@")[0], "model"))
+    processor, at, _ = str(fields.get("image_processor") or "").partition("@")
+    told.append((processor if at else None, "model"))  # of a folder there is no commit
     told += [(one.get("dataset"), "dataset") for one in fields["ingredients"]]
     known += [(name, kind) for name, kind in told if name and not Path(name).exists()]  # else it is a folder here
     return [(name, kind) for name, kind in known if name and _ID.fullmatch(name)]
