@@ -32,8 +32,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import hf_radin
 from hf_radin.origin import describe
 from hf_radin.recipe import Measurement
-from hf_radin.recipe_file import FORMAT
-from hf_radin.soup import versions
+from hf_radin.recipe_file import FORMAT, versions
 
 SIZES = {
     "ViT-B, float32": (16, torch.float32, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),

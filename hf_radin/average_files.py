@@ -13,14 +13,14 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from hf_radin import checkpoint, tensors
+from hf_radin import card, checkpoint, tensors
 from hf_radin.checkpoint import DTYPES, FLOATS, INTEGERS, SHARD, Header
 from hf_radin.fields import shared_fields
 from hf_radin.files import write_folder
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.processes import progress_bar
 from hf_radin.recipe import Recipe
-from hf_radin.recipe_file import RECIPE, read_recipe_file
+from hf_radin.recipe_file import RECIPE, as_kept, read_recipe_file
 from hf_radin.tensors import Tensor
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def cook_files(
     """Cook the soup of a `recipe.json` from files alone, where these are all that it takes.
 
     Its ingredients were vetted and run when the recipe was made, and are at the very revisions that it names; what is
-    written has their tensors, each of them.
+    written has their tensors, each of them, with the recipe and a card.
 
     Returns:
         whether it was cooked: adapters, classes in other orders, statistics of BatchNorm and tensors under different
@@ -165,14 +165,18 @@ def cook_files(
             return False
         kind = DTYPES[dtype] if dtype else widest(files)
         header = header_of(files, kind)
+        saved_dtype = next(name for name, spelling in DTYPES.items() if spelling == kind)
+        contents = card.contents(as_kept(fields, saved_dtype), path, license=card.license_beside(path))
 
         def fill(new: Path) -> None:
             write_weights(new, files, recipe, header, max_shard_size)
-            config["dtype"] = next(name for name, spelling in DTYPES.items() if spelling == kind)
+            config["dtype"] = saved_dtype
             (new / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in checkpoint.PROCESSOR_FILES:
                 if (folders[0] / name).is_file():
                     shutil.copyfile(folders[0] / name, new / name)
+            for name, content in contents.items():
+                (new / name).write_bytes(content)
 
         write_folder(output, fill, overwrite=overwrite)
     return True

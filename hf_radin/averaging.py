@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_radin import adapter, checkpoint, modeling, tensors
+from hf_radin import adapter, card, checkpoint, modeling, origin, tensors
 from hf_radin.average_files import are_alike, header_of, refuse_ingredients, stream, widest, write_weights
 from hf_radin.batchnorm import Statistics, estimate_statistics
 from hf_radin.checkpoint import SHARD
@@ -19,6 +19,7 @@ from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
 from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
+from hf_radin.recipe_file import RECIPE, as_kept, unmeasured
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,8 @@ def average(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
+    about: dict[str, Any] | None = None,
+    license: str | None = None,
 ) -> dict[str, torch.Tensor] | None:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
 
@@ -43,13 +46,16 @@ def average(
 
     Args:
         ingredients: must hold all that the recipe uses; of a weight of zero nothing is read.
-        output: a folder to write the soup to, as an ordinary checkpoint, under the names that the first ingredient's
-            files use; none by default. With several processes the main one writes.
+        output: a folder to write the soup to, as an ordinary checkpoint with `recipe.json` and a card, under the names
+            that the first ingredient's files use; none by default. With several processes the main one writes.
         overwrite: allow an output folder that holds something.
         dtype: of the result; by default that of the ingredients, float32 if they differ.
         max_shard_size: of a file of weights, as in `5GB`; as in transformers.
         statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
             of the ingredients are averaged like all else.
+        about: what a `recipe.json` says of this recipe, to be written beside the weights; by default that nothing was
+            measured of it.
+        license: for the card beside them; by default that of the ingredients, if they agree.
 
     Returns:
         The tensors of the averaged model's `state_dict()`; None if they were written.
@@ -67,12 +73,31 @@ def average(
     check_output(folder, overwrite=overwrite)
     refuse_ingredients(folder, ingredients)
     options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "max_shard_size": max_shard_size}
-    on_main_process(
-        lambda: write_folder(
-            folder, lambda new: write_average(ingredients, recipe, new, **options), overwrite=overwrite
-        )
-    )
+
+    def fill(new: Path) -> None:
+        saved = str(checkpoint.as_dtype(dtype)).removeprefix("torch.") if dtype else saved_dtype(ingredients, recipe)
+        fields = as_kept(about, saved) if about else _unmeasured(ingredients, recipe, statistics, saved)
+        contents = card.contents(fields, folder / RECIPE, license=license)  # refused before anything is averaged
+        write_average(ingredients, recipe, new, **options)
+        for name, content in contents.items():
+            (new / name).write_bytes(content)
+
+    on_main_process(lambda: write_folder(folder, fill, overwrite=overwrite))
     return None
+
+
+def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics | None, dtype: str) -> dict[str, Any]:
+    """What a `recipe.json` says of an average that nobody measured."""
+    used = ingredients.select(recipe.used)
+    about = {
+        "processor": adapter.describe(used[0].processor),
+        "classes": list(used.labels),
+        "architecture": used[0].architecture,
+        "image_processor": used[0].image_processor,
+        "batchnorm": statistics and statistics.about,
+    }
+    weights = {"ingredients": list(recipe.used), "weights": list(recipe.used.values())}
+    return unmeasured(weights, [origin.describe(ingredient) for ingredient in used], about, dtype)
 
 
 def write_average(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_radin import pictures
 from hf_radin.outcome import costs, is_uniform, sentence
 from hf_radin.private import without_paths
+from hf_radin.recipe_file import RECIPE
 from hf_radin.strata import ENOUGH
 from hf_radin.wording import (
     between,
@@ -23,7 +25,7 @@ from hf_radin.wording import (
 )
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ HOW = {
     "greedy": "put together from {} checkpoints by [greedy selection](https://arxiv.org/abs/2203.05482)",
     "uniform": "made of {} checkpoints in equal parts",
     "best_single": "the best of {} checkpoints",
+    "average": "put together from weights that were given",
 }
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
@@ -68,9 +71,8 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         for one in fields["ingredients"]
         if one["id"] in recipe
     ]
-    data = fields["data"]
-    dataset = data["name"] if data["revision"] else Path(data["name"]).name
-    parents, ancestor = [one["repo_id"] for one in used if one["repo_id"]], _ancestor(used)
+    data = fields["data"] if fields["results"] else None
+    parents = [one["repo_id"] for one in used if one["repo_id"]]
     varying, shared = _hyperparameters(used)
     soups = [
         {**one, "chosen": dict(zip(one["ingredients"], one["weights"], strict=True)) == recipe}
@@ -80,16 +82,17 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
     given = (fields.get("pilot") or {}).get("given", len(fields["ingredients"]))
 
     def last(one: dict[str, Any]) -> bool:
-        return bool(one["split"] != fields["held_out"])  # what proves comes first
+        return bool(one["split"] != fields.get("held_out"))  # what proves comes first
 
-    shown_all = all(one["images"] == fields["images"] for one in soups if one["measured"] is not None)
+    shown_all = all(one["images"] == fields.get("images") for one in soups if one["measured"] is not None)
     card = ModelCard.from_template(
-        _metadata(fields, used, dataset, license),
+        _metadata(fields, used, license),
         template_path=str(TEMPLATE),
         used=used,
         md=escape,
         code=code,
-        dataset=dataset,
+        data=data,
+        dataset=data and _dataset(data),
         percent=percent,
         show_metric=show_metric,
         soups=sorted(soups, key=lambda one: (not one["chosen"], _known(one))),
@@ -101,10 +104,11 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         by_class=fields.get("by_class"),
         varying=varying,
         shared=shared,
-        ancestor=ancestor,
+        ancestor=_agreed(used, "base_model"),
+        ancestor_id=_ancestor(used),
         metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
         results=_rows(fields, sorted(fields["results"], key=last)),
-        **{name: fields[name] for name in ("data", "passes", "method", "images", "skipped", "held_out")},
+        **{name: fields.get(name) for name in ("passes", "method", "images", "skipped", "held_out")},
         predictions=any(one.get("predicted") is not None for one in soups),
         partly=not shown_all,
         sentence=sentence(fields),
@@ -115,7 +119,7 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         place=PLACE,
         most=MOST,
         count="{:,}".format,
-        costs=costs(fields),
+        costs=costs(fields) if data else [],
         devices=(fields.get("time") or {}).get("devices"),
         enough=ENOUGH,
         architecture=fields.get("architecture"),
@@ -134,17 +138,24 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         versions=fields["versions"],
         processor=fields["processor"],
         saved_dtype=fields["saved_dtype"],
-        dtype=fields["dtype"],
-        mixed_precision=fields["mixed_precision"],
+        measured_dtype=fields.get("measured_dtype"),
+        dtype=fields.get("dtype"),
+        mixed_precision=fields.get("mixed_precision"),
     )
-    return re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(card).rstrip()}\n")  # an empty cell has one space
+    text = re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(card).rstrip()}\n")  # an empty cell has one space
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _metadata(fields: dict[str, Any], used: list[dict[str, Any]], dataset: str, license: str | None) -> ModelCardData:
+def _dataset(data: dict[str, Any]) -> str:
+    """What the card calls a dataset."""
+    return str(data["name"] if data["revision"] else Path(data["name"]).name)
+
+
+def _metadata(fields: dict[str, Any], used: list[dict[str, Any]], license: str | None) -> ModelCardData:
     """The head of the card."""
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    data = fields["data"]
+    data = fields["data"] if fields["results"] else None
     soup_results = [one for one in fields["results"] if one["name"] == "soup"]
     parents = [one["repo_id"] for one in used if one["repo_id"]]
     ancestor = _ancestor(used)
@@ -152,28 +163,35 @@ def _metadata(fields: dict[str, Any], used: list[dict[str, Any]], dataset: str, 
     return ModelCardData(
         base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
         base_model_relation=relation,
-        datasets=[data["name"]] if data["revision"] else None,
+        datasets=[data["name"]] if data and data["revision"] else None,
         library_name="transformers",
         license=_license(used, license),
         metrics=sorted({name for one in soup_results for name in one["metrics"]}) or None,
         model_name=("Model soup" if len(used) > 1 else "Best single model") if soup_results else None,
         pipeline_tag="image-classification",
         tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_config=data["config_name"],
-                dataset_split=one["split"],
-                metric_type=name,
-                metric_value=value,
-            )
-            for one in soup_results
-            for name, value in one["metrics"].items()
-        ]
-        or None,
+        eval_results=_eval_results(data, soup_results) if data else None,
     )
+
+
+def _eval_results(data: dict[str, Any], results: list[dict[str, Any]]) -> list[EvalResult] | None:
+    """What the head of the card says of the soup's own results; None if there are none."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-classification",
+            # no id on the Hub begins so; readers take what has no such beginning for one
+            dataset_type=data["name"] if data["revision"] else f"./{_dataset(data)}",
+            dataset_name=_dataset(data),
+            dataset_config=data["config_name"],
+            dataset_split=result["split"],
+            metric_type=name,
+            metric_value=value,
+        )
+        for result in results
+        for name, value in result["metrics"].items()
+    ] or None
 
 
 def _about(fields: dict[str, Any], one: dict[str, Any]) -> str:
@@ -196,6 +214,22 @@ def files(fields: dict[str, Any], *, license: str | None = None) -> dict[str, by
     """The card and its pictures, by name, from the contents of `recipe.json`. Arguments as in `render`."""
     drawn = pictures.draw(fields)
     return {"README.md": render(fields, license=license, drawn=drawn).encode(), **drawn}
+
+
+def contents(fields: dict[str, Any], where: Path, *, license: str | None = None) -> dict[str, bytes]:
+    """`recipe.json` itself, the card and its pictures, by name. Arguments as in `render`.
+
+    Args:
+        where: the file or folder that the recipe came from or goes to.
+
+    Raises:
+        ValueError: if the recipe says too little for a card.
+    """
+    recipe = (json.dumps(fields, indent=2) + "\n").encode()
+    try:
+        return {RECIPE: recipe, **files(fields, license=license)}
+    except Exception as error:  # a recipe that somebody edited may fail in any way
+        raise ValueError(f"{where} says too little for a card ({error!r}).") from error
 
 
 def eval_results(fields: dict[str, Any], task: str) -> bytes:
@@ -247,12 +281,9 @@ def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) ->
         old = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read, and so not kept what you wrote: {error}") from error
-    try:
-        found = files(fields, license=license or _license_of(old))
-    except Exception as error:  # a recipe that somebody edited may fail in any way
-        raise ValueError(f"{folder / 'recipe.json'} says too little for a card ({error!r}).") from error
+    found = contents(fields, folder / RECIPE, license=license or _license_of(old))
     text = with_notes(found["README.md"].decode(), old, path)
-    return {**found, "README.md": text.encode()}
+    return {name: content for name, content in found.items() if name != RECIPE} | {"README.md": text.encode()}
 
 
 def licensed(card: bytes, license: str, where: Path) -> bytes:
@@ -294,6 +325,12 @@ def with_notes(text: str, old: str, where: Path) -> str:
     return f"{before}{first}{notes}{last}{rest.partition(last)[2]}"
 
 
+def license_beside(recipe: Path) -> str | None:
+    """The licence of the card that lies beside a `recipe.json`; None if there is none, or it names none."""
+    card = recipe.parent / "README.md"
+    return _license_of(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+
+
 def _license_of(text: str) -> str | None:
     """What a card's metadata says; None if it says nothing, or can't be read."""
     from huggingface_hub import ModelCard
@@ -306,9 +343,18 @@ def _license_of(text: str) -> str | None:
 
 
 def _ancestor(used: list[dict[str, Any]]) -> str | None:
-    """The model that all ingredients' cards name as their base, if it is one on the Hub."""
-    named = {one.get("base_model") for one in used}
-    return _hub_id(named.pop()) if len(named) == 1 else None
+    """The base model that all ingredients name, if it is known to be one on the Hub."""
+    if all("base_model_repo_id" in ingredient for ingredient in used):
+        return _hub_id(_agreed(used, "base_model_repo_id"))
+    # a recipe of an earlier version does not say; what cards on the Hub name with a namespace is taken to be there
+    named = _hub_id(_agreed(used, "base_model"))
+    return named if named and "/" in named and all(ingredient["repo_id"] for ingredient in used) else None
+
+
+def _agreed(used: list[dict[str, Any]], name: str) -> str | None:
+    """What all ingredients say alike."""
+    values = {ingredient.get(name) for ingredient in used}
+    return values.pop() if len(values) == 1 else None
 
 
 def _hub_id(name: Any) -> str | None:

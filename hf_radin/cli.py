@@ -265,6 +265,7 @@ def _estimate(args: argparse.Namespace) -> None:
 def _average(args: argparse.Namespace) -> None:
     from hf_radin.average_files import cook_files
     from hf_radin.files import check_output
+    from hf_radin.recipe_file import RECIPE, read_recipe_file
 
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
@@ -279,12 +280,15 @@ def _average(args: argparse.Namespace) -> None:
     }
     if any(options.values()) or not cook_files(args.recipe, args.output, **written):
         from hf_radin.averaging import average
+        from hf_radin.card import license_beside
         from hf_radin.cook import cook, cook_statistics
 
-        ingredients, recipe = cook(args.recipe, **options)
-        statistics = cook_statistics(args.recipe, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
+        path = args.recipe / RECIPE if args.recipe.is_dir() else args.recipe
+        ingredients, recipe = cook(path, **options)
+        statistics = cook_statistics(path, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
+        written |= {"about": read_recipe_file(path), "license": license_beside(path)}
         average(ingredients, recipe, output=args.output, statistics=statistics, **written)
-    say(f"The soup is in {args.output}.")
+    say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
 
 
 def _card(args: argparse.Namespace) -> None:

@@ -87,13 +87,14 @@ def cook_statistics(
     about = fields.get("batchnorm")
     if not about:
         return None
-    data = fields["data"]
-    if dataset is None and data["name"] == OBJECT:
+    data = fields["data"] or {}
+    if dataset is None and data.get("name", OBJECT) == OBJECT:
         raise ValueError(
-            f"{path}: BatchNorm statistics came from a Dataset object; say where its images are (--dataset)."
+            f"{path}: BatchNorm statistics came from a dataset that it does not name; say where its images are "
+            "(--dataset)."
         )
-    source = {name: data[name] for name in ("config_name", "image_column", "label_column")}
-    revision = data["revision"] if dataset is None else None
+    source = {name: data.get(name) for name in ("config_name", "image_column", "label_column")}
+    revision = data.get("revision") if dataset is None else None
     split = open_split(dataset or data["name"], split=about["split"], labelled=False, revision=revision, **source)
     if split.key != about["data"]:
         logger.warning(

@@ -128,7 +128,8 @@ def _plain(name: str, header: Header) -> tuple[Header, str]:
 
 
 def _holds_checkpoints(folder: Path, part: str) -> bool:
-    return any((one / checkpoint.CONFIG).is_file() for one in folder.glob(part))
+    names = (checkpoint.CONFIG, checkpoint.ADAPTER_CONFIG)
+    return any((inner / name).is_file() for inner in folder.glob(part) for name in names)
 
 
 def _refuse_incomplete(name: str, files: set[str], options: Options) -> None:

@@ -209,6 +209,11 @@ def uploaded(folder: Path) -> dict[str, Path | bytes]:
         ValueError: if the folder holds no weights or no configuration.
     """
     config = folder / CONFIG
+    if not config.is_file() and not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds the recipe alone, and no model: cook it where its ingredients are, with `hf-radin "
+            f"average --recipe {folder / RECIPE} --models ... --output ...`, and push what that writes."
+        )
     if not config.is_file():
         raise ValueError(f"{folder} holds no whole soup: there is no {CONFIG}. Save it again.")
     folders = [name for name in UPLOADED if (folder / name).is_dir()]

@@ -253,10 +253,12 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     """
     from hf_radin.batchnorm import refuse_statistics_of
     from hf_radin.data import check_first_label, match_labels, open_split
-    from hf_radin.origin import Origin, agreed_origin
+    from hf_radin.origin import Origin, agreed_origin, is_path
+    from hf_radin.places import is_dir
     from hf_radin.strata import Pilot
 
-    said = Origin() if args.dataset else agreed_origin(ingredients)
+    named = {"config_name": args.dataset_config, "split": args.split}
+    said = Origin() if args.dataset else agreed_origin(ingredients, **named)
     source = {
         "dataset": args.dataset or said.dataset,
         "config_name": args.dataset_config or said.config_name,
@@ -266,7 +268,9 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     }
     split = args.split or said.split or "validation"
     if not args.dataset:
-        say(f"The models' cards agree on the dataset {source['dataset']}, split {split}.")
+        is_both = not is_path(source["dataset"]) and is_dir(Path(source["dataset"]))
+        here = " (the folder here)" if is_both else ""
+        say(f"The models' cards agree on the dataset {source['dataset']}{here}, split {split}.")
     test_split = getattr(args, "test_split", None)
     if test_split == split:
         raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")

@@ -6,17 +6,48 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hf_radin.ingredients import Ingredient, Ingredients
+from hf_radin.places import is_dir
+from hf_radin.records import is_cached
 
 logger = logging.getLogger(__name__)
 
-# Builders of `load_dataset` that the Trainer writes into a card in place of a dataset: they name no data.
-_GENERIC = {"imagefolder", "parquet", "webdataset", "arrow", "json", "csv", "generator"}
+# What `load_dataset` reads files with, which the Trainer writes into a card in place of a dataset: they name no data.
+# All of datasets 5.2, and of older versions; a test holds them against those that are installed.
+_MEDIA = {
+    "audiofolder",
+    "folder",
+    "imagefolder",
+    "meshfolder",
+    "niftifolder",
+    "pdffolder",
+    "videofolder",
+    "webdataset",
+}
+_TABLES = {
+    "arrow",
+    "csv",
+    "hdf5",
+    "iceberg",
+    "json",
+    "jsonl",
+    "lance",
+    "pandas",
+    "parquet",
+    "sql",
+    "text",
+    "vortex",
+    "xml",
+}
+_SCIENCE = {"conll", "fasta", "fastq", "genbank", "mmcif", "pdb", "tsfile"}
+LOADERS = _MEDIA | _TABLES | _SCIENCE | {"cache", "eval", "folderbasedbuilder", "generator", "harbor", "spark"}
 
+# What a split is called that models learn from, also with more of a name behind it.
+_TRAINING = re.compile(r"train", re.IGNORECASE)
 
 # So many hyperparameters of an ingredient are kept.
 MOST = 16
@@ -102,10 +133,8 @@ def card_origin(card: dict[str, Any]) -> Origin:
         for result in _list(entry.get("results"))
         if isinstance(result, dict)
     ]
-    names = [data.get("type") for data in results if isinstance(data, dict)]
-    names = [name for name in names if isinstance(name, str) and name and name not in _GENERIC]
-    names = names or [name for name in _list(card.get("datasets")) if isinstance(name, str)]
     of_name = [data for data in results if isinstance(data, dict)]
+    names = _datasets([data.get("type") for data in of_name]) or _datasets(_list(card.get("datasets")))
     return Origin(
         _only(names),
         _only([data.get("config") for data in of_name]),
@@ -113,31 +142,70 @@ def card_origin(card: dict[str, Any]) -> Origin:
     )
 
 
-def agreed_origin(ingredients: Ingredients) -> Origin:
+def _datasets(names: list[Any]) -> list[str]:
+    """Those that may be a dataset: no loaders, however they are spelled (`ImageFolder`, `image_folder`)."""
+    return [
+        name for name in names if isinstance(name, str) and re.sub(r"[\W_]", "", name).lower() not in LOADERS | {""}
+    ]
+
+
+def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, split: str | None = None) -> Origin:
     """The dataset that all ingredients' cards agree on, and the configuration and split if they name them.
 
+    Args:
+        config_name, split: in place of what the cards say.
+
     Raises:
-        ValueError: if they disagree or say nothing; what each says is named, and the option that settles it.
+        ValueError: if they disagree or say nothing, or agree on images that the models learnt from; what each says is
+            named, and the option that settles it.
     """
-    said = {one.id: card_origin(read_card(one)) for one in ingredients}
-    elsewhere = [origin.dataset for one, origin in zip(ingredients, said.values(), strict=True) if one.repo_id]
-    paths = [name for name in elsewhere if name and Path(name).is_absolute()]
+    origins = {
+        ingredient.id: replace(origin, config_name=config_name or origin.config_name, split=split or origin.split)
+        for ingredient in ingredients
+        for origin in [card_origin(read_card(ingredient))]
+    }
+    elsewhere = [origins[ingredient.id].dataset for ingredient in ingredients if ingredient.repo_id]
+    paths = [name for name in elsewhere if name and is_path(name)]
     if paths:
         raise ValueError(
-            f"The models' cards name {paths[0]!r}, a folder of somebody else's. Name the dataset (--dataset)."
+            f"Name the dataset with --dataset: the models' cards name {paths[0]!r}, a folder of somebody else's."
         )
-    if len(set(said.values())) == 1 and (agreed := next(iter(said.values()))).dataset:
-        return agreed
-    lines = "\n".join(f"  {name}: {origin}" for name, origin in said.items())
-    raise ValueError(
-        "The ingredients' cards don't agree on the data to choose with:\n"
-        f"{lines}\nSay it: --dataset (a Hub id or a folder), --dataset-config and --split."
-    )
+    agreed, *others = {replace(origin, config_name=origin.config_name or "default") for origin in origins.values()}
+    lines = "\n".join(f"  {name}: {origin}" for name, origin in origins.items())
+    if not any(origin.dataset for origin in origins.values()):
+        raise ValueError(
+            "Name the dataset with --dataset (a Hub id or a folder), and its split with --split: the models' cards "
+            f"name none. (A loader, such as imagefolder, is none.)\n{lines}"
+        )
+    if others or not agreed.dataset:
+        raise ValueError(
+            "Name the data to choose with, by --dataset (a Hub id or a folder), --dataset-config and --split: the "
+            f"models' cards don't agree on it.\n{lines}"
+        )
+    if split is None and agreed.split and is_training(agreed.split):
+        raise ValueError(
+            f"Name the split to choose with, by --split: the models' cards agree on {agreed.split!r} of the dataset "
+            f"{agreed.dataset}, whose images the models learnt from. If it has no other, name that, and the choice "
+            "favours what was learnt by heart."
+        )
+    named = {origin.config_name for origin in origins.values()}  # none at all, if all leave it to the dataset
+    return replace(agreed, config_name=max(filter(None, named), default=None))
+
+
+def is_training(split: str) -> bool:
+    """Whether models learn from a split of this name, or from a part of it, as in `training` or `train[:10%]+test`."""
+    return any(_TRAINING.match(part.strip()) for part in split.split("+"))
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a folder, and no id on the Hub."""
+    return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_absolute()
 
 
 def describe(ingredient: Ingredient) -> dict[str, Any]:
     """What a recipe keeps of an ingredient."""
     card = read_card(ingredient)
+    base_model = ingredient.base.id if ingredient.base else _only(_list(card.get("base_model")))
     return {
         "id": ingredient.id,
         "repo_id": ingredient.repo_id,
@@ -148,9 +216,24 @@ def describe(ingredient: Ingredient) -> dict[str, Any]:
         "order": ingredient.order,
         "license": _only(_list(card.get("license"))),
         "dataset": card_origin(card).dataset,
-        "base_model": _only(_list(card.get("base_model"))),
+        "base_model": base_model,
+        "base_model_repo_id": _base_repo_id(ingredient, base_model),
         "hyperparameters": read_hyperparameters(ingredient),
     }
+
+
+def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:
+    """The base model as an id on the Hub, where it is known to be one; a name alone may be that of a folder.
+
+    It is known of the base that an adapter was merged into, of what a card on the Hub names with its namespace, and of
+    what was once loaded from the Hub to this machine; not where a folder is called so.
+    """
+    if ingredient.base:
+        return ingredient.base.repo_id
+    if base_model is None or is_path(base_model) or is_dir(Path(base_model)):
+        return None
+    on_the_hub = ingredient.repo_id is not None and "/" in base_model
+    return base_model if on_the_hub or is_cached(base_model) else None
 
 
 def _list(value: Any) -> list[Any]:

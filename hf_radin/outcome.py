@@ -9,6 +9,11 @@ from hf_radin.wording import clock, escape, likely, percent, show_metric
 
 def sentence(fields: dict[str, Any]) -> str:
     """The outcome in one sentence, soup against best single, on the split that proves most."""
+    if not fields["results"]:
+        what = "an average of checkpoints by weights" if len(fields["recipe"]["ingredients"]) > 1 else "a checkpoint"
+        return (
+            f"**Nothing was measured of this model.** It is {what} that somebody gave; how good it is was not asked."
+        )
     split = fields["held_out"] or fields["data"]["split"]
     found = {one["name"]: one for one in fields["results"] if one["split"] == split}
     accuracy = {name: one["metrics"]["accuracy"] for name, one in found.items() if "accuracy" in one["metrics"]}

@@ -28,7 +28,7 @@ def without_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
         one |= {name: None for name in ("base_model", "dataset") if _is_path(one.get(name))}
     if _is_path(found.get("image_processor")):
         found["image_processor"] = PurePath(found["image_processor"]).name
-    named = [one["id"] for one in _checkpoints(found)] + [found["data"]["name"]]
+    named = [one["id"] for one in _checkpoints(found)] + ([found["data"]["name"]] if found["data"] else [])
     named += [name for name, _ in found.get("remarks", ())]
     named += [value for one in found["ingredients"] for value in (one.get("hyperparameters") or {}).values()]
     folders = {name: PurePath(name).parts[1:] for name in named if _is_path(name)}
@@ -81,12 +81,15 @@ def _is_hidden(name: str, repo_type: str) -> bool:
 def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All repositories that a recipe names, with their types."""
     known = [(one.get("repo_id"), "model") for one in _checkpoints(fields)]
-    known.append((fields["data"]["name"] if fields["data"]["revision"] else None, "dataset"))
+    data = fields["data"] or {}
+    known.append((data["name"] if data.get("revision") else None, "dataset"))
     known.append((str(fields.get("bank") or "").partition("@")[0], "dataset"))
+    known += [(one.get("base_model_repo_id"), "model") for one in _checkpoints(fields)]
     told = [(one.get("base_model"), "model") for one in _checkpoints(fields)]
     if any(one["repo_id"] for one in fields["ingredients"]):  # those that were left out may be on the Hub, too
         told += [(str(name).partition("@")[0].partition(":")[0], "model") for name, _ in fields.get("remarks", ())]
-    told.append((str(fields.get("image_processor") or "").partition("@")[0], "model"))
+    processor, at, _ = str(fields.get("image_processor") or "").partition("@")
+    told.append((processor if at else None, "model"))  # of a folder there is no commit
     told += [(one.get("dataset"), "dataset") for one in fields["ingredients"]]
     known += [(name, kind) for name, kind in told if name and not Path(name).exists()]  # else it is a folder here
     return [(name, kind) for name, kind in known if name and _ID.fullmatch(name)]
@@ -104,10 +107,10 @@ def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     for one, real in zip(_checkpoints(found), _checkpoints(fields), strict=True):
         if real["repo_id"] in aliases:
             one |= {"repo_id": None, "revision": "hidden", "subfolder": None, "stamp": None}
-        for name in ("dataset", "base_model"):
+        for name in ("dataset", "base_model", "base_model_repo_id"):
             if real.get(name) in aliases:
                 one[name] = None
-    if fields["data"]["name"] in aliases:
+    if fields["data"] and fields["data"]["name"] in aliases:
         found["data"] |= {"revision": None}
     if str(fields.get("bank") or "").split("@")[0] in aliases:
         found["bank"] = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,85 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     if len({*ids}) < len(ids):
         raise ValueError(f"{path} is not a whole recipe: it lists {max(ids, key=ids.count)!r} twice.")
     odd = [name for name, fits in _FIELDS.items() if not fits(fields.get(name))]
+    if fields.get("data", ...) is None and not fields.get("results"):  # of an average that nobody measured
+        odd = [name for name in odd if name != "data"]
     if odd:
         raise ValueError(f"{path} is not a whole recipe: its {odd[0]!r} is {str(fields.get(odd[0]))[:100]!r}.")
     return fields
+
+
+def is_measured(fields: dict[str, Any]) -> bool:
+    """Whether a `recipe.json` says how good its very recipe is, or seems; one whose weights were changed does not."""
+    known = ("method", "data", "results", "measurements", "versions")
+    if not all(fields.get(name) for name in known):
+        return False
+    try:
+        return _weights(fields["recipe"]) in [_weights(measurement) for measurement in fields["measurements"]]
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def as_kept(fields: dict[str, Any], saved_dtype: str) -> dict[str, Any]:
+    """The contents of a `recipe.json` for weights that were averaged anew from it, and are kept in this dtype.
+
+    What was measured before is said to have been of other weights, if the dtype is another; of a recipe that was not
+    measured, nothing is said.
+    """
+    if not is_measured(fields):
+        listed = [ingredient for ingredient in fields["ingredients"] if ingredient["id"] in _weights(fields["recipe"])]
+        about = {name: fields.get(name) for name in _MODEL}
+        return unmeasured(fields["recipe"], listed, about, saved_dtype)
+    measured = fields.get("measured_dtype") or fields.get("saved_dtype")
+    changed = {"measured_dtype": measured} if measured not in (None, saved_dtype) else {}
+    return {name: value for name, value in fields.items() if name != "measured_dtype"} | {
+        "saved_dtype": saved_dtype,
+        **changed,
+    }
+
+
+# What a recipe says of the model that it makes, whether it was measured or not.
+_MODEL = ("processor", "classes", "architecture", "image_processor", "batchnorm", "data")
+
+
+def unmeasured(
+    recipe: dict[str, Any], ingredients: list[dict[str, Any]], about: dict[str, Any], saved_dtype: str
+) -> dict[str, Any]:
+    """The contents of a `recipe.json` for an average that nothing was measured of.
+
+    Args:
+        recipe: as `Recipe.to_json` writes it.
+        ingredients: the used ones, as `origin.describe` describes them.
+        about: the model's `processor`, `classes`, `architecture`, `image_processor`, `batchnorm` and `data`.
+    """
+    return {
+        "format": FORMAT,
+        "recipe": recipe,
+        "method": "average",
+        "measured": False,
+        **{name: about.get(name) for name in _MODEL},
+        "ingredients": ingredients,
+        "versions": versions(),
+        "saved_dtype": saved_dtype,
+        "results": [],
+        "measurements": [],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides about the bits of a soup."""
+    packages = ("torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors", "numpy")
+    import hf_radin
+
+    return {
+        "hf_radin": hf_radin.__version__,
+        **{name: version(name) for name in packages},
+        "python": platform.python_version(),
+    }
+
+
+def _weights(recipe: dict[str, Any]) -> dict[str, float]:
+    pairs = zip(recipe["ingredients"], recipe["weights"], strict=True)
+    return {name: weight for name, weight in pairs if weight}
 
 
 def _is_listed(one: Any) -> bool:

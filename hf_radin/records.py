@@ -54,13 +54,23 @@ def on_the_hub(ingredient: Ingredient, token: str | bool | None) -> Ingredient:
     """An ingredient of a bank from the Hub: what is there too will, once downloaded, lie in the cache of this user."""
     if ingredient.repo_id is None:
         return ingredient
+    folder = _snapshots(ingredient.repo_id) / ingredient.revision / ingredient.subfolder
+    base = ingredient.base and on_the_hub(ingredient.base, token)
+    return replace(ingredient, folder=folder, base=base, token=token)
+
+
+def is_cached(repo_id: str) -> bool:
+    """Whether a model of this name was once loaded from the Hub to this machine."""
+    snapshots = _snapshots(repo_id)
+    return snapshots.is_dir() and any(snapshots.iterdir())
+
+
+def _snapshots(repo_id: str) -> Path:
+    """Where versions of a model on the Hub are kept by huggingface_hub."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    name = repo_folder_name(repo_id=ingredient.repo_id, repo_type="model")
-    folder = Path(HF_HUB_CACHE) / name / "snapshots" / ingredient.revision / ingredient.subfolder
-    base = ingredient.base and on_the_hub(ingredient.base, token)
-    return replace(ingredient, folder=folder, base=base, token=token)
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots"
 
 
 def told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:

@@ -17,7 +17,8 @@ from hf_radin.logits import check_split, of_split
 from hf_radin.metrics import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.processes import log
 from hf_radin.recipe import Measurement, Recipe, Result
-from hf_radin.soup import Soup, versions
+from hf_radin.recipe_file import versions
+from hf_radin.soup import Soup
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +133,11 @@ class Soup:
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:
         """The files of `save_pretrained`, one after the other, into an empty folder."""
+        if self.away:
+            raise ValueError(
+                f"No model can be made here: {self.away[0]} is a folder of somebody else's. Save the recipe alone "
+                "(save_recipe), and cook it where its ingredients are, with `hf-radin average`."
+            )
         fields, processor = self.to_dict(), self.processor
         if self._folder or self._statistics or "model" in vars(self):
             save_checkpoint(self.model, processor, folder)
@@ -166,7 +169,8 @@ class Soup:
                 folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
         fields = read_recipe_file(folder / RECIPE)
         known = ("format", "recipe", "results", "measurements")
-        lost = [name for name in ("method", "data", "passes", "saved_dtype", "versions") if not fields.get(name)]
+        needed = ("method", "saved_dtype", "versions", *(("data", "passes") if fields.get("results") else ()))
+        lost = [name for name in needed if not fields.get(name)]
         if lost:
             raise ValueError(f"{folder / RECIPE} is not a whole recipe: it does not say {lost[0]!r}.")
         try:
@@ -180,15 +184,3 @@ class Soup:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of all that decides about the bits of a soup."""
-    packages = ("torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors", "numpy")
-    import hf_radin
-
-    return {
-        "hf_radin": hf_radin.__version__,
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-    }

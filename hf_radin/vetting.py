@@ -165,11 +165,11 @@ class _Known:
     """What was found before: fine-tunes of one sweep have one configuration, one header and one image processor.
 
     Args:
-        headers: by configuration and header the model's class, its parameters, and tensors that it does not use.
+        headers: by configuration and header the model's class, its parameters, and notes about it.
         saved: configurations and image processors that can be saved.
     """
 
-    headers: dict[str, tuple[str, int, str]] = field(default_factory=dict)
+    headers: dict[str, tuple[str, int, tuple[str, ...]]] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
 
 
@@ -220,7 +220,7 @@ def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, option
 
 
 def _check_header(
-    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[str, int, str]]
+    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[str, int, tuple[str, ...]]]
 ) -> tuple[str, int, tuple[str, ...]]:
     """Whether headers fill the model: its class, its number of parameters, what is to be said of other tensors."""
     name, trust = files.place.name, options.trust_remote_code
@@ -234,17 +234,20 @@ def _check_header(
     adapter = _adapter_config(files)
     same = describe(config) + json.dumps([files.header, base_header, adapter], sort_keys=True)
     if same not in headers:
-        unused: list[str] = []
+        notes: tuple[str, ...] = ()
         if files.base:
-            model = lora.check_adapter(name, files.folder, config, files.header, base_header, trust_remote_code=trust)
+            model, notes = lora.check_adapter(
+                name, files.folder, config, files.header, base_header, trust_remote_code=trust
+            )
         else:
             model, unused = modeling.check_header(name, config, files.header, trust_remote_code=trust)
+            if unused:
+                left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
+                notes = (f"has weights that its model does not use: {left}. The soup's does not either.",)
         count = sum(one.numel() for one in model.parameters())
-        left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
-        headers[same] = (type(model).__name__, count, left)
-    architecture, count, left = headers[same]
-    note = f"{name} has weights that its model does not use: {left}. The soup's does not either."
-    return architecture, count, (note,) if left else ()
+        headers[same] = (type(model).__name__, count, notes)
+    architecture, count, notes = headers[same]
+    return architecture, count, tuple(f"{name} {note}" for note in notes)
 
 
 def _check_saves(folder: Path, ingredient: Ingredient, saved: set[str]) -> None:

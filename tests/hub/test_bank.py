@@ -159,8 +159,14 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
         and "The recipe is in found/recipe.json" in said
     )
     assert [path.name for path in Path("found").iterdir()] == ["recipe.json"]
+    assert cli.main(["push", "found", "org/new"]) == 2
+    assert "found holds the recipe alone, and no model: cook it where its" in capsys.readouterr().err
     command = ["average", "--recipe", "found/recipe.json", "--models", f"{runs}/ft-*", "--output", "soup"]
     assert cli.main(command) == 0
+    text = Path("soup/README.md").read_text()
+    assert "**Estimated, not measured**" in text and "measured so" not in text
+    assert cli.main(["push", "soup", "org/cooked"]) == 0
+    assert hub.files("org/cooked").keys() >= {"README.md", "recipe.json", "model.safetensors"}
     assert cli.main(["search", "org/bank", "--output", "other", "--cache-dir", "yours"]) == 2
     assert "with budget=0" in capsys.readouterr().err
     before = len(hub.requests)

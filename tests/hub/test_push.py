@@ -1,6 +1,7 @@
 """A push does what it is asked, refuses what would hurt, and says what to do."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -296,3 +297,77 @@ def test_a_result_for_a_leaderboard_is_written_where_the_user_names_the_task(hub
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")  # measured on nothing but the split that chose
     assert cli.main(["push", str(tmp_path / "soup"), "org/third", "--eval-task", "org/bench:default"]) == 2
     assert "needs an accuracy on a split that took no part in the choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_what_average_writes_can_be_pushed(hub, bank, folder, tmp_path, capsys, dtype):
+    """From Python, where nothing was measured, and cooked from the recipe of a soup, in another dtype too."""
+    ingredients = bank.ingredients[:2]
+    hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output=tmp_path / "mine", dtype=dtype)
+    options = ["--dtype", dtype] if dtype else []
+    cook = ["average", "--recipe", str(folder / "recipe.json"), "--output", str(tmp_path / "cooked"), *options]
+    assert cli.main(cook) == 0
+    for name in ("mine", "cooked"):
+        push = ["push", str(tmp_path / name), f"org/{name}"]
+        assert cli.main([*push, "--dry-run"]) == 0 and "recipe.json" in capsys.readouterr().out
+        assert cli.main(push) == 0
+        there = held(hub, f"org/{name}")
+        assert there.keys() >= {"README.md", "recipe.json", "config.json", "model.safetensors"}
+        soup = hf_radin.Soup.from_pretrained(f"org/{name}")
+        assert str(soup.model.dtype) == f"torch.{dtype or 'float32'}" and bool(soup.results) == (name == "cooked")
+        soup.push_to_hub(f"org/{name}-again")
+    text = held(hub, "org/cooked")["README.md"].decode()
+    assert ("were not measured so" in text) == bool(dtype)
+    with pytest.raises(ValueError, match="needs an accuracy on a split that took no part in the choice"):
+        pushing.prepared(tmp_path / "mine", "org/mine", eval_task="org/bench:default")
+
+
+def test_private_names_of_an_average_are_left_out(hub, runs, tmp_path, caplog):
+    for number in range(2):
+        hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}"), private=True)
+    found = hf_radin.gather("org/ft-*")
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=tmp_path / "mine")
+    pushing.push_folder(tmp_path / "mine", "org/mine", hide_private=True, commit_message="words")
+    there = held(hub, "org/mine")
+    assert not any(b"org/ft-" in there[name] for name in ("README.md", "recipe.json"))
+    assert b"private-1" in there["README.md"] and "Left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("org/base", "org/base"), ("start", None), ("./start", None), ("runs/a/start", None)]
+)
+def test_what_cards_on_the_hub_name_as_their_base(hub, runs, tmp_path, monkeypatch, name, expected):
+    """A namespace says that it is there, too; unless a folder here is called so."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        more = {"README.md": f"---\nbase_model: {name}\n---\n".encode()}
+        hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}") | more)
+    found = hf_radin.gather("org/ft-*")
+    for output in ("before", "after"):
+        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=output)
+        text = Path(output, "README.md").read_text()
+        named = expected if output == "before" else None
+        assert ModelCard(text).data.base_model == ["org/ft-0", "org/ft-1", *([named] if named else [])]
+        assert ("](https://huggingface.co/org/base)" in text) == bool(named)
+        Path("org/base").mkdir(parents=True, exist_ok=True)
+
+
+def test_the_base_of_adapters_is_known_from_where_it_was_loaded(hub, start, tmp_path, monkeypatch):
+    """Whatever their own cards say: peft writes the name that the base was loaded by."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import ViTForImageClassification
+
+    monkeypatch.chdir(tmp_path)
+    hub.add_repo("org/base", contents(start))
+    for number in range(2):
+        model = ViTForImageClassification.from_pretrained("org/base")
+        config = LoraConfig(r=2 + number, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(f"ft-{number}")
+    found = hf_radin.gather("ft-*")
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="hub")
+    assert ModelCard.load("hub/README.md").data.base_model == ["org/base"]
+    shutil.copytree(start, "here/base")
+    found = hf_radin.gather("ft-*", base_model="here/base")
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="folder")
+    assert ModelCard.load("folder/README.md").data.base_model is None
+    assert "name the base model here/base." in Path("folder/README.md").read_text()

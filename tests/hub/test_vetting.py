@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_radin
-from hf_radin import Recipe, cli
+from hf_radin import Recipe, adapter, cli
 
 LIMIT = 110_000  # bytes a checkpoint
 
@@ -365,3 +365,26 @@ def test_wrapped_names_on_the_hub_are_read_without(hub, runs, caplog):
     soup = hf_radin.average(gathered, Recipe(gathered.ids, (0.0, 1.0)))
     expected = ViTForImageClassification.from_pretrained(runs / "ft-1").state_dict()
     assert all(torch.equal(soup[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_adapter_on_the_hub_may_name_layers_as_they_were(hub, start, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    hub.add_repo("org/base", files(start))
+    model = ViTForImageClassification.from_pretrained("org/base")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
+        tmp_path
+    )
+    now = {**files(tmp_path), "preprocessor_config.json": files(start)["preprocessor_config.json"]}
+    tensors = {
+        name.replace("vit.layers", "vit.encoder.layer").replace("q_proj", "attention.query"): tensor
+        for name, tensor in read(now["adapter_model.safetensors"]).items()
+    }
+    config = json.loads(now["adapter_config.json"]) | {"target_modules": ["query"]}
+    earlier = {"adapter_model.safetensors": save(tensors), "adapter_config.json": json.dumps(config).encode()}
+    hub.add_repo("org/ft-now", now)
+    hub.add_repo("org/ft-then", now | earlier)
+    found = hf_radin.gather("org/ft-*")
+    assert not any(one.is_here for one in found)  # the headers told
+    first, second = (adapter.load(one, torch.float32).state_dict() for one in found)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

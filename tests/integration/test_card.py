@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import warned
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from PIL import Image
 from pymarkdown.api import PyMarkdownApi
 from soups import saved, soup
@@ -17,6 +17,7 @@ from soups import saved, soup
 import hf_radin
 from hf_radin import card, cli, pictures
 from hf_radin.budget import Budget
+from hf_radin.origin import card_origin, is_path
 
 __all__ = ["saved", "soup"]  # fixtures
 
@@ -125,12 +126,77 @@ def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tm
     text = card.render(fields)
     assert "| ingredient | revision | weight | alone | seed |" in text and "2\\|\\`3\\`" in text
     assert "All were trained with learning\\_rate 0.3, by their own account." in text
-    assert "name the base model [google/vit-base](https://huggingface.co/google/vit-base)" in text
+    for one in fields["ingredients"]:
+        one |= dict.fromkeys(("base_model", "base_model_repo_id"), "](javascript:alert(1))")
+    text = card.render(fields)
+    assert ModelCard(text).data.base_model is None and "\\](javascript" in text and "huggingface.co/](" not in text
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A cache of the Hub in which two models are: one was loaded, of the other it was asked for a file in vain."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "models--google--vit-base" / "snapshots" / "0123").mkdir(parents=True)
+    (tmp_path / "hub" / "models--org--asked" / ".no_exist").mkdir(parents=True)
+
+
+def fields_of(two, digits, cache, base_model: str) -> dict:
+    for name in ("ft-0", "ft-1"):
+        (two / name / "README.md").write_text(f"---\nbase_model: {base_model}\n---\n")
+    found = hf_radin.gather(f"{two}/*")
+    return hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache)).to_dict()
+
+
+def test_a_base_model_that_was_loaded_from_the_hub_is_linked(cached, two, digits, cache):
+    text = card.render(fields_of(two, digits, cache, "google/vit-base"))
+    assert "name the base model [google/vit-base](https://huggingface.co/google/vit-base)." in text
     data = ModelCard(text).data
     assert data.base_model == ["google/vit-base"] and data.to_dict()["base_model_relation"] == "finetune"
+
+
+@pytest.mark.parametrize("name", ["start", "org/start", "org/asked", "./start", "runs/2024/start", "~/start"])
+def test_a_base_model_that_only_looks_like_one_on_the_hub_is_text(cached, two, digits, cache, name):
+    """A Trainer writes where its start came from: the name of a folder, most often."""
+    fields = fields_of(two, digits, cache, name)
+    assert {one["base_model_repo_id"] for one in fields["ingredients"]} == {None}
+    text = card.render(fields)
+    assert f"name the base model {name}." in text.replace("\\", "")
+    data = ModelCard(text).data
+    assert data.base_model is None and "base_model_relation" not in data.to_dict() and "huggingface.co" not in text
+
+
+def test_a_folder_of_that_name_goes_before_the_hub(cached, two, digits, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "google" / "vit-base").mkdir(parents=True)
+    text = card.render(fields_of(two, digits, cache, "google/vit-base"))
+    assert ModelCard(text).data.base_model is None and "huggingface.co" not in text
+
+
+def test_a_recipe_of_an_earlier_version_links_what_cards_on_the_hub_name(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
     for one in fields["ingredients"]:
-        one["base_model"] = "](javascript:alert(1))"
-    assert ModelCard(card.render(fields)).data.base_model is None and "javascript" not in card.render(fields)
+        one["base_model"] = "org/start"
+        del one["base_model_repo_id"]
+    assert ModelCard(card.render(fields)).data.base_model is None
+    for number, one in enumerate(fields["ingredients"]):
+        one["repo_id"] = f"org/ft-{number}"
+    assert "org/start" in ModelCard(card.render(fields)).data.base_model
+
+
+def test_names_in_the_shape_of_ids_are_folders_where_they_are(bank, runs, digits, cache, tmp_path, monkeypatch):
+    """Ingredients, an image processor and a dataset in folders that are called as repositories are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "org" / name)
+    shutil.copytree(digits, tmp_path / "org" / "data")
+    found = hf_radin.gather("org/ft-*", image_processor="org/ft-1")
+    assert found.ids == ("org/ft-0", "org/ft-1")
+    found_soup = hf_radin.uniform(hf_radin.compute_logits(found, "org/data", cache_dir=cache), test_split="test")
+    text = card.render(found_soup.to_dict())
+    data = ModelCard(text).data
+    assert data.base_model is None and data.datasets is None and "huggingface.co" not in text
+    assert {(one.dataset_type, one.dataset_name) for one in data.eval_results} == {("./data", "data")}
+    assert card_origin(data.to_dict()).dataset == "./data" and is_path("./data")
 
 
 HOSTILE_NAMES = ["a|b", "`a`", "](javascript:alert(1))", "a\nb\n# c", "&anchor *alias", "x" * 300, "\u202egnp.exe"]

@@ -2,16 +2,21 @@
 
 import argparse
 import json
+import pkgutil
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import PARTS, digit_images, image_dataset
+from datasets import packaged_modules
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import hf_radin
 from hf_radin import cli
+from hf_radin.origin import LOADERS
 
 
 def card(folder, *, dataset, split="validation", config=None, datasets=None):
@@ -90,7 +95,8 @@ def test_the_card_of_a_run_speaks_for_its_checkpoints(runs, digits, cache, cwd, 
 def test_cards_that_say_nothing_are_told_apart_from_those_that_disagree(two, digits, cwd, capsys):
     assert soup("--models", f"{two}/*") == 2
     said = capsys.readouterr().err
-    assert f"{two}/ft-0: no dataset, no configuration, no split" in said and "--dataset" in said
+    assert f"{two}/ft-0: no dataset, no configuration, no split" in said
+    assert said.startswith("hf-radin: Name the dataset with --dataset")
     card(two / "ft-0", dataset="org/pets")
     card(two / "ft-1", dataset="org/birds", config="small")
     assert soup("--models", f"{two}/*") == 2
@@ -99,21 +105,68 @@ def test_cards_that_say_nothing_are_told_apart_from_those_that_disagree(two, dig
     assert "ft-1: dataset 'org/birds', configuration 'small', split 'validation'" in said
 
 
-def test_a_trainers_card_names_the_builder_and_the_dataset_beside_it(two, digits, cache, cwd, capsys):
+@pytest.mark.parametrize("beside", [None, ["imagefolder"], ["Image_Folder", "parquet"]])
+def test_a_loader_is_no_dataset_though_a_folder_of_its_name_is_here(two, cwd, capsys, beside):
+    """As a Trainer writes it of somebody's own folder: `datasets: imagefolder`, `split: train`."""
+    (cwd / "imagefolder").mkdir()
+    image_dataset(*digit_images(PARTS["validation"])).to_parquet(cwd / "imagefolder" / "train.parquet")
     for folder in two.iterdir():
-        card(folder, dataset="imagefolder")
+        card(folder, dataset="imagefolder", split="train", config="default", datasets=beside)
+    capsys.readouterr()
     assert soup("--models", f"{two}/*") == 2
-    assert "no dataset" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "hf-radin: Name the dataset with --dataset (a Hub id or a folder), and its split with --split"
+    )
+    assert "no dataset, configuration 'default', split 'train'" in said
+
+
+def test_a_trainers_card_names_the_dataset_beside_the_loader(two, digits, cache, cwd):
     for folder in two.iterdir():
         card(folder, dataset="imagefolder", datasets=[str(digits)])
     assert soup("--models", f"{two}/*", "--cache-dir", cache) == 0
+
+
+def test_all_loaders_of_datasets_are_known():
+    installed = {re.sub("_", "", module.name) for module in pkgutil.iter_modules(packaged_modules.__path__)}
+    assert installed <= LOADERS
+
+
+@pytest.mark.parametrize(
+    "split", ["train", "Train", "training", "train[:10%]", "train+validation", "test+train_small"]
+)
+def test_images_that_models_learnt_from_do_not_choose_by_themselves(two, digits, cwd, capsys, split):
+    for folder in two.iterdir():
+        card(folder, dataset=digits, split=split)
+    assert soup("--models", f"{two}/*") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"hf-radin: Name the split to choose with, by --split: the models' cards agree on {split!r}"
+    )
+
+
+def test_a_split_that_is_named_goes_before_those_in_cards(two, digits, cache, cwd):
+    """Also where only the splits of the cards differ."""
+    for folder, split, config in zip(sorted(two.iterdir()), ("train", "test"), ("default", None), strict=True):
+        card(folder, dataset=digits, split=split, config=config)
+    assert soup("--models", f"{two}/*") == 2
+    assert soup("--models", f"{two}/*", "--split", "validation", "--cache-dir", cache) == 0
+    assert json.loads(Path("soup/recipe.json").read_text())["data"]["split"] == "validation"
+
+
+def test_a_folder_that_goes_before_the_hub_is_said_to_be_one(two, digits, cache, cwd, capsys):
+    shutil.copytree(digits, cwd / "org" / "digits")
+    for folder in two.iterdir():
+        card(folder, dataset="org/digits")
+    assert soup("--models", f"{two}/*", "--cache-dir", cache) == 0
+    assert "agree on the dataset org/digits (the folder here), split validation." in capsys.readouterr().out
 
 
 def test_a_broken_card_is_as_good_as_none(two, cwd, capsys, caplog):
     (two / "ft-0" / "README.md").write_text("---\na: [\n---\n")
     (two / "ft-1" / "README.md").write_text("---\nmodel-index: 7\ndatasets: {a: b}\n---\n")
     assert soup("--models", f"{two}/*") == 2
-    assert "don't agree on the data" in capsys.readouterr().err and "can't be read" in caplog.text
+    assert "the models' cards name none" in capsys.readouterr().err and "can't be read" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -181,10 +181,113 @@ def test_a_scale_that_is_no_number_is_refused(adapters):
         hf_radin.gather(f"{adapters}/*")
 
 
-@pytest.mark.parametrize("beginning", ["pissa", "olora", "gaussian"])
-def test_what_an_adapter_began_with_does_not_matter(adapters, beginning):
-    change(adapters / "ft-0", init_lora_weights=beginning)
-    assert len(hf_radin.gather(f"{adapters}/*")) == 3
+def save_trained(base: Path, folder: Path, **options) -> torch.nn.Module:
+    """An adapter that was moved at random, with these options of `LoraConfig`; the model as it was in training."""
+    options = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"], **options}
+    torch.manual_seed(0)
+    model = get_peft_model(ViTForImageClassification.from_pretrained(base), LoraConfig(r=4, lora_alpha=6, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def found(folder: Path) -> hf_radin.Ingredient:
+    (verdict,) = hf_radin.inspect(folder)
+    assert verdict.ingredient, verdict.problem
+    return verdict.ingredient
+
+
+KINDS = {
+    **{
+        f"began as {kind}": {"init_lora_weights": kind} for kind in (True, False, "gaussian", "pissa", "olora", "mica")
+    },
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "init_lora_weights": "pissa"},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 16}, "init_lora_weights": "olora"},
+    "biases": {"bias": "all"},
+    "bias of its own": {"lora_bias": True},
+    "a pattern": {"target_modules": r".*layers\.0\.attention\.(q|v)_proj"},
+    "some layers": {"layers_to_transform": [1]},
+    "without one": {"exclude_modules": ["vit.layers.1.attention.q_proj"]},
+    "parameters": {"target_modules": None, "target_parameters": ["q_proj.weight"]},
+    "a convolution": {"target_modules": ["projection"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_the_model_that_was_trained_and_one_model_in_all_dtypes(start, tmp_path, kind):
+    """peft#1626: peft takes a part out of the base when it loads some kinds, and refuses float64."""
+    trained = save_trained(start, tmp_path / "ft", **KINDS[kind])
+    ingredient = found(tmp_path / "ft")
+    model = adapter.load(ingredient, torch.float32)
+    pixels = torch.randn(4, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixels).logits, trained(pixels).logits, rtol=1e-4, atol=1e-5)
+    for dtype in (torch.float64, torch.bfloat16):
+        other = adapter.load(ingredient, dtype).state_dict()
+        assert all(torch.equal(tensor.to(dtype), other[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("beginning", ["pissa", "olora"])
+def test_logits_and_soups_are_of_the_same_adapters(start, digits, tmp_path, beginning):
+    for seed in range(2):
+        save_trained(start, tmp_path / f"ft-{seed}", init_lora_weights=beginning, lora_dropout=0.1 * seed)
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
+    soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
+    parts = [adapter.load(one, torch.float32).state_dict() for one in ingredients]
+    for name, tensor in soup.model.state_dict().items():
+        torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2)
+
+
+def test_what_a_load_draws_is_not_the_users(start, tmp_path):
+    save_trained(start, tmp_path / "ft")
+    ingredient = found(tmp_path / "ft")
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    adapter.load(ingredient, torch.float32)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_random_beginning_is_told_and_loads_alike_each_time(start, tmp_path):
+    save_trained(start, tmp_path / "ft", init_lora_weights="pissa_niter_4")
+    (verdict,) = hf_radin.inspect(tmp_path / "ft")
+    assert "began as pissa_niter_4: what was taken out of its base was drawn at random" in verdict.notes[0]
+    first, second = (adapter.load(verdict.ingredient, torch.float32).state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("beginning", ["corda", "loftq", "lora_ga", "PiSSA", "unheard-of"])
+def test_a_beginning_that_cannot_be_had_again_is_refused_at_once(adapters, beginning):
+    change(adapters / "ft-1", init_lora_weights=beginning)
+    with pytest.raises(ValueError, match=rf"ft-1: an adapter that began as '{beginning}' .* \(merge_and_unload\)"):
+        hf_radin.gather(f"{adapters}/*")
+
+
+def test_adapters_of_float64_are_merged_in_float64(start, tmp_path):
+    save_trained(start, tmp_path / "ft")
+    path = tmp_path / "ft" / "adapter_model.safetensors"
+    tensors = {name: tensor.double() / 3 for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    name = "vit.layers.0.attention.q_proj"
+    weight = adapter.load(found(tmp_path / "ft"), torch.float64).state_dict()[f"{name}.weight"]
+    base = ViTForImageClassification.from_pretrained(start, dtype=torch.float64).state_dict()[f"{name}.weight"]
+    down, up = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    torch.testing.assert_close(weight, base + 1.5 * up @ down, rtol=1e-12, atol=1e-14)
+
+
+def test_several_adapters_in_a_folder_are_named_one_by_one(start, tmp_path):
+    torch.manual_seed(0)
+    model = get_peft_model(ViTForImageClassification.from_pretrained(start), LoraConfig(target_modules=["q_proj"]))
+    model.add_adapter("second", LoraConfig(target_modules=["v_proj"]))
+    model.save_pretrained(tmp_path / "both", selected_adapters=["second"])
+    assert found(tmp_path / "both" / "second")
+    with pytest.raises(ValueError, match=r"both: no config.json.* Its folders look like checkpoints: .*both/\*"):
+        hf_radin.gather(tmp_path / "both")
 
 
 def test_the_base_is_not_written_over(adapters, tmp_path):

@@ -1,6 +1,7 @@
 """A saved soup is an ordinary checkpoint, says what it is, and can be cooked again bit for bit."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -134,7 +135,81 @@ def test_an_ingredient_is_never_written_over(bank, two, digits, cache):
 def test_an_average_over_a_soup_leaves_no_recipe_of_another(saved, soup, tmp_path):
     soup.save_pretrained(tmp_path / "out")
     hf_radin.average(soup.ingredients, soup.recipe, output=tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "recipe.json").exists() and not (tmp_path / "out" / "README.md").exists()
+    again = hf_radin.Soup.from_pretrained(tmp_path / "out")
+    assert again.about["method"] == "average" and not again.results and not again.measurements
+    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_recipe_read_back_writes_the_same_card(saved, tmp_path):
+    assert cli.main(["average", "--recipe", str(saved / "recipe.json"), "--output", str(tmp_path / "cooked")]) == 0
+    names = {path.name for path in saved.iterdir()}
+    assert {path.name for path in (tmp_path / "cooked").iterdir()} == names and "README.md" in names
+    for name in names:
+        assert (tmp_path / "cooked" / name).read_bytes() == (saved / name).read_bytes()
+
+
+@pytest.mark.parametrize("models", [[], ["--models"]])
+def test_weights_kept_in_another_dtype_say_that_the_figures_are_of_others(saved, soup, runs, tmp_path, models):
+    more = [*models, f"{runs}/ft-*"] if models else []
+
+    def cook(source, output, *options):
+        command = ["average", "--recipe", str(source / "recipe.json"), "--output", str(output), *options, *more]
+        assert cli.main(command) == 0
+        return json.loads((output / "recipe.json").read_text()), (output / "README.md").read_text()
+
+    fields, text = cook(saved, tmp_path / "half", "--dtype", "bfloat16")
+    assert (fields["saved_dtype"], fields["measured_dtype"]) == ("bfloat16", "float32")
+    line = "These figures are of the weights in float32. They are kept in bfloat16 here, and were not measured so."
+    assert line in text and "weights saved in bfloat16" in text
+    half = hf_radin.Soup.from_pretrained(tmp_path / "half")
+    assert half.model.dtype == torch.bfloat16 and half.results == soup.results
+    fields, text = cook(tmp_path / "half", tmp_path / "whole")
+    assert fields == json.loads((saved / "recipe.json").read_text()) and line not in text
+
+
+def test_a_recipe_whose_weights_were_changed_has_no_figures(saved, soup, tmp_path):
+    fields = json.loads((saved / "recipe.json").read_text())
+    fields["recipe"] = {"ingredients": list(soup.ingredients.ids[:2]), "weights": [0.123, 0.877]}
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    assert cli.main(["average", "--recipe", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "**Nothing was measured of this model.**" in text and "%" not in text.partition("## Cite")[0]
+    again = hf_radin.Soup.from_pretrained(tmp_path / "out")
+    assert again.recipe.used == dict(zip(soup.ingredients.ids, (0.123, 0.877), strict=False))
+
+
+def test_the_licence_stays_with_the_recipe(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "soup")
+    assert cli.main(["card", str(tmp_path / "soup"), "--license", "mit"]) == 0
+    command = ["average", "--recipe", str(tmp_path / "soup"), "--output", str(tmp_path / "out"), "--dtype", "float16"]
+    assert cli.main(command) == 0
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_recipe_that_is_too_short_for_a_card_is_refused_before_anything_is_averaged(saved, tmp_path, capsys):
+    fields = json.loads((saved / "recipe.json").read_text())
+    del fields["passes"]
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    assert cli.main(["average", "--recipe", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "out")]) == 2
+    assert "says too little for a card" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_average_that_nobody_measured_can_be_read_carded_cooked_and_saved(bank, tmp_path):
+    weights = (0.25, 0.75)
+    ingredients = bank.ingredients[:2]
+    recipe = hf_radin.Recipe(ingredients.ids, weights)
+    hf_radin.average(ingredients, recipe, output=tmp_path / "out")
+    soup = hf_radin.Soup.from_pretrained(tmp_path / "out")
+    assert soup.recipe == recipe and not soup.results and not soup.measurements and soup.about["data"] is None
+    expected = hf_radin.average(ingredients, recipe)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in soup.model.state_dict().items())
+    assert soup.processor.to_dict() == ingredients[0].processor.to_dict()
+    soup.save_pretrained(tmp_path / "saved")
+    assert cli.main(["card", str(tmp_path / "out")]) == 0
+    assert cli.main(["average", "--recipe", str(tmp_path / "out"), "--output", str(tmp_path / "cooked")]) == 0
+    for name in ("recipe.json", "README.md", "model.safetensors"):
+        content = (tmp_path / "out" / name).read_bytes()
+        assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "cooked" / name).read_bytes() == content
 
 
 def test_a_save_that_fails_leaves_nothing_behind(soup, tmp_path, monkeypatch):

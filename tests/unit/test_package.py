@@ -18,6 +18,7 @@ GROUND_FLOOR = {
     "fields",
     "modeling",
     "lora",
+    "earlier_names",
     "kinship",
     "recipe",
     "ensemble",
