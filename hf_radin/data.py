@@ -1,4 +1,4 @@
-"""The labelled images: open a split, find its columns, match its labels to the models' classes."""
+"""The labelled images: open a split and find its columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,7 @@ class Split:
         split: its name; of an object the one that it gives itself, if any.
         key: identifies the content: commit, file listing or fingerprint.
         class_names: of the label column, if it has any.
+        label_dtype: of the label column's values, as datasets calls it; None if that is not one type.
         image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
     """
 
@@ -50,6 +51,12 @@ class Split:
     label_column: str
     class_names: tuple[str, ...] | None
     image_mode: str | None = None
+    label_dtype: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its rows are on this machine and can be read as often as one likes: no stream of the Hub's."""
+        return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
 
     def describe(self) -> dict[str, Any]:
         """What a reader needs to find the same images again."""
@@ -114,6 +121,7 @@ def open_split(
     image_column = _image_column(name, features, image_column)
     label_column = _label_column(name, features, label_column) if labelled else ""
     label = features.get(label_column)
+    dtype = getattr(label, "dtype", None)
     mode = getattr(features[image_column], "mode", None)
     undecoded = datasets.Image(mode=mode, decode=False)
     rows = dataset.cast_column(image_column, undecoded) if dataset.features else dataset
@@ -128,6 +136,7 @@ def open_split(
         image_column=image_column,
         label_column=label_column,
         image_mode=mode,
+        label_dtype=dtype if isinstance(dtype, str) else None,
         class_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
     )
 
@@ -272,72 +281,28 @@ def _image_column(name: str, features: Mapping[str, Any], wanted: str | None) ->
     if found in images:
         return str(found)
     have = f"{len(images)} image columns" if wanted is None else f"no image column {wanted!r}"
-    raise ValueError(f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column.")
+    raise ValueError(
+        f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column (--image-column)."
+    )
 
 
 def _label_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of labels: the one that is wanted, else the only one that is named so or has class labels."""
     import datasets
 
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [column for column in ("label", "labels") if column in features]
-    found = wanted if wanted is not None else classes[0] if len(classes) == 1 else usual[0] if usual else None
-    if found in features:
-        return str(found)
-    have = f"{len(classes)} columns of class labels" if wanted is None else f"no label column {wanted!r}"
-    raise ValueError(f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column.")
+    candidates = list(dict.fromkeys([*usual, *classes]))
+    column = candidates[0] if wanted is None and len(candidates) == 1 else wanted
+    if column in features:
+        return str(column)
+    have = f"no label column {wanted!r}" if wanted is not None else "0 columns of class labels"
+    if candidates and wanted is None:  # transformers#28408: the one beside `label` may be about something else
+        have = f"{len(candidates)} columns that could be the labels, {' and '.join(map(repr, candidates))}"
+    raise ValueError(
+        f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column (--label-column)."
+    )
 
 
 def _listed(features: Mapping[str, Any]) -> str:
     return f"its columns are {', '.join(f'{column} ({type(kind).__name__})' for column, kind in features.items())}"
-
-
-def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]:
-    """A function from a value of the label column to the index of the models' class, matched by name.
-
-    It raises a KeyError for a value that the models don't know.
-
-    Raises:
-        ValueError: if the dataset names classes that the models don't know.
-    """
-    index = {name: number for number, name in enumerate(classes)}
-    placeholders = all(name == f"LABEL_{number}" for name, number in index.items())
-    names = split.class_names
-    if names is None:
-        # classes that are called by numbers, in whatever order, are meant by these numbers
-        numbers = all(name.isdecimal() for name in classes)
-        known: dict[Any, int] = {int(name) if numbers else number: number for number, name in enumerate(classes)}
-        return (known | index).__getitem__
-    if placeholders and len(names) == len(classes):
-        pairs = ", ".join(f"LABEL_{number} is {name!r}" for number, name in enumerate(names[:3]))
-        logger.warning(
-            "The models call their classes LABEL_0, LABEL_1, ...: matched to the dataset's by number (%s, ...).", pairs
-        )
-        return {number: number for number in range(len(names))}.__getitem__
-    unknown = [name for name in names if name not in index]
-    if unknown:
-        raise ValueError(
-            f"The dataset {split.name} has classes that the models don't know: {', '.join(unknown[:5])}"
-            f"{' and more' if len(unknown) > 5 else ''}. The models know {', '.join(classes[:10])}"
-            f"{' and more' if len(classes) > 10 else ''}. Rename either, so that equal names mean equal classes."
-        )
-    return {number: index[name] for number, name in enumerate(names)}.__getitem__
-
-
-def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
-    """Look at one row's label: a split without labels (as test splits often are) is refused before any work.
-
-    Raises:
-        ValueError: if the models don't know it.
-    """
-    for row in split.rows.take(1):
-        label_of(row.get(split.label_column), 0, split, to_class)
-
-
-def label_of(value: Any, sample: int | str, split: Split, to_class: Callable[[Any], int]) -> int:
-    try:
-        return to_class(value)
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"Sample {sample} of {split.name}, split {split.split!r}, has the label {repr(value)[:100]}, which the "
-            f"models don't know. Is the split labelled, and {split.label_column!r} the right column?"
-        ) from None

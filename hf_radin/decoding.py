@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.data import Split, label_of
+from hf_radin.data import Split
+from hf_radin.matching import label_of
 from hf_radin.pixels import Inputs, Prepare, find_tables, join, pack
 from hf_radin.stream import Block
 

@@ -20,7 +20,7 @@ from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, count_rows, match_labels, open_split
+from hf_radin.data import OBJECT, count_rows, open_split
 from hf_radin.decoding import Source
 from hf_radin.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
@@ -34,6 +34,7 @@ from hf_radin.kept import (
     write_record,
 )
 from hf_radin.machines import on_each_disk, share
+from hf_radin.matching import check_first_label, match_labels
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
@@ -159,6 +160,8 @@ def compute_logits(
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
+    if opened.is_here:  # of a stream, the first image comes no sooner
+        check_first_label(opened, to_class)
     sampled = find_sampled(ingredients[0], opened, request, batchnorm_split)
     if sampled is not None:
         key = sampled.key

@@ -240,7 +240,8 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         ValueError: if the cards don't agree, or the dataset lacks a split that was asked for.
     """
     from hf_radin.batchnorm import refuse_statistics_of
-    from hf_radin.data import check_first_label, match_labels, open_split
+    from hf_radin.data import open_split
+    from hf_radin.matching import check_first_label, match_labels
     from hf_radin.origin import Origin, agreed_origin
     from hf_radin.strata import Pilot
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 import hf_radin
-from hf_radin import data, logits
+from hf_radin import data, logits, matching
 
 
 def as_file(image: Image.Image, **options) -> dict:
@@ -292,7 +292,8 @@ def test_linked_folders_are_looked_into_and_links_may_run_in_circles(gathered, d
 
 
 def test_classes_that_are_numbers_in_another_order_are_matched_by_number():
-    to_class = data.match_labels(data.Split([], "d", None, "s", None, "k", "image", "label", None), ("1", "0", "2"))
+    split = data.Split([], "d", None, "s", None, "k", "image", "label", None, label_dtype="int64")
+    to_class = matching.match_labels(split, ("1", "0", "2"))
     assert [to_class(label) for label in (0, 1, 2)] == [1, 0, 2]
 
 
