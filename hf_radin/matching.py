@@ -200,9 +200,9 @@ def _are_names(split: Split, known: Classes) -> bool:
         return True
     if not known.numbers_are_names and any(_number_of_name(name) is not None for name in known.by_name):
         raise ValueError(
-            f"The labels of {split.name}, split {split.split!r}, are numbers such as {value!r}, and some of the models' "
-            f"classes are called by numbers and others are not: what {value!r} means can't be told. Write the names of "
-            f"the classes into {split.label_column!r}."
+            f"The labels of {split.name}, split {split.split!r}, are numbers such as {value!r}, and some of the "
+            f"models' classes are called by numbers and others are not: what {value!r} means can't be told. Write the "
+            f"names of the classes into {split.label_column!r}."
         )
     return False
 
@@ -215,7 +215,10 @@ def _whole(value: Any) -> int | None:
     """A whole number; pandas makes floats of those in a column that has gaps."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         return None
-    return int(value) if np.isfinite(value) and value == int(value) else None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    return int(number) if number.is_integer() else None
 
 
 def _number_in(text: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Labels mean a class by name or by number, and what is not said by name is told; where two are meant, nobody guesses."""
+"""Labels mean a class by name, or by number where that is told; where two could be meant, nobody guesses."""
 
 import datasets
 import numpy as np
@@ -97,9 +97,9 @@ def test_strings_of_digits_are_numbers_where_no_class_is_called_so(caplog):
 
 
 def test_a_column_of_names_holds_no_numbers():
-    with pytest.raises(ValueError, match="Sample 1 of .* has the label '1', which"):
+    with pytest.raises(ValueError, match=r"Sample 1 of .* has the label '1', which"):
         indices(labelled(["bee", "1"]), ("ant", "bee"))
-    with pytest.raises(ValueError, match="Sample 1 of .* has the label 'bee', which"):
+    with pytest.raises(ValueError, match=r"Sample 1 of .* has the label 'bee', which"):
         indices(labelled(["1", "bee"]), ("ant", "bee"))
 
 
