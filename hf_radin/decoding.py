@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_radin.data import Split
+from hf_radin.digests import image_digest, with_bytes
 from hf_radin.matching import label_of
 from hf_radin.pixels import Inputs, Prepare, find_tables, join, pack
 from hf_radin.stream import Block
@@ -50,9 +51,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A block's labels, the places in it of samples that were left out, and the models' inputs of the others."""
+    """A block of samples.
+
+    Args:
+        labels, digests: of each sample that can be used its class, and what tells its image from others.
+        skipped: the places of those that were left out.
+        inputs: what the models take of the others.
+    """
 
     labels: list[int]
+    digests: list[str]
     skipped: list[int]
     inputs: Inputs
 
@@ -106,6 +114,7 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     """
     split, (shard, number) = source.split, block
     labels: list[int] = []
+    digests: list[str] = []
     skipped: list[int] = []
     packed: list[Inputs] = []
     waiting: dict[str, dict[str, torch.Tensor]] = {}  # by sample, until there are enough to be packed together
@@ -115,7 +124,9 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
         where = f"{sample} of shard {shard}" if shard else str(sample)
         label = label_of(row.get(split.label_column), where, split, source.to_class)
         try:
-            waiting[where] = source.prepare(_open(row[split.image_column], split.image_mode))
+            image = with_bytes(row[split.image_column])
+            waiting[where] = source.prepare(_open(image, split.image_mode))
+            digests.append(image_digest(image))
             labels.append(label)
         except Exception as error:  # Pillow raises nearly anything for a broken file
             if not _blames_the_image(error, row[split.image_column]):
@@ -135,7 +146,7 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
             waiting = {}
     if waiting:
         packed.append(pack(list(waiting.values()), source.tables))
-    return Decoded(labels, skipped, join(packed))
+    return Decoded(labels, digests, skipped, join(packed))
 
 
 def _check_shapes(one: tuple[str, dict[str, torch.Tensor]], other: tuple[str, dict[str, torch.Tensor]]) -> None:

@@ -81,7 +81,7 @@ def test_files_are_called_so_too(tmp_path, names, splits):
 def test_files_that_are_no_data_are_not_read_as_such(tmp_path, caplog):
     folder = tables(tmp_path / "data", "validation/0.parquet", "test/0.parquet")
     for name in ("validation/checksums.txt", "LICENSE", "test/.hidden.parquet", "README.md"):
-        (folder / name).write_text("no data")
+        (folder / name).write_text("---\nlicense: mit\n---\n")
     assert rows_of(folder) == {"validation": 2, "test": 2} and not caplog.text
 
 
