@@ -89,6 +89,6 @@ def overlap_of(bank: LogitBank, held_out: LogitBank) -> Overlap:
     """What the bank that proves a soup shares with the one that chose it."""
     chosen, proving = bank.digests, held_out.digests
     shared = None if chosen is None or proving is None else count_shared(proving, chosen)
-    sampled = bank.statistics.images.digests() if bank.statistics else None
+    sampled = bank.statistics.digests if bank.statistics else None
     batchnorm = None if sampled is None or proving is None else count_shared(proving, sampled)
     return Overlap(len(held_out), shared, batchnorm)

@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -145,10 +145,16 @@ class Images:
             counts.append(len(index["labels"]))
         return np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts
 
-    def digests(self) -> np.ndarray | None:
-        """Of the image of each sample of the whole split `(samples,)`; None if an earlier version indexed some."""
-        indices = [self._index(block) for block in self.blocks]
-        if not all(len(index.get("digests", ())) == len(index.get("labels", [None])) for index in indices):
+    def digests(self, blocks: Sequence[Block] | None = None) -> np.ndarray | None:
+        """Of the image of each sample `(samples,)`; None if that is not known, or an earlier version indexed some.
+
+        Args:
+            blocks: whose samples; by default those of the whole split.
+        """
+        indices = [self._index(block) for block in (self.blocks if blocks is None else blocks)]
+        if not indices or not all(
+            len(index.get("digests", ())) == len(index.get("labels", [None])) for index in indices
+        ):
             return None
         return as_digests([digest for index in indices for digest in index["digests"]])
 
