@@ -86,7 +86,7 @@ def open_split(
     """
     import datasets
 
-    name, key, sha, folder = OBJECT, None, None, None
+    name, key, sha, folder, files = OBJECT, None, None, None, None
     if isinstance(dataset, (str, Path)):
         name = f"./{dataset}" if str(dataset) == OBJECT else str(dataset)
         if not str(dataset):
@@ -128,6 +128,11 @@ def open_split(
             raise ValueError(f"{error} Or, if folders in them are the classes: {_way_out(folder)}") from error
         raise
     label = features.get(label_column)
+    if files and isinstance(label, datasets.ClassLabel) and {*label.names} <= files.folders:
+        raise ValueError(
+            f"The images of {name} lie in the folders of its splits, and in none of a class. Move them into folders "
+            "of classes, as in validation/cat/1.png, or write a metadata.csv with file_name and label beside them."
+        )
     dtype = getattr(label, "dtype", None)
     mode = getattr(features[image_column], "mode", None)
     undecoded = datasets.Image(mode=mode, decode=False)

@@ -51,6 +51,15 @@ class SplitFiles:
     patterns: dict[str, list[str]]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def folders(self) -> set[str]:
+        """The names of folders that are splits as they are."""
+        whole = "/**"
+        names = (
+            path.removesuffix(whole) for paths in self.patterns.values() for path in paths if path.endswith(whole)
+        )
+        return {PurePosixPath(name).name for name in names}
+
 
 def find_splits(folder: Path) -> SplitFiles | None:
     """The files of each split of a folder, an absolute path; None if datasets has to say it.
