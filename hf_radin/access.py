@@ -108,6 +108,13 @@ def is_passing(error: ValueError) -> bool:
 _XET = re.compile(r"(Network|Server|Internal|I/O) error: |Rate limited: ")
 
 
+def is_of_network(error: BaseException) -> bool:
+    """Whether the network, the Hub or its client raised it, or a disk: not what was asked for is wrong."""
+    if isinstance(error, FileNotFoundError):  # what datasets raises where a dataset has no files that it knows
+        return False
+    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
+
+
 def _is_of_xet(error: BaseException) -> bool:
     """Whether hf_xet raised it: most of its errors are builtin ones, those of the others are their own."""
     builtin = type(error) in (OSError, RuntimeError) and _XET.match(str(error))

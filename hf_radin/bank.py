@@ -15,9 +15,10 @@ import numpy as np
 
 from hf_radin import commit, ensemble, line, pruning, scoring, sharing
 from hf_radin.batchnorm import Statistics
+from hf_radin.digests import as_digests, with_copies
 from hf_radin.files import digest
 from hf_radin.ingredients import Ingredients
-from hf_radin.kept import latest_of, logits_path, open_array, read_about, read_latest, read_told
+from hf_radin.kept import DIGESTS, latest_of, logits_path, open_array, read_about, read_latest, read_told
 from hf_radin.metrics import Answers, load_metrics, only_score
 from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
@@ -210,6 +211,12 @@ class LogitBank:
         return np.load(self.folder / "ids.npy", mmap_mode="r")[self._some]
 
     @property
+    def digests(self) -> np.ndarray | None:
+        """What tells the image of each sample from others: `(samples,)`; None in a bank of an earlier version."""
+        path = self.folder / DIGESTS
+        return as_digests(open_array(path))[self._some] if path.exists() else None
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.about["classes"])
 
@@ -251,6 +258,8 @@ class LogitBank:
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
         """The bank without some of its images, and the bank of these, drawn at random.
 
+        Copies of one image are never in both: they stay in the first.
+
         Raises:
             ValueError: if one of the two has no image.
         """
@@ -258,8 +267,15 @@ class LogitBank:
         count = round(number * len(self))
         if not 0 < count < len(self):
             raise ValueError(f"hold_out={share!r}: it is a share of the {len(self)} images, as in 0.2.")
-        order = np.random.default_rng(seed).permutation(self.places)
-        out, rest = np.sort(order[:count]), np.sort(order[count:])
+        order = np.random.default_rng(seed).permutation(len(self))
+        out, rest = order[:count], order[count:]
+        if (digests := self.digests) is not None:
+            out, rest = with_copies(out, rest, digests)
+        if len(out) < count:
+            logger.warning("%d of %d images have copies among the others: not held out.", count - len(out), count)
+        if not len(out):
+            raise ValueError(f"hold_out={share!r}: all of these {count} images have copies among the others.")
+        out, rest = (np.sort(self.places[rows]) for rows in (out, rest))
         data = {**self.about["data"], "split": f"{self.split} (held out)"}
         return replace(self, part=rest), replace(self, part=out, about={**self.about, "data": data})
 

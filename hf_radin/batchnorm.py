@@ -24,6 +24,7 @@ from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
@@ -47,6 +48,11 @@ class Statistics:
 
     images: Images
     about: dict[str, Any]
+
+    @property
+    def digests(self) -> np.ndarray | None:
+        """Of those images that are used `(images,)`; None if that is not known."""
+        return self.images.digests(_batches(self.images))
 
 
 def check_images(count: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import pictures
-from hf_radin.outcome import costs, is_uniform, sentence
+from hf_radin.outcome import costs, in_common, is_uniform, sentence
 from hf_radin.private import without_paths
 from hf_radin.recipe_file import RECIPE
 from hf_radin.strata import ENOUGH
@@ -129,6 +129,8 @@ def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collect
         logits_dtype=fields.get("logits_dtype"),
         settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
         hold_out=fields.get("hold_out"),
+        overlap=fields.get("overlap"),
+        in_common=in_common(fields),
         unseen=images_left(fields),
         comparisons=[compared(one) for one in sorted(fields.get("against_best_single", []), key=last)],
         between=between,
@@ -252,6 +254,11 @@ def eval_results(fields: dict[str, Any], task: str) -> bytes:
     ]
     if not proven:
         raise ValueError(f"{task} needs an accuracy on a split that took no part in the choice: name a test_split.")
+    if shared := (fields.get("overlap") or {}).get("images"):
+        raise ValueError(
+            f"{task} needs an accuracy on images that took no part in the choice, and {shared} of those of the split "
+            f"{fields['held_out']!r} did: leave them out."
+        )
     entry = EvalResultEntry(dataset_id=dataset, task_id=name, value=proven[0], notes=f"split {fields['held_out']}")
     return str(yaml_dump(eval_result_entries_to_yaml([entry]))).encode()
 

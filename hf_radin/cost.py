@@ -15,10 +15,11 @@ from hf_radin.adapter import Running
 from hf_radin.batchnorm import IMAGES
 from hf_radin.budget import Budget
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import Split, count_rows, match_labels, open_split
+from hf_radin.data import Split, count_rows, open_split
 from hf_radin.decoding import Source
 from hf_radin.ingredients import Ingredients
 from hf_radin.logits import check_number, check_running
+from hf_radin.matching import match_labels
 from hf_radin.prepared import SPARED, Images, block_size, find_home, parse_size
 from hf_radin.probe import Probe, probe
 from hf_radin.processes import the_accelerator

@@ -1,4 +1,4 @@
-"""The labelled images: open a split, find its columns, match its labels to the models' classes."""
+"""The labelled images: open a split and find its columns."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.access import asking_the_hub
+from hf_radin.access import asking_the_hub, is_of_network
 from hf_radin.places import is_dir
+from hf_radin.splits import SplitFiles, find_archives, find_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -37,6 +38,7 @@ class Split:
         split: its name; of an object the one that it gives itself, if any.
         key: identifies the content: commit, file listing or fingerprint.
         class_names: of the label column, if it has any.
+        label_dtype: of the label column's values, as datasets calls it; None if that is not one type.
         image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
     """
 
@@ -50,6 +52,12 @@ class Split:
     label_column: str
     class_names: tuple[str, ...] | None
     image_mode: str | None = None
+    label_dtype: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its rows are on this machine and can be read as often as one likes: no stream of the Hub's."""
+        return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
 
     def describe(self) -> dict[str, Any]:
         """What a reader needs to find the same images again."""
@@ -78,7 +86,7 @@ def open_split(
     """
     import datasets
 
-    name, key, sha, folder = OBJECT, None, None, None
+    name, key, sha, folder, files = OBJECT, None, None, None, None
     if isinstance(dataset, (str, Path)):
         name = f"./{dataset}" if str(dataset) == OBJECT else str(dataset)
         if not str(dataset):
@@ -88,7 +96,8 @@ def open_split(
                 raise ValueError(f"The dataset {name} is a folder here, which has no revision {revision!r}.")
             folder = Path(dataset).resolve()
             key = _listing_hash(folder)
-            dataset = _load_folder(folder, config_name, key)
+            dataset, files = _load_folder(folder, config_name, key)
+            key = f"{key}{files and hashlib.sha256(repr(files.patterns).encode()).hexdigest()[:16]}"
         else:
             dataset, sha = _load_hub(name, config_name, revision, token)
             key = f"{name}@{sha}"
@@ -111,9 +120,20 @@ def open_split(
     features = dataset.features
     if features is None:  # a generator that nobody gave features: its first row has to say
         features = datasets.Dataset.from_list(list(dataset.take(1))).features
-    image_column = _image_column(name, features, image_column)
-    label_column = _label_column(name, features, label_column) if labelled else ""
+    try:
+        image_column = _image_column(name, features, image_column)
+        label_column = _label_column(name, features, label_column) if labelled else ""
+    except ValueError as error:
+        if folder and find_archives(folder):  # of a .tar, datasets sees no folders
+            raise ValueError(f"{error} Or, if folders in them are the classes: {_way_out(folder)}") from error
+        raise
     label = features.get(label_column)
+    if files and isinstance(label, datasets.ClassLabel) and {*label.names} <= files.folders:
+        raise ValueError(
+            f"The images of {name} lie in the folders of its splits, and in none of a class. Move them into folders "
+            "of classes, as in validation/cat/1.png, or write a metadata.csv with file_name and label beside them."
+        )
+    dtype = getattr(label, "dtype", None)
     mode = getattr(features[image_column], "mode", None)
     undecoded = datasets.Image(mode=mode, decode=False)
     rows = dataset.cast_column(image_column, undecoded) if dataset.features else dataset
@@ -128,6 +148,7 @@ def open_split(
         image_column=image_column,
         label_column=label_column,
         image_mode=mode,
+        label_dtype=dtype if isinstance(dtype, str) else None,
         class_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
     )
 
@@ -146,9 +167,11 @@ def count_rows(split: Split) -> int | None:
     if split.name == OBJECT:
         return None
     if split.revision is None and split.rows.info.builder_name == "parquet":
-        builder = datasets.load_dataset_builder(split.name, name=split.config_name)
-        files = builder.config.data_files[split.split]
-        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+        files = find_splits(Path(split.name).resolve())
+        patterns = files and files.patterns
+        builder = datasets.load_dataset_builder(split.name, name=split.config_name, data_files=patterns)
+        paths = builder.config.data_files[split.split]
+        return sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
     if split.revision is None and split.rows.info.builder_name == "imagefolder":
         return sum(1 for _ in split.rows)  # nothing is decoded, and so no file is opened
     said = (split.rows.info.splits or {}).get(split.split)
@@ -184,16 +207,40 @@ def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
 
 
 @lru_cache(maxsize=2)
-def _load_folder(folder: Path, config_name: str | None, listing: str) -> Any:
-    """All splits of a folder as it is now. Looking through a folder of images takes a second for 1,500 of them."""
+def _load_folder(folder: Path, config_name: str | None, listing: str) -> tuple[Any, SplitFiles | None]:
+    """All splits of a folder as it is now, and their files if datasets did not have to find these.
+
+    Looking through a folder of images takes a second for 1,500 of them.
+    """
     import datasets
 
     try:
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder), name=config_name, streaming=True)
+            return datasets.load_from_disk(str(folder)), None
+        files = find_splits(folder)
+        patterns = files and files.patterns
+        splits = datasets.load_dataset(str(folder), name=config_name, data_files=patterns, streaming=True)
+        for split in splits.values():
+            if split.info.builder_name != "parquet":  # whose first row may be a gigabyte away from its schema
+                next(iter(split.take(1)), None)  # of archives, datasets only finds here that it can't read them
     except Exception as error:  # an empty folder, several configurations, files of no known kind or broken
-        raise ValueError(f"{folder} can't be read as a dataset: {error}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        way_out = "Name one with config_name (--dataset-config)." if "Config name" in reason else _way_out(folder)
+        raise ValueError(f"{folder} can't be read as a dataset: {reason}. {way_out}") from error
+    for remark in files.remarks if files else ():
+        logger.warning("%s: %s", folder, remark)
+    return splits, files
+
+
+def _way_out(folder: Path) -> str:
+    """What can be done where datasets can't read a folder."""
+    if archives := find_archives(folder):
+        more = ", ..." if len(archives) > 3 else ""
+        return f"Unpack its archives ({', '.join(archives[:3])}{more}) into folders, as in validation/cat/1.png."
+    return (
+        "A dataset is a folder of images (as in validation/cat/1.png), of parquet files (as in validation.parquet), "
+        "or what save_to_disk wrote."
+    )
 
 
 def _load_hub(name: str, config_name: str | None, revision: str | None, token: str | bool | None) -> tuple[Any, str]:
@@ -206,7 +253,9 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
         sha = str(HfApi().dataset_info(name, revision=revision, token=token).sha)
     try:
         return datasets.load_dataset(name, name=config_name, revision=sha, token=token, streaming=True), sha
-    except ValueError as error:
+    except Exception as error:  # files of no known kind, several configurations, a script
+        if is_of_network(error):
+            raise
         raise ValueError(f"The dataset {name} can't be read: {error}") from error
 
 
@@ -265,79 +314,68 @@ def _outside_hash(rows: Dataset | IterableDataset, image_column: str, folder: Pa
 
 
 def _image_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of images: the one that is wanted, else the only one of datasets' type.
+
+    Without one, the only struct with image bytes: parquet that pandas or polars wrote has no types of datasets'
+    (datasets#7765, #4692).
+    """
     import datasets
 
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = images[0] if wanted is None and len(images) == 1 else wanted
-    if found in images:
-        return str(found)
+    structs = [column for column, feature in features.items() if _holds_bytes(feature)]
+    if wanted is None and not images and len(structs) == 1:
+        logger.warning("The images of %s are taken from the bytes in its column %r.", name, structs[0])
+        return structs[0]
+    column = images[0] if wanted is None and len(images) == 1 else wanted
+    if column is not None and column in features and _may_be_images(features[column]):
+        return column
     have = f"{len(images)} image columns" if wanted is None else f"no image column {wanted!r}"
-    raise ValueError(f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column.")
+    raise ValueError(
+        f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column (--image-column); it is of "
+        "datasets' type Image, of image files' bytes (binary, or a struct of bytes and path) or of their paths "
+        "(string); write what else holds images as one of these."
+    )
+
+
+def _may_be_images(feature: Any) -> bool:
+    """Whether images can be read from a column: what datasets casts to its type Image, without a guess."""
+    import datasets
+
+    files = ("binary", "large_binary", "string", "large_string")
+    is_file = isinstance(feature, datasets.Value) and feature.dtype in files
+    return isinstance(feature, datasets.Image) or is_file or _holds_bytes(feature)
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Whether a column holds the bytes of files, and beside them perhaps their paths."""
+    if not isinstance(feature, dict) or not {"bytes"} <= feature.keys() <= {"bytes", "path"}:
+        return False
+    return "binary" in str(getattr(feature["bytes"], "dtype", ""))
 
 
 def _label_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of labels: the one that is wanted, else the only one that is named so or has class labels."""
     import datasets
 
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [column for column in ("label", "labels") if column in features]
-    found = wanted if wanted is not None else classes[0] if len(classes) == 1 else usual[0] if usual else None
-    if found in features:
-        return str(found)
-    have = f"{len(classes)} columns of class labels" if wanted is None else f"no label column {wanted!r}"
-    raise ValueError(f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column.")
+    candidates = list(dict.fromkeys([*usual, *classes]))
+    column = candidates[0] if wanted is None and len(candidates) == 1 else wanted
+    if column in features:
+        return str(column)
+    have = f"no label column {wanted!r}" if wanted is not None else "0 columns of class labels"
+    if candidates and wanted is None:  # transformers#28408: the one beside `label` may be about something else
+        have = f"{len(candidates)} columns that could be the labels, {' and '.join(map(repr, candidates))}"
+    raise ValueError(
+        f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column (--label-column)."
+    )
 
 
 def _listed(features: Mapping[str, Any]) -> str:
-    return f"its columns are {', '.join(f'{column} ({type(kind).__name__})' for column, kind in features.items())}"
+    import datasets
 
-
-def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]:
-    """A function from a value of the label column to the index of the models' class, matched by name.
-
-    It raises a KeyError for a value that the models don't know.
-
-    Raises:
-        ValueError: if the dataset names classes that the models don't know.
-    """
-    index = {name: number for number, name in enumerate(classes)}
-    placeholders = all(name == f"LABEL_{number}" for name, number in index.items())
-    names = split.class_names
-    if names is None:
-        # classes that are called by numbers, in whatever order, are meant by these numbers
-        numbers = all(name.isdecimal() for name in classes)
-        known: dict[Any, int] = {int(name) if numbers else number: number for number, name in enumerate(classes)}
-        return (known | index).__getitem__
-    if placeholders and len(names) == len(classes):
-        pairs = ", ".join(f"LABEL_{number} is {name!r}" for number, name in enumerate(names[:3]))
-        logger.warning(
-            "The models call their classes LABEL_0, LABEL_1, ...: matched to the dataset's by number (%s, ...).", pairs
-        )
-        return {number: number for number in range(len(names))}.__getitem__
-    unknown = [name for name in names if name not in index]
-    if unknown:
-        raise ValueError(
-            f"The dataset {split.name} has classes that the models don't know: {', '.join(unknown[:5])}"
-            f"{' and more' if len(unknown) > 5 else ''}. The models know {', '.join(classes[:10])}"
-            f"{' and more' if len(classes) > 10 else ''}. Rename either, so that equal names mean equal classes."
-        )
-    return {number: index[name] for number, name in enumerate(names)}.__getitem__
-
-
-def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
-    """Look at one row's label: a split without labels (as test splits often are) is refused before any work.
-
-    Raises:
-        ValueError: if the models don't know it.
-    """
-    for row in split.rows.take(1):
-        label_of(row.get(split.label_column), 0, split, to_class)
-
-
-def label_of(value: Any, sample: int | str, split: Split, to_class: Callable[[Any], int]) -> int:
-    try:
-        return to_class(value)
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"Sample {sample} of {split.name}, split {split.split!r}, has the label {repr(value)[:100]}, which the "
-            f"models don't know. Is the split labelled, and {split.label_column!r} the right column?"
-        ) from None
+    kinds = {
+        column: feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        for column, feature in features.items()
+    }
+    return f"its columns are {', '.join(f'{column} ({kind})' for column, kind in kinds.items())}"

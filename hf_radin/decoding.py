@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.data import Split, label_of
+from hf_radin.data import Split
+from hf_radin.digests import image_digest, with_bytes
+from hf_radin.matching import label_of
 from hf_radin.pixels import Inputs, Prepare, find_tables, join, pack
 from hf_radin.stream import Block
 
@@ -53,9 +55,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A block's labels, the places in it of samples that were left out, and the models' inputs of the others."""
+    """A block of samples.
+
+    Args:
+        labels, digests: of each sample that can be used its class, and what tells its image from others.
+        skipped: the places of those that were left out.
+        inputs: what the models take of the others.
+    """
 
     labels: list[int]
+    digests: list[str]
     skipped: list[int]
     inputs: Inputs
 
@@ -109,6 +118,7 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     """
     split, (shard, number) = source.split, block
     labels: list[int] = []
+    digests: list[str] = []
     skipped: list[int] = []
     packed: list[Inputs] = []
     waiting: dict[str, dict[str, torch.Tensor]] = {}  # by sample, until there are enough to be packed together
@@ -118,7 +128,9 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
         where = f"{sample} of shard {shard}" if shard else str(sample)
         label = label_of(row.get(split.label_column), where, split, source.to_class)
         try:
-            waiting[where] = source.prepare(_open(row[split.image_column], split.image_mode))
+            image = with_bytes(row[split.image_column])
+            waiting[where] = source.prepare(_open(image, split.image_mode))
+            digests.append(image_digest(image))
             labels.append(label)
         except Exception as error:  # Pillow raises nearly anything for a broken file
             if not _blames_the_image(error, row[split.image_column]):
@@ -138,7 +150,7 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
             waiting = {}
     if waiting:
         packed.append(pack(list(waiting.values()), source.tables))
-    return Decoded(labels, skipped, join(packed))
+    return Decoded(labels, digests, skipped, join(packed))
 
 
 def example_images(split: Split) -> dict[int, Image]:
@@ -148,11 +160,11 @@ def example_images(split: Split) -> dict[int, Image]:
     """
     first: dict[tuple[int, int], tuple[int, Any]] = {}  # by size; the other rows need not be decoded
     for position, row in enumerate(split.rows.take(LOOKED)):
-        value = row[split.image_column]
         try:
-            first.setdefault(_size(value, split.image_mode), (position, value))
+            image = with_bytes(row[split.image_column])
+            first.setdefault(_size(image, split.image_mode), (position, image))
         except Exception as error:  # Pillow raises nearly anything for a broken file
-            if not _blames_the_image(error, value):
+            if not _blames_the_image(error, row[split.image_column]):
                 raise
     if not first:
         return {}
@@ -160,25 +172,23 @@ def example_images(split: Split) -> dict[int, Image]:
     longest = max(first, key=lambda size: max(size) / min(size))
     images: dict[int, Image] = {}
     for size in dict.fromkeys((by_area[0], by_area[-1], longest)):
-        position, value = first[size]
+        position, image = first[size]
         try:
-            images[position] = _open(value, split.image_mode)
+            images[position] = _open(image, split.image_mode)
         except Exception as error:
-            if not _blames_the_image(error, value):
+            if not _blames_the_image(error, image):
                 raise
     return dict(sorted(images.items()))
 
 
-def _size(value: Any, mode: str | None) -> tuple[int, int]:
-    """Width and height of an image, from the head of its file where it is one that is here."""
+def _size(image: Any, mode: str | None) -> tuple[int, int]:
+    """Width and height of an image, as `with_bytes` gives it; of a file, its head tells."""
     import PIL.Image
 
-    content = value.get("bytes") if isinstance(value, dict) else None
-    path = value.get("path") if isinstance(value, dict) and content is None else None
-    if content is None and (path is None or "://" in str(path)):
-        return _open(value, mode).size
-    with PIL.Image.open(io.BytesIO(content) if content is not None else str(path)) as image:
-        return image.size
+    if not isinstance(image, dict):
+        return _open(image, mode).size
+    with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
+        return opened.size
 
 
 def prepared_example(split: Split, prepare: Prepare, images: dict[int, Image]) -> dict[str, torch.Tensor] | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_radin.digests import DTYPE
+from hf_radin.kept import DIGESTS
 from hf_radin.records import from_record
 
 # Rows of logits that are looked at together.
@@ -136,6 +138,10 @@ def _problems_of_arrays(folder: Path, about: dict[str, Any], keys: list[str]) ->
     for name, array in (("ids", ids), ("labels", labels)):
         if array.shape != (samples,) or array.dtype.kind not in "iu":
             yield f"{name}.npy is {array.dtype} {array.shape}, not whole numbers ({samples},)"
+    if (folder / DIGESTS).exists():
+        digests = np.load(folder / DIGESTS, mmap_mode="r")
+        if digests.shape != (samples,) or digests.dtype != DTYPE:
+            yield f"{DIGESTS} is {digests.dtype} {digests.shape}, not {DTYPE} ({samples},)"
     if (np.diff(ids) <= 0).any() or (labels < 0).any() or (labels >= classes).any():
         yield "its ids do not rise, or its labels are not among its classes"
     for key in keys:

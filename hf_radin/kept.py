@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LATEST = "latest.json"
+DIGESTS = "digests.npy"
 BATCH_SIZE_FILE = "batch_size.json"
 
 
@@ -146,7 +147,8 @@ def discard_broken(folder: Path, ingredients: Ingredients) -> None:
         size.unlink()
     classes, about = -1, {}
     if (folder / "bank.json").exists():
-        shapes = {_reads(partial(_shape, folder / f"{name}.npy")) for name in ("ids", "labels")}
+        names = ["ids", "labels", *(["digests"] if (folder / DIGESTS).exists() else [])]  # not of earlier versions
+        shapes = {_reads(partial(_shape, folder / f"{name}.npy")) for name in names}
         about = _reads(lambda: read_about(folder)) or {}
         classes = len(about.get("classes", ()))
         if shapes != {(about.get("samples", -1),)}:

@@ -6,7 +6,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,12 +20,13 @@ from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, Split, count_rows, match_labels, open_split
+from hf_radin.data import OBJECT, Split, count_rows, open_split
 from hf_radin.decoding import Source, example_images, prepared_example
 from hf_radin.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.kept import (
     BATCH_SIZE_FILE,
+    DIGESTS,
     discard_broken,
     read_about,
     read_told,
@@ -34,6 +35,8 @@ from hf_radin.kept import (
     write_record,
 )
 from hf_radin.machines import on_each_disk, share
+from hf_radin.matching import check_first_label, match_labels
+from hf_radin.overlap import refuse_met
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
@@ -74,6 +77,7 @@ def compute_logits(
     batchnorm_split: str | None = None,
     batchnorm_images: int = IMAGES,
     pilot: float | Pilot | Chosen | None = None,
+    apart_from: LogitBank | None = None,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -109,6 +113,7 @@ def compute_logits(
         pilot: the share of the split, as in 0.2, that logits are computed of: images drawn at random, the same for all
             models. `radin` completes them where they tell recipes apart. `Pilot(0.2, seed=1)` is another sample. By
             default all of it.
+        apart_from: a bank with none of whose images this split may have one in common: it is refused at the first.
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
         cache_dir: where banks and prepared images are kept; by default `hf_radin` in HF_HOME.
 
@@ -160,6 +165,8 @@ def compute_logits(
         "on_error": on_error,
     }
     to_class = match_labels(opened, ingredients.labels)
+    if opened.is_here:  # of a stream, the first image comes no sooner
+        check_first_label(opened, to_class)
     sampled = find_sampled(ingredients[0], opened, request, batchnorm_split)
     if sampled is not None:
         key = sampled.key
@@ -202,7 +209,7 @@ def compute_logits(
                 sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
             )
         source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, block)
-        images = Images(pixels, block, lambda: source)
+        images = Images(pixels, block, lambda: source, on_digests=refuse_met(apart_from, opened))
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
         size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, example))
         share(folder, BATCH_SIZE_FILE)
@@ -240,37 +247,6 @@ def compute_logits(
     return LogitBank(
         folder, usable, found, images, {**request, "pilot": sample}, statistics, tuple(remarks), part=part
     )
-
-
-def of_split(bank: LogitBank, split: str) -> LogitBank:
-    """The bank of the same ingredients on another split of the same dataset, computed if it is not there yet.
-
-    Raises:
-        ValueError: if the bank was computed from an object that is one split.
-    """
-    check_split(bank, split)
-    for one in bank.ingredients:  # of somebody else's bank nothing is here yet
-        one.download()
-    return compute_logits(
-        bank.ingredients, split=split, **{**bank.request, "pilot": Chosen() if bank.partly else None}
-    )
-
-
-def check_split(bank: LogitBank, split: str) -> None:
-    """Raises a ValueError if the data of a bank have no such split, as far as that is known without reading it."""
-    if bank.origin is not None and bank.request["dataset"] == OBJECT:
-        raise ValueError(
-            f"The images of the bank {bank.origin} are not on the Hub, and its split {split!r} is not either. Name no "
-            "held-out split (test_split, --test-split)."
-        )
-    if bank.about["data"]["name"] == OBJECT and not isinstance(bank.request["dataset"], Mapping):
-        raise ValueError(
-            f"The bank in {bank.folder} was computed from a Dataset object, which has no other splits. Compute the "
-            f"bank of the split {split!r} with compute_logits and pass that."
-        )
-    if bank.about["data"]["name"] != OBJECT:
-        where = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
-        open_split(**{name: bank.request[name] for name in where if name in bank.request}, split=split)
 
 
 @contextmanager
@@ -336,6 +312,8 @@ def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | C
         raise ValueError(f"pilot={pilot.share}: that is none of {len(ids)} images.")
     write_atomically(folder / "ids.npy", partial(np.save, arr=ids))
     write_atomically(folder / "labels.npy", partial(np.save, arr=labels))
+    if (digests := images.digests()) is not None:
+        write_atomically(folder / DIGESTS, partial(np.save, arr=digests))
     about = {
         **about,
         "samples": len(ids),

@@ -109,6 +109,8 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say how the soup is found, and where it goes."""
     add = parser.add_argument
     add("--test-split", help="split that takes no part in the choice, for the final figures")
+    overlap = "let the split that proves share images with the one that chooses; recipe and card say how many"
+    add("--allow-overlap", action="store_true", help=overlap)
     add(
         "--method",
         choices=("radin", "greedy", "uniform", "best_single"),
@@ -252,9 +254,13 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         ValueError: if the cards don't agree, or the dataset lacks a split that was asked for.
     """
     from hf_radin.batchnorm import refuse_statistics_of
-    from hf_radin.data import check_first_label, match_labels, open_split
+    from hf_radin.data import open_split
+    from hf_radin.matching import check_first_label, match_labels
     from hf_radin.origin import Origin, agreed_origin, is_path
+    from hf_radin.overlap import refuse_shared_splits
     from hf_radin.places import is_dir
+    from hf_radin.prepared import find_home
+    from hf_radin.processes import on_main_process
     from hf_radin.strata import Pilot
 
     named = {"config_name": args.dataset_config, "split": args.split}
@@ -278,6 +284,9 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
         test = open_split(split=test_split, **source)
         check_first_label(test, match_labels(test, ingredients.labels))
         refuse_statistics_of(test_split, ingredients[0], args.batchnorm_split)
+        if test.is_here and not args.allow_overlap:
+            chosen, home = open_split(split=split, **source), find_home(args.cache_dir)
+            on_main_process(lambda: refuse_shared_splits(test, chosen, home))
     speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
     names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images", "pilot")
     running = {name: getattr(args, name) for name in names}
@@ -348,6 +357,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         **{name: getattr(args, name) for name in own if getattr(args, name) is not None},
         "metrics": _names(args.metrics),
         "test_split": args.test_split,
+        "allow_overlap": args.allow_overlap,
     }
 
 

@@ -40,7 +40,29 @@ def sentence(fields: dict[str, Any]) -> str:
 def _flatters(fields: dict[str, Any]) -> str:
     if fields["method"] == "uniform":
         return " Nothing was chosen: all checkpoints are in it, in equal parts."
+    shared = (fields.get("overlap") or {}).get("images")
+    if fields["held_out"] and shared:
+        return f" {shared:,} of its {fields['overlap']['of']:,} images chose it too, which flatters it."
     return "" if fields["held_out"] else " That split chose it too, which flatters it."
+
+
+def in_common(fields: dict[str, Any]) -> str:
+    """What images the split that proves has in common with others, in sentences; empty if it has none."""
+    overlap = fields.get("overlap")
+    if not overlap:
+        return ""
+    proves, chose = escape(fields["held_out"]), escape(fields["data"]["split"])
+    sentences = []
+    if overlap["images"] is None:
+        sentences.append(f"Whether {proves} and {chose} have images in common can't be told.")
+    elif overlap["images"]:
+        part = "" if fields["method"] == "uniform" else ", and so had a part in the choice that they are to prove"
+        number = f"{overlap['images']:,} of the {overlap['of']:,} images"
+        sentences.append(f"**{number} of {proves} are in {chose} too**, byte for byte{part}.")
+    if overlap["batchnorm"] and len(fields["recipe"]["ingredients"]) > 1:
+        number = f"{overlap['batchnorm']:,} of the {overlap['of']:,} images"
+        sentences.append(f"{number} of {proves} gave BatchNorm its statistics too, without their labels.")
+    return " ".join(sentences)
 
 
 def _single(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:

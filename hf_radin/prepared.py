@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin.data import Split
 from hf_radin.decoding import Decoded, Source, decode_all
+from hf_radin.digests import as_digests
 from hf_radin.files import write_atomically, write_json
 from hf_radin.pixels import Inputs, Pixels
 from hf_radin.stream import Block, count_shards, raw_blocks, reader, reads
@@ -97,11 +98,13 @@ class Images:
             and which samples were left out) and, while there is room, the models' inputs.
         size: samples in a block.
         source: where the images come from; it is only asked if some are not kept.
+        on_digests: hears those of each block that goes by, once it is indexed, and may refuse to go on.
     """
 
     folder: Path
     size: int
     source: Callable[[], Source] = field(compare=False, repr=False)
+    on_digests: Callable[[list[str]], None] | None = field(default=None, compare=False, repr=False)
 
     def is_indexed(self) -> bool:
         """Whether all blocks were decoded once."""
@@ -148,6 +151,19 @@ class Images:
             counts.append(len(index["labels"]))
         return np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts
 
+    def digests(self, blocks: Sequence[Block] | None = None) -> np.ndarray | None:
+        """Of the image of each sample `(samples,)`; None if that is not known, or an earlier version indexed some.
+
+        Args:
+            blocks: whose samples; by default those of the whole split.
+        """
+        indices = [self._index(block) for block in (self.blocks if blocks is None else blocks)]
+        if not indices or not all(
+            len(index.get("digests", ())) == len(index.get("labels", [None])) for index in indices
+        ):
+            return None
+        return as_digests([digest for index in indices for digest in index["digests"]])
+
     def stream(
         self,
         rank: int,
@@ -169,10 +185,13 @@ class Images:
             ValueError: for an unreadable image (unless skipped) or an unknown label, with the sample's id.
         """
         for block, decoded in decode_all(self._raw(rank, world, wanted), self.source, workers):
+            if decoded is not None:
+                room -= self._keep(block, decoded, room)
+            if self.on_digests:
+                self.on_digests(self._index(block).get("digests", []))
             if decoded is None:
                 yield block, self.read(block)
                 continue
-            room -= self._keep(block, decoded, room)
             if wanted(block):
                 yield block, decoded.inputs
 
@@ -273,8 +292,11 @@ class Images:
 
     def _is_indexed(self, block: Block) -> bool:
         """Whether a block's labels are known; an index that can't be read is made anew."""
-        found = _read_json(self._index_path(block)) or {}
+        found = self._index(block)
         return all(isinstance(found.get(name), list) for name in ("labels", "skipped"))
+
+    def _index(self, block: Block) -> dict[str, Any]:
+        return _read_json(self._index_path(block)) or {}
 
     def _index_path(self, block: Block) -> Path:
         return self.folder / f"block-{block[0]:05d}-{block[1]:06d}.json"
@@ -283,7 +305,8 @@ class Images:
         """Write a block's index, and its inputs if they fit; how many bytes these took."""
         from safetensors.torch import save_file
 
-        write_json(self._index_path(block), {"labels": decoded.labels, "skipped": decoded.skipped})
+        index = {name: getattr(decoded, name) for name in ("labels", "digests", "skipped")}
+        write_json(self._index_path(block), index)
         tensors: dict[str, torch.Tensor] = {}
         for name, value in decoded.inputs.items():
             if isinstance(value, Pixels):

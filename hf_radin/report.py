@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from hf_radin import compare, origin
 from hf_radin.bank import LogitBank
+from hf_radin.data import Split
 from hf_radin.evaluate import trial_of
+from hf_radin.held_out import check_split, of_split, refuse_overlap
 from hf_radin.kept import Spent, spent
-from hf_radin.logits import check_split, of_split
 from hf_radin.metrics import Answers, Metric, compute_metrics, load_metrics
-from hf_radin.processes import log
+from hf_radin.overlap import Overlap, overlap_of, refuse_counted
+from hf_radin.processes import log, on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.recipe_file import versions
 from hf_radin.soup import Soup
@@ -36,11 +38,14 @@ class Report:
         hold_out: float | None = None,
         seed: int = 0,
         whole: bool = False,
+        allow_overlap: bool = False,
     ):
         self.probed: dict[Recipe, Spent] = {}  # soups that the split that chose was shown once more for their logits
-        self.metrics = self.check(bank, test_split, metric, metrics, hold_out=hold_out, whole=whole)
+        self.metrics = self.check(
+            bank, test_split, metric, metrics, hold_out=hold_out, whole=whole, allow_overlap=allow_overlap
+        )
         if hold_out is None:
-            self.bank, self.held_out = bank, _held_out(bank, test_split)
+            self.bank, self.held_out = bank, _held_out(bank, test_split, allow_overlap)
         else:
             self.bank, self.held_out = bank.divided(hold_out, seed)
             if bank.statistics and bank.statistics.about["data"] == bank.about["data"]["key"]:
@@ -48,6 +53,7 @@ class Report:
                     f"hold_out={hold_out!r}: the split {bank.split!r} gives soups their BatchNorm statistics, images "
                     "held out too. Name another for these with batchnorm_split (--batchnorm-split), or a test_split."
                 )
+        self.overlap = None if self.held_out is None else _overlap(self.bank, self.held_out, allow_overlap)
 
     @staticmethod
     def check(
@@ -58,6 +64,7 @@ class Report:
         *,
         hold_out: float | None = None,
         whole: bool = False,
+        allow_overlap: bool = False,
     ) -> tuple[Metric, ...]:
         """The metrics, if all can be chosen by and proved with that is named.
 
@@ -80,6 +87,7 @@ class Report:
             )
         if isinstance(test_split, LogitBank):
             _check_held_out(bank, test_split)
+            proving: LogitBank | Split | None = test_split
         elif test_split is not None:
             if str(test_split) == bank.split:
                 raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
@@ -87,7 +95,11 @@ class Report:
                 raise ValueError(
                     f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
                 )
-            check_split(bank, str(test_split))
+            proving = check_split(bank, str(test_split))
+        else:
+            proving = None
+        if proving is not None and not allow_overlap:
+            refuse_overlap(bank, proving)
         return load_metrics(metrics)
 
     def soup(
@@ -146,6 +158,7 @@ class Report:
             "images": len(bank),
             "skipped": len(bank.about["skipped"]),
             "held_out": self.held_out.split if self.held_out else None,
+            "overlap": self.overlap and asdict(self.overlap),
             "held_out_logits": len(self.held_out.ingredients) if self.held_out else 0,
             "remarks": [list(remark) for remark in bank.remarks],
             "batchnorm": bank.statistics and bank.statistics.about,
@@ -305,14 +318,43 @@ def _by_class(split: LogitBank, predictions: dict[str, np.ndarray]) -> dict[str,
     return {"split": split.split, "images": np.bincount(labels, minlength=classes).tolist(), **right}
 
 
-def _held_out(bank: LogitBank, test_split: str | LogitBank | None) -> LogitBank | None:
+def _overlap(bank: LogitBank, held_out: LogitBank, allow: bool) -> Overlap:
+    """What the split that proves shares with others.
+
+    Raises:
+        ValueError: if that is not allowed.
+    """
+    overlap = on_main_process(lambda: overlap_of(bank, held_out))
+    names = held_out.split, bank.split
+    if overlap.images is None:
+        logger.warning(
+            "Whether the splits %r and %r share images can't be told: a bank has no digests of its.", *names
+        )
+    if overlap.images:
+        if not allow:
+            refuse_counted(overlap.images, overlap.of, names)
+        logger.warning("%d of %d images of the split %r are in %r too.", overlap.images, overlap.of, *names)
+    if overlap.batchnorm:
+        logger.warning(
+            "%d of %d images of the split %r are among those that give BatchNorm its statistics.",
+            overlap.batchnorm,
+            overlap.of,
+            held_out.split,
+        )
+    return overlap
+
+
+def _held_out(bank: LogitBank, test_split: str | LogitBank | None, allow_overlap: bool) -> LogitBank | None:
     """The bank of the split that proves, refused if it is the split that chooses."""
     if test_split is None:
         return None
     wanted = bank
     if bank.partly and not isinstance(test_split, LogitBank):  # what proves takes the best single model, and soups
         wanted = replace(bank, ingredients=bank.ingredients.select(bank.partly.whole))
-    held_out = test_split if isinstance(test_split, LogitBank) else of_split(wanted, str(test_split))
+    if isinstance(test_split, LogitBank):
+        held_out = test_split
+    else:
+        held_out = of_split(wanted, str(test_split), allow_overlap=allow_overlap)
     _check_held_out(wanted, held_out)
     return replace(held_out, ingredients=wanted.ingredients, statistics=bank.statistics)
 

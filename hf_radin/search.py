@@ -46,6 +46,7 @@ def radin(
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
     hold_out: float | None = None,
+    allow_overlap: bool = False,
     seed: int = 0,
 ) -> Soup:
     """The best soup that can be found within a budget, after Recipe 2 of the paper (arXiv 2401.17790).
@@ -81,7 +82,10 @@ def radin(
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
             It costs a pass an ingredient.
         hold_out: where there is no such split: a share of the bank's images, drawn at random, that takes no part in
-            the choice and gives the final figures. Its logits are known.
+            the choice and gives the final figures. Its logits are known. Copies of one image stay together.
+        allow_overlap: whether the split that proves may have images of the split that chooses; recipe and card then
+            say how many. By default that is refused: before anything is computed where the files are here, as the
+            images go by where they are streamed.
         seed: of candidates and samples that are drawn.
 
     Raises:
@@ -101,12 +105,14 @@ def radin(
     check_start(kinds, start, bank.ingredients.ids)
     drawn, pilot = draw(), bank.about.get("pilot")
     if bank.is_pilot and spend.passes:
-        Report.check(bank, test_split, metric, metrics, hold_out=hold_out)  # before the rest of the logits
+        Report.check(
+            bank, test_split, metric, metrics, hold_out=hold_out, allow_overlap=allow_overlap
+        )  # before the rest of the logits
         own = {name for recipe in recipes for name in recipe.used} | ({start} if start else set())
         bank, pilot = complete(bank, own)
         drawn = draw()
     paused = time.perf_counter()
-    report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed)
+    report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed, allow_overlap=allow_overlap)
     begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
     bank, full = report.bank, measure == "full"
     guided = not full and spend.passes > 0 and on_main_process(bank.is_prunable)
@@ -193,17 +199,18 @@ def greedy(
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
+    allow_overlap: bool = False,
 ) -> Soup:
     """The greedy soup (arXiv 2203.05482): take the ingredients from the best down, keep each that does not hurt.
 
     Args:
         accept: `>=` keeps an ingredient if the soup's accuracy does not fall, which is Recipe 1 of that paper; `>` if
             it rises, which is what the published code does.
-        metric, metrics, test_split: as in `radin`.
+        metric, metrics, test_split, allow_overlap: as in `radin`.
     """
     if accept not in (">=", ">"):
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
-    report = Report(bank, test_split, metric, metrics, whole=True)
+    report = Report(bank, test_split, metric, metrics, whole=True, allow_overlap=allow_overlap)
     singles = _singles(bank)
     order = sorted(singles, key=lambda one: -one.known)
     chosen, trials = order[0], []
@@ -225,9 +232,10 @@ def uniform(
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
+    allow_overlap: bool = False,
 ) -> Soup:
     """All ingredients in equal parts. Arguments as in `radin`."""
-    report = Report(bank, test_split, metric, metrics, whole=True)
+    report = Report(bank, test_split, metric, metrics, whole=True, allow_overlap=allow_overlap)
     recipe = Recipe.uniform(bank.ingredients.ids)
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", bar.update)
@@ -240,9 +248,10 @@ def best_single(
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
+    allow_overlap: bool = False,
 ) -> Soup:
     """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
-    report = Report(bank, test_split, metric, metrics, whole=True)
+    report = Report(bank, test_split, metric, metrics, whole=True, allow_overlap=allow_overlap)
     return report.soup("best_single", _singles(bank), {})
 
 

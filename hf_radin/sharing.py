@@ -13,6 +13,7 @@ from hf_radin import foreign
 from hf_radin.access import asking_the_hub
 from hf_radin.data import OBJECT
 from hf_radin.files import digest, write_folder
+from hf_radin.kept import DIGESTS
 from hf_radin.wording import escape, percent, shown
 
 COMMIT_MESSAGE = "Upload logits computed with hf_radin"
@@ -43,7 +44,7 @@ def public_files(
     latest = {**latest, "remarks": [[shown(name), text] for name, text in latest["remarks"]]}
     card = _card(about, records, scores, repo_id)
     files: dict[str, Path | bytes] = {"bank.json": _json(about), "latest.json": _json(latest)}
-    files |= {"README.md": card.encode(), **{f"{name}.npy": folder / f"{name}.npy" for name in ("ids", "labels")}}
+    files |= {"README.md": card.encode(), **{name: folder / name for name in _arrays(folder)}}
     for record, key in zip(records, latest["keys"], strict=True):
         files[f"logits/{key}.npy"] = folder / "logits" / f"{key}.npy"
         files[f"logits/{key}.json"] = _json(record)
@@ -92,11 +93,16 @@ def _adopt(snapshot: Path, folder: Path, origin: str) -> None:
     contents |= {f"logits/{key}.json": _at_home(record) for key, record in records.items()}
     for name, content in contents.items():
         (folder / name).write_bytes(_json(content))
-    for name in ("ids.npy", "labels.npy", *(f"logits/{key}.npy" for key in records)):
+    for name in (*_arrays(snapshot), *(f"logits/{key}.npy" for key in records)):
         try:
             os.symlink((snapshot / name).resolve(), folder / name)
         except OSError:  # a system without links
             shutil.copy(snapshot / name, folder / name)
+
+
+def _arrays(folder: Path) -> list[str]:
+    """The files that say of each sample what it is; one of an earlier version has no digests."""
+    return ["ids.npy", "labels.npy", *([DIGESTS] if (folder / DIGESTS).exists() else [])]
 
 
 def _at_home(record: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +179,8 @@ soup = hf_radin.radin(bank, budget=0)  # estimated, not measured; a larger budge
 print(soup.recipe)
 ```
 
-`logits/*.npy` are arrays `(samples, classes)`, `labels.npy` and `ids.npy` `(samples,)`, all of them plain NumPy files.
+`logits/*.npy` are arrays `(samples, classes)`, `labels.npy`, `ids.npy` and `digests.npy` (of the bytes of the image
+files, to find images that two splits share) `(samples,)`, all of them plain NumPy files.
 """
 
 

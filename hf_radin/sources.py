@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_radin import adapter
 from hf_radin.batchnorm import sample_source
-from hf_radin.data import OBJECT, Split, match_labels, open_split
+from hf_radin.data import OBJECT, Split, open_split
 from hf_radin.decoding import Source
 from hf_radin.ingredients import Ingredients
 from hf_radin.kept import read_about
+from hf_radin.matching import match_labels
 from hf_radin.processors import check_processor
 
 if TYPE_CHECKING:

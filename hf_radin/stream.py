@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.access import is_of_network
+from hf_radin.data import OBJECT
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
@@ -65,6 +68,7 @@ def raw_blocks(
 
     Raises:
         OSError: if a stream breaks off and can't be taken up again.
+        ValueError: if datasets can't read it.
     """
     if hasattr(rows, "select"):
         for number, start in enumerate(range(0, len(rows), size)):
@@ -75,12 +79,17 @@ def raw_blocks(
         try:
             block = list(itertools.islice(stream, size))
         except Exception as error:  # the client of the Hub has tried several times, and its errors are no OSErrors
-            if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub")):
+            if isinstance(error, OSError) or is_of_network(error):
                 raise OSError(
                     f"The stream of {name} broke off: {error}. All that was finished is kept; run the same again to "
                     "go on from there."
                 ) from error
-            raise
+            if name == OBJECT or isinstance(error, MemoryError):  # what a user's own generator does is theirs to see
+                raise
+            raise ValueError(
+                f"The dataset {name} can't be read on from row {number * size} of shard {shard}: {error}. See that "
+                "datasets reads it, or write it anew, as parquet files."
+            ) from error
         if not block:
             return
         yield number, block

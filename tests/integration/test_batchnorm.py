@@ -154,7 +154,7 @@ def test_the_split_that_gives_statistics_does_not_prove(nets, digits, kept):
 def test_the_held_out_split_is_shown_the_same_soup(bank):
     soup = hf_radin.uniform(bank, test_split="test")
     model = soup.model
-    from hf_radin.logits import of_split
+    from hf_radin.held_out import of_split
 
     test = of_split(bank, "test")
     predicted = []

@@ -1,10 +1,15 @@
 """Images and labels reach the models as they would through transformers' own pipeline, or not at all."""
 
 import io
+import json
 import shutil
+import tarfile
+import zipfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import NAMES, PARTS, digit_images, image_dataset
@@ -12,7 +17,7 @@ from PIL import Image
 from transformers import pipeline
 
 import hf_radin
-from hf_radin import data, logits
+from hf_radin import data, logits, matching
 
 
 def as_file(image: Image.Image, **options) -> dict:
@@ -292,7 +297,8 @@ def test_linked_folders_are_looked_into_and_links_may_run_in_circles(gathered, d
 
 
 def test_classes_that_are_numbers_in_another_order_are_matched_by_number():
-    to_class = data.match_labels(data.Split([], "d", None, "s", None, "k", "image", "label", None), ("1", "0", "2"))
+    split = data.Split([], "d", None, "s", None, "k", "image", "label", None, label_dtype="int64")
+    to_class = matching.match_labels(split, ("1", "0", "2"))
     assert [to_class(label) for label in (0, 1, 2)] == [1, 0, 2]
 
 
@@ -335,3 +341,111 @@ def test_a_folder_is_looked_through_once_until_it_changes(digits, tmp_path, monk
     )
     again = data.open_split(tmp_path / "digits", split="validation")
     assert len(looked) == 2 and sum(1 for _ in again.rows) == 497
+
+
+def bytes_of(part: slice) -> list[bytes]:
+    return [as_file(image)["bytes"] for image in digit_images(part)[0]]
+
+
+def structs(kind: pa.DataType, paths: pa.DataType | None) -> pa.Array:
+    files = bytes_of(slice(0, 4))
+    fields = {"bytes": pa.array(files, kind)} | ({} if paths is None else {"path": pa.array([None] * 4, paths)})
+    return pa.StructArray.from_arrays(list(fields.values()), list(fields))
+
+
+STRUCTS = {  # as pandas, polars and pyarrow write what looks like an image to datasets, without its metadata
+    "pandas": (pa.binary(), pa.null()),
+    "polars": (pa.large_binary(), pa.null()),
+    "large": (pa.large_binary(), pa.large_string()),
+    "views": (pa.binary_view(), pa.string_view()),
+    "bytes alone": (pa.binary(), None),
+}
+COLUMNS = {"binary": pa.binary(), "large_binary": pa.large_binary()}
+
+
+def write_parquet(folder, images: pa.Array, **others: pa.Array):
+    folder.mkdir()
+    columns = {"image": images, "label": pa.array([NAMES[label] for label in digit_images(slice(0, 4))[1]])}
+    pq.write_table(pa.table({**columns, **others}), folder / "validation.parquet")
+    return folder
+
+
+def is_as_plain(bank, gathered, tmp_path) -> bool:
+    plain = hf_radin.compute_logits(gathered, image_dataset(*digit_images(slice(0, 4))), cache_dir=tmp_path / "plain")
+    return np.array_equal(bank.logits(0), plain.logits(0)) and bank.labels.tolist() == plain.labels.tolist()
+
+
+@pytest.mark.parametrize("kind", STRUCTS)
+def test_image_bytes_without_the_metadata_of_datasets_are_taken_and_that_is_said(gathered, tmp_path, caplog, kind):
+    """datasets#7765, #4692."""
+    folder = write_parquet(tmp_path / "data", structs(*STRUCTS[kind]))
+    bank = hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
+    assert is_as_plain(bank, gathered, tmp_path)
+    assert "are taken from the bytes in its column 'image'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [*COLUMNS, "paths"])
+def test_bytes_and_paths_alone_are_images_where_their_column_is_named(gathered, tmp_path, kind):
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, content in zip(paths, bytes_of(slice(0, 4)), strict=True):
+        path.write_bytes(content)
+    images = pa.array(list(map(str, paths)) if kind == "paths" else bytes_of(slice(0, 4)), COLUMNS.get(kind))
+    folder = write_parquet(tmp_path / "data", images)
+    with pytest.raises(ValueError, match=r"0 image columns; .*Name one with image_column \(--image-column\)"):
+        hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(gathered, folder, image_column="image", cache_dir=tmp_path / "cache")
+    assert is_as_plain(bank, gathered, tmp_path)
+
+
+def test_of_two_columns_of_bytes_one_is_named(gathered, tmp_path):
+    other = structs(*STRUCTS["polars"]).take(pa.array([3, 2, 1, 0]))
+    folder = write_parquet(tmp_path / "data", structs(*STRUCTS["pandas"]), thumbnail=other)
+    with pytest.raises(ValueError, match=r"0 image columns; .*thumbnail \(dict\)"):
+        hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(gathered, folder, image_column="image", cache_dir=tmp_path / "cache")
+    assert is_as_plain(bank, gathered, tmp_path)
+
+
+def test_what_datasets_would_take_for_pixels_is_refused(gathered, tmp_path):
+    numbers = pa.array([list(content) for content in bytes_of(slice(0, 4))], pa.list_(pa.uint8()))
+    folder = write_parquet(tmp_path / "data", numbers)
+    with pytest.raises(ValueError, match=r"no image column 'image'; its columns are image \(List\).*write what else"):
+        hf_radin.compute_logits(gathered, folder, image_column="image", cache_dir=tmp_path / "cache")
+
+
+def pack(path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    elif ".tar" in path.suffixes:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    else:
+        path.write_bytes(b"of a kind that datasets can't unpack")
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tgz", "7z", "rar"])
+def test_archives_of_class_folders_are_to_be_unpacked(gathered, tmp_path, suffix):
+    """datasets#8419."""
+    files = {f"{NAMES[number % 2]}/{number}.png": content for number, content in enumerate(bytes_of(slice(0, 4)))}
+    for name in ("train", "validation"):
+        pack(tmp_path / "data" / f"{name}.{suffix}", files)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/data .*npack its archives \(train\.{suffix}, validation"):
+        hf_radin.compute_logits(gathered, tmp_path / "data", cache_dir=tmp_path / "cache")
+
+
+def test_tars_of_webdataset_are_read(gathered, tmp_path):
+    images, labels = bytes_of(slice(0, 4)), digit_images(slice(0, 4))[1]
+    files = {f"{number:04}.png": content for number, content in enumerate(images)}
+    files |= {f"{number:04}.cls": str(label).encode() for number, label in enumerate(labels)}
+    files |= {f"{number:04}.json": json.dumps({"label": label}).encode() for number, label in enumerate(labels)}
+    pack(tmp_path / "data" / "validation-0000.tar", dict(sorted(files.items())))
+    with pytest.raises(ValueError, match="0 columns of class labels"):
+        hf_radin.compute_logits(gathered, tmp_path / "data", cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(gathered, tmp_path / "data", label_column="cls", cache_dir=tmp_path / "cache")
+    assert is_as_plain(bank, gathered, tmp_path)

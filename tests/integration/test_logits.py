@@ -14,7 +14,7 @@ from timeless import contents, without_times
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
-from hf_radin import adapter, decoding, logits
+from hf_radin import adapter, decoding, held_out, logits
 
 
 def test_logits_are_those_of_the_models(bank, runs, digits):
@@ -330,7 +330,7 @@ def test_blocks_do_not_change_the_logits(runs, digits, bank, tmp_path, monkeypat
 
 def test_an_opened_bank_is_computed_for_another_split_under_the_same_settings(bank):
     again = hf_radin.LogitBank.open(bank.folder)
-    test = logits.of_split(again, "test")
+    test = held_out.of_split(again, "test")
     assert len(test) == 497 and test.folder.parent == bank.folder.parent
     for name in ("dtype", "processor", "batch_size", "on_error"):
         assert test.about[name] == bank.about[name]
@@ -385,7 +385,7 @@ def test_a_bank_does_not_follow_the_process_to_another_folder(runs, digits, tmp_
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for one in (bank, hf_radin.LogitBank.open(bank.folder)):
-        assert len(logits.of_split(one, "test")) == 497
+        assert len(held_out.of_split(one, "test")) == 497
 
 
 def test_checkpoints_that_moved_are_found_again_and_lost_ones_left_out(runs, two, digits, tmp_path, caplog):

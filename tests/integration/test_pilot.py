@@ -95,7 +95,7 @@ def test_the_figures_are_of_the_whole_split_and_a_held_out_one_takes_few_logits(
     asked = []
     of_split = report.of_split
     monkeypatch.setattr(
-        report, "of_split", lambda bank, name: asked.append(bank.ingredients.ids) or of_split(bank, name)
+        report, "of_split", lambda bank, name, **_: asked.append(bank.ingredients.ids) or of_split(bank, name)
     )
     soup = hf_radin.radin(pilot, budget=3, test_split="test")
     rows = {(one.name, one.split): one.images for one in soup.results}

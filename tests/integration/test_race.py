@@ -295,9 +295,9 @@ def test_logits_of_the_final_figures_are_no_part_of_a_duration(fresh, monkeypatc
 
     clock, of_split = [0.0], report.of_split
 
-    def slow(*args):
+    def slow(*args, **options):
         clock[0] += 1000
-        return of_split(*args)
+        return of_split(*args, **options)
 
     monkeypatch.setattr(report, "of_split", slow)
     monkeypatch.setattr(race.time, "perf_counter", lambda: clock[0])

@@ -1,0 +1,99 @@
+"""What it costs to find out whether two splits share images, before anything is computed.
+
+    python benchmarks/overlap.py [--images 10000] [--rounds 5]
+
+Images are Fashion-MNIST's, as PNG files: in parquet, and a file each in a folder a class. Two splits of so many each
+are listed, read and digested; then asked again, when their digests are known; and beside that, each image of one split
+is decoded once, which computing logits has to do in any case. On a CPU, one thread; medians of the rounds and ranges.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import datasets
+from PIL import Image
+from zoo.fashion import SOURCE, read_idx
+
+from hf_radin.data import Split, open_split
+from hf_radin.overlap import refuse_shared_splits
+
+datasets.disable_progress_bars()
+
+
+def png(pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, source: Path, images: int) -> dict[str, Path]:
+    """The same two splits as parquet and as files."""
+    pixels = read_idx(source / "train-images-idx3-ubyte.gz")
+    labels = read_idx(source / "train-labels-idx1-ubyte.gz")
+    label = datasets.ClassLabel(names=[str(number) for number in range(10)])
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    for start, split in ((0, "validation"), (images, "test")):
+        part = slice(start, start + images)
+        files = [png(image) for image in pixels[part]]
+        rows = {"image": [{"bytes": file, "path": None} for file in files], "label": labels[part].tolist()}
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / "parquet" / f"{split}.parquet")
+        for number, (file, name) in enumerate(zip(files, rows["label"], strict=True)):
+            place = folder / "files" / split / str(name)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number:05d}.png").write_bytes(file)
+    return {name: folder / name for name in ("parquet", "files")}
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def decode(split: Split) -> None:
+    image = datasets.Image()
+    for row in split.rows:
+        image.decode_example(row[split.image_column])
+
+
+def main(source: Path, images: int, rounds: int) -> None:
+    steps = ("open both", "read and compare both", "again", "decode one")
+    print(f"| {images:,} and {images:,} images, seconds | {' | '.join(steps)} |\n|---|{'---:|' * len(steps)}")
+    with tempfile.TemporaryDirectory() as place:
+        for name, folder in write(Path(place), source, images).items():
+            taken: dict[str, list[float]] = {step: [] for step in steps}
+            for number in range(rounds):
+                home = Path(place) / f"cache-{name}-{number}"
+                (folder / "round.txt").write_text(str(number))  # the listing is another one: nothing is remembered
+                splits: list[Split] = []
+
+                def open_both(folder: Path = folder, splits: list[Split] = splits) -> None:
+                    splits += [open_split(folder, split=split) for split in ("test", "validation")]
+
+                def compare(home: Path = home, splits: list[Split] = splits) -> None:
+                    refuse_shared_splits(splits[0], splits[1], home)
+
+                taken["open both"].append(seconds(open_both))
+                taken["read and compare both"].append(seconds(compare))
+                taken["again"].append(seconds(compare))
+                taken["decode one"].append(seconds(lambda splits=splits: decode(splits[0])))
+            cells = (f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" for of in taken.values())
+            print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Time the search for images that two splits share.")
+    parser.add_argument("--images", type=int, default=10_000, help="in each split")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--source", type=Path, default=SOURCE, help="folder with Fashion-MNIST's .gz files")
+    args = parser.parse_args()
+    main(args.source, args.images, args.rounds)
