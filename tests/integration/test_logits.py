@@ -47,7 +47,7 @@ def test_the_models_learnt_something_and_differ(bank):
 
 
 def test_an_unknown_metric_is_refused(bank):
-    with pytest.raises(ValueError, match="metric='loss'"):
+    with pytest.raises(ValueError, match="The metric 'loss' is none of accuracy"):
         bank.score(np.eye(5), metric="loss")
 
 
@@ -221,19 +221,19 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 import datasets, hf_radin.search, transformers
-from hf_radin import logits, passes
+from hf_radin import logits, parts
 
 runs, digits, folder, kills, seed = sys.argv[1:]
 logits.block_size = lambda samples: 16
 generator = random.Random(int(seed))
 
 def run(name):
-    write = passes.write_atomically
+    write = parts.write_atomically
     log = os.open(f"{folder}/{name}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     def logged(path, fill, **options):
         write(path, fill, **options)
         os.write(log, f"{path}\\n".encode())
-    passes.write_atomically = logged
+    parts.write_atomically = logged
     bank = hf_radin.compute_logits(hf_radin.gather(runs + "/ft-*"), digits, cache_dir=f"{folder}/{name}")
     hf_radin.radin(bank, budget=6).save_pretrained(f"{folder}/{name}-soup", overwrite=True)
 
