@@ -15,7 +15,7 @@ from hf_radin.data import Split
 from hf_radin.digests import image_digest, with_bytes
 from hf_radin.matching import label_of
 from hf_radin.pixels import Inputs, Prepare, find_tables, join, pack
-from hf_radin.stream import Block
+from hf_radin.stream import Block, raw_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -157,9 +157,13 @@ def example_images(split: Split) -> dict[int, Image]:
     """Of the first rows up to three images that differ most, by position: the smallest, the largest, the longest.
 
     None that can't be read is among them: what becomes of it is decided when its turn comes.
+
+    Raises:
+        OSError, ValueError: as `raw_blocks` does.
     """
     first: dict[tuple[int, int], tuple[int, Any]] = {}  # by size; the other rows need not be decoded
-    for position, row in enumerate(split.rows.take(LOOKED)):
+    _, rows = next(raw_blocks(split.rows, 0, 1, LOOKED, split.name), (0, ()))
+    for position, row in enumerate(rows):
         try:
             image = with_bytes(row[split.image_column])
             first.setdefault(_size(image, split.image_mode), (position, image))

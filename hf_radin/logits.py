@@ -20,7 +20,7 @@ from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, Split, count_rows, open_split
+from hf_radin.data import OBJECT, count_rows, open_split
 from hf_radin.decoding import Source, example_images, prepared_example
 from hf_radin.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
@@ -40,7 +40,7 @@ from hf_radin.overlap import refuse_met
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
-from hf_radin.processors import check_same_pixels
+from hf_radin.processors import check_same_pixels, read_alike
 from hf_radin.strata import Chosen, Pilot, drawn_places
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
@@ -189,7 +189,9 @@ def compute_logits(
         accelerator.wait_for_everyone()
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the images go by
-        example = _example(opened, ingredients) if missing else None
+        source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, block)
+        images = Images(pixels, block, lambda: source, on_digests=refuse_met(apart_from, opened))
+        example = on_main_process(lambda: _example(images, ingredients)) if missing else None
         try_all(ingredients, missing, home, example=example, dtype=weights_dtype, accelerator=accelerator)
         ingredients, remarks = sound(ingredients, home, strangers, weights_dtype)
         missing = [name for name in missing if name in ingredients.ids]
@@ -208,8 +210,6 @@ def compute_logits(
             statistics = collect_statistics(
                 sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
             )
-        source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, block)
-        images = Images(pixels, block, lambda: source, on_digests=refuse_met(apart_from, opened))
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
         size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, example))
         share(folder, BATCH_SIZE_FILE)
@@ -271,15 +271,20 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _example(split: Split, ingredients: Ingredients) -> dict[str, torch.Tensor] | None:
+def _example(images: Images, ingredients: Ingredients) -> dict[str, torch.Tensor] | None:
     """An image of a split as the models take it; None if none of the first can be read.
+
+    Where an earlier run has prepared some, and no processors are to be compared, nothing is read or downloaded.
 
     Raises:
         ValueError: if the image processors of the ingredients make different pixels of some images, or none.
     """
-    images = example_images(split)
-    check_same_pixels(ingredients, list(images.values()))
-    return prepared_example(split, partial(adapter.prepare, ingredients[0].processor), images)
+    if read_alike(ingredients) and (example := images.example()) is not None:
+        return example
+    source = images.source()
+    originals = example_images(source.split)
+    check_same_pixels(ingredients, list(originals.values()))
+    return prepared_example(source.split, source.prepare, originals)
 
 
 def _batch_size(

@@ -121,6 +121,17 @@ class Images:
         kept = [block for block in self.blocks if self.path(block).exists()]
         return {block for one in gather_object([kept]) for block in one} >= {*self.blocks}
 
+    def example(self) -> dict[str, torch.Tensor] | None:
+        """What the models take for one of the images, without the batch dimension; None if no block is kept yet."""
+        import torch
+
+        for path in sorted(self.folder.glob("block-*.safetensors")):
+            _, shard, number = path.stem.split("-")
+            inputs = self.read((int(shard), int(number)))
+            if inputs and len(next(iter(inputs.values()))):
+                return {name: value[:1].to(torch.device("cpu"))[0] for name, value in inputs.items()}
+        return None
+
     @property
     def blocks(self) -> list[Block]:
         """All blocks in order, once each shard was read to its end."""

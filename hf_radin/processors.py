@@ -66,6 +66,11 @@ def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, P
     }
 
 
+def read_alike(ingredients: Sequence[Ingredient]) -> bool:
+    """Whether the image processors of all ingredients say the same of themselves."""
+    return len({json.dumps(_fields(ingredient.processor), sort_keys=True) for ingredient in ingredients}) == 1
+
+
 def check_same_pixels(ingredients: Sequence[Ingredient], images: Sequence[Image.Image]) -> None:
     """Hold the image processors of ingredients to that of the first, which prepares the images for all.
 

@@ -434,6 +434,8 @@ def test_what_is_there_already_asks_no_image(two, digits, tmp_path, monkeypatch)
     hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(logits, "example_images", None)
     hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "banks")  # the prepared images are there
+    hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(TypeError):
         hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
