@@ -163,6 +163,8 @@ def cook_files(
             return False
         if not are_alike(used, files) or [names.get(str(one)) for one in range(len(names))] != fields["classes"]:
             return False
+        config["label2id"] = {name: int(number) for number, name in names.items()}
+        config.setdefault("architectures", [fields["architecture"]] if fields.get("architecture") else None)
         kind = DTYPES[dtype] if dtype else widest(files)
         header = header_of(files, kind)
         saved_dtype = next(name for name, spelling in DTYPES.items() if spelling == kind)

@@ -81,7 +81,7 @@ def without_weights(files: set[str]) -> str:
     return f"no weights ({WEIGHTS}, {WEIGHTS_INDEX} or {ADAPTER}).{hint}"
 
 
-def refuse_redirection(folder: Path, name: str) -> None:
+def refuse_redirection(folder: Path, name: str, entry: str | None) -> None:
     """Refuse a configuration that sends some readers to other weights than those of the usual name.
 
     transformers follows `transformers_weights` since some release of its version 5 (transformers#38152), others read
@@ -89,6 +89,7 @@ def refuse_redirection(folder: Path, name: str) -> None:
 
     Args:
         name: of the checkpoint, for the error.
+        entry: the file that is read here (`choose_weights`).
 
     Raises:
         ValueError: if it does.
@@ -98,7 +99,7 @@ def refuse_redirection(folder: Path, name: str) -> None:
     except (OSError, ValueError, RecursionError):  # what is wrong with it is said where it is loaded
         return
     target = fields.get("transformers_weights") if isinstance(fields, dict) else None
-    if target is not None:
+    if target is not None and target != entry:
         raise ValueError(
             f"{name}: {CONFIG} names {str(target)[:100]!r} as its weights (transformers_weights), which not all "
             f"versions of transformers follow. Rename that file to {WEIGHTS} and take the field out of {CONFIG}."

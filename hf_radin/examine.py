@@ -104,7 +104,9 @@ def _in_folder(place: Place, given: Path, options: Options) -> Files:
     except ValueError as error:
         inner = [f"{given.as_posix()}/{part}" for part in ("*", "*/checkpoint-*") if _holds_checkpoints(folder, part)]
         raise ValueError(f"{error} Its folders look like checkpoints: {inner[0]}." if inner else str(error)) from error
-    checkpoint.refuse_redirection(folder, place.name)
+    checkpoint.refuse_redirection(
+        folder, place.name, checkpoint.choose_weights(names, allow_pickle=options.allow_pickle)
+    )
     header, wrapped = _plain(place.name, checkpoint.read_header(folder, allow_pickle=options.allow_pickle))
     stamp = checkpoint.stamp(folder, allow_pickle=options.allow_pickle)
     hashes = checkpoint.file_hashes(folder, allow_pickle=options.allow_pickle)
@@ -167,8 +169,8 @@ def _on_hub(place: Place, options: Options) -> Files:
     listed = {one.rfilename: one for one in info.siblings or []}
     mine = {path.removeprefix(inside): one for path, one in listed.items() if path.startswith(inside)}
     _refuse_nothing(place, set(listed), {name for name in mine if "/" not in name}, options)
-    checkpoint.refuse_redirection(snapshot / place.subfolder, place.name)
     entry = checkpoint.choose_weights(set(mine), allow_pickle=options.allow_pickle) or ""
+    checkpoint.refuse_redirection(snapshot / place.subfolder, place.name, entry)
     names = [entry]
     if entry.endswith(".index.json"):
         names = checkpoint.read_index(Path(_download(place, f"{inside}{entry}", snapshot.name, options)))

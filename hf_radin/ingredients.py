@@ -72,10 +72,8 @@ class Ingredient:
         has_own = self.base is None or (self.folder / checkpoint.CONFIG).is_file()
         folder = self.folder if has_own or self.base is None else self.base.folder
         config = modeling.load_config(folder, trust_remote_code=self.trust_remote_code)
-        names = dict(enumerate(self.labels))
-        if config.id2label != names:
-            config.id2label = names
-            config.label2id = {name: index for index, name in names.items()}
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {name: index for index, name in config.id2label.items()}  # some scripts write texts into it
         return config
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -158,6 +159,8 @@ def discard_broken(folder: Path, ingredients: Ingredients) -> None:
         logits, record = logits_path(folder, one), record_path(folder, one)
         told, shape = _reads(partial(read_told, folder, one)), _reads(partial(_shape, logits))
         whole = told is not None and shape == (about.get("rows"), classes) and (folder / "bank.json").exists()
+        if record.exists() and whole:  # a run that was killed between the two left them
+            shutil.rmtree(logits.with_suffix(".parts"), ignore_errors=True)
         if record.exists() and not whole:
             logger.warning("The logits of %s in %s are broken; they are computed anew.", one.id, folder)
             record.unlink()

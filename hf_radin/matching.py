@@ -132,6 +132,14 @@ def _match_numbers(split: Split, classes: tuple[str, ...], known: Classes) -> Ca
             f"The labels of {split.name}, split {split.split!r}, are numbers, and several of the models' classes are "
             f"called by that of {name!r}. Write the names of the classes into {split.label_column!r}."
         )
+    if any(name.casefold() in ("false", "true") for name in classes) and any(
+        index != number for number, index in known.by_number.items()
+    ):
+        raise ValueError(
+            f"The labels of {split.name}, split {split.split!r}, are numbers, and the models' classes are "
+            f"{_listed(classes)}, in this order: whether 1 means the class that is true or the second one can't be "
+            f"told. Write the names of the classes into {split.label_column!r}."
+        )
     if not known.numbers_are_names:
         _say_once(
             f"The labels of {split.name}, split {split.split!r}, are numbers: {_pairs(known.by_number, classes)}."

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -205,10 +206,15 @@ def _known(name: str, answers: Answers) -> dict[str, float]:
 
 
 def compute_metrics(metrics: Iterable[Metric], answers: Answers) -> dict[str, float]:
-    """Scores by name; NaN where a metric has no meaning: of logits that are no finite numbers, or of one class."""
+    """Scores by name; NaN where a metric has no meaning: of logits that are no finite numbers, or of one class.
+
+    What a script calls as another metric is called has the script's name before its own.
+    """
     scores: dict[str, float] = {}
     for metric in metrics:
-        scores |= metric.compute(answers)
+        for name, score in metric.compute(answers).items():
+            is_taken = name in scores or (name in NAMES and name != metric.name)
+            scores[f"{Path(metric.name).name}/{name}" if is_taken else name] = score
     return scores
 
 

@@ -81,7 +81,12 @@ def _single(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> s
 def _by_another_metric(fields: dict[str, Any], split: str) -> str:
     """What is known where accuracy was not asked for."""
     scores = {one["name"]: one["metrics"] for one in fields["results"] if one["split"] == split}
-    name = next(iter(scores["soup"]))
+    name = next((name for name in scores.get("soup", {}) if name in scores.get("best single", {})), None)
+    if name is None:
+        return (
+            f"None of the metrics that were asked for has a meaning on the split {escape(split)}. "
+            f"{'' if fields['method'] == 'uniform' else 'The soup was chosen by its accuracy.'}{_flatters(fields)}"
+        ).strip()
     soup, single = (show_metric(name, scores[one][name]) for one in ("soup", "best single"))
     return (
         f"On the split {escape(split)} the soup's {escape(name)} is {soup}, and that of the best single ingredient "

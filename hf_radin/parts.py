@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from hf_radin.files import write_atomically
 from hf_radin.ingredients import Ingredient
 from hf_radin.kept import logits_path
 from hf_radin.stream import Block
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,28 @@ def write_part(path: Path, part: np.ndarray, seconds: float) -> None:
     write_atomically(path, lambda partial: np.savez(partial, logits=part, seconds=seconds), forced=False)
 
 
+def remove_broken(targets: Iterable[Target]) -> None:
+    """Remove the blocks that can't be read, as a power cut may leave them: they are computed anew."""
+    for target in targets:
+        broken = sum(_is_broken(path, target.classes) for path in target.parts.glob("block-*.npz"))
+        if broken:
+            logger.warning("%s: %d blocks of its logits were broken; they are computed anew.", target.name, broken)
+
+
+def _is_broken(path: Path, classes: int) -> bool:
+    """Whether a block can't be read; it is removed then."""
+    try:
+        _read_part(path, classes)
+    except ValueError:
+        return True
+    return False
+
+
 def _read_part(path: Path, classes: int) -> tuple[np.ndarray, float]:
     """One block's logits `(samples, classes)`, and the seconds that they took, NaN where nobody looked.
 
     Raises:
-        OSError: if the file is broken; it is removed.
+        ValueError: if the file is broken; it is removed.
     """
     try:
         with np.load(path) as file:
@@ -69,7 +90,7 @@ def _read_part(path: Path, classes: int) -> tuple[np.ndarray, float]:
     except Exception as error:  # a broken file may fail in any way
         broken = str(error)
     path.unlink()
-    raise OSError(f"{path} was broken ({broken}) and is removed; run the same again to compute it anew.")
+    raise ValueError(f"{path} was broken ({broken}) and is removed; run the same again to compute it anew.")
 
 
 def join(target: Target, blocks: list[Block], samples: int, dtype: str) -> tuple[bool, float]:

@@ -155,6 +155,8 @@ def compute(
         samples = int(read_about(folder)["rows"])
     total = None if samples is None else samples * models_in_all
     everyone = [target_of(folder, one) for one in left]
+    on_each_disk(folder, lambda: parts.remove_broken(everyone))
+    accelerator.wait_for_everyone()
     earlier = on_main_process(lambda: finished * (samples or 0) + _count_earlier(everyone, images, passes.pilot))
     if left and earlier:
         of = "" if total is None else f" of {total:,} ({earlier / total:.0%})"
@@ -231,6 +233,8 @@ def compute_soup(
         the seconds that devices took for them, and which.
     """
     accelerator, folder = passes.running.accelerator, target.path.parent
+    on_each_disk(folder, lambda: parts.remove_broken([target]))
+    accelerator.wait_for_everyone()
     earlier = on_main_process(lambda: _count_earlier([target], images, None))
     if earlier < samples:
         count_images(earlier)
@@ -276,9 +280,18 @@ def _run_group(
         while todo:
             places, todo = todo[:at_once], todo[at_once:]
             begun = time.perf_counter()
-            logits = _logits(
-                passes.running, [targets[place] for place in places], [models[place] for place in places], inputs
-            )
+            try:
+                logits = _logits(
+                    passes.running, [targets[place] for place in places], [models[place] for place in places], inputs
+                )
+            except Exception as error:  # each architecture fails in its own way on images that it does not take
+                if (difference := _other_shape(inputs, passes.example)) is None:
+                    raise
+                raise ValueError(
+                    f"Of the images from number {block[1] * images.size} of shard {block[0]} on the image processor "
+                    f"makes {difference}. The models don't take both: name an image processor that resizes or crops "
+                    f"to one size with image_processor=... (--image-processor ID). ({error})"
+                ) from error
             seconds = (time.perf_counter() - begun) / len(places)
             for place, part in zip(places, logits, strict=True):
                 with np.errstate(
@@ -289,6 +302,15 @@ def _run_group(
                 meter.update(len(logits[0]) * len(places) * passes.running.accelerator.num_processes)
             at_once = max(1, int(LOST / max(seconds, 1e-6)))
         begun = time.perf_counter()
+
+
+def _other_shape(inputs: Inputs, example: Mapping[str, torch.Tensor] | None) -> str | None:
+    """How prepared images differ in shape from the one that models were tried with, in words; None if they don't."""
+    for name, value in (example or {}).items():
+        shape = tuple(inputs[name][:1].to(value.device).shape[1:]) if name in inputs else None
+        if shape is not None and shape != tuple(value.shape):
+            return f"{name} of the shape {shape}, and of those that the models were tried with {tuple(value.shape)}"
+    return None
 
 
 def _logits(

@@ -117,7 +117,11 @@ def track(names: list[str], folder: Path, settings: dict[str, Any]) -> None:
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = the_accelerator(Accelerator(log_with=names, project_dir=folder, kwargs_handlers=[patience]))
     plain = {name: one if isinstance(one, (bool, int, float)) else str(one) for name, one in settings.items()}
-    accelerator.init_trackers("hf_radin", config=plain)
+    try:
+        accelerator.init_trackers("hf_radin", config=plain)
+    except OSError as error:
+        accelerator.trackers = []  # what never began can't end
+        raise ValueError(f"--log-with {' '.join(names)}: nothing can be written to {folder}: {error}") from error
 
 
 def log(values: dict[str, float], *, images: int = 0) -> None:

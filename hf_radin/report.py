@@ -118,8 +118,11 @@ class Report:
         for split in [bank] + ([self.held_out] if self.held_out else []):
             # on the split that chose, no model runs again for the report
             known = [(name, one) for name, one in rows if split is not bank or self._is_shown(one)]
-            found = {name: self._answers(split, one.recipe) for name, one in known}
-            results += [self._result(name, split, one) for name, one in found.items()]
+            found = {}
+            for name, measurement in known:  # one after the other: logits of all rows would be a lot
+                answers = self._answers(split, measurement.recipe)
+                results.append(self._result(name, split, answers))
+                found[name] = answers.predictions
             if self._has_accuracy:  # of a baseline that was shown a part
                 results += [
                     Result(name, split.split, {"accuracy": one.measured}, one.images, one.interval)
@@ -129,7 +132,7 @@ class Report:
             if split.ingredients.ids == bank.ingredients.ids:
                 results += self._ensemble(split)
             if "soup" in found and chosen.recipe != best.recipe:
-                predictions = {name: found[name].predictions for name in ("soup", "best single")}
+                predictions = {name: found[name] for name in ("soup", "best single")}
                 proofs.append(_compared(split, *predictions.values()))
                 by_class = _by_class(split, predictions)
         log({f"{one.split}/{one.name} {key}": value for one in results for key, value in one.metrics.items()})

@@ -115,7 +115,10 @@ def _outside(names: list[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"{', '.join(names[:NAMED])}{more}: in no folder of a split, and without one in the name; left out."]
+    text = f"{', '.join(names[:NAMED])}{more}: in no folder of a split, and without one in the name; left out."
+    if notes := METADATA.intersection(names):
+        text += f" Of {', '.join(sorted(notes))}, put one into the folder of each split, which it is then read from."
+    return [text]
 
 
 def _says_itself(folder: Path) -> bool:
@@ -163,7 +166,7 @@ def _first_level(files: list[PurePosixPath]) -> PurePosixPath:
     level = PurePosixPath()
     while True:
         names = _names(files, level)
-        if len(names) != 1 or None in names or names & KEYWORDS.keys():
+        if len(names) != 1 or None in names or any(name and name.lower() in KEYWORDS for name in names):
             return level
         level /= str(*names)
 
@@ -176,14 +179,14 @@ def _names(files: list[PurePosixPath], level: PurePosixPath) -> set[str | None]:
 
 def _split_folders(names: set[str | None]) -> dict[str, str]:
     """Of folders the split that each is: by its name, or where all are called so by a word of it (`val_images`)."""
-    exact = {name: KEYWORDS[name] for name in names if name in KEYWORDS}
+    exact = {name: KEYWORDS[name.lower()] for name in names if name and name.lower() in KEYWORDS}
     by_word = {name: split for name in names if name is not None and (split := _split_in(name)) is not None}
     return exact or (by_word if len(by_word) == len(names) else {})
 
 
 def _split_in(name: str) -> str | None:
     """The one split that is a word of a name."""
-    splits = {KEYWORDS[word] for word in re.split(r"[-._ 0-9]+", name) if word in KEYWORDS}
+    splits = {KEYWORDS[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in KEYWORDS}
     return splits.pop() if len(splits) == 1 else None
 
 

@@ -80,8 +80,10 @@ def test_numbers_mean_the_classes_that_are_called_by_them(classes, caplog):
     assert not caplog.text
 
 
-def test_numbers_and_classes_called_true_and_false():
-    assert indices(labelled([1, 0]), ("True", "False")) == [0, 1]
+def test_numbers_of_classes_called_true_and_false_are_taken_where_both_readings_agree():
+    assert indices(labelled([1, 0]), ("False", "True")) == [1, 0]
+    with pytest.raises(ValueError, match="whether 1 means the class that is true or the second one can't be told"):
+        indices(labelled([1, 0]), ("True", "False"))
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), 0.5, -1, 3])

@@ -73,6 +73,11 @@ def test_what_is_loaded_is_what_plain_transformers_loads(two, kind):
     assert alone.keys() == plain.keys() and all(torch.equal(alone[name], plain[name]) for name in plain)
 
 
+def test_a_configuration_that_names_the_usual_file_redirects_nobody(two):
+    change(two / "ft-1", transformers_weights=WEIGHTS)
+    assert len(hf_radin.gather(f"{two}/*")) == 2
+
+
 def test_a_redirection_that_came_later_is_seen(two, digits, tmp_path):
     gathered = hf_radin.gather(f"{two}/*")
     change(two / "ft-1", transformers_weights="other.safetensors")
@@ -283,6 +288,22 @@ def test_notes_of_a_run_do_not_count_and_stay_with_it(two, digits, tmp_path):
         assert config.get("hidden_dropout_prob", 0.0) == 0.0
 
 
+@pytest.mark.parametrize("spoilt", [{name: str(number) for number, name in enumerate(NAMES)}, {}, None])
+def test_the_numbers_of_classes_are_those_of_their_names_whatever_a_script_wrote(two, digits, tmp_path, spoilt):
+    """transformers' run_image_classification.py writes them as texts."""
+    from hf_radin.average_files import cook_files
+
+    change(two / "ft-1", label2id=spoilt, architectures=None)
+    gathered = hf_radin.gather(f"{two}/*")
+    soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    assert cook_files(tmp_path / "soup", tmp_path / "cooked")
+    for name in ("soup", "cooked"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["label2id"] == {name: number for number, name in enumerate(NAMES)}
+        assert config["architectures"] == ["ViTForImageClassification"]
+
+
 def test_notes_stay_behind_where_models_are_averaged(two, tmp_path):
     names = {"id2label": dict(enumerate(NAMES[::-1])), "label2id": {name: 9 - at for at, name in enumerate(NAMES)}}
     change(two / "ft-0", run=1)
@@ -417,6 +438,19 @@ def test_images_of_another_size_are_named_before_the_passes(as_they_are, tmp_pat
     with pytest.raises(ValueError, match=r"shapes: \(3, 8, 8\) of sample 0, \(3, 16, 16\) of sample 6.*--image-pro"):
         hf_radin.compute_logits(gathered, image_dataset(images, labels), cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+def test_images_of_another_size_that_come_later_are_named_by_where_they_are(as_they_are, tmp_path, monkeypatch):
+    from hf_radin import logits
+
+    monkeypatch.setattr(logits, "block_size", lambda samples: 40)
+    images, labels = digit_images(slice(700, 780))
+    images[40:] = [image.resize((16, 16)) for image in images[40:]]
+    gathered = hf_radin.gather(f"{as_they_are}/*")
+    with pytest.raises(
+        ValueError, match=r"from number 40 of shard 0 on .* shape \(3, 16, 16\), .* \(3, 8, 8\)\. .*ID"
+    ):
+        hf_radin.compute_logits(gathered, image_dataset(images, labels), cache_dir=tmp_path / "cache")
 
 
 def test_images_of_a_size_that_the_models_do_not_take_are_named_before_the_passes(as_they_are, tmp_path):

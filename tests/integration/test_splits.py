@@ -55,6 +55,7 @@ def test_a_class_called_test_and_an_image_called_so_stay_where_they_are(tmp_path
         (("train", "valid", "eval"), {"train": 1, "validation": 1, "test": 1}),
         (("train", "val"), {"train": 1, "validation": 1}),
         (("train_images", "images-val"), {"train": 1, "validation": 1}),
+        (("Train", "Validation", "TEST"), {"train": 1, "validation": 1, "test": 1}),
         (("test_tube", "beaker"), {"train": 2}),
     ],
 )
@@ -127,6 +128,7 @@ def test_metadata_of_all_images_is_read_where_there_is_one_split_and_else_told(t
     ):
         open_split(split, split="validation")
     assert "metadata.csv: in no folder of a split" in caplog.text
+    assert "Of metadata.csv, put one into the folder of each split" in caplog.text
 
 
 def test_a_card_that_lists_files_is_asked_and_so_is_what_datasets_saved(tmp_path):

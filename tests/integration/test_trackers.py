@@ -58,6 +58,15 @@ def test_a_tracker_that_is_not_installed_is_refused_first(runs, digits, tmp_path
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_place_for_trackers_that_can_not_be_written_to_is_named_in_a_line(runs, digits, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    command = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--log-with", "tensorboard"]
+    places = ["--log-dir", str(tmp_path / "file" / "logs"), "--output", str(tmp_path / "soup")]
+    assert cli.main([*command, *places]) == 2
+    error = capsys.readouterr().err
+    assert "--log-with tensorboard: nothing can be written to" in error and "Traceback" not in error
+
+
 def scalar_names(logs) -> set[str]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

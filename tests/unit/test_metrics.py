@@ -8,7 +8,16 @@ import pytest
 from sklearn import metrics as reference
 
 from hf_radin import ensemble, scoring
-from hf_radin.metrics import NAMES, OF_LOGITS, OF_PREDICTIONS, Answers, compute_metrics, load_metrics, only_score
+from hf_radin.metrics import (
+    NAMES,
+    OF_LOGITS,
+    OF_PREDICTIONS,
+    Answers,
+    Metric,
+    compute_metrics,
+    load_metrics,
+    only_score,
+)
 from hf_radin.scoring import Counts
 
 
@@ -128,6 +137,19 @@ def test_a_misspelt_name_is_answered_with_the_names(monkeypatch):
         load_metrics(["accuracy", "acuracy"])
     with pytest.raises(ValueError, match=r"No metric is named. There are accuracy"):
         load_metrics([])
+
+
+def test_a_scripts_score_never_stands_for_another():
+    def constant(given: Answers) -> dict[str, float]:
+        return {"accuracy": 0.123, "own": 0.5}
+
+    script = Metric("/folder/of/lenient", False, constant)
+    (accuracy,) = load_metrics("accuracy")
+    given = answers(100, 3, 3)
+    for metrics in ((accuracy, script), (script, accuracy)):
+        scores = compute_metrics(metrics, given)
+        assert scores["accuracy"] == float(np.mean(given.predictions == given.labels))
+        assert (scores["lenient/accuracy"], scores["own"]) == (0.123, 0.5)
 
 
 def test_names_that_are_here_load_neither_evaluate_nor_torchmetrics():
