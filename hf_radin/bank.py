@@ -280,12 +280,17 @@ class LogitBank:
         return replace(self, part=rest), replace(self, part=out, about={**self.about, "data": data})
 
     def score(
-        self, recipes: np.ndarray | Sequence[Sequence[float]], metric: str = "accuracy", *, device: str = "cpu"
+        self,
+        recipes: np.ndarray | Sequence[Sequence[float]] | Sequence[Recipe] | Recipe,
+        metric: str = "accuracy",
+        *,
+        device: str = "cpu",
     ) -> np.ndarray:
         """Exact scores of the ensembles of some recipes, `(recipes,)`; no model runs.
 
         Args:
-            recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex.
+            recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex; or several `Recipe`, or
+                one.
             metric: `accuracy`, `balanced_accuracy`, `f1` (the mean over classes), `mcc` or `top5_accuracy`, from the
                 classes that can win (`pruned`). For `cross_entropy` (or `log_loss`) and `calibration_error` all
                 logits are read; of these less is better. Any other is one of those that are reported
@@ -297,7 +302,7 @@ class LogitBank:
         """
         metric = scoring.ALIASES.get(metric, metric)
         other = None if metric in scoring.METRICS else load_metrics(metric)
-        rows = ensemble.check_recipes(np.asarray(recipes), len(self.ingredients))
+        rows = ensemble.check_recipes(self._rows_of(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
             if other:
                 found = []
@@ -362,6 +367,16 @@ class LogitBank:
     def row(self, recipe: Recipe) -> np.ndarray:
         """A recipe as a row `(models,)` in the order of `ingredients`."""
         return np.array([recipe.used.get(name, 0.0) for name in self.ingredients.ids])
+
+    def _rows_of(self, recipes: np.ndarray | Sequence[Sequence[float]] | Sequence[Recipe] | Recipe) -> np.ndarray:
+        """Recipes as rows `(recipes, models)`."""
+        several = [recipes] if isinstance(recipes, Recipe) else recipes
+        rows = []
+        for recipe in several:
+            if isinstance(recipe, Recipe):
+                self.ingredients.select(recipe.used)
+            rows.append(self.row(recipe) if isinstance(recipe, Recipe) else recipe)
+        return np.asarray(rows)
 
     def recipe(self, row: np.ndarray) -> Recipe:
         """The recipe of a row `(models,)`, of the ingredients that it uses."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,8 +190,11 @@ def load_metrics(names: str | Iterable[str]) -> tuple[Metric, ...]:
 
 
 def _load(name: str) -> Metric:
-    if name in NAMES:
-        return Metric(name, name in OF_LOGITS, partial(_known, name))
+    plain = name.strip().lower().replace("-", "_")
+    if plain in NAMES:
+        return Metric(plain, plain in OF_LOGITS, partial(_known, plain))
+    if not Path(name).exists() and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
+        raise ValueError(f"The metric {name!r} is none of {', '.join(NAMES)}. Is {similar[0]!r} meant?")
     try:
         score = load_metric(name)
     except ValueError as error:

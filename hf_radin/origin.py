@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from hf_radin.ingredients import Ingredient, Ingredients
@@ -107,7 +108,7 @@ def read_hyperparameters(ingredient: Ingredient) -> dict[str, str]:
 def _plain(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
     """A few short names and values; numbers without digits that nobody chose."""
     found = {
-        str(name)[:40]: f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())[:60]
+        str(name)[:40]: f"{value:.6g}" if isinstance(value, float) else shorten(str(value), 60, placeholder="...")
         for name, value in pairs
         if not isinstance(value, (dict, list))
     }

@@ -29,7 +29,9 @@ def sentence(fields: dict[str, Any]) -> str:
     between_them = ""
     if proof:
         low, high = (f"{100 * value:+.2f}" for value in proof["interval"])
-        maybe = ", which may be chance" if gain and not likely(proof) else ""
+        surely_not_equal = not proof["interval"][0] <= 0 <= proof["interval"][1]
+        why = f" (p = {proof['p_value']:.2f} by the exact McNemar test)" if surely_not_equal else ""
+        maybe = f", which may be chance{why}" if gain and not likely(proof) else ""
         between_them = f" (95%: {low} to {high} points{maybe})"
     return (
         f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "

@@ -38,10 +38,12 @@ class ProcessorDifference:
     Args:
         text: the fields that differ, in words, with both ingredients.
         is_same: whether it makes the same pixels all the same; None if neither takes the images they were tried with.
+        only_resizes: whether it does so of an image that has the size already that the other makes.
     """
 
     text: str
     is_same: bool | None
+    only_resizes: bool
 
 
 def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, ProcessorDifference]:
@@ -52,14 +54,16 @@ def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, P
         return {}
     common = Counter(readings.values()).most_common(1)[0][0]
     reference = next(name for name, reading in readings.items() if reading == common)
-    tried: dict[str, bool | None] = {common: True}
+    tried: dict[str, tuple[bool | None, bool]] = {common: (True, True)}
     for name, reading in readings.items():
         if reading not in tried:
-            tried[reading] = make_same_pixels(processors[name], processors[reference], _made_up_images())
+            two, images = (processors[name], processors[reference]), _made_up_images()
+            of_its_size = _of_size_made(processors[reference], images)
+            tried[reading] = (make_same_pixels(*two, images), bool(make_same_pixels(*two, of_its_size)))
     return {
         name: ProcessorDifference(
             f"{name} differs from {reference} in {describe_difference(processors[name], processors[reference])}",
-            tried[reading],
+            *tried[reading],
         )
         for name, reading in readings.items()
         if reading != common
@@ -181,6 +185,13 @@ def _is_same(prepared: dict[str, np.ndarray] | None, reference: dict[str, np.nda
     return all(
         np.allclose(value, reference[name], rtol=0, atol=TOLERANCE, equal_nan=True) for name, value in prepared.items()
     )
+
+
+def _of_size_made(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """An image of the size that a processor makes of others, if that is one."""
+    prepared = next(filter(None, (_prepared(processor, image) for image in images)), {})
+    shapes = [value.shape for value in prepared.values() if value.ndim == 3]
+    return [images[0].resize((shape[2], shape[1])) for shape in shapes[:1]]
 
 
 def _made_up_images() -> list[Image.Image]:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hf_radin.vetting import Verdict
 
 
+# Letters of a line of a table of results, and of what it begins with.
+LINE, ROW_TITLE = 120, 18
+
+
 def say(text: str) -> None:
     """Print in the main process."""
     if is_main_process():
@@ -48,14 +52,9 @@ def table(soup: Soup) -> str:
     """What was found, as text."""
     scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
-    titles = [f"{split} {name}" for split, name in columns]
-    width = max([20, *map(len, titles)]) + 2
-    lines = [f"{'':18}" + "".join(f"{title:>{width}}" for title in titles)]
-    for row in dict.fromkeys(one.name for one in soup.results):
-        found = ((name, scores.get((row, split, name))) for split, name in columns)
-        cells = ("not measured" if value is None else show_metric(name, value) for name, value in found)
-        title = f"ensemble of {len(soup.about['ingredients'])}" if row == "ensemble" else row
-        lines.append(f"{title:18}" + "".join(f"{cell:>{width}}" for cell in cells))
+    rows = list(dict.fromkeys(result.name for result in soup.results))
+    count = len(soup.about["ingredients"])
+    lines = [line for part in _fitting(columns) for line in _result_lines(part, rows, scores, count)]
     if not soup.about["measured"]:
         estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
         lines += [
@@ -75,6 +74,37 @@ def table(soup: Soup) -> str:
     notes = [f"The figure of {text}." for text in _parts(soup)]
     proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
     return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+
+
+def _fitting(columns: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Splits and metrics as a line has room for: all, or those of one split after those of another."""
+    most = max(1, (LINE - ROW_TITLE) // _width(columns))
+    if len(columns) <= most:
+        return [columns]
+    parts = []
+    for split in dict.fromkeys(split for split, _ in columns):
+        of_split = [column for column in columns if column[0] == split]
+        parts += [of_split[start : start + most] for start in range(0, len(of_split), most)]
+    return parts
+
+
+def _width(columns: list[tuple[str, str]]) -> int:
+    """Letters of a column of a table of results."""
+    return max([20, *(len(f"{split} {name}") for split, name in columns)]) + 2
+
+
+def _result_lines(
+    columns: list[tuple[str, str]], rows: list[str], scores: dict[tuple[str, str, str], float], ingredients: int
+) -> list[str]:
+    """A table of some splits and metrics."""
+    width = _width(columns)
+    lines = [f"{'':{ROW_TITLE}}" + "".join(f"{f'{split} {name}':>{width}}" for split, name in columns)]
+    for row in rows:
+        values = ((name, scores.get((row, split, name))) for split, name in columns)
+        cells = ("not measured" if value is None else show_metric(name, value) for name, value in values)
+        title = f"ensemble of {ingredients}" if row == "ensemble" else row
+        lines.append(f"{title:{ROW_TITLE}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return lines
 
 
 def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> str:

@@ -76,6 +76,8 @@ def find_splits(folder: Path) -> SplitFiles | None:
     files = [path for path, kind in kinds.items() if kind == most]
     level = _first_level(files)
     folders = _split_folders(_names(files, level))
+    if most == "image":
+        _refuse_classes_called_so(files, level, folders)
     if folders:
         splits = _grouped((path, folders.get(path.relative_to(level).parts[0])) for path in files)
     elif most == "image":  # of its own file an image says no split, and all else in the folder is about the images
@@ -188,6 +190,22 @@ def _split_in(name: str) -> str | None:
     """The one split that is a word of a name."""
     splits = {KEYWORDS[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in KEYWORDS}
     return splits.pop() if len(splits) == 1 else None
+
+
+def _refuse_classes_called_so(files: list[PurePosixPath], level: PurePosixPath, folders: dict[str, str]) -> None:
+    """Refuse folders of classes of which some are called like splits: which they are can't be told.
+
+    Raises:
+        ValueError: if folders hold images, and those that are called like a split hold theirs directly, too.
+    """
+    others = sorted({name for name in _names(files, level) if name is not None and name not in folders})
+    below = [path.relative_to(level).parts for path in files]
+    if folders and others and all(len(parts) == 2 for parts in below if parts[0] in folders):
+        names = " and ".join(repr(name) for name in sorted(folders))
+        raise ValueError(
+            f"The folder {names} is called like a split and holds images itself, as {', '.join(others[:3])} do: if it "
+            "is a class, put all classes into a folder called as their split is, as in validation/cat/1.png"
+        )
 
 
 def _grouped(files: Iterable[tuple[PurePosixPath, str | None]]) -> dict[str, list[PurePosixPath]]:

@@ -101,10 +101,22 @@ def locate(models: Sequence[str | Path], **options: Any) -> Ingredients:
         more = f" {len(refused) - 1} more can't be used either; `hf-radin inspect` lists all." if refused[1:] else ""
         text = refused[0].problem
         raise ValueError(f"{text if text.endswith(('.', '?')) or not more else text + '.'}{more}")
-    for one in verdicts:
-        for note in one.notes:
-            logger.warning("%s", note)
+    for text in _said_once(verdicts):
+        logger.warning("%s", text)
     return Ingredients([one.ingredient for one in verdicts if one.ingredient])
+
+
+def _said_once(verdicts: Sequence[Verdict]) -> list[str]:
+    """The notes of all checkpoints, those that say the same of several together."""
+    owners: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        for note in verdict.notes:
+            owners.setdefault(note.replace(verdict.id, "\0"), []).append(verdict.id)
+    texts = []
+    for note, names in owners.items():
+        more = f" So it is with {len(names) - 1} others: {', '.join(names[1:4])}{', ...' * (len(names) > 4)}."
+        texts.append(note.replace("\0", names[0]) + (more if names[1:] else ""))
+    return texts
 
 
 def inspect(
@@ -324,9 +336,10 @@ def _vet_together(verdicts: list[Verdict]) -> Iterator[Verdict]:
 
 
 def _other_pixels(difference: ProcessorDifference) -> str:
+    size = " Of images that have the models' own size already they make the same." if difference.only_resizes else ""
     return (
-        f"{difference.text}. The two make other pixels of the same image. Leave it out, or take one image processor "
-        "for all with image_processor=... (--image-processor ID)."
+        f"{difference.text}. The two make other pixels of the same image.{size} Leave it out, or take one image "
+        "processor for all with image_processor=... (--image-processor ID)."
     )
 
 

@@ -54,6 +54,18 @@ def test_a_copy_is_kept_once_and_said(two, caplog):
     assert "ft-copy is the same checkpoint as" in caplog.text
 
 
+def test_what_is_to_be_said_of_several_is_said_once(two, runs, caplog):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    for folder in two.iterdir():
+        tensors = load_file(folder / "model.safetensors")
+        save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    hf_radin.gather(f"{two}/*")
+    lines = [record.getMessage() for record in caplog.records if "wrapped it" in record.getMessage()]
+    assert len(lines) == 1 and "So it is with 2 others: " in lines[0]
+
+
 def test_select_knows_the_ids(runs):
     found = hf_radin.gather(f"{runs}/ft-*")
     assert found.select([found.ids[3], found.ids[1]]) == (found[3], found[1])

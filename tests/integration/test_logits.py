@@ -175,6 +175,15 @@ def test_a_sample_of_weights_that_is_broken_is_taken_anew(two, digits, tmp_path)
     assert all(path.stat().st_size > 1000 for path in samples)
 
 
+def test_recipes_are_scored_as_they_are(bank):
+    recipes = [hf_radin.Recipe.uniform(bank.ingredients.ids[:2]), hf_radin.Recipe.uniform(bank.ingredients.ids)]
+    rows = np.stack([bank.row(recipe) for recipe in recipes])
+    assert bank.score(recipes).tolist() == bank.score(rows).tolist()
+    assert bank.score(recipes[0]).tolist() == bank.score(rows[:1]).tolist()
+    with pytest.raises(ValueError, match="No ingredient 'other'"):
+        bank.score(hf_radin.Recipe.uniform(["other"]))
+
+
 def test_a_bank_that_was_never_finished_is_not_opened(two, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
     (bank.folder / "latest.json").unlink()

@@ -230,6 +230,12 @@ def test_fields_that_change_no_pixel_do_not_count(two, digits, tmp_path, caplog,
     np.testing.assert_allclose(bank.logits(1)[:4], expected, atol=1e-5)
 
 
+def test_where_only_resizing_differs_it_is_said(two):
+    change(two / "ft-1", "preprocessor_config.json", do_resize=False)
+    with pytest.raises(ValueError, match=r"do_resize: False against True\. .* own size already they make the same"):
+        hf_radin.gather(f"{two}/*")
+
+
 def test_other_means_change_no_pixel_where_nothing_is_normalised(two, caplog):
     for name, mean in (("ft-0", 0.5), ("ft-1", 0.4)):
         change(two / name, "preprocessor_config.json", do_normalize=False, image_mean=[mean] * 3)

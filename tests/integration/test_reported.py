@@ -94,6 +94,12 @@ def test_shares_are_percent_and_losses_are_numbers(soup):
     assert all(value in show.table(soup) for value in shown.values())
 
 
+def test_a_table_of_many_metrics_fits_into_a_terminal(soup):
+    lines = show.table(soup).split("\n\n")[0].splitlines()
+    assert max(map(len, lines)) <= 120 and len([line for line in lines if line.startswith("soup ")]) > 2
+    assert all(any(f"{split} {name}" in line for line in lines) for split in ("validation", "test") for name in NAMES)
+
+
 def test_without_such_a_metric_no_soup_is_run_once_more(bank, monkeypatch):
     monkeypatch.setattr(evaluate, "compute_soup", lambda *_: pytest.fail("a soup was run"))
     found = hf_radin.radin(bank, budget=2, metrics=("accuracy", "f1", "mcc"))

@@ -154,3 +154,13 @@ def test_the_bank_has_the_images_of_the_folder(runs, tmp_path):
     pictures(folder, "train/zero/1.png", "train/one/1.png")
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), folder, cache_dir=tmp_path / "cache")
     assert np.bincount(bank.labels).tolist() == [3, 3]
+
+
+def test_a_class_called_like_a_split_without_splits_around_it_is_asked_about(tmp_path):
+    folder = pictures(tmp_path / "data", "bus/0.png", "car/1.png", "train/2.png")
+    with pytest.raises(
+        ValueError, match=r"The folder 'train' is called like a split .* as bus, car do: if it is a cl"
+    ):
+        open_split(folder, split="train")
+    around = pictures(tmp_path / "around", "validation/bus/0.png", "validation/train/1.png")
+    assert rows_of(around) == {"validation": 2}

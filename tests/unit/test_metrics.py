@@ -158,3 +158,14 @@ def test_names_that_are_here_load_neither_evaluate_nor_torchmetrics():
         "print(*({'evaluate', 'torchmetrics', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
+@pytest.mark.parametrize(("written", "name"), [("F1", "f1"), ("log-loss", "log_loss"), ("ROC_AUC", "roc_auc")])
+def test_capitals_and_hyphens_are_forgiven(written, name):
+    assert [metric.name for metric in load_metrics(written)] == [name]
+
+
+def test_a_slip_is_answered_with_the_name_that_is_meant_before_evaluate_is_asked(monkeypatch):
+    monkeypatch.setattr("hf_radin.metrics.load_metric", None)
+    with pytest.raises(ValueError, match=r"'accurcy' is none of .* Is 'accuracy' meant"):
+        load_metrics("accurcy")
