@@ -32,6 +32,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         revision: that was asked for.
         missing: said in place of the usual where there is no such repository.
     """
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -57,8 +58,9 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except LocalTokenNotFoundError as error:
         raise ValueError(f"{what}: log in with `hf auth login`, or pass a token ({error}).") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        asked = f"{missing}, and" if missing else f"{what}:"
-        raise ValueError(f"{asked} the Hub can't be asked: {_first_line(error)}") from error
+        here = missing.partition(" and no ")[0] or what  # of what is on the Hub nothing is known
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _first_line(error)
+        raise ValueError(f"{here}, and the Hub can't be asked: {why}.") from error
     except HfHubHTTPError as error:
         if missing and error.response is not None and error.response.status_code == 404:
             raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error

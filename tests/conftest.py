@@ -168,6 +168,22 @@ def bank(runs, digits, cache):
 
 
 @pytest.fixture
+def predictions(monkeypatch) -> list[int]:
+    """How many predictions each call of the models makes, in this process."""
+    from hf_radin import passes
+
+    made, logits = [], passes.Running.logits
+
+    def count(self, models, inputs):
+        answers = logits(self, models, inputs)
+        made.append(sum(map(len, answers)))
+        return answers
+
+    monkeypatch.setattr(passes.Running, "logits", count)
+    return made
+
+
+@pytest.fixture
 def two(runs, tmp_path) -> Path:
     """A folder with copies of two fine-tunes, to be spoilt."""
     for name in ("ft-0", "ft-1"):

@@ -13,7 +13,7 @@ from timeless import contents
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
-from hf_radin import card, evaluate, parts, passes, show
+from hf_radin import card, evaluate, parts, show
 from hf_radin.metrics import NAMES
 
 ROWS = ("soup", "best single", "uniform", "ensemble")
@@ -106,39 +106,25 @@ def test_without_such_a_metric_no_soup_is_run_once_more(bank, monkeypatch):
     assert "probabilities" not in found.about["passes"] and "probabilities" not in found.about["time"]
 
 
-@pytest.fixture
-def shown(monkeypatch) -> list[int]:
-    """How many images each call of the models saw."""
-    seen, logits = [], passes.Running.logits
-
-    def count(self, models, inputs):
-        found = logits(self, models, inputs)
-        seen.append(sum(map(len, found)))
-        return found
-
-    monkeypatch.setattr(passes.Running, "logits", count)
-    return seen
-
-
-def test_the_split_that_proves_is_seen_once(runs, digits, tmp_path, shown):
+def test_the_split_that_proves_is_seen_once(runs, digits, tmp_path, predictions):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
     test = hf_radin.compute_logits(bank.ingredients, digits, split="test", cache_dir=tmp_path)
-    shown.clear()
+    predictions.clear()
     first = hf_radin.uniform(bank, metrics=("accuracy", "log_loss"), test_split=test)
-    assert sum(shown) == 600 + 600 + 497  # measured, its probabilities there, and the proof
+    assert sum(predictions) == 600 + 600 + 497  # measured, its probabilities there, and the proof
     assert first.about["passes"] == {"logits": 3, "soups": 1, "probabilities": 1}
-    shown.clear()
+    predictions.clear()
     again = hf_radin.uniform(bank, metrics=("log_loss", "roc_auc"), test_split=test)
-    assert not shown  # all is kept
+    assert not predictions  # all is kept
     assert [one.metrics["log_loss"] for one in again.results] == [one.metrics["log_loss"] for one in first.results]
 
 
-def test_a_run_that_is_stopped_goes_on_with_a_soups_logits(runs, digits, tmp_path, shown, monkeypatch):
+def test_a_run_that_is_stopped_goes_on_with_a_soups_logits(runs, digits, tmp_path, predictions, monkeypatch):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
     hf_radin.uniform(bank)
     whole = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path / "whole")
     expected = hf_radin.uniform(whole, metrics="log_loss").results
-    shown.clear()
+    predictions.clear()
     write, left = parts.write_part, iter([True] * 4)
 
     def write_or_stop(*arguments):
@@ -149,9 +135,9 @@ def test_a_run_that_is_stopped_goes_on_with_a_soups_logits(runs, digits, tmp_pat
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(parts, "write_part", write_or_stop)
         hf_radin.uniform(bank, metrics="log_loss")
-    assert sum(shown) == 5 * 64
+    assert sum(predictions) == 5 * 64
     found = hf_radin.uniform(bank, metrics="log_loss").results
-    assert sum(shown) == 600 and found == expected
+    assert sum(predictions) == 600 and found == expected
     assert not list(tmp_path.glob("banks/*/soups/*.parts"))
 
 

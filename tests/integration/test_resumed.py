@@ -40,20 +40,6 @@ def sweep(start, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def predictions(monkeypatch) -> list[int]:
-    """How many predictions each call of the models makes, in this process."""
-    made, logits = [], passes.Running.logits
-
-    def count(self, models, inputs):
-        found = logits(self, models, inputs)
-        made.append(sum(map(len, found)))
-        return found
-
-    monkeypatch.setattr(passes.Running, "logits", count)
-    return made
-
-
 def stop_after(monkeypatch, count: int) -> None:
     """Let the run be interrupted when it has written so many parts."""
     write, written = parts.write_part, itertools.count(1)
