@@ -121,7 +121,7 @@ def race(
         after so many passes: these, and the accuracy of the best so far, as far as its images tell.
     """
     ended = "candidates"
-    total = None if math.isinf(budget.passes) else math.ceil(budget.passes * len(bank))
+    total = None if math.isinf(budget.passes) else math.ceil((budget.passes + len(beside)) * len(bank))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
         begun = time.perf_counter() if begun is None else begun
         run = _Race(bank, budget, best, learn, full, seed, begun, bar.update)
