@@ -91,7 +91,9 @@ def main(source: Path, images: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Time the search for images that two splits share.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Time the search for images that two splits share."
+    )
     parser.add_argument("--images", type=int, default=10_000, help="in each split")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--source", type=Path, default=SOURCE, help="folder with Fashion-MNIST's .gz files")

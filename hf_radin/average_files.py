@@ -163,7 +163,9 @@ def cook_files(
             return False
         if not are_alike(used, files) or [names.get(str(one)) for one in range(len(names))] != fields["classes"]:
             return False
-        config["label2id"] = {name: int(number) for number, name in names.items()}
+        numbers = {name: int(number) for number, name in names.items()}
+        if config.get("label2id") != numbers:  # some scripts write texts into it
+            config["label2id"] = numbers
         config.setdefault("architectures", [fields["architecture"]] if fields.get("architecture") else None)
         kind = DTYPES[dtype] if dtype else widest(files)
         header = header_of(files, kind)

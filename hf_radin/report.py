@@ -96,6 +96,8 @@ class Report:
                     f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
                 )
             proving = check_split(bank, str(test_split))
+            if proving is not None and proving.key == bank.about["data"]["key"]:  # of a split without a name
+                raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
         else:
             proving = None
         if proving is not None and not allow_overlap:

@@ -113,9 +113,12 @@ def _said_once(verdicts: Sequence[Verdict]) -> list[str]:
         for note in verdict.notes:
             owners.setdefault(note.replace(verdict.id, "\0"), []).append(verdict.id)
     texts = []
-    for note, names in owners.items():
-        more = f" So it is with {len(names) - 1} others: {', '.join(names[1:4])}{', ...' * (len(names) > 4)}."
-        texts.append(note.replace("\0", names[0]) + (more if names[1:] else ""))
+    for note, (first, *others) in owners.items():
+        text = note.replace("\0", first)
+        if others:
+            more = f" and {len(others) - 3} more" if others[3:] else ""
+            text += f" The same holds for {', '.join(others[:3])}{more}."
+        texts.append(text)
     return texts
 
 

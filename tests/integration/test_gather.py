@@ -63,7 +63,7 @@ def test_what_is_to_be_said_of_several_is_said_once(two, runs, caplog):
         save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
     hf_radin.gather(f"{two}/*")
     lines = [record.getMessage() for record in caplog.records if "wrapped it" in record.getMessage()]
-    assert len(lines) == 1 and "So it is with 2 others: " in lines[0]
+    assert len(lines) == 1 and "The same holds for " in lines[0] and "ft-2." in lines[0]
 
 
 def test_select_knows_the_ids(runs):
