@@ -153,8 +153,11 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     return Decoded(labels, digests, skipped, join(packed))
 
 
-def example_images(split: Split) -> dict[int, Image]:
+def example_images(split: Split, *, least: int = 1) -> dict[int, Image]:
     """Of the first rows up to three images that differ most, by position: the smallest, the largest, the longest.
+
+    Args:
+        least: how many at least, where there are so many: images of one size are decoded beyond the first only for it.
 
     None that can't be read is among them: what becomes of it is decided when its turn comes.
 
@@ -162,11 +165,14 @@ def example_images(split: Split) -> dict[int, Image]:
         OSError, ValueError: as `raw_blocks` does.
     """
     first: dict[tuple[int, int], tuple[int, Any]] = {}  # by size; the other rows need not be decoded
+    readable: dict[int, Any] = {}  # the first few, by position
     _, rows = next(raw_blocks(split.rows, 0, 1, LOOKED, split.name), (0, ()))
     for position, row in enumerate(rows):
         try:
             image = with_bytes(row[split.image_column])
             first.setdefault(_size(image, split.image_mode), (position, image))
+            if len(readable) < least:
+                readable[position] = image
         except Exception as error:  # Pillow raises nearly anything for a broken file
             if not _blames_the_image(error, row[split.image_column]):
                 raise
@@ -175,8 +181,9 @@ def example_images(split: Split) -> dict[int, Image]:
     by_area = sorted(first, key=lambda size: size[0] * size[1])
     longest = max(first, key=lambda size: max(size) / min(size))
     images: dict[int, Image] = {}
-    for size in dict.fromkeys((by_area[0], by_area[-1], longest)):
-        position, image = first[size]
+    wanted = dict(first[size] for size in (by_area[0], by_area[-1], longest))
+    wanted |= dict([item for item in readable.items() if item[0] not in wanted][: max(0, least - len(wanted))])
+    for position, image in wanted.items():
         try:
             images[position] = _open(image, split.image_mode)
         except Exception as error:

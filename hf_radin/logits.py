@@ -279,10 +279,11 @@ def _example(images: Images, ingredients: Ingredients) -> dict[str, torch.Tensor
     Raises:
         ValueError: if the image processors of the ingredients make different pixels of some images, or none.
     """
-    if read_alike(ingredients) and (example := images.example()) is not None:
+    alike = read_alike(ingredients)
+    if alike and (example := images.example()) is not None:
         return example
     source = images.source()
-    originals = example_images(source.split)
+    originals = example_images(source.split, least=1 if alike else 3)
     check_same_pixels(ingredients, list(originals.values()))
     return prepared_example(source.split, source.prepare, originals)
 

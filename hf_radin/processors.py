@@ -49,7 +49,7 @@ class ProcessorDifference:
 def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, ProcessorDifference]:
     """For each ingredient whose image processor does not read like that of most, by id, what came of trying it."""
     processors = {ingredient.id: ingredient.processor for ingredient in ingredients}
-    readings = {name: json.dumps(_fields(processor), sort_keys=True) for name, processor in processors.items()}
+    readings = {name: _reading(processor) for name, processor in processors.items()}
     if len(set(readings.values())) < 2:
         return {}
     common = Counter(readings.values()).most_common(1)[0][0]
@@ -72,7 +72,7 @@ def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, P
 
 def read_alike(ingredients: Sequence[Ingredient]) -> bool:
     """Whether the image processors of all ingredients say the same of themselves."""
-    return len({json.dumps(_fields(ingredient.processor), sort_keys=True) for ingredient in ingredients}) == 1
+    return len({_reading(ingredient.processor) for ingredient in ingredients}) == 1
 
 
 def check_same_pixels(ingredients: Sequence[Ingredient], images: Sequence[Image.Image]) -> None:
@@ -86,10 +86,10 @@ def check_same_pixels(ingredients: Sequence[Ingredient], images: Sequence[Image.
     """
     first, *others = ingredients
     reference = first.processor
-    tried = {json.dumps(_fields(reference), sort_keys=True)}
+    tried = {_reading(reference)}
     for ingredient in others:
         processor = ingredient.processor
-        reading = json.dumps(_fields(processor), sort_keys=True)
+        reading = _reading(processor)
         if reading in tried:
             continue
         tried.add(reading)
@@ -153,6 +153,11 @@ def describe_difference(processor: BaseImageProcessor, reference: BaseImageProce
         f"image processor's {name}: {fields.get(name, 'none')} against {others.get(name, 'none')}" for name in names
     ]
     return "; ".join(texts[:8]) + (f"; and {len(texts) - 8} more" if texts[8:] else "")
+
+
+def _reading(processor: BaseImageProcessor) -> str:
+    """What a processor says of itself, as text: equal texts are equal processors."""
+    return json.dumps(_fields(processor), sort_keys=True)
 
 
 def _fields(processor: BaseImageProcessor) -> dict[str, str]:
