@@ -20,35 +20,35 @@ _HOMES = {
     "estimate": "cost",
     "Measurement": "recipe",
     "Recipe": "recipe",
-    "average": "averaging",
+    "average": "cook",
     "best_single": "search",
     "greedy": "search",
     "radin": "search",
     "uniform": "search",
-    "Pilot": "strata",
+    "Pilot": "sample",
     "Soup": "soup",
-    "push_soup_to_hub": "hub",
+    "push_soup_to_hub": "soup",
 }
 
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from hf_radin.averaging import average as average
     from hf_radin.bank import LogitBank as LogitBank
+    from hf_radin.cook import average as average
     from hf_radin.cost import Estimate as Estimate
     from hf_radin.cost import estimate as estimate
-    from hf_radin.hub import push_soup_to_hub as push_soup_to_hub
     from hf_radin.ingredients import Ingredient as Ingredient
     from hf_radin.ingredients import Ingredients as Ingredients
     from hf_radin.logits import compute_logits as compute_logits
     from hf_radin.recipe import Measurement as Measurement
     from hf_radin.recipe import Recipe as Recipe
+    from hf_radin.sample import Pilot as Pilot
     from hf_radin.search import best_single as best_single
     from hf_radin.search import greedy as greedy
     from hf_radin.search import radin as radin
     from hf_radin.search import uniform as uniform
     from hf_radin.soup import Soup as Soup
-    from hf_radin.strata import Pilot as Pilot
+    from hf_radin.soup import push_soup_to_hub as push_soup_to_hub
     from hf_radin.vetting import Verdict as Verdict
     from hf_radin.vetting import gather as gather
     from hf_radin.vetting import inspect as inspect

@@ -9,46 +9,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import checkpoint, lora, modeling
-from hf_radin.ingredients import Ingredient
 from hf_radin.pixels import Pixels
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from PIL.Image import Image
-    from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.image_processing_utils import BaseImageProcessor
+    from transformers import PreTrainedModel
 
 
 logger = logging.getLogger(__name__)
-
-
-def load(ingredient: Ingredient, dtype: torch.dtype, config: PretrainedConfig | None = None) -> PreTrainedModel:
-    """The ingredient's model on the CPU, its weights in `dtype`, its classes in the order of `labels`.
-
-    Args:
-        config: in place of the ingredient's own; of the same function.
-
-    Raises:
-        ValueError: if a weight is missing or has the wrong shape.
-    """
-    folder = ingredient.download()
-    config = ingredient.config if config is None else config
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "config": config,
-        "allow_pickle": ingredient.allow_pickle,
-        "trust_remote_code": ingredient.trust_remote_code,
-    }
-    if ingredient.base is None:
-        model = modeling.load_model(folder, **options)
-    else:
-        model = lora.load_merged(folder, ingredient.base.folder, header=checkpoint.read_header(folder), **options)
-    if ingredient.order is not None:
-        _permute(model, ingredient.order, trust_remote_code=ingredient.trust_remote_code)
-    return model
 
 
 @dataclass(frozen=True)
@@ -68,10 +38,6 @@ class Running:
     channels_last: bool = False
     compiled: bool = False
 
-    def load(self, ingredient: Ingredient) -> PreTrainedModel:
-        """An ingredient's model, ready to run."""
-        return self.ready(load(ingredient, self.dtype))
-
     def ready(self, model: PreTrainedModel) -> PreTrainedModel:
         """A model, on the device."""
         import torch
@@ -89,38 +55,6 @@ class Running:
         """Of each model, float32 `(samples, classes)`."""
         options = {"batch_size": self.batch_size, "accelerator": self.accelerator}
         return [one.numpy() for one in forward(models, inputs, channels_last=self.channels_last, **options)]
-
-
-def _permute(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
-    """Bring the classes of a model into another order, in the weights of its heads, and so in its logits."""
-    import torch
-
-    tensors = model.state_dict()
-    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
-        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))
-
-
-def prepare(processor: BaseImageProcessor, image: Image) -> dict[str, torch.Tensor]:
-    """What a model takes for one image of any mode and orientation, without the batch dimension.
-
-    The image becomes upright RGB by the same function as in `pipeline("image-classification")`, and goes through the
-    processor alone, as there: what comes out does not depend on its neighbours.
-    """
-    from transformers.image_utils import load_image
-
-    return {name: value[0] for name, value in processor(images=load_image(image), return_tensors="pt").items()}
-
-
-def describe(processor: BaseImageProcessor) -> dict[str, Any]:
-    """All that decides about the pixels: configuration, backend and version (transformers#28180, #43017)."""
-    import transformers
-
-    said = {name: value for name, value in processor.to_dict().items() if name.strip("_") != "name_or_path"}
-    return {
-        **said,
-        "backend": getattr(processor, "backend", None) or type(processor).__name__,
-        "transformers": transformers.__version__,
-    }
 
 
 def forward(

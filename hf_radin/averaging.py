@@ -6,98 +6,21 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from hf_radin import adapter, card, checkpoint, modeling, origin, tensors
-from hf_radin.average_files import are_alike, header_of, refuse_ingredients, stream, widest, write_weights
+from hf_radin import checkpoint, modeling, tensors
+from hf_radin.average_files import are_alike, header_of, stream, widest, write_weights
 from hf_radin.batchnorm import Statistics, estimate_statistics
 from hf_radin.checkpoint import SHARD
-from hf_radin.files import check_output, write_folder
 from hf_radin.ingredients import Ingredients
-from hf_radin.processes import on_main_process
 from hf_radin.recipe import Recipe
-from hf_radin.recipe_file import RECIPE, as_kept, unmeasured
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
-
-
-def average(
-    ingredients: Ingredients,
-    recipe: Recipe,
-    *,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    dtype: str | torch.dtype | None = None,
-    max_shard_size: int | str = SHARD,
-    statistics: Statistics | None = None,
-    about: dict[str, Any] | None = None,
-    license: str | None = None,
-) -> dict[str, torch.Tensor] | None:
-    """The weighted average of checkpoints, `sum_k p_k w_k`.
-
-    Sums are taken in float64, of 16-bit weights in float32, and rounded once. Where files name their tensors alike,
-    a written average takes one pass over them, and memory for a few chunks; elsewhere the loaded models are averaged,
-    two of them in memory.
-
-    Args:
-        ingredients: must hold all that the recipe uses; of a weight of zero nothing is read.
-        output: a folder to write the soup to, as an ordinary checkpoint with `recipe.json` and a card, under the names
-            that the first ingredient's files use; none by default. With several processes the main one writes.
-        overwrite: allow an output folder that holds something.
-        dtype: of the result; by default that of the ingredients, float32 if they differ.
-        max_shard_size: of a file of weights, as in `5GB`; as in transformers.
-        statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
-            of the ingredients are averaged like all else.
-        about: what a `recipe.json` says of this recipe, to be written beside the weights; by default that nothing was
-            measured of it.
-        license: for the card beside them; by default that of the ingredients, if they agree.
-
-    Returns:
-        The tensors of the averaged model's `state_dict()`; None if they were written.
-
-    Raises:
-        ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
-            folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size.
-    """
-    max_shard_size = checkpoint.shard_size(max_shard_size)
-    if dtype is not None:
-        checkpoint.as_dtype(dtype)
-    if output is None:
-        return average_model(ingredients, recipe, dtype=dtype, statistics=statistics).state_dict()
-    folder = Path(output)
-    check_output(folder, overwrite=overwrite)
-    refuse_ingredients(folder, ingredients)
-    options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "max_shard_size": max_shard_size}
-
-    def fill(new: Path) -> None:
-        saved = str(checkpoint.as_dtype(dtype)).removeprefix("torch.") if dtype else saved_dtype(ingredients, recipe)
-        fields = as_kept(about, saved) if about else _unmeasured(ingredients, recipe, statistics, saved)
-        contents = card.contents(fields, folder / RECIPE, license=license)  # refused before anything is averaged
-        write_average(ingredients, recipe, new, **options)
-        for name, content in contents.items():
-            (new / name).write_bytes(content)
-
-    on_main_process(lambda: write_folder(folder, fill, overwrite=overwrite))
-    return None
-
-
-def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics | None, dtype: str) -> dict[str, Any]:
-    """What a `recipe.json` says of an average that nobody measured."""
-    used = ingredients.select(recipe.used)
-    about = {
-        "processor": adapter.describe(used[0].processor),
-        "classes": list(used.labels),
-        "architecture": used[0].architecture,
-        "image_processor": used[0].image_processor,
-        "batchnorm": statistics and statistics.about,
-    }
-    weights = {"ingredients": list(recipe.used), "weights": list(recipe.used.values())}
-    return unmeasured(weights, [origin.describe(ingredient) for ingredient in used], about, dtype)
 
 
 def write_average(
@@ -163,6 +86,8 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
     and so are adapters, and classes that stand in different orders. Both ways give the same bits.
     """
+    import torch
+
     used = ingredients.select(recipe.used)
     with _opened(used) as files:
         config = modeling.shared_config([ingredient.config for ingredient in used])
@@ -191,7 +116,7 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
     sums: dict[str, torch.Tensor] = {}
     strange: dict[str, torch.Tensor] = {}
     for index, (one, weight) in enumerate(recipe.used.items()):
-        model = adapter.load(used[index], sum_in, config)
+        model = used[index].load_model(sum_in, config)
         for name, tensor in model.state_dict().items():
             odd = torch.where(torch.isfinite(tensor), 0, tensor)
             if index == 0:
@@ -218,6 +143,8 @@ def _opened(used: Ingredients) -> Iterator[list[dict[str, tensors.Tensor]]]:
 
 
 def _as_torch(kept: np.ndarray, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
     dtype = checkpoint.torch_dtype(kind)
     return torch.from_numpy(kept).view(dtype).reshape(shape) if len(kept) else torch.empty(shape, dtype=dtype)
 

@@ -22,12 +22,11 @@ from hf_radin.kept import DIGESTS, latest_of, logits_path, open_array, read_abou
 from hf_radin.metrics import Answers, load_metrics, only_score
 from hf_radin.partly import Partly
 from hf_radin.prepared import Images, find_home
-from hf_radin.private import private_names
 from hf_radin.processes import on_main_process, progress_bar
 from hf_radin.recipe import Recipe
 from hf_radin.records import from_record, is_there, on_the_hub, to_record, told_apart
+from hf_radin.sample import Pilot, drawn_places
 from hf_radin.sources import sampled_source_of, source_of
-from hf_radin.strata import Pilot, drawn_places
 from hf_radin.stream import Block
 
 if TYPE_CHECKING:
@@ -135,9 +134,10 @@ class LogitBank:
             scores = self.score(np.eye(len(self.ingredients)))
             latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
             records = [{**to_record(one), **asdict(read_told(self.folder, one))} for one in self.ingredients]
-            named = {"ingredients": records, "data": self.about["data"], "remarks": self.remarks}
             seen = not commit.is_private(repo_id, repo_type="dataset", private=private, token=token)
-            if seen and (names := private_names(named)):
+            if seen and (
+                names := commit.hidden_repositories(sharing.named_repositories(self.about, records, self.remarks))
+            ):
                 logger.warning("The bank names what is private, and everybody can read it: %s.", ", ".join(names))
             return commit.commit_files(
                 repo_id,

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import adapter, modeling
+from hf_radin import adapter, modeling, processors
 from hf_radin.data import OBJECT, Split, open_split, sample_split
 from hf_radin.decoding import Source
 from hf_radin.files import digest
@@ -118,7 +118,7 @@ def collect_statistics(
     seed: int = 0,
 ) -> Statistics:
     """Draw images from a split and prepare them, a batch a block."""
-    key = digest(split.key, count, seed, BATCH, adapter.describe(processor), on_error)
+    key = digest(split.key, count, seed, BATCH, processors.describe_processor(processor), on_error)
     folder = home / "pixels" / key
     sampled = {"images": count, "seed": seed, "on_error": on_error}
     images = Images(folder, BATCH, cache(partial(sample_source, split, processor, sampled)))
@@ -141,7 +141,7 @@ def collect_statistics(
 def sample_source(split: Split, processor: BaseImageProcessor, about: dict[str, Any]) -> Source:
     """Some images of a split, as many and drawn with the seed that `about` says."""
     sample = sample_split(split, about["images"], seed=about["seed"])
-    prepare = partial(adapter.prepare, processor)
+    prepare = partial(processors.prepare_image, processor)
     return Source(sample, prepare, lambda label: 0, about["on_error"], BATCH)  # no label is looked at
 
 

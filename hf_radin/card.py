@@ -10,19 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin import pictures
-from hf_radin.outcome import costs, in_common, is_uniform, sentence
+from hf_radin.outcome import compared, costs, images_left, in_common, is_uniform, sentence
 from hf_radin.private import without_paths
 from hf_radin.recipe_file import RECIPE
-from hf_radin.strata import ENOUGH
-from hf_radin.wording import (
-    between,
-    code,
-    compared,
-    escape,
-    images_left,
-    percent,
-    show_metric,
-)
+from hf_radin.sample import ENOUGH
+from hf_radin.text import between, code, escape, percent, show_metric
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin import __version__
 from hf_radin.budget import Budget
-from hf_radin.checkpoint import DTYPES, SHARD, shard_size
+from hf_radin.checkpoint import DTYPES, SHARD
 from hf_radin.options import (
     EVAL_TASK,
     HIDE,
@@ -263,31 +263,12 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def _average(args: argparse.Namespace) -> None:
-    from hf_radin.average_files import cook_files
-    from hf_radin.files import check_output
-    from hf_radin.recipe_file import RECIPE, read_recipe_file
+    from hf_radin.cook import cook_recipe
+    from hf_radin.recipe_file import RECIPE
 
-    check_output(args.output, overwrite=args.overwrite)
-    if args.output.resolve() in (args.recipe.resolve(), args.recipe.resolve().parent):
-        raise ValueError(f"The output {args.output} is the folder of the recipe, which would be lost. Choose another.")
-    options = {name: getattr(args, name) for name in ("models", "allow_pickle", "trust_remote_code")}
-    moved = {"image_processor": args.image_processor, "base_model": args.base_model}
-    options |= {name: value for name, value in moved.items() if value is not None}
-    written: dict[str, Any] = {
-        "overwrite": args.overwrite,
-        "dtype": args.dtype,
-        "max_shard_size": shard_size(args.max_shard_size),
-    }
-    if any(options.values()) or not cook_files(args.recipe, args.output, **written):
-        from hf_radin.averaging import average
-        from hf_radin.card import license_beside
-        from hf_radin.cook import cook, cook_statistics
-
-        path = args.recipe / RECIPE if args.recipe.is_dir() else args.recipe
-        ingredients, recipe = cook(path, **options)
-        statistics = cook_statistics(path, ingredients, dataset=args.dataset, cache_dir=args.cache_dir)
-        written |= {"about": read_recipe_file(path), "license": license_beside(path)}
-        average(ingredients, recipe, output=args.output, statistics=statistics, **written)
+    moved = ("models", "dataset", "image_processor", "base_model", "cache_dir")
+    names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
+    cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
 
 

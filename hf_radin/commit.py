@@ -6,14 +6,13 @@ import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import pictures
 from hf_radin.access import asking_the_hub, is_passing, patiently
-from hf_radin.card import EVAL_RESULTS
 from hf_radin.files import is_of_a_checkpoint
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 # Models in other formats than ours, which somebody may load in place of it.
 _OTHERWISE = re.compile(r"(pytorch|adapter)_model.*|tf_model\.h5|flax_model\.msgpack|video_preprocessor_config\.json")
-
-# What a soup that was there says of itself, in a file or a picture.
-_OURS = {EVAL_RESULTS, *pictures.NAMES}
 
 # Files up to so many bytes are read once: what is compared, sent and looked for is then the same.
 SMALL = 10_000_000
@@ -71,8 +67,12 @@ def plan(
     revision: str | None = None,
     create_pr: bool = False,
     overwrite: bool = False,
+    replaces: Collection[str] = (),
 ) -> Plan:
     """What a push of these files would do. Nothing is changed.
+
+    Args:
+        replaces: names of files that an earlier soup left there, and that go with it.
 
     Raises:
         ValueError: if the repository holds something else, which neither `overwrite` nor a pull request allows.
@@ -88,12 +88,12 @@ def plan(
     head, found = there
     changed = tuple(name for name, called in files.items() if found.get(name) not in called)
     others = [name for name in found if name not in files or name in changed]
-    if ((changed and others) or _removed(files, found)) and not overwrite and not create_pr:
+    if ((changed and others) or _removed(files, found, replaces)) and not overwrite and not create_pr:
         raise ValueError(
             f"{repo_id} holds something else ({', '.join(sorted(others)[:3])}{', ...' if len(others) > 3 else ''}): "
             "name another repository, open a pull request (create_pr, --create-pr), or pass overwrite (--overwrite)."
         )
-    return Plan(head, changed, _removed(files, found), tuple(name for name in changed if name in found))
+    return Plan(head, changed, _removed(files, found, replaces), tuple(name for name in changed if name in found))
 
 
 def commit_files(
@@ -107,6 +107,7 @@ def commit_files(
     create_pr: bool = False,
     commit_message: str,
     overwrite: bool = False,
+    replaces: Collection[str] = (),
 ) -> CommitInfo:
     """Make the repository if need be, upload files under their names in one commit, and compare what arrived.
 
@@ -134,13 +135,14 @@ def commit_files(
 
     def once() -> CommitInfo:
         nonlocal base
-        wanted = plan(repo_id, hashes, token=token, overwrite=overwrite, **where)
+        wanted = plan(repo_id, hashes, token=token, overwrite=overwrite, replaces=replaces, **where)
         if wanted.is_done and wanted.head:
             logger.info("%s holds just that already.", repo_id)
             return _known(repo_id, repo_type, wanted.head, commit_message)
         if wanted.head is None:
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-            wanted = plan(repo_id, hashes, token=token, **where)  # what is in a new one is not built on unseen
+            # what is in a new one is not built on unseen
+            wanted = plan(repo_id, hashes, token=token, replaces=replaces, **where)
         base = base or wanted.head
         if wanted.head != base:  # and is not what is pushed
             raise ValueError(f"{repo_id} has changed while it was pushed to: look at it, and push again.")
@@ -250,6 +252,36 @@ def is_private(
     return patiently(ask)
 
 
+def is_repo_id(name: str) -> bool:
+    """Whether a name is that of a repository with its namespace."""
+    return re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
+
+
+def hidden_repositories(repositories: Iterable[tuple[str, str]]) -> list[str]:
+    """The ids of repositories that somebody who is not logged in does not find.
+
+    Args:
+        repositories: ids and types (`model`, `dataset`).
+
+    Raises:
+        ValueError: if the Hub can't be asked.
+    """
+    return list(dict.fromkeys(name for name, kind in repositories if patiently(partial(_is_hidden, name, kind))))
+
+
+def _is_hidden(name: str, repo_type: str) -> bool:
+    """Whether nobody who is not logged in finds a repository."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with asking_the_hub(name):
+        try:
+            HfApi(token=False).repo_info(name, repo_type=repo_type, expand=["private"])
+        except RepositoryNotFoundError:
+            return True
+    return False
+
+
 def full_id(repo_id: str, token: str | bool | None) -> str:
     """An id with its namespace, which by default is that of whoever asks."""
     from huggingface_hub import HfApi
@@ -307,12 +339,12 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield part
 
 
-def _removed(files: Hashes, found: Mapping[str, str]) -> tuple[str, ...]:
+def _removed(files: Hashes, found: Mapping[str, str], replaces: Collection[str]) -> tuple[str, ...]:
     """What of a checkpoint that was there would change the one that is pushed; of logits, nothing."""
     if "config.json" not in files:
         return ()
     gone = [name for name in found if name not in files]
-    stale = _OURS if "recipe.json" in found else ()
+    stale = replaces if "recipe.json" in found else ()
     return tuple(name for name in gone if is_of_a_checkpoint(name) or _OTHERWISE.fullmatch(name) or name in stale)
 
 

@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import adapter
+from hf_radin import processors
 from hf_radin.adapter import Running
 from hf_radin.batchnorm import IMAGES
-from hf_radin.budget import Budget
 from hf_radin.checkpoint import as_dtype
 from hf_radin.data import Split, count_rows, open_split
 from hf_radin.decoding import Source
@@ -23,7 +22,7 @@ from hf_radin.matching import match_labels
 from hf_radin.prepared import SPARED, Images, block_size, find_home, parse_size
 from hf_radin.probe import Probe, probe
 from hf_radin.processes import the_accelerator
-from hf_radin.strata import Pilot
+from hf_radin.sample import Pilot
 from hf_radin.tuning import BATCH_SIZE, default_workers, settle_threads
 
 if TYPE_CHECKING:
@@ -177,8 +176,7 @@ def estimate(
     check_number("images", images)
     check_number("processes", processes)
     sample = Pilot.of(pilot)
-    passes = Budget.of(budget).passes
-    if not 0 < passes < math.inf:
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 1 <= budget < math.inf:
         raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
     check_running(
         ingredients,
@@ -196,7 +194,7 @@ def estimate(
     count = _count(opened, images)
     to_class = match_labels(opened, ingredients.labels)
     block = block_size(count)
-    source = Source(opened, partial(adapter.prepare, ingredients[0].processor), to_class, on_error, block)
+    source = Source(opened, partial(processors.prepare_image, ingredients[0].processor), to_class, on_error, block)
     accelerator = the_accelerator(accelerator)
     settle_threads()
     running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
@@ -208,7 +206,7 @@ def estimate(
         images=count,
         classes=len(ingredients.labels),
         processes=accelerator.num_processes if processes == "auto" else int(processes),
-        budget=passes,
+        budget=float(budget),
         pilot=sample,
         probe=found,
         at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.access import asking_the_hub, is_of_network
-from hf_radin.places import is_dir
+from hf_radin.files import is_dir
 from hf_radin.splits import SplitFiles, find_archives, find_splits
 
 if TYPE_CHECKING:

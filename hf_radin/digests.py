@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from hf_radin.data import Split
 from hf_radin.files import digest, write_atomically
+
+WAY_OUT = (
+    "Images that chose a soup can't prove it. Leave them out of one of the two splits, name another, or allow it with "
+    "allow_overlap=True (--allow-overlap): recipe and card then say it."
+)
 
 # Of an image's file in hexadecimal digits; nothing where it can't be read.
 DTYPE = np.dtype("S32")
@@ -85,6 +91,55 @@ def with_copies(out: np.ndarray, rest: np.ndarray, digests: np.ndarray) -> tuple
     """
     copies = stand_in(digests[out], digests[rest])
     return out[~copies], np.concatenate([rest, out[copies]])
+
+
+def count_shared(held_out: np.ndarray, chosen: np.ndarray) -> int:
+    """How many of the held-out images are among those that chose; of both digests `(images,)`."""
+    return int(stand_in(held_out, chosen).sum())
+
+
+def refuse_shared(held_out: np.ndarray, chosen: np.ndarray, names: tuple[str, str]) -> None:
+    """Raises a ValueError if splits share images.
+
+    Args:
+        names: of the two splits.
+    """
+    if shared := count_shared(held_out, chosen):
+        refuse_counted(shared, len(held_out), names)
+
+
+def refuse_counted(shared: int, images: int, names: tuple[str, str]) -> NoReturn:
+    raise ValueError(
+        f"{shared} of the {images} images of the split {names[0]!r} are in the split {names[1]!r} too, byte for byte. "
+        f"{WAY_OUT}"
+    )
+
+
+def refuse_shared_splits(held_out: Split, chosen: Split, home: Path) -> None:
+    """Raises a ValueError if splits share images, where both are here and can be read before anything is computed."""
+    if held_out.is_here and chosen.is_here:
+        names = held_out.split, chosen.split
+        refuse_shared(split_digests(held_out, home), split_digests(chosen, home), names)
+
+
+def refuse_met(digests: Sequence[str], chosen: np.ndarray, names: tuple[str, str]) -> None:
+    """Refuse images of the split that proves a soup as they go by, at the first that chose it.
+
+    Args:
+        digests: of the images that have just gone by.
+        chosen: of the images that chose, ascending `(images,)`.
+        names: of the split that proves and of the one that chooses.
+
+    Raises:
+        ValueError: if an image is in both.
+    """
+    met = np.asarray(digests if digests else [], dtype=chosen.dtype)
+    places = np.searchsorted(chosen, met).clip(max=len(chosen) - 1)  # of a million images, a block takes no time
+    if shared := int((chosen[places] == met).sum()):
+        raise ValueError(
+            f"{shared} of {len(met)} images of the split {names[0]!r} that have just gone by are in the split "
+            f"{names[1]!r} too, byte for byte, and perhaps others. {WAY_OUT}"
+        )
 
 
 def _read(path: str) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any
 from hf_radin import checkpoint, lora
 from hf_radin.access import asking_the_hub
 from hf_radin.checkpoint import Header
-from hf_radin.places import Place, is_dir
+from hf_radin.files import is_dir
+from hf_radin.places import Place
 from hf_radin.processes import progress_bar
 
 # Checkpoints looked at in parallel: on the Hub it is waiting for answers that takes the time.

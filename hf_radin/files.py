@@ -179,3 +179,11 @@ def _as_others(folder: Path) -> None:
 def digest(*parts: Any) -> str:
     """A short name for what JSON says of the parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def is_dir(path: Path) -> bool:
+    """Whether a path is a folder; a link that runs in a circle is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long a name, or one with a zero in it
+        return False

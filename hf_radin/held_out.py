@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from hf_radin.bank import LogitBank
 from hf_radin.data import OBJECT, Split, open_split
-from hf_radin.digests import split_digests
+from hf_radin.digests import refuse_shared, split_digests
 from hf_radin.logits import compute_logits
-from hf_radin.overlap import refuse_shared
 from hf_radin.processes import on_main_process
-from hf_radin.strata import Chosen
+from hf_radin.sample import Chosen
 
 
 def of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) -> LogitBank:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,75 +12,21 @@ from hf_radin.access import asking_the_hub, patiently
 from hf_radin.checkpoint import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.commit import commit_files, full_id, is_private, refuse_offline
 from hf_radin.private import private_names, still_named, without, without_paths
-from hf_radin.processes import on_main_process
 from hf_radin.recipe_file import RECIPE, read_recipe_file
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from hf_radin.soup import Soup
 
 logger = logging.getLogger(__name__)
 
 # The files of a saved soup beside its weights; code is one where the configuration says so.
 UPLOADED = (CONFIG, "generation_config.json", *PROCESSOR_FILES, RECIPE, "README.md", *pictures.NAMES)
+# What an earlier soup says of itself, which goes with it.
+REPLACED = (card.EVAL_RESULTS, *pictures.NAMES)
 # Files that a name may stand in.
 TEXTS = (".json", ".md", ".py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
-
-
-def push_soup_to_hub(
-    soup: Soup,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    license: str | None = None,
-    overwrite: bool = False,
-    hide_private: bool = False,
-    eval_task: str | None = None,
-) -> CommitInfo:
-    """Create the repository if need be and upload the whole soup, card included, in one commit.
-
-    What arrived is read back and compared. With several processes the main one pushes and the others wait.
-
-    Args:
-        private: visibility of a new repository, by default what the organisation or user chose; True is refused for
-            one that everybody can read.
-        revision: branch to commit to.
-        create_pr: open a pull request instead of committing.
-        license: for the card; by default that of the ingredients, if they agree.
-        overwrite: allow a repository that holds something else; what made a model of it is removed.
-        hide_private: leave the names of private ingredients and datasets out of the recipe and the card; a warning
-            lists them where they would be published.
-        eval_task: of a benchmark, as in `org/bench:default`, that the accuracy on the held-out split is a result of:
-            written to `.eval_results`.
-
-    Raises:
-        ValueError: if the id is none, the token may not write there, or the repository holds something else.
-    """
-
-    def push() -> CommitInfo:
-        with tempfile.TemporaryDirectory() as temporary:
-            soup.write_into(Path(temporary), license=license)
-            return push_folder(
-                Path(temporary),
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or COMMIT_MESSAGE,
-                overwrite=overwrite,
-                license=license,
-                hide_private=hide_private,
-                eval_task=eval_task,
-            )
-
-    return on_main_process(push)
 
 
 def push_folder(
@@ -106,7 +51,7 @@ def push_folder(
     """
     shown: dict[str, Any] = {"license": license, "hide_private": hide_private, "eval_task": eval_task}
     files = prepared(folder, repo_id, private=private, token=token, **shown)
-    return commit_files(repo_id, files, private=private, token=token, **options)
+    return commit_files(repo_id, files, private=private, token=token, replaces=REPLACED, **options)
 
 
 def prepared(

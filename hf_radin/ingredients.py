@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin import checkpoint, modeling
+from hf_radin import checkpoint, lora, modeling
 from hf_radin.access import asking_the_hub
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
 
@@ -124,6 +125,31 @@ class Ingredient:
             self._fetch(self._weight_names(folder))
         return folder
 
+    def load_model(self, dtype: torch.dtype, config: PretrainedConfig | None = None) -> PreTrainedModel:
+        """Its model on the CPU, the weights in `dtype`, the classes in the order of `labels`.
+
+        Args:
+            config: in place of the ingredient's own; of the same function.
+
+        Raises:
+            ValueError: if a weight is missing or has the wrong shape.
+        """
+        folder = self.download()
+        config = self.config if config is None else config
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "config": config,
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        if self.base is None:
+            model = modeling.load_model(folder, **options)
+        else:
+            model = lora.load_merged(folder, self.base.folder, header=checkpoint.read_header(folder), **options)
+        if self.order is not None:
+            _permute(model, self.order, trust_remote_code=self.trust_remote_code)
+        return model
+
     def _has_weights(self, folder: Path) -> bool:
         """Whether the very files that hold its weights on the Hub are in its folder in the cache."""
         from huggingface_hub import is_offline_mode
@@ -201,3 +227,12 @@ class Ingredients(tuple[Ingredient, ...]):
             return Ingredients([by_id[name] for name in ids])
         except KeyError as error:
             raise ValueError(f"No ingredient {error}; there are {', '.join(by_id)}.") from None
+
+
+def _permute(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
+    """Bring the classes of a model into another order, in the weights of its heads, and so in its logits."""
+    import torch
+
+    tensors = model.state_dict()
+    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
+        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))

@@ -6,7 +6,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin import adapter
+from hf_radin import processors
 from hf_radin.adapter import Running
 from hf_radin.bank import LogitBank
 from hf_radin.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
 from hf_radin.checkpoint import as_dtype
-from hf_radin.data import OBJECT, count_rows, open_split
+from hf_radin.data import OBJECT, Split, count_rows, open_split
 from hf_radin.decoding import Source, example_images, prepared_example
+from hf_radin.digests import refuse_met
 from hf_radin.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.ingredients import Ingredient, Ingredients
 from hf_radin.kept import (
@@ -36,12 +37,11 @@ from hf_radin.kept import (
 )
 from hf_radin.machines import on_each_disk, share
 from hf_radin.matching import check_first_label, match_labels
-from hf_radin.overlap import refuse_met
 from hf_radin.passes import Passes, choose_batch_size, compute
 from hf_radin.prepared import Images, block_size, find_home, parse_size
 from hf_radin.processes import on_main_process, the_accelerator
 from hf_radin.processors import check_same_pixels, read_alike
-from hf_radin.strata import Chosen, Pilot, drawn_places
+from hf_radin.sample import Chosen, Pilot, drawn_places
 from hf_radin.trial import sound, try_all
 from hf_radin.tuning import BATCH_SIZE, settle_threads
 
@@ -156,7 +156,7 @@ def compute_logits(
     about = {
         "data": opened.describe(),
         "classes": ingredients.labels,
-        "processor": adapter.describe(processor),
+        "processor": processors.describe_processor(processor),
         "dtype": str(weights_dtype).removeprefix("torch."),
         "mixed_precision": accelerator.mixed_precision,
         "channels_last": channels_last,
@@ -189,8 +189,8 @@ def compute_logits(
         accelerator.wait_for_everyone()
         missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
         # a checkpoint that can't be run, or is none of the family, is known before the images go by
-        source = Source(opened, partial(adapter.prepare, processor), to_class, on_error, block)
-        images = Images(pixels, block, lambda: source, on_digests=refuse_met(apart_from, opened))
+        source = Source(opened, partial(processors.prepare_image, processor), to_class, on_error, block)
+        images = Images(pixels, block, lambda: source, on_digests=_refusal(apart_from, opened))
         example = on_main_process(lambda: _example(images, ingredients)) if missing else None
         try_all(ingredients, missing, home, example=example, dtype=weights_dtype, accelerator=accelerator)
         ingredients, remarks = sound(ingredients, home, strangers, weights_dtype)
@@ -249,6 +249,14 @@ def compute_logits(
     )
 
 
+def _refusal(bank: LogitBank | None, split: Split) -> Callable[[list[str]], None] | None:
+    """Hears of the images of a split as they go by, and refuses them if one is in a bank; None without digests."""
+    chosen = None if bank is None else replace(bank, part=None).digests
+    if bank is None or chosen is None:
+        return None
+    return partial(refuse_met, chosen=np.sort(chosen), names=(split.split, bank.split))
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Only one run at a time computes a bank; another waits, and finds it computed."""
@@ -279,12 +287,13 @@ def _example(images: Images, ingredients: Ingredients) -> dict[str, torch.Tensor
     Raises:
         ValueError: if the image processors of the ingredients make different pixels of some images, or none.
     """
-    alike = read_alike(ingredients)
+    processors = {one.id: one.processor for one in ingredients}
+    alike = read_alike(processors.values())
     if alike and (example := images.example()) is not None:
         return example
     source = images.source()
     originals = example_images(source.split, least=1 if alike else 3)
-    check_same_pixels(ingredients, list(originals.values()))
+    check_same_pixels(processors, list(originals.values()))
     return prepared_example(source.split, source.prepare, originals)
 
 

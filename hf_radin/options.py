@@ -83,7 +83,7 @@ def tracking_arguments(parser: argparse.ArgumentParser) -> None:
 
 def start_tracking(args: argparse.Namespace) -> None:
     """Let the trackers that were asked for hear of this run."""
-    from hf_radin.processes import track
+    from hf_radin.tracking import track
 
     if args.log_with:
         settings = {name: value for name, value in vars(args).items() if name not in ("run", "log_with", "log_dir")}
@@ -168,7 +168,7 @@ def check(args: argparse.Namespace) -> None:
     from hf_radin.budget import Budget
     from hf_radin.files import check_output
     from hf_radin.metrics import load_metrics
-    from hf_radin.strata import Pilot
+    from hf_radin.sample import Pilot
 
     if args.budget is not None and args.method != "radin":
         raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
@@ -255,13 +255,13 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     """
     from hf_radin.batchnorm import refuse_statistics_of
     from hf_radin.data import open_split
+    from hf_radin.digests import refuse_shared_splits
+    from hf_radin.files import is_dir
     from hf_radin.matching import check_first_label, match_labels
     from hf_radin.origin import Origin, agreed_origin, is_path
-    from hf_radin.overlap import refuse_shared_splits
-    from hf_radin.places import is_dir
     from hf_radin.prepared import find_home
     from hf_radin.processes import on_main_process
-    from hf_radin.strata import Pilot
+    from hf_radin.sample import Pilot
 
     named = {"config_name": args.dataset_config, "split": args.split}
     said = Origin() if args.dataset else agreed_origin(ingredients, **named)
@@ -305,7 +305,7 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
     from hf_radin.cost import estimate
     from hf_radin.data import count_rows, open_split
     from hf_radin.processes import on_main_process
-    from hf_radin.strata import Pilot
+    from hf_radin.sample import Pilot
 
     where = ("dataset", "split", "config_name", "revision", "image_column", "label_column")
     opened = open_split(**{name: data[name] for name in where})

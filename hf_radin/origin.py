@@ -11,8 +11,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from hf_radin.files import is_dir
 from hf_radin.ingredients import Ingredient, Ingredients
-from hf_radin.places import is_dir
 from hf_radin.records import is_cached
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_radin.wording import clock, escape, likely, percent, show_metric
+from hf_radin.text import clock, escape, percent, show_metric
 
 
 def sentence(fields: dict[str, Any]) -> str:
@@ -146,3 +146,37 @@ def _proved(fields: dict[str, Any]) -> int:
     is_soup = len(fields["recipe"]["ingredients"]) > 1
     names = {"soup"} if is_uniform(fields) else {"uniform", "soup"} if is_soup else {"uniform"}
     return sum(one["split"] == fields["held_out"] and one["name"] in names for one in fields["results"])
+
+
+def compared(one: dict[str, Any]) -> str:
+    """How the soup stands to the best single model on a split, as far as the number of images tells."""
+    gain, low, high = (f"{100 * value:+.2f}" for value in (one["gain"], *one["interval"]))
+    p = f"{one['p_value']:.2f}" if one["p_value"] >= 0.01 else f"{one['p_value']:.1g}"
+    return (
+        f"{gain} points on {one['split']} (95% by the bootstrap: {low} to {high}; p = {p} by the exact McNemar test)"
+    )
+
+
+def likely(one: dict[str, Any]) -> bool:
+    """Whether both tests say that the difference is no chance: the interval, and McNemar's."""
+    low, high = one["interval"]
+    return not low <= 0 <= high and one["p_value"] < 0.05
+
+
+def spending(about: dict[str, Any]) -> str:
+    """What a search took, in passes over the split."""
+    passes, split = about["passes"], about["data"]["split"]
+    text = f"{passes['logits']:.3g} passes over {split} for logits, {passes['soups']:.3g} for soups"
+    if about.get("budget", "0") != "0":
+        text += f" (a budget of {about['budget']}, baselines beside it)"
+    if "probabilities" in passes:
+        text += f", {passes['probabilities']:.3g} to run soups once more for metrics of probabilities"
+    if "batchnorm" in passes:
+        text += f", and as many images as {passes['batchnorm']:.3g} passes for their BatchNorm statistics"
+    return text
+
+
+def images_left(about: dict[str, Any]) -> int:
+    """Of how many images of the split that chose most ingredients have no logits, after a pilot."""
+    shown = (about.get("pilot") or {}).get("shown")
+    return 0 if shown is None else int(about["images"] - shown)

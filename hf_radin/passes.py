@@ -24,9 +24,10 @@ from hf_radin.machines import on_each_disk, share
 from hf_radin.parts import Target, target_of
 from hf_radin.pixels import Inputs, select
 from hf_radin.prepared import BLOCK, Images, parse_size
-from hf_radin.processes import count_images, device_name, log, on_main_process, progress_bar, smallest
-from hf_radin.strata import Chosen, Pilot
+from hf_radin.processes import device_name, on_main_process, progress_bar, smallest
+from hf_radin.sample import Chosen, Pilot
 from hf_radin.stream import Block
+from hf_radin.tracking import count_images, log
 from hf_radin.tuning import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 
 if TYPE_CHECKING:
@@ -165,12 +166,12 @@ def compute(
     with progress_bar(total=total, initial=earlier, desc="Logits", unit="prediction") as bar:
         meter = _Meter(bar, total, earlier, time.perf_counter())
         while left:
-            models = [passes.running.load(left[0])]
+            models = [passes.running.ready(left[0].load_model(passes.running.dtype))]
             if at_once == "auto":
                 at_once = smallest(models_at_once(models[0], passes.example, passes.running))
             group = left[: int(at_once)]
             left = left[len(group) :]
-            models += [passes.running.load(one) for one in group[1:]]
+            models += [passes.running.ready(one.load_model(passes.running.dtype)) for one in group[1:]]
             last = models_in_all - len(left)
             bar.set_postfix_str(f"models {last - len(group) + 1} to {last} of {models_in_all}")
             targets = [target_of(folder, one) for one in group]
@@ -197,7 +198,7 @@ def choose_batch_size(
     """
     if running.accelerator.device.type == "cpu" or example is None:
         return BATCH_SIZE
-    model = running.load(ingredient) if model is None else model
+    model = running.ready(ingredient.load_model(running.dtype)) if model is None else model
 
     def run(size: int) -> object:
         return adapter.forward([model], _repeated(example, size), batch_size=size, accelerator=running.accelerator)

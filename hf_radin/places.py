@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_radin import checkpoint
 from hf_radin.access import asking_the_hub
+from hf_radin.files import is_dir
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +101,6 @@ def _holds_checkpoint(folder: Path) -> bool:
 def _by_number(name: str) -> list[Any]:
     """So that checkpoint-94 comes before checkpoint-141."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def is_dir(path: Path) -> bool:
-    """Whether a path is a folder; a link that runs in a circle is none."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # too long a name, or one with a zero in it
-        return False
 
 
 def _is_file(path: Path) -> bool:

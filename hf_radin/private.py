@@ -6,14 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from hf_radin.access import asking_the_hub, patiently
+from hf_radin.commit import hidden_repositories, is_repo_id
 
-# What a repository on the Hub is called; a commit, a subfolder or the rest of an address may follow.
-_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+# A commit, a subfolder or the rest of an address that may follow the name of a repository.
 _BEHIND = r"(/[\w./-]*)?(@[\w./-]+)?(:[\w./-]+)?"
 
 
@@ -62,20 +60,7 @@ def private_names(fields: Mapping[str, Any]) -> list[str]:
         asked = sorted({*_named(fields)})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"The recipe.json is not a whole recipe ({error!r}).") from error
-    return list(dict.fromkeys(name for name, kind in asked if patiently(partial(_is_hidden, name, kind))))
-
-
-def _is_hidden(name: str, repo_type: str) -> bool:
-    """Whether nobody who is not logged in finds a repository."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    with asking_the_hub(name):
-        try:
-            HfApi(token=False).repo_info(name, repo_type=repo_type, expand=["private"])
-        except RepositoryNotFoundError:
-            return True
-    return False
+    return hidden_repositories(asked)
 
 
 def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -92,7 +77,7 @@ def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     told.append((processor if at else None, "model"))  # of a folder there is no commit
     told += [(one.get("dataset"), "dataset") for one in fields["ingredients"]]
     known += [(name, kind) for name, kind in told if name and not Path(name).exists()]  # else it is a folder here
-    return [(name, kind) for name, kind in known if name and _ID.fullmatch(name)]
+    return [(name, kind) for name, kind in known if name and is_repo_id(name)]
 
 
 def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

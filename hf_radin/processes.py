@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 
 _accelerator: Accelerator | None = None
-_seen = 0
 
 
 class MainStoppedError(ValueError):
@@ -94,49 +92,6 @@ def over_processes(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) 
         found[mine] = torch.from_numpy(score(rows[mine]))
     scores: np.ndarray = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu().numpy()
     return scores
-
-
-def track(names: list[str], folder: Path, settings: dict[str, Any]) -> None:
-    """Let trackers that accelerate knows (trackio, tensorboard, wandb) hear what is logged from here on.
-
-    Args:
-        folder: where those write that keep files.
-        settings: of the run, to be shown beside it.
-
-    Raises:
-        ValueError: if one is not installed.
-    """
-    from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
-    from accelerate.utils import InitProcessGroupKwargs
-
-    there = [str(one.value) for one in get_available_trackers()]
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise ValueError(f"--log-with {missing[0]}: it is not installed. pip install {missing[0]}")
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = the_accelerator(Accelerator(log_with=names, project_dir=folder, kwargs_handlers=[patience]))
-    plain = {name: one if isinstance(one, (bool, int, float)) else str(one) for name, one in settings.items()}
-    try:
-        accelerator.init_trackers("hf_radin", config=plain)
-    except OSError as error:
-        accelerator.trackers = []  # what never began can't end
-        raise ValueError(f"--log-with {' '.join(names)}: nothing can be written to {folder}: {error}") from error
-
-
-def log(values: dict[str, float], *, images: int = 0) -> None:
-    """Tell the trackers, if there are any, what came of so many images more.
-
-    A step is an image that a model or a soup has seen: trackers want one count for all that they hear.
-    """
-    count_images(images)
-    the_accelerator().log(values, step=_seen)
-
-
-def count_images(images: int) -> None:
-    """Let the steps of what is logged begin after what an earlier run has seen, where it is not seen again."""
-    global _seen
-    _seen += images
 
 
 def smallest(number: int) -> int:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hf_radin.adapter import describe, prepare
 from hf_radin.fields import comparable, flattened
-from hf_radin.ingredients import Ingredient
 
 if TYPE_CHECKING:
+    import torch
     from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -46,9 +45,35 @@ class ProcessorDifference:
     only_resizes: bool
 
 
-def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, ProcessorDifference]:
-    """For each ingredient whose image processor does not read like that of most, by id, what came of trying it."""
-    processors = {ingredient.id: ingredient.processor for ingredient in ingredients}
+def prepare_image(processor: BaseImageProcessor, image: Image.Image) -> dict[str, torch.Tensor]:
+    """What a model takes for one image of any mode and orientation, without the batch dimension.
+
+    The image becomes upright RGB by the same function as in `pipeline("image-classification")`, and goes through the
+    processor alone, as there: what comes out does not depend on its neighbours.
+    """
+    from transformers.image_utils import load_image
+
+    return {name: value[0] for name, value in processor(images=load_image(image), return_tensors="pt").items()}
+
+
+def describe_processor(processor: BaseImageProcessor) -> dict[str, Any]:
+    """All that decides about the pixels: configuration, backend and version (transformers#28180, #43017)."""
+    import transformers
+
+    said = {name: value for name, value in processor.to_dict().items() if name.strip("_") != "name_or_path"}
+    return {
+        **said,
+        "backend": getattr(processor, "backend", None) or type(processor).__name__,
+        "transformers": transformers.__version__,
+    }
+
+
+def find_processor_differences(processors: Mapping[str, BaseImageProcessor]) -> dict[str, ProcessorDifference]:
+    """The image processors that read differently from most, by the id of their checkpoint, and what trying them gave.
+
+    Args:
+        processors: by the id of the checkpoint.
+    """
     readings = {name: _reading(processor) for name, processor in processors.items()}
     if len(set(readings.values())) < 2:
         return {}
@@ -70,46 +95,45 @@ def find_processor_differences(ingredients: Sequence[Ingredient]) -> dict[str, P
     }
 
 
-def read_alike(ingredients: Sequence[Ingredient]) -> bool:
-    """Whether the image processors of all ingredients say the same of themselves."""
-    return len({_reading(ingredient.processor) for ingredient in ingredients}) == 1
+def read_alike(processors: Iterable[BaseImageProcessor]) -> bool:
+    """Whether all image processors say the same of themselves."""
+    return len(set(map(_reading, processors))) == 1
 
 
-def check_same_pixels(ingredients: Sequence[Ingredient], images: Sequence[Image.Image]) -> None:
-    """Hold the image processors of ingredients to that of the first, which prepares the images for all.
+def check_same_pixels(processors: Mapping[str, BaseImageProcessor], images: Sequence[Image.Image]) -> None:
+    """Hold image processors to the first of them, which prepares the images for all checkpoints.
 
     Args:
+        processors: by the id of the checkpoint.
         images: of the split, of different sizes and shapes.
 
     Raises:
         ValueError: if one makes other pixels of them.
     """
-    first, *others = ingredients
-    reference = first.processor
+    (first, reference), *others = processors.items()
     tried = {_reading(reference)}
-    for ingredient in others:
-        processor = ingredient.processor
+    for name, processor in others:
         reading = _reading(processor)
         if reading in tried:
             continue
         tried.add(reading)
         if make_same_pixels(processor, reference, images) is False:
             raise ValueError(
-                f"The image processor of {ingredient.id} makes other pixels of images of the split than that of "
-                f"{first.id}. They differ in {describe_difference(processor, reference)}. Leave it out, or name one "
-                "for all with image_processor=... (--image-processor ID)."
+                f"The image processor of {name} makes other pixels of images of the split than that of {first}. They "
+                f"differ in {describe_difference(processor, reference)}. Leave it out, or name one for all with "
+                "image_processor=... (--image-processor ID)."
             )
 
 
 def check_processor(processor: BaseImageProcessor, described: Mapping[str, Any]) -> None:
-    """Hold an image processor to what was once described (`adapter.describe`).
+    """Hold an image processor to what was once described (`describe_processor`).
 
     Raises:
         ValueError: if it prepares images otherwise. Of another version of transformers, which may describe the same
             processor in other words, there is just a warning.
     """
     own = ("transformers", "backend", "image_processor_type", "processor_class")
-    now = describe(processor)
+    now = describe_processor(processor)
     texts = [
         json.dumps({name: value for name, value in fields.items() if name not in own}, sort_keys=True, default=str)
         for fields in (described, now)
@@ -177,7 +201,7 @@ def _fields(processor: BaseImageProcessor) -> dict[str, str]:
 def _prepared(processor: BaseImageProcessor, image: Image.Image) -> dict[str, np.ndarray] | None:
     """What a processor makes of an image; None if it does not take it."""
     try:
-        return {name: np.asarray(value) for name, value in prepare(processor, image).items()}
+        return {name: np.asarray(value) for name, value in prepare_image(processor, image).items()}
     except Exception:  # a processor refuses what it does not take in its own way
         return None
 

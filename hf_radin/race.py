@@ -25,11 +25,11 @@ import numpy as np
 
 from hf_radin.bank import LogitBank
 from hf_radin.budget import Budget
-from hf_radin.compare import LEVEL, interval
+from hf_radin.compare import LEVEL, Strata, interval
 from hf_radin.evaluate import Trial, trial_of
-from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
+from hf_radin.processes import on_main_process, progress_bar, the_accelerator
 from hf_radin.recipe import Measurement, Recipe
-from hf_radin.strata import Strata
+from hf_radin.tracking import log
 
 logger = logging.getLogger(__name__)
 

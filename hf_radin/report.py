@@ -12,15 +12,17 @@ import numpy as np
 from hf_radin import compare, origin
 from hf_radin.bank import LogitBank
 from hf_radin.data import Split
+from hf_radin.digests import refuse_counted
 from hf_radin.evaluate import trial_of
 from hf_radin.held_out import check_split, of_split, refuse_overlap
 from hf_radin.kept import Spent, spent
 from hf_radin.metrics import Answers, Metric, compute_metrics, load_metrics
-from hf_radin.overlap import Overlap, overlap_of, refuse_counted
-from hf_radin.processes import log, on_main_process
+from hf_radin.overlap import Overlap, overlap_of
+from hf_radin.processes import on_main_process
 from hf_radin.recipe import Measurement, Recipe, Result
 from hf_radin.recipe_file import versions
 from hf_radin.soup import Soup
+from hf_radin.tracking import log
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from hf_radin.checkpoint import as_dtype
 from hf_radin.compare import interval
 from hf_radin.evaluate import trial_of
 from hf_radin.guide import Guide
-from hf_radin.processes import log, on_main_process, over_processes, progress_bar, the_accelerator
+from hf_radin.processes import on_main_process, over_processes, progress_bar, the_accelerator
 from hf_radin.propose import SOUGHT, Candidates, check_start, propose, split_kinds
 from hf_radin.race import Entry, race
 from hf_radin.recipe import Measurement, Recipe
@@ -26,6 +26,7 @@ from hf_radin.report import Report, best_known
 from hf_radin.seek import APART, seek, shortlist
 from hf_radin.soup import Soup
 from hf_radin.telling import complete
+from hf_radin.tracking import log
 
 logger = logging.getLogger(__name__)
 

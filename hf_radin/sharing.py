@@ -11,10 +11,11 @@ from typing import Any
 
 from hf_radin import foreign
 from hf_radin.access import asking_the_hub
+from hf_radin.commit import is_repo_id
 from hf_radin.data import OBJECT
 from hf_radin.files import digest, write_folder
 from hf_radin.kept import DIGESTS
-from hf_radin.wording import escape, percent, shown
+from hf_radin.text import escape, percent, shown
 
 COMMIT_MESSAGE = "Upload logits computed with hf_radin"
 PATTERNS = ("*.json", "*.npy", "logits/*.json", "logits/*.npy")
@@ -49,6 +50,27 @@ def public_files(
         files[f"logits/{key}.npy"] = folder / "logits" / f"{key}.npy"
         files[f"logits/{key}.json"] = _json(record)
     return files
+
+
+def named_repositories(
+    about: dict[str, Any], records: Sequence[dict[str, Any]], remarks: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """The repositories that a bank names, with their types.
+
+    Args:
+        about: the contents of `bank.json`.
+        records: what the bank says of each of its ingredients.
+        remarks: what it says of checkpoints, by their ids.
+    """
+    checkpoints = [*records, *(record["base"] for record in records if record["base"])]
+    models = [checkpoint["repo_id"] for checkpoint in checkpoints if checkpoint["repo_id"]]
+    if any(record["repo_id"] for record in records):  # those that were left out may be on the Hub, too
+        left_out = (str(name).partition("@")[0].partition(":")[0] for name, _ in remarks)
+        models += [name for name in left_out if is_repo_id(name) and not Path(name).exists()]
+    processors = (str(record["image_processor"] or "").partition("@") for record in records)
+    models += [name for name, revision, _ in processors if revision and is_repo_id(name)]
+    data = about["data"]
+    return [*((name, "model") for name in models), *([(data["name"], "dataset")] if data["revision"] else [])]
 
 
 def fetch(repo_id: str, home: Path, *, revision: str | None, token: str | bool | None) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hf_radin.outcome import compared, images_left, spending
 from hf_radin.processes import is_main_process
-from hf_radin.wording import clock, compared, images_left, show_metric, spending
+from hf_radin.text import clock, show_metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -149,7 +150,7 @@ class Soup:
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload the soup in one commit; options as in `push_soup_to_hub`."""
-        return hub.push_soup_to_hub(self, repo_id, **options)
+        return push_soup_to_hub(self, repo_id, **options)
 
     @classmethod
     def from_pretrained(
@@ -184,3 +185,57 @@ class Soup:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
+
+
+def push_soup_to_hub(
+    soup: Soup,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+    hide_private: bool = False,
+    eval_task: str | None = None,
+) -> CommitInfo:
+    """Create the repository if need be and upload the whole soup, card included, in one commit.
+
+    What arrived is read back and compared. With several processes the main one pushes and the others wait.
+
+    Args:
+        private: visibility of a new repository, by default what the organisation or user chose; True is refused for
+            one that everybody can read.
+        revision: branch to commit to.
+        create_pr: open a pull request instead of committing.
+        license: for the card; by default that of the ingredients, if they agree.
+        overwrite: allow a repository that holds something else; what made a model of it is removed.
+        hide_private: leave the names of private ingredients and datasets out of the recipe and the card; a warning
+            lists them where they would be published.
+        eval_task: of a benchmark, as in `org/bench:default`, that the accuracy on the held-out split is a result of:
+            written to `.eval_results`.
+
+    Raises:
+        ValueError: if the id is none, the token may not write there, or the repository holds something else.
+    """
+
+    def push() -> CommitInfo:
+        with tempfile.TemporaryDirectory() as temporary:
+            soup.write_into(Path(temporary), license=license)
+            return hub.push_folder(
+                Path(temporary),
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or hub.COMMIT_MESSAGE,
+                overwrite=overwrite,
+                license=license,
+                hide_private=hide_private,
+                eval_task=eval_task,
+            )
+
+    return on_main_process(push)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hf_radin import adapter
+from hf_radin import processors
 from hf_radin.batchnorm import sample_source
 from hf_radin.data import OBJECT, Split, open_split
 from hf_radin.decoding import Source
@@ -30,7 +30,7 @@ def source_of(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -
         _gone(folder / about["pixels"], about)
     split = _opened(request, about["data"]["split"], about["data"]["key"], folder)
     to_class = match_labels(split, ingredients.labels)
-    prepare = partial(adapter.prepare, _processor(ingredients, about))
+    prepare = partial(processors.prepare_image, _processor(ingredients, about))
     return Source(split, prepare, to_class, about["on_error"], about["block_size"])
 
 

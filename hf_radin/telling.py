@@ -24,12 +24,13 @@ from hf_radin.kept import Spent, spent
 from hf_radin.logits import NOT_FINITE, compute_logits
 from hf_radin.partly import Partly
 from hf_radin.passes import as_computed
-from hf_radin.processes import log, on_main_process, progress_bar, the_accelerator
+from hf_radin.processes import on_main_process, progress_bar, the_accelerator
 from hf_radin.propose import monte_carlo
 from hf_radin.pruning import Pruned, join, prune
 from hf_radin.recipe import Recipe
+from hf_radin.sample import ENOUGH, Chosen, Pilot
 from hf_radin.sources import source_of
-from hf_radin.strata import ENOUGH, Chosen, Pilot
+from hf_radin.tracking import log
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ def try_all(
     )
     heads: dict[str, int] | None = None  # of all the same: they are of one architecture, with the same classes
     for one in ingredients.select(todo[accelerator.process_index :: accelerator.num_processes]):
-        model = adapter.load(one, dtype)
+        model = one.load_model(dtype)
         heads = heads or modeling.class_axes(model.config, trust_remote_code=one.trust_remote_code)
         weights = sample(model, heads)
         write_atomically(_sample_path(home, one, dtype), partial(np.savez, **vars(weights)))

@@ -322,7 +322,7 @@ def _vet_together(verdicts: list[Verdict]) -> Iterator[Verdict]:
     """
     ingredients = [one.ingredient for one in verdicts if one.ingredient]
     problems = find_differences(ingredients)
-    processors = find_processor_differences([one for one in ingredients if one.id not in problems])
+    processors = find_processor_differences({one.id: one.processor for one in ingredients if one.id not in problems})
     problems |= {name: _other_pixels(found) for name, found in processors.items() if found.is_same is False}
     aligned = align([one for one in ingredients if one.id not in problems])
     for one in verdicts:

@@ -1,10 +1,4 @@
-"""Images to measure a soup on, the telling ones first: which are drawn, and what they say of the whole split.
-
-A soup and its ensemble seldom differ where all ingredients agree so far that no recipe changes the prediction (the
-*decided* images, see `pruning`), and often on the others (the *contested* ones). So a stratified sample that has all
-contested images and a few of the decided ones knows a soup's accuracy almost as well as the whole split does. Within
-a stratum all images have the same chance, and each stands for as many as were not drawn: nothing is taken on trust.
-"""
+"""Parts of a split: a pilot, which is drawn at random, and images that were chosen one by one."""
 
 from __future__ import annotations
 
@@ -126,55 +120,3 @@ def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | Chosen | None) 
     starts = np.cumsum([0, *(count for *_, count in blocks)])
     drawn = [pilot.rows((shard, number), count) for shard, number, count in blocks]
     return np.concatenate([start + rows for start, rows in zip(starts, drawn, strict=False)])
-
-
-@dataclass(frozen=True, eq=False)
-class Strata:
-    """A split's images in groups, each in the random order in which they are drawn.
-
-    Args:
-        groups: positions of images; each image is in one of them.
-    """
-
-    groups: tuple[np.ndarray, ...]
-
-    @classmethod
-    def shuffled(cls, groups: Sequence[np.ndarray], seed: int) -> Strata:
-        """Groups in random orders."""
-        generator = np.random.default_rng(seed)
-        return cls(tuple(generator.permutation(group) for group in groups))
-
-    def __len__(self) -> int:
-        """How many images there are."""
-        return sum(map(len, self.groups))
-
-    def first(self, counts: Sequence[int]) -> np.ndarray:
-        """The first so many images of each group: bool `(samples,)`."""
-        drawn = np.zeros(len(self), dtype=bool)
-        for group, count in zip(self.groups, counts, strict=True):
-            drawn[group[:count]] = True
-        return drawn
-
-    def mean(self, values: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-        """The mean over all images of what is known of some, and its standard error; infinite where nothing is known.
-
-        In each group, an image that was drawn stands for as many as there are. The error is that of drawing without
-        replacement; values are -1, 0 or 1. To those that were drawn, one is added that is none of them for sure: half
-        a 0, and a quarter of a 1 and of a -1, so that a few equal ones do not pass for certainty.
-
-        Args:
-            values: `(samples,)`; those of images that are not known are not looked at.
-            known: bool `(samples,)`, of each group its first ones.
-        """
-        total = variance = 0.0
-        for group in filter(len, self.groups):
-            there = group[known[group]]
-            drawn, share = len(there), len(group) / len(self)
-            if not drawn:
-                return 0.0, np.inf
-            found = int(values[there].sum())
-            total += len(group) * found / drawn  # of a whole group the very sum: a tie must not become a difference
-            if drawn < len(group):  # of all, nothing is left to chance
-                spread = (np.count_nonzero(values[there]) + 0.5) / (drawn + 1) - (found / (drawn + 1)) ** 2
-                variance += share**2 * spread / drawn * (1 - drawn / len(group))
-        return total / len(self), float(np.sqrt(variance))
