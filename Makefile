@@ -33,7 +33,7 @@ model-cards: $(READY)  ## the cards in model_cards/, by the runs that they are o
 	$(BIN)/python model_cards/make.py
 
 architectures: $(READY)  ## take every architecture the whole road and write docs/architectures.md
-	PYTHONPATH=tests $(BIN)/python -m hub.write_table
+	PYTHONPATH=tests $(BIN)/python -m shared.write_table
 
 clean:
 	rm -rf $(VENV) demo

@@ -30,9 +30,9 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_radin
-from hf_radin.origin import describe
-from hf_radin.recipe import Measurement
-from hf_radin.recipe_file import FORMAT, versions
+from hf_radin.ingredients.card_metadata import describe_ingredient
+from hf_radin.recipes.recipe import Measurement
+from hf_radin.soup.recipe_file import FORMAT, versions
 
 SIZES = {
     "ViT-B, float32": (16, torch.float32, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
@@ -114,7 +114,7 @@ def write_recipe(folders: Sequence[Path], path: Path) -> None:
     found = hf_radin.gather([str(folder) for folder in folders])
     recipe = hf_radin.Recipe.uniform(found.ids)
     fields = {"format": FORMAT, "recipe": json.loads(recipe.to_json()), "processor": {}, "classes": list(found.labels)}
-    fields |= {"ingredients": [describe(one) for one in found], "data": NO_DATA}
+    fields |= {"ingredients": [describe_ingredient(one) for one in found], "data": NO_DATA}
     fields |= {"measurements": [Measurement(recipe, "uniform", 0.0, None, 0).to_dict()], "versions": versions()}
     path.write_text(json.dumps(fields))
 
@@ -164,7 +164,7 @@ def main() -> None:
 def sides(folders: Sequence[Path], place: Path, mergekit: Path | None) -> dict[str, Callable[[Path], Cost]]:
     names = [str(folder) for folder in folders]
     write_recipe(folders, place / "recipe.json")
-    cook = [sys.executable, "-m", "hf_radin.cli", "average", "--recipe", str(place / "recipe.json")]
+    cook = [sys.executable, "-m", "hf_radin", "average", "--recipe", str(place / "recipe.json")]
     found: dict[str, Callable[[Path], Cost]] = {
         "hf_radin": lambda output: run([*cook, "--output", str(output)], {}),
         "plain loop": lambda output: run([sys.executable, "-c", LOOP, *names, str(output)], {}),

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from zoo import fashion
 
 import hf_radin
-from hf_radin import adapter
-from hf_radin.averaging import average_model
+from hf_radin.checkpoints import forward
+from hf_radin.weights.average import average_model
 
 RAW, AVERAGED, ANEW = "uniform, raw", "uniform, averaged", "uniform, estimated anew"
 
@@ -28,14 +28,14 @@ def accuracy(model: torch.nn.Module, bank: hf_radin.LogitBank) -> float:
     """In percent, on the images of a bank."""
     hits = 0
     for block, place in bank.blocks.items():
-        (logits,) = adapter.forward([model], bank.images.read(block), batch_size=256, accelerator=Accelerator())
+        (logits,) = forward.forward([model], bank.images.read(block), batch_size=256, accelerator=Accelerator())
         hits += int((logits.argmax(1).numpy() == bank.labels[place]).sum())
     return 100 * hits / len(bank)
 
 
 def with_statistics_of(model: torch.nn.Module, ingredient: hf_radin.Ingredient) -> torch.nn.Module:
     """The model with one ingredient's buffers, as a soup of parameters alone would have them."""
-    own = dict(adapter.load(ingredient, torch.float32).named_buffers())
+    own = dict(ingredient.load_model(torch.float32).named_buffers())
     for name, buffer in model.named_buffers():
         buffer.copy_(own[name])
     return model

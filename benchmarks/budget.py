@@ -23,13 +23,12 @@ from safetensors.torch import load_file
 from zoo import fashion
 
 import hf_radin
-from hf_radin.budget import Budget
-from hf_radin.evaluate import trial_of
-from hf_radin.gap import Gaps
-from hf_radin.propose import FROM_START, monte_carlo, propose
-from hf_radin.race import Entry, race
-from hf_radin.report import predict
-from hf_radin.seek import best_subsets
+from hf_radin.recipes.gaps import Gaps
+from hf_radin.recipes.propose import FROM_START, best_subsets, monte_carlo, propose
+from hf_radin.search.budget import Budget
+from hf_radin.search.measure import trial_of
+from hf_radin.search.race import Entry, race
+from hf_radin.search.report import predict
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = 10_000

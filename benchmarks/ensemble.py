@@ -31,8 +31,8 @@ import torch
 from zoo import fashion
 
 import hf_radin
-from hf_radin import ensemble, scoring
-from hf_radin.pruning import prune
+from hf_radin.recipes import ensemble, scoring
+from hf_radin.recipes.pruning import prune
 
 CORES = len(os.sched_getaffinity(0))
 FEATURES = 128
@@ -45,8 +45,8 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from hf_radin import ensemble, scoring
-from hf_radin.pruning import prune
+from hf_radin.recipes import ensemble, scoring
+from hf_radin.recipes.pruning import prune
 
 def status(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name + ":"))

@@ -21,8 +21,8 @@ import torch
 from zoo import fashion
 
 import hf_radin
-from hf_radin import adapter, modeling
-from hf_radin.kinship import KIN, Weights, relate, sample
+from hf_radin.checkpoints import model as modeling
+from hf_radin.ingredients.kinship import KIN, Weights, relate, sample
 
 # Families that share a start are kin; which of them are in a mixture, and which of these are strangers to most.
 MIXTURES = {
@@ -50,7 +50,7 @@ def read_samples(zoo: Path) -> dict[str, Weights]:
     """A sample of the weights of each checkpoint, by its name."""
     found = {}
     for one in hf_radin.gather(f"{zoo}/*-[0-9]"):
-        model = adapter.load(one, torch.float32)
+        model = one.load_model(torch.float32)
         found[one.folder.name] = sample(model, modeling.class_axes(model.config))
     return found
 

@@ -32,7 +32,8 @@ from transformers import ViTForImageClassification, ViTImageProcessor
 from zoo.untrained import LABELS, Case, make_models, make_split
 
 import hf_radin
-from hf_radin import adapter, decoding
+from hf_radin.checkpoints.processor import prepare_image
+from hf_radin.images import decode as decoding
 
 CASES = {
     "224": Case("ViT-Ti/16, 224 px", 224, 16, 192, 12, 128),
@@ -60,7 +61,7 @@ def bare(models: Path, data: Path) -> float:
     ready: list[torch.Tensor] = []
 
     def decode() -> None:
-        ready.extend(adapter.prepare(processor, row["image"])["pixel_values"] for row in rows)
+        ready.extend(prepare_image(processor, row["image"])["pixel_values"] for row in rows)
 
     took = seconds(decode)
     batches = torch.stack(ready).split(64)
@@ -280,7 +281,9 @@ import json, os, resource, sys, time
 from pathlib import Path
 import numpy as np
 import torch, transformers, datasets, hf_radin
-from hf_radin import bank, passes, search, tuning
+from hf_radin.logits import bank, passes
+from hf_radin.runtime import autotune
+from hf_radin.search import radin
 models, data, cache, limit = sys.argv[1:]
 
 def status(name):

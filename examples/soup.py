@@ -10,7 +10,8 @@ import argparse
 import sys
 
 import hf_radin
-from hf_radin import cli, options, show
+from hf_radin.cli import main as cli
+from hf_radin.cli import options, tables
 
 
 def main(args: argparse.Namespace) -> None:
@@ -27,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Stage 2: rank the candidates by their ensembles, measure the best, return the best measured.
     soup = getattr(hf_radin, args.method)(bank, **search)
-    show.say(show.table(soup))
+    tables.say(tables.table(soup))
 
     # An ordinary checkpoint, with the recipe and a card.
     soup.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)

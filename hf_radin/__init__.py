@@ -9,49 +9,49 @@ __version__ = "0.1.0"
 
 # Where each public name lives. They are imported when first used, so that `import hf_radin` loads no torch.
 _HOMES = {
-    "Ingredient": "ingredients",
-    "Ingredients": "ingredients",
-    "gather": "vetting",
-    "inspect": "vetting",
-    "Verdict": "vetting",
-    "LogitBank": "bank",
-    "compute_logits": "logits",
-    "Estimate": "cost",
-    "estimate": "cost",
-    "Measurement": "recipe",
-    "Recipe": "recipe",
-    "average": "cook",
-    "best_single": "search",
-    "greedy": "search",
-    "radin": "search",
-    "uniform": "search",
-    "Pilot": "sample",
-    "Soup": "soup",
-    "push_soup_to_hub": "soup",
+    "Ingredient": "ingredients.ingredient",
+    "Ingredients": "ingredients.ingredient",
+    "gather": "ingredients.gather",
+    "inspect": "ingredients.gather",
+    "Verdict": "ingredients.gather",
+    "LogitBank": "logits.bank",
+    "compute_logits": "logits.compute",
+    "Estimate": "logits.cost",
+    "estimate": "logits.cost",
+    "Measurement": "recipes.recipe",
+    "Recipe": "recipes.recipe",
+    "average": "soup.cook",
+    "best_single": "search.radin",
+    "greedy": "search.radin",
+    "radin": "search.radin",
+    "uniform": "search.radin",
+    "Pilot": "images.sample",
+    "Soup": "soup.soup",
+    "push_soup_to_hub": "soup.soup",
 }
 
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from hf_radin.bank import LogitBank as LogitBank
-    from hf_radin.cook import average as average
-    from hf_radin.cost import Estimate as Estimate
-    from hf_radin.cost import estimate as estimate
-    from hf_radin.ingredients import Ingredient as Ingredient
-    from hf_radin.ingredients import Ingredients as Ingredients
-    from hf_radin.logits import compute_logits as compute_logits
-    from hf_radin.recipe import Measurement as Measurement
-    from hf_radin.recipe import Recipe as Recipe
-    from hf_radin.sample import Pilot as Pilot
-    from hf_radin.search import best_single as best_single
-    from hf_radin.search import greedy as greedy
-    from hf_radin.search import radin as radin
-    from hf_radin.search import uniform as uniform
-    from hf_radin.soup import Soup as Soup
-    from hf_radin.soup import push_soup_to_hub as push_soup_to_hub
-    from hf_radin.vetting import Verdict as Verdict
-    from hf_radin.vetting import gather as gather
-    from hf_radin.vetting import inspect as inspect
+    from hf_radin.images.sample import Pilot as Pilot
+    from hf_radin.ingredients.gather import Verdict as Verdict
+    from hf_radin.ingredients.gather import gather as gather
+    from hf_radin.ingredients.gather import inspect as inspect
+    from hf_radin.ingredients.ingredient import Ingredient as Ingredient
+    from hf_radin.ingredients.ingredient import Ingredients as Ingredients
+    from hf_radin.logits.bank import LogitBank as LogitBank
+    from hf_radin.logits.compute import compute_logits as compute_logits
+    from hf_radin.logits.cost import Estimate as Estimate
+    from hf_radin.logits.cost import estimate as estimate
+    from hf_radin.recipes.recipe import Measurement as Measurement
+    from hf_radin.recipes.recipe import Recipe as Recipe
+    from hf_radin.search.radin import best_single as best_single
+    from hf_radin.search.radin import greedy as greedy
+    from hf_radin.search.radin import radin as radin
+    from hf_radin.search.radin import uniform as uniform
+    from hf_radin.soup.cook import average as average
+    from hf_radin.soup.soup import Soup as Soup
+    from hf_radin.soup.soup import push_soup_to_hub as push_soup_to_hub
 
 
 def __getattr__(name: str) -> Any:

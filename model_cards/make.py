@@ -19,7 +19,7 @@ import budget
 import digits
 
 import hf_radin
-from hf_radin import card
+from hf_radin.soup import card
 
 HERE = Path(__file__).parent
 

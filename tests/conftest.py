@@ -1,6 +1,5 @@
 """Real checkpoints for the tests: small ViTs that are trained here, on scikit-learn's digits, from one start."""
 
-import logging
 import os
 import tempfile
 
@@ -15,12 +14,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import shutil
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
+from shared.training import NAMES, PARTS, digit_images, image_dataset, save, train
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -29,20 +26,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-PARTS = {"train": slice(0, 700), "validation": slice(700, 1300), "test": slice(1300, 1797)}
-
-
-def digit_images(part: slice) -> tuple[list[Image.Image], list[int]]:
-    digits = load_digits()
-    pixels = (digits.images[part] * 255 / 16).astype(np.uint8)
-    return [Image.fromarray(one) for one in pixels], digits.target[part].tolist()
-
-
-def image_dataset(images: list, labels: list[int], names: list[str] | None = NAMES) -> datasets.Dataset:
-    label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-    features = datasets.Features({"image": datasets.Image(), "label": label})
-    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+pytest_plugins = ["loopback_hub.fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -52,30 +36,6 @@ def digits(tmp_path_factory) -> Path:
     for split, part in PARTS.items():
         image_dataset(*digit_images(part)).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
-
-
-def train(model, *, learning_rate: float, epochs: int, seed: int, names: tuple[str, ...] = ("",)) -> None:
-    """Train in place the parameters whose names start with one of `names`, on a random half of the training part."""
-    images, labels = digit_images(PARTS["train"])
-    pixels = (torch.tensor(np.stack([np.asarray(one) for one in images])) / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
-    target = torch.tensor(labels)
-    generator = torch.Generator().manual_seed(seed)
-    some = torch.randperm(len(target), generator=generator)[: len(target) // 2]
-    chosen = [value for name, value in model.named_parameters() if name.startswith(names)]
-    optimizer = torch.optim.AdamW(chosen, lr=learning_rate)
-    model.train()
-    for _ in range(epochs):
-        for batch in some[torch.randperm(len(some), generator=generator)].split(32):
-            loss = model(pixel_values=pixels[batch], labels=target[batch]).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.eval()
-
-
-def save(model, folder: Path) -> None:
-    model.save_pretrained(folder)
-    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +130,7 @@ def bank(runs, digits, cache):
 @pytest.fixture
 def predictions(monkeypatch) -> list[int]:
     """How many predictions each call of the models makes, in this process."""
-    from hf_radin import passes
+    from hf_radin.logits import passes
 
     made, logits = [], passes.Running.logits
 
@@ -189,8 +149,3 @@ def two(runs, tmp_path) -> Path:
     for name in ("ft-0", "ft-1"):
         shutil.copytree(runs / name, tmp_path / "two" / name)
     return tmp_path / "two"
-
-
-def warned(caplog) -> list[str]:
-    """What was said beyond how a run goes."""
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

@@ -27,7 +27,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_radin.files import write_folder
+from hf_radin.runtime.files import write_folder
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (

@@ -1,0 +1,348 @@
+"""The model that a checkpoint's files make: configuration, processor, classes, and what its weights must fill."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.checkpoints.fields import shared_fields
+from hf_radin.checkpoints.files import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header, load_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+# What of timm's `create_model` reads files.
+_TIMM_LOADS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
+# What a model returns beside its logits, with the defaults that are run and saved: attention maps are for somebody to
+# look at, and a configuration that asks for them can't be saved (transformers#30978, #38288).
+OUTPUT_FIELDS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+
+# Architectures that transformers lists as image classifiers and that don't classify images into classes of their own.
+_NO_CLASSIFIERS = {"shieldgemma2": "it answers a prompt about a policy, yes or no, and has no classes of its own"}
+
+
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Read a checkpoint's configuration.
+
+    Raises:
+        ValueError: if there is none, or it is none that transformers understands, or of weights that are quantised.
+    """
+    from transformers import AutoConfig
+
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no {CONFIG}; a checkpoint as `save_pretrained` writes it has one.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a configuration checks itself, each in its own way
+        raise ValueError(f"{folder}: {CONFIG} can't be used: {_first_line(error)}") from error
+    loads = sorted(_TIMM_LOADS & set(getattr(config, "model_args", None) or ()))
+    if config.model_type == "timm_wrapper" and (loads or ":" in str(config.architecture)):
+        # timm would read these files, pickles among them, when the model is built
+        raise ValueError(
+            f"{folder}: {CONFIG} makes timm load other files ({', '.join(loads) or config.architecture})."
+        )
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"{folder}: its weights are quantised, which can't be averaged. Dequantise them first.")
+    for name, default in OUTPUT_FIELDS.items():
+        if getattr(config, name, default) != default:
+            setattr(config, name, default)
+    return config
+
+
+def shared_config(configs: Sequence[PretrainedConfig]) -> PretrainedConfig:
+    """The configuration of an average: what all of these say, and the defaults of its class for all else.
+
+    They are those of one function; where they differ, each says something of its own run.
+    """
+    if len(configs) == 1:
+        return configs[0]
+    return type(configs[0]).from_dict(shared_fields([config.to_dict() for config in configs]))
+
+
+def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProcessor) -> None:
+    """See that a soup of it could be saved: some of what loads is refused when it is written (transformers#41250).
+
+    Raises:
+        ValueError: if it can't.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        for part, name in ((config, CONFIG), (processor, PROCESSOR_FILES[0])):
+            try:
+                with quiet_transformers():
+                    copy.deepcopy(part).save_pretrained(temporary)
+            except Exception as error:  # each checks itself, in its own way
+                raise ValueError(
+                    f"{folder}: {name} loads and can't be saved, and so no soup of it could be: {_first_line(error)} "
+                    f"Mend {name}."
+                ) from error
+
+
+def task_of(config: PretrainedConfig) -> str:
+    """What a classifier's logits are for, as a pipeline reads them: `problem_type` in words.
+
+    Where none is named, more than one class means a single label (transformers#28433, #38219).
+    """
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type == "multi_label_classification":
+        return "multi-label classification"
+    return "regression" if problem_type == "regression" or config.num_labels == 1 else "single-label classification"
+
+
+def check_task(name: str, config: PretrainedConfig) -> None:
+    """Refuse what is no choice of one class for each image.
+
+    Args:
+        name: of the checkpoint, for the error.
+
+    Raises:
+        ValueError: for multi-label classification and regression.
+    """
+    if (found := task_of(config)) != "single-label classification":
+        says = f"problem_type {config.problem_type!r}" if config.problem_type else f"{config.num_labels} output"
+        raise ValueError(
+            f"{name}: it is made for {found} (its {CONFIG} says {says}), and soups are made here of classifiers that "
+            "give each image one class. If it is one, mend its problem_type."
+        )
+
+
+def load_processor(folder: Path, *, trust_remote_code: bool = False) -> BaseImageProcessor:
+    """Read a checkpoint's image processor, in the backend that transformers chooses here.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        with quiet_transformers():
+            return AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: no usable image processor ({PROCESSOR_FILES[0]}); save the one it was trained with beside it, "
+            f"or name one with image_processor=... (--image-processor ID). transformers says: {_first_line(error)}"
+        ) from error
+
+
+def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model that a configuration describes, without memory for weights: its class, names and shapes.
+
+    Raises:
+        ValueError: if the configuration is none of an image classifier.
+    """
+    return _build(config, "meta", trust_remote_code)
+
+
+def random_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model that a configuration describes, with random weights on the CPU and in evaluation mode.
+
+    It takes the time and the memory that a trained one does; its logits say nothing.
+
+    Raises:
+        ValueError: as `empty_model` does.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # the user's seed is for the user's numbers
+        return _build(config, "cpu", trust_remote_code).eval()
+
+
+def _build(config: PretrainedConfig, device: str, trust_remote_code: bool) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    try:
+        if config.model_type in _NO_CLASSIFIERS:
+            raise ValueError(_NO_CLASSIFIERS[config.model_type])
+        with torch.device(device), quiet_transformers():
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each architecture fails in its own way on a configuration that it can't build
+        raise ValueError(
+            f"{CONFIG} (model type {config.model_type!r}, architectures {config.architectures}) makes no image "
+            f"classifier: {_first_line(error)}{_which_class(config)}"
+        ) from error
+
+
+def _which_class(config: PretrainedConfig) -> str:
+    """What to say where an architecture has several classes, and the configuration names none of them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type, "")
+    named = config.architectures if isinstance(config.architectures, list) else []
+    if isinstance(classes, str) or set(named) & set(classes):
+        return ""
+    return f". Its `architectures` has to name one of {', '.join(classes)}."
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says: its first line, and the one below where that one only announces it."""
+    lines = [" ".join(line.split()) for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def class_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> dict[str, int]:
+    """The tensors of the model that have an entry for each class, and the axis along which they have it.
+
+    They are what changes its shape if there is one class more, whatever an architecture calls its heads.
+    """
+    more = copy.deepcopy(config)
+    more.num_labels = config.num_labels + 1
+    mine, other = (
+        empty_model(one, trust_remote_code=trust_remote_code).state_dict() for one in (config, more)
+    )  # by module name
+    return {
+        name: next(axis for axis, size in enumerate(tensor.shape) if size != other[name].shape[axis])
+        for name, tensor in mine.items()
+        if tensor.shape != other[name].shape
+    }
+
+
+def check_header(
+    where: Path | str,
+    config: PretrainedConfig,
+    header: Header,
+    *,
+    given: Collection[str] = (),
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Whether weights fill the model of a configuration, as far as names, shapes and dtypes tell.
+
+    transformers itself loads tensors without memory, so that its renaming of keys (transformers#41693) is its own.
+
+    Args:
+        given: names of the model's tensors that come from elsewhere, as the head of an adapter does.
+
+    Returns:
+        The model, without memory for weights, and the names of tensors that it has no use for.
+
+    Raises:
+        ValueError: if a tensor is missing, has another shape, or is of a dtype that can't be averaged.
+    """
+    import torch
+
+    for name, (dtype, shape) in header.items():
+        if dtype not in FLOATS + INTEGERS:
+            raise ValueError(
+                f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
+            )
+    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    tensors = {
+        name: torch.empty(shape, dtype=floats.get(dtype, torch.int64), device="meta")
+        for name, (dtype, shape) in header.items()
+    }
+    with torch.device("meta"):
+        model, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
+    _refuse_gaps(where, config, report, given)
+    # names differ on disk, but for their last part. What the model has under no such name, as the tables of indices of
+    # earlier versions, transformers leaves out without a word (transformers#45437).
+    last_parts = {name.rpartition(".")[2]: tensor.is_floating_point() for name, tensor in model.state_dict().items()}
+    for name, (dtype, shape) in header.items():
+        if dtype in INTEGERS and last_parts.get(name.rpartition(".")[2]) and name not in report["unexpected_keys"]:
+            raise ValueError(
+                f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
+            )
+    return model, sorted(report["unexpected_keys"])
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    config: PretrainedConfig | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    tensors: dict[str, torch.Tensor] | None = None,
+    given: Collection[str] = (),
+) -> PreTrainedModel:
+    """The model of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        config: in place of the checkpoint's own.
+        tensors: in place of the checkpoint's own, under the names that its files use.
+        given: names of the model's tensors that come from elsewhere later.
+
+    Raises:
+        ValueError: if a weight is missing or has another shape: transformers would fill it with random numbers and
+            only warn (transformers#28122).
+    """
+    config = config or load_config(folder, trust_remote_code=trust_remote_code)
+    if tensors is None:  # never by transformers' own choice of files, which differs between its versions
+        tensors = load_tensors(folder, allow_pickle=allow_pickle)
+    model, report = _fill(folder, config, dtype, trust_remote_code, tensors)
+    _refuse_gaps(folder, config, report, given)
+    return model.eval()
+
+
+def _fill(
+    where: Path | str,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    tensors: dict[str, torch.Tensor],
+    **options: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model with its weights, and transformers' report of what fitted."""
+    model_class = type(empty_model(config, trust_remote_code=trust_remote_code))
+    try:
+        with quiet_transformers():
+            # transformers takes the dtype from the file unless told (transformers#42883); what does not fit is in the
+            # report, where it has a name
+            return model_class.from_pretrained(
+                pretrained_model_name_or_path=None,
+                state_dict=tensors,
+                **options,
+                config=copy.deepcopy(config),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+            )
+    except Exception as error:  # whatever a bad file makes the loader raise, the user must hear which one it was
+        raise ValueError(f"{where}: the weights can't be loaded: {_first_line(error)}") from error
+
+
+def _refuse_gaps(where: Path | str, config: PretrainedConfig, report: dict[str, Any], given: Collection[str]) -> None:
+    absent = [name for name in sorted(report["missing_keys"]) if name not in given]
+    absent += [
+        f"{name} (it has {tuple(has)} for {tuple(needs)})"
+        for name, has, needs in sorted(report["mismatched_keys"])
+        if name not in given
+    ]
+    if absent:
+        raise ValueError(
+            f"{where}: no weights for {', '.join(absent[:3])}{' and more' if len(absent) > 3 else ''}; "
+            f"transformers would fill them with random numbers. {_saved_as(config)}"
+        )
+
+
+def _saved_as(config: PretrainedConfig) -> str:
+    """What to say of weights that are none of an image classifier, as far as its configuration says what they are."""
+    named = config.architectures if isinstance(config.architectures, list) else []
+    other = [name for name in named if not str(name).endswith("ForImageClassification")]
+    if other:
+        return f"It was saved as {other[0]}, which is no image classifier: fine-tune it as one first."
+    return "Is this a fine-tuned image classifier?"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar and no report for each of many loads: what matters of it is raised as an error."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

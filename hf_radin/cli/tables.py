@@ -1,0 +1,205 @@
+"""What the command line prints: tables for the eye."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_radin.runtime.processes import is_main_process
+from hf_radin.runtime.text import clock, show_metric
+from hf_radin.soup.card_text import compared, images_left, spending
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from hf_radin.ingredients.gather import Verdict
+    from hf_radin.logits.cost import Estimate
+    from hf_radin.runtime.hub_commit import Plan
+    from hf_radin.soup.soup import Soup
+
+
+# Letters of a line of a table of results, and of what it begins with.
+LINE, ROW_TITLE = 120, 18
+
+
+def say(text: str) -> None:
+    """Print in the main process."""
+    if is_main_process():
+        print(text)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """A row for each checkpoint, and below them what is to be said of some."""
+    rows = [("checkpoint", "architecture", "classes", "parameters", "dtype", "size", "verdict")]
+    for one in verdicts:
+        files, ingredient = one.files, one.ingredient
+        rows.append(
+            (
+                one.id,
+                ingredient.architecture if ingredient else "",
+                str(len(ingredient.labels)) if ingredient else "",
+                f"{one.parameters:,}" if one.parameters else "",
+                files.dtypes if files else "",
+                f"{files.size / 1e6:,.1f} MB" if files else "",
+                "refused" if one.problem else "ok" if ingredient else "copy",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines + [f"- {text}" for one in verdicts for text in (*one.notes, one.problem) if text])
+
+
+def table(soup: Soup) -> str:
+    """What was found, as text."""
+    scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
+    columns = list(dict.fromkeys((split, name) for _, split, name in scores))
+    rows = list(dict.fromkeys(result.name for result in soup.results))
+    count = len(soup.about["ingredients"])
+    lines = [line for part in _fitting(columns) for line in _result_lines(part, rows, scores, count)]
+    if not soup.about["measured"]:
+        estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
+        lines += [
+            "",
+            f"Estimated, not measured: {show_metric('accuracy', estimate)} on {_part(soup)}"
+            f"{soup.about['data']['split']}.",
+        ]
+    weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
+    spent = f"Spent in all: {spending(soup.about)}."
+    if unseen := images_left(soup.about):
+        pilot = soup.about["pilot"]
+        spent += (
+            f"\n{len(pilot['whole'])} of {pilot['given']} ingredients were run on all {soup.about['images']:,} "
+            "images: "
+            f"what the others and the ensemble get right of {unseen:,} of them is estimated."
+        )
+    notes = [f"The figure of {text}." for text in _parts(soup)]
+    proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
+    return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+
+
+def _fitting(columns: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Splits and metrics as a line has room for: all, or those of one split after those of another."""
+    most = max(1, (LINE - ROW_TITLE) // _width(columns))
+    if len(columns) <= most:
+        return [columns]
+    parts = []
+    for split in dict.fromkeys(split for split, _ in columns):
+        of_split = [column for column in columns if column[0] == split]
+        parts += [of_split[start : start + most] for start in range(0, len(of_split), most)]
+    return parts
+
+
+def _width(columns: list[tuple[str, str]]) -> int:
+    """Letters of a column of a table of results."""
+    return max([20, *(len(f"{split} {name}") for split, name in columns)]) + 2
+
+
+def _result_lines(
+    columns: list[tuple[str, str]], rows: list[str], scores: dict[tuple[str, str, str], float], ingredients: int
+) -> list[str]:
+    """A table of some splits and metrics."""
+    width = _width(columns)
+    lines = [f"{'':{ROW_TITLE}}" + "".join(f"{f'{split} {name}':>{width}}" for split, name in columns)]
+    for row in rows:
+        values = ((name, scores.get((row, split, name))) for split, name in columns)
+        cells = ("not measured" if value is None else show_metric(name, value) for name, value in values)
+        title = f"ensemble of {ingredients}" if row == "ensemble" else row
+        lines.append(f"{title:{ROW_TITLE}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return lines
+
+
+def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> str:
+    """What a push would do, file by file."""
+    lines = [f"{repo_id} would be made." if plan.head is None else f"{repo_id} is at commit {plan.head}."]
+    if plan.is_done:
+        return f"{lines[0]} It holds just that already: nothing would be pushed."
+    for name, content in files.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        same = "" if name in plan.changed else "  is there already"
+        what = "  replaces what is there" if name in plan.replaced else same
+        lines.append(f"  {name:40} {_bytes(size):>10}{what}")
+    return "\n".join([*lines, *(f"  {name:40} {'':>10}  would be removed" for name in plan.removed)])
+
+
+def _part(soup: Soup) -> str:
+    pilot = soup.about.get("pilot")
+    return f"a random {100 * pilot['share']:.3g}% of " if pilot else ""
+
+
+def _parts(soup: Soup) -> Iterator[str]:
+    """Which figures are of fewer images than the others."""
+    for one in soup.results:
+        most = max(other.images for other in soup.results if other.split == one.split)
+        if one.images < most:
+            yield f"{one.name} is what {one.images:,} of the {most:,} images of {one.split} say of all"
+
+
+def estimate_table(job: Estimate) -> str:
+    """Each cost with the arithmetic that gives it, and what does not fit."""
+    probe, images, models = job.probe, f"{job.images:,} images", f"{job.ingredients} ingredients"
+    decodes = (
+        f"each with {_count(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
+    )
+    once, again = map(_decoded, job.decodings)
+    some = f"{images} x {models}"
+    if job.pilot is not None:
+        some = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
+    anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
+    at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
+    share = job.kept_bytes / job.pixel_bytes
+    parts = {
+        f"an image, measured on {probe.device} in {probe.dtype}, {probe.batch_size} in a forward pass": [
+            ("decode", f"{1 / probe.decode_seconds:,.0f} a second", clock(probe.decode_seconds)),
+            ("one model", f"{1 / probe.forward_seconds:,.0f} a second", clock(probe.forward_seconds)),
+        ],
+        f"time of {_count(job.processes, 'process')}, {decodes}": [
+            ("logits", f"{some}, {once}", clock(job.logits_seconds)),
+            ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", clock(job.soups_seconds)),
+            ("together", "", clock(job.logits_seconds + job.soups_seconds)),
+        ],
+        "memory and disk": [
+            ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
+            ("weights", "to download", _bytes(job.download_bytes)),
+            ("bank", f"{some} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
+            ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it kept", _bytes(job.kept_bytes)),
+            ("disk", f"{_bytes(job.free_disk)} free", _bytes(job.disk_bytes)),
+        ],
+    }
+    rows = [row for part in parts.values() for row in part]
+    first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for title, part in parts.items():
+        lines += [title, *(f"  {name:{first}}  {text:{second}}  {value:>{third}}" for name, text, value in part)]
+    note = (
+        "Arithmetic from a probe, whose rate varies. Downloading, loading and averaging weights are not in it, nor is "
+        "reading images over a network."
+    )
+    return "\n".join([*lines, *(f"- {text}" for text in _too_much(job)), note])
+
+
+def _too_much(job: Estimate) -> Iterator[str]:
+    """What does not fit, and what to do about it."""
+    if job.disk_bytes > job.free_disk:
+        lacks = _bytes(job.disk_bytes - job.free_disk)
+        yield f"The disk lacks {lacks}: name another place (--cache-dir, HF_HOME), or make room."
+    if not job.one_disk and job.download_bytes > job.free_hub:
+        lacks = _bytes(job.download_bytes - job.free_hub)
+        yield f"The disk that weights are downloaded to lacks {lacks}: name another place (HF_HOME), or make room."
+    if job.at_once > job.probe.fit:
+        yield f"{job.at_once} models at once are too many for the memory (--models-in-memory): {job.probe.fit} fit."
+
+
+def _decoded(times: float) -> str:
+    return "not decoded again" if not times else "decoded once" if times == 1 else f"decoded {times:.3g} times"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
+def _bytes(count: float) -> str:
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:.0f} B"

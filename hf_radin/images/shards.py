@@ -1,0 +1,95 @@
+"""A split's rows in blocks, undecoded: in shards that processes read apart from each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.images.split import OBJECT
+from hf_radin.runtime.hub_errors import is_of_network
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# A block's place: its shard, and its number in that shard.
+Block = tuple[int, int]
+
+# Steps of a stream that do the same to each row wherever it stands, so that shards can be read apart. A `take` counts
+# rows over the whole stream, an interleaving ends with one of its sources: these stay one shard.
+_ROW_BY_ROW = {
+    "ExamplesIterable",
+    "ArrowExamplesIterable",
+    "RebatchedArrowExamplesIterable",
+    "SelectColumnsIterable",
+    "FormattedExamplesIterable",
+}
+
+
+def count_shards(rows: Dataset | IterableDataset) -> int:
+    """How many parts of a split can be read apart; a `Dataset` is read at any place and counts as one."""
+    if hasattr(rows, "select"):
+        return 1
+    step = getattr(rows, "_ex_iterable", None)
+    while step is not None:
+        if type(step).__name__ not in _ROW_BY_ROW:
+            return 1
+        last, step = step, getattr(step, "ex_iterable", None)
+    return int(rows.num_shards) if getattr(rows, "_ex_iterable", None) is not None and last is not None else 1
+
+
+def reader(block: Block, shards: int, world: int) -> int:
+    """The process that a block belongs to.
+
+    Shards go round the processes. What is left of them after the last whole round is read by several processes each,
+    block by block in turn, so that nobody waits for one that has a shard more.
+    """
+    shard, number = block
+    whole = shards - shards % world
+    if shard < whole:
+        return shard % world
+    sharing = range(shard - whole, world, shards - whole)
+    return sharing[number % len(sharing)]
+
+
+def reads(shard: int, shards: int, world: int) -> set[int]:
+    """The processes that a shard's blocks belong to."""
+    return {reader((shard, number), shards, world) for number in range(world)}
+
+
+def raw_blocks(
+    rows: Dataset | IterableDataset, shard: int, shards: int, size: int, name: str
+) -> Iterator[tuple[int, Any]]:
+    """The numbers of a shard's blocks in order, and their rows; a `Dataset` reads none that are not looked at.
+
+    Args:
+        size: rows in a block.
+        name: of the dataset, to be named in an error.
+
+    Raises:
+        OSError: if a stream breaks off and can't be taken up again.
+        ValueError: if datasets can't read it.
+    """
+    if hasattr(rows, "select"):
+        for number, start in enumerate(range(0, len(rows), size)):
+            yield number, rows.select(range(start, min(start + size, len(rows))))
+        return
+    stream = iter(rows.shard(num_shards=shards, index=shard) if shards > 1 else rows)
+    for number in itertools.count():
+        try:
+            block = list(itertools.islice(stream, size))
+        except Exception as error:  # the client of the Hub has tried several times, and its errors are no OSErrors
+            if isinstance(error, OSError) or is_of_network(error):
+                raise OSError(
+                    f"The stream of {name} broke off: {error}. All that was finished is kept; run the same again to "
+                    "go on from there."
+                ) from error
+            if name == OBJECT or isinstance(error, MemoryError):  # what a user's own generator does is theirs to see
+                raise
+            raise ValueError(
+                f"The dataset {name} can't be read on from row {number * size} of shard {shard}: {error}. See that "
+                "datasets reads it, or write it anew, as parquet files."
+            ) from error
+        if not block:
+            return
+        yield number, block

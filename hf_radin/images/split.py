@@ -1,0 +1,381 @@
+"""The labelled images: open a split and find its columns."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.images.split_files import SplitFiles, find_archives, find_splits
+from hf_radin.runtime.files import is_dir
+from hf_radin.runtime.hub_errors import asking_the_hub, is_of_network
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+# How many times a sample's size is read of a stream that can't be read whole.
+POOL = 16
+
+# The name of a dataset that has none: it came as an object.
+OBJECT = "Dataset"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A labelled split, opened, with its columns known and nothing decoded.
+
+    Args:
+        rows: its rows; the image column holds undecoded files.
+        name: Hub id or folder; OBJECT if it came as an object.
+        split: its name; of an object the one that it gives itself, if any.
+        key: identifies the content: commit, file listing or fingerprint.
+        class_names: of the label column, if it has any.
+        label_dtype: of the label column's values, as datasets calls it; None if that is not one type.
+        image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
+    """
+
+    rows: Dataset | IterableDataset
+    name: str
+    config_name: str | None
+    split: str
+    revision: str | None
+    key: str
+    image_column: str
+    label_column: str
+    class_names: tuple[str, ...] | None
+    image_mode: str | None = None
+    label_dtype: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its rows are on this machine and can be read as often as one likes: no stream of the Hub's."""
+        return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader needs to find the same images again."""
+        fields = ("name", "config_name", "split", "revision", "key", "image_column", "label_column")
+        return {field: getattr(self, field) for field in fields}
+
+
+def open_split(
+    dataset: Any,
+    *,
+    split: str,
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    labelled: bool = True,
+    token: str | bool | None = None,
+) -> Split:
+    """Open a split of a Hub dataset, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
+
+    Args:
+        labelled: whether its labels are needed.
+
+    Raises:
+        ValueError: if there is no such dataset or split, or no column of images or labels; what there is, is named.
+    """
+    import datasets
+
+    name, key, sha, folder, files = OBJECT, None, None, None, None
+    if isinstance(dataset, (str, Path)):
+        name = f"./{dataset}" if str(dataset) == OBJECT else str(dataset)
+        if not str(dataset):
+            raise ValueError("The name of the dataset is empty; it is a Hub id or a folder.")
+        if is_dir(Path(dataset)):
+            if revision is not None:
+                raise ValueError(f"The dataset {name} is a folder here, which has no revision {revision!r}.")
+            folder = Path(dataset).resolve()
+            key = _listing_hash(folder)
+            dataset, files = _load_folder(folder, config_name, key)
+            key = f"{key}{files and hashlib.sha256(repr(files.patterns).encode()).hexdigest()[:16]}"
+        else:
+            dataset, sha = _load_hub(name, config_name, revision, token)
+            key = f"{name}@{sha}"
+    one_split = not isinstance(dataset, Mapping)
+    if not one_split:
+        if split not in dataset:
+            raise ValueError(f"The dataset {name} has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
+        dataset, key = dataset[split], key and f"{key}#{split}"
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        raise ValueError(f"A dataset is a Hub id, a folder, a Dataset or an IterableDataset, not {type(dataset)}.")
+    if one_split and dataset.split is not None:
+        if name != OBJECT and split != str(dataset.split):
+            raise ValueError(f"The dataset {name} has no split {split!r}; it has {str(dataset.split)!r}.")
+        split = str(dataset.split)
+    dataset = dataset.with_format(None)  # a format or transform of the user's is for their own eyes
+    key = key or getattr(dataset, "_fingerprint", None)
+    if key is None:
+        key = uuid.uuid4().hex
+        logger.warning("An IterableDataset has no fingerprint: a later run can't reuse what is computed from it.")
+    features = dataset.features
+    if features is None:  # a generator that nobody gave features: its first row has to say
+        features = datasets.Dataset.from_list(list(dataset.take(1))).features
+    try:
+        image_column = _image_column(name, features, image_column)
+        label_column = _label_column(name, features, label_column) if labelled else ""
+    except ValueError as error:
+        if folder and find_archives(folder):  # of a .tar, datasets sees no folders
+            raise ValueError(f"{error} Or, if folders in them are the classes: {_way_out(folder)}") from error
+        raise
+    label = features.get(label_column)
+    if files and isinstance(label, datasets.ClassLabel) and {*label.names} <= files.folders:
+        raise ValueError(
+            f"The images of {name} lie in the folders of its splits, and in none of a class. Move them into folders "
+            "of classes, as in validation/cat/1.png, or write a metadata.csv with file_name and label beside them."
+        )
+    dtype = getattr(label, "dtype", None)
+    mode = getattr(features[image_column], "mode", None)
+    undecoded = datasets.Image(mode=mode, decode=False)
+    rows = dataset.cast_column(image_column, undecoded) if dataset.features else dataset
+    outside = _outside_hash(rows, image_column, folder) if folder else ""
+    return Split(
+        rows=rows,
+        name=name,
+        config_name=config_name,
+        split=split,
+        revision=sha,
+        key=key + _paths_hash(rows, image_column) + outside + (f"+{mode}" if mode else ""),
+        image_column=image_column,
+        label_column=label_column,
+        image_mode=mode,
+        label_dtype=dtype if isinstance(dtype, str) else None,
+        class_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
+    )
+
+
+def count_rows(split: Split) -> int | None:
+    """How many rows a split has, as far as that can be told without reading them; None if it can't.
+
+    Of local parquet files the footers tell, of a folder of images the names of its files, and a dataset on the Hub
+    may say it. An `IterableDataset` object tells nothing: a `take` or a `filter` of the user's changes the number.
+    """
+    import datasets
+    import pyarrow.parquet
+
+    if hasattr(split.rows, "select"):
+        return len(split.rows)
+    if split.name == OBJECT:
+        return None
+    if split.revision is None and split.rows.info.builder_name == "parquet":
+        files = find_splits(Path(split.name).resolve())
+        patterns = files and files.patterns
+        builder = datasets.load_dataset_builder(split.name, name=split.config_name, data_files=patterns)
+        paths = builder.config.data_files[split.split]
+        return sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
+    if split.revision is None and split.rows.info.builder_name == "imagefolder":
+        return sum(1 for _ in split.rows)  # nothing is decoded, and so no file is opened
+    said = (split.rows.info.splits or {}).get(split.split)
+    return said.num_examples if said else None
+
+
+def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
+    """Some of a split's rows, drawn at random: the same ones in every process and every run.
+
+    From a `Dataset` and from local files all rows have the same chance. A stream from the Hub is read as far as
+    `POOL` times the sample goes, from shards in random order: all of it may be more than anybody wants to download.
+    """
+    import datasets
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    if hasattr(split.rows, "select"):
+        chosen = np.sort(generator.permutation(len(split.rows))[:count])
+        rows = split.rows.select(chosen)
+    else:
+        stream = split.rows
+        if split.revision is not None:
+            stream = stream.shuffle(seed=seed, buffer_size=1).take(POOL * count)
+        kept: list[tuple[int, dict[str, Any]]] = []
+        for number, row in enumerate(stream):  # reservoir sampling: nothing is held but the sample
+            place = number if number < count else int(generator.integers(number + 1))
+            if place < count:
+                kept[place : place + 1] = [(number, row)]
+        kept.sort(key=lambda pair: pair[0])
+        rows = datasets.Dataset.from_list([row for _, row in kept], features=stream.features)
+    # samples are counted anew, and an error should not name the wrong one
+    return replace(split, rows=rows, name=f"{split.name} (a sample of {count})", key=f"{split.key}~{count}~{seed}")
+
+
+@lru_cache(maxsize=2)
+def _load_folder(folder: Path, config_name: str | None, listing: str) -> tuple[Any, SplitFiles | None]:
+    """All splits of a folder as it is now, and their files if datasets did not have to find these.
+
+    Looking through a folder of images takes a second for 1,500 of them.
+    """
+    import datasets
+
+    try:
+        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return datasets.load_from_disk(str(folder)), None
+        files = find_splits(folder)
+        patterns = files and files.patterns
+        splits = datasets.load_dataset(str(folder), name=config_name, data_files=patterns, streaming=True)
+        for split in splits.values():
+            if split.info.builder_name != "parquet":  # whose first row may be a gigabyte away from its schema
+                next(iter(split.take(1)), None)  # of archives, datasets only finds here that it can't read them
+    except Exception as error:  # an empty folder, several configurations, files of no known kind or broken
+        reason = " ".join(str(error).split()).rstrip(".")
+        way_out = "Name one with config_name (--dataset-config)." if "Config name" in reason else _way_out(folder)
+        raise ValueError(f"{folder} can't be read as a dataset: {reason}. {way_out}") from error
+    for remark in files.remarks if files else ():
+        logger.warning("%s: %s", folder, remark)
+    return splits, files
+
+
+def _way_out(folder: Path) -> str:
+    """What can be done where datasets can't read a folder."""
+    if archives := find_archives(folder):
+        more = ", ..." if len(archives) > 3 else ""
+        return f"Unpack its archives ({', '.join(archives[:3])}{more}) into folders, as in validation/cat/1.png."
+    return (
+        "A dataset is a folder of images (as in validation/cat/1.png), of parquet files (as in validation.parquet), "
+        "or what save_to_disk wrote."
+    )
+
+
+def _load_hub(name: str, config_name: str | None, revision: str | None, token: str | bool | None) -> tuple[Any, str]:
+    """The splits of a dataset on the Hub, streamed, and the commit that they are read at."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    missing = f"There is no folder {name!r} here and no such dataset on the Hub"
+    with asking_the_hub(f"The dataset {name}", revision=revision, missing=missing):
+        sha = str(HfApi().dataset_info(name, revision=revision, token=token).sha)
+    try:
+        return datasets.load_dataset(name, name=config_name, revision=sha, token=token, streaming=True), sha
+    except Exception as error:  # files of no known kind, several configurations, a script
+        if is_of_network(error):
+            raise
+        raise ValueError(f"The dataset {name} can't be read: {error}") from error
+
+
+def _listing_hash(folder: Path) -> str:
+    """Place, sizes and times of a folder's files: reading them all to hash them would cost a pass of its own."""
+    digest = hashlib.sha256(str(folder).encode())
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen)
+        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)  # links may run in circles
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            digest.update(f"{os.path.relpath(path, folder)}\0{_file_stamp(path)}\0".encode())
+    return f"files:{digest.hexdigest()}"
+
+
+def _file_stamp(path: str) -> str:
+    try:
+        stat = os.stat(path)
+    except OSError:  # a link into nowhere, or a name that is no file here
+        return "none"
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def _paths_hash(rows: Dataset | IterableDataset, image_column: str) -> str:
+    """Of a `Dataset` that only names image files, their sizes and times: its fingerprint knows the names alone."""
+    if not hasattr(rows, "select"):
+        return ""
+    import pyarrow as pa
+
+    stamps: list[str] = []
+    for chunk in rows.data.column(image_column).chunks:
+        if pa.types.is_struct(chunk.type):  # (bytes, path)
+            named = chunk.filter(chunk.field("bytes").is_null()).field("path")
+            stamps += [_file_stamp(str(path)) for path in named.to_pylist() if path is not None]
+    return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest() if stamps else ""
+
+
+def _outside_hash(rows: Dataset | IterableDataset, image_column: str, folder: Path) -> str:
+    """Of files in a folder that name images elsewhere, the sizes and times of these: the folder's listing has others.
+
+    Where the first row holds its image, or names one in the folder, all are taken to do so.
+    """
+
+    def outside(row: dict[str, Any]) -> str | None:
+        image = row[image_column]
+        path = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else None
+        return path if path and "://" not in path and folder not in Path(path).resolve().parents else None
+
+    if hasattr(rows, "select") or rows.info.builder_name in ("imagefolder", "webdataset"):
+        return ""
+    if not any(outside(row) for row in rows.take(1)):
+        return ""
+    stamps = [_file_stamp(path) for row in rows if (path := outside(row))]
+    return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest()
+
+
+def _image_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of images: the one that is wanted, else the only one of datasets' type.
+
+    Without one, the only struct with image bytes: parquet that pandas or polars wrote has no types of datasets'
+    (datasets#7765, #4692).
+    """
+    import datasets
+
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    structs = [column for column, feature in features.items() if _holds_bytes(feature)]
+    if wanted is None and not images and len(structs) == 1:
+        logger.warning("The images of %s are taken from the bytes in its column %r.", name, structs[0])
+        return structs[0]
+    column = images[0] if wanted is None and len(images) == 1 else wanted
+    if column is not None and column in features and _may_be_images(features[column]):
+        return column
+    have = f"{len(images)} image columns" if wanted is None else f"no image column {wanted!r}"
+    raise ValueError(
+        f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column (--image-column); it is of "
+        "datasets' type Image, of image files' bytes (binary, or a struct of bytes and path) or of their paths "
+        "(string); write what else holds images as one of these."
+    )
+
+
+def _may_be_images(feature: Any) -> bool:
+    """Whether images can be read from a column: what datasets casts to its type Image, without a guess."""
+    import datasets
+
+    files = ("binary", "large_binary", "string", "large_string")
+    is_file = isinstance(feature, datasets.Value) and feature.dtype in files
+    return isinstance(feature, datasets.Image) or is_file or _holds_bytes(feature)
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Whether a column holds the bytes of files, and beside them perhaps their paths."""
+    if not isinstance(feature, dict) or not {"bytes"} <= feature.keys() <= {"bytes", "path"}:
+        return False
+    return "binary" in str(getattr(feature["bytes"], "dtype", ""))
+
+
+def _label_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of labels: the one that is wanted, else the only one that is named so or has class labels."""
+    import datasets
+
+    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    usual = [column for column in ("label", "labels") if column in features]
+    candidates = list(dict.fromkeys([*usual, *classes]))
+    column = candidates[0] if wanted is None and len(candidates) == 1 else wanted
+    if column in features:
+        return str(column)
+    have = f"no label column {wanted!r}" if wanted is not None else "0 columns of class labels"
+    if candidates and wanted is None:  # transformers#28408: the one beside `label` may be about something else
+        have = f"{len(candidates)} columns that could be the labels, {' and '.join(map(repr, candidates))}"
+    raise ValueError(
+        f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column (--label-column)."
+    )
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    import datasets
+
+    kinds = {
+        column: feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        for column, feature in features.items()
+    }
+    return f"its columns are {', '.join(f'{column} ({kind})' for column, kind in kinds.items())}"

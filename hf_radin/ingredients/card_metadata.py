@@ -1,0 +1,246 @@
+"""What the ingredients' own model cards say: the data they were evaluated on, their licence, their base model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients, is_cached
+from hf_radin.runtime.files import is_dir
+
+logger = logging.getLogger(__name__)
+
+# What `load_dataset` reads files with, which the Trainer writes into a card in place of a dataset: they name no data.
+# All of datasets 5.2, and of older versions; a test holds them against those that are installed.
+_MEDIA = {
+    "audiofolder",
+    "folder",
+    "imagefolder",
+    "meshfolder",
+    "niftifolder",
+    "pdffolder",
+    "videofolder",
+    "webdataset",
+}
+_TABLES = {
+    "arrow",
+    "csv",
+    "hdf5",
+    "iceberg",
+    "json",
+    "jsonl",
+    "lance",
+    "pandas",
+    "parquet",
+    "sql",
+    "text",
+    "vortex",
+    "xml",
+}
+_SCIENCE = {"conll", "fasta", "fastq", "genbank", "mmcif", "pdb", "tsfile"}
+LOADERS = _MEDIA | _TABLES | _SCIENCE | {"cache", "eval", "folderbasedbuilder", "generator", "harbor", "spark"}
+
+# What a split is called that models learn from, also with more of a name behind it.
+_TRAINING = re.compile(r"train", re.IGNORECASE)
+
+# So many hyperparameters of an ingredient are kept.
+MOST = 16
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A dataset as a card names it; None where the card says nothing, or several things."""
+
+    dataset: str | None = None
+    config_name: str | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name} {value!r}" if value else f"no {name}"
+            for name, value in (("dataset", self.dataset), ("configuration", self.config_name), ("split", self.split))
+        )
+
+
+def read_card(ingredient: Ingredient) -> dict[str, Any]:
+    """The metadata of an ingredient's `README.md`; of a Trainer's `checkpoint-*` folder, that of its run."""
+    from huggingface_hub import metadata_load
+
+    for place in _places(ingredient):
+        try:
+            return metadata_load(place / "README.md") or {}
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # a card is somebody's prose: a broken one is as good as none, but say so
+            logger.warning("%s: the card's metadata can't be read: %s", ingredient.id, error)
+    return {}
+
+
+def read_hyperparameters(ingredient: Ingredient) -> dict[str, str]:
+    """What an ingredient was trained with, as far as it says so itself.
+
+    That is the trial in its `trainer_state.json`, or the list in the card that a Trainer writes.
+    """
+    for place in _places(ingredient):
+        try:
+            trial = json.loads((place / "trainer_state.json").read_text(encoding="utf-8")).get("trial_params")
+            if isinstance(trial, dict) and trial:
+                return _plain(trial.items())
+        except (OSError, ValueError, AttributeError, RecursionError):
+            pass
+        try:
+            text = (place / "README.md").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        _, _, rest = text.partition("### Training hyperparameters")
+        if found := re.findall(r"^- (\w+): (.+)$", rest.partition("\n#")[0], re.MULTILINE):
+            return _plain(found)
+    return {}
+
+
+def _plain(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    """A few short names and values; numbers without digits that nobody chose."""
+    found = {
+        str(name)[:40]: f"{value:.6g}" if isinstance(value, float) else shorten(str(value), 60, placeholder="...")
+        for name, value in pairs
+        if not isinstance(value, (dict, list))
+    }
+    return dict(list(found.items())[:MOST])
+
+
+def _places(ingredient: Ingredient) -> list[Path]:
+    """Where what is told of an ingredient may lie."""
+    places = [ingredient.folder]
+    if ingredient.repo_id and ingredient.subfolder:  # the repository has one card, at its top
+        places.append(ingredient.folder.parents[ingredient.subfolder.count("/")])
+    if ingredient.repo_id is None and ingredient.folder.name.startswith("checkpoint-"):
+        places.append(ingredient.folder.parent)
+    return places
+
+
+def card_origin(card: dict[str, Any]) -> Origin:
+    """The dataset, configuration and evaluation split that a card's metadata names."""
+    results = [
+        result.get("dataset") or {}
+        for entry in _list(card.get("model-index"))
+        if isinstance(entry, dict)
+        for result in _list(entry.get("results"))
+        if isinstance(result, dict)
+    ]
+    of_name = [data for data in results if isinstance(data, dict)]
+    names = _datasets([data.get("type") for data in of_name]) or _datasets(_list(card.get("datasets")))
+    return Origin(
+        _only(names),
+        _only([data.get("config") for data in of_name]),
+        _only([data.get("split") for data in of_name]),
+    )
+
+
+def _datasets(names: list[Any]) -> list[str]:
+    """Those that may be a dataset: no loaders, however they are spelled (`ImageFolder`, `image_folder`)."""
+    return [
+        name for name in names if isinstance(name, str) and re.sub(r"[\W_]", "", name).lower() not in LOADERS | {""}
+    ]
+
+
+def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, split: str | None = None) -> Origin:
+    """The dataset that all ingredients' cards agree on, and the configuration and split if they name them.
+
+    Args:
+        config_name, split: in place of what the cards say.
+
+    Raises:
+        ValueError: if they disagree or say nothing, or agree on images that the models learnt from; what each says is
+            named, and the option that settles it.
+    """
+    origins = {
+        ingredient.id: replace(origin, config_name=config_name or origin.config_name, split=split or origin.split)
+        for ingredient in ingredients
+        for origin in [card_origin(read_card(ingredient))]
+    }
+    elsewhere = [origins[ingredient.id].dataset for ingredient in ingredients if ingredient.repo_id]
+    paths = [name for name in elsewhere if name and is_path(name)]
+    if paths:
+        raise ValueError(
+            f"Name the dataset with --dataset: the models' cards name {paths[0]!r}, a folder of somebody else's."
+        )
+    agreed, *others = {replace(origin, config_name=origin.config_name or "default") for origin in origins.values()}
+    lines = "\n".join(f"  {name}: {origin}" for name, origin in origins.items())
+    if not any(origin.dataset for origin in origins.values()):
+        raise ValueError(
+            "Name the dataset with --dataset (a Hub id or a folder), and its split with --split: the models' cards "
+            f"name none. (A loader, such as imagefolder, is none.)\n{lines}"
+        )
+    if others or not agreed.dataset:
+        raise ValueError(
+            "Name the data to choose with, by --dataset (a Hub id or a folder), --dataset-config and --split: the "
+            f"models' cards don't agree on it.\n{lines}"
+        )
+    if split is None and agreed.split and is_training(agreed.split):
+        raise ValueError(
+            f"Name the split to choose with, by --split: the models' cards agree on {agreed.split!r} of the dataset "
+            f"{agreed.dataset}, whose images the models learnt from. If it has no other, name that, and the choice "
+            "favours what was learnt by heart."
+        )
+    named = {origin.config_name for origin in origins.values()}  # none at all, if all leave it to the dataset
+    return replace(agreed, config_name=max(filter(None, named), default=None))
+
+
+def is_training(split: str) -> bool:
+    """Whether models learn from a split of this name, or from a part of it, as in `training` or `train[:10%]+test`."""
+    return any(_TRAINING.match(part.strip()) for part in split.split("+"))
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a folder, and no id on the Hub."""
+    return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_absolute()
+
+
+def describe_ingredient(ingredient: Ingredient) -> dict[str, Any]:
+    """What a recipe keeps of an ingredient."""
+    card = read_card(ingredient)
+    base_model = ingredient.base.id if ingredient.base else _only(_list(card.get("base_model")))
+    return {
+        "id": ingredient.id,
+        "repo_id": ingredient.repo_id,
+        "subfolder": ingredient.subfolder,
+        "revision": ingredient.revision,
+        "stamp": ingredient.stamp,  # of a folder: while it stays the same, the files need not be hashed again
+        "base": ingredient.base and {name: getattr(ingredient.base, name) for name in ("id", "repo_id", "revision")},
+        "order": ingredient.order,
+        "license": _only(_list(card.get("license"))),
+        "dataset": card_origin(card).dataset,
+        "base_model": base_model,
+        "base_model_repo_id": _base_repo_id(ingredient, base_model),
+        "hyperparameters": read_hyperparameters(ingredient),
+    }
+
+
+def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:
+    """The base model as an id on the Hub, where it is known to be one; a name alone may be that of a folder.
+
+    It is known of the base that an adapter was merged into, of what a card on the Hub names with its namespace, and of
+    what was once loaded from the Hub to this machine; not where a folder is called so.
+    """
+    if ingredient.base:
+        return ingredient.base.repo_id
+    if base_model is None or is_path(base_model) or is_dir(Path(base_model)):
+        return None
+    on_the_hub = ingredient.repo_id is not None and "/" in base_model
+    return base_model if on_the_hub or is_cached(base_model) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _only(values: list[Any]) -> str | None:
+    """The value that stands there alone, or as often as anything does."""
+    distinct = {value for value in values if isinstance(value, str) and value}
+    return distinct.pop() if len(distinct) == 1 else None

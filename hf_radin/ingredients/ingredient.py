@@ -1,0 +1,322 @@
+"""What soups are made of: checkpoints, each with where it is, which version, and how its classes are called."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.checkpoints import lora
+from hf_radin.checkpoints import model as modeling
+from hf_radin.checkpoints.files import (
+    CONFIG,
+    PROCESSOR_FILES,
+    choose_weights,
+    content_hash,
+    file_hashes,
+    files_stamp,
+    read_header,
+    read_index,
+    weight_files,
+    without_weights,
+)
+from hf_radin.runtime.hub_errors import asking_the_hub
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One fine-tuned checkpoint.
+
+    Args:
+        id: what the user called it: `org/ft-1` or `runs/ft-1`.
+        revision: commit sha on the Hub; `sha256:` and the hash of its files on disk.
+        folder: where its files are, or will be once `download` ran.
+        labels: class names in the order of the logits that it gives here.
+        architecture: class name of the model.
+        repo_id: the model on the Hub; None for a folder.
+        subfolder: inside the repository.
+        stamp: sizes and times of a folder's files when `revision` was computed.
+        order: for each of `labels` the number that the class has in the checkpoint; None if it is the same.
+        base: of a LoRA adapter the model that it is merged into.
+        image_processor: the one that the user named in place of the checkpoint's own, and its revision.
+        processor_folder: where that is.
+        allow_pickle: whether `.bin` weights may be read.
+        trust_remote_code: whether the checkpoint's own code may run.
+        size: bytes of its weights, as they were when it was vetted; a bank does not remember it.
+    """
+
+    id: str
+    revision: str
+    folder: Path
+    labels: tuple[str, ...]
+    architecture: str
+    repo_id: str | None = None
+    subfolder: str = ""
+    stamp: str | None = None
+    order: tuple[int, ...] | None = None
+    base: Ingredient | None = None
+    image_processor: str | None = None
+    processor_folder: Path | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    token: str | bool | None = None
+    size: int = field(default=0, compare=False)
+
+    def __repr__(self) -> str:  # without the token
+        return f"Ingredient({self.id!r}, {self.architecture}, {len(self.labels)} classes, {self.revision[:19]})"
+
+    @property
+    def key(self) -> str:
+        """A short name for just this version of it: equal keys are equal weights."""
+        parts = [self.repo_id, self.subfolder, self.revision, self.base.key if self.base else None]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The checkpoint's configuration, with `labels` for its classes."""
+        has_own = self.base is None or (self.folder / CONFIG).is_file()
+        folder = self.folder if has_own or self.base is None else self.base.folder
+        config = modeling.load_config(folder, trust_remote_code=self.trust_remote_code)
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {name: index for index, name in config.id2label.items()}  # some scripts write texts into it
+        return config
+
+    @property
+    def processor(self) -> BaseImageProcessor:
+        folder = self.processor_folder or self.folder
+        if self.base and not any((folder / name).is_file() for name in PROCESSOR_FILES):
+            folder = self.base.folder
+        return modeling.load_processor(folder, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights are on this machine."""
+        try:
+            return bool(weight_files(self.folder, allow_pickle=self.allow_pickle))
+        except ValueError:
+            return False
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is a folder that is not here: of an ingredient of somebody else's bank that may be so."""
+        return self.repo_id is None and not self.folder.is_dir()
+
+    def download(self) -> Path:
+        """The folder with the weights in it, fetched from the Hub if need be.
+
+        Raises:
+            ValueError: if a folder is no longer the checkpoint that it was, or the Hub does not give it.
+        """
+        if self.base is not None:
+            self.base.download()
+        if self.repo_id is None:
+            if self.is_away:
+                raise ValueError(
+                    f"{self.id} is not here: there is no folder {self.folder}. Without it recipes can be searched "
+                    "with budget=0 (--budget 0), and be cooked where it is: `hf-radin average --recipe recipe.json`."
+                )
+            # a run that still trains may write here: what is computed must not bear another checkpoint's name
+            if files_stamp(self.folder, allow_pickle=self.allow_pickle) != self.stamp:
+                hashes = file_hashes(self.folder, allow_pickle=self.allow_pickle)
+                found = content_hash(hashes)
+                if found != self.revision:
+                    raise ValueError(
+                        f"{self.id} has changed: it was {self.revision[:19]} and is {found[:19]}. Gather again."
+                    )
+            return self.folder
+        folder = self._fetch(["*.json", *(["*.py"] if self.trust_remote_code else [])])
+        if not self._has_weights(folder):
+            self._fetch(self._weight_names(folder))
+        return folder
+
+    def load_model(self, dtype: torch.dtype, config: PretrainedConfig | None = None) -> PreTrainedModel:
+        """Its model on the CPU, the weights in `dtype`, the classes in the order of `labels`.
+
+        Args:
+            config: in place of the ingredient's own; of the same function.
+
+        Raises:
+            ValueError: if a weight is missing or has the wrong shape.
+        """
+        folder = self.download()
+        config = self.config if config is None else config
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "config": config,
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        if self.base is None:
+            model = modeling.load_model(folder, **options)
+        else:
+            model = lora.load_merged(folder, self.base.folder, header=read_header(folder), **options)
+        if self.order is not None:
+            _permute(model, self.order, trust_remote_code=self.trust_remote_code)
+        return model
+
+    def _has_weights(self, folder: Path) -> bool:
+        """Whether the very files that hold its weights on the Hub are in its folder in the cache."""
+        from huggingface_hub import is_offline_mode
+
+        try:
+            files = weight_files(folder, allow_pickle=self.allow_pickle)
+        except ValueError:
+            return False
+        # beside a pickle, safetensors that were not downloaded go before it on the Hub
+        return is_offline_mode() or all(path.suffix == ".safetensors" for path in files)
+
+    def _fetch(self, names: list[str]) -> Path:
+        """The checkpoint's folder in the Hub's cache, with its files of these names (or patterns) in it."""
+        from huggingface_hub import snapshot_download
+
+        inside = f"{glob.escape(self.subfolder)}/" if self.subfolder else ""
+        with asking_the_hub(self.id, revision=self.revision):
+            snapshot = snapshot_download(
+                self.repo_id or "",
+                revision=self.revision,
+                allow_patterns=[f"{inside}{name}" for name in names],
+                token=self.token,
+            )
+        return Path(snapshot) / self.subfolder
+
+    def _weight_names(self, folder: Path) -> list[str]:
+        """The files on the Hub that hold its weights, by the same rule as in a folder.
+
+        Args:
+            folder: holds its small files, an index of shards among them.
+        """
+        from huggingface_hub import HfApi
+
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        with asking_the_hub(self.id, revision=self.revision):
+            listed = HfApi(token=self.token).list_repo_files(self.repo_id or "", revision=self.revision)
+        files = {path.removeprefix(inside) for path in listed if path.startswith(inside)}
+        entry = choose_weights(files, allow_pickle=self.allow_pickle)
+        if entry is None:
+            raise ValueError(f"{self.id}: {without_weights(files)}")
+        names = read_index(folder / entry) if entry.endswith(".index.json") else [entry]
+        return [glob.escape(name) for name in names]
+
+
+class Ingredients(tuple[Ingredient, ...]):
+    """An immutable sequence of vetted ingredients: one architecture, one set of classes, one image processor."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Ingredients(found) if isinstance(index, slice) else found
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(ingredient.id for ingredient in self)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(ingredient.key for ingredient in self)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self[0].labels
+
+    def select(self, ids: Iterable[str]) -> Ingredients:
+        """Those with these ids, in this order.
+
+        Raises:
+            ValueError: for an id that is not there.
+        """
+        by_id = {ingredient.id: ingredient for ingredient in self}
+        try:
+            return Ingredients([by_id[name] for name in ids])
+        except KeyError as error:
+            raise ValueError(f"No ingredient {error}; there are {', '.join(by_id)}.") from None
+
+
+def _permute(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
+    """Bring the classes of a model into another order, in the weights of its heads, and so in its logits."""
+    import torch
+
+    tensors = model.state_dict()
+    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
+        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))
+
+
+_FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")
+
+
+def to_record(ingredient: Ingredient) -> dict[str, Any]:
+    return {
+        **{name: getattr(ingredient, name) for name in _FIELDS},
+        "folder": str(ingredient.folder),
+        "processor_folder": ingredient.processor_folder and str(ingredient.processor_folder),
+        "labels": ingredient.labels,
+        "order": ingredient.order,
+        "base": ingredient.base and to_record(ingredient.base),
+    }
+
+
+def from_record(record: dict[str, Any]) -> Ingredient:
+    """What a bank says of itself never allows pickles or remote code: only the user does."""
+    return Ingredient(
+        **{name: record[name] for name in _FIELDS},
+        folder=Path(record["folder"]),
+        processor_folder=record["processor_folder"] and Path(record["processor_folder"]),
+        labels=tuple(record["labels"]),
+        order=record["order"] and tuple(record["order"]),
+        base=record["base"] and from_record(record["base"]),
+    )
+
+
+def is_there(ingredient: Ingredient) -> bool:
+    """Whether the checkpoint can still be used; those of the Hub are kept there under their commits."""
+    if ingredient.repo_id is not None:
+        return True
+    try:
+        ingredient.download()
+    except (ValueError, OSError) as error:
+        logger.warning("%s is left out of the bank: %s", ingredient.id, error)
+        return False
+    return True
+
+
+def on_the_hub(ingredient: Ingredient, token: str | bool | None) -> Ingredient:
+    """An ingredient of a bank from the Hub: what is there too will, once downloaded, lie in the cache of this user."""
+    if ingredient.repo_id is None:
+        return ingredient
+    folder = _snapshots(ingredient.repo_id) / ingredient.revision / ingredient.subfolder
+    base = ingredient.base and on_the_hub(ingredient.base, token)
+    return replace(ingredient, folder=folder, base=base, token=token)
+
+
+def is_cached(repo_id: str) -> bool:
+    """Whether a model of this name was once loaded from the Hub to this machine."""
+    snapshots = _snapshots(repo_id)
+    return snapshots.is_dir() and any(snapshots.iterdir())
+
+
+def _snapshots(repo_id: str) -> Path:
+    """Where versions of a model on the Hub are kept by huggingface_hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots"
+
+
+def told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:
+    """Several revisions of one id get different ones."""
+    count = Counter(one.id for one in ingredients)
+    return [replace(one, id=f"{one.id}@{one.revision[:19]}") if count[one.id] > 1 else one for one in ingredients]

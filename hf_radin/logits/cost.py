@@ -1,0 +1,324 @@
+"""What a soup will cost before it is made: seconds and bytes, by arithmetic from a probe of this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.checkpoints.files import as_dtype
+from hf_radin.checkpoints.forward import Running
+from hf_radin.checkpoints.model import random_model
+from hf_radin.checkpoints.processor import prepare_image
+from hf_radin.images.cache import SPARED, Images, block_size, find_home, parse_size
+from hf_radin.images.decode import Source, decode
+from hf_radin.images.pixels import Inputs, join
+from hf_radin.images.sample import Pilot
+from hf_radin.images.split import Split, count_rows, open_split
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.ingredients.labels import match_labels
+from hf_radin.logits.compute import check_number, check_running
+from hf_radin.logits.passes import choose_batch_size, models_at_once
+from hf_radin.runtime.autotune import BATCH_SIZE, bytes_of, default_workers, settle_threads
+from hf_radin.runtime.processes import smallest, the_accelerator
+from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A job in numbers, and what follows from them.
+
+    No seconds have downloads in them, nor loading and averaging weights.
+
+    Args:
+        ingredients, images, classes, processes: how many; each process is as fast as the one that was measured.
+        budget: passes over the split for soups; the uniform soup takes one more.
+        probe: what was measured.
+        at_once: models that see each image while it is there.
+        workers: processes that decode beside each that runs models; without any, it decodes itself.
+        pixel_room: bytes that the pixel cache may take.
+        download_bytes: of weights that are on the Hub and not here.
+        free_disk, free_hub: bytes free where the cache is, and where downloads go.
+        one_disk: whether these are the same bytes.
+        statistics: images that each process estimates each soup's BatchNorm statistics from.
+        logit_bytes: of one logit in the bank.
+        pilot: which images' logits are computed first; None if all are.
+    """
+
+    ingredients: int
+    images: int
+    classes: int
+    processes: int
+    budget: float
+    probe: Probe
+    at_once: int
+    workers: int
+    pixel_room: int
+    download_bytes: int
+    free_disk: int
+    free_hub: int
+    one_disk: bool
+    statistics: int
+    logit_bytes: int
+    pilot: Pilot | None = None
+
+    @property
+    def groups(self) -> int:
+        """How often the images go by for the logits."""
+        return math.ceil(self.ingredients / self.at_once)
+
+    @property
+    def soups(self) -> float:
+        """Passes for soups at most; the uniform soup's own is beside the budget."""
+        return self.budget + 1
+
+    @property
+    def logits(self) -> float:
+        """Passes for logits; after a pilot about as many as they were in zoos of ours."""
+        return self.ingredients if self.pilot is None else self.pilot.passes(self.ingredients)
+
+    @property
+    def completed(self) -> int:
+        """How many models' logits of all images are computed."""
+        return self.ingredients if self.pilot is None else self.pilot.whole(self.ingredients)
+
+    @property
+    def bank_bytes(self) -> int:
+        return round(self.logits * self.images) * self.classes * self.logit_bytes
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of all images, prepared."""
+        return self.images * self.probe.image_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of those that are kept on disk."""
+        return min(self.pixel_bytes, self.pixel_room, max(0, self.free_disk - SPARED))
+
+    @property
+    def disk_bytes(self) -> int:
+        """What is written to the disk of the cache."""
+        return self.bank_bytes + self.kept_bytes + (self.download_bytes if self.one_disk else 0)
+
+    @property
+    def decodings(self) -> tuple[float, float]:
+        """How often an image is decoded, for the logits and for soups: once if it is kept, else in each pass."""
+        gone = 1 - self.kept_bytes / self.pixel_bytes
+        again = self.groups - 1 if self.pilot is None else 2 * self.groups
+        return 1 + again * gone, self.soups * gone
+
+    @property
+    def logits_seconds(self) -> float:
+        return self._together(self.decodings[0], self.logits)
+
+    @property
+    def soups_seconds(self) -> float:
+        statistics = self.soups * self.statistics * self.probe.forward_seconds
+        return self._together(self.decodings[1], self.soups) + statistics
+
+    def _together(self, decodings: float, passes: float) -> float:
+        """Seconds of decoding and running: with workers at the same time, else one after the other."""
+        images = self.images / self.processes
+        decoding = images * decodings * self.probe.decode_seconds
+        running = images * passes * self.probe.forward_seconds
+        return max(decoding / self.workers, running) if self.workers else decoding + running
+
+
+def estimate(
+    ingredients: Ingredients,
+    dataset: Any,
+    *,
+    split: str = "validation",
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    images: int | str = "auto",
+    processes: int | str = "auto",
+    budget: float = 8,
+    batch_size: int | str = "auto",
+    models_in_memory: int | str = "auto",
+    pixel_cache: int | str = "auto",
+    workers: int | str = "auto",
+    channels_last: bool = False,
+    compiled: bool = False,
+    dtype: str | torch.dtype | None = None,
+    logits_dtype: str = "float32",
+    on_error: str = "raise",
+    batchnorm_images: int = IMAGES,
+    pilot: float | Pilot | None = None,
+    accelerator: Accelerator | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Estimate:
+    """What `compute_logits` with these arguments and `radin` with this budget cost, from the beginning.
+
+    No weights are read or downloaded: the first images of the split are decoded, and a model of the ingredients'
+    architecture with random weights runs for a moment. Of what is in `cache_dir` already nothing is subtracted.
+
+    Args:
+        images: how many the split has; `auto` is what the dataset says.
+        processes: how many there will be, each as fast as this one is now; `auto` is as many as there are.
+        budget: as in `radin`.
+
+    Raises:
+        ValueError: if the dataset does not say how many images it has, or for what `compute_logits` would refuse.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    check_number("images", images)
+    check_number("processes", processes)
+    sample = Pilot.of(pilot)
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 1 <= budget < math.inf:
+        raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
+    check_running(
+        ingredients,
+        batch_size=batch_size,
+        models_in_memory=models_in_memory,
+        workers=workers,
+        pixel_cache=pixel_cache,
+        logits_dtype=logits_dtype,
+        on_error=on_error,
+        batchnorm_images=batchnorm_images,
+    )
+    limit, weights_dtype, home = parse_size(pixel_cache), as_dtype(dtype or "float32"), find_home(cache_dir)
+    where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
+    opened = open_split(dataset, split=split, image_column=image_column, label_column=label_column, **where)
+    count = _count(opened, images)
+    to_class = match_labels(opened, ingredients.labels)
+    block = block_size(count)
+    source = Source(opened, partial(prepare_image, ingredients[0].processor), to_class, on_error, block)
+    accelerator = the_accelerator(accelerator)
+    settle_threads()
+    running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
+    found = probe(source, ingredients[0], running, batch_size)
+    files = {one.key: one for part in ingredients for one in (part, part.base) if one is not None}
+    hub = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
+    return Estimate(
+        ingredients=len(ingredients),
+        images=count,
+        classes=len(ingredients.labels),
+        processes=accelerator.num_processes if processes == "auto" else int(processes),
+        budget=float(budget),
+        pilot=sample,
+        probe=found,
+        at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
+        workers=default_workers(accelerator.device) if workers == "auto" else int(workers),
+        pixel_room=Images(home / "pixels", block, lambda: source).room(limit),
+        download_bytes=sum(one.size for one in files.values() if not one.is_here),
+        free_disk=shutil.disk_usage(home).free,
+        free_hub=shutil.disk_usage(hub).free,
+        one_disk=os.stat(home).st_dev == os.stat(hub).st_dev,
+        statistics=batchnorm_images if found.has_batchnorm else 0,
+        logit_bytes=4 if logits_dtype == "float32" else 2,
+    )
+
+
+def _count(split: Split, images: int | str) -> int:
+    """The number of images that is given, or that the dataset says."""
+    count = count_rows(split) if images == "auto" else int(images)
+    if not count:
+        says = "does not say how many images it has" if count is None else "has no image"
+        raise ValueError(f"{split.name}, split {split.split!r}, {says}. Give their number with images (--images N).")
+    return count
+
+
+# Images of the split that are decoded and shown to a model, and for how many seconds at least it runs.
+SHOWN, SECONDS = 32, 0.5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured.
+
+    Args:
+        device, dtype: where the model ran, and its weights.
+        batch_size: images in a forward pass.
+        decode_seconds: of an image: decoded and prepared, by one process.
+        forward_seconds: of an image through one model.
+        image_bytes: of a prepared image.
+        model_bytes: of a model in memory.
+        fit: models that fit into memory together.
+        has_batchnorm: whether soups need statistics of their own.
+    """
+
+    device: str
+    dtype: str
+    batch_size: int
+    decode_seconds: float
+    forward_seconds: float
+    image_bytes: int
+    model_bytes: int
+    fit: int
+    has_batchnorm: bool
+
+
+def probe(source: Source, ingredient: Ingredient, running: Running, batch_size: int | str) -> Probe:
+    """Decode the first images of a split and run a model like the ingredient; its weights are not read.
+
+    Args:
+        batch_size: as in `compute_logits`; it goes before that of `running`.
+
+    Raises:
+        ValueError: if none of these images can be read.
+    """
+    import torch
+
+    decode_seconds, shown = _decode_some(source)
+    model = running.ready(random_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code))
+    example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in shown.items()}
+    size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
+    running = replace(running, batch_size=size)
+    fit = smallest(models_at_once(model, example, running))
+    batch = _repeat(shown, min(size, source.size))  # the first pass is behind us, which is slower than the others
+    return Probe(
+        device=running.accelerator.device.type,
+        dtype=str(running.dtype).removeprefix("torch."),
+        batch_size=size,
+        decode_seconds=decode_seconds,
+        forward_seconds=_seconds(lambda: running.logits([model], batch)) / min(size, source.size),
+        image_bytes=sum(one[:1].nbytes for one in shown.values()),
+        model_bytes=bytes_of(model),
+        fit=fit,
+        has_batchnorm=has_batchnorm(model),
+    )
+
+
+def _decode_some(source: Source) -> tuple[float, Inputs]:
+    """Seconds to decode and prepare an image of the split, and its first images prepared."""
+    rows = list(source.split.rows.take(SHOWN))
+    decode(source, (0, 0), rows[:1])  # the first call finds the tables, and loads what reads such files
+    begun = time.perf_counter()
+    inputs = decode(source, (0, 0), rows).inputs
+    seconds = time.perf_counter() - begun
+    if not inputs:
+        split = source.split
+        raise ValueError(f"None of the first {len(rows)} images of {split.name}, split {split.split!r}, can be read.")
+    return seconds / len(rows), inputs
+
+
+def _repeat(inputs: Inputs, size: int) -> Inputs:
+    """A batch of so many images."""
+    have = len(next(iter(inputs.values())))
+    whole = join([inputs] * math.ceil(size / have))
+    return {name: value[:size] for name, value in whole.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Of a call, the mean of those that fill half a second, or of one."""
+    count, begun = 0, time.perf_counter()
+    while not count or time.perf_counter() - begun < SECONDS:
+        run()
+        count += 1
+    return (time.perf_counter() - begun) / count

@@ -1,0 +1,87 @@
+"""Which candidate to measure next: the one that is predicted to be best, by all that was measured before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from hf_radin.logits.bank import LogitBank
+from hf_radin.recipes.gaps import Gaps
+from hf_radin.recipes.propose import Candidates, equal_parts, neighbours
+from hf_radin.recipes.recipe import Recipe
+from hf_radin.runtime.processes import over_processes
+from hf_radin.search.race import Entry
+
+# By how much of its weight a candidate differs from all that were measured, as long as there are such.
+APART = 0.01
+
+# From how many of the best subsets the search goes on, how many steps at most for one candidate, how many neighbours
+# it keeps at each, and how many candidates of all.
+STARTS, STEPS, NEAR, POOL = 3, 8, 64, 2048
+
+
+class Guide:
+    """Candidates, the most promising first, where each measured soup tells more of the others (see `gap`).
+
+    The processes share the work of predicting, and all of them find the same.
+
+    Args:
+        bank: that the soups are measured on.
+        candidates: the first of them are the singles, which are not measured.
+        products: of the ingredients, as `Gaps` has them.
+        local: whether the best subsets' neighbours are candidates too: one ingredient added, dropped or swapped.
+    """
+
+    def __init__(self, bank: LogitBank, candidates: Candidates, products: np.ndarray, *, local: bool):
+        self.bank, self.local = bank, local
+        self._plain = self._gaps = Gaps.none(products, bank.pruned())
+        self._labels = np.asarray(bank.labels)
+        self._pool = candidates
+        self._taken = [np.eye(len(products)), np.full((1, len(products)), 1 / len(products))]
+        self._done: set[bytes] = set()
+
+    def __iter__(self) -> Iterator[Entry]:
+        while entry := self._next():
+            yield entry
+
+    def learn(self, recipe: Recipe, values: np.ndarray) -> None:
+        """Know a soup's logits `(entries,)`, as `Gaps.learn` takes them."""
+        self._gaps = self._gaps.learn(self.bank.row(recipe), values)
+
+    def _next(self) -> Entry | None:
+        if self.local:
+            self._look_around()
+        rows, taken = self._pool.weights, np.concatenate(self._taken)
+        scores = self._predict(rows)
+        order = np.argsort(-scores, kind="stable")
+        apart = [float(np.abs(taken - rows[place]).sum(axis=1).min()) for place in order]
+        # where only near copies are left, the best of these
+        wanted = [place for place, far in zip(order, apart, strict=True) if far > 2 * APART]
+        wanted += [place for place, far in zip(order, apart, strict=True) if 0 < far <= 2 * APART]
+        if not wanted:
+            return None
+        row, proposal, score = rows[wanted[0]], self._pool.proposals[wanted[0]], scores[wanted[0]]
+        self._taken.append(row[None])
+        estimate = self._plain.score(self._labels, row[None])[0]
+        return Entry(self.bank.recipe(row), proposal, float(estimate), float(score))
+
+    def _predict(self, rows: np.ndarray) -> np.ndarray:
+        return over_processes(partial(self._gaps.score, self._labels), rows)
+
+    def _look_around(self) -> None:
+        """Add the neighbours of the best subsets, then those of the best of these, until there are no better ones."""
+        for _ in range(STEPS):
+            rows = self._pool.weights
+            order = np.argsort(-self._predict(rows), kind="stable")
+            best = [row for row in rows[order] if np.ptp(row[row > 0]) == 0][:STARTS]
+            starts = [row for row in best if row.tobytes() not in self._done]
+            if not starts:
+                break
+            self._pool = Candidates(rows[order], tuple(self._pool.proposals[one] for one in order)).first(POOL)
+            for row in starts:
+                self._done.add(row.tobytes())
+                near = equal_parts(neighbours(row > 0))
+                near = near[np.argsort(-self._predict(near), kind="stable")[:NEAR]]
+                self._pool += Candidates(near, ("local",) * len(near))

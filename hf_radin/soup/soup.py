@@ -1,0 +1,244 @@
+"""The soup: a recipe, what was measured, and the model that it makes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_radin.checkpoints.files import as_dtype
+from hf_radin.checkpoints.model import load_model, load_processor
+from hf_radin.checkpoints.processor import check_processor
+from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.recipes.recipe import Measurement, Recipe, Result
+from hf_radin.runtime.files import write_atomically, write_folder
+from hf_radin.runtime.hub_errors import asking_the_hub
+from hf_radin.runtime.processes import on_main_process
+from hf_radin.soup import card
+from hf_radin.soup.push import COMMIT_MESSAGE, push_folder
+from hf_radin.soup.recipe_file import FORMAT, RECIPE, read_recipe_file
+from hf_radin.weights.average import average_model, save_checkpoint, saved_dtype, write_average
+from hf_radin.weights.average_files import refuse_ingredients
+from hf_radin.weights.batchnorm import Statistics
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+logger = logging.getLogger(__name__)
+
+
+class Soup:
+    """What a search returns and `from_pretrained` reads.
+
+    Args:
+        recipe: the ingredients used and their weights.
+        ingredients: those that were to choose from; empty for a soup that was read from a folder.
+        measurements: one for each measured candidate, singles included.
+        results: what soup, best single, uniform soup and ensemble reach on each split.
+        about: how the soup was found: method, budget, data, versions; all of it JSON.
+        folder: where the soup's own checkpoint lies, if it was read from one.
+        statistics: images that its BatchNorm statistics are estimated from, if it has any.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ingredients: Ingredients,
+        measurements: list[Measurement],
+        results: list[Result],
+        about: dict[str, Any],
+        folder: Path | None = None,
+        statistics: Statistics | None = None,
+    ):
+        self.recipe = recipe
+        self.ingredients = ingredients
+        self.measurements = measurements
+        self.results = results
+        self.about = about
+        self._folder = folder
+        self._statistics = statistics
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())
+        return f"Soup({self.about['method']}: {parts})"
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The averaged model, in evaluation mode on the CPU."""
+        if self._folder is not None:
+            return load_model(self._folder, dtype=as_dtype(self.about["saved_dtype"]))
+        return average_model(self.ingredients, self.recipe, statistics=self._statistics)
+
+    @cached_property
+    def processor(self) -> BaseImageProcessor:
+        """The ingredients' image processor."""
+        if self._folder is not None:
+            return load_processor(self._folder)
+        found = self.ingredients.select(self.recipe.used)[0].processor
+        check_processor(found, self.about["processor"])
+        return found
+
+    @property
+    def away(self) -> list[str]:
+        """Ingredients in use that are folders of somebody else's machine: of these no model can be made here."""
+        used = self.ingredients.select(self.recipe.used) if self.ingredients else ()
+        return [one.id for one in used if one.is_away]
+
+    def accuracy(self, name: str, split: str) -> float:
+        """Accuracy of one row of the results, in [0, 1]."""
+        return next(one.metrics["accuracy"] for one in self.results if (one.name, one.split) == (name, split))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that `recipe.json` holds: enough to cook the soup again bit for bit."""
+        known = self.about.get("saved_dtype")
+        return self._fields(known if self._folder else saved_dtype(self.ingredients, self.recipe))
+
+    def _fields(self, saved_dtype: str | None) -> dict[str, Any]:
+        """Without the model its dtype is not known."""
+        return {
+            "format": FORMAT,
+            "recipe": json.loads(self.recipe.to_json()),
+            **self.about,
+            "saved_dtype": saved_dtype,
+            "results": [asdict(one) for one in self.results],
+            "measurements": [one.to_dict() for one in self.measurements],
+        }
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, overwrite: bool = False, license: str | None = None
+    ) -> None:
+        """Write an ordinary checkpoint, with `recipe.json` and the model card as `README.md`.
+
+        It appears under its name when it is whole. With several processes the main one writes and the others wait.
+
+        Args:
+            overwrite: allow a folder that holds something; files of other names in it stay.
+            license: for the card; by default that of the ingredients, if they agree.
+
+        Raises:
+            ValueError: if the folder is not empty, or an ingredient's.
+        """
+        folder = Path(save_directory)
+        refuse_ingredients(folder, self.ingredients)
+        on_main_process(
+            lambda: write_folder(folder, lambda new: self.write_into(new, license=license), overwrite=overwrite)
+        )
+
+    def save_recipe(self, path: str | Path) -> None:
+        """Write the `recipe.json` alone, which takes no checkpoint; `hf-radin average` cooks it where they are."""
+        text = json.dumps(self._fields(self.about.get("saved_dtype")), indent=2) + "\n"
+        on_main_process(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
+
+    def write_into(self, folder: Path, *, license: str | None = None) -> None:
+        """The files of `save_pretrained`, one after the other, into an empty folder."""
+        if self.away:
+            raise ValueError(
+                f"No model can be made here: {self.away[0]} is a folder of somebody else's. Save the recipe alone "
+                "(save_recipe), and cook it where its ingredients are, with `hf-radin average`."
+            )
+        fields, processor = self.to_dict(), self.processor
+        if self._folder or self._statistics or "model" in vars(self):
+            save_checkpoint(self.model, processor, folder)
+        else:  # without a model in memory
+            write_average(self.ingredients, self.recipe, folder)
+        (folder / RECIPE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        for name, content in card.files(fields, license=license).items():
+            (folder / name).write_bytes(content)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Upload the soup in one commit; options as in `push_soup_to_hub`."""
+        return push_soup_to_hub(self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> Soup:
+        """Read a saved or pushed soup: its recipe, measurements and model.
+
+        Raises:
+            ValueError: if there is no soup.
+        """
+        folder = Path(pretrained)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            missing = f"There is no folder {str(pretrained)!r} here and no such model on the Hub"
+            with asking_the_hub(str(pretrained), revision=revision, missing=missing):
+                folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
+        fields = read_recipe_file(folder / RECIPE)
+        known = ("format", "recipe", "results", "measurements")
+        needed = ("method", "saved_dtype", "versions", *(("data", "passes") if fields.get("results") else ()))
+        lost = [name for name in needed if not fields.get(name)]
+        if lost:
+            raise ValueError(f"{folder / RECIPE} is not a whole recipe: it does not say {lost[0]!r}.")
+        try:
+            return cls(
+                recipe=Recipe.from_json(json.dumps(fields["recipe"])),
+                ingredients=Ingredients(),
+                measurements=[Measurement.from_dict(one) for one in fields["measurements"]],
+                results=[Result.from_dict(one) for one in fields["results"]],
+                about={name: value for name, value in fields.items() if name not in known},
+                folder=folder,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
+
+
+def push_soup_to_hub(
+    soup: Soup,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+    hide_private: bool = False,
+    eval_task: str | None = None,
+) -> CommitInfo:
+    """Create the repository if need be and upload the whole soup, card included, in one commit.
+
+    What arrived is read back and compared. With several processes the main one pushes and the others wait.
+
+    Args:
+        private: visibility of a new repository, by default what the organisation or user chose; True is refused for
+            one that everybody can read.
+        revision: branch to commit to.
+        create_pr: open a pull request instead of committing.
+        license: for the card; by default that of the ingredients, if they agree.
+        overwrite: allow a repository that holds something else; what made a model of it is removed.
+        hide_private: leave the names of private ingredients and datasets out of the recipe and the card; a warning
+            lists them where they would be published.
+        eval_task: of a benchmark, as in `org/bench:default`, that the accuracy on the held-out split is a result of:
+            written to `.eval_results`.
+
+    Raises:
+        ValueError: if the id is none, the token may not write there, or the repository holds something else.
+    """
+
+    def push() -> CommitInfo:
+        with tempfile.TemporaryDirectory() as temporary:
+            soup.write_into(Path(temporary), license=license)
+            return push_folder(
+                Path(temporary),
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or COMMIT_MESSAGE,
+                overwrite=overwrite,
+                license=license,
+                hide_private=hide_private,
+                eval_task=eval_task,
+            )
+
+    return on_main_process(push)

@@ -1,0 +1,342 @@
+"""Each kind of bad checkpoint is refused with a message that names it, before an image is read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shared.training import NAMES
+from transformers import TimmWrapperConfig, ViTForImageClassification
+
+import hf_radin
+
+WEIGHTS = "model.safetensors"
+
+
+def change(folder: Path, name: str = "config.json", **fields) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def lose(folder: Path, *fields: str) -> None:
+    path = folder / "config.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in fields})
+    )
+
+
+def rewrite(folder: Path, **changes) -> None:
+    """Change, add or (with None) remove tensors of the file of weights."""
+    tensors = load_file(folder / WEIGHTS) | {name.replace("__", "."): value for name, value in changes.items()}
+    save_file(
+        {name: value for name, value in tensors.items() if value is not None}, folder / WEIGHTS, {"format": "pt"}
+    )
+
+
+def weights_as(folder: Path, data: bytes) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).write_bytes(data)
+
+
+def index(folder: Path, text: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(text)
+
+
+def pickled(folder: Path, content) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def unreadable(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / WEIGHTS)
+
+
+def labels(*names: str) -> dict:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def fewer_classes(folder: Path) -> None:
+    ViTForImageClassification.from_pretrained(folder, num_labels=9, ignore_mismatched_sizes=True).save_pretrained(
+        folder
+    )
+
+
+def adapter(folder: Path, text: str, weights: bytes = b"") -> None:
+    """In place of the checkpoint an adapter's folder with just these files."""
+    emptied(folder)
+    (folder / "adapter_config.json").write_text(text)
+    save_file({"base_model.model.classifier.weight": torch.zeros(10, 32)}, folder / "adapter_model.safetensors")
+
+
+SHARDS = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+OUTSIDE = '{"weight_map": {"a": "../ft-0/model.safetensors"}}'
+
+# what is done to the second of two good checkpoints, and what must be said
+KINDS = {
+    "empty folder": (emptied, "ft-1: no config.json"),
+    "no configuration": (lambda one: (one / "config.json").unlink(), "ft-1: no config.json"),
+    "configuration cut off": (lambda one: (one / "config.json").write_text("{"), "ft-1: config.json can't be used"),
+    "configuration that is a list": (lambda one: (one / "config.json").write_text("[]"), "config.json can't be used"),
+    "configuration in another encoding": (
+        lambda one: (one / "config.json").write_bytes(b"\xff\xfe\x00"),
+        "ft-1: config.json can't be used",
+    ),
+    "unknown model type": (lambda one: change(one, model_type="no-such-type"), "ft-1: config.json can't be used"),
+    "sizes of the wrong type": (lambda one: change(one, hidden_size="much"), "ft-1"),
+    "no image classifier": (
+        lambda one: change(one, model_type="bert", architectures=["BertForSequenceClassification"]),
+        r"ft-1: config.json \(model type 'bert', .*\) makes no image classifier",
+    ),
+    "two classes could be meant": (
+        lambda one: change(one, model_type="deit", architectures=None),
+        "Its `architectures` has to name one of DeiTForImageClassification, DeiTForImageClassificationWithTeacher",
+    ),
+    "answers prompts": (lambda one: change(one, model_type="shieldgemma2"), "ft-1: .*answers a prompt"),
+    "another architecture's name": (
+        lambda one: change(one, model_type="deit", architectures=["DeiTForImageClassification"]),
+        "ft-1: no weights for deit.embeddings.cls_token",
+    ),
+    "no id2label": (
+        lambda one: lose(one, "id2label", "label2id"),
+        r"ft-1: no weights for classifier.bias \(it has \(10,\) for \(2,\)\)",
+    ),
+    "classes numbered with gaps": (
+        lambda one: change(one, id2label={0: "a", 2: "b"}),
+        r"ft-1: id2label has the keys \[0, 2\]",
+    ),
+    "two classes of one name, and not in the other": (
+        lambda one: change(one, **labels("zero", *NAMES[:8], "nine")),
+        "ft-1 differs from .*ft-0 in its classes: it has 'zero' and not 'eight'",
+    ),
+    "several labels for an image": (
+        lambda one: change(one, problem_type="multi_label_classification"),
+        r"ft-1: it is made for multi-label classification \(its config.json says problem_type 'multi_label",
+    ),
+    "regression": (
+        lambda one: change(one, problem_type="regression"),
+        "ft-1: it is made for regression",
+    ),
+    "one output": (
+        lambda one: change(one, problem_type=None, **labels("score")),
+        r"ft-1: it is made for regression \(its config.json says 1 output\)",
+    ),
+    "weights elsewhere": (
+        lambda one: change(one, transformers_weights="other.safetensors"),
+        r"ft-1: config.json names 'other.safetensors' as its weights \(transformers_weights\)",
+    ),
+    "weights under the name of a variant": (
+        lambda one: (one / WEIGHTS).rename(one / "model.fp16.safetensors"),
+        r"ft-1: no weights .* It has model.fp16.safetensors: rename what holds the weights to model.safetensors",
+    ),
+    "two tensors of one name but for a wrapper": (
+        lambda one: rewrite(one, _orig_mod__classifier__bias=torch.zeros(10)),
+        "ft-1: _orig_mod.classifier.bias and classifier.bias are both classifier.bias in the model|"
+        "ft-1: classifier.bias and _orig_mod.classifier.bias are both classifier.bias in the model",
+    ),
+    "other classes": (
+        lambda one: change(one, **labels("ten", *map(str, range(1, 10)))),
+        r"ft-1 differs from .*ft-0 in its classes: it has 'ten', .* and not 'zero'",
+    ),
+    "another number of classes": (fewer_classes, "ft-1 differs from .*ft-0 in number of classes: 9 against 10"),
+    "quantised": (
+        lambda one: change(one, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "ft-1: its weights are quantised",
+    ),
+    "no weights": (lambda one: (one / WEIGHTS).unlink(), r"ft-1: no weights \(model.safetensors"),
+    "weights of no bytes": (lambda one: weights_as(one, b""), "ft-1/model.safetensors: not a whole file of weights"),
+    "no safetensors at all": (lambda one: weights_as(one, b"not safetensors at all"), "not a whole file of weights"),
+    "header longer than the file": (
+        lambda one: weights_as(one, (1 << 40).to_bytes(8, "little") + b"{}"),
+        "ft-1/model.safetensors: not a whole file of weights",
+    ),
+    "header that is no JSON": (
+        lambda one: weights_as(one, (4).to_bytes(8, "little") + b"{{{{"),
+        "ft-1/model.safetensors: not a whole file of weights",
+    ),
+    "truncated weights": (
+        lambda one: weights_as(one, (one / WEIGHTS).read_bytes()[:-100]),
+        "ft-1/model.safetensors: not a whole file of weights",
+    ),
+    "weights of no tensor": (
+        lambda one: weights_as(one, (2).to_bytes(8, "little") + b"{}"),
+        "ft-1: its weights hold no tensor",
+    ),
+    "weights that are a link in a circle": (unreadable, "ft-1"),
+    "no head": (
+        lambda one: rewrite(one, classifier__weight=None, classifier__bias=None),
+        "ft-1: no weights for classifier.bias, classifier.weight; .*Is this a fine-tuned image classifier",
+    ),
+    "a tensor is missing": (
+        lambda one: rewrite(one, vit__layernorm__weight=None),
+        "ft-1: no weights for vit.layernorm.weight",
+    ),
+    "a shape off by one": (
+        lambda one: rewrite(one, classifier__weight=torch.zeros(10, 33)),
+        r"ft-1: no weights for classifier.weight \(it has \(10, 33\) for \(10, 32\)\)",
+    ),
+    "floats of eight bits": (
+        lambda one: rewrite(one, classifier__weight=torch.zeros(10, 32).to(torch.float8_e4m3fn)),
+        r"ft-1: classifier.weight \(10, 32\) is kept in F8_E4M3; weights are averaged from F64, F32",
+    ),
+    "only a pickle": (
+        lambda one: pickled(one, {}),
+        "ft-1: no weights .* It has pytorch_model.bin: only safetensors are read, unless you pass allow_pickle=True",
+    ),
+    "an index of a shard that is not there": (
+        lambda one: index(one, SHARDS),
+        "ft-1: model.safetensors.index.json names 'model-00001-of-00002.safetensors', which is not in the folder",
+    ),
+    "an index that leaves the folder": (lambda one: index(one, OUTSIDE), "not an index of shards: it names '../ft-0"),
+    "an index of safetensors that names a pickle": (
+        lambda one: index(one, '{"weight_map": {"a": "weights.bin"}}'),
+        "ft-1/model.safetensors.index.json: not an index of shards: it names 'weights.bin'",
+    ),
+    "a weight that is kept as integers": (
+        lambda one: rewrite(one, classifier__bias=torch.zeros(10, dtype=torch.int64)),
+        r"ft-1: classifier.bias \(10,\) is kept in I64; weights are averaged from F64, F32, F16, BF16",
+    ),
+    "a weight in eight bits": (
+        lambda one: rewrite(one, classifier__bias=torch.zeros(10, dtype=torch.int8)),
+        r"ft-1: classifier.bias \(10,\) is kept in I8; weights are averaged from",
+    ),
+    "a configuration that makes timm read a pickle": (
+        lambda one: TimmWrapperConfig(
+            architecture="test_vit", num_labels=10, model_args={"checkpoint_path": str(one / "harm.bin")}
+        ).save_pretrained(one),
+        r"ft-1: config.json makes timm load other files \(checkpoint_path\)",
+    ),
+    "an adapter whose base has a number for a revision": (
+        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "revision": {}}'),
+        "ft-1: adapter_config.json names no base model",
+    ),
+    "an adapter's configuration without end": (
+        lambda one: adapter(one, "[" * 100_000),
+        "ft-1: adapter_config.json can't be used: RecursionError",
+    ),
+    "an index that is none": (lambda one: index(one, "[]"), "not an index of shards"),
+    "no image processor": (
+        lambda one: (one / "preprocessor_config.json").unlink(),
+        r"ft-1: no usable image processor .*--image-processor ID",
+    ),
+    "an image processor cut off": (
+        lambda one: (one / "preprocessor_config.json").write_text("{"),
+        "ft-1: no usable image processor",
+    ),
+    "pixels of another scale": (
+        lambda one: change(one, "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5], resample=3),
+        r"ft-1 differs from .*ft-0 in image processor's image_mean: \[0.4, 0.5, 0.5\] against .*; "
+        r"image processor's resample: .* make other pixels of the same image\. .*\(--image-processor ID\)",
+    ),
+    "another activation function": (
+        lambda one: change(one, hidden_act="relu"),
+        "ft-1 differs from .*ft-0 in configuration's hidden_act: 'relu' against 'gelu'",
+    ),
+    "whole weights and an adapter": (
+        lambda one: (one / "adapter_config.json").write_text("{}"),
+        "ft-1: adapter_config.json is there beside model.safetensors",
+    ),
+    "an adapter of another kind": (
+        lambda one: adapter(one, '{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "org/base"}'),
+        "ft-1: an adapter of the kind 'PREFIX_TUNING'",
+    ),
+    "an adapter of no base": (
+        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": null}'),
+        "ft-1: adapter_config.json names no base model",
+    ),
+    "an adapter of a base that is not here": (
+        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": "/scratch/me/vit"}'),
+        "ft-1: its base model '/scratch/me/vit' is not here",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_refused_and_named(two, kind):
+    spoil, message = KINDS[kind]
+    spoil(two / "ft-1")
+    with pytest.raises(ValueError, match=message) as error:
+        hf_radin.gather(f"{two}/ft-*")
+    assert "ft-1" in str(error.value) and "\n" not in str(error.value)
+    good, bad = hf_radin.inspect(f"{two}/ft-*")
+    assert bad.problem == str(error.value) and not bad.ingredient
+    assert not good.problem and good.ingredient
+
+
+def test_there_are_25_kinds_and_more():
+    assert len(KINDS) >= 25
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named_before_an_image_is_read(runs, two, digits, tmp_path, caplog, value):
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    weight = load_file(two / "ft-1" / WEIGHTS)["vit.layernorm.weight"]
+    weight[3] = value
+    rewrite(two / "ft-1", vit__layernorm__weight=weight)
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/ft-*"), digits, cache_dir=tmp_path / "cache")
+    assert [Path(name).name for name in bank.ingredients.ids] == ["ft-0", "ft-2"]
+    assert "ft-1 has NaN or infinite weights in vit.layernorm.weight: left out of the soup" in caplog.text
+
+
+def test_a_pickle_that_would_run_code_does_not(two):
+    import os
+
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(two / "harm"),)
+
+    pickled(two / "ft-1", {"classifier.weight": Harm()})
+    with pytest.raises(ValueError, match=r"ft-1/pytorch_model.bin: not a whole file of weights"):
+        hf_radin.gather(f"{two}/*", allow_pickle=True)
+    assert not (two / "harm").exists()
+
+
+def test_a_pickle_of_more_than_tensors_is_refused(two):
+    pickled(two / "ft-1", {"model": {"classifier.weight": torch.zeros(10, 32)}, "epoch": 3})
+    with pytest.raises(ValueError, match=r"ft-1/pytorch_model.bin: not a state dict"):
+        hf_radin.gather(f"{two}/*", allow_pickle=True)
+
+
+def test_links_in_a_circle_are_no_checkpoints(two):
+    (two / "ft-9").symlink_to(two / "ft-9")
+    assert len(hf_radin.gather(f"{two}/ft-*")) == 2
+    with pytest.raises(ValueError, match=r"There is no folder '.*ft-9'"):
+        hf_radin.gather([str(two / "ft-0"), str(two / "ft-9")])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("org/ft:../../secrets", "'../../secrets' is no folder inside a repository"),
+        ("org/../ft", "There is no folder 'org/../ft' here, and it is no name on the Hub either"),
+        ("../ft", "There is no folder '../ft' here"),
+        ("org/ft:a//b", "'a//b' is no folder inside a repository"),
+    ],
+)
+def test_names_do_not_leave_where_they_are(two, name, message):
+    with pytest.raises(ValueError, match=message):
+        hf_radin.gather([str(two / "ft-0"), name])
+
+
+def test_all_that_is_wrong_is_counted(two, runs):
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    for name in ("ft-1", "ft-2"):
+        emptied(two / name)
+    with pytest.raises(ValueError, match=r"ft-1: no config.json.* 1 more can't be used either; `hf-radin inspect`"):
+        hf_radin.gather(f"{two}/ft-*")
+
+
+def test_weights_that_the_model_does_not_use_are_said(two, caplog):
+    rewrite(two / "ft-1", decoder__weight=torch.zeros(3))
+    found = hf_radin.gather(f"{two}/ft-*")
+    assert "ft-1 has weights that its model does not use: decoder.weight. The soup's does not either." in caplog.text
+    soup = hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))
+    assert "decoder.weight" not in soup

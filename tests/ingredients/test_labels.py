@@ -1,0 +1,179 @@
+"""Classes that mean the same are the same, in whatever order a checkpoint has them; those that don't are refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shared.architectures import CLASSES, EXCEPTIONS, INSTALLED, save_fine_tunes
+from shared.training import NAMES
+from transformers import AutoModelForImageClassification, ViTForImageClassification
+
+import hf_radin
+from hf_radin import Recipe
+from hf_radin.checkpoints import processor
+
+ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+
+
+def name_classes(folder: Path, names: list[str]) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    path.write_text(json.dumps(config))
+
+
+def shuffle(folder: Path) -> None:
+    """The same model with its classes in another order."""
+    model = ViTForImageClassification.from_pretrained(folder)
+    with torch.no_grad():
+        for tensor in (model.classifier.weight, model.classifier.bias):
+            tensor.copy_(tensor[ORDER])
+    model.save_pretrained(folder)
+    name_classes(folder, [NAMES[index] for index in ORDER])
+
+
+def placeholders(folder: Path) -> None:
+    name_classes(folder, [f"LABEL_{index}" for index in range(10)])
+
+
+@pytest.fixture
+def shuffled(two, runs) -> Path:
+    shutil.copytree(runs / "ft-2", two / "ft-2")
+    shuffle(two / "ft-1")
+    return two
+
+
+def test_another_order_is_permuted_in_the_logits_and_in_the_head(shuffled, runs, digits, tmp_path, caplog):
+    found = hf_radin.gather(f"{shuffled}/*")
+    assert "ft-1 has its classes in another order: brought into that of" in caplog.text
+    assert {one.labels for one in found} == {tuple(NAMES)} and [one.order is None for one in found] == [1, 0, 1]
+    before = hf_radin.gather([f"{runs}/ft-{number}" for number in range(3)])
+    banks = [hf_radin.compute_logits(one, digits, cache_dir=tmp_path / "cache") for one in (before, found)][::-1]
+    assert np.array_equal(banks[0].logits(1), banks[1].logits(1))
+    soups = [hf_radin.average(one, Recipe(one.ids, (0.5, 0.3, 0.2))) for one in (found, before)]
+    assert all(torch.equal(soups[0][name], soups[1][name]) for name in soups[1])
+    opened = hf_radin.LogitBank.open(banks[0].folder)
+    assert opened.ingredients == found
+
+
+def test_the_first_says_the_order_and_the_soup_has_it(shuffled, digits, tmp_path):
+    found = hf_radin.gather([shuffled / "ft-1", shuffled / "ft-0", shuffled / "ft-2"])
+    assert found.labels == tuple(NAMES[index] for index in ORDER)
+    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    assert (bank.logits(0).argmax(1) == bank.labels).mean() > 0.7
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
+    assert tuple(soup.config.id2label.values()) == found.labels
+    from hf_radin.soup.cook import cook
+
+    cooked = hf_radin.average(*cook(tmp_path / "soup"))
+    assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.state_dict().items())
+
+
+def test_a_soup_without_the_first_ingredient_still_has_its_order(shuffled, tmp_path):
+    found = hf_radin.gather([shuffled / "ft-1", shuffled / "ft-0", shuffled / "ft-2"])
+    hf_radin.average(found, Recipe.uniform(found.ids[1:]), output=tmp_path / "soup")
+    soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
+    assert tuple(soup.config.id2label.values()) == found.labels
+    natural = hf_radin.average(found[1:], Recipe.uniform(found.ids[1:]))
+    straight = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
+    assert torch.equal(
+        hf_radin.average(straight, Recipe.uniform(straight.ids))["classifier.weight"][ORDER],
+        natural["classifier.weight"],
+    )
+
+
+@pytest.mark.parametrize("first", ["ft-0", "ft-1"])
+def test_placeholders_are_taken_by_number_and_said(two, caplog, first):
+    placeholders(two / "ft-1")
+    found = hf_radin.gather([two / first, two / ("ft-1" if first == "ft-0" else "ft-0")])
+    assert "ft-1 calls its classes LABEL_0, LABEL_1, ...: matched to those of" in caplog.text
+    assert {one.labels for one in found} == {tuple(NAMES)} and not any(one.order for one in found)
+    assert found[0].load_model(torch.float32).config.id2label == dict(enumerate(NAMES))
+
+
+def test_placeholders_among_two_orders_mean_nothing(shuffled):
+    placeholders(shuffled / "ft-2")
+    with pytest.raises(
+        ValueError, match=r"ft-2 calls its classes LABEL_0.* and .*ft-0 and .*ft-1 have theirs in diff"
+    ):
+        hf_radin.gather(f"{shuffled}/*")
+
+
+def test_placeholders_in_another_order_are_names(two):
+    name_classes(two / "ft-0", [f"LABEL_{index}" for index in range(9, -1, -1)])
+    placeholders(two / "ft-1")
+    assert [one.order for one in hf_radin.gather(f"{two}/*")] == [None, tuple(range(9, -1, -1))]
+
+
+def test_equal_weights_are_a_copy_only_if_their_numbers_mean_the_same(two):
+    for name, change_labels in {"ft-2": placeholders, "ft-3": lambda one: name_classes(one, NAMES[::-1])}.items():
+        shutil.copytree(two / "ft-0", two / name)
+        change_labels(two / name)
+    assert len(hf_radin.gather([two / "ft-0", two / "ft-1", two / "ft-2"])) == 2
+    assert len(hf_radin.gather([two / "ft-0", two / "ft-1", two / "ft-3"])) == 3
+
+
+def test_placeholders_are_cooked_as_they_were(shuffled, digits, tmp_path):
+    """What their numbers mean is in the recipe, whatever lies beside them when it is cooked."""
+    placeholders(shuffled / "ft-2")
+    found = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
+    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    from hf_radin.soup.cook import cook
+
+    ingredients, recipe = cook(tmp_path / "soup", models=[str(shuffled / "ft-2"), str(shuffled / "ft-0")])
+    cooked = hf_radin.average(ingredients, recipe)
+    assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
+def test_another_named_checkpoint_does_not_change_what_placeholders_mean(two, runs, digits, tmp_path):
+    for name in ("ft-2", "ft-3"):
+        shutil.copytree(runs / name, two / name)
+    for name in ("ft-0", "ft-1"):
+        placeholders(two / name)
+    name_classes(two / "ft-3", NAMES[::-1])
+    found = hf_radin.gather([two / f"ft-{number}" for number in range(3)])
+    recipe = Recipe.uniform(found.ids[:2])
+    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    soup = hf_radin.uniform(bank)
+    soup.recipe = recipe
+    soup.save_pretrained(tmp_path / "soup")
+    from hf_radin.soup.cook import cook
+
+    ingredients, cooked = cook(tmp_path / "soup", models=[str(two / f"ft-{number}") for number in (0, 1, 3)])
+    assert [one.order for one in ingredients] == [None, None] and ingredients.labels == tuple(NAMES)
+    tensors = hf_radin.average(ingredients, cooked)
+    assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())
+
+
+def test_placeholders_alone_stay(two):
+    for name in ("ft-0", "ft-1"):
+        placeholders(two / name)
+    assert hf_radin.gather(f"{two}/*").labels[:2] == ("LABEL_0", "LABEL_1")
+
+
+@pytest.mark.parametrize("architecture", [one for one in INSTALLED if one.model_type not in EXCEPTIONS], ids=str)
+def test_every_architecture_is_permuted(architecture, tmp_path):
+    """Whatever it calls its heads: as if the classes had stood in that order."""
+    save_fine_tunes(architecture, tmp_path, count=2)
+    config = json.loads((tmp_path / "ft-1" / "config.json").read_text())
+    names = [CLASSES[index] for index in (2, 0, 1)]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    if "label_names" in config:  # timm's own
+        config["label_names"] = names
+    (tmp_path / "ft-1" / "config.json").write_text(json.dumps(config))
+    found = hf_radin.gather(f"{tmp_path}/ft-*")
+    assert found[1].order == (1, 2, 0)
+    straight, own = (one.load_model(torch.float32) for one in (found[1], replace(found[1], order=None)))
+    image = Image.effect_noise((64, 64), 50).convert("RGB")
+    inputs = {name: value[None] for name, value in processor.prepare_image(found[0].processor, image).items()}
+    with torch.inference_mode():
+        outputs = [model(**inputs) for model in (straight, own)]
+    a, b = (output.logits if "logits" in output else output[0] for output in outputs)
+    assert torch.allclose(a, b[:, [1, 2, 0]], atol=1e-6) and not torch.allclose(a, b, atol=1e-6)

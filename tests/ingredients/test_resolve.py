@@ -1,0 +1,175 @@
+"""The names that users have for checkpoints: runs, their best checkpoints, lists in files."""
+
+import json
+import shutil
+
+import pytest
+
+import hf_radin
+
+
+@pytest.fixture
+def sweep(runs, tmp_path, monkeypatch):
+    """Two runs of two checkpoints each, as the Trainer leaves them."""
+    for run, (first, last) in {"lr-1": (0, 1), "lr-2": (2, 3)}.items():
+        for step, number in ((9, first), (100, last)):
+            shutil.copytree(runs / f"ft-{number}", tmp_path / "sweep" / run / f"checkpoint-{step}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "sweep"
+
+
+def say_best(run, path: str | None, step: int = 100) -> None:
+    (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": path}))
+
+
+def test_all_checkpoints_of_all_runs(sweep):
+    assert hf_radin.gather("sweep/*/checkpoint-*").ids == (
+        "sweep/lr-1/checkpoint-9",
+        "sweep/lr-1/checkpoint-100",
+        "sweep/lr-2/checkpoint-9",
+        "sweep/lr-2/checkpoint-100",
+    )
+
+
+def test_a_run_stands_for_its_best_checkpoint(sweep, caplog):
+    caplog.set_level("INFO")
+    say_best(sweep / "lr-1", "/scratch/me/lr-1/checkpoint-9")  # where the run was made
+    say_best(sweep / "lr-2", "./lr-2/checkpoint-100")
+    assert hf_radin.gather("sweep/lr-*/").ids == ("sweep/lr-1/checkpoint-9", "sweep/lr-2/checkpoint-100")
+    assert "sweep/lr-1: checkpoint-9 is the best of 2 checkpoints by trainer_state.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("best", "message"),
+    [
+        ("lr-1/..", "names .., which is not there: its last checkpoint, checkpoint-100"),
+        ("a" * 5000, "which is not there: its last checkpoint, checkpoint-100"),
+        (None, "trainer_state.json names no best one: its last checkpoint, checkpoint-100, is used"),
+        ("lr-1/checkpoint-55", "names checkpoint-55, which is not there: its last checkpoint, checkpoint-100"),
+    ],
+)
+def test_where_the_best_is_not_known_it_is_the_last_and_said(sweep, caplog, best, message):
+    say_best(sweep / "lr-1", best)
+    assert hf_radin.gather(["sweep/lr-1", "sweep/lr-2"]).ids[0] == "sweep/lr-1/checkpoint-100"
+    assert message in caplog.text
+
+
+def test_a_run_with_a_model_of_its_own_is_that_model(sweep, runs, caplog):
+    shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
+    assert hf_radin.gather("sweep/lr-*").ids == ("sweep/lr-1", "sweep/lr-2/checkpoint-100")
+    assert "sweep/lr-1 has a model" not in caplog.text
+
+
+def test_a_model_that_is_neither_the_best_nor_the_last_is_said(sweep, runs, caplog):
+    """As transformers 5.23 leaves one where load_best_model_at_end meets names that differ on disk."""
+    say_best(sweep / "lr-1", "lr-1/checkpoint-9")
+    shutil.copytree(runs / "ft-1", sweep / "lr-1", dirs_exist_ok=True)
+    hf_radin.gather("sweep/lr-*")
+    assert "sweep/lr-1 has a model" not in caplog.text  # it is the last one
+    shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
+    hf_radin.gather("sweep/lr-*")
+    assert (
+        "sweep/lr-1 has a model of its own that is none of its checkpoints, though checkpoint-9 is its" in caplog.text
+    )
+
+
+def test_what_holds_checkpoints_is_told_from_a_checkpoint(sweep):
+    with pytest.raises(
+        ValueError, match=r"^sweep: no config.json; .* Its folders look like checkpoints: sweep/\*/check"
+    ):
+        hf_radin.gather("sweep")
+    with pytest.raises(ValueError, match=r"There is no file 'gone.yaml' that could list checkpoints"):
+        hf_radin.gather("gone.yaml")
+
+
+def test_a_run_is_not_written_over(sweep):
+    found = hf_radin.gather("sweep/*/checkpoint-*")
+    with pytest.raises(ValueError, match="The output sweep/lr-1 is the run of the ingredient sweep/lr-1/checkpoint-9"):
+        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="sweep/lr-1", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("models.txt", "# the good ones\nsweep/lr-1/checkpoint-9\n\nsweep/lr-2/*  # both\n"),
+        ("models.yaml", "- sweep/lr-1/checkpoint-9\n- sweep/lr-2/*\n"),
+        ("models.yml", "models:\n  - sweep/lr-1/checkpoint-9\n  - sweep/lr-2/*\n"),
+    ],
+)
+def test_a_file_lists_checkpoints(sweep, tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")  # as Windows writes it
+    assert hf_radin.gather(name).ids == (
+        "sweep/lr-1/checkpoint-9",
+        "sweep/lr-2/checkpoint-9",
+        "sweep/lr-2/checkpoint-100",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("models.txt", "\n# nothing\n", "models.txt lists no checkpoints"),
+        ("models.txt", "models.txt\n", "models.txt lists 'models.txt', which is a file"),
+        ("models.yaml", "[" * 100_000, "models.yaml can't be read as a list of checkpoints"),
+        ("models.yaml", "a: [", "models.yaml can't be read as a list of checkpoints"),
+        ("models.yaml", "paths: [a, b]", "models.yaml lists no checkpoints"),
+        ("models.yaml", "- 5\n", "models.yaml lists no checkpoints"),
+        ("models.yaml", "!!python/object/apply:os.mkdir [harm]", "models.yaml can't be read"),
+    ],
+)
+def test_a_file_that_lists_none_is_refused(sweep, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        hf_radin.gather(name)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("name", ["org/a:b\nc", "org/a\nb", "o" * 5000, "org/" + "a" * 5000, "a\0b"])
+def test_names_that_nothing_can_have_are_refused(sweep, name):
+    with pytest.raises(ValueError):
+        hf_radin.gather(["sweep/lr-1", name])
+
+
+def test_two_stars_go_down_any_number_of_folders(sweep):
+    shutil.copytree(sweep / "lr-2" / "checkpoint-9", sweep / "more" / "seed-1" / "lr-3" / "checkpoint-9")
+    assert hf_radin.gather("sweep/*/checkpoint-9").ids == ("sweep/lr-1/checkpoint-9", "sweep/lr-2/checkpoint-9")
+    everything = [f"sweep/{run}/checkpoint-{step}" for run in ("lr-1", "lr-2") for step in (9, 100)]
+    deep = "sweep/more/seed-1/lr-3/checkpoint-9"  # a copy of one: said, and kept once
+    named = [verdict.id for verdict in hf_radin.inspect("sweep/**/checkpoint-*")]
+    assert named == [*everything, deep]
+    assert [verdict.id for verdict in hf_radin.inspect("sweep/**")] == named
+
+
+def test_a_name_in_a_list_is_taken_whole(sweep, runs, tmp_path):
+    for name in ("ft #1", "ft[2]"):
+        shutil.copytree(runs / f"ft-{name[-1] if name[-1].isdigit() else 2}", sweep / name)
+    (tmp_path / "models.txt").write_text("sweep/ft #1\nsweep/ft[2]\nsweep/lr-1/checkpoint-100 # the last\n")
+    assert hf_radin.inspect("models.txt")[0].id == "sweep/ft #1"
+    assert [verdict.id for verdict in hf_radin.inspect("models.txt")] == [
+        "sweep/ft #1",
+        "sweep/ft[2]",
+        "sweep/lr-1/checkpoint-100",
+    ]
+
+
+def test_a_tilde_is_the_users_home(sweep, monkeypatch):
+    monkeypatch.setenv("HOME", str(sweep.parent))
+    assert len(hf_radin.gather("~/sweep/*/checkpoint-*")) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "matches"),
+    [
+        ("a/checkpoint-1", "a/checkpoint-*", True),
+        ("a/b/checkpoint-1", "a/*", False),
+        ("a/b/checkpoint-1", "a/**/checkpoint-*", True),
+        ("a/checkpoint-1", "a/**/checkpoint-*", True),
+        ("a/b/c", "**", True),
+        ("org/ft-1", "org/ft-?", True),
+        ("org/ft-10", "org/ft-?", False),
+    ],
+)
+def test_patterns_on_the_hub_mean_what_they_mean_in_a_shell(path, pattern, matches):
+    from hf_radin.ingredients.resolve import _matches
+
+    assert _matches(path, pattern) == matches

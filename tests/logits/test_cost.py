@@ -1,0 +1,173 @@
+"""What a job costs is told before it starts: bytes as they will be, seconds by arithmetic, and no weights are read."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from shared.training import NAMES, digit_images, image_dataset
+
+import hf_radin
+from hf_radin.cli.main import main
+from hf_radin.cli.tables import estimate_table
+from hf_radin.images.cache import SPARED
+from hf_radin.images.split import count_rows, open_split
+from hf_radin.logits.cost import Estimate, Probe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Probes of no length: no test here is about how fast this machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_radin.logits.cost.SECONDS", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def job(runs, digits, tmp_path_factory) -> Estimate:
+    found = hf_radin.gather(f"{runs}/ft-*")
+    return hf_radin.estimate(found, digits, cache_dir=tmp_path_factory.mktemp("estimate"))
+
+
+def test_the_bytes_are_those_that_are_written(job, bank):
+    headers = [np.lib.format.open_memmap(path).offset for path in (bank.folder / "logits").glob("*.npy")]
+    written = sum(path.stat().st_size for path in (bank.folder / "logits").glob("*.npy"))
+    assert job.images == len(bank) and job.bank_bytes == written - sum(headers)
+    kept = 0
+    for path in bank.images.folder.glob("block-*.safetensors"):
+        with safe_open(path, "np") as file:
+            kept += file.get_tensor("inputs.pixel_values").nbytes
+    assert job.pixel_bytes == job.kept_bytes == kept
+    assert job.disk_bytes == job.bank_bytes + job.kept_bytes
+
+
+def test_a_model_takes_what_its_weights_do(job, runs):
+    weights = load_file(runs / "ft-0" / "model.safetensors")
+    assert job.probe.model_bytes == sum(tensor.nbytes for tensor in weights.values())
+    assert job.at_once == job.ingredients == 5 and job.groups == 1
+
+
+def test_no_weights_are_read(runs, digits, tmp_path):
+    found = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
+    gone = [replace(one, folder=tmp_path / f"{number}") for number, one in enumerate(found)]
+    for one, other in zip(found, gone, strict=True):
+        shutil.copytree(one.folder, other.folder)
+        (other.folder / "model.safetensors").unlink()
+    job = hf_radin.estimate(hf_radin.Ingredients(gone), digits, cache_dir=tmp_path / "cache")
+    assert (job.ingredients, job.classes) == (2, 10) and job.probe.forward_seconds > 0
+
+
+def test_twice_the_processes_take_half_the_time(job):
+    twice = replace(job, processes=2 * job.processes)
+    assert 2 * twice.logits_seconds == job.logits_seconds and 2 * twice.soups_seconds == job.soups_seconds
+
+
+PROBE = Probe("cuda", "float32", 256, 2e-3, 1e-3, 3 * 224 * 224, 346_000_000, 8, False)
+LARGE = Estimate(
+    ingredients=72,
+    images=50_000,
+    classes=1000,
+    processes=4,
+    budget=8,
+    probe=PROBE,
+    at_once=8,
+    workers=0,
+    pixel_room=10**11,
+    download_bytes=72 * 346_000_000,
+    free_disk=10**12,
+    free_hub=10**12,
+    one_disk=True,
+    statistics=0,
+    logit_bytes=4,
+)
+
+
+def test_the_arithmetic():
+    assert LARGE.groups == 9 and LARGE.decodings == (1, 0)
+    assert LARGE.logits_seconds == pytest.approx(50_000 * (2e-3 + 72 * 1e-3) / 4)
+    assert LARGE.soups_seconds == pytest.approx(50_000 * 9 * 1e-3 / 4)
+    half = replace(LARGE, pixel_room=LARGE.pixel_bytes // 2)
+    assert half.decodings == (5, 4.5)  # what is not kept is decoded again in each pass
+    assert half.soups_seconds == pytest.approx(50_000 * (4.5 * 2e-3 + 9 * 1e-3) / 4)
+    assert replace(half, workers=1).soups_seconds == pytest.approx(50_000 * 9 * 2e-3 / 2 / 4 * 1)
+    assert replace(LARGE, statistics=1024).soups_seconds == LARGE.soups_seconds + 9 * 1.024
+    assert replace(LARGE, logit_bytes=2).bank_bytes == LARGE.bank_bytes / 2
+    assert replace(LARGE, free_disk=SPARED).kept_bytes == 0
+
+
+def test_the_worked_example_of_the_docs_is_this_arithmetic():
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    assert f"{LARGE.bank_bytes / 1e9:.1f} GB" in page and f"{LARGE.pixel_bytes / 1e9:.1f} GB" in page
+
+
+def test_the_docs_show_what_is_printed(job):
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    shown = next(part for part in page.split("```") if part.strip().startswith("an image, measured")).strip()
+    words = [[line.split()[0] for line in text.splitlines()] for text in (shown, estimate_table(job))]
+    assert words[0] == words[1]
+
+
+def test_what_does_not_fit_is_said():
+    assert "lacks" not in estimate_table(LARGE)
+    assert "The disk lacks 32.4 GB: name another place" in estimate_table(replace(LARGE, free_disk=14_400_000_000))
+    apart = replace(LARGE, one_disk=False, free_hub=0)
+    assert "downloaded to lacks 24.9 GB" in estimate_table(apart)
+    assert "9 models at once are too many" in estimate_table(replace(LARGE, at_once=9))
+
+
+def write(kind: str, folder: Path) -> None:
+    images, labels = digit_images(slice(700, 720))
+    rows = image_dataset(images, labels)
+    if kind == "imagefolder":
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            (folder / "validation" / NAMES[label]).mkdir(parents=True, exist_ok=True)
+            image.save(folder / "validation" / NAMES[label] / f"{number}.png")
+    elif kind == "saved":
+        rows.save_to_disk(folder / "data")
+    else:
+        for shard in range(2):
+            rows.shard(2, shard).to_parquet(folder / f"validation-{shard}-of-2.parquet")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "imagefolder", "saved"])
+def test_local_images_are_counted(tmp_path, kind):
+    write(kind, tmp_path)
+    assert count_rows(open_split(tmp_path / "data" if kind == "saved" else tmp_path, split="validation")) == 20
+
+
+def test_a_stream_that_does_not_say_its_number_has_to_be_told(runs, tmp_path):
+    rows = image_dataset(*digit_images(slice(700, 720))).to_iterable_dataset()
+    found = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
+    with pytest.raises(ValueError, match=r"does not say how many images it has\. Give .* \(--images N\)"):
+        hf_radin.estimate(found, rows, cache_dir=tmp_path)
+    assert hf_radin.estimate(found, rows, images=10**6, cache_dir=tmp_path).bank_bytes == 10**6 * 2 * 10 * 4
+
+
+def test_batchnorm_costs_its_statistics(nets, digits, tmp_path):
+    job = hf_radin.estimate(hf_radin.gather(f"{nets}/ft-*"), digits, cache_dir=tmp_path, batchnorm_images=128)
+    assert job.statistics == 128 and "BatchNorm of each from 128" in estimate_table(job)
+
+
+@pytest.mark.parametrize("option", ["images", "processes", "budget"])
+def test_numbers_are_numbers(runs, digits, tmp_path, option):
+    found = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
+    with pytest.raises(ValueError, match=f"{option}=0"):
+        hf_radin.estimate(found, digits, cache_dir=tmp_path, **{option: 0})
+
+
+def test_the_command_prints_it(runs, digits, tmp_path, capsys):
+    options = ["--models", f"{runs}/ft-*", "--dataset", str(digits), "--cache-dir", str(tmp_path)]
+    assert main(["estimate", *options, "--processes", "2", "--models-in-memory", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "time of 2 processes" in printed and "in 3 groups" in printed
+    assert "600 images x 5 ingredients x 10 classes x 4 B" in printed and "120.0 kB" in printed
+    assert not list(tmp_path.glob("banks")) and not list(tmp_path.rglob("block-*"))
+
+
+def test_the_command_says_in_one_line_what_is_missing(runs, digits, tmp_path, capsys):
+    options = ["--models", f"{runs}/ft-*", "--dataset", str(digits), "--cache-dir", str(tmp_path)]
+    assert main(["estimate", *options, "--split", "dev"]) == 2
+    assert "has no split 'dev'" in capsys.readouterr().err

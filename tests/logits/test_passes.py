@@ -1,0 +1,243 @@
+"""However the images go by, the bank is the same, and no image is decoded once more than it has to be."""
+
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from shared.launching import launch
+from shared.timeless import contents
+from shared.training import NAMES, digit_images, image_dataset
+
+import hf_radin
+from hf_radin.checkpoints import forward as adapter
+from hf_radin.images import decode as decoding
+from hf_radin.logits import compute, passes
+
+
+def rows() -> datasets.Dataset:
+    images, labels = digit_images(slice(700, 1000))
+    return image_dataset(images, labels)
+
+
+def as_parquet(folder: Path) -> None:
+    for shard in range(3):
+        rows().shard(3, shard).to_parquet(folder / f"validation-{shard}-of-3.parquet")
+
+
+def as_folders(folder: Path) -> None:
+    for number, (image, label) in enumerate(zip(*digit_images(slice(700, 1000)), strict=True)):
+        place = folder / "validation" / NAMES[label]
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{number:04d}.png")
+
+
+def as_webdataset(folder: Path) -> None:
+    images, labels = digit_images(slice(700, 1000))
+    for shard in range(2):
+        with tarfile.open(folder / f"validation-{shard}.tar", "w") as tar:
+            for number in range(shard * 150, shard * 150 + 150):
+                buffer = io.BytesIO()
+                images[number].save(buffer, "PNG")
+                for ending, content in (("png", buffer.getvalue()), ("cls", str(labels[number]).encode())):
+                    entry = tarfile.TarInfo(f"{number:04d}.{ending}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+
+
+# Beside the passes an image of each size, up to three, is decoded: models are tried with it. Here all are of one size.
+TRIED = 1
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many images are decoded."""
+    count, decode = [], decoding._open
+    monkeypatch.setattr(decoding, "_open", lambda *args: count.append(1) or decode(*args))
+    return count
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(compute, "block_size", lambda samples: 32)
+
+
+def all_logits(bank: hf_radin.LogitBank) -> np.ndarray:
+    return np.stack([bank.logits(index) for index in range(len(bank.ingredients))])
+
+
+@pytest.fixture(scope="module")
+def expected(runs, tmp_path_factory):
+    """The bank of the plainest run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "block_size", lambda samples: 32)
+        found = hf_radin.gather(f"{runs}/ft-[012]")
+        return hf_radin.compute_logits(found, rows(), cache_dir=tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_folders, as_webdataset])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_of_files_are_read_in_shards(runs, tmp_path, write, workers, expected, decoded):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data")
+    options = {"label_column": "cls"} if write is as_webdataset else {}
+    found = hf_radin.gather(f"{runs}/ft-[012]")
+    bank = hf_radin.compute_logits(
+        found, str(tmp_path / "data"), cache_dir=tmp_path / "cache", workers=workers, **options
+    )
+    assert len(bank) == 300 and bank.ids.tolist() == list(range(300))
+    shards = {shard for shard, _ in bank.blocks}
+    assert len(shards) == {as_parquet: 3, as_folders: 1, as_webdataset: 2}[write]
+    assert len(decoded) == TRIED + (0 if workers else 300)  # workers decode where this process can't count
+    order = np.argsort(bank.labels, kind="stable") if write is as_folders else np.arange(300)
+    plain = np.argsort(expected.labels, kind="stable") if write is as_folders else np.arange(300)
+    assert bank.labels[order].tolist() == expected.labels[plain].tolist()
+    if write is not as_folders:  # whose order within a class is that of the names
+        np.testing.assert_allclose(all_logits(bank), all_logits(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"models_in_memory": 1},
+        {"models_in_memory": 2},
+        {"pixel_cache": "off"},
+        {"pixel_cache": "off", "models_in_memory": 1, "workers": 2},
+        {"pixel_cache": "20KB", "models_in_memory": 2},
+        {"workers": 1},
+    ],
+)
+def test_how_images_go_by_changes_no_bit(runs, tmp_path, expected, options):
+    found = hf_radin.gather(f"{runs}/ft-[012]")
+    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, **options)
+    assert (all_logits(bank) == all_logits(expected)).all()
+    recipe = hf_radin.Recipe.uniform(found.ids)
+    soups = [hf_radin.uniform(one).accuracy("soup", "validation") for one in (bank, expected)]
+    assert recipe == hf_radin.uniform(bank).recipe and soups[0] == soups[1]
+
+
+@pytest.mark.parametrize(("models", "at_once"), [(2, 1), (5, 2), (5, "auto")])
+def test_images_are_decoded_once_for_all_models_and_soups(runs, tmp_path, decoded, models, at_once):
+    found = hf_radin.gather(f"{runs}/ft-[{''.join(map(str, range(models)))}]")
+    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, models_in_memory=at_once)
+    hf_radin.radin(bank, budget=8)
+    assert len(decoded) == TRIED + 300
+
+
+def test_without_a_cache_images_are_decoded_once_a_group_and_a_soup(runs, tmp_path, decoded):
+    found = hf_radin.gather(f"{runs}/ft-[012]")
+    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, models_in_memory=2, pixel_cache="off")
+    assert len(decoded) == TRIED + 2 * 300 and not list(tmp_path.glob("pixels/*/*.safetensors"))
+    hf_radin.uniform(bank)
+    assert len(decoded) == TRIED + 3 * 300
+
+
+def test_the_cache_keeps_to_its_bound_and_what_it_has_is_used(runs, tmp_path, decoded):
+    found = hf_radin.gather(f"{runs}/ft-[012]")
+    hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, models_in_memory=2, pixel_cache=30_000)
+    kept = list(tmp_path.glob("pixels/*/*.safetensors"))
+    assert 2 <= len(kept) <= 5 and sum(path.stat().st_size for path in kept) < 40_000
+    assert len(decoded) == TRIED + 300 + 300 - 32 * len(kept)
+
+
+def test_pixels_are_not_kept_on_a_disk_that_is_nearly_full(runs, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500_000_000))
+    found = hf_radin.gather(f"{runs}/ft-[01]")
+    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, pixel_cache="10GB")
+    assert len(bank) == 300 and not list(tmp_path.glob("pixels/*/*.safetensors"))
+
+
+def test_a_model_that_was_added_sees_only_what_it_has_not_seen(runs, tmp_path, monkeypatch):
+    ran, forward = [], adapter.forward
+    hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), rows(), cache_dir=tmp_path)
+    monkeypatch.setattr(
+        adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
+    )
+    join = passes.join_parts
+    monkeypatch.setattr(passes, "join_parts", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # all blocks are there, and nothing is put together
+        hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
+    assert len(ran) == 1 + 1 + 10
+    monkeypatch.setattr(passes, "join_parts", join)
+    (part,) = tmp_path.glob("banks/*/logits/*.parts/block-00000-000004.npz")
+    part.unlink()
+    ran.clear()
+    hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
+    assert len(ran) == 1 + 1 + 1  # blank, measured, and the block that was missing
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing_else(
+    runs, tmp_path, expected, monkeypatch, caplog
+):
+    one_batch = adapter._logits
+
+    def run(model, batch, context):
+        if len(batch["pixel_values"]) > 5:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return one_batch(model, batch, context)
+
+    monkeypatch.setattr(adapter, "_logits", run)
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
+    np.testing.assert_allclose(all_logits(bank), all_logits(expected), atol=1e-5)
+    assert caplog.text.count("going on with 4 images") == 1
+
+
+@pytest.mark.parametrize("knob", ["channels_last", "compiled"])
+def test_knobs_of_speed_give_a_bank_of_their_own(runs, tmp_path, expected, knob):
+    found = hf_radin.gather(f"{runs}/ft-[012]")
+    banks = [hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, **{knob: value}) for value in (True, False)]
+    assert banks[0].folder != banks[1].folder
+    np.testing.assert_allclose(all_logits(banks[0]), all_logits(expected), atol=1e-4)
+    again = hf_radin.LogitBank.open(banks[0].folder)
+    assert again.request[knob] is True and hf_radin.uniform(again).accuracy("soup", "validation") > 0.5
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"models_in_memory": 0}, {"models_in_memory": "all"}, {"workers": -1}, {"workers": 1.5}, {"pixel_cache": "big"}],
+)
+def test_what_makes_no_sense_is_refused_first(runs, tmp_path, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}="):
+        hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), rows(), cache_dir=tmp_path, **option)
+    assert not list(tmp_path.iterdir())
+
+
+SHARDED = """
+import sys, datasets, hf_radin
+from hf_radin.logits import compute
+compute.block_size = lambda samples: 32
+models, data, _, cache = sys.argv[1:]
+hf_radin.compute_logits(hf_radin.gather(models), data, cache_dir=cache)
+"""
+
+
+@pytest.mark.parametrize("shards", [2, 5])
+def test_one_two_and_three_processes_give_one_bank_of_any_number_of_shards(runs, tmp_path, shards):
+    (tmp_path / "data").mkdir()
+    few = rows().select(range(70))
+    for shard in range(shards):
+        few.shard(shards, shard, contiguous=True).to_parquet(tmp_path / "data" / f"validation-{shard}.parquet")
+    found = []
+    for processes in (1, 2, 3):
+        folder = tmp_path / f"{processes}"
+        folder.mkdir()
+        (folder / "sharded.py").write_text(SHARDED)
+        run = launch(folder, processes, f"{runs}/ft-[01]", tmp_path / "data", script=folder / "sharded.py")
+        assert run.returncode == 0, run.stderr
+        found.append(contents(folder / "cache"))
+    assert found[0] == found[1] == found[2] and len(found[0]) > 10
+
+
+def test_a_split_smaller_than_the_number_of_processes(runs, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows().select(range(2)).to_parquet(tmp_path / "data" / "validation.parquet")
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    run = launch(tmp_path, 3, f"{runs}/ft-[01]", tmp_path / "data", script=tmp_path / "sharded.py")
+    assert run.returncode == 0, run.stderr
+    (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
+    assert len(hf_radin.LogitBank.open(folder)) == 2 and os.path.exists(folder / "latest.json")

@@ -1,0 +1,171 @@
+"""The metrics that are reported are those of scikit-learn; where classes lack samples, by the rule that is stated."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from hf_radin.recipes import ensemble, scoring
+from hf_radin.recipes.metrics import (
+    NAMES,
+    OF_LOGITS,
+    OF_PREDICTIONS,
+    Answers,
+    Metric,
+    compute_metrics,
+    load_metrics,
+    only_score,
+)
+from hf_radin.recipes.scoring import Counts
+
+
+def answers(samples: int, classes: int, present: int, *, seed: int = 0) -> Answers:
+    """Of a model that learnt something, on samples of `present` of the classes."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(generator.permutation(classes)[:present], samples)
+    logits = 2 * generator.standard_normal((samples, classes)).astype(np.float32)
+    logits[np.arange(samples), labels] += 1
+    return Answers(logits.argmax(axis=1), labels, classes, logits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    grown = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return grown / grown.sum(axis=1, keepdims=True)
+
+
+def expected(given: Answers) -> dict[str, float]:
+    """What scikit-learn gives."""
+    labels, found = given.labels, given.predictions
+    scores = {
+        "accuracy": reference.accuracy_score(labels, found),
+        "balanced_accuracy": reference.balanced_accuracy_score(labels, found),
+        "mcc": reference.matthews_corrcoef(labels, found),
+        "matthews_correlation": reference.matthews_corrcoef(labels, found),
+    }
+    for name in ("f1", "precision", "recall"):
+        for ending, average in (("", "macro"), ("_macro", "macro"), ("_micro", "micro"), ("_weighted", "weighted")):
+            score = getattr(reference, f"{name}_score")
+            scores[name + ending] = score(labels, found, average=average, zero_division=0)
+    probabilities = softmax(given.logits)
+    classes = np.arange(given.classes)
+    is_of_class = labels[:, None] == np.unique(labels)
+    columns = probabilities[:, np.unique(labels)]
+    return scores | {
+        "log_loss": reference.log_loss(labels, probabilities, labels=classes),
+        "top5_accuracy": reference.top_k_accuracy_score(labels, probabilities, k=5, labels=classes)
+        if given.classes > 5
+        else 1.0,
+        "roc_auc": reference.roc_auc_score(is_of_class, columns, average="macro"),
+        "average_precision": reference.average_precision_score(is_of_class, columns, average="macro"),
+        # scikit-learn has none
+        "calibration_error": ensemble.calibration_error([given.logits], labels, np.ones((1, 1)))[0],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*not in y_true|Precision|y_pred contains")
+@pytest.mark.parametrize(
+    ("samples", "classes", "present"),
+    [(400, 12, 12), (60, 12, 9), (7, 12, 3), (40, 4, 4), (30, 5, 2), (50, 2, 2)],
+    ids=["all classes", "some without samples", "few samples", "four classes", "two of five", "two classes"],
+)
+def test_metrics_are_those_of_scikit_learn(samples, classes, present):
+    given = answers(samples, classes, present)
+    found = compute_metrics(load_metrics(NAMES), given)
+    assert found.keys() == {*NAMES} and len(NAMES) == 21
+    assert found == pytest.approx(expected(given), abs=2e-6)
+
+
+def test_of_two_classes_the_areas_are_those_of_either():
+    given = answers(200, 2, 2)
+    second = softmax(given.logits)[:, 1]
+    areas = [reference.average_precision_score(given.labels == 1, second)]
+    areas.append(reference.average_precision_score(given.labels == 0, 1 - second))
+    found = compute_metrics(load_metrics(["roc_auc", "average_precision"]), given)
+    assert found["roc_auc"] == pytest.approx(reference.roc_auc_score(given.labels, second), abs=1e-6)
+    assert found["average_precision"] == pytest.approx(np.mean(areas), abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "f1", "mcc", "matthews_correlation", "f1_macro"])
+@pytest.mark.parametrize("present", [12, 5, 1])
+def test_what_ranks_recipes_is_what_is_reported(metric, present):
+    given = answers(80, 12, present)
+    counts = Counts.of(given.predictions[None], given.labels, 12)
+    score = scoring.OF_COUNTS.get(scoring.ALIASES.get(metric, metric), lambda counts: counts.hits.sum(axis=1) / 80)
+    assert compute_metrics(load_metrics(metric), given)[metric] == pytest.approx(score(counts)[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_where_all_samples_have_one_class_no_score_is_made_up(classes):
+    given = answers(9, classes, 1)
+    found = compute_metrics(load_metrics(NAMES), given)
+    without = {name for name, value in found.items() if np.isnan(value)}
+    assert without == {"roc_auc", "average_precision"}
+    assert found["mcc"] == 0 and [found["recall_weighted"], found["f1_micro"]] == pytest.approx(
+        2 * [found["accuracy"]]
+    )
+    for name in without:
+        with pytest.raises(ValueError, match=f"The metric '{name}' has no meaning here: the samples have one class"):
+            only_score(load_metrics(name)[0], given)
+
+
+def test_a_prediction_of_no_class_is_wrong_and_no_class_of_its_own():
+    labels, found = np.array([0, 0, 1, 1]), np.array([0, -1, 1, 1])
+    scores = compute_metrics(load_metrics(OF_PREDICTIONS), Answers(found, labels, 2))
+    assert scores["accuracy"] == scores["recall_micro"] == 0.75
+    assert scores["f1"] == pytest.approx((2 / 3 + 1) / 2) and scores["precision"] == 1.0
+
+
+def test_of_logits_that_are_no_numbers_nothing_is_said():
+    given = answers(20, 6, 6)
+    given.logits[3, 2] = np.inf
+    assert all(np.isnan(value) for value in compute_metrics(load_metrics(OF_LOGITS), given).values())
+
+
+def test_large_logits_have_no_infinite_loss():
+    logits = np.array([[1e4, -1e4], [1e4, -1e4]], dtype=np.float32)
+    scores = compute_metrics(load_metrics(OF_LOGITS), Answers(np.array([0, 0]), np.array([0, 1]), 2, logits))
+    assert scores["log_loss"] == pytest.approx(1e4) and scores["calibration_error"] == pytest.approx(0.5)
+
+
+def test_a_misspelt_name_is_answered_with_the_names(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        ValueError, match=r"The metric 'acuracy' is none of accuracy, balanced_accuracy, f1, .*roc_auc"
+    ):
+        load_metrics(["accuracy", "acuracy"])
+    with pytest.raises(ValueError, match=r"No metric is named. There are accuracy"):
+        load_metrics([])
+
+
+def test_a_scripts_score_never_stands_for_another():
+    def constant(given: Answers) -> dict[str, float]:
+        return {"accuracy": 0.123, "own": 0.5}
+
+    script = Metric("/folder/of/lenient", False, constant)
+    (accuracy,) = load_metrics("accuracy")
+    given = answers(100, 3, 3)
+    for metrics in ((accuracy, script), (script, accuracy)):
+        scores = compute_metrics(metrics, given)
+        assert scores["accuracy"] == float(np.mean(given.predictions == given.labels))
+        assert (scores["lenient/accuracy"], scores["own"]) == (0.123, 0.5)
+
+
+def test_names_that_are_here_load_neither_evaluate_nor_torchmetrics():
+    code = (
+        "import sys, hf_radin.metrics as metrics; metrics.load_metrics(metrics.NAMES);"
+        "print(*({'evaluate', 'torchmetrics', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
+@pytest.mark.parametrize(("written", "name"), [("F1", "f1"), ("log-loss", "log_loss"), ("ROC_AUC", "roc_auc")])
+def test_capitals_and_hyphens_are_forgiven(written, name):
+    assert [metric.name for metric in load_metrics(written)] == [name]
+
+
+def test_a_slip_is_answered_with_the_name_that_is_meant_before_evaluate_is_asked(monkeypatch):
+    monkeypatch.setattr("hf_radin.recipes.metrics.load_metric", None)
+    with pytest.raises(ValueError, match=r"'accurcy' is none of .* Is 'accuracy' meant"):
+        load_metrics("accurcy")

@@ -1,0 +1,83 @@
+"""What is measured of the machine decides as it should; the figures themselves are the machine's."""
+
+import pytest
+import torch
+
+from hf_radin.images import cache
+from hf_radin.runtime import autotune
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({64: 100, 128: 200, 256: 400}, 256),  # pays to the end
+        ({64: 100, 128: 150, 256: 160}, 128),  # a twentieth is not worth twice the memory
+        ({64: 100, 128: 100}, 64),
+        ({64: 100, 128: None}, 64),  # does not fit
+        ({64: None}, 32),
+    ],
+)
+def test_a_batch_grows_until_it_stops_paying(rates, chosen):
+    def seconds(size):
+        return None if rates[size] is None else size / rates[size]
+
+    assert autotune.grow_batch(seconds, start=64, most=256) == chosen
+
+
+def test_out_of_memory_is_told_from_a_mistake():
+    def fail(error):
+        def run(size):
+            raise error
+
+        return autotune.timed(run)
+
+    assert fail(RuntimeError("CUDA out of memory."))(64) is None
+    assert fail(RuntimeError("DefaultCPUAllocator: can't allocate memory"))(64) is None
+    with pytest.raises(RuntimeError, match="shapes"):
+        fail(RuntimeError("shapes"))(64)
+
+
+def test_as_many_models_as_fit_beside_a_batch(monkeypatch):
+    model = torch.nn.Linear(1000, 1000, bias=False)  # 4 MB
+    monkeypatch.setattr(autotune, "free_memory", lambda device: 100_000_000)
+    monkeypatch.setattr(autotune, "peak_of", lambda run, device: 20_000_000)
+    assert autotune.models_that_fit(model, lambda: None, CPU) == 1 + int((0.8 * 100e6 - 20e6) // 4e6)
+    monkeypatch.setattr(autotune, "free_memory", lambda device: 1_000)
+    assert autotune.models_that_fit(model, lambda: None, CPU) == 1
+
+
+def test_the_peak_of_a_call_is_seen_though_all_of_it_is_freed():
+    size = 200_000_000
+    assert autotune.peak_of(lambda: torch.ones(size // 4).sum(), CPU) == pytest.approx(size, rel=0.2)
+
+
+def test_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
+    alone = autotune.free_memory(CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert autotune.free_memory(CPU) == pytest.approx(alone / 4, rel=0.2)
+
+
+def test_processes_do_not_take_more_threads_than_there_are_cores(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    autotune.settle_threads()  # the tests set OMP_NUM_THREADS: the user's word counts
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    autotune.settle_threads()
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    autotune.settle_threads()
+    assert taken == [2]
+
+
+@pytest.mark.parametrize(("size", "found"), [("auto", None), ("off", 0), ("2GB", 2 * 10**9), (77, 77)])
+def test_the_size_of_the_pixel_cache(size, found):
+    assert cache.parse_size(size) == found
+
+
+@pytest.mark.parametrize("size", ["many", "", "-1GB", -1, True])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match="it is 'auto', 'off' or a size as in '20GB'"):
+        cache.parse_size(size)

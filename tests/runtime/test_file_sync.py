@@ -1,0 +1,125 @@
+"""Two machines, with one disk or two, make the bank and the soup of one process, byte for byte."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shared.launching import EXAMPLE, WITNESS, launch
+from shared.timeless import contents
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def launch_on_two(
+    folders: list[Path], caches: list[Path], *options: object, script: Path = EXAMPLE
+) -> list[subprocess.CompletedProcess[str]]:
+    """`accelerate launch` twice at once, as on two machines that know each other by an address and a port."""
+    port, runs = free_port(), []
+    for rank, (folder, cache) in enumerate(zip(folders, caches, strict=True)):
+        (folder / "witness.py").write_text(WITNESS)
+        command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 2, "--machine_rank", rank]
+        command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", 2]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1]
+        command += ["witness.py", script, *options, "--cache-dir", cache]
+        runs.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                cwd=folder,
+                env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [run.communicate(timeout=300) for run in runs]
+    for rank, folder in enumerate(folders):
+        assert (folder / f"process-{rank}-of-2").exists(), said
+    return [
+        subprocess.CompletedProcess(run.args, run.returncode, *texts) for run, texts in zip(runs, said, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def options(runs, nets, digits) -> dict[str, list[object]]:
+    rest = ["--dataset", digits, "--budget", "2", "--test-split", "test"]
+    return {
+        "vit": ["--models", f"{runs}/ft-*", *rest],
+        "resnet": ["--models", f"{nets}/ft-*", *rest, "--batchnorm-images", "128"],
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(options, tmp_path_factory) -> dict[str, Path]:
+    """The folders of runs in one process."""
+    found = {}
+    for name, mine in options.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        run = launch(found[name], 1, *mine)
+        assert run.returncode == 0, run.stderr
+    return found
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[Path]:
+    found = [tmp_path / name for name in "ab"]
+    for folder in found:
+        folder.mkdir()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_machines_with_a_disk_each_collect_what_they_computed(options, expected, folders, kind):
+    runs = launch_on_two(folders, [folder / "cache" for folder in folders], *options[kind])
+    assert [run.returncode for run in runs] == [0, 0], runs
+    whole = contents(expected[kind] / "cache")
+    kept = [contents(folder / "cache") for folder in folders]
+    for machine, found in enumerate(kept):
+        banks = {name for name in whole if name.startswith("banks/") and "/soups/" not in name and ".lock" not in name}
+        assert banks <= found.keys()
+        assert not found.keys() - whole.keys()
+        # logits of soups may differ in their last bits, where images are few and threads are not as many
+        logits = {name for name in found if re.fullmatch(r".*/soups/\w+-\w+\.npy", name)}
+        assert [name for name in found if found[name] != whole[name] and name not in logits] == []
+        for name in logits:
+            one, other = (np.load(BytesIO(kept[name])) for kept in (found, whole))
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        assert any("/soups/" in name for name in found) == (machine == 0)
+    pixels = [{name for name in found if name.startswith("pixels/") and "safetensors" in name} for found in kept]
+    assert pixels[0] | pixels[1] == {name for name in whole if name.startswith("pixels/") and "safetensors" in name}
+    assert pixels[0] != pixels[1]  # each machine prepares images of its own
+    assert contents(folders[0] / "soup") == contents(expected[kind] / "soup")
+    assert not (folders[1] / "soup").exists() and runs[1].stdout == ""
+
+
+def test_machines_with_a_shared_folder_make_the_same(options, expected, folders, tmp_path):
+    runs = launch_on_two(folders, [tmp_path / "cache"] * 2, *options["vit"])
+    assert [run.returncode for run in runs] == [0, 0], runs
+    assert contents(tmp_path / "cache") == contents(expected["vit"] / "cache")
+    assert contents(folders[0] / "soup") == contents(expected["vit"] / "soup")
+
+
+def test_what_one_machine_has_already_is_not_computed_again(options, expected, folders, tmp_path):
+    """The second machine comes with the bank of an earlier run; the first gets it and runs no model but soups."""
+    (folders[1] / "cache").symlink_to(expected["vit"] / "cache")
+    script = tmp_path / "counting.py"
+    script.write_text(
+        "import sys, runpy\n"
+        "from hf_radin.logits import passes\n"
+        "def refuse(*_): raise AssertionError('computed again')\n"
+        "passes._run_group = refuse\n"
+        f"sys.argv[0] = {str(EXAMPLE)!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    runs = launch_on_two(folders, [folder / "cache" for folder in folders], *options["vit"], script=script)
+    assert [run.returncode for run in runs] == [0, 0], runs
+    assert contents(folders[0] / "soup") == contents(expected["vit"] / "soup")

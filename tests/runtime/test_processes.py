@@ -1,0 +1,91 @@
+"""One process and two give the same bank and the same soup, byte for byte."""
+
+import pytest
+from shared.launching import launch
+from shared.timeless import contents
+
+import hf_radin
+
+
+@pytest.fixture(scope="module")
+def folders(runs, digits, tmp_path_factory):
+    found = {}
+    for processes in (1, 2):
+        found[processes] = tmp_path_factory.mktemp(f"processes-{processes}")
+        options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "4", "--test-split", "test"]
+        run = launch(found[processes], processes, *options)
+        assert run.returncode == 0, run.stderr
+        (found[processes] / "stdout").write_text(run.stdout)
+    return found
+
+
+def test_the_banks_are_equal(folders):
+    one, two = (contents(folders[processes] / "cache") for processes in (1, 2))
+    assert one.keys() == two.keys() and len(one) > 20
+    assert all(one[name] == two[name] for name in one)
+
+
+def test_the_soups_are_equal(folders):
+    one, two = (contents(folders[processes] / "soup") for processes in (1, 2))
+    assert one == two
+
+
+def test_the_main_process_alone_speaks(folders):
+    one, two = ((folders[processes] / "stdout").read_text() for processes in (1, 2))
+    assert one == two and one.count("\nbest single") == 1
+
+
+def test_after_a_pilot_the_banks_and_the_soups_are_equal(runs, start, digits, tmp_path):
+    """Six ingredients: the logits of most are of the images that tell recipes apart."""
+    options = ["--models", f"{runs}/ft-*", start, "--dataset", digits, "--budget", "2", "--pilot", "0.25"]
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run = launch(tmp_path / str(processes), processes, *options)
+        assert run.returncode == 0, run.stderr
+    one, two = (contents(tmp_path / str(processes) / "cache") for processes in (1, 2))
+    assert one == two and sum(name.endswith("bank.json") for name in one) == 3
+    assert contents(tmp_path / "1" / "soup") == contents(tmp_path / "2" / "soup")
+
+
+def test_bad_input_ends_all_processes(runs, digits, tmp_path):
+    run = launch(tmp_path, 2, "--models", f"{runs}/ft-*", "--dataset", digits, "--test-split", "dev")
+    assert run.returncode != 0
+    assert "has no split 'dev'; it has 'train', 'validation', 'test'" in run.stderr
+    assert not (tmp_path / "soup").exists()
+
+
+def test_an_unreadable_image_of_another_process_ends_them_all(runs, tmp_path):
+    from conftest import digit_images, image_dataset
+
+    images, labels = digit_images(slice(700, 1300))
+    broken = {"bytes": b"no image", "path": None}
+    image_dataset([*images[:300], broken, *images[301:]], labels).to_parquet(tmp_path / "data" / "validation.parquet")
+    run = launch(tmp_path, 2, "--models", f"{runs}/ft-*", "--dataset", "data")
+    assert run.returncode != 0 and "Sample 300 of data" in run.stderr
+
+
+def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
+    options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "1"]
+    assert launch(tmp_path, 1, *options, mixed_precision="bf16").returncode == 0
+    (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
+    bank = hf_radin.LogitBank.open(folder)
+    assert bank.about["mixed_precision"] == "bf16"
+    exact = bank.logits(0).astype("float32")
+    assert (exact.view("uint32") & 0xFFFF == 0).all()  # the head's outputs have the bits of bfloat16
+    with pytest.raises(ValueError, match="computed with mixed precision 'bf16', this run has 'no'"):
+        hf_radin.greedy(bank)
+
+
+STREAM = """
+import sys, datasets, hf_radin
+models, data, _, cache = sys.argv[1:]
+stream = datasets.load_dataset(data, split="validation").to_iterable_dataset().shuffle(buffer_size=600)
+hf_radin.compute_logits(hf_radin.gather(models), stream, cache_dir=cache)
+"""
+
+
+def test_a_stream_that_each_process_sees_in_another_order_is_refused(runs, digits, tmp_path):
+    (tmp_path / "stream.py").write_text(STREAM)
+    run = launch(tmp_path, 2, f"{runs}/ft-[01]", digits, script=tmp_path / "stream.py")
+    assert run.returncode != 0 and "in different orders. Shuffle it with a seed, or not at all." in run.stderr
+    assert not list(tmp_path.glob("cache/banks/*/logits/*"))

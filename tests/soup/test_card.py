@@ -1,0 +1,398 @@
+"""The card says what was measured and nothing else, whatever the names in it, and has pictures."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+from pymarkdown.api import PyMarkdownApi
+from shared.logs import warned
+from shared.soups import saved, soup
+
+import hf_radin
+from hf_radin.cli.main import main
+from hf_radin.ingredients.card_metadata import card_origin, is_path
+from hf_radin.search.budget import Budget
+from hf_radin.soup import card, pictures
+
+__all__ = ["saved", "soup"]  # fixtures
+
+
+def numbers(text: str) -> list[float]:
+    return [float(one) for one in re.findall(r"(\d+\.\d\d)[%\u2013]", text)]
+
+
+def test_the_card_says_what_was_measured(saved, soup):
+    card = ModelCard.load(saved / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-classification"
+    assert {"model-soup", "merge", "hf-radin"} <= set(data["tags"]) and "license" not in data
+    results = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert results == {(split, "accuracy"): soup.accuracy("soup", split) for split in ("validation", "test")}
+    for one in soup.results:
+        assert f"{100 * one.metrics['accuracy']:.2f}%" in card.text
+    true = {round(100 * value, 2) for one in soup.measurements for value in (one.estimate, one.measured)}
+    true |= {round(100 * one.metrics["accuracy"], 2) for one in soup.results}
+    true |= {round(100 * end, 2) for one in (*soup.measurements, *soup.results) for end in one.interval}
+    assert set(numbers(card.text)) <= true, "the card holds a number that nobody measured"
+
+
+def test_tables_of_the_card_are_whole(saved):
+    lines = (saved / "README.md").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\|[-:| ]+\|", line):
+            assert lines[number - 1].count("|") == line.count("|")
+            assert lines[number + 1].startswith("|"), "a table without a row"
+            assert lines[number - 2] == "", "a table needs an empty line before it"
+
+
+def test_the_card_names_a_licence_only_if_all_have_it(saved, soup, caplog):
+    fields = soup.to_dict()
+    assert "license:" not in card.render(fields) and not warned(caplog)
+    for one in fields["ingredients"]:
+        one["license"] = "mit"
+    assert "license: mit" in card.render(fields)
+    fields["ingredients"][[one["id"] for one in fields["ingredients"]].index(soup.recipe.ingredients[0])][
+        "license"
+    ] = None
+    assert "license:" not in card.render(fields) and "the ingredients don't agree" in caplog.text
+    assert "license: apache-2.0" in card.render(fields, license="apache-2.0")
+
+
+HOSTILE = "a|b`c`](javascript:alert(1))<script>\n## heading\u202e*x*"
+
+
+def test_names_from_outside_stay_names(soup):
+    fields = json.loads(
+        json.dumps(soup.to_dict()).replace(json.dumps(soup.recipe.ingredients[0]), json.dumps(HOSTILE))
+    )
+    fields["data"]["name"] = HOSTILE
+    text = card.render(fields)
+    body = text.split("---\n", 2)[2]
+    assert "<script" not in body and "\n## heading" not in body and "\u202e" not in body
+    assert not re.search(r"(?<!\\)\]\(javascript", body)
+    assert "a\\|b" in body
+    assert ModelCard(text).data.eval_results[0].dataset_name  # and the YAML is still YAML
+
+
+def test_the_card_says_what_the_method_did(bank):
+    single, uniform = hf_radin.best_single(bank).to_dict(), hf_radin.uniform(bank).to_dict()
+    assert "this is that model" not in card.render(single) and "# Best single model of 5" in card.render(single)
+    assert "model-soup" not in card.render(single)
+    assert "Nothing was chosen" in card.render(uniform)
+
+
+def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "soup")
+    path = tmp_path / "soup" / "README.md"
+    first, last = card.MARKS
+    before = path.read_text()
+    mine = "\nNot for medical use: `a|b`.\n\n## My heading\n"
+    path.write_text(before.replace(f"{first}\n{last}", f"{first}{mine}{last}").replace("# Model soup of", "# Edited"))
+    assert main(["card", str(tmp_path / "soup"), "--license", "mit"]) == 0
+    text = path.read_text()
+    assert f"{first}{mine}{last}" in text and "# Edited" not in text and "license: mit" in text
+    assert main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == text  # the licence stays, too
+    path.unlink()
+    assert main(["card", str(tmp_path / "soup")]) == 0 and path.read_text() == before
+    path.write_text(before.replace(last, "").replace(first, ""))
+    assert main(["card", str(tmp_path / "soup")]) == 2 and "has no lines" in capsys.readouterr().err
+    path.write_text(before.replace(last, ""))
+    assert main(["card", str(tmp_path / "soup")]) == 2
+    assert "has lost one of its marked lines" in capsys.readouterr().err
+    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    del fields["results"]
+    (tmp_path / "soup" / "recipe.json").write_text(json.dumps(fields))
+    assert main(["card", str(tmp_path / "soup")]) == 2
+    assert "says too little for a card (KeyError('results'))" in capsys.readouterr().err
+
+
+def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tmp_path):
+    trial = {"learning_rate": 0.1 + 0.2, "seed": 1, "nested": {"no": 1}}
+    (two / "ft-0" / "trainer_state.json").write_text(json.dumps({"trial_params": trial}))
+    listed = "# ft-1\n\n### Training hyperparameters\n\n- learning_rate: 0.3\n- seed: 2|`3`\n\n### Results\n- no: 1\n"
+    (two / "ft-1" / "README.md").write_text(f"---\nbase_model: google/vit-base\n---\n{listed}")
+    (two / "ft-0" / "README.md").write_text("---\nbase_model: google/vit-base\n---\n# ft-0\n")
+    found = hf_radin.gather(f"{two}/*")
+    fields = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache)).to_dict()
+    assert [one["hyperparameters"] for one in fields["ingredients"]] == [
+        {"learning_rate": "0.3", "seed": "1"},
+        {"learning_rate": "0.3", "seed": "2|`3`"},
+    ]
+    text = card.render(fields)
+    assert "| ingredient | revision | weight | alone | seed |" in text and "2\\|\\`3\\`" in text
+    assert "All were trained with learning\\_rate 0.3, by their own account." in text
+    for one in fields["ingredients"]:
+        one |= dict.fromkeys(("base_model", "base_model_repo_id"), "](javascript:alert(1))")
+    text = card.render(fields)
+    assert ModelCard(text).data.base_model is None and "\\](javascript" in text and "huggingface.co/](" not in text
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A cache of the Hub in which two models are: one was loaded, of the other it was asked for a file in vain."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "models--google--vit-base" / "snapshots" / "0123").mkdir(parents=True)
+    (tmp_path / "hub" / "models--org--asked" / ".no_exist").mkdir(parents=True)
+
+
+def fields_of(two, digits, cache, base_model: str) -> dict:
+    for name in ("ft-0", "ft-1"):
+        (two / name / "README.md").write_text(f"---\nbase_model: {base_model}\n---\n")
+    found = hf_radin.gather(f"{two}/*")
+    return hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache)).to_dict()
+
+
+def test_a_base_model_that_was_loaded_from_the_hub_is_linked(cached, two, digits, cache):
+    text = card.render(fields_of(two, digits, cache, "google/vit-base"))
+    assert "name the base model [google/vit-base](https://huggingface.co/google/vit-base)." in text
+    data = ModelCard(text).data
+    assert data.base_model == ["google/vit-base"] and data.to_dict()["base_model_relation"] == "finetune"
+
+
+@pytest.mark.parametrize("name", ["start", "org/start", "org/asked", "./start", "runs/2024/start", "~/start"])
+def test_a_base_model_that_only_looks_like_one_on_the_hub_is_text(cached, two, digits, cache, name):
+    """A Trainer writes where its start came from: the name of a folder, most often."""
+    fields = fields_of(two, digits, cache, name)
+    assert {one["base_model_repo_id"] for one in fields["ingredients"]} == {None}
+    text = card.render(fields)
+    assert f"name the base model {name}." in text.replace("\\", "")
+    data = ModelCard(text).data
+    assert data.base_model is None and "base_model_relation" not in data.to_dict() and "huggingface.co" not in text
+
+
+def test_a_folder_of_that_name_goes_before_the_hub(cached, two, digits, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "google" / "vit-base").mkdir(parents=True)
+    text = card.render(fields_of(two, digits, cache, "google/vit-base"))
+    assert ModelCard(text).data.base_model is None and "huggingface.co" not in text
+
+
+def test_a_recipe_of_an_earlier_version_links_what_cards_on_the_hub_name(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    for one in fields["ingredients"]:
+        one["base_model"] = "org/start"
+        del one["base_model_repo_id"]
+    assert ModelCard(card.render(fields)).data.base_model is None
+    for number, one in enumerate(fields["ingredients"]):
+        one["repo_id"] = f"org/ft-{number}"
+    assert "org/start" in ModelCard(card.render(fields)).data.base_model
+
+
+def test_names_in_the_shape_of_ids_are_folders_where_they_are(bank, runs, digits, cache, tmp_path, monkeypatch):
+    """Ingredients, an image processor and a dataset in folders that are called as repositories are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "org" / name)
+    shutil.copytree(digits, tmp_path / "org" / "data")
+    found = hf_radin.gather("org/ft-*", image_processor="org/ft-1")
+    assert found.ids == ("org/ft-0", "org/ft-1")
+    found_soup = hf_radin.uniform(hf_radin.compute_logits(found, "org/data", cache_dir=cache), test_split="test")
+    text = card.render(found_soup.to_dict())
+    data = ModelCard(text).data
+    assert data.base_model is None and data.datasets is None and "huggingface.co" not in text
+    assert {(one.dataset_type, one.dataset_name) for one in data.eval_results} == {("./data", "data")}
+    assert card_origin(data.to_dict()).dataset == "./data" and is_path("./data")
+
+
+HOSTILE_NAMES = ["a|b", "`a`", "](javascript:alert(1))", "a\nb\n# c", "&anchor *alias", "x" * 300, "\u202egnp.exe"]
+HOSTILE_NAMES += ["<b>", "{{ 1 }}", "- a: [b", "![a](http://a/b.png)", "https://a.b"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_are_text_wherever_they_stand(soup, name):
+    """Read by a parser of Markdown: no link, no markup and no row of a table comes of them."""
+    from markdown_it import MarkdownIt
+
+    def shape(fields) -> tuple[list, list]:
+        tokens = MarkdownIt("commonmark").enable("table").parse(card.render(fields).split("---\n", 2)[2])
+        inline = [part for one in tokens for part in one.children or ()]
+        links = [part.attrs["href"] for part in inline if part.type == "link_open"]
+        return [one.type for one in tokens], links
+
+    fields = json.loads(json.dumps(soup.to_dict()).replace(json.dumps(soup.recipe.ingredients[0]), json.dumps(name)))
+    plain = json.loads(json.dumps(fields).replace(json.dumps(name), json.dumps("plain")))
+    fields["data"]["name"] = fields["data"]["split"] = fields["start"] = fields["classes"][0] = name
+    fields["remarks"] = [[name, name]]
+    plain["remarks"] = [["plain", "plain"]]
+    plain["start"] = "plain"
+    for one, other in zip(fields["ingredients"], plain["ingredients"], strict=True):
+        one["hyperparameters"] = {name: name}
+        other["hyperparameters"] = {"plain": "plain"}
+    assert shape(fields) == shape(plain)
+    text = card.render(fields)
+    assert "\u202e" not in text.split("---\n", 2)[2]
+    data = ModelCard(text).data
+    assert data.pipeline_tag == "image-classification" and data.eval_results
+
+
+def lint(path: Path) -> list[tuple[int, str]]:
+    """But for long lines, which tables have."""
+    linter = PyMarkdownApi().enable_extension_by_identifier("front-matter").disable_rule_by_identifier("md013")
+    found = linter.scan_path(str(path))
+    assert not found.pragma_errors and not found.critical_errors
+    return [(one.line_number, one.rule_description) for one in found.scan_failures]
+
+
+def test_the_linter_sees_what_is_wrong(saved, tmp_path):
+    (tmp_path / "README.md").write_text((saved / "README.md").read_text().replace("\n\n## Use", "\n\n\n## Use"))
+    assert lint(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        hf_radin.best_single,
+        hf_radin.uniform,
+        hf_radin.greedy,
+        lambda bank, **options: hf_radin.radin(bank, budget=0, **options),
+        lambda bank, **options: hf_radin.radin(bank, budget=2, measure="full", **options),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"test_split": "test"}])
+def test_cards_of_all_methods_are_sound(bank, tmp_path, find, options):
+    soup = find(bank, **options)
+    for name, content in card.files(soup.to_dict(), license="mit").items():
+        (tmp_path / name).write_bytes(content)
+    text = (tmp_path / "README.md").read_text()
+    assert lint(tmp_path / "README.md") == []
+    assert {*re.findall(r"\]\((\w+\.png)\)", text)} == {path.name for path in tmp_path.glob("*.png")}
+    assert ("| this model |" in text) == (len(soup.recipe.used) == 1) and text.count("(**this one**)") <= 1
+    if soup.about["measured"] and options:
+        reached = 100 * soup.accuracy("soup", "test")
+        assert re.search(rf"On the split test (the soup's|its) accuracy is {reached:.2f}%", text)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist-resnets", "fashion-mnist-vits", None])
+def test_a_linter_of_markdown_has_nothing_to_say(saved, name):
+    path = saved if name is None else Path(__file__).parents[2] / "model_cards" / name
+    assert lint(path / "README.md") == []
+
+
+def test_what_others_may_have_written_is_text(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    evil = "<img src=x onerror=alert(1)> [a](http://evil) www.evil.example"
+    for one in fields["measurements"]:
+        one["proposal"] = evil if one["proposal"] != "single" else "single"
+    fields["results"][1]["name"] = evil
+    fields["versions"] = {evil: evil}
+    fields |= {"saved_dtype": evil, "dtype": evil, "mixed_precision": evil}
+    fields["processor"] |= {"image_processor_type": evil, "backend": evil}
+    fields["time"]["devices"] = [evil]
+    for one in fields["ingredients"]:
+        one["repo_id"] = "x) <b>[evil](http://evil"
+    text = card.render(fields)
+    assert "<img" not in text and "<b>" not in text and "](http://evil" not in text and "www.evil" not in text
+    assert ModelCard(text).data.base_model is None
+
+
+def test_a_long_table_begins_with_this_soup(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
+    chosen = next(one for one in soups if one["ingredients"] == list(soup.recipe.used))
+    others = [{**chosen, "weights": [1.0] + [0.0] * (len(chosen["weights"]) - 1)} for _ in range(20)]
+    fields["measurements"] = [one for one in fields["measurements"] if one["proposal"] == "single"] + others + [chosen]
+    text = card.render(fields)
+    assert "This soup, and the best 9 of 20 others that were measured" in text
+    rows = text.partition("| proposed by |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(rows) == 10 and "(**this one**)" in rows[0] and text.count("(**this one**)") == 1
+
+
+def test_a_uniform_soup_stands_once_and_is_counted_once(bank):
+    fields = hf_radin.uniform(bank, test_split="test").to_dict()
+    fields["method"] = "radin"  # which may choose it, too
+    text = card.render(fields)
+    assert "| uniform | test |" not in text and "| soup | test |" in text
+    assert "| the figures on test, in passes over it | 6 | |" in text
+
+
+def test_costs_are_in_passes_of_one_size(bank):
+    soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
+    text = card.render(soup.to_dict())
+    assert (
+        soup.about["passes"]["logits"] == pytest.approx(5 * 600 / 420) and "| logits of 5 checkpoints | 7.14 |" in text
+    )
+    assert "A pass is as many images as chose" in text and "is a random 30% of the split, which" in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"), [("2", "was 2 passes"), ("15m", "The budget was 900s."), ("1.5h", "5400s.")]
+)
+def test_the_budget_has_its_unit(soup, budget, text):
+    fields = soup.to_dict()
+    assert text in card.render({**fields, "budget": str(Budget.of(budget))})
+
+
+def test_a_pilot_alone_gives_estimates(bank, digits, cache):
+    pilot = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=0.25)
+    text = card.render(hf_radin.radin(pilot, budget=0).to_dict())
+    assert re.search(r"\| best single \| validation \| \d+ \| \u2248", text)
+
+
+def test_recipes_of_the_first_version_have_no_intervals(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    for one in (*fields["results"], *fields["measurements"]):
+        del one["interval"]
+    assert "## Results" in card.render(fields)
+
+
+def test_another_metric_alone(soup):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    for one in fields["results"]:
+        one["metrics"] = {"f1": one["metrics"]["accuracy"]}
+    assert re.search(r"On the split test the soup's f1 is [\d.]+%, and that of the best single", card.render(fields))
+
+
+def test_a_recipe_that_somebody_edited_is_told_in_a_line(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "soup")
+    fields = json.loads((saved / "recipe.json").read_text())
+    changes = [{"versions": 3}, {"pilot": {"a": 1}}, {"time": {"logits": 10**400, "soups": 1, "devices": []}}]
+    changes += [{"results": [3]}, {"method": "other"}, {"measurements": None}]
+    for change in changes:
+        (tmp_path / "soup" / "recipe.json").write_text(json.dumps({**fields, **change}))
+        assert main(["card", str(tmp_path / "soup")]) == 2
+        said = capsys.readouterr().err
+        assert "soup/recipe.json says too little for a card" in said and len(said.splitlines()) == 1
+    (tmp_path / "soup" / "recipe.json").write_text(json.dumps(fields))
+    (tmp_path / "soup" / "README.md").write_bytes(b"\xff")
+    assert main(["card", str(tmp_path / "soup")]) == 2 and "README.md can't be read" in capsys.readouterr().err
+
+
+def test_the_card_has_pictures_of_what_was_measured(saved, soup):
+    text = (saved / "README.md").read_text()
+    for name in pictures.NAMES:
+        with Image.open(saved / name) as image:
+            assert image.format == "PNG" and image.size == (960, 660)
+            assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)  # on a dark page, too
+        assert f"]({name})" in text
+    assert pictures.draw(soup.to_dict()) == {name: (saved / name).read_bytes() for name in pictures.NAMES}
+
+
+def test_without_matplotlib_there_are_none(soup, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    soup.save_pretrained(tmp_path / "soup")
+    assert not list((tmp_path / "soup").glob("*.png")) and ".png" not in (tmp_path / "soup" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["$x^", "a" * 300, "\u202e\n", "\\frac{"])
+def test_pictures_take_any_name_and_any_number_of_classes(soup, name):
+    fields = json.loads(json.dumps(soup.to_dict()))
+    fields["classes"] = [f"{name}{number}" for number in range(60)]
+    counts = {"images": [10] * 59 + [0], "soup": [*range(10)] * 6, "best single": [5] * 60}
+    fields["by_class"] = {"split": name, **counts}
+    fields["data"]["split"] = name
+    assert pictures.draw(fields).keys() == {*pictures.NAMES}
+
+
+def test_where_there_is_nothing_to_see_nothing_is_drawn(bank):
+    assert pictures.draw(hf_radin.best_single(bank).to_dict()) == {}
+    fields = hf_radin.uniform(bank).to_dict()
+    assert fields["by_class"]["images"] == np.bincount(bank.labels, minlength=10).tolist()
+    hits = sum(fields["by_class"]["soup"]) / len(bank)
+    assert hits == pytest.approx(fields["results"][0]["metrics"]["accuracy"])
+    assert "estimates.png" not in pictures.draw(fields)

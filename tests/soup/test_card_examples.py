@@ -1,0 +1,57 @@
+"""The cards in model_cards/ are what the code makes: the first is made anew and compared."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_radin.soup import pictures
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+NAMES = ("digits", "fashion-mnist-resnets", "fashion-mnist-vits")
+
+# Lines of a table: how many there are depends on how many soups were worth measuring.
+ROW = re.compile(r"^\|")
+# What another processor or another day may round or spend otherwise.
+NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e-\d+)?( m?s\b)?")
+
+
+def frame(text: str) -> list[str]:
+    """The card without its numbers, without what varies with releases, and of each table the head alone."""
+    lines, kept = text.splitlines(), []
+    for before, line in zip(["", *lines], lines, strict=False):
+        if not (ROW.match(line) and ROW.match(before)) and "backend); hf_radin" not in line:
+            kept.append(NUMBER.sub("#", line).replace("better than", "as good as").replace("worse than", "as good as"))
+    return kept
+
+
+def accuracies(text: str) -> dict[str, float]:
+    """Of each row of the table of results the accuracy, by its name and split."""
+    rows = re.findall(r"^\| ([\w ()]+) \| (\w+) \| [\d,]+ \| \u2248?(\d+\.\d+)% \|", text, re.MULTILINE)
+    return {f"{name}, {split}": float(value) for name, split, value in rows}
+
+
+def test_the_first_card_is_made_anew(tmp_path):
+    """By the script that made it; on another processor, training ends a little elsewhere."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import make; "
+        "make.make('digits', Path('zoos').resolve(), Path('out'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(CARDS)], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    there, here = ((folder / "README.md").read_text() for folder in (CARDS / "digits", tmp_path / "out"))
+    assert frame(here) == frame(there)
+    found, expected = accuracies(here), accuracies(there)
+    assert found.keys() == expected.keys() and len(found) == 8
+    assert all(found[name] == pytest.approx(value, abs=1.5) for name, value in expected.items())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (CARDS / "digits").iterdir()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cards_name_no_place_of_the_machine_that_made_them(name):
+    text = (CARDS / name / "README.md").read_text()
+    assert not re.search(r"/(tmp|home|root|work)/", text)
+    for picture in re.findall(r"\]\((\w+\.png)\)", text):
+        assert picture in pictures.NAMES and (CARDS / name / picture).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,374 @@
+"""A push does what it is asked, refuses what would hurt, and says what to do."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import HfApi, ModelCard, metadata_load, metadata_save, snapshot_download
+from loopback_hub.wire import Reply
+from shared.pushed import OLD, contents, folder, held, quick
+
+import hf_radin
+from hf_radin.cli.main import main
+from hf_radin.runtime import hub_commit
+from hf_radin.soup import card
+from hf_radin.soup import push as pushing
+
+__all__ = ["folder", "quick"]  # fixtures
+
+
+def test_what_was_pushed_is_read_back(hub, folder):
+    made = pushing.push_folder(folder, "org/soup", commit_message="words")
+    asked = [one.path for one in hub.asked("GET", "/resolve/")]
+    assert all(any(f"/resolve/{made.oid}/{name}" in path for path in asked) for name in contents(folder))
+
+
+def test_what_arrives_otherwise_is_told(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(folder / "config.json"))
+    with pytest.raises(ValueError, match=r"org/soup: README\.md at commit \w+ is not what was pushed"):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+
+
+def test_the_same_again_is_no_commit(hub, folder):
+    first = pushing.push_folder(folder, "org/soup", commit_message="words")
+    again = pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert again.oid == first.oid and len(hub.commits("org/soup")) == 2
+
+
+def test_a_repository_that_holds_something_else_is_refused(hub, folder, capsys):
+    hub.add_repo("org/soup", OLD)
+    before = held(hub, "org/soup")
+    with pytest.raises(ValueError, match=r"org/soup holds something else \(README\.md, model\.safetensors, notes"):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert main(["push", str(folder), "org/soup"]) == 2 and "--overwrite" in capsys.readouterr().err
+    assert held(hub, "org/soup") == before
+
+
+def test_a_pull_request_is_allowed_and_leaves_it_alone(hub, folder):
+    hub.add_repo("org/soup", OLD)
+    made = pushing.push_folder(folder, "org/soup", create_pr=True, commit_message="words")
+    assert made.pr_num == 1 and held(hub, "org/soup") == OLD
+    with pytest.raises(ValueError, match="There is no repository org/other to open a pull request in"):
+        pushing.push_folder(folder, "org/other", create_pr=True, commit_message="words")
+
+
+def test_overwriting_removes_what_made_a_model_of_the_old_and_keeps_the_rest(hub, folder):
+    shards = {f"model-0000{number}-of-00002.safetensors": b"old" for number in (1, 2)}
+    more = {"model.safetensors.index.json": b"{}", "adapter_config.json": b"{}", "train.log": b"mine"}
+    hub.add_repo("org/soup", OLD | shards | more)
+    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    assert held(hub, "org/soup") == contents(folder) | {"notes.txt": b"mine", "train.log": b"mine"}
+    assert len(hub.commits("org/soup")) == 2
+
+
+def test_a_branch(hub, folder, capsys):
+    hub.add_repo("org/soup", OLD)
+    HfApi().create_branch("org/soup", branch="next")
+    assert main(["push", str(folder), "org/soup", "--revision", "next", "--overwrite"]) == 0
+    assert held(hub, "org/soup") == OLD
+    there = contents(folder) | {"README.md": card.naming((folder / "README.md").read_bytes(), "org/soup")}
+    assert {name: bytes(hub.files("org/soup", "next")[name]) for name in there} == there
+    assert main(["push", str(folder), "org/soup", "--revision", "nosuch"]) == 2
+    assert "org/soup has no revision 'nosuch'" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_uploaded_and_does_nothing(hub, folder, capsys):
+    assert main(["push", str(folder), "org/soup", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "org/soup would be made." in said and all(name in said for name in contents(folder))
+    with pytest.raises(KeyError):
+        hub.files("org/soup")
+    hub.add_repo(
+        "org/soup", OLD | {"adapter_config.json": b"{}", "config.json": (folder / "config.json").read_bytes()}
+    )
+    assert main(["push", str(folder), "org/soup", "--dry-run", "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"config\.json +[\d.]+ k?B  is there already", said)
+    assert re.search(r"README\.md +[\d.]+ k?B  replaces what is there", said)
+    assert re.search(r"adapter_config\.json +would be removed", said) and "notes.txt" not in said
+    assert len(hub.commits("org/soup")) == 1
+    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    assert main(["push", str(folder), "org/soup", "--dry-run"]) == 0
+    assert "holds just that already: nothing would be pushed" in capsys.readouterr().out
+
+
+def test_offline_it_is_refused_and_said_how_to_go_on(hub, folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["push", str(folder), "org/soup"]) == 2
+    assert "HF_HUB_OFFLINE is set. Save the soup, and push it later with `hf-radin push" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("someone/soup", "tester may not write under 'someone', only under tester, org"),
+        ("org/full", r"org/full holds something else \(README.md\)"),
+        ("a/b/c", "a/b/c is not a Hub id"),
+        ("org/soup --eval-task org/b:x", "--eval-task org/b:x needs a split that takes no part in the choice"),
+        ("org/soup --eval-task <b>:x --test-split test", "'<b>:x' names no task of a benchmark"),
+        ("org/public --private", "org/public is there and everybody can read it"),
+        ("org/soup --license none-of-them", "license='none-of-them': the Hub knows no such licence"),
+    ],
+)
+def test_a_target_is_looked_at_before_anything_is_computed(
+    hub, bank, runs, digits, tmp_path, monkeypatch, capsys, target, message
+):
+    hub.add_repo("org/full", {"README.md": b"# somebody's"})
+    hub.add_repo("org/public", {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_radin.gather", lambda *_, **__: pytest.fail("it was begun"))
+    assert main(["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--push-to", *target.split()]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_target_that_will_be_made_is_not_made_before(hub):
+    hub_commit.check_target("org/soup")
+    hub_commit.check_target("soup")
+    assert not hub.asked("POST")
+
+
+def test_an_id_without_a_namespace_is_ones_own(hub, folder):
+    pushing.push_folder(folder, "soup", commit_message="words")
+    assert held(hub, "tester/soup") == contents(folder)
+
+
+def test_the_card_says_what_to_load(hub, folder, tmp_path):
+    """The repository that it is in, wherever it was pushed to before."""
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert b'pipeline("image-classification", model="org/soup")' in hub.files("org/soup")["README.md"]
+    assert card.PLACE.encode() in (folder / "README.md").read_bytes()
+    there = snapshot_download("org/soup", local_dir=tmp_path / "there")
+    pushing.push_folder(Path(there), "soup", commit_message="words")
+    assert b'pipeline("image-classification", model="tester/soup")' in hub.files("tester/soup")["README.md"]
+
+
+def test_only_what_a_soup_is_made_of_is_uploaded(hub, folder):
+    for name in ("train.py", "wandb_config.json", "kitten.png", "model.safetensors.bak", ".0123456789ab.config.json"):
+        (folder / name).write_text("mine")
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert not any(data == b"mine" for data in held(hub, "org/soup").values())
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no whole soup: there is no config\.json"):
+        pushing.push_folder(folder, "org/other", commit_message="words")
+
+
+def test_a_token_that_may_only_read_is_told_before(hub, monkeypatch):
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "tester", "auth": {"accessToken": {"role": "read"}}})
+    with pytest.raises(ValueError, match="org/soup: the token may only read"):
+        hub_commit.check_target("org/soup")
+
+
+def test_a_branch_of_a_repository_that_is_not_there_is_refused_before_it_is_made(hub, folder):
+    with pytest.raises(ValueError, match="no repository org/new yet, and so no branch 'next'"):
+        pushing.push_folder(folder, "org/new", revision="next", commit_message="words")
+    with pytest.raises(KeyError):
+        hub.files("org/new")
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_of_two_processes_one_pushes_a_saved_soup_and_both_end_as_it_does(hub, folder, tmp_path, status):
+    hub.add_repo("org/soup", OLD) if status else None
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    run = subprocess.run(
+        [sys.executable, *launch.split(), "--module", "hf_radin", "push", str(folder), "org/soup"],
+        cwd=tmp_path,
+        env=hub.environ(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert bool(run.returncode) == bool(status), run.stderr  # the launcher has a status of its own
+    codes = set(re.findall(r"exitcode *: (-?\d+)", run.stderr))
+    assert codes <= {str(status), "-15"} and bool(codes) == bool(status)  # or it was told to end
+    assert "terminate called" not in run.stderr
+    assert len(hub.asked("POST", "/commit/")) == run.stdout.count("/commit/") == (status == 0)
+    assert run.stderr.count("holds something else") == (status == 2)
+
+
+def test_what_the_hub_does_not_take_at_the_head_of_a_card_is_told(hub, folder):
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("pipeline_tag:", "license: none-of-them\npipeline_tag:"))
+    with pytest.raises(
+        ValueError, match=r'^org/soup: the Hub refuses: Invalid metadata in README\.md\. - "license" must'
+    ):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert held(hub, "org/soup") == {}
+
+
+def test_the_head_of_a_card_is_what_a_hub_takes_and_comes_back_as_it_was(hub, folder, tmp_path):
+    ModelCard.load(folder / "README.md").validate()
+    data = metadata_load(folder / "README.md")
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-classification"
+    metadata_save(tmp_path / "README.md", data)
+    assert metadata_load(tmp_path / "README.md") == data
+    (results,) = (one["results"] for one in data["model-index"])
+    assert [one["dataset"]["split"] for one in results] == ["validation"]
+
+
+def test_a_result_for_a_leaderboard_does_not_outlive_its_soup(hub, bank):
+    hf_radin.uniform(bank, test_split="test").push_to_hub("org/soup", eval_task="org/bench:default")
+    hf_radin.best_single(bank).push_to_hub("org/soup", overwrite=True)
+    assert not any(name.startswith(".eval") for name in hub.files("org/soup"))
+
+
+@pytest.mark.parametrize("token", ["hf_" + "secret" * 5 + "\n", "hf_" + "secret" * 5 + "\u201c", "a\0b"])
+def test_a_token_that_is_none_is_told_and_not_said(hub, folder, token, caplog):
+    with pytest.raises(ValueError, match=r"^org/soup: the token is malformed") as told:
+        pushing.push_folder(folder, "org/soup", token=token, commit_message="words")
+    assert "secret" not in str(told.value) and "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [b"null", b"[]", b"3", b"<html>", b""])
+def test_an_address_that_is_no_hub_is_told(hub, folder, answer, capsys):
+    hub.answer = lambda call: Reply(answer)
+    assert main(["push", str(folder), "org/soup"]) == 2
+    assert "org/soup" in capsys.readouterr().err
+    assert main(["push", str(folder), "soup"]) == 2
+    said = capsys.readouterr().err
+    assert "Hub" in said and len(said.strip().splitlines()) == 1
+
+
+def test_what_the_user_wrote_is_pushed_as_it_is(hub, folder):
+    mine = '\nCompare with:\n\nclassify = pipeline("image-classification", model="google/vit")\n'
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace(card.MARKS[0], card.MARKS[0] + mine))
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushed = hub.files("org/soup")["README.md"].decode()
+    assert card.MARKS[0] + mine in pushed and pushed.count('model="org/soup"') == 1
+
+
+def test_a_licence_stands_in_the_head_of_the_card_that_is_pushed(hub, folder):
+    before = (folder / "README.md").read_bytes()
+    pushing.push_folder(folder, "org/soup", license="mit", commit_message="words")
+    pushed = hub.files("org/soup")["README.md"].decode()
+    assert ModelCard(pushed).data.license == "mit" and (folder / "README.md").read_bytes() == before
+    assert pushed.split("---\n", 2)[2] == card.naming(before, "org/soup").decode().split("---\n", 2)[2]
+    with pytest.raises(ValueError, match="license='mti': the Hub knows no such licence"):
+        pushing.push_folder(folder, "org/other", license="mti", commit_message="words")
+
+
+def test_what_everybody_can_read_is_not_made_private_by_a_push(hub, folder):
+    hub.add_repo("org/soup", {})
+    with pytest.raises(ValueError, match="org/soup is there and everybody can read it"):
+        pushing.push_folder(folder, "org/soup", private=True, commit_message="words")
+
+
+def test_a_dry_run_of_a_pull_request_says_so(hub, folder, capsys):
+    hub.add_repo("org/soup", OLD)
+    assert main(["push", str(folder), "org/soup", "--dry-run", "--create-pr"]) == 0
+    assert "A pull request would be opened, and nothing there changed." in capsys.readouterr().out
+
+
+def test_a_picture_that_the_card_does_not_show_stays_here(hub, folder):
+    assert b"](passes.png)" not in (folder / "README.md").read_bytes()  # there was one soup to measure
+    (folder / "passes.png").write_bytes(b"of an earlier card")
+    pushing.push_folder(folder, "org/soup", commit_message="words")
+    assert "passes.png" not in hub.files("org/soup") and "classes.png" in hub.files("org/soup")
+
+
+def test_pictures_of_an_earlier_soup_go_with_it(hub, folder, tmp_path):
+    hub.add_repo("org/soup", OLD | {"passes.png": b"old", "mine.png": b"mine"})
+    (folder / "passes.png").unlink(missing_ok=True)
+    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    assert "passes.png" not in held(hub, "org/soup") and held(hub, "org/soup")["mine.png"] == b"mine"
+
+
+def test_a_folder_where_a_file_should_be_is_told(hub, folder):
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.raises(ValueError, match=r"README\.md is a folder where a file should be"):
+        pushing.push_folder(folder, "org/soup", commit_message="words")
+
+
+def test_a_result_for_a_leaderboard_is_written_where_the_user_names_the_task(hub, bank, tmp_path, capsys):
+    from huggingface_hub import parse_eval_result_entries
+
+    soup = hf_radin.uniform(bank, test_split="test")
+    soup.push_to_hub("org/soup", eval_task="org/bench:default")
+    (entry,) = parse_eval_result_entries(yaml.safe_load(held(hub, "org/soup")[".eval_results/hf_radin.yaml"]))
+    assert (entry.dataset_id, entry.task_id) == ("org/bench", "default")
+    assert entry.value == soup.accuracy("soup", "test") and entry.notes == "split test"
+    soup.push_to_hub("org/other")
+    assert not any(name.startswith(".eval") for name in held(hub, "org/other"))
+    with pytest.raises(ValueError, match="'org/bench' names no task of a benchmark"):
+        soup.push_to_hub("org/third", eval_task="org/bench")
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")  # measured on nothing but the split that chose
+    assert main(["push", str(tmp_path / "soup"), "org/third", "--eval-task", "org/bench:default"]) == 2
+    assert "needs an accuracy on a split that took no part in the choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_what_average_writes_can_be_pushed(hub, bank, folder, tmp_path, capsys, dtype):
+    """From Python, where nothing was measured, and cooked from the recipe of a soup, in another dtype too."""
+    ingredients = bank.ingredients[:2]
+    hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output=tmp_path / "mine", dtype=dtype)
+    options = ["--dtype", dtype] if dtype else []
+    cook = ["average", "--recipe", str(folder / "recipe.json"), "--output", str(tmp_path / "cooked"), *options]
+    assert main(cook) == 0
+    for name in ("mine", "cooked"):
+        push = ["push", str(tmp_path / name), f"org/{name}"]
+        assert main([*push, "--dry-run"]) == 0 and "recipe.json" in capsys.readouterr().out
+        assert main(push) == 0
+        there = held(hub, f"org/{name}")
+        assert there.keys() >= {"README.md", "recipe.json", "config.json", "model.safetensors"}
+        soup = hf_radin.Soup.from_pretrained(f"org/{name}")
+        assert str(soup.model.dtype) == f"torch.{dtype or 'float32'}" and bool(soup.results) == (name == "cooked")
+        soup.push_to_hub(f"org/{name}-again")
+    text = held(hub, "org/cooked")["README.md"].decode()
+    assert ("were not measured so" in text) == bool(dtype)
+    with pytest.raises(ValueError, match="needs an accuracy on a split that took no part in the choice"):
+        pushing.prepared(tmp_path / "mine", "org/mine", eval_task="org/bench:default")
+
+
+def test_private_names_of_an_average_are_left_out(hub, runs, tmp_path, caplog):
+    for number in range(2):
+        hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}"), private=True)
+    found = hf_radin.gather("org/ft-*")
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=tmp_path / "mine")
+    pushing.push_folder(tmp_path / "mine", "org/mine", hide_private=True, commit_message="words")
+    there = held(hub, "org/mine")
+    assert not any(b"org/ft-" in there[name] for name in ("README.md", "recipe.json"))
+    assert b"private-1" in there["README.md"] and "Left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("org/base", "org/base"), ("start", None), ("./start", None), ("runs/a/start", None)]
+)
+def test_what_cards_on_the_hub_name_as_their_base(hub, runs, tmp_path, monkeypatch, name, expected):
+    """A namespace says that it is there, too; unless a folder here is called so."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        more = {"README.md": f"---\nbase_model: {name}\n---\n".encode()}
+        hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}") | more)
+    found = hf_radin.gather("org/ft-*")
+    for output in ("before", "after"):
+        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=output)
+        text = Path(output, "README.md").read_text()
+        named = expected if output == "before" else None
+        assert ModelCard(text).data.base_model == ["org/ft-0", "org/ft-1", *([named] if named else [])]
+        assert ("](https://huggingface.co/org/base)" in text) == bool(named)
+        Path("org/base").mkdir(parents=True, exist_ok=True)
+
+
+def test_the_base_of_adapters_is_known_from_where_it_was_loaded(hub, start, tmp_path, monkeypatch):
+    """Whatever their own cards say: peft writes the name that the base was loaded by."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import ViTForImageClassification
+
+    monkeypatch.chdir(tmp_path)
+    hub.add_repo("org/base", contents(start))
+    for number in range(2):
+        model = ViTForImageClassification.from_pretrained("org/base")
+        config = LoraConfig(r=2 + number, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(f"ft-{number}")
+    found = hf_radin.gather("ft-*")
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="hub")
+    assert ModelCard.load("hub/README.md").data.base_model == ["org/base"]
+    shutil.copytree(start, "here/base")
+    found = hf_radin.gather("ft-*", base_model="here/base")
+    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="folder")
+    assert ModelCard.load("folder/README.md").data.base_model is None
+    assert "name the base model here/base." in Path("folder/README.md").read_text()

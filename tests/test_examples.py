@@ -1,0 +1,112 @@
+"""The examples run as the README says, and make what it says."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from shared.training import NAMES
+from transformers import AutoModelForImageClassification
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def finetune_sweep():
+    sys.path.insert(0, str(EXAMPLES))
+    import finetune_sweep
+
+    yield finetune_sweep
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture
+def settings(finetune_sweep, start, digits, tmp_path):
+    return finetune_sweep.Settings(
+        str(start), str(digits), str(tmp_path / "runs"), count=2, epochs=1, learning_rates=[1e-3, 2e-3], fraction=0.2
+    )
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_sweep_makes_ingredients_that_say_where_they_are_from(finetune_sweep, settings, digits):
+    import hf_radin
+    from hf_radin.ingredients.card_metadata import agreed_origin
+
+    folders = finetune_sweep.sweep(settings)
+    assert [folder.name for folder in folders] == ["ft-00", "ft-01"]
+    assert sorted(path.name for path in folders[0].iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "trainer_state.json",
+    ]
+    found = hf_radin.gather(f"{settings.output}/ft-*")
+    origin = agreed_origin(found)
+    assert (origin.dataset, origin.split) == (str(digits), "validation")
+    state = json.loads((folders[0] / "trainer_state.json").read_text())
+    assert (
+        state["trial_params"]["learning_rate"]
+        != json.loads((folders[1] / "trainer_state.json").read_text())["trial_params"]["learning_rate"]
+    )
+
+
+def test_a_sweep_goes_on_where_it_was_cut_off_and_a_seed_decides_it(finetune_sweep, settings):
+    first = [digest(folder) for folder in finetune_sweep.sweep(settings)]
+    assert first[0] != first[1]
+    shutil.rmtree(Path(settings.output) / "ft-00")
+    (Path(settings.output) / ".ft-00.part").mkdir()
+    made = (Path(settings.output) / "ft-01" / "model.safetensors").stat().st_mtime
+    assert [digest(folder) for folder in finetune_sweep.sweep(settings)] == first
+    assert (Path(settings.output) / "ft-01" / "model.safetensors").stat().st_mtime == made
+    with pytest.raises(ValueError, match=r"holds another sweep \(epochs 1 -> 2\)"):
+        finetune_sweep.sweep(replace(settings, epochs=2))
+
+
+def test_a_start_without_a_head_is_given_one_for_all(finetune_sweep, settings, start, tmp_path):
+    other = AutoModelForImageClassification.from_pretrained(start, num_labels=3, ignore_mismatched_sizes=True)
+    shutil.copytree(start, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    folders = finetune_sweep.sweep(replace(settings, model=str(tmp_path / "other")))
+    given = AutoModelForImageClassification.from_pretrained(Path(settings.output) / "start")
+    assert list(given.config.id2label.values()) == NAMES
+    for folder in folders:
+        tuned = AutoModelForImageClassification.from_pretrained(folder)
+        assert torch.dist(tuned.classifier.weight, given.classifier.weight) < given.classifier.weight.norm()
+
+
+def test_the_demo_cooks_a_soup_of_real_checkpoints(tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo.py"), "--output", "demo", "--count", "3"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for row in ("best single model", "uniform soup", "greedy soup", "RADIN, budget 8", "ensemble of all 3"):
+        assert sum(line.startswith(row) for line in run.stdout.splitlines()) == 1
+    recipe = json.loads((tmp_path / "demo" / "soup" / "recipe.json").read_text())
+    for one in recipe["results"]:
+        assert one["metrics"]["accuracy"] > 0.85  # ten classes: the models were really trained
+        assert f"{100 * one['metrics']['accuracy']:.2f}%" in run.stdout
+
+
+def test_the_python_api_of_the_readme(runs, digits, tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "python_api.py"), f"{runs}/ft-*", str(digits)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "soup")

@@ -1,0 +1,375 @@
+"""The average of the weights is what the formula says, whatever files they lie in."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+
+import hf_radin
+from hf_radin import Recipe
+from hf_radin.checkpoints import files
+from hf_radin.cli.main import main
+from hf_radin.soup import cook
+from hf_radin.weights import average, average_files, tensors
+
+
+@pytest.fixture(scope="module")
+def three(runs):
+    return hf_radin.gather(f"{runs}/ft-[012]")
+
+
+def states(ingredients) -> list[dict[str, torch.Tensor]]:
+    return [ViTForImageClassification.from_pretrained(one.folder).state_dict() for one in ingredients]
+
+
+def test_it_is_the_weighted_sum(three):
+    weights = (0.5, 0.2, 0.3)
+    found = hf_radin.average(three, Recipe(three.ids, weights))
+    parts = states(three)
+    assert found.keys() == parts[0].keys()
+    for name, tensor in found.items():
+        expected = sum(weight * part[name].double() for weight, part in zip(weights, parts, strict=True))
+        torch.testing.assert_close(tensor, expected.float(), rtol=0, atol=0)
+
+
+def test_the_average_of_equal_models_is_that_model(runs, tmp_path):
+    for name in ("a", "b", "c"):
+        shutil.copytree(runs / "ft-0", tmp_path / name)
+        # another file, the same weights: else the copies would be one ingredient
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt", "copy": name})
+    found = hf_radin.gather(f"{tmp_path}/*")
+    original = states(found)[0]
+    for weights in [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1), (0.123, 0.456, 0.421)]:
+        soup = hf_radin.average(found, Recipe(found.ids, weights))
+        assert all(torch.equal(soup[name], original[name]) for name in original)
+
+
+def test_a_single_ingredient_stays_as_it_is(three):
+    soup = hf_radin.average(three, Recipe.uniform([three.ids[1]]))
+    assert all(torch.equal(tensor, soup[name]) for name, tensor in states(three)[1].items())
+
+
+def test_a_weight_of_zero_is_as_good_as_absent(three):
+    with_zero = hf_radin.average(three, Recipe(three.ids, (0.5, 0.0, 0.5)))
+    without = hf_radin.average(three, Recipe((three.ids[0], three.ids[2]), (0.5, 0.5)))
+    assert all(torch.equal(with_zero[name], without[name]) for name in without)
+
+
+def rename_as_module(folder):
+    """The names that the modules have, in place of those that transformers writes: another version's layout."""
+    state = ViTForImageClassification.from_pretrained(folder).state_dict()
+    on_disk = load_file(folder / "model.safetensors")
+    assert state.keys() != on_disk.keys()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
+    found = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(found.ids, (0.3, 0.7))
+    expected = hf_radin.average(found, recipe)
+    rename_as_module(two / "ft-1")
+    mixed = hf_radin.average(hf_radin.gather(f"{two}/*"), recipe)
+    assert expected.keys() == mixed.keys()
+    assert all(torch.equal(expected[name], mixed[name]) for name in expected)
+
+
+def test_shards_give_the_same_soup(two):
+    found = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(found.ids, (0.3, 0.7))
+    expected = hf_radin.average(found, recipe)
+    model = ViTForImageClassification.from_pretrained(two / "ft-1")
+    (two / "ft-1" / "model.safetensors").unlink()
+    model.save_pretrained(two / "ft-1", max_shard_size="20KB")
+    assert len(list((two / "ft-1").glob("model-*.safetensors"))) > 2
+    mixed = hf_radin.average(hf_radin.gather(f"{two}/*"), recipe)
+    assert all(torch.equal(expected[name], mixed[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (("bfloat16", "bfloat16"), torch.bfloat16),
+        (("float16", "float32"), torch.float32),
+        (("float16", "bfloat16"), torch.float32),
+    ],
+)
+def test_the_soup_has_the_widest_dtype_and_is_rounded_once(two, dtypes, expected):
+    for name, dtype in zip(("ft-0", "ft-1"), dtypes, strict=True):
+        model = ViTForImageClassification.from_pretrained(two / name, dtype=getattr(torch, dtype))
+        model.save_pretrained(two / name)
+    found = hf_radin.gather(f"{two}/*")
+    parts = [load_file(one.folder / "model.safetensors")["classifier.weight"].double() for one in found]
+    soup = hf_radin.average(found, Recipe(found.ids, (0.25, 0.75)))["classifier.weight"]
+    assert soup.dtype == expected
+    assert torch.equal(soup, (0.25 * parts[0] + 0.75 * parts[1]).to(expected))
+
+
+def test_the_user_may_choose_the_dtype(three):
+    assert (
+        hf_radin.average(three, Recipe.uniform(three.ids), dtype="float16")["classifier.weight"].dtype == torch.float16
+    )
+    with pytest.raises(ValueError, match="dtype='int4'"):
+        hf_radin.average(three, Recipe.uniform(three.ids), dtype="int4")
+
+
+def test_a_written_average_is_an_ordinary_checkpoint(three, tmp_path):
+    expected = hf_radin.average(three, Recipe.uniform(three.ids))
+    assert hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out") is None
+    loaded, report = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_an_ingredient_that_is_not_there_is_named(three):
+    with pytest.raises(ValueError, match="No ingredient 'other'"):
+        hf_radin.average(three, Recipe.uniform([three.ids[0], "other"]))
+
+
+def test_integers_are_not_averaged(tmp_path):
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    for seed in range(2):
+        torch.manual_seed(seed)
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+        model = ResNetForImageClassification(config)
+        model.resnet.embedder.embedder.normalization.num_batches_tracked.fill_(10 + seed)
+        model.save_pretrained(tmp_path / str(seed))
+        ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / str(seed))
+    found = hf_radin.gather(f"{tmp_path}/*")
+    soup = hf_radin.average(found, Recipe.uniform(found.ids))
+    counters = [tensor for name, tensor in soup.items() if name.endswith("num_batches_tracked")]
+    assert counters and counters[0].dtype == torch.int64 and counters[0] == 10
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float64"])
+def test_what_is_written_is_what_is_averaged_in_memory(three, tmp_path, dtype):
+    recipe = Recipe(three.ids, (0.5, 0.2, 0.3))
+    expected = hf_radin.average(three, recipe, dtype=dtype)
+    hf_radin.average(three, recipe, output=tmp_path / "out", dtype=dtype)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert str(loaded.dtype) == f"torch.{dtype or 'float32'}"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert loaded.config.id2label == dict(enumerate(three.labels))
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == three[0].processor.to_dict()
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys()
+        == load_file(three[0].folder / "model.safetensors").keys()
+    )
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_files_and_loaded_models_give_the_same_bits(runs, tmp_path, monkeypatch, kept, dtype):
+    """Also where sums are float32, because nothing has more than 16 bits."""
+    for name in ("ft-0", "ft-1", "ft-2"):
+        model = ViTForImageClassification.from_pretrained(runs / name, dtype=getattr(torch, kept))
+        model.save_pretrained(tmp_path / name)
+        AutoImageProcessor.from_pretrained(runs / name).save_pretrained(tmp_path / name)
+    found = hf_radin.gather(f"{tmp_path}/ft-*")
+    recipe = Recipe(found.ids, (0.5, 0.2, 0.3))
+    of_files = hf_radin.average(found, recipe, dtype=dtype)
+    monkeypatch.setattr(average, "are_alike", lambda *_: False)
+    monkeypatch.setattr(average, "stream", lambda *_: pytest.fail("files were averaged"))
+    of_models = hf_radin.average(found, recipe, dtype=dtype)
+    assert str(of_files["classifier.weight"].dtype) == f"torch.{dtype or kept}"
+    assert all(torch.equal(of_files[name], one) for name, one in of_models.items())
+
+
+def test_a_written_average_takes_no_model(three, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_radin.weights.average.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+
+
+def test_large_models_are_written_in_shards(three, tmp_path):
+    hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out", max_shard_size="20KB")
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+    expected = hf_radin.average(three, Recipe.uniform(three.ids))
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize(
+    "size", ["abc", "", "0GB", "-1", "0", "5XB", "infGB", "9" * 400 + "GB", 0, -1, 1.5, None, True]
+)
+def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(tensors, "average", lambda *_, **__: pytest.fail("weights were averaged"))
+    with pytest.raises(ValueError, match=r"max_shard_size=.*: it is a size as in '5GB' \(--max-shard-size\)"):
+        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out", max_shard_size=size)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
+    monkeypatch.setattr(average_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
+    monkeypatch.setattr(tensors, "write", lambda *_, **__: pytest.fail("it was written"))
+    with pytest.raises(
+        ValueError, match=r"The soup takes [\d,]+ bytes, and there are 10 free where it is written: make room"
+    ):
+        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_that_is_killed_leaves_nothing_under_its_name(three, tmp_path, monkeypatch):
+    read, count = tensors._read, itertools.count()
+
+    def killed(*args):
+        if next(count) >= 20:
+            raise SystemExit
+        return read(*args)
+
+    monkeypatch.setattr(tensors, "_read", killed)
+    with pytest.raises(SystemExit):
+        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_is_too_few_is_refused(two, monkeypatch, tmp_path):
+    """What transformers would fill with random numbers is not written, whoever vetted it."""
+    found = hf_radin.gather(f"{two}/*")
+    for one in found:
+        tensors_of = load_file(one.folder / "model.safetensors")
+        del tensors_of["classifier.bias"]
+        save_file(tensors_of, one.folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr("hf_radin.ingredients.ingredient.Ingredient.download", lambda self: self.folder)
+    with pytest.raises(ValueError, match=r"no weights for classifier\.bias"):
+        hf_radin.average(found, Recipe.uniform(found.ids), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, digits, cache, tmp_path):
+    """Without torch: the same bits as the soup that was saved."""
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    code = (
+        "import sys; from hf_radin.cli.main import main; "
+        f"code = main(['average', '--recipe', {str(tmp_path / 'soup')!r} + '/recipe.json', '--output', 'out']); "
+        "assert code == 0 and not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    one, other = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("soup", "out")
+    )
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    config, again = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).config.to_dict() for name in ("soup", "out")
+    )
+    assert {**config, "_name_or_path": ""} == {**again, "_name_or_path": ""}
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == bank.ingredients[0].processor.to_dict()
+
+
+def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path, monkeypatch):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
+    assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+    fields = json.loads((tmp_path / "recipe.json").read_text())
+    (tmp_path / "recipe.json").write_text(json.dumps({**fields, "measurements": []}))
+    assert not cook.cook_files(tmp_path / "recipe.json", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_files_are_hashed_again_only_where_they_may_have_changed(runs, digits, cache, tmp_path, monkeypatch):
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/runs/*"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
+    hashed, file_hashes = [], files.file_hashes
+
+    def counting(folder, **options):
+        hashed.append(folder.name)
+        return file_hashes(folder, **options)
+
+    monkeypatch.setattr(files, "file_hashes", counting)
+    assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "one") and hashed == []
+    path = tmp_path / "runs" / "ft-1" / "model.safetensors"
+    path.write_bytes(path.read_bytes())  # the same, at another time
+    assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "two") and hashed == ["ft-1"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="ft-1 has changed"):
+        cook.cook_files(tmp_path / "recipe.json", tmp_path / "three")
+    assert not (tmp_path / "three").exists()
+
+
+def soup_of(runs, digits, cache, folder) -> dict:
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
+    hf_radin.uniform(bank).save_recipe(folder / "recipe.json")
+    return json.loads((folder / "recipe.json").read_text())
+
+
+def test_an_ingredient_that_is_not_used_is_not_overwritten_either(runs, digits, cache, tmp_path, capsys):
+    shutil.copytree(runs, tmp_path / "runs")
+    fields = soup_of(tmp_path / "runs", digits, cache, tmp_path)
+    ids = [one["id"] for one in fields["ingredients"]]
+    fields["recipe"] = {"ingredients": ids[:2], "weights": [0.5, 0.5]}
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    before = (Path(ids[2]) / "model.safetensors").read_bytes()
+    command = ["average", "--recipe", str(tmp_path / "recipe.json"), "--output", ids[2], "--overwrite"]
+    assert main(command) == 2 and "which would be lost" in capsys.readouterr().err
+    assert (Path(ids[2]) / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("subfolder", ["../../elsewhere", "/elsewhere", "a/../../b"])
+def test_a_recipe_stays_in_the_repository_that_it_names(runs, digits, cache, tmp_path, subfolder):
+    fields = soup_of(runs, digits, cache, tmp_path)
+    fields["ingredients"][0] |= {"repo_id": "org/a", "subfolder": subfolder}
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="is not a whole recipe"):
+        cook.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+
+
+def test_a_recipe_that_lists_one_twice_is_refused(runs, digits, cache, tmp_path):
+    fields = soup_of(runs, digits, cache, tmp_path)
+    fields["ingredients"].append(fields["ingredients"][0])
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"it lists .*ft-0' twice"):
+        cook.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+
+
+def test_a_soup_is_named_by_its_folder_too(runs, digits, cache, tmp_path):
+    soup_of(runs, digits, cache, tmp_path)
+    assert cook.cook_files(tmp_path, tmp_path / "out")
+
+
+def test_counters_that_some_keep_as_numbers_are_counters(tmp_path):
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    for name in ("one", "other"):
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+        ResNetForImageClassification(config).save_pretrained(tmp_path / name)
+        ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
+    path = tmp_path / "one" / "model.safetensors"
+    found = {name: one.float() if "num_batches" in name else one for name, one in load_file(path).items()}
+    save_file(found, path, {"format": "pt"})
+    both = hf_radin.gather([str(tmp_path / "one"), str(tmp_path / "other")])
+    soup = hf_radin.average(both, Recipe.uniform(both.ids))
+    counters = [tensor for name, tensor in soup.items() if "num_batches" in name]
+    assert counters and all(one.dtype == torch.int64 for one in counters)
+
+
+def test_what_is_no_number_in_a_loaded_model_is_named(two, tmp_path, monkeypatch):
+    found = hf_radin.gather(f"{two}/*")
+    model = ViTForImageClassification.from_pretrained(found[1].folder)
+    model.classifier.bias.data[3] = torch.inf
+    model.save_pretrained(found[1].folder)
+    found = hf_radin.gather(f"{two}/*")
+    with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf at 3; an average with it is no number"):
+        hf_radin.average(found, Recipe.uniform(found.ids))
+    monkeypatch.setattr(average, "are_alike", lambda *_: False)
+    with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf, which not all have"):
+        hf_radin.average(found, Recipe.uniform(found.ids))
+
+
+def test_a_dtype_that_is_none_is_refused_before_anything_is_read(three, monkeypatch):
+    monkeypatch.setattr(
+        "hf_radin.ingredients.ingredient.Ingredient.download", lambda self: pytest.fail("weights were looked at")
+    )
+    with pytest.raises(ValueError, match="dtype='float31'"):
+        hf_radin.average(three, Recipe.uniform(three.ids), dtype="float31")

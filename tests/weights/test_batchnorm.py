@@ -1,0 +1,264 @@
+"""BatchNorm statistics of a soup are those of its own activations, from images alone; nothing else changes."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from shared.architectures import INSTALLED, save_fine_tunes
+from shared.banks import plain_inputs
+from shared.launching import launch
+from shared.logs import warned
+from shared.timeless import contents
+from shared.training import digit_images, image_dataset
+from transformers import AutoModelForImageClassification
+
+import hf_radin
+from hf_radin.cli.main import main
+from hf_radin.soup.cook import cook, cook_statistics
+from hf_radin.weights import batchnorm
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def bank_of(nets, digits, cache, **options) -> hf_radin.LogitBank:
+    return hf_radin.compute_logits(hf_radin.gather(f"{nets}/ft-*"), digits, cache_dir=cache, **options)
+
+
+@pytest.fixture(scope="module")
+def bank(nets, digits, kept) -> hf_radin.LogitBank:
+    return bank_of(nets, digits, kept, batchnorm_images=256)
+
+
+def buffers(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if "running_" in name}
+
+
+def test_the_statistics_are_those_of_the_activations(bank):
+    model = hf_radin.uniform(bank).model
+    first = model.resnet.embedder.embedder
+    batches = [bank.statistics.images.read((0, number))["pixel_values"].to("cpu") for number in range(4)]
+    assert [len(batch) for batch in batches] == [64] * 4
+    with torch.no_grad():
+        seen = [first.convolution(batch).transpose(0, 1).flatten(1) for batch in batches]  # (channels, values)
+    means, variances = (torch.stack([getattr(one, name)(1) for one in seen]).mean(0) for name in ("mean", "var"))
+    torch.testing.assert_close(first.normalization.running_mean, means, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.normalization.running_var, variances, rtol=1e-5, atol=1e-6)
+    assert first.normalization.num_batches_tracked == 4 and first.normalization.momentum == 0.1
+    assert not any(module.training for module in model.modules())
+
+
+def test_weights_are_the_average_and_statistics_are_not(bank):
+    soup = hf_radin.uniform(bank)
+    plain = hf_radin.average(bank.ingredients, soup.recipe)
+    found = soup.model.state_dict()
+    for name, tensor in plain.items():
+        moved = "running_" in name or "num_batches" in name
+        assert torch.equal(tensor, found[name]) != moved, name
+    anew = hf_radin.average(bank.ingredients, soup.recipe, statistics=bank.statistics)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in anew.items())
+
+
+def test_what_is_measured_is_what_is_saved(bank, digits, tmp_path):
+    soup = hf_radin.uniform(bank)
+    soup.save_pretrained(tmp_path / "soup")
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "soup").eval()
+    hits = 0
+    for inputs, place in zip(plain_inputs(bank), bank.blocks.values(), strict=True):
+        with torch.inference_mode():
+            hits += int((saved(**inputs).logits.argmax(1).numpy() == bank.labels[place]).sum())
+    assert hits / len(bank) == soup.accuracy("soup", "validation")
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "estimated anew from images of the split\ntrain (256 drawn at random, without their labels)" in card
+
+
+def test_labels_are_not_looked_at(nets, bank, digits, tmp_path):
+    data = datasets.load_dataset(str(digits))
+    rows = {"image": data["train"]["image"], "label": [-1] * len(data["train"])}
+    unlabelled = datasets.DatasetDict(
+        train=datasets.Dataset.from_dict(rows, features=data["train"].features), validation=data["validation"]
+    )
+    other = bank_of(nets, unlabelled, tmp_path, batchnorm_images=700)
+    labelled = bank_of(nets, data, tmp_path, batchnorm_images=700)
+    a, b = (buffers(hf_radin.uniform(one).model.state_dict()) for one in (other, labelled))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_single_model_keeps_its_own(bank):
+    soup = hf_radin.best_single(bank)
+    own = AutoModelForImageClassification.from_pretrained(*soup.recipe.used).state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
+def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, kept, caplog):
+    assert bank.statistics.about["split"] == "train" and bank.statistics.about["used"] == 256
+    named = bank_of(nets, digits, kept, batchnorm_split="validation", batchnorm_images=100)
+    assert named.statistics.about["split"] == "validation"
+    assert named.statistics.about["used"] == 64  # batches of one size
+    assert named.folder == bank.folder  # logits don't depend on it
+    opened = hf_radin.LogitBank.open(named.folder)
+    assert opened.statistics == named.statistics
+    assert (opened.request["batchnorm_split"], opened.request["batchnorm_images"]) == ("validation", 100)
+    soups = [hf_radin.uniform(one) for one in (named, opened)]
+    assert soups[0].measurements == soups[1].measurements
+    assert not torch.equal(
+        soups[0].model.state_dict()["resnet.embedder.embedder.normalization.running_mean"],
+        hf_radin.uniform(bank).model.state_dict()["resnet.embedder.embedder.normalization.running_mean"],
+    )
+
+
+def test_without_a_training_split_it_is_the_measured_one_and_said(nets, tmp_path, caplog):
+    data = datasets.DatasetDict(validation=image_dataset(*digit_images(slice(700, 900))))
+    found = bank_of(nets, data, tmp_path)
+    assert (
+        "has no split 'train'; it has 'validation'. BatchNorm statistics come from images of 'validation'."
+        in caplog.text
+    )
+    assert found.statistics.about["split"] == "validation" and found.statistics.about["used"] == 192
+    one = bank_of(nets, data["validation"], tmp_path / "one")
+    assert one.statistics.about["used"] == 192
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batchnorm_split": "dev"}, "has no split 'dev'"),
+        ({"batchnorm_images": 1}, "batchnorm_images=1: it is a number of images, at least 2"),
+        ({"batchnorm_images": "many"}, "batchnorm_images='many'"),
+    ],
+)
+def test_bad_wishes_are_refused_before_an_image_is_read(nets, digits, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        bank_of(nets, digits, tmp_path, **options)
+    assert not (tmp_path / "pixels").exists()
+
+
+def test_models_without_batchnorm_have_no_use_for_it(runs, digits, cache, bank):
+    with pytest.raises(ValueError, match="ViTForImageClassification has no BatchNorm"):
+        hf_radin.compute_logits(
+            hf_radin.gather(f"{runs}/ft-*"), digits, batchnorm_split="train", cache_dir=cache / "none"
+        )
+
+
+def test_the_split_that_gives_statistics_does_not_prove(nets, digits, kept):
+    found = bank_of(nets, digits, kept, batchnorm_split="test", batchnorm_images=64)
+    with pytest.raises(
+        ValueError, match="The split 'test' gives the soup its BatchNorm statistics; another one has to"
+    ):
+        hf_radin.uniform(found, test_split="test")
+
+
+def test_the_held_out_split_is_shown_the_same_soup(bank):
+    soup = hf_radin.uniform(bank, test_split="test")
+    model = soup.model
+    from hf_radin.search.held_out import of_split
+
+    test = of_split(bank, "test")
+    predicted = []
+    for inputs in plain_inputs(test):
+        with torch.inference_mode():
+            predicted += model(**inputs).logits.argmax(1).tolist()
+    assert np.mean(np.array(predicted) == test.labels) == soup.accuracy("soup", "test")
+
+
+def test_it_is_cooked_again(nets, digits, kept, tmp_path, monkeypatch, caplog):
+    soup = hf_radin.uniform(bank_of(nets, digits, kept, batchnorm_images=256))
+    soup.save_pretrained(tmp_path / "soup")
+    about = json.loads((tmp_path / "soup" / "recipe.json").read_text())["batchnorm"]
+    assert (about["split"], about["used"], about["seed"]) == ("train", 256, 0)
+    ingredients, recipe = cook(tmp_path / "soup")
+    statistics = cook_statistics(tmp_path / "soup", ingredients, cache_dir=tmp_path / "cache")
+    again = hf_radin.average(ingredients, recipe, statistics=statistics)
+    assert all(torch.equal(again[name], tensor) for name, tensor in soup.model.state_dict().items())
+    assert not warned(caplog)
+    command = ["average", "--recipe", str(tmp_path / "soup" / "recipe.json"), "--output", str(tmp_path / "again")]
+    assert main([*command, "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert contents(tmp_path / "again")["model.safetensors"] == contents(tmp_path / "soup")["model.safetensors"]
+
+
+def test_a_sample_is_drawn_evenly_and_without_holding_the_stream(digits):
+    from hf_radin.images.split import open_split, sample_split
+
+    split = open_split(str(digits), split="train")
+    drawn = [sample_split(split, 100, seed=seed) for seed in range(20)]
+    assert all(len(one.rows) == 100 for one in drawn) and len({one.key for one in drawn}) == 20
+    again = sample_split(split, 100, seed=3)
+    assert again.rows["image"][:] == drawn[3].rows["image"][:] and again.rows["image"][:] != drawn[4].rows["image"][:]
+    rows = [row["image"]["bytes"] for row in split.rows]
+    places = np.concatenate([[rows.index(row["image"]["bytes"]) for row in one.rows] for one in drawn])
+    assert abs(places.mean() - 349.5) < 4 * 202 / np.sqrt(2000)  # as likely from the end as from the start
+    dataset = open_split(datasets.load_dataset(str(digits)), split="train")
+    assert len(sample_split(dataset, 100).rows) == 100 and len(sample_split(dataset, 5000).rows) == 700
+
+
+def test_two_processes_give_the_soup_of_one(nets, digits, tmp_path):
+    options = ["--models", f"{nets}/ft-*", "--dataset", digits, "--budget", "2", "--batchnorm-images", "192"]
+    found = {}
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run = launch(tmp_path / str(processes), processes, *options)
+        assert run.returncode == 0, run.stderr
+        found[processes] = contents(tmp_path / str(processes) / "soup")
+    assert found[1] == found[2]
+
+
+def test_levit_forgets_the_weights_that_it_remembered(tmp_path):
+    """It keeps a table of its attention biases from its first run on; a soup must not keep that of other weights."""
+    (architecture,) = [one for one in INSTALLED if one.class_name == "LevitForImageClassification"]
+    save_fine_tunes(architecture, tmp_path)
+    found = hf_radin.gather(f"{tmp_path}/ft-*")
+    images, labels = digit_images(slice(0, 64))
+    data = image_dataset(images, [label % 3 for label in labels], ["cat", "dog", "fish"])
+    bank = hf_radin.compute_logits(found, data, cache_dir=tmp_path / "cache", dtype="bfloat16")
+    model = hf_radin.uniform(bank).model
+    assert not any(
+        module.attention_bias_cache for module in model.modules() if hasattr(module, "attention_bias_cache")
+    )
+    model.to(torch.float64)
+    batchnorm.estimate_statistics(model, bank.statistics)
+    model(pixel_values=torch.zeros(1, 3, 32, 32, dtype=torch.float64))  # tables of another dtype would not fit
+
+
+def test_mixed_precision_and_dtype_do_not_change_what_is_estimated(bank, monkeypatch):
+    """Else a soup could not be cooked again where its run was launched otherwise."""
+    recipe = hf_radin.Recipe.uniform(bank.ingredients.ids)
+    plain = hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics)
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "autocast", lambda self: torch.autocast("cpu", dtype=torch.bfloat16))
+    low = hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics)
+    assert all(torch.equal(plain[name], low[name]) for name in plain)
+
+
+def test_weights_of_a_float64_soup_keep_their_digits(bank):
+    recipe = hf_radin.Recipe(bank.ingredients.ids, (0.3, 0.3, 0.4))
+    plain = hf_radin.average(bank.ingredients, recipe, dtype="float64")
+    anew = hf_radin.average(bank.ingredients, recipe, dtype="float64", statistics=bank.statistics)
+    moved = [name for name in plain if not torch.equal(plain[name], anew[name])]
+    assert moved and all("running_" in name or "num_batches" in name for name in moved)
+
+
+def test_a_split_without_labels_gives_statistics_too(nets, digits, tmp_path):
+    data = datasets.load_dataset(str(digits))
+    bare = datasets.DatasetDict(train=data["train"].remove_columns("label"), validation=data["validation"])
+    for cache, options in (("named", {"batchnorm_split": "train"}), ("default", {})):
+        found = bank_of(nets, bare, tmp_path / cache, batchnorm_images=64, **options)
+        assert found.statistics.about["split"] == "train"
+
+
+def test_a_folder_of_one_nameless_split_is_not_called_train(nets, tmp_path):
+    image_dataset(*digit_images(slice(700, 900))).save_to_disk(tmp_path / "data")
+    found = bank_of(nets, tmp_path / "data", tmp_path / "cache", batchnorm_images=64)
+    assert found.statistics.about["split"] == found.split == "validation"
+
+
+def test_a_held_out_split_that_gives_statistics_is_refused_before_it_is_run(bank, kept):
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")}
+    with pytest.raises(ValueError, match="The split 'train' gives the soup its BatchNorm statistics"):
+        hf_radin.uniform(bank, test_split="train")
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")} == before
