@@ -76,7 +76,7 @@ def test_a_room_is_as_large_as_can_be_looked_over():
 
 
 SCRIPTS = [
-    path for folder in ("hf_radin", "examples", "benchmarks", "model_cards") for path in (ROOT / folder).glob("*.py")
+    path for folder in ("hf_radin", "examples", "benchmarks", "model_cards") for path in (ROOT / folder).rglob("*.py")
 ]
 
 
