@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.checkpoints import processor as processors
+import hf_radin
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
-from hf_radin.checkpoints.processor import check_same_pixels, read_alike
-from hf_radin.images.cache import Images, block_size, find_home, parse_size
+from hf_radin.checkpoints.processor import (
+    check_same_pixels,
+    describe_processor,
+    prepare_image,
+    read_alike,
+)
+from hf_radin.images.cache import Images, block_size, find_home
 from hf_radin.images.decode import Source, example_images, prepared_example
 from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
-from hf_radin.images.split import OBJECT, Split, count_rows, open_split
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.images.split import OBJECT, DataSource, Split, count_rows, open_split
+from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.ingredients.labels import check_first_label, match_labels
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import (
-    BATCH_SIZE_FILE,
-    DIGESTS,
-    discard_broken,
-    read_about,
-    read_told,
-    record_path,
-    write_latest,
-    write_record,
-)
+from hf_radin.logits.bank_files import BATCH_SIZE_FILE, DIGESTS, LogitsRecord, discard_broken, record_path
+from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
-from hf_radin.logits.preflight import sound, try_all
+from hf_radin.logits.preflight import Remark, check_models, usable_ingredients
 from hf_radin.runtime.autotune import BATCH_SIZE, settle_threads
-from hf_radin.runtime.file_sync import on_each_disk, share
+from hf_radin.runtime.file_sync import on_each_disk, sync_files
 from hf_radin.runtime.files import digest, remove_partials, write_atomically, write_json
-from hf_radin.runtime.processes import on_main_process, the_accelerator
-from hf_radin.weights.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
+from hf_radin.runtime.processes import Processes
+from hf_radin.weights.batchnorm import IMAGES, Statistics, collect_statistics, find_sampled
 
 if TYPE_CHECKING:
     import torch
@@ -69,20 +65,20 @@ def compute_logits(
     pixel_cache: int | str = "auto",
     workers: int | str = "auto",
     channels_last: bool = False,
-    compiled: bool = False,
+    torch_compile: bool = False,
     dtype: str | torch.dtype | None = None,
     logits_dtype: str = "float32",
     on_error: str = "raise",
     strangers: str = "warn",
     batchnorm_split: str | None = None,
     batchnorm_images: int = IMAGES,
-    pilot: float | Pilot | Chosen | None = None,
+    pilot: float | Pilot | None = None,
     apart_from: LogitBank | None = None,
     accelerator: Accelerator | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> LogitBank:
-    """Run every ingredient once on a labelled split and keep its logits.
+    """Run every ingredient once on a labelled split and write its logits to disk.
 
     Images are decoded once, whatever the number of ingredients and processes. What is in `cache_dir` already is not
     computed again, so a killed run goes on where it was; the outcome is the same for any number of processes.
@@ -90,175 +86,333 @@ def compute_logits(
     Args:
         ingredients: from `gather`.
         dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
-        split: used to choose; never the one that shall prove the choice.
+        split: used to choose; never the split that shall prove the choice.
         config_name, revision: of the dataset, as in `load_dataset`.
         image_column, label_column: needed where the dataset has several that could be meant.
         batch_size: images in a forward pass; `auto` is 64 on a CPU and grows on an accelerator as long as that pays.
             It is decided once for a bank. On an accelerator give a number if two runs shall agree to the last bit.
         models_in_memory: how many models see each image while it is there; `auto` is as many as fit.
-        pixel_cache: how much of the prepared images is kept on disk, to be read again by further models and by soups:
-            `off`, a size as in `20GB`, or `auto`: up to half of what is free, at most 100 GB. What is not kept is
-            decoded anew.
+        pixel_cache: how much of the prepared images is cached on disk, to be read again by further models and by
+            soups: `off`, a size as in `20GB`, or `auto`: up to half of what is free, at most 100 GB. What is not
+            cached is decoded anew.
         workers: processes that decode beside each that runs models; `auto` is none on a CPU, else up to 8.
         channels_last: give images to the models in this memory format, which convolutions on GPUs like.
-        compiled: use `torch.compile`.
+        torch_compile: run the models through `torch.compile`.
         dtype: of the weights while running: float32 unless you say otherwise. For autocast see `accelerator`.
-        logits_dtype: of the logits as they are kept: `float32`, or `float16` for half the room and eleven bits.
+        logits_dtype: of the logits on disk: `float32`, or `float16` for half the room and eleven bits.
         on_error: an image that can't be read raises a ValueError, or with `skip` is left out and counted.
-        strangers: what to do with ingredients whose weights say that they don't share their start with the others:
-            `warn`, `drop` them, or `keep` them without a word.
+        strangers: what to do with ingredients whose weights seem to have a different start than the others': `warn`,
+            `drop` them, or `keep` them without a word.
         batchnorm_split: of models with BatchNorm, the split whose images soups estimate their statistics anew from;
             its labels are not used. By default `train` if the dataset has it, else the split itself.
         batchnorm_images: how many of them, drawn at random with a fixed seed.
         pilot: the share of the split, as in 0.2, that logits are computed of: images drawn at random, the same for all
-            models. `radin` completes them where they tell recipes apart. `Pilot(0.2, seed=1)` is another sample. By
-            default all of it.
-        apart_from: a bank with none of whose images this split may have one in common: it is refused at the first.
+            models. `radin` computes the logits of further images where they tell recipes apart. `Pilot(0.2, seed=1)`
+            is another sample. By default logits are computed of all images.
+        apart_from: a bank whose images this split must not have: it is refused at the first image in both.
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
-        cache_dir: where banks and prepared images are kept; by default `hf_radin` in HF_HOME.
+        cache_dir: where banks and prepared images are cached; by default `hf_radin` in HF_HOME.
 
     Raises:
         ValueError: if the split or its columns are not there, an image or a label can't be used, a checkpoint lacks
             weights, or fewer than two ingredients give finite logits.
     """
-    check_running(
-        ingredients,
+    source = DataSource(dataset, split, config_name, revision, image_column, label_column, token)
+    options = RunOptions(
         batch_size=batch_size,
         models_in_memory=models_in_memory,
-        workers=workers,
         pixel_cache=pixel_cache,
+        workers=workers,
+        channels_last=channels_last,
+        torch_compile=torch_compile,
+        dtype=dtype_name(dtype),
         logits_dtype=logits_dtype,
         on_error=on_error,
+        strangers=strangers,
+        batchnorm_split=batchnorm_split,
         batchnorm_images=batchnorm_images,
+        cache_dir=cache_dir,
     )
-    is_step = isinstance(pilot, Chosen)  # of a search, which looks after what is left of its ingredients
-    sample = Pilot.of(pilot) if not isinstance(pilot, Chosen) else None if pilot.places is None else pilot
-    if isinstance(sample, Pilot) and sample.passes(len(ingredients)) >= len(ingredients):
-        logger.warning(SAVES_NOTHING, sample.share, len(ingredients), sample.passes(len(ingredients)))
-    weights_dtype = as_dtype(dtype or "float32")
-    if strangers not in ("warn", "drop", "keep"):
-        raise ValueError(f"strangers={strangers!r}: it is 'warn', 'drop' or 'keep'.")
-    accelerator = the_accelerator(accelerator)
-    if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
+    return make_bank(
+        ingredients, source, options, Processes(accelerator), pilot=Pilot.of(pilot), apart_from=apart_from
+    )
+
+
+def make_bank(
+    ingredients: Ingredients,
+    source: DataSource,
+    options: RunOptions,
+    processes: Processes,
+    *,
+    pilot: Pilot | None = None,
+    apart_from: LogitBank | None = None,
+) -> LogitBank:
+    """The bank of at least two ingredients. See `compute_logits`."""
+    check_ingredients(ingredients)
+    if pilot is not None and (passes := pilot.passes(len(ingredients))) >= len(ingredients):
+        logger.warning(SAVES_NOTHING, pilot.share, len(ingredients), passes)
+    bank = extend_bank(ingredients, source, options, processes, sample=pilot, apart_from=apart_from)
+    if len(bank.ingredients) < 2:
+        broken = [name for name in ingredients.ids if name not in bank.ingredients.ids]
         raise ValueError(
-            f"{os.environ['WORLD_SIZE']} processes were launched, accelerate knows of {accelerator.num_processes}. "
-            "On CPUs, set ACCELERATE_USE_CPU=true; make no PartialState before the Accelerator."
+            f"{', '.join(broken)} give NaN or infinite logits, and a soup needs two ingredients: "
+            f"{len(bank.ingredients)} of {len(ingredients)} are left."
         )
+    on_each_disk(processes, bank.folder, lambda: bank.latest.write(bank.folder))
+    processes.wait()
+    return bank
+
+
+def extend_bank(
+    ingredients: Ingredients,
+    source: DataSource,
+    options: RunOptions,
+    processes: Processes,
+    *,
+    sample: Pilot | Chosen | None = None,
+    apart_from: LogitBank | None = None,
+) -> LogitBank:
+    """The logits of any number of ingredients on a sample of a split's images, as a step of a search needs them.
+
+    Args:
+        sample: which images; by default all.
+
+    Raises:
+        ValueError: as `compute_logits` does, but any number of ingredients may give finite logits.
+    """
+    processes.check_launch()
     settle_threads()
-    columns = {"config_name": config_name, "image_column": image_column, "label_column": label_column}
-    request = {"dataset": dataset, **columns, "revision": revision, "token": token}
-    opened = open_split(split=split, **request)
-    if opened.name != OBJECT and opened.revision is None:
-        request["dataset"] = str(Path(dataset).resolve())  # the same folder, wherever the process goes
-    opened = replace(opened, key=on_main_process(lambda: opened.key))  # an object without fingerprint has a random one
-    home = find_home(cache_dir)
-    processor = ingredients[0].processor
-    about = {
-        "data": opened.describe(),
-        "classes": ingredients.labels,
-        "processor": processors.describe_processor(processor),
-        "dtype": str(weights_dtype).removeprefix("torch."),
-        "mixed_precision": accelerator.mixed_precision,
-        "channels_last": channels_last,
-        "compiled": compiled,
-        "logits_dtype": logits_dtype,
-        "on_error": on_error,
-    }
-    to_class = match_labels(opened, ingredients.labels)
-    if opened.is_here:  # of a stream, the first image comes no sooner
-        check_first_label(opened, to_class)
-    sampled = find_sampled(ingredients[0], opened, request, batchnorm_split)
-    if sampled is not None:
-        key = sampled.key
-        sampled = replace(sampled, key=on_main_process(lambda: key))
-    # what the data are called may vary (`data`, `./data`); what they are is in the key
-    content = {
-        **opened.describe(),
-        "name": None,
-        **{name: about[name] for name in ("classes", "processor", "on_error")},
-    }
-    samples = on_main_process(lambda: count_rows(opened))
-    block = block_size(samples)
-    pixels = home / "pixels" / digest(block, content)
-    bits = ("dtype", "logits_dtype", "mixed_precision", "channels_last", "compiled")
-    folder = home / "banks" / digest(block, content, sample and sample.key, *(about[name] for name in bits))
-    with _alone(folder):
-        share(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
-        on_each_disk(folder, lambda: discard_broken(folder, ingredients))
-        on_each_disk(pixels, lambda: remove_partials(pixels))
-        accelerator.wait_for_everyone()
-        missing = on_main_process(lambda: [one.id for one in ingredients if not record_path(folder, one).exists()])
-        # a checkpoint that can't be run, or is none of the family, is known before the images go by
-        source = Source(opened, partial(processors.prepare_image, processor), to_class, on_error, block)
-        images = Images(pixels, block, lambda: source, on_digests=_refusal(apart_from, opened))
-        example = on_main_process(lambda: _example(images, ingredients)) if missing else None
-        try_all(ingredients, missing, home, example=example, dtype=weights_dtype, accelerator=accelerator)
-        ingredients, remarks = sound(ingredients, home, strangers, weights_dtype)
-        missing = [name for name in missing if name in ingredients.ids]
-        logger.info(
-            "Logits of %d checkpoints on the split %r of %s: %d to compute, on %s in %d process(es), in %s.",
-            len(ingredients),
-            opened.split,
-            opened.name,
-            len(missing),
-            accelerator.device.type,
-            accelerator.num_processes,
-            folder,
-        )
-        statistics = None
-        if sampled is not None:
-            statistics = collect_statistics(
-                sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
-            )
-        running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
-        size = on_main_process(lambda: _batch_size(folder, batch_size, ingredients[0], running, example))
-        share(folder, BATCH_SIZE_FILE)
-        running = replace(running, batch_size=size)
-        passes = Passes(running, models_in_memory, pixel_cache, workers, sample, example)
-        where = None if opened.name == OBJECT else request["dataset"]
-        compute(
-            folder,
-            logits_dtype,
-            images,
-            ingredients.select(missing),
-            passes,
-            samples=None if samples is None else round(samples * (sample.share if sample else 1)),
-            finished=len(ingredients) - len(missing),
-            found=lambda: _found(folder, images, {**about, "batch_size": size, "dataset": where}, sample),
+    if isinstance(sample, Chosen) and sample.places is None:
+        sample = None
+    task = _plan(ingredients, source, options, processes, sample)
+    with _alone(task.folder, processes):
+        return _run(task, apart_from)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a bank is computed from; nothing of it has cost a pass yet.
+
+    Args:
+        split: opened.
+        statistics_split: whose images BatchNorm statistics are estimated from; None without BatchNorm.
+        samples: in the split; None if that is not known before it was read.
+        run: what decides about the bits of the logits.
+        folder, pixels: of the bank, and of its prepared images.
+    """
+
+    ingredients: Ingredients
+    source: DataSource
+    options: RunOptions
+    processes: Processes
+    sample: Pilot | Chosen | None
+    split: Split
+    statistics_split: Split | None
+    samples: int | None
+    run: RunRecord
+    home: Path
+    folder: Path
+    pixels: Path
+
+    @property
+    def block(self) -> int:
+        """Samples in a block."""
+        return block_size(self.samples)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights while running."""
+        return as_dtype(self.options.dtype)
+
+    @property
+    def shown(self) -> int | None:
+        """How many images each model is shown, as far as that is known."""
+        return None if self.samples is None else round(self.samples * (self.sample.share if self.sample else 1))
+
+    def images(self, apart_from: LogitBank | None) -> Images:
+        """The images as the models take them; those of another bank are refused."""
+        to_class = match_labels(self.split, self.ingredients.labels)
+        prepare = partial(prepare_image, self.ingredients[0].processor)
+        source = Source(self.split, prepare, to_class, self.options.on_error, self.block)
+        return Images(self.pixels, self.block, lambda: source, on_digests=_refusal(apart_from, self.split))
+
+    def passes(self, batch_size: int, example: dict[str, torch.Tensor] | None) -> Passes:
+        """How the images go through the models."""
+        options, accelerator = self.options, self.processes.accelerator
+        running = Running(accelerator, self.dtype, batch_size, options.channels_last, options.torch_compile)
+        return Passes(
+            self.processes,
+            running,
+            options.logits_dtype,
+            options.models_in_memory,
+            options.pixel_cache,
+            options.workers,
+            self.sample,
+            example,
         )
 
-        def write_records() -> None:
-            for one in ingredients:  # a checkpoint may have moved since its logits were computed
-                write_record(folder, one, read_told(folder, one))
 
-        on_each_disk(folder, write_records)
-        accelerator.wait_for_everyone()
-        usable = _usable(folder, ingredients, fewest=0 if is_step else 2)
-        remarks += [(name, NOT_FINITE) for name in ingredients.ids if name not in usable.ids]
-        if not is_step:
-            on_each_disk(folder, lambda: write_latest(folder, usable, remarks, statistics))
-        accelerator.wait_for_everyone()
-    request |= {"batch_size": size, "dtype": dtype, "on_error": on_error, "cache_dir": home}
-    request |= {name: about[name] for name in ("logits_dtype", "channels_last", "compiled")}
-    request |= {"models_in_memory": models_in_memory, "pixel_cache": pixel_cache, "workers": workers}
-    request |= {"strangers": "keep", "batchnorm_split": batchnorm_split, "batchnorm_images": batchnorm_images}
-    found = read_about(folder)
-    part = drawn_places(found["blocks"], sample)
-    return LogitBank(
-        folder, usable, found, images, {**request, "pilot": sample}, statistics, tuple(remarks), part=part
+def _plan(
+    ingredients: Ingredients,
+    source: DataSource,
+    options: RunOptions,
+    processes: Processes,
+    sample: Pilot | Chosen | None,
+) -> _Task:
+    """Open the split and see that its labels fit; where banks and images go is decided by what is in them."""
+    split = open_split(source)
+    if split.name != OBJECT and split.revision is None:
+        source = replace(source, dataset=str(Path(source.dataset).resolve()))  # wherever the process goes
+    split = replace(split, key=processes.decide(lambda: split.key))  # an object without fingerprint has a random one
+    to_class = match_labels(split, ingredients.labels)
+    if split.is_here:  # of a stream, the first image comes no sooner
+        check_first_label(split, to_class)
+    statistics_split = find_sampled(ingredients[0], split, source, options.batchnorm_split)
+    if statistics_split is not None:
+        key = statistics_split.key
+        statistics_split = replace(statistics_split, key=processes.decide(lambda: key))
+    run = RunRecord(
+        processor=describe_processor(ingredients[0].processor),
+        dtype=options.dtype,
+        mixed_precision=processes.accelerator.mixed_precision,
+        channels_last=options.channels_last,
+        torch_compile=options.torch_compile,
+        logits_dtype=options.logits_dtype,
+        on_error=options.on_error,
     )
+    samples = processes.decide(lambda: count_rows(split))
+    home = find_home(options.cache_dir)
+    # what the data are called may vary (`data`, `./data`); what they are is in the key
+    data = asdict(replace(DataRecord.of(split), name=""))
+    content = (block_size(samples), data, ingredients.labels, run.processor, run.on_error)
+    return _Task(
+        ingredients=ingredients,
+        source=source,
+        options=options,
+        processes=processes,
+        sample=sample,
+        split=split,
+        statistics_split=statistics_split,
+        samples=samples,
+        run=run,
+        home=home,
+        folder=home / "banks" / digest(*content, sample and sample.key, asdict(run)),
+        pixels=home / "pixels" / digest(*content),
+    )
+
+
+def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
+    """Check the models, show them the images, and open what was written."""
+    processes, folder, options = task.processes, task.folder, task.options
+    sync_files(processes, folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
+    on_each_disk(processes, folder, lambda: discard_broken(folder, task.ingredients))
+    on_each_disk(processes, task.pixels, lambda: remove_partials(task.pixels))
+    processes.wait()
+    missing = processes.decide(lambda: _without_logits(folder, task.ingredients))
+    images = task.images(apart_from)
+    # a checkpoint that can't be run, or has a different start, is known before the images go by
+    example = processes.decide(lambda: _example(images, task.ingredients)) if missing else None
+    check_models(
+        task.ingredients, missing, task.home, example=example, dtype=task.dtype, processes=processes
+    )
+    ingredients, remarks = usable_ingredients(
+        task.ingredients, task.home, options.strangers, task.dtype, processes
+    )
+    missing = [name for name in missing if name in ingredients.ids]
+    _log_beginning(task, len(ingredients), len(missing))
+    statistics = _statistics(task)
+    batch_size = processes.decide(lambda: _batch_size(task, example))
+    sync_files(processes, folder, BATCH_SIZE_FILE)
+    compute(
+        folder,
+        images,
+        ingredients.select(missing),
+        task.passes(batch_size, example),
+        samples=task.shown,
+        finished=len(ingredients) - len(missing),
+        write_index=lambda: _write_index(task, images, batch_size),
+    )
+    on_each_disk(processes, folder, lambda: _rewrite_records(folder, ingredients))
+    processes.wait()
+    return _open(task, ingredients, images, remarks, statistics)
+
+
+def _open(
+    task: _Task,
+    ingredients: Ingredients,
+    images: Images,
+    remarks: list[Remark],
+    statistics: Statistics | None,
+) -> LogitBank:
+    """The bank of those ingredients whose logits are all finite."""
+    finite = [one.id for one in ingredients if LogitsRecord.read(task.folder, one.key).finite]
+    broken = [name for name in ingredients.ids if name not in finite]
+    if broken and len(finite) >= 2:
+        logger.warning("%s give NaN or infinite logits: left out of the soup.", ", ".join(broken))
+    manifest = BankManifest.read(task.folder)
+    return LogitBank(
+        folder=task.folder,
+        ingredients=ingredients.select(finite),
+        manifest=manifest,
+        images=images,
+        source=task.source,
+        options=replace(task.options, cache_dir=task.home, batch_size=manifest.batch_size, strangers="keep"),
+        processes=task.processes,
+        statistics=statistics,
+        remarks=(*remarks, *((name, NOT_FINITE) for name in broken)),
+        part=drawn_places(manifest.blocks, task.sample),
+    )
+
+
+def _without_logits(folder: Path, ingredients: Ingredients) -> list[str]:
+    """The ids of those whose logits are not complete."""
+    return [one.id for one in ingredients if not record_path(folder, one.key).exists()]
+
+
+def _log_beginning(task: _Task, models: int, missing: int) -> None:
+    logger.info(
+        "Logits of %d checkpoints on the split %r of %s: %d to compute, on %s in %d process(es), in %s.",
+        models,
+        task.split.split,
+        task.split.name,
+        missing,
+        task.processes.device.type,
+        task.processes.count,
+        task.folder,
+    )
+
+
+def _statistics(task: _Task) -> Statistics | None:
+    """The images that soups estimate their BatchNorm statistics from; None without BatchNorm."""
+    if task.statistics_split is None:
+        return None
+    return collect_statistics(
+        task.statistics_split,
+        task.options.batchnorm_images,
+        task.home,
+        processor=task.ingredients[0].processor,
+        on_error=task.options.on_error,
+        processes=task.processes,
+    )
+
+
+def _rewrite_records(folder: Path, ingredients: Ingredients) -> None:
+    """Say where each checkpoint is now: it may have moved since its logits were computed."""
+    for ingredient in ingredients:
+        record = LogitsRecord.read(folder, ingredient.key)
+        replace(record, ingredient=IngredientRecord.of(ingredient)).write(folder, ingredient.key)
 
 
 def _refusal(bank: LogitBank | None, split: Split) -> Callable[[list[str]], None] | None:
-    """Hears of the images of a split as they go by, and refuses them if one is in a bank; None without digests."""
-    chosen = None if bank is None else replace(bank, part=None).digests
-    if bank is None or chosen is None:
+    """Refuses images of a split as they go by, if they are in a bank; None without a bank, or without its digests."""
+    digests = None if bank is None else replace(bank, part=None).digests
+    if bank is None or digests is None:
         return None
-    return partial(refuse_met, chosen=np.sort(chosen), names=(split.split, bank.split))
+    return partial(refuse_met, chosen=np.sort(digests), names=(split.split, bank.split))
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, processes: Processes) -> Iterator[None]:
     """Only one run at a time computes a bank; another waits, and finds it computed."""
     from filelock import FileLock, Timeout
 
@@ -272,7 +426,7 @@ def _alone(folder: Path) -> Iterator[None]:
             logger.warning("Another run computes the same logits; waiting for it.")
             lock.acquire()
 
-    on_main_process(acquire)
+    processes.decide(acquire)
     try:
         yield
     finally:
@@ -282,122 +436,70 @@ def _alone(folder: Path) -> Iterator[None]:
 def _example(images: Images, ingredients: Ingredients) -> dict[str, torch.Tensor] | None:
     """An image of a split as the models take it; None if none of the first can be read.
 
-    Where an earlier run has prepared some, and no processors are to be compared, nothing is read or downloaded.
+    Where an earlier run has prepared images, and no processors are to be compared, nothing is read or downloaded.
 
     Raises:
         ValueError: if the image processors of the ingredients make different pixels of some images, or none.
     """
-    processors = {one.id: one.processor for one in ingredients}
-    alike = read_alike(processors.values())
-    if alike and (example := images.example()) is not None:
+    processors = {ingredient.id: ingredient.processor for ingredient in ingredients}
+    are_alike = read_alike(processors.values())
+    if are_alike and (example := images.example()) is not None:
         return example
     source = images.source()
-    originals = example_images(source.split, least=1 if alike else 3)
+    originals = example_images(source.split, least=1 if are_alike else 3)
     check_same_pixels(processors, list(originals.values()))
     return prepared_example(source.split, source.prepare, originals)
 
 
-def _batch_size(
-    folder: Path, wanted: int | str, ingredient: Ingredient, running: Running, example: dict[str, torch.Tensor] | None
-) -> int:
+def _batch_size(task: _Task, example: dict[str, torch.Tensor] | None) -> int:
     """The number of images in a forward pass, decided once for a bank, so that a resumed run goes on as it began."""
-    path = folder / BATCH_SIZE_FILE
+    path, wanted = task.folder / BATCH_SIZE_FILE, task.options.batch_size
     if wanted != "auto":
         return int(wanted)
     if not path.exists():
-        write_json(path, choose_batch_size(ingredient, running, example))
+        ingredient: Ingredient = task.ingredients[0]
+        write_json(path, choose_batch_size(ingredient, task.passes(BATCH_SIZE, example).running, example))
     return int(json.loads(path.read_text()))
 
 
-def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | Chosen | None) -> None:
-    """Write what a bank has beside its logits: its samples, their labels, where all of it comes from."""
-    import hf_radin
-
-    if (folder / "bank.json").exists():
+def _write_index(task: _Task, images: Images, batch_size: int) -> None:
+    """Write what a bank has beside its logits: its samples, their labels, and its manifest."""
+    if (task.folder / BANK).exists():
         return
     ids, labels, skipped, counts = images.index()
     if not len(ids):
-        name, split = about["data"]["name"], about["data"]["split"]
-        raise ValueError(f"The split {split!r} of {name} has no image to use; {len(skipped)} were skipped.")
+        raise ValueError(
+            f"The split {task.split.split!r} of {task.split.name} has no image to use; {len(skipped)} were skipped."
+        )
     if skipped:
         logger.warning("%d of %d images can't be read: left out.", len(skipped), len(ids) + len(skipped))
-    blocks = [(*block, count) for block, count in zip(images.blocks, counts, strict=True)]
-    places = drawn_places(blocks, pilot)
-    if pilot is not None and places is not None and not len(places):
-        raise ValueError(f"pilot={pilot.share}: that is none of {len(ids)} images.")
-    write_atomically(folder / "ids.npy", partial(np.save, arr=ids))
-    write_atomically(folder / "labels.npy", partial(np.save, arr=labels))
-    if (digests := images.digests()) is not None:
-        write_atomically(folder / DIGESTS, partial(np.save, arr=digests))
-    about = {
-        **about,
-        "samples": len(ids),
-        "skipped": skipped,
-        "block_size": images.size,
-        "rows": len(ids) if places is None else len(places),  # of logits
-        "pilot": pilot and pilot.describe(),
-        "blocks": blocks,
-        "pixels": os.path.relpath(images.folder, folder),
-        "hf_radin": hf_radin.__version__,
-    }
-    write_json(folder / "bank.json", about)
+    blocks = tuple((*block, count) for block, count in zip(images.blocks, counts, strict=True))
+    places = drawn_places(blocks, task.sample)
+    if task.sample is not None and places is not None and not len(places):
+        raise ValueError(f"pilot={task.sample.share}: that is none of {len(ids)} images.")
+    arrays = {"ids.npy": ids, "labels.npy": labels, DIGESTS: images.digests()}
+    for name, array in arrays.items():
+        if array is not None:
+            write_atomically(task.folder / name, partial(np.save, arr=array))
+    is_object = task.split.name == OBJECT
+    BankManifest(
+        data=DataRecord.of(task.split),
+        classes=task.ingredients.labels,
+        run=task.run,
+        batch_size=batch_size,
+        samples=len(ids),
+        skipped=tuple(skipped),
+        rows=len(ids) if places is None else len(places),
+        block_size=images.size,
+        blocks=blocks,
+        pixels=os.path.relpath(images.folder, task.folder),
+        hf_radin=hf_radin.__version__,
+        dataset=None if is_object else str(task.source.dataset),
+        pilot=task.sample if isinstance(task.sample, Pilot) else None,
+        chosen=isinstance(task.sample, Chosen),
+    ).write(task.folder)
 
 
-def _usable(folder: Path, ingredients: Ingredients, fewest: int) -> Ingredients:
-    """The ingredients whose logits are all finite.
-
-    Raises:
-        ValueError: if fewer than that are.
-    """
-    finite = [one.id for one in ingredients if read_told(folder, one).finite]
-    broken = [name for name in ingredients.ids if name not in finite]
-    if len(finite) < fewest:
-        raise ValueError(
-            f"{', '.join(broken)} give NaN or infinite logits, and a soup needs two ingredients: "
-            f"{len(finite)} of {len(ingredients)} are left."
-        )
-    if broken:
-        logger.warning("%s give NaN or infinite logits: left out of the soup.", ", ".join(broken))
-    return ingredients.select(finite)
-
-
-def check_running(
-    ingredients: Ingredients,
-    *,
-    batch_size: int | str,
-    models_in_memory: int | str,
-    workers: int | str,
-    pixel_cache: int | str,
-    logits_dtype: str,
-    on_error: str,
-    batchnorm_images: int,
-) -> None:
-    """Refuse what can't be computed with.
-
-    Raises:
-        ValueError: for anything that `compute_logits` can't use.
-    """
-    if len(ingredients) < 2:
-        raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
-    check_number("batch_size", batch_size)
-    check_number("models_in_memory", models_in_memory)
-    check_number("workers", workers, least=0)
-    parse_size(pixel_cache)
-    if logits_dtype not in ("float32", "float16"):
-        raise ValueError(f"logits_dtype={logits_dtype!r}: it is 'float32' or 'float16'.")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'.")
-    check_images(batchnorm_images)
-
-
-def check_number(name: str, value: int | str, *, least: int = 1) -> int | str:
-    """`auto`, or a number.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if value == "auto":
-        return value
-    if isinstance(value, (bool, str)) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name}={value!r}: it is 'auto' or a number, at least {least}.")
-    return operator.index(value)
+def dtype_name(dtype: str | torch.dtype | None) -> str:
+    """A dtype of weights by torch's name, as in `bfloat16`; None is float32."""
+    return str(as_dtype(dtype or "float32")).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What the processes of one run agree on, and what only the main one says."""
+"""The processes of one run: what they agree on, what only the main one does, and the trackers that follow it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from accelerate import Accelerator
 
 T = TypeVar("T")
@@ -21,84 +23,194 @@ T = TypeVar("T")
 # may be hours behind another; the usual ten minutes would end a run that is well.
 PATIENCE = timedelta(days=1)
 
-_accelerator: Accelerator | None = None
-
 
 class MainStoppedError(ValueError):
-    """The main process has stopped for an error, and says it; the others end with it."""
+    """The main process stopped with an error, which it reports itself; the others end with it."""
 
 
-def the_accelerator(given: Accelerator | None = None) -> Accelerator:
-    """The accelerator of this run: the one that a user gave, else one as `accelerate launch` set it up."""
-    global _accelerator
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+class Processes:
+    """The processes of one run. It is handed down to everything that several processes do together.
 
-    if given is not None:
-        if not isinstance(given, Accelerator):
-            raise ValueError(f"accelerator={given!r}: it is an Accelerator of accelerate's.")
-        _accelerator = given
-    if _accelerator is None:
-        # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
-        _accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    return _accelerator
-
-
-def device_name(accelerator: Accelerator) -> str:
-    """What a process of this run computes on, for the record."""
-    import torch
-
-    device = accelerator.device
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
-    name = getattr(getattr(torch, device.type, None), "get_device_name", lambda _: device.type)
-    return str(name(device))
-
-
-def on_main_process(decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process, in every process: what all must agree on is decided once.
+    Args:
+        accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set
+            up. It is made when it is first needed, so that nothing loads torch before.
 
     Raises:
-        MainStoppedError: in the others, if `decide` raises a ValueError or OSError in the main process.
+        ValueError: if it is not an `accelerate.Accelerator`.
     """
-    from accelerate.utils import broadcast_object_list
 
-    found: list[Any] = [None, None]
-    error: Exception | None = None
-    if the_accelerator().is_main_process:
+    def __init__(self, accelerator: Accelerator | None = None):
+        if accelerator is not None:
+            from accelerate import Accelerator
+
+            if not isinstance(accelerator, Accelerator):
+                raise ValueError(f"accelerator={accelerator!r}: it is an Accelerator of accelerate's.")
+        self._accelerator = accelerator
+        self._images = 0
+        self.is_apart: dict[Path, bool] = {}  # by folder, see `file_sync`
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's view of this run."""
+        if self._accelerator is None:
+            # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
+            self._accelerator = _make_accelerator()
+        return self._accelerator
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def index(self) -> int:
+        """Which of them this is."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main process."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+    @property
+    def device_name(self) -> str:
+        """The name of the device, for the record."""
+        import torch
+
+        device = self.device
+        if device.type == "cpu":
+            threads = torch.get_num_threads()
+            return f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
+        name = getattr(getattr(torch, device.type, None), "get_device_name", lambda _: device.type)
+        return str(name(device))
+
+    def check_launch(self) -> None:
+        """Refuse to work alone where several processes were launched.
+
+        Raises:
+            ValueError: if accelerate knows of another number of processes than the launcher.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) != self.count:
+            raise ValueError(
+                f"{os.environ['WORLD_SIZE']} processes were launched, accelerate knows of {self.count}. "
+                "On CPUs, set ACCELERATE_USE_CPU=true; make no PartialState before the Accelerator."
+            )
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """What `decision` returns in the main process, in every process: what all must agree on is decided once.
+
+        Raises:
+            MainStoppedError: in the others, if `decision` raises a ValueError or OSError in the main process.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        result: Any = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                result = decision()
+            except (ValueError, OSError) as caught:
+                error = caught
+        result, message = broadcast_object_list([result, error and str(error)])
+        if error is not None:
+            raise error
+        if message is not None:
+            raise MainStoppedError(message)
+        return cast(T, result)
+
+    def score(self, score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """Scores `(rows,)`, where each process works on its part of the rows; all call this with the same rows."""
+        import torch
+
+        if self.count == 1:
+            return score(rows)
+        part = slice(self.index, None, self.count)
+        scores = torch.zeros(len(rows), dtype=torch.float64)  # each score comes from one process, a 0 from the others
+        if len(rows[part]):
+            scores[part] = torch.from_numpy(score(rows[part]))
+        return self.sum(scores).numpy()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, on the CPU."""
+        return self.accelerator.reduce(values.to(self.device), reduction="sum").cpu()
+
+    def smallest(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        from accelerate.utils import gather_object
+
+        return int(min(gather_object([number])))
+
+    def track(self, trackers: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
+        """Log to trackers that accelerate knows (trackio, tensorboard, wandb) from here on.
+
+        Args:
+            folder: where trackers write that keep files.
+            settings: of the run, to be shown beside it.
+
+        Raises:
+            ValueError: if one is not installed, or nothing can be written to the folder.
+        """
+        from accelerate.tracking import get_available_trackers
+
+        installed = [str(tracker.value) for tracker in get_available_trackers()]
+        missing = [tracker for tracker in trackers if tracker not in installed]
+        if missing:
+            raise ValueError(f"--log-with {missing[0]}: it is not installed. pip install {missing[0]}")
+        accelerator = self._accelerator = _make_accelerator(log_with=list(trackers), project_dir=folder)
+        plain = {
+            name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in settings.items()
+        }
         try:
-            found[0] = decide()
-        except (ValueError, OSError) as caught:
-            error, found[1] = caught, str(caught)
-    result, said = broadcast_object_list(found)
-    if error is not None:
-        raise error
-    if said is not None:
-        raise MainStoppedError(said)
-    return cast(T, result)
+            accelerator.init_trackers("hf_radin", config=plain)
+        except OSError as error:
+            accelerator.trackers = []  # what never began can't end
+            raise ValueError(
+                f"--log-with {' '.join(trackers)}: nothing can be written to {folder}: {error}"
+            ) from error
+
+    def log(self, values: Mapping[str, float], *, images: int = 0) -> None:
+        """Log values to the trackers, if there are any.
+
+        Args:
+            images: that models or soups have seen since the last call: a step is an image, since trackers want one
+                count for all that is logged.
+        """
+        self.count_images(images)
+        self.accelerator.log(dict(values), step=self._images)
+
+    def count_images(self, images: int) -> None:
+        """Move the step of what is logged by images that an earlier run has seen, and this one does not see again."""
+        self._images += images
+
+    def leave(self, *, together: bool = True) -> None:
+        """Disconnect from the other processes: an interpreter that ends while connected may abort. Trackers end too.
+
+        A second call does nothing.
+
+        Args:
+            together: wait for the others; not after an error, which they may not know of.
+        """
+        if together and (distributed := _connection()):
+            distributed.barrier()
+        if self._accelerator is not None and self._accelerator.trackers:
+            self._accelerator.end_training()  # also closes the process group: nothing may be waited for after it
+            self._accelerator.trackers = []
+        if distributed := _connection():
+            distributed.destroy_process_group()
 
 
-def over_processes(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Scores `(rows,)`, where each process works on some of the rows; all call this with the same and get the same."""
-    import torch
-
-    accelerator = the_accelerator()
-    if accelerator.num_processes == 1:
-        return score(rows)
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    found = torch.zeros(len(rows), dtype=torch.float64)  # each score comes from one process, and from all others a 0
-    if len(rows[mine]):
-        found[mine] = torch.from_numpy(score(rows[mine]))
-    scores: np.ndarray = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu().numpy()
-    return scores
-
-
-def smallest(number: int) -> int:
-    """The smallest of all processes' numbers."""
-    from accelerate.utils import gather_object
-
-    return int(min(gather_object([number])))
+def is_main_process() -> bool:
+    """Whether this is the main process; the environment says so before anybody has decided about devices."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def local_processes() -> int:
@@ -108,19 +220,34 @@ def local_processes() -> int:
 
 @contextmanager
 def progress_bar(**options: Any) -> Iterator[Any]:
-    """A bar of the main process, above which log lines go; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
+    """A bar of the main process, with log lines above it; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
     from huggingface_hub.utils import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     with (
         tqdm(disable=not is_main_process() or None, leave=False, unit_scale=True, **options) as bar,
-        nullcontext() if bar.disable else logging_redirect_tqdm(_loggers_to_the_terminal(), tqdm),
+        nullcontext() if bar.disable else logging_redirect_tqdm(_terminal_loggers(), tqdm),
     ):
         yield bar
 
 
-def _loggers_to_the_terminal() -> list[logging.Logger]:
-    """Those that write to it themselves: the root, and libraries that have a handler of their own (transformers)."""
+def _make_accelerator(**options: Any) -> Accelerator:
+    """An accelerator as `accelerate launch` set it up, patient enough for long passes."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **options)
+
+
+def _connection() -> Any:
+    """torch.distributed while this process is connected to others; else None, and torch is not loaded for it."""
+    distributed = sys.modules.get("torch.distributed")
+    is_connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if is_connected else None
+
+
+def _terminal_loggers() -> list[logging.Logger]:
+    """Loggers that write to the terminal: the root, and libraries with a handler of their own (transformers)."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     return [
         logger
@@ -128,32 +255,3 @@ def _loggers_to_the_terminal() -> list[logging.Logger]:
         if isinstance(logger, logging.Logger)
         and any(getattr(handler, "stream", None) in (sys.stdout, sys.stderr) for handler in logger.handlers)
     ]
-
-
-def is_main_process() -> bool:
-    """Whether this process speaks for all; the environment says it before anybody has decided about devices."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def leave(*, together: bool = True) -> None:
-    """Part from the other processes: an interpreter that ends while it is connected may abort. Trackers end too.
-
-    A second call does nothing.
-
-    Args:
-        together: wait for the others; not after an error, which they may not have heard of.
-    """
-    if together and (distributed := _connection()):
-        distributed.barrier()
-    if _accelerator is not None and _accelerator.trackers:
-        _accelerator.end_training()  # closes the process group, since accelerate 1: nothing may be waited for after it
-        _accelerator.trackers = []
-    if distributed := _connection():
-        distributed.destroy_process_group()
-
-
-def _connection() -> Any:
-    """torch.distributed while this process is connected with others; else None, and torch is not loaded for it."""
-    distributed = sys.modules.get("torch.distributed")
-    is_connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
-    return distributed if is_connected else None

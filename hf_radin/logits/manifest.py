@@ -1,0 +1,224 @@
+"""What decides about logits, and what a bank says of itself: how models run, on which images, as `bank.json` has it."""
+
+from __future__ import annotations
+
+import json
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_radin.images.cache import parse_size
+from hf_radin.images.sample import Pilot
+from hf_radin.images.split import Split
+from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.runtime.files import write_json
+from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.weights.batchnorm import IMAGES, StatisticsRecord, check_images
+
+BANK = "bank.json"
+LATEST = "latest.json"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How ingredients are run over images. The names are those of `compute_logits`, which explains them.
+
+    Raises:
+        ValueError: for a value that can't be used.
+    """
+
+    batch_size: int | str = "auto"
+    models_in_memory: int | str = "auto"
+    pixel_cache: int | str = "auto"
+    workers: int | str = "auto"
+    channels_last: bool = False
+    torch_compile: bool = False
+    dtype: str = "float32"
+    logits_dtype: str = "float32"
+    on_error: str = "raise"
+    strangers: str = "warn"
+    batchnorm_split: str | None = None
+    batchnorm_images: int = IMAGES
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_number("batch_size", self.batch_size)
+        check_number("models_in_memory", self.models_in_memory)
+        check_number("workers", self.workers, least=0)
+        parse_size(self.pixel_cache)
+        if self.logits_dtype not in ("float32", "float16"):
+            raise ValueError(f"logits_dtype={self.logits_dtype!r}: it is 'float32' or 'float16'.")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={self.on_error!r}: it is 'raise' or 'skip'.")
+        if self.strangers not in ("warn", "drop", "keep"):
+            raise ValueError(f"strangers={self.strangers!r}: it is 'warn', 'drop' or 'keep'.")
+        check_images(self.batchnorm_images)
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Where a split's images are, and what they are.
+
+    Args:
+        name: Hub id or folder; of an object, `Dataset`.
+        key: identifies the content: commit, file listing or fingerprint. Of a recipe it is not kept.
+    """
+
+    name: str
+    split: str
+    config_name: str | None = None
+    revision: str | None = None
+    key: str = ""
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @classmethod
+    def of(cls, split: Split) -> DataRecord:
+        """The record of an open split."""
+        names = ("name", "split", "config_name", "revision", "key", "image_column", "label_column")
+        return cls(**{name: getattr(split, name) for name in names})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that decides about the bits of logits beside images and weights.
+
+    Args:
+        processor: the image processor, as `describe_processor` describes it.
+        dtype: of the weights while running.
+        mixed_precision: of accelerate.
+        channels_last, torch_compile, logits_dtype, on_error: see `RunOptions`.
+    """
+
+    processor: dict[str, Any]
+    dtype: str
+    mixed_precision: str
+    channels_last: bool
+    torch_compile: bool
+    logits_dtype: str
+    on_error: str
+
+
+@dataclass(frozen=True)
+class BankManifest:
+    """What `bank.json` says of a bank.
+
+    Args:
+        data: the split that the logits are of.
+        classes: class names in the order of the logits.
+        run: how the models were run.
+        batch_size: images in a forward pass.
+        samples: in the split, whatever part of it has logits.
+        skipped: ids of the images that were left out.
+        rows: images that have logits.
+        block_size: samples in a block of prepared images.
+        blocks: of each the shard, its number there and how many samples it has.
+        pixels: folder of the prepared images, relative to that of the bank.
+        dataset: what to open again for the images; None if they came as an object.
+        pilot: the part of the split that has logits; None for all, or where `chosen` says which.
+        chosen: whether the images that have logits were chosen one by one, after a pilot.
+        origin: of a bank from the Hub the repository and commit, as in `org/bank@sha`.
+        hf_radin: the version that wrote it.
+    """
+
+    data: DataRecord
+    classes: tuple[str, ...]
+    run: RunRecord
+    batch_size: int
+    samples: int
+    skipped: tuple[int, ...]
+    rows: int
+    block_size: int
+    blocks: tuple[tuple[int, int, int], ...]
+    pixels: str
+    hf_radin: str
+    dataset: str | None = None
+    pilot: Pilot | None = None
+    chosen: bool = False
+    origin: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> BankManifest:
+        """The manifest of the bank in a folder.
+
+        Raises:
+            ValueError: if there is none, or one that is broken or of an earlier version.
+        """
+        try:
+            return from_json(cls, json.loads((folder / BANK).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
+
+    def write(self, folder: Path) -> None:
+        """Say that the bank in a folder has all but its logits."""
+        write_json(folder / BANK, to_json(self))
+
+
+@dataclass(frozen=True)
+class StatisticsPlace:
+    """Images that soups estimate their BatchNorm statistics from.
+
+    Args:
+        record: what they are.
+        pixels: folder of the prepared images, relative to that of the bank.
+        size: images in a batch.
+    """
+
+    record: StatisticsRecord
+    pixels: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Latest:
+    """What the last computation in a folder was for (`latest.json`): several sets of checkpoints may share it.
+
+    Args:
+        keys: of the ingredients.
+        remarks: ids (or nothing) and what is to be said of these checkpoints.
+        statistics: where the images for BatchNorm statistics are.
+    """
+
+    keys: tuple[str, ...]
+    remarks: tuple[tuple[str, str], ...] = ()
+    statistics: StatisticsPlace | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Latest:
+        """What the last computation in a folder was for.
+
+        Raises:
+            ValueError: if none was finished: what lies there may belong to several sets that don't fit each other.
+        """
+        try:
+            return from_json(cls, json.loads((folder / LATEST).read_text()))
+        except FileNotFoundError as error:
+            raise ValueError("no computation of it was finished by this version") from error
+
+    def write(self, folder: Path) -> None:
+        """Let this be the last computation in a folder."""
+        write_json(folder / LATEST, to_json(self))
+
+
+def check_ingredients(ingredients: Ingredients) -> None:
+    """Refuse fewer than two ingredients.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if len(ingredients) < 2:
+        raise ValueError(f"A soup needs at least two ingredients; {len(ingredients)} were given.")
+
+
+def check_number(name: str, value: int | str, *, least: int = 1) -> int | str:
+    """`auto`, or a number.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if value == "auto":
+        return value
+    if isinstance(value, (bool, str)) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name}={value!r}: it is 'auto' or a number, at least {least}.")
+    return operator.index(value)
