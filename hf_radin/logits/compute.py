@@ -23,7 +23,7 @@ from hf_radin.images.cache import Images, block_size, find_home, parse_size
 from hf_radin.images.decode import Source, example_images, prepared_example
 from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
-from hf_radin.images.split import OBJECT, Split, count_rows, open_split
+from hf_radin.images.split import OBJECT, DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import check_first_label, match_labels
 from hf_radin.logits.bank import LogitBank
@@ -147,7 +147,7 @@ def compute_logits(
     settle_threads()
     columns = {"config_name": config_name, "image_column": image_column, "label_column": label_column}
     request = {"dataset": dataset, **columns, "revision": revision, "token": token}
-    opened = open_split(split=split, **request)
+    opened = open_split(DataSource(**request, split=split))
     if opened.name != OBJECT and opened.revision is None:
         request["dataset"] = str(Path(dataset).resolve())  # the same folder, wherever the process goes
     opened = replace(opened, key=on_main_process(lambda: opened.key))  # an object without fingerprint has a random one

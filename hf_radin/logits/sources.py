@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_radin.checkpoints.processor import check_processor, prepare_image
 from hf_radin.images.decode import Source
-from hf_radin.images.split import OBJECT, Split, open_split
+from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.bank_files import read_about
@@ -46,7 +46,7 @@ def sampled_source_of(
 
 def _opened(request: dict[str, Any], split: str, key: str, folder: Path, *, labelled: bool = True) -> Split:
     names = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
-    found = open_split(split=split, labelled=labelled, **{name: request[name] for name in names})
+    found = open_split(DataSource(**{name: request[name] for name in names}, split=split), labelled=labelled)
     if found.key != key:
         raise ValueError(f"{found.name} has changed since the logits in {folder} were computed; compute them again.")
     return found
