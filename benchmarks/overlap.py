@@ -23,7 +23,7 @@ import datasets
 from PIL import Image
 from zoo.fashion import SOURCE, read_idx
 
-from hf_radin.images.split import Split, open_split
+from hf_radin.images.split import DataSource, Split, open_split
 from hf_radin.search.held_out import refuse_shared_splits
 
 datasets.disable_progress_bars()
@@ -77,7 +77,7 @@ def main(source: Path, images: int, rounds: int) -> None:
                 splits: list[Split] = []
 
                 def open_both(folder: Path = folder, splits: list[Split] = splits) -> None:
-                    splits += [open_split(folder, split=split) for split in ("test", "validation")]
+                    splits += [open_split(DataSource(folder, split)) for split in ("test", "validation")]
 
                 def compare(home: Path = home, splits: list[Split] = splits) -> None:
                     refuse_shared_splits(splits[0], splits[1], home)

@@ -256,7 +256,7 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     from hf_radin.images.cache import find_home
     from hf_radin.images.digests import refuse_shared_splits
     from hf_radin.images.sample import Pilot
-    from hf_radin.images.split import open_split
+    from hf_radin.images.split import DataSource, open_split
     from hf_radin.ingredients.card_metadata import Origin, agreed_origin, is_path
     from hf_radin.ingredients.labels import check_first_label, match_labels
     from hf_radin.runtime.files import is_dir
@@ -281,11 +281,11 @@ def data_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str
     if test_split == split:
         raise ValueError(f"--test-split {split}: this split chooses the soup; another one has to prove it.")
     if test_split:
-        test = open_split(split=test_split, **source)
+        test = open_split(DataSource(**source, split=test_split))
         check_first_label(test, match_labels(test, ingredients.labels))
         refuse_statistics_of(test_split, ingredients[0], args.batchnorm_split)
         if test.is_here and not args.allow_overlap:
-            chosen, home = open_split(split=split, **source), find_home(args.cache_dir)
+            chosen, home = open_split(DataSource(**source, split=split)), find_home(args.cache_dir)
             on_main_process(lambda: refuse_shared_splits(test, chosen, home))
     speed = ("batch_size", "models_in_memory", "pixel_cache", "workers", "channels_last", "compiled")
     names = (*speed, "dtype", "logits_dtype", "on_error", "cache_dir", "batchnorm_split", "batchnorm_images", "pilot")
@@ -303,12 +303,12 @@ def pilot_for(ingredients: Ingredients, data: dict[str, Any], seconds: float) ->
         data: as `compute_logits` takes it.
     """
     from hf_radin.images.sample import Pilot
-    from hf_radin.images.split import count_rows, open_split
+    from hf_radin.images.split import DataSource, count_rows, open_split
     from hf_radin.logits.cost import estimate
     from hf_radin.runtime.processes import on_main_process
 
     where = ("dataset", "split", "config_name", "revision", "image_column", "label_column")
-    opened = open_split(**{name: data[name] for name in where})
+    opened = open_split(DataSource(**{name: data[name] for name in where}))
     count = on_main_process(lambda: count_rows(opened))
     if count is None or count * PILOTS[0] < LEAST_IMAGES:
         return None

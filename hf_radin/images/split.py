@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,31 @@ POOL = 16
 
 # The name of a dataset that has none: it came as an object.
 OBJECT = "Dataset"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which labelled images: what it takes to open a split.
+
+    Args:
+        dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
+        split: its name.
+        config_name, revision: of the dataset, as in `load_dataset`.
+        image_column, label_column: needed where the dataset has several candidates.
+        token: for the Hub.
+    """
+
+    dataset: Any
+    split: str = "validation"
+    config_name: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+
+    def at(self, split: str) -> DataSource:
+        """Another split of the same dataset."""
+        return replace(self, split=split)
 
 
 @dataclass(frozen=True)
@@ -61,95 +86,65 @@ class Split:
 
     def describe(self) -> dict[str, Any]:
         """What a reader needs to find the same images again."""
-        fields = ("name", "config_name", "split", "revision", "key", "image_column", "label_column")
-        return {field: getattr(self, field) for field in fields}
+        names = ("name", "config_name", "split", "revision", "key", "image_column", "label_column")
+        return {name: getattr(self, name) for name in names}
 
 
-def open_split(
-    dataset: Any,
-    *,
-    split: str,
-    config_name: str | None = None,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labelled: bool = True,
-    token: str | bool | None = None,
-) -> Split:
-    """Open a split of a Hub dataset, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
+def open_split(source: DataSource, *, labelled: bool = True) -> Split:
+    """Open a split and find its columns; nothing is decoded.
 
     Args:
+        source: which split of which dataset.
         labelled: whether its labels are needed.
 
     Raises:
-        ValueError: if there is no such dataset or split, or no column of images or labels; what there is, is named.
+        ValueError: if there is no such dataset or split, or no column of images or labels. The message lists what
+            there is.
     """
     import datasets
 
-    name, key, sha, folder, files = OBJECT, None, None, None, None
-    if isinstance(dataset, (str, Path)):
-        name = f"./{dataset}" if str(dataset) == OBJECT else str(dataset)
-        if not str(dataset):
-            raise ValueError("The name of the dataset is empty; it is a Hub id or a folder.")
-        if is_dir(Path(dataset)):
-            if revision is not None:
-                raise ValueError(f"The dataset {name} is a folder here, which has no revision {revision!r}.")
-            folder = Path(dataset).resolve()
-            key = _listing_hash(folder)
-            dataset, files = _load_folder(folder, config_name, key)
-            key = f"{key}{files and hashlib.sha256(repr(files.patterns).encode()).hexdigest()[:16]}"
-        else:
-            dataset, sha = _load_hub(name, config_name, revision, token)
-            key = f"{name}@{sha}"
-    one_split = not isinstance(dataset, Mapping)
-    if not one_split:
-        if split not in dataset:
-            raise ValueError(f"The dataset {name} has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
-        dataset, key = dataset[split], key and f"{key}#{split}"
-    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-        raise ValueError(f"A dataset is a Hub id, a folder, a Dataset or an IterableDataset, not {type(dataset)}.")
-    if one_split and dataset.split is not None:
-        if name != OBJECT and split != str(dataset.split):
-            raise ValueError(f"The dataset {name} has no split {split!r}; it has {str(dataset.split)!r}.")
-        split = str(dataset.split)
-    dataset = dataset.with_format(None)  # a format or transform of the user's is for their own eyes
-    key = key or getattr(dataset, "_fingerprint", None)
+    loaded = _load(source)
+    rows, split = _pick_split(loaded, source.split)
+    rows = rows.with_format(None)  # a format or transform of the user's is for their own eyes
+    key = loaded.split_key(split) or getattr(rows, "_fingerprint", None)
     if key is None:
         key = uuid.uuid4().hex
         logger.warning("An IterableDataset has no fingerprint: a later run can't reuse what is computed from it.")
-    features = dataset.features
-    if features is None:  # a generator that nobody gave features: its first row has to say
-        features = datasets.Dataset.from_list(list(dataset.take(1))).features
+    features = rows.features
+    if features is None:  # of a generator without declared features: the first row shows them
+        features = datasets.Dataset.from_list(list(rows.take(1))).features
     try:
-        image_column = _image_column(name, features, image_column)
-        label_column = _label_column(name, features, label_column) if labelled else ""
+        image_column = _image_column(loaded.name, features, source.image_column)
+        label_column = _label_column(loaded.name, features, source.label_column) if labelled else ""
     except ValueError as error:
-        if folder and find_archives(folder):  # of a .tar, datasets sees no folders
-            raise ValueError(f"{error} Or, if folders in them are the classes: {_way_out(folder)}") from error
+        if loaded.folder and find_archives(loaded.folder):  # of a .tar, datasets sees no folders
+            raise ValueError(f"{error} Or, if folders in them are the classes: {_way_out(loaded.folder)}") from error
         raise
     label = features.get(label_column)
-    if files and isinstance(label, datasets.ClassLabel) and {*label.names} <= files.folders:
+    class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
+    if class_names is not None and loaded.files and {*class_names} <= loaded.files.folders:
         raise ValueError(
-            f"The images of {name} lie in the folders of its splits, and in none of a class. Move them into folders "
-            "of classes, as in validation/cat/1.png, or write a metadata.csv with file_name and label beside them."
+            f"The images of {loaded.name} lie in the folders of its splits, and in none of a class. Move them into "
+            "folders of classes, as in validation/cat/1.png, or write a metadata.csv with file_name and label beside "
+            "them."
         )
     dtype = getattr(label, "dtype", None)
     mode = getattr(features[image_column], "mode", None)
-    undecoded = datasets.Image(mode=mode, decode=False)
-    rows = dataset.cast_column(image_column, undecoded) if dataset.features else dataset
-    outside = _outside_hash(rows, image_column, folder) if folder else ""
+    if rows.features:
+        rows = rows.cast_column(image_column, datasets.Image(mode=mode, decode=False))
+    outside = _outside_hash(rows, image_column, loaded.folder) if loaded.folder else ""
     return Split(
         rows=rows,
-        name=name,
-        config_name=config_name,
+        name=loaded.name,
+        config_name=source.config_name,
         split=split,
-        revision=sha,
+        revision=loaded.revision,
         key=key + _paths_hash(rows, image_column) + outside + (f"+{mode}" if mode else ""),
         image_column=image_column,
         label_column=label_column,
         image_mode=mode,
         label_dtype=dtype if isinstance(dtype, str) else None,
-        class_names=tuple(label.names) if isinstance(label, datasets.ClassLabel) else None,
+        class_names=class_names,
     )
 
 
@@ -204,6 +199,68 @@ def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
         rows = datasets.Dataset.from_list([row for _, row in kept], features=stream.features)
     # samples are counted anew, and an error should not name the wrong one
     return replace(split, rows=rows, name=f"{split.name} (a sample of {count})", key=f"{split.key}~{count}~{seed}")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A dataset as datasets gives it.
+
+    Args:
+        data: the rows of one split, or a mapping of these by the names of the splits.
+        name: Hub id or folder; OBJECT if it came as an object.
+        key: identifies the content; None of an object.
+        revision: the commit of a dataset on the Hub.
+        folder: that it was read from.
+        files: of the folder's splits, if they were not left to datasets to find.
+    """
+
+    data: Any
+    name: str
+    key: str | None = None
+    revision: str | None = None
+    folder: Path | None = None
+    files: SplitFiles | None = None
+
+    def split_key(self, split: str) -> str | None:
+        """What identifies the content of a split."""
+        return f"{self.key}#{split}" if self.key and isinstance(self.data, Mapping) else self.key
+
+
+def _load(source: DataSource) -> _Loaded:
+    """The dataset of a source, from the Hub, a folder or as it is."""
+    if not isinstance(source.dataset, (str, Path)):
+        return _Loaded(source.dataset, OBJECT)
+    if not str(source.dataset):
+        raise ValueError("The name of the dataset is empty; it is a Hub id or a folder.")
+    name = f"./{source.dataset}" if str(source.dataset) == OBJECT else str(source.dataset)
+    if not is_dir(Path(source.dataset)):
+        splits, commit = _load_hub(name, source.config_name, source.revision, source.token)
+        return _Loaded(splits, name, f"{name}@{commit}", revision=commit)
+    if source.revision is not None:
+        raise ValueError(f"The dataset {name} is a folder here, which has no revision {source.revision!r}.")
+    folder = Path(source.dataset).resolve()
+    listing = _listing_hash(folder)
+    splits, files = _load_folder(folder, source.config_name, listing)
+    key = f"{listing}{files and hashlib.sha256(repr(files.patterns).encode()).hexdigest()[:16]}"
+    return _Loaded(splits, name, key, folder=folder, files=files)
+
+
+def _pick_split(loaded: _Loaded, split: str) -> tuple[Dataset | IterableDataset, str]:
+    """The rows of a split, and its name: an object that is one split keeps the name that it gives itself."""
+    import datasets
+
+    rows = loaded.data
+    if isinstance(rows, Mapping):
+        if split not in rows:
+            raise ValueError(f"The dataset {loaded.name} has no split {split!r}; it has {', '.join(map(repr, rows))}.")
+        rows = rows[split]
+    if not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+        raise ValueError(f"A dataset is a Hub id, a folder, a Dataset or an IterableDataset, not {type(rows)}.")
+    if isinstance(loaded.data, Mapping) or rows.split is None:
+        return rows, split
+    if loaded.name != OBJECT and split != str(rows.split):
+        raise ValueError(f"The dataset {loaded.name} has no split {split!r}; it has {str(rows.split)!r}.")
+    return rows, str(rows.split)
 
 
 @lru_cache(maxsize=2)

@@ -20,7 +20,7 @@ from hf_radin.images.cache import SPARED, Images, block_size, find_home, parse_s
 from hf_radin.images.decode import Source, decode
 from hf_radin.images.pixels import Inputs, join
 from hf_radin.images.sample import Pilot
-from hf_radin.images.split import Split, count_rows, open_split
+from hf_radin.images.split import DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.compute import check_number, check_running
@@ -193,8 +193,7 @@ def estimate(
         batchnorm_images=batchnorm_images,
     )
     limit, weights_dtype, home = parse_size(pixel_cache), as_dtype(dtype or "float32"), find_home(cache_dir)
-    where: dict[str, Any] = {"config_name": config_name, "revision": revision, "token": token}
-    opened = open_split(dataset, split=split, image_column=image_column, label_column=label_column, **where)
+    opened = open_split(DataSource(dataset, split, config_name, revision, image_column, label_column, token))
     count = _count(opened, images)
     to_class = match_labels(opened, ingredients.labels)
     block = block_size(count)

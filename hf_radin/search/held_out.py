@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hf_radin.images.digests import count_shared, refuse_shared, split_digests
 from hf_radin.images.sample import Chosen
-from hf_radin.images.split import OBJECT, Split, open_split
+from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import compute_logits
 from hf_radin.runtime.processes import on_main_process
@@ -49,7 +49,7 @@ def check_split(bank: LogitBank, split: str) -> Split | None:
     if isinstance(dataset, Mapping) and not hasattr(dataset.get(split), "select"):
         return None
     where = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
-    return open_split(**{name: bank.request[name] for name in where if name in bank.request}, split=split)
+    return open_split(DataSource(**{name: bank.request[name] for name in where if name in bank.request}, split=split))
 
 
 def refuse_overlap(bank: LogitBank, held_out: Split | LogitBank) -> None:

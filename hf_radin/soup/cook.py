@@ -15,7 +15,7 @@ from hf_radin.checkpoints.fields import shared_fields
 from hf_radin.checkpoints.files import CONFIG, DTYPES, FLOATS, PROCESSOR_FILES, SHARD, as_dtype, shard_size
 from hf_radin.checkpoints.processor import check_processor, describe_processor
 from hf_radin.images.cache import find_home
-from hf_radin.images.split import OBJECT, open_split
+from hf_radin.images.split import OBJECT, DataSource, open_split
 from hf_radin.ingredients.card_metadata import describe_ingredient
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
@@ -227,7 +227,8 @@ def cook_statistics(
         )
     source = {name: data.get(name) for name in ("config_name", "image_column", "label_column")}
     revision = data.get("revision") if dataset is None else None
-    split = open_split(dataset or data["name"], split=about["split"], labelled=False, revision=revision, **source)
+    place = DataSource(dataset or data["name"], about["split"], revision=revision, **source)
+    split = open_split(place, labelled=False)
     if split.key != about["data"]:
         logger.warning(
             "It can't be told whether the images of %s are those that the soup had its BatchNorm statistics from.",

@@ -19,7 +19,7 @@ from hf_radin.checkpoints.processor import describe_processor, prepare_image
 from hf_radin.images.cache import ALL, Images
 from hf_radin.images.decode import Source
 from hf_radin.images.shards import Block
-from hf_radin.images.split import OBJECT, Split, open_split, sample_split
+from hf_radin.images.split import OBJECT, DataSource, Split, open_split, sample_split
 from hf_radin.ingredients.ingredient import Ingredient
 from hf_radin.runtime.file_sync import share
 from hf_radin.runtime.files import digest
@@ -68,7 +68,7 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
 
     Args:
         opened: the split that is measured.
-        source: of the dataset, as `open_split` takes it.
+        source: of the dataset, as `DataSource` takes it.
 
     Returns:
         None if the models have no BatchNorm.
@@ -83,7 +83,7 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
     one_split = opened.name == OBJECT and not isinstance(source["dataset"], Mapping)
     if split is None and not one_split:
         try:
-            found = open_split(split="train", labelled=False, **source)
+            found = open_split(DataSource(**source, split="train"), labelled=False)
             return opened if found.key == opened.key else found  # a folder of one split that has no name
         except ValueError as error:
             logger.warning("%s BatchNorm statistics come from images of %r.", error, opened.split)
@@ -91,7 +91,7 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
         return opened
     if one_split:
         raise ValueError(f"batchnorm_split={split!r}: a Dataset has one split; pass a DatasetDict of both.")
-    return open_split(split=split, labelled=False, **source)
+    return open_split(DataSource(**source, split=split), labelled=False)
 
 
 def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | None) -> None:

@@ -473,15 +473,18 @@ def test_images_of_a_size_that_the_models_do_not_take_are_named_before_the_passe
 
 def test_where_processors_read_differently_three_images_decide_and_else_one(tmp_path):
     from hf_radin.images.decode import example_images
-    from hf_radin.images.split import open_split
+    from hf_radin.images.split import DataSource, open_split
 
     images, labels = digit_images(slice(700, 710))
-    split = open_split(image_dataset(images, labels), split="train")
+    split = open_split(DataSource(image_dataset(images, labels), "train"))
     assert list(example_images(split)) == [0] and list(example_images(split, least=3)) == [0, 1, 2]
     images[5], images[7] = images[5].resize((9, 30)), images[7].resize((40, 40))
-    split = open_split(image_dataset(images, labels), split="train")
+    split = open_split(DataSource(image_dataset(images, labels), "train"))
     assert list(example_images(split)) == list(example_images(split, least=3)) == [0, 5, 7]
-    assert list(example_images(open_split(image_dataset(images[:2], labels[:2]), split="train"), least=3)) == [0, 1]
+    assert list(example_images(open_split(DataSource(image_dataset(images[:2], labels[:2]), "train")), least=3)) == [
+        0,
+        1,
+    ]
 
 
 def test_what_is_there_already_asks_no_image(two, digits, tmp_path, monkeypatch):

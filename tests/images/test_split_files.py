@@ -11,7 +11,7 @@ import pytest
 from shared.training import NAMES, digit_images, image_dataset
 
 import hf_radin
-from hf_radin.images.split import count_rows, open_split
+from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.images.split_files import find_splits
 
 
@@ -33,7 +33,7 @@ def tables(folder, *paths: str):
 def rows_of(folder) -> dict[str, int]:
     """How many rows each split has: by reading them, and by what is told without."""
     splits = find_splits(folder.resolve()).patterns
-    opened = {name: open_split(folder, split=name, labelled=False) for name in splits}
+    opened = {name: open_split(DataSource(folder, name), labelled=False) for name in splits}
     counts = {name: sum(1 for _ in split.rows) for name, split in opened.items()}
     assert {name: count_rows(split) for name, split in opened.items()} == counts
     return counts
@@ -45,7 +45,7 @@ def test_a_class_called_test_and_an_image_called_so_stay_where_they_are(tmp_path
     paths += [f"test/{name}/{number}.png" for name in classes for number in range(1)]
     for folder in (tmp_path / "data", tmp_path / "test" / "train-data [val]"):
         assert rows_of(pictures(folder, *paths)) == {"validation": 4, "test": 2}
-        assert open_split(folder, split="validation").class_names == classes
+        assert open_split(DataSource(folder)).class_names == classes
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_metadata_in_the_folder_of_a_split_is_read(tmp_path, suffix):
         lines = [json.dumps(row) for row in rows] if suffix == "jsonl" else ["file_name,label"]
         lines += [] if suffix == "jsonl" else [",".join(row.values()) for row in rows]
         (folder / split / f"metadata.{suffix}").write_text("\n".join(lines) + "\n")
-    assert [row["label"] for row in open_split(folder, split="validation").rows] == NAMES[:2]
+    assert [row["label"] for row in open_split(DataSource(folder)).rows] == NAMES[:2]
     assert rows_of(folder) == {"validation": 2, "test": 2}
 
 
@@ -120,13 +120,13 @@ def test_metadata_of_all_images_is_read_where_there_is_one_split_and_else_told(t
     lines = "file_name,label\n" + "".join(f"val/{at}.png,{NAMES[at]}\n" for at in range(2))
     flat = pictures(tmp_path / "flat", "0.png", "1.png")
     (flat / "metadata.csv").write_text(lines.replace("val/", ""))
-    assert [row["label"] for row in open_split(flat, split="train").rows] == NAMES[:2] and not caplog.text
+    assert [row["label"] for row in open_split(DataSource(flat, "train")).rows] == NAMES[:2] and not caplog.text
     split = pictures(tmp_path / "split", "val/0.png", "val/1.png", "test/0.png")
     (split / "metadata.csv").write_text(lines)
     with pytest.raises(
         ValueError, match=r"lie in the folders of its splits, .* metadata\.csv with file_name and label"
     ):
-        open_split(split, split="validation")
+        open_split(DataSource(split))
     assert "metadata.csv: in no folder of a split" in caplog.text
     assert "Of metadata.csv, put one into the folder of each split" in caplog.text
 
@@ -139,12 +139,12 @@ def test_a_card_that_lists_files_is_asked_and_so_is_what_datasets_saved(tmp_path
     )
     (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     for name in ("first", "second"):
-        split = open_split(folder, split="validation", config_name=name)
+        split = open_split(DataSource(folder, config_name=name))
         assert count_rows(split) == sum(1 for _ in split.rows) == 2
     with pytest.raises(ValueError, match=r"\['first', 'second'\].*Name one with config_name \(--dataset-config\)"):
-        open_split(folder, split="validation")
+        open_split(DataSource(folder))
     datasets.DatasetDict(fold=image_dataset(*digit_images(slice(0, 3)))).save_to_disk(tmp_path / "saved")
-    assert count_rows(open_split(tmp_path / "saved", split="fold")) == 3
+    assert count_rows(open_split(DataSource(tmp_path / "saved", "fold"))) == 3
 
 
 def test_the_bank_has_the_images_of_the_folder(runs, tmp_path):
@@ -161,6 +161,6 @@ def test_a_class_called_like_a_split_without_splits_around_it_is_asked_about(tmp
     with pytest.raises(
         ValueError, match=r"The folder 'train' is called like a split .* as bus, car do: if it is a cl"
     ):
-        open_split(folder, split="train")
+        open_split(DataSource(folder, "train"))
     around = pictures(tmp_path / "around", "validation/bus/0.png", "validation/train/1.png")
     assert rows_of(around) == {"validation": 2}

@@ -7,7 +7,7 @@ import pytest
 from shared.training import NAMES, digit_images
 
 import hf_radin
-from hf_radin.images.split import open_split
+from hf_radin.images.split import DataSource, open_split
 from hf_radin.ingredients import labels
 
 COUNT = 4
@@ -27,7 +27,7 @@ def labelled(values: list, feature=None, **others) -> datasets.Dataset:
 
 def indices(dataset, classes, **options) -> list[int]:
     labels._say_once.cache_clear()
-    split = open_split({"validation": dataset}, split="validation", **options)
+    split = open_split(DataSource({"validation": dataset}, **options))
     to_class = labels.match_labels(split, tuple(classes))
     return [labels.label_of(row[split.label_column], number, split, to_class) for number, row in enumerate(split.rows)]
 
@@ -59,7 +59,7 @@ def test_booleans_are_never_positions(classes):
 def test_whole_numbers_are_positions_and_that_is_said_once(dtype, caplog):
     dataset = labelled([2, 0, 1], datasets.Value(dtype))
     assert indices(dataset, ("ant", "bee", "cat")) == [2, 0, 1]
-    split = open_split({"validation": dataset}, split="validation")
+    split = open_split(DataSource({"validation": dataset}))
     labels.match_labels(split, ("ant", "bee", "cat"))
     assert caplog.text.count("are numbers: 0 is taken as 'ant', 1 is taken as 'bee', 2 is taken as 'cat'.") == 1
 

@@ -14,7 +14,7 @@ import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.cli.tables import estimate_table
 from hf_radin.images.cache import SPARED
-from hf_radin.images.split import count_rows, open_split
+from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.logits.cost import Estimate, Probe
 
 
@@ -135,7 +135,7 @@ def write(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "imagefolder", "saved"])
 def test_local_images_are_counted(tmp_path, kind):
     write(kind, tmp_path)
-    assert count_rows(open_split(tmp_path / "data" if kind == "saved" else tmp_path, split="validation")) == 20
+    assert count_rows(open_split(DataSource(tmp_path / "data" if kind == "saved" else tmp_path))) == 20
 
 
 def test_a_stream_that_does_not_say_its_number_has_to_be_told(runs, tmp_path):

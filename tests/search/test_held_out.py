@@ -18,6 +18,7 @@ import hf_radin
 from hf_radin import LogitBank
 from hf_radin.cli.main import main
 from hf_radin.images.digests import split_digests, stand_in, with_copies
+from hf_radin.images.split import DataSource, open_split
 from hf_radin.search import held_out
 from hf_radin.search import held_out as overlap
 from hf_radin.soup import card
@@ -194,9 +195,9 @@ def test_an_image_is_what_its_bytes_are(tmp_path):
     images, labels = digit_images(slice(0, 5))
     folder = tmp_path / "data"
     write_images(folder, "validation", slice(0, 5))
-    files = hf_radin.data.open_split(folder, split="validation")
-    rows = hf_radin.data.open_split(rows_of(slice(0, 5)), split="validation")
-    other = hf_radin.data.open_split(image_dataset(images, labels), split="validation")
+    files = open_split(DataSource(folder))
+    rows = open_split(DataSource(rows_of(slice(0, 5))))
+    other = open_split(DataSource(image_dataset(images, labels)))
     of_files, of_rows, again = (split_digests(split, tmp_path) for split in (files, rows, other))
     assert sorted(of_files) == sorted(of_rows) == sorted(again) and len({*of_files}) == 5
     shutil.rmtree(tmp_path / "digests")

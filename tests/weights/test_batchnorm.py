@@ -182,9 +182,9 @@ def test_it_is_cooked_again(nets, digits, kept, tmp_path, monkeypatch, caplog):
 
 
 def test_a_sample_is_drawn_evenly_and_without_holding_the_stream(digits):
-    from hf_radin.images.split import open_split, sample_split
+    from hf_radin.images.split import DataSource, open_split, sample_split
 
-    split = open_split(str(digits), split="train")
+    split = open_split(DataSource(str(digits), "train"))
     drawn = [sample_split(split, 100, seed=seed) for seed in range(20)]
     assert all(len(one.rows) == 100 for one in drawn) and len({one.key for one in drawn}) == 20
     again = sample_split(split, 100, seed=3)
@@ -192,7 +192,7 @@ def test_a_sample_is_drawn_evenly_and_without_holding_the_stream(digits):
     rows = [row["image"]["bytes"] for row in split.rows]
     places = np.concatenate([[rows.index(row["image"]["bytes"]) for row in one.rows] for one in drawn])
     assert abs(places.mean() - 349.5) < 4 * 202 / np.sqrt(2000)  # as likely from the end as from the start
-    dataset = open_split(datasets.load_dataset(str(digits)), split="train")
+    dataset = open_split(DataSource(datasets.load_dataset(str(digits)), "train"))
     assert len(sample_split(dataset, 100).rows) == 100 and len(sample_split(dataset, 5000).rows) == 700
 
 
