@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -114,7 +114,7 @@ def write_recipe(folders: Sequence[Path], path: Path) -> None:
     found = hf_radin.gather([str(folder) for folder in folders])
     recipe = hf_radin.Recipe.uniform(found.ids)
     fields = {"format": FORMAT, "recipe": json.loads(recipe.to_json()), "processor": {}, "classes": list(found.labels)}
-    fields |= {"ingredients": [describe_ingredient(one) for one in found], "data": NO_DATA}
+    fields |= {"ingredients": [asdict(describe_ingredient(one)) for one in found], "data": NO_DATA}
     fields |= {"measurements": [Measurement(recipe, "uniform", 0.0, None, 0).to_dict()], "versions": versions()}
     path.write_text(json.dumps(fields))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +228,8 @@ def tell_private(args: argparse.Namespace, ingredients: Ingredients, dataset: st
         if is_private(args.push_to, private=args.private):
             return
         data = {"name": str(dataset), "revision": None if Path(dataset).exists() else "some"}
-        if names := private_names({"ingredients": [describe_ingredient(one) for one in ingredients], "data": data}):
+        entries = [asdict(describe_ingredient(ingredient)) for ingredient in ingredients]
+        if names := private_names({"ingredients": entries, "data": data}):
             warn_of_names(names)
 
     if args.push_to and not args.hide_private:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -66,6 +66,54 @@ class Origin:
             f"{name} {value!r}" if value else f"no {name}"
             for name, value in (("dataset", self.dataset), ("configuration", self.config_name), ("split", self.split))
         )
+
+
+@dataclass(frozen=True)
+class BaseEntry:
+    """What a recipe says of the base model that an adapter is merged into.
+
+    Args:
+        id: what the adapter or the user calls it.
+        repo_id: the model on the Hub; None for a folder.
+        revision: commit sha on the Hub; `sha256:` and the hash of its files on disk.
+    """
+
+    id: str
+    repo_id: str | None
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngredientEntry:
+    """What a recipe says of an ingredient. Recipes of earlier versions lack some of the fields with defaults.
+
+    Args:
+        id: what the user called it.
+        repo_id: the model on the Hub; None for a folder.
+        subfolder: inside the repository; empty for none.
+        revision: commit sha on the Hub; `sha256:` and the hash of its files on disk.
+        stamp: sizes and times of a folder's files: while they stay the same, the files need not be hashed again.
+        base: of a LoRA adapter the model that it is merged into.
+        order: for each class of the soup its number in the checkpoint; None if it is the same.
+        license: as the card names it.
+        dataset: what the card says that it was evaluated on.
+        base_model: what it is a fine-tune of.
+        base_model_repo_id: the same on the Hub, where it is known to be there.
+        hyperparameters: what it was trained with, as far as it says so itself.
+    """
+
+    id: str
+    repo_id: str | None
+    subfolder: str | None = None
+    revision: str
+    stamp: str | None = None
+    base: BaseEntry | None = None
+    order: tuple[int, ...] | None = None
+    license: str | None = None
+    dataset: str | None = None
+    base_model: str | None = None
+    base_model_repo_id: str | None = None
+    hyperparameters: dict[str, str] = field(default_factory=dict)
 
 
 def read_card(ingredient: Ingredient) -> dict[str, Any]:
@@ -202,24 +250,25 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_absolute()
 
 
-def describe_ingredient(ingredient: Ingredient) -> dict[str, Any]:
-    """What a recipe keeps of an ingredient."""
+def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
+    """What a recipe says of an ingredient, with what the ingredient's own card and trainer state add to it."""
     card = read_card(ingredient)
-    base_model = ingredient.base.id if ingredient.base else _only(_list(card.get("base_model")))
-    return {
-        "id": ingredient.id,
-        "repo_id": ingredient.repo_id,
-        "subfolder": ingredient.subfolder,
-        "revision": ingredient.revision,
-        "stamp": ingredient.stamp,  # of a folder: while it stays the same, the files need not be hashed again
-        "base": ingredient.base and {name: getattr(ingredient.base, name) for name in ("id", "repo_id", "revision")},
-        "order": ingredient.order,
-        "license": _only(_list(card.get("license"))),
-        "dataset": card_origin(card).dataset,
-        "base_model": base_model,
-        "base_model_repo_id": _base_repo_id(ingredient, base_model),
-        "hyperparameters": read_hyperparameters(ingredient),
-    }
+    base = ingredient.base
+    base_model = base.id if base else _only(_list(card.get("base_model")))
+    return IngredientEntry(
+        id=ingredient.id,
+        repo_id=ingredient.repo_id,
+        subfolder=ingredient.subfolder,
+        revision=ingredient.revision,
+        stamp=ingredient.stamp,
+        base=BaseEntry(base.id, base.repo_id, base.revision) if base else None,
+        order=ingredient.order,
+        license=_only(_list(card.get("license"))),
+        dataset=card_origin(card).dataset,
+        base_model=base_model,
+        base_model_repo_id=_base_repo_id(ingredient, base_model),
+        hyperparameters=read_hyperparameters(ingredient),
+    )
 
 
 def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:

@@ -172,7 +172,7 @@ class Report:
             "classes": list(bank.classes),
             "architecture": bank.ingredients[0].architecture,
             "image_processor": bank.ingredients[0].image_processor,
-            "ingredients": [describe_ingredient(one) for one in bank.ingredients],
+            "ingredients": [asdict(describe_ingredient(one)) for one in bank.ingredients],
             "versions": versions(),
         }
         return Soup(chosen.recipe, bank.ingredients, measured, results, about, statistics=bank.statistics)

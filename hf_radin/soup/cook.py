@@ -7,7 +7,7 @@ import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics
         "batchnorm": statistics and statistics.about,
     }
     weights = {"ingredients": list(recipe.used), "weights": list(recipe.used.values())}
-    return unmeasured(weights, [describe_ingredient(ingredient) for ingredient in used], about, dtype)
+    return unmeasured(weights, [asdict(describe_ingredient(ingredient)) for ingredient in used], about, dtype)
 
 
 def cook_recipe(
@@ -184,7 +184,7 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
     bases = [one["base"] for one in wanted.values() if one.get("base")]
     pinned = {base["id"]: base["revision"] for base in bases if base["repo_id"]}
     options = {"image_processor": fields.get("image_processor"), "base_revisions": pinned, **options}
-    there = {_version(describe_ingredient(one)): one for one in locate(places, **options)}
+    there = {_version(asdict(describe_ingredient(one))): one for one in locate(places, **options)}
     for name, one in wanted.items():
         if _version(one) not in there:
             raise ValueError(
