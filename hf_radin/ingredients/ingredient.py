@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,30 +255,39 @@ def _permute(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_cod
         tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))
 
 
-_FIELDS = ("id", "revision", "architecture", "repo_id", "subfolder", "stamp", "image_processor")
+@dataclass(frozen=True)
+class IngredientRecord:
+    """What a bank says of an ingredient: all of `Ingredient` but what only a user may allow, and the token."""
 
+    id: str
+    revision: str
+    folder: str
+    labels: tuple[str, ...]
+    architecture: str
+    repo_id: str | None = None
+    subfolder: str = ""
+    stamp: str | None = None
+    order: tuple[int, ...] | None = None
+    base: IngredientRecord | None = None
+    image_processor: str | None = None
+    processor_folder: str | None = None
 
-def to_record(ingredient: Ingredient) -> dict[str, Any]:
-    return {
-        **{name: getattr(ingredient, name) for name in _FIELDS},
-        "folder": str(ingredient.folder),
-        "processor_folder": ingredient.processor_folder and str(ingredient.processor_folder),
-        "labels": ingredient.labels,
-        "order": ingredient.order,
-        "base": ingredient.base and to_record(ingredient.base),
-    }
+    @classmethod
+    def of(cls, ingredient: Ingredient) -> IngredientRecord:
+        """The record of an ingredient."""
+        values = {field.name: getattr(ingredient, field.name) for field in fields(cls)}
+        values["folder"] = str(ingredient.folder)
+        values["processor_folder"] = ingredient.processor_folder and str(ingredient.processor_folder)
+        values["base"] = ingredient.base and cls.of(ingredient.base)
+        return cls(**values)
 
-
-def from_record(record: dict[str, Any]) -> Ingredient:
-    """What a bank says of itself never allows pickles or remote code: only the user does."""
-    return Ingredient(
-        **{name: record[name] for name in _FIELDS},
-        folder=Path(record["folder"]),
-        processor_folder=record["processor_folder"] and Path(record["processor_folder"]),
-        labels=tuple(record["labels"]),
-        order=record["order"] and tuple(record["order"]),
-        base=record["base"] and from_record(record["base"]),
-    )
+    def load(self) -> Ingredient:
+        """The ingredient. A bank never allows pickles or remote code: only the user does."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["folder"] = Path(self.folder)
+        values["processor_folder"] = self.processor_folder and Path(self.processor_folder)
+        values["base"] = self.base and self.base.load()
+        return Ingredient(**values)
 
 
 def is_there(ingredient: Ingredient) -> bool:

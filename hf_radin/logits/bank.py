@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
@@ -15,22 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_radin.checkpoints.files import as_dtype
+from hf_radin.checkpoints.forward import Running
 from hf_radin.images.cache import Images, find_home
 from hf_radin.images.digests import as_digests, with_copies
-from hf_radin.images.sample import Pilot, drawn_places
+from hf_radin.images.sample import drawn_places
 from hf_radin.images.shards import Block
-from hf_radin.ingredients.ingredient import Ingredients, from_record, is_there, on_the_hub, to_record, told_apart
-from hf_radin.logits.bank_files import DIGESTS, latest_of, logits_path, open_array, read_about, read_latest, read_told
-from hf_radin.logits.share import COMMIT_MESSAGE, fetch_bank, named_repositories, public_files
-from hf_radin.logits.sources import sampled_source_of, source_of
+from hf_radin.images.split import DataSource
+from hf_radin.ingredients.ingredient import Ingredients, is_there, on_the_hub, told_apart
+from hf_radin.logits import share
+from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, logits_path, open_array
+from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace
+from hf_radin.logits.passes import Passes
+from hf_radin.logits.sources import reopen_images, reopen_sample
 from hf_radin.recipes import ensemble, propose, pruning, scoring
 from hf_radin.recipes.intervals import LEVEL
-from hf_radin.recipes.metrics import Answers, load_metrics, only_score
+from hf_radin.recipes.metrics import Answers, Metric, load_metrics, only_score
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
-from hf_radin.runtime.hub_commit import commit_files, hidden_repositories, is_private
-from hf_radin.runtime.processes import on_main_process, progress_bar
+from hf_radin.runtime.hub_commit import PushOptions
+from hf_radin.runtime.processes import Processes, progress_bar
 from hf_radin.weights.batchnorm import Statistics
 
 if TYPE_CHECKING:
@@ -49,26 +53,28 @@ class LogitBank:
     Args:
         folder: holds `bank.json`, `labels.npy`, `ids.npy` and for each ingredient `logits/*.npy` and `logits/*.json`.
         ingredients: those whose logits this bank gives; the folder may hold more.
-        about: the contents of `bank.json`.
+        manifest: the contents of `bank.json`.
         images: what the logits were computed from.
-        request: the arguments of `compute_logits`, to do the same for another split.
+        source: where these are, to open other splits.
+        options: how the ingredients were run, to do the same on other splits.
+        processes: that share the work on the bank.
         statistics: images that soups estimate BatchNorm statistics from, where the models have any.
-        remarks: which checkpoints were left out or seem to be strangers: id (or nothing) and text.
-        origin: of a bank from the Hub the repository and commit, as in `org/bank@sha`.
+        remarks: which checkpoints were left out or seem to have a different start: id (or nothing) and text.
         part: positions in the split, ascending, of the images that this bank is about; None for all.
-        partly: where some ingredients have no logits of some images; None where all have all.
+        partial: where some ingredients have no logits of some images; None where all have all.
     """
 
     folder: Path
     ingredients: Ingredients
-    about: dict[str, Any]
+    manifest: BankManifest
     images: Images = field(repr=False)
-    request: dict[str, Any] = field(default_factory=dict, repr=False)
+    source: DataSource = field(repr=False)
+    options: RunOptions = field(repr=False)
+    processes: Processes = field(repr=False)
     statistics: Statistics | None = None
     remarks: tuple[tuple[str, str], ...] = ()
-    origin: str | None = None
     part: np.ndarray | None = None
-    partly: Partly | None = None
+    partial: PartialLogits | None = None
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -78,10 +84,7 @@ class LogitBank:
         Raises:
             ValueError: if the folder is no bank.
         """
-        bank = cls._read(Path(path).resolve())
-        if bank.origin is not None:  # somebody else's checkpoints were never here
-            return bank
-        return replace(bank, ingredients=Ingredients([one for one in bank.ingredients if is_there(one)]))
+        return cls._open(Path(path).resolve(), Processes())
 
     @classmethod
     def from_hub(
@@ -97,14 +100,14 @@ class LogitBank:
         Weights are averaged, and soups measured, only where the checkpoints (and images) are on the Hub too.
 
         Args:
-            cache_dir: where banks are kept; by default `hf_radin` in HF_HOME.
+            cache_dir: where banks are cached; by default `hf_radin` in HF_HOME.
 
         Raises:
             ValueError: if there is no such bank.
         """
-        home = find_home(cache_dir)
-        folder = on_main_process(lambda: fetch_bank(repo_id, home, revision=revision, token=token))
-        return cls._read(folder, token)
+        processes, home = Processes(), find_home(cache_dir)
+        folder = processes.decide(lambda: share.fetch_bank(repo_id, home, revision=revision, token=token))
+        return cls._read(folder, processes, token)
 
     def push_to_hub(
         self,
@@ -124,115 +127,157 @@ class LogitBank:
             ValueError: if the id is none, or the token may not write there.
         """
         if self.is_pilot:
-            raise ValueError("A bank of a part of the split (pilot) can't be shared; compute it without.")
-        local = [one.id for one in self.ingredients if one.repo_id is None]
-        if local:
-            logger.warning(
-                "%d of %d checkpoints are not on the Hub (%s, ...): others can search recipes of them, and cook none.",
-                len(local),
-                len(self.ingredients),
-                local[0],
-            )
+            raise ValueError("A bank of a part of the split (pilot) can't be published; compute it without.")
+        options = PushOptions(
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or share.COMMIT_MESSAGE,
+            overwrite=True,  # logits of other checkpoints stay beside these
+            repo_type="dataset",
+        )
+        return self.processes.decide(lambda: share.push_bank(self.published(), repo_id, options))
 
-        def push() -> CommitInfo:
-            scores = self.score(np.eye(len(self.ingredients)))
-            latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
-            records = [{**to_record(one), **asdict(read_told(self.folder, one))} for one in self.ingredients]
-            seen = not is_private(repo_id, repo_type="dataset", private=private, token=token)
-            if seen and (names := hidden_repositories(named_repositories(self.about, records, self.remarks))):
-                logger.warning("The bank names what is private, and everybody can read it: %s.", ", ".join(names))
-            return commit_files(
-                repo_id,
-                public_files(self.folder, self.about, latest, records, scores.tolist(), repo_id),
-                repo_type="dataset",
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or COMMIT_MESSAGE,
-                overwrite=True,  # logits of other checkpoints stay beside these
-            )
+    def published(self) -> share.PublishedBank:
+        """What is pushed of this bank."""
+        return share.PublishedBank(
+            folder=self.folder,
+            manifest=self.manifest,
+            latest=self.latest,
+            records={key: LogitsRecord.read(self.folder, key) for key in self.ingredients.keys},
+            scores=tuple(self.score(np.eye(len(self.ingredients))).tolist()),
+        )
 
-        return on_main_process(push)
+    @property
+    def latest(self) -> Latest:
+        """What `latest.json` says if this bank was computed last."""
+        place = None
+        if self.statistics is not None:
+            images = self.statistics.images
+            pixels = os.path.relpath(images.folder, self.folder)
+            place = StatisticsPlace(self.statistics.record, pixels, images.size)
+        return Latest(self.ingredients.keys, self.remarks, place)
 
     @classmethod
-    def _read(cls, folder: Path, token: str | bool | None = None) -> LogitBank:
+    def _open(cls, folder: Path, processes: Processes) -> LogitBank:
+        """As `open`, for these processes."""
+        bank = cls._read(folder, processes)
+        if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
+            return bank
+        return replace(bank, ingredients=Ingredients(filter(is_there, bank.ingredients)))
+
+    @classmethod
+    def _read(cls, folder: Path, processes: Processes, token: str | bool | None = None) -> LogitBank:
         """What was last computed into a folder, whether its checkpoints are there or not."""
-        about = read_about(folder)
-        if "places" in (about.get("pilot") or {}):
+        manifest = BankManifest.read(folder)
+        if manifest.chosen:
             raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
         try:
-            latest = read_latest(folder)
-            records = [json.loads((folder / "logits" / f"{key}.json").read_text()) for key in latest["keys"]]
-            found = told_apart([from_record(one) for one in records if one["finite"]])
-            ingredients = Ingredients([on_the_hub(one, token) for one in found] if about.get("origin") else found)
-            data, told = about["data"], latest["statistics"]
-            remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            latest = Latest.read(folder)
+            records = [LogitsRecord.read(folder, key) for key in latest.keys]
+            usable = told_apart([record.ingredient.load() for record in records if record.finite])
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{folder} is no whole logit bank ({error}); compute it again: what is there and whole is used."
             ) from error
-        request = {name: data[name] for name in ("config_name", "revision", "image_column", "label_column")}
-        request |= {
-            name: about[name]
-            for name in ("batch_size", "dtype", "logits_dtype", "on_error", "channels_last", "compiled")
-        }
-        request |= {"dataset": about["dataset"] or data["name"], "cache_dir": folder.parent.parent}
-        request |= {"strangers": "keep", "token": token}
-        pilot = Pilot(**about["pilot"]) if about.get("pilot") else None
-        request |= {"pilot": pilot}
+        ingredients = Ingredients([on_the_hub(one, token) for one in usable] if manifest.origin else usable)
+        data, run, place = manifest.data, manifest.run, latest.statistics
+        source = DataSource(
+            dataset=manifest.dataset or data.name,
+            split=data.split,
+            config_name=data.config_name,
+            revision=data.revision,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            token=token,
+        )
+        options = RunOptions(
+            batch_size=manifest.batch_size,
+            channels_last=run.channels_last,
+            torch_compile=run.torch_compile,
+            dtype=run.dtype,
+            logits_dtype=run.logits_dtype,
+            on_error=run.on_error,
+            strangers="keep",
+            cache_dir=folder.parent.parent,
+        )
         statistics = None
-        if told:
-            request |= {f"batchnorm_{name}": told["about"][name] for name in ("split", "images")}
-            source = cache(partial(sampled_source_of, folder, ingredients, request, told["about"]))
-            statistics = Statistics(Images((folder / told["pixels"]).resolve(), told["size"], source), told["about"])
-        source = cache(partial(source_of, folder, ingredients, request))
-        images = Images((folder / about["pixels"]).resolve(), about["block_size"], source)
-        part = drawn_places(about["blocks"], pilot)
-        return cls(folder, ingredients, about, images, request, statistics, remarks, about.get("origin"), part)
+        if place is not None:
+            record = place.record
+            options = replace(options, batchnorm_split=record.split, batchnorm_images=record.images)
+            sampled = cache(partial(reopen_sample, folder, ingredients, source, record))
+            statistics = Statistics(Images((folder / place.pixels).resolve(), place.size, sampled), record, processes)
+        opened = cache(partial(reopen_images, folder, ingredients, source))
+        return cls(
+            folder=folder,
+            ingredients=ingredients,
+            manifest=manifest,
+            images=Images((folder / manifest.pixels).resolve(), manifest.block_size, opened),
+            source=source,
+            options=options,
+            processes=processes,
+            statistics=statistics,
+            remarks=latest.remarks,
+            part=drawn_places(manifest.blocks, manifest.pilot),
+        )
 
     def __repr__(self) -> str:
-        data = self.about["data"]
-        where = f"{data['name']}, split {data['split']!r}"
-        return f"LogitBank({len(self.ingredients)} ingredients, {len(self)} images of {where}, in {self.folder})"
+        data = self.manifest.data
+        images = f"{len(self)} images of {data.name}, split {data.split!r}"
+        return f"LogitBank({len(self.ingredients)} ingredients, {images}, in {self.folder})"
 
     def logits(self, ingredient: int | str) -> np.memmap:
         """One ingredient's logits by position or id: float32 or float16 `(samples, classes)`, memory-mapped."""
-        one = self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
-        found: Any = open_array(logits_path(self.folder, one))
-        return found if self.is_pilot else found[self._some]
+        position = self.ingredients.ids.index(ingredient) if ingredient in self.ingredients.ids else ingredient
+        if isinstance(position, str):
+            self.ingredients.select([position])  # names those that there are
+        logits: Any = open_array(logits_path(self.folder, self.ingredients[position].key))
+        return logits if self.is_pilot else logits[self._rows]
 
     @property
     def labels(self) -> np.ndarray:
         """The true class of each sample, as an index into `classes`: `(samples,)`."""
-        return np.load(self.folder / "labels.npy", mmap_mode="r")[self._some]
+        return np.load(self.folder / "labels.npy", mmap_mode="r")[self._rows]
 
     @property
     def ids(self) -> np.ndarray:
         """The position of each sample in its split: `(samples,)`; skipped samples leave gaps."""
-        return np.load(self.folder / "ids.npy", mmap_mode="r")[self._some]
+        return np.load(self.folder / "ids.npy", mmap_mode="r")[self._rows]
 
     @property
     def digests(self) -> np.ndarray | None:
-        """What tells the image of each sample from others: `(samples,)`; None in a bank of an earlier version."""
+        """What tells the image of each sample from others: `(samples,)`; None if it was not computed."""
         path = self.folder / DIGESTS
-        return as_digests(open_array(path))[self._some] if path.exists() else None
+        return as_digests(open_array(path))[self._rows] if path.exists() else None
+
+    @property
+    def whole(self) -> LogitBank:
+        """The bank of all images of the split, whatever part this one is about."""
+        return replace(self, part=None)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(self.about["classes"])
+        """Class names in the order of the logits."""
+        return self.manifest.classes
 
     @property
     def split(self) -> str:
-        return str(self.about["data"]["split"])
+        """The name of the split."""
+        return self.manifest.data.split
+
+    @property
+    def home(self) -> Path:
+        """The cache that the bank is in."""
+        return self.folder.parent.parent
 
     @property
     def blocks(self) -> dict[Block, slice]:
         """Where each block of images has its samples."""
-        ends = np.cumsum([count for *_, count in self.about["blocks"]]).tolist()
+        ends = np.cumsum([count for *_, count in self.manifest.blocks]).tolist()
         return {
             (shard, number): slice(end - count, end)
-            for (shard, number, count), end in zip(self.about["blocks"], ends, strict=True)
+            for (shard, number, count), end in zip(self.manifest.blocks, ends, strict=True)
         }
 
     def __len__(self) -> int:
@@ -241,7 +286,7 @@ class LogitBank:
     @property
     def samples(self) -> int:
         """How many images the split has, whatever part of it this bank is about."""
-        return int(self.about["samples"])
+        return self.manifest.samples
 
     @property
     def places(self) -> np.ndarray:
@@ -251,14 +296,35 @@ class LogitBank:
     @property
     def is_pilot(self) -> bool:
         """Whether logits were computed of a part of the split only."""
-        return self.about.get("pilot") is not None
+        return self.manifest.pilot is not None or self.manifest.chosen
 
     @property
-    def _some(self) -> slice | np.ndarray:
+    def _rows(self) -> slice | np.ndarray:
         return slice(None) if self.part is None else self.part
 
+    def passes(self) -> Passes:
+        """Passes like those of the logits: a soup is compared with its ingredients under the same conditions.
+
+        Raises:
+            ValueError: if this run's mixed precision is another one.
+        """
+        run, accelerator = self.manifest.run, self.processes.accelerator
+        if accelerator.mixed_precision != run.mixed_precision:
+            raise ValueError(
+                f"The logits in {self.folder} were computed with mixed precision {run.mixed_precision!r}, this run "
+                f"has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under one and the same."
+            )
+        dtype, size = as_dtype(run.dtype), self.manifest.batch_size
+        return Passes(
+            self.processes,
+            Running(accelerator, dtype, size, run.channels_last, run.torch_compile),
+            run.logits_dtype,
+            pixel_cache=self.options.pixel_cache,
+            workers=self.options.workers,
+        )
+
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
-        """The bank without some of its images, and the bank of these, drawn at random.
+        """The bank without a random part of its images, and the bank of these.
 
         Copies of one image are never in both: they stay in the first.
 
@@ -270,16 +336,18 @@ class LogitBank:
         if not 0 < count < len(self):
             raise ValueError(f"hold_out={share!r}: it is a share of the {len(self)} images, as in 0.2.")
         order = np.random.default_rng(seed).permutation(len(self))
-        out, rest = order[:count], order[count:]
+        held_out, remaining = order[:count], order[count:]
         if (digests := self.digests) is not None:
-            out, rest = with_copies(out, rest, digests)
-        if len(out) < count:
-            logger.warning("%d of %d images have copies among the others: not held out.", count - len(out), count)
-        if not len(out):
+            held_out, remaining = with_copies(held_out, remaining, digests)
+        if len(held_out) < count:
+            copies = count - len(held_out)
+            logger.warning("%d of %d images have copies among the others: not held out.", copies, count)
+        if not len(held_out):
             raise ValueError(f"hold_out={share!r}: all of these {count} images have copies among the others.")
-        out, rest = (np.sort(self.places[rows]) for rows in (out, rest))
-        data = {**self.about["data"], "split": f"{self.split} (held out)"}
-        return replace(self, part=rest), replace(self, part=out, about={**self.about, "data": data})
+        held_out, remaining = (np.sort(self.places[rows]) for rows in (held_out, remaining))
+        data = replace(self.manifest.data, split=f"{self.split} (held out)")
+        proving = replace(self, part=held_out, manifest=replace(self.manifest, data=data))
+        return replace(self, part=remaining), proving
 
     def score(
         self,
@@ -303,28 +371,30 @@ class LogitBank:
             ValueError: for a metric that can't be loaded or gives several scores, or what is no recipe.
         """
         metric = scoring.ALIASES.get(metric, metric)
-        other = None if metric in scoring.METRICS else load_metrics(metric)
+        (reported,) = (None,) if metric in scoring.METRICS else load_metrics(metric)
         rows = ensemble.check_recipes(self._rows_of(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
-            if other:
-                found = []
-                for row in rows:
-                    found.append(only_score(other[0], self.answers(row, with_logits=other[0].needs_logits)))
-                    bar.update(len(self))
-                return np.array(found)
+            if reported:
+                return np.array([self._score_one(row, reported, bar) for row in rows])
             if metric in scoring.DENSE:
                 return scoring.DENSE[metric](self._all_logits(), self.labels, rows, on_block=bar.update)
             labels, classes = np.asarray(self.labels), len(self.classes)
-            options = {"device": device, "on_block": bar.update}
+            top = 5 if metric == "top5_accuracy" else 1
             try:
-                pruned = self.pruned(5 if metric == "top5_accuracy" else 1)
+                pruned = self.pruned(top)
             except pruning.TooMuchLeftError:
                 parts = [
-                    scoring.count_for(metric, part, labels[some], classes, rows, device=device)
-                    for some, part in self._pruned_parts(5 if metric == "top5_accuracy" else 1)
+                    scoring.count_for(metric, part, labels[images], classes, rows, device=device)
+                    for images, part in self._pruned_parts(top)
                 ]
                 return scoring.made_of(metric, parts, len(self))
-            return scoring.score(pruned, labels, classes, rows, metric, **options)
+            return scoring.score(pruned, labels, classes, rows, metric, device=device, on_block=bar.update)
+
+    def _score_one(self, row: np.ndarray, metric: Metric, bar: Any) -> float:
+        """A reported metric of one recipe `(models,)`."""
+        score = only_score(metric, self.answers(row, with_logits=metric.needs_logits))
+        bar.update(len(self))
+        return score
 
     def is_prunable(self) -> bool:
         """Whether what is left of the logits without the classes that can't win may be held in memory."""
@@ -335,72 +405,74 @@ class LogitBank:
         return True
 
     def best_step(self, start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
-        """Where between two recipes `(models,)` most images are right, exactly: see `line.best_step`."""
+        """Where between two recipes `(models,)` most images are right, exactly: see `propose.best_step`."""
         return propose.best_step(self.pruned(), np.asarray(self.labels), start, end)
 
     def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
         """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
-        if self.partly:
-            used = [self.ingredients.ids[one] for one in np.flatnonzero(recipe)]
-            if len(used) == 1 and used[0] in self.partly.singles:
-                return self.partly.singles[used[0]]
+        used = self._used(recipe)
+        if self.partial and len(used) == 1 and used[0] in self.partial.singles:
+            return self.partial.singles[used[0]]
         try:
             return scoring.predict(self.pruned(), np.asarray(recipe))[0]
         except pruning.TooMuchLeftError:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
 
     def answers(self, recipe: np.ndarray, *, with_logits: bool = False) -> Answers:
-        """What the ensemble of one recipe `(models,)` says of the images, with its logits if they are asked for.
+        """What the ensemble of one recipe `(models,)` predicts, with its logits if they are wanted.
 
         Raises:
-            ValueError: if they are, and some are not known (see `knows`).
+            ValueError: if they are wanted, and not known of all images (see `knows`).
         """
-        logits, used = None, np.flatnonzero(recipe)
+        logits = None
         if with_logits:
-            bank = replace(self, ingredients=self.ingredients.select([self.ingredients.ids[at] for at in used]))
-            logits = ensemble.mix(bank._all_logits(), np.asarray(recipe)[used])
+            bank = replace(self, ingredients=self.ingredients.select(self._used(recipe)))
+            logits = ensemble.mix(bank._all_logits(), np.asarray(recipe)[np.flatnonzero(recipe)])
         return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
 
     def knows(self, recipe: np.ndarray) -> bool:
         """Whether the logits of all images are here of all ingredients that a recipe `(models,)` uses."""
-        used = {self.ingredients.ids[one] for one in np.flatnonzero(recipe)}
-        return self.partly is None or used <= {*self.partly.whole} - {*self.partly.singles}
+        if self.partial is None:
+            return True
+        return {*self._used(recipe)} <= {*self.partial.complete} - {*self.partial.singles}
+
+    def _used(self, recipe: np.ndarray | Sequence[float]) -> list[str]:
+        """The ids of the ingredients that a recipe `(models,)` uses."""
+        return [self.ingredients.ids[position] for position in np.flatnonzero(recipe)]
 
     def row(self, recipe: Recipe) -> np.ndarray:
         """A recipe as a row `(models,)` in the order of `ingredients`."""
         return np.array([recipe.used.get(name, 0.0) for name in self.ingredients.ids])
 
+    def recipe(self, row: np.ndarray) -> Recipe:
+        """The recipe of a row `(models,)`, of the ingredients that it uses."""
+        return Recipe(tuple(self._used(row)), tuple(row[np.flatnonzero(row)].tolist()))
+
     def _rows_of(self, recipes: np.ndarray | Sequence[Sequence[float]] | Sequence[Recipe] | Recipe) -> np.ndarray:
         """Recipes as rows `(recipes, models)`."""
-        several = [recipes] if isinstance(recipes, Recipe) else recipes
         rows = []
-        for recipe in several:
+        for recipe in [recipes] if isinstance(recipes, Recipe) else recipes:
             if isinstance(recipe, Recipe):
-                self.ingredients.select(recipe.used)
+                self.ingredients.select(recipe.used)  # refuses others
             rows.append(self.row(recipe) if isinstance(recipe, Recipe) else recipe)
         return np.asarray(rows)
 
-    def recipe(self, row: np.ndarray) -> Recipe:
-        """The recipe of a row `(models,)`, of the ingredients that it uses."""
-        used = np.flatnonzero(row)
-        return Recipe(tuple(self.ingredients.ids[one] for one in used), tuple(row[used].tolist()))
-
     def _pruned_parts(self, top: int) -> Iterator[tuple[slice, pruning.Pruned]]:
-        """Where too much is left to be kept: some samples after others, each pruned when it is their turn."""
+        """Where too much is left to be held in memory: parts of the samples, each pruned when it is its turn."""
         step = max(1, pruning.MOST // (4 * len(self.ingredients) * len(self.classes)))
         for start in range(0, len(self), step):
-            some = slice(start, min(start + step, len(self)))
-            yield some, pruning.prune([_rows(one, some) for one in self._all_logits()], top=top)
+            samples = slice(start, min(start + step, len(self)))
+            yield samples, pruning.prune([_part(logits, samples) for logits in self._all_logits()], top=top)
 
     def pruned(self, top: int = 1) -> pruning.Pruned:
         """Of each image the classes that can be among the best `top` under some recipe of these ingredients.
 
-        Made at one reading of the logits, and kept in `pruned` of the folder: other ingredients get another file.
+        Made at one reading of the logits, and cached in `pruned` of the folder, in a file for each set of ingredients.
         """
-        if self.partly:
+        if self.partial:
             if top != 1:
                 raise ValueError("Of these images not all logits are known: only the best class can be told.")
-            return self.partly.pruned
+            return self.partial.pruned
 
         def make() -> pruning.Pruned:
             threads = min(MOST_THREADS, os.cpu_count() or 1)
@@ -408,66 +480,65 @@ class LogitBank:
                 return pruning.prune(self._stored(), top=top, threads=threads, on_block=bar.update)
 
         if top not in self._pruned:
-            sources = [logits_path(self.folder, one) for one in self.ingredients]
+            sources = [logits_path(self.folder, key) for key in self.ingredients.keys]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
-            found = pruning.kept(path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top)
-            self._pruned[top] = found if self.part is None or self.is_pilot else found.select(self.part)
+            pruned = pruning.kept(path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top)
+            self._pruned[top] = pruned if self.part is None or self.is_pilot else pruned.select(self.part)
         return self._pruned[top]
 
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
+        """Of each ingredient the logits of all images `(samples, classes)`."""
         if not self.knows(np.ones(len(self.ingredients))):
             raise ValueError("Of these images not all logits are known, because of a pilot; this takes all.")
-        return (
-            self._stored()
-            if self.part is None or self.is_pilot
-            else [self.logits(at) for at in range(len(self.ingredients))]
-        )
+        if self.part is None or self.is_pilot:
+            return self._stored()
+        return [self.logits(position) for position in range(len(self.ingredients))]
 
     def _stored(self) -> list[ensemble.Stored]:
-        files = (logits_path(self.folder, one) for one in self.ingredients)
+        files = (logits_path(self.folder, key) for key in self.ingredients.keys)
         return [ensemble.Stored.of(open_array(file)) for file in files]
 
 
-def _rows(logits: ensemble.Stored | np.ndarray, some: slice) -> ensemble.Stored | np.ndarray:
-    """Some samples, read only when they are looked at."""
-    return logits.part(some) if isinstance(logits, ensemble.Stored) else logits[some]
+def _part(logits: ensemble.Stored | np.ndarray, samples: slice) -> ensemble.Stored | np.ndarray:
+    """The logits of a part of the samples, read only when they are looked at."""
+    return logits.part(samples) if isinstance(logits, ensemble.Stored) else logits[samples]
 
 
 @dataclass(frozen=True, eq=False)
-class Partly:
-    """What is known of a split where only some ingredients have logits of all images (see `telling`).
+class PartialLogits:
+    """What is known of a split after a pilot, where only some ingredients have logits of all images (see `pilot`).
 
     Args:
-        rest: positions of the images of which the others have none, ascending.
-        whole: ids of the ingredients whose predictions are known of all images.
-        pruned: the classes that can win; of the rest, what the leading ingredients agree on.
-        clear: positions of a random sample of such images of which all have logits, `(clear,)`.
-        right: whether what the leading agree on is right there, bool `(clear,)`.
-        singles: of those in `whole` that have no logits there, the classes that they predict, `(samples,)` each.
+        unseen: positions of the images of which the other ingredients have no logits, ascending.
+        complete: ids of the ingredients whose predictions are known of all images.
+        pruned: the classes that can win; of the unseen images, the class that the leading ingredients agree on.
+        clear: positions of a random sample of images as clear as the unseen ones, of which all have logits,
+            `(clear,)`.
+        right: whether what the leading ingredients agree on is right there, bool `(clear,)`.
+        singles: of those in `complete` that have no logits there, the classes that they predict, `(samples,)` each.
     """
 
-    rest: np.ndarray
-    whole: tuple[str, ...]
+    unseen: np.ndarray
+    complete: tuple[str, ...]
     pruned: Pruned
     clear: np.ndarray
     right: np.ndarray
     singles: dict[str, np.ndarray] = field(default_factory=dict)
 
     def estimate(self, hits: np.ndarray) -> tuple[float, tuple[float, float]]:
-        """The accuracy on all images, and between which 95% lie.
+        """The accuracy on all images, and its 95% interval.
 
-        Where there are no logits, what the leading get right is known, and by how much that is too good (or not good
-        enough) the sample says.
+        Of unseen images it is known what the leading ingredients get right, and the sample says by how much that is
+        too good (or not good enough).
 
         Args:
-            hits: what is right `(samples,)`; of the rest, what the leading agree on.
+            hits: what is right `(samples,)`; of unseen images, what the leading ingredients agree on.
         """
-        drawn, share = len(self.clear), len(self.rest) / len(hits)
+        drawn, share = len(self.clear), len(self.unseen) / len(hits)
         gains = hits[self.clear].astype(int) - self.right
         value = min(1.0, max(0.0, float(hits.mean()) + share * float(gains.mean() if drawn else 0.0)))
         # a few that are equal are no certainty, as in `Strata.mean`
         uncertain = ((np.count_nonzero(gains) + 0.5) / (drawn + 1) - (gains.sum() / (drawn + 1)) ** 2) / max(1, drawn)
-        half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(
-            value * (1 - value) / len(hits) + share**2 * uncertain
-        )
+        variance = value * (1 - value) / len(hits) + share**2 * uncertain
+        half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(variance)
         return value, (max(0.0, value - half), min(1.0, value + half))

@@ -23,15 +23,19 @@ from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import match_labels
-from hf_radin.logits.compute import check_number, check_running
+from hf_radin.logits.compute import dtype_name
+from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number
 from hf_radin.logits.passes import choose_batch_size, models_at_once
 from hf_radin.runtime.autotune import BATCH_SIZE, bytes_of, default_workers, settle_threads
-from hf_radin.runtime.processes import smallest, the_accelerator
+from hf_radin.runtime.processes import Processes
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+# Images of the split that are decoded and shown to a model, and for how many seconds at least it runs.
+SHOWN, SECONDS = 32, 0.5
 
 
 @dataclass(frozen=True)
@@ -102,19 +106,19 @@ class Estimate:
         return self.images * self.probe.image_bytes
 
     @property
-    def kept_bytes(self) -> int:
-        """Of those that are kept on disk."""
+    def cached_bytes(self) -> int:
+        """Of the prepared images that are cached on disk."""
         return min(self.pixel_bytes, self.pixel_room, max(0, self.free_disk - SPARED))
 
     @property
     def disk_bytes(self) -> int:
         """What is written to the disk of the cache."""
-        return self.bank_bytes + self.kept_bytes + (self.download_bytes if self.one_disk else 0)
+        return self.bank_bytes + self.cached_bytes + (self.download_bytes if self.one_disk else 0)
 
     @property
     def decodings(self) -> tuple[float, float]:
-        """How often an image is decoded, for the logits and for soups: once if it is kept, else in each pass."""
-        gone = 1 - self.kept_bytes / self.pixel_bytes
+        """How often an image is decoded, for the logits and for soups: once if it is cached, else in each pass."""
+        gone = 1 - self.cached_bytes / self.pixel_bytes
         again = self.groups - 1 if self.pilot is None else 2 * self.groups
         return 1 + again * gone, self.soups * gone
 
@@ -152,7 +156,7 @@ def estimate(
     pixel_cache: int | str = "auto",
     workers: int | str = "auto",
     channels_last: bool = False,
-    compiled: bool = False,
+    torch_compile: bool = False,
     dtype: str | torch.dtype | None = None,
     logits_dtype: str = "float32",
     on_error: str = "raise",
@@ -175,66 +179,98 @@ def estimate(
     Raises:
         ValueError: if the dataset does not say how many images it has, or for what `compute_logits` would refuse.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    check_number("images", images)
-    check_number("processes", processes)
-    sample = Pilot.of(pilot)
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 1 <= budget < math.inf:
         raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
-    check_running(
-        ingredients,
+    source = DataSource(dataset, split, config_name, revision, image_column, label_column, token)
+    options = RunOptions(
         batch_size=batch_size,
         models_in_memory=models_in_memory,
-        workers=workers,
         pixel_cache=pixel_cache,
+        workers=workers,
+        channels_last=channels_last,
+        torch_compile=torch_compile,
+        dtype=dtype_name(dtype),
         logits_dtype=logits_dtype,
         on_error=on_error,
         batchnorm_images=batchnorm_images,
+        cache_dir=cache_dir,
     )
-    limit, weights_dtype, home = parse_size(pixel_cache), as_dtype(dtype or "float32"), find_home(cache_dir)
-    opened = open_split(DataSource(dataset, split, config_name, revision, image_column, label_column, token))
-    count = _count(opened, images)
-    to_class = match_labels(opened, ingredients.labels)
+    size = JobSize(images, processes, float(budget), Pilot.of(pilot))
+    return estimate_job(ingredients, source, options, size, Processes(accelerator))
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """How large a job is.
+
+    Args:
+        images: in the split; `auto` is what the dataset says.
+        processes: that share the work; `auto` is as many as there are.
+        budget: passes over the split for soups.
+        pilot: which images' logits are computed first; None for all.
+
+    Raises:
+        ValueError: for numbers that can't be used.
+    """
+
+    images: int | str = "auto"
+    processes: int | str = "auto"
+    budget: float = 8.0
+    pilot: Pilot | None = None
+
+    def __post_init__(self) -> None:
+        check_number("images", self.images)
+        check_number("processes", self.processes)
+
+
+def estimate_job(
+    ingredients: Ingredients, source: DataSource, options: RunOptions, size: JobSize, processes: Processes
+) -> Estimate:
+    """What a job costs. See `estimate`."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    check_ingredients(ingredients)
+    home, split = find_home(options.cache_dir), open_split(source)
+    count = _count_images(split, size.images)
     block = block_size(count)
-    source = Source(opened, partial(prepare_image, ingredients[0].processor), to_class, on_error, block)
-    accelerator = the_accelerator(accelerator)
+    prepare = partial(prepare_image, ingredients[0].processor)
+    images = Source(split, prepare, match_labels(split, ingredients.labels), options.on_error, block)
     settle_threads()
-    running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)
-    found = probe(source, ingredients[0], running, batch_size)
-    files = {one.key: one for part in ingredients for one in (part, part.base) if one is not None}
+    dtype = as_dtype(options.dtype)
+    running = Running(processes.accelerator, dtype, BATCH_SIZE, options.channels_last, options.torch_compile)
+    measured = probe(images, ingredients[0], running, options.batch_size, processes)
+    bases = [ingredient.base for ingredient in ingredients if ingredient.base]
+    downloads = {checkpoint.key: checkpoint.size for checkpoint in (*ingredients, *bases) if not checkpoint.is_here}
     hub = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
+    at_once = measured.fit if options.models_in_memory == "auto" else int(options.models_in_memory)
+    workers = default_workers(processes.device) if options.workers == "auto" else int(options.workers)
     return Estimate(
         ingredients=len(ingredients),
         images=count,
         classes=len(ingredients.labels),
-        processes=accelerator.num_processes if processes == "auto" else int(processes),
-        budget=float(budget),
-        pilot=sample,
-        probe=found,
-        at_once=min(len(ingredients), found.fit if models_in_memory == "auto" else int(models_in_memory)),
-        workers=default_workers(accelerator.device) if workers == "auto" else int(workers),
-        pixel_room=Images(home / "pixels", block, lambda: source).room(limit),
-        download_bytes=sum(one.size for one in files.values() if not one.is_here),
+        processes=processes.count if size.processes == "auto" else int(size.processes),
+        budget=size.budget,
+        pilot=size.pilot,
+        probe=measured,
+        at_once=min(len(ingredients), at_once),
+        workers=workers,
+        pixel_room=Images(home / "pixels", block, lambda: images).room(parse_size(options.pixel_cache)),
+        download_bytes=sum(downloads.values()),
         free_disk=shutil.disk_usage(home).free,
         free_hub=shutil.disk_usage(hub).free,
         one_disk=os.stat(home).st_dev == os.stat(hub).st_dev,
-        statistics=batchnorm_images if found.has_batchnorm else 0,
-        logit_bytes=4 if logits_dtype == "float32" else 2,
+        statistics=options.batchnorm_images if measured.has_batchnorm else 0,
+        logit_bytes=4 if options.logits_dtype == "float32" else 2,
     )
 
 
-def _count(split: Split, images: int | str) -> int:
+def _count_images(split: Split, images: int | str) -> int:
     """The number of images that is given, or that the dataset says."""
     count = count_rows(split) if images == "auto" else int(images)
     if not count:
         says = "does not say how many images it has" if count is None else "has no image"
         raise ValueError(f"{split.name}, split {split.split!r}, {says}. Give their number with images (--images N).")
     return count
-
-
-# Images of the split that are decoded and shown to a model, and for how many seconds at least it runs.
-SHOWN, SECONDS = 32, 0.5
 
 
 @dataclass(frozen=True)
@@ -263,7 +299,9 @@ class Probe:
     has_batchnorm: bool
 
 
-def probe(source: Source, ingredient: Ingredient, running: Running, batch_size: int | str) -> Probe:
+def probe(
+    source: Source, ingredient: Ingredient, running: Running, batch_size: int | str, processes: Processes
+) -> Probe:
     """Decode the first images of a split and run a model like the ingredient; its weights are not read.
 
     Args:
@@ -274,12 +312,12 @@ def probe(source: Source, ingredient: Ingredient, running: Running, batch_size: 
     """
     import torch
 
-    decode_seconds, shown = _decode_some(source)
+    decode_seconds, shown = _time_decoding(source)
     model = running.ready(random_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code))
     example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in shown.items()}
     size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
     running = replace(running, batch_size=size)
-    fit = smallest(models_at_once(model, example, running))
+    fit = processes.smallest(models_at_once(model, example, running))
     batch = _repeat(shown, min(size, source.size))  # the first pass is behind us, which is slower than the others
     return Probe(
         device=running.accelerator.device.type,
@@ -287,14 +325,14 @@ def probe(source: Source, ingredient: Ingredient, running: Running, batch_size: 
         batch_size=size,
         decode_seconds=decode_seconds,
         forward_seconds=_seconds(lambda: running.logits([model], batch)) / min(size, source.size),
-        image_bytes=sum(one[:1].nbytes for one in shown.values()),
+        image_bytes=sum(value[:1].nbytes for value in shown.values()),
         model_bytes=bytes_of(model),
         fit=fit,
         has_batchnorm=has_batchnorm(model),
     )
 
 
-def _decode_some(source: Source) -> tuple[float, Inputs]:
+def _time_decoding(source: Source) -> tuple[float, Inputs]:
     """Seconds to decode and prepare an image of the split, and its first images prepared."""
     rows = list(source.split.rows.take(SHOWN))
     decode(source, (0, 0), rows[:1])  # the first call finds the tables, and loads what reads such files
@@ -315,7 +353,7 @@ def _repeat(inputs: Inputs, size: int) -> Inputs:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Of a call, the mean of those that fill half a second, or of one."""
+    """The mean seconds of a call, over as many as fill half a second."""
     count, begun = 0, time.perf_counter()
     while not count or time.perf_counter() - begun < SECONDS:
         run()
