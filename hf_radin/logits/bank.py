@@ -31,7 +31,7 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_commit import commit_files, hidden_repositories, is_private
 from hf_radin.runtime.processes import on_main_process, progress_bar
-from hf_radin.weights.batchnorm import Statistics
+from hf_radin.weights.batchnorm import Statistics, StatisticsRecord
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -184,8 +184,9 @@ class LogitBank:
         statistics = None
         if told:
             request |= {f"batchnorm_{name}": told["about"][name] for name in ("split", "images")}
-            source = cache(partial(sampled_source_of, folder, ingredients, request, told["about"]))
-            statistics = Statistics(Images((folder / told["pixels"]).resolve(), told["size"], source), told["about"])
+            record = StatisticsRecord.from_json(told["about"])
+            source = cache(partial(sampled_source_of, folder, ingredients, request, record))
+            statistics = Statistics(Images((folder / told["pixels"]).resolve(), told["size"], source), record)
         source = cache(partial(source_of, folder, ingredients, request))
         images = Images((folder / about["pixels"]).resolve(), about["block_size"], source)
         part = drawn_places(about["blocks"], pilot)

@@ -122,7 +122,7 @@ def latest_of(
     if statistics is not None:
         images = statistics.images
         where = {"pixels": os.path.relpath(images.folder, folder), "size": images.size}
-        latest["statistics"] = {**where, "about": statistics.about}
+        latest["statistics"] = {**where, "about": asdict(statistics.record)}
     return latest
 
 

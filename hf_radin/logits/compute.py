@@ -43,7 +43,7 @@ from hf_radin.runtime.autotune import BATCH_SIZE, settle_threads
 from hf_radin.runtime.file_sync import on_each_disk, share
 from hf_radin.runtime.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.runtime.processes import on_main_process, the_accelerator
-from hf_radin.weights.batchnorm import IMAGES, check_images, collect_statistics, find_sampled
+from hf_radin.weights.batchnorm import IMAGES, check_images, prepare_statistics, statistics_split
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +167,7 @@ def compute_logits(
     to_class = match_labels(opened, ingredients.labels)
     if opened.is_here:  # of a stream, the first image comes no sooner
         check_first_label(opened, to_class)
-    sampled = find_sampled(ingredients[0], opened, request, batchnorm_split)
+    sampled = statistics_split(ingredients[0], opened, request, batchnorm_split)
     if sampled is not None:
         key = sampled.key
         sampled = replace(sampled, key=on_main_process(lambda: key))
@@ -207,7 +207,7 @@ def compute_logits(
         )
         statistics = None
         if sampled is not None:
-            statistics = collect_statistics(
+            statistics = prepare_statistics(
                 sampled, batchnorm_images, home, processor=processor, on_error=on_error, accelerator=accelerator
             )
         running = Running(accelerator, weights_dtype, BATCH_SIZE, channels_last, compiled)

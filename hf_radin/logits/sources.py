@@ -12,7 +12,7 @@ from hf_radin.images.split import OBJECT, Split, open_split
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.bank_files import read_about
-from hf_radin.weights.batchnorm import sample_source
+from hf_radin.weights.batchnorm import StatisticsRecord, statistics_source
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -34,14 +34,15 @@ def source_of(folder: Path, ingredients: Ingredients, request: dict[str, Any]) -
 
 
 def sampled_source_of(
-    folder: Path, ingredients: Ingredients, request: dict[str, Any], sampled: dict[str, Any]
+    folder: Path, ingredients: Ingredients, request: dict[str, Any], sampled: StatisticsRecord
 ) -> Source:
     """Where the images come from that BatchNorm has its statistics from, opened again. Raises as `source_of` does."""
     about = read_about(folder)
     if request["dataset"] == OBJECT:
         _gone(folder, about)
-    split = _opened(request, sampled["split"], sampled["data"], folder, labelled=False)
-    return sample_source(split, _processor(ingredients, about), sampled)
+    split = _opened(request, sampled.split, sampled.data, folder, labelled=False)
+    processor = _processor(ingredients, about)
+    return statistics_source(split, processor, images=sampled.images, seed=sampled.seed, on_error=sampled.on_error)
 
 
 def _opened(request: dict[str, Any], split: str, key: str, folder: Path, *, labelled: bool = True) -> Split:
