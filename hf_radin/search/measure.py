@@ -72,7 +72,7 @@ class Trial:
         self.bank, self.recipe = bank, recipe
         self._make_model, self._model = make_model, None
         parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
-        anew = [bank.statistics.about["key"]] if bank.statistics else []
+        anew = [bank.statistics.record.key] if bank.statistics else []
         self._path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
         self._kept = on_main_process(
             lambda: _classes(self._path, bank.samples, len(bank.classes))

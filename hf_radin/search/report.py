@@ -50,7 +50,7 @@ class Report:
             self.bank, self.held_out = bank, _held_out(bank, test_split, allow_overlap)
         else:
             self.bank, self.held_out = bank.divided(hold_out, seed)
-            if bank.statistics and bank.statistics.about["data"] == bank.about["data"]["key"]:
+            if bank.statistics and bank.statistics.record.data == bank.about["data"]["key"]:
                 raise ValueError(
                     f"hold_out={hold_out!r}: the split {bank.split!r} gives soups their BatchNorm statistics, images "
                     "held out too. Name another for these with batchnorm_split (--batchnorm-split), or a test_split."
@@ -93,7 +93,7 @@ class Report:
         elif test_split is not None:
             if str(test_split) == bank.split:
                 raise ValueError(f"The split {test_split!r} chooses the soup; another one has to prove it.")
-            if bank.statistics and str(test_split) == bank.statistics.about["split"]:
+            if bank.statistics and str(test_split) == bank.statistics.record.split:
                 raise ValueError(
                     f"The split {test_split!r} gives the soup its BatchNorm statistics; another one has to prove it."
                 )
@@ -168,7 +168,7 @@ class Report:
             "overlap": self.overlap and asdict(self.overlap),
             "held_out_logits": len(self.held_out.ingredients) if self.held_out else 0,
             "remarks": [list(remark) for remark in bank.remarks],
-            "batchnorm": bank.statistics and bank.statistics.about,
+            "batchnorm": bank.statistics and asdict(bank.statistics.record),
             "classes": list(bank.classes),
             "architecture": bank.ingredients[0].architecture,
             "image_processor": bank.ingredients[0].image_processor,
@@ -263,7 +263,7 @@ def _passes(
         found["probabilities"] = float(probed)
     if bank.statistics:
         soups = sum(one.passes > 0 and len(one.recipe.used) > 1 for one in measured) + probed
-        found["batchnorm"] = soups * bank.statistics.about["images"] / len(bank)
+        found["batchnorm"] = soups * bank.statistics.record.images / len(bank)
     if pilot and "passes" in pilot:
         found["logits"] = pilot["passes"]
     return found
@@ -385,7 +385,7 @@ def _check_held_out(bank: LogitBank, held_out: LogitBank) -> None:
         raise ValueError(
             f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."
         )
-    if bank.statistics and held_out.about["data"]["key"] == bank.statistics.about["data"]:
+    if bank.statistics and held_out.about["data"]["key"] == bank.statistics.record.data:
         raise ValueError(
             f"The split {held_out.split!r} gives the soup its BatchNorm statistics; another one has to prove it."
         )

@@ -27,7 +27,7 @@ from hf_radin.soup.recipe_file import RECIPE, as_kept, read_recipe_file, unmeasu
 from hf_radin.weights import tensors
 from hf_radin.weights.average import average_model, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
-from hf_radin.weights.batchnorm import Statistics, collect_statistics
+from hf_radin.weights.batchnorm import Statistics, prepare_statistics
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics
         "classes": list(used.labels),
         "architecture": used[0].architecture,
         "image_processor": used[0].image_processor,
-        "batchnorm": statistics and statistics.about,
+        "batchnorm": statistics and asdict(statistics.record),
     }
     weights = {"ingredients": list(recipe.used), "weights": list(recipe.used.values())}
     return unmeasured(weights, [asdict(describe_ingredient(ingredient)) for ingredient in used], about, dtype)
@@ -234,7 +234,7 @@ def cook_statistics(
             "It can't be told whether the images of %s are those that the soup had its BatchNorm statistics from.",
             split.name,
         )
-    return collect_statistics(
+    return prepare_statistics(
         split,
         about["images"],
         find_home(cache_dir),

@@ -1,14 +1,14 @@
-"""BatchNorm: averaged weights see other activations than their ingredients did, so statistics are estimated anew.
+"""BatchNorm statistics of averaged weights, estimated anew from images.
 
-The average of the ingredients' statistics is not the statistics of their average; ResNets fall far without this
-(arXiv 2301.10092; swa#7).
+Averaged weights produce other activations than their ingredients did, and the average of the ingredients' statistics
+is not the statistics of the average. Without new ones the accuracy of ResNets collapses (arXiv 2301.10092; swa#7).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Images that statistics are estimated from, and how many of them a model sees at once: the statistics of a batch are
-# what is averaged, so that it is part of the outcome and not the user's batch size.
+# Images that statistics are estimated from, and how many of them a model sees at once. The statistics of batches are
+# averaged, so the batch size changes the result: it is fixed, and independent of the user's batch size.
 IMAGES = 1024
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class StatisticsRecord:
+    """What banks and recipes say of the images that statistics are estimated from.
+
+    Args:
+        data: key of the split's data.
+        split: its name.
+        images: how many were asked for.
+        seed: that they were drawn with.
+        on_error: what happens with images that can't be read: `raise` or `skip`.
+        used: how many images lie in batches that are used.
+        key: of all that decides about the statistics.
+    """
+
+    data: str
+    split: str
+    images: int
+    seed: int
+    on_error: str
+    used: int
+    key: str
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StatisticsRecord:
+        """The record in a `latest.json`; names that are not known are ignored.
+
+        Raises:
+            KeyError: if one is missing.
+        """
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -45,26 +77,26 @@ class Statistics:
 
     Args:
         images: prepared, a block a batch.
-        about: the dataset's `data` key, the `split`, how many `images`, the `seed`, and a `key` of all that decides.
+        record: where they come from.
     """
 
     images: Images
-    about: dict[str, Any]
+    record: StatisticsRecord
 
     @property
     def digests(self) -> np.ndarray | None:
-        """Of those images that are used `(images,)`; None if that is not known."""
-        return self.images.digests(_batches(self.images))
+        """Digests of the images that are used `(images,)`; None if they are not known."""
+        return self.images.digests(_full_batches(self.images))
 
 
 def check_images(count: int) -> None:
-    """Refuse a number of images that statistics can't be estimated from."""
+    """Raise a ValueError for a number of images that statistics can't be estimated from."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise ValueError(f"batchnorm_images={count!r}: it is a number of images, at least 2.")
 
 
-def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], split: str | None) -> Split | None:
-    """The split to draw images from: the one that the user names, else `train`, else the one that is measured.
+def statistics_split(ingredient: Ingredient, opened: Split, source: dict[str, Any], split: str | None) -> Split | None:
+    """The split to draw images from: the one that the user names, else `train`, else the split that is measured.
 
     Args:
         opened: the split that is measured.
@@ -74,14 +106,14 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
         None if the models have no BatchNorm.
 
     Raises:
-        ValueError: if the split is not there, or is named for models that have no BatchNorm.
+        ValueError: if there is no such split, or one is named for models that have no BatchNorm.
     """
     if not has_batchnorm(empty_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code)):
         if split is not None:
             raise ValueError(f"batchnorm_split={split!r}: {ingredient.architecture} has no BatchNorm. Leave it out.")
         return None
-    one_split = opened.name == OBJECT and not isinstance(source["dataset"], Mapping)
-    if split is None and not one_split:
+    has_single_split = opened.name == OBJECT and not isinstance(source["dataset"], Mapping)
+    if split is None and not has_single_split:
         try:
             found = open_split(DataSource(**source, split="train"), labelled=False)
             return opened if found.key == opened.key else found  # a folder of one split that has no name
@@ -89,16 +121,20 @@ def find_sampled(ingredient: Ingredient, opened: Split, source: dict[str, Any], 
             logger.warning("%s BatchNorm statistics come from images of %r.", error, opened.split)
     if split is None or split == opened.split:
         return opened
-    if one_split:
+    if has_single_split:
         raise ValueError(f"batchnorm_split={split!r}: a Dataset has one split; pass a DatasetDict of both.")
     return open_split(DataSource(**source, split=split), labelled=False)
 
 
 def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | None) -> None:
-    """Refuse a held-out split that BatchNorm would have its statistics from.
+    """Refuse a held-out split that BatchNorm statistics are estimated from.
+
+    Args:
+        held_out: its name.
+        split: the split that the user named for the statistics; None for the default, `train`.
 
     Raises:
-        ValueError: if it is the one that is named, or the `train` of the default.
+        ValueError: if the two are the same and the models have BatchNorm.
     """
     if held_out != (split or "train"):
         return
@@ -109,7 +145,7 @@ def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | Non
         )
 
 
-def collect_statistics(
+def prepare_statistics(
     split: Split,
     count: int,
     home: Path,
@@ -119,11 +155,20 @@ def collect_statistics(
     accelerator: Accelerator,
     seed: int = 0,
 ) -> Statistics:
-    """Draw images from a split and prepare them, a batch a block."""
+    """Draw images from a split and prepare them, a batch a block.
+
+    Args:
+        split: to draw from.
+        count: of images.
+        home: the cache folder.
+
+    Raises:
+        ValueError: if fewer than two images are left.
+    """
     key = digest(split.key, count, seed, BATCH, describe_processor(processor), on_error)
     folder = home / "pixels" / key
-    sampled = {"images": count, "seed": seed, "on_error": on_error}
-    images = Images(folder, BATCH, cache(partial(sample_source, split, processor, sampled)))
+    source = partial(statistics_source, split, processor, images=count, seed=seed, on_error=on_error)
+    images = Images(folder, BATCH, cache(source))
     share(folder, "*.json", "*.safetensors")
     if not on_main_process(images.is_kept):
         for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=ALL):
@@ -131,57 +176,58 @@ def collect_statistics(
         accelerator.wait_for_everyone()
         share(folder, "*.json", "*.safetensors")
     _, _, _, sizes = images.index()
-    used = sum(size for size in sizes if size == max([1, *sizes]))
+    largest = max([1, *sizes])
+    used = largest * sizes.count(largest)
     if used < 2:
         raise ValueError(
             f"The split {split.split!r} of {split.name} gives {used} images to estimate BatchNorm statistics from; at "
             "least 2 are needed. Name another with batchnorm_split (--batchnorm-split)."
         )
-    return Statistics(images, {"data": split.key, "split": split.split, **sampled, "used": used, "key": key})
+    return Statistics(images, StatisticsRecord(split.key, split.split, count, seed, on_error, used, key))
 
 
-def sample_source(split: Split, processor: BaseImageProcessor, about: dict[str, Any]) -> Source:
-    """Some images of a split, as many and drawn with the seed that `about` says."""
-    sample = sample_split(split, about["images"], seed=about["seed"])
-    prepare = partial(prepare_image, processor)
-    return Source(sample, prepare, lambda label: 0, about["on_error"], BATCH)  # no label is looked at
+def statistics_source(split: Split, processor: BaseImageProcessor, *, images: int, seed: int, on_error: str) -> Source:
+    """The source of a random sample of a split's images, as many as `images`. Their labels are not read."""
+    sample = sample_split(split, images, seed=seed)
+    return Source(sample, partial(prepare_image, processor), lambda label: 0, on_error, BATCH)
 
 
 def has_batchnorm(model: PreTrainedModel) -> bool:
-    """Whether a model keeps statistics of the images that it was trained on."""
+    """Whether a model has BatchNorm layers with running statistics."""
     return any(_keeps_statistics(module) for module in model.modules())
 
 
 def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
-    """Replace the BatchNorm statistics of a model on the CPU by the mean of those of each batch.
+    """Replace the BatchNorm statistics of a model on the CPU by the mean of the statistics of all batches.
 
-    Only BatchNorm is in training mode; dropout and all else stay as they are in use. Every process does the same.
+    Only BatchNorm layers run in training mode; dropout and all other layers run in evaluation mode. Every process does
+    the same.
     """
     import torch
 
     accelerator, dtype = the_accelerator(), model.dtype
     modules = [module for module in model.modules() if _keeps_statistics(module)]
     momenta = [module.momentum for module in modules]
-    # in half precision means would be too coarse, and under autocast they would depend on how a run was launched
+    # means in half precision are too coarse, and under autocast they would depend on how a run was launched
     model.to(accelerator.device, torch.promote_types(dtype, torch.float32))
     for module in modules:
         module.reset_running_stats()
-        module.momentum = None  # the mean over batches, each with the same weight
+        module.momentum = None  # the plain mean over batches
         module.train()
-    if not statistics.images.is_kept():  # of somebody else's bank they never were; each process does it for itself
+    if not statistics.images.is_kept():  # a bank from the Hub comes without; each process prepares them for itself
         for _ in statistics.images.stream(0, 1, room=ALL):
             pass
-    for block in _batches(statistics.images):
+    for block in _full_batches(statistics.images):
         inputs = statistics.images.read(block)
         forward([model], inputs, batch_size=BATCH, accelerator=accelerator, autocast=False)
     for module, momentum in zip(modules, momenta, strict=True):
         module.momentum = momentum
-    model.train()  # LeViT forgets what it remembered of the weights only in this mode
+    model.train()  # LeViT drops what it cached of its weights only in this mode
     model.to("cpu", dtype).eval()
 
 
-def _batches(images: Images) -> list[Block]:
-    """The blocks that are used: those of full size, so that all have the same weight, or else the largest."""
+def _full_batches(images: Images) -> list[Block]:
+    """The blocks of the largest size, mostly `BATCH`: the mean over batches weighs all of them the same."""
     _, _, _, sizes = images.index()
     largest = max([1, *sizes])
     return [block for block, size in zip(images.blocks, sizes, strict=True) if size == largest]

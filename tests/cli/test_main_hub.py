@@ -328,7 +328,7 @@ def test_statistics_of_batchnorm_come_from_a_stream_of_the_hub(hub, nets, digits
     found = hf_radin.gather("org/net-*")
     options = {"cache_dir": tmp_path / "cache", "batchnorm_images": 128}
     bank = hf_radin.compute_logits(found, "org/digits", **options)
-    assert bank.statistics.about["split"] == "train" and bank.statistics.about["used"] == 128
+    assert bank.statistics.record.split == "train" and bank.statistics.record.used == 128
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     first = len(hub.asked("GET", "train-00000"))
     hf_radin.compute_logits(found, "org/digits", **options)

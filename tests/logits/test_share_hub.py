@@ -136,7 +136,7 @@ def test_statistics_of_batchnorm_are_estimated_from_the_hub_too(hub, nets, digit
     mine = hf_radin.compute_logits(found, "org/digits", cache_dir=tmp_path / "mine", batchnorm_images=128)
     mine.push_to_hub("org/bank")
     yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
-    assert yours.statistics.about == mine.statistics.about
+    assert yours.statistics.record == mine.statistics.record
     recipe = hf_radin.Recipe.uniform(found.ids)
     soups = [hf_radin.average(one.ingredients, recipe, statistics=one.statistics) for one in (mine, yours)]
     assert all((soups[0][name] == soups[1][name]).all() for name in soups[0])

@@ -96,10 +96,10 @@ def test_a_single_model_keeps_its_own(bank):
 
 
 def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, kept, caplog):
-    assert bank.statistics.about["split"] == "train" and bank.statistics.about["used"] == 256
+    assert bank.statistics.record.split == "train" and bank.statistics.record.used == 256
     named = bank_of(nets, digits, kept, batchnorm_split="validation", batchnorm_images=100)
-    assert named.statistics.about["split"] == "validation"
-    assert named.statistics.about["used"] == 64  # batches of one size
+    assert named.statistics.record.split == "validation"
+    assert named.statistics.record.used == 64  # batches of one size
     assert named.folder == bank.folder  # logits don't depend on it
     opened = hf_radin.LogitBank.open(named.folder)
     assert opened.statistics == named.statistics
@@ -119,9 +119,9 @@ def test_without_a_training_split_it_is_the_measured_one_and_said(nets, tmp_path
         "has no split 'train'; it has 'validation'. BatchNorm statistics come from images of 'validation'."
         in caplog.text
     )
-    assert found.statistics.about["split"] == "validation" and found.statistics.about["used"] == 192
+    assert found.statistics.record.split == "validation" and found.statistics.record.used == 192
     one = bank_of(nets, data["validation"], tmp_path / "one")
-    assert one.statistics.about["used"] == 192
+    assert one.statistics.record.used == 192
 
 
 @pytest.mark.parametrize(
@@ -248,13 +248,13 @@ def test_a_split_without_labels_gives_statistics_too(nets, digits, tmp_path):
     bare = datasets.DatasetDict(train=data["train"].remove_columns("label"), validation=data["validation"])
     for cache, options in (("named", {"batchnorm_split": "train"}), ("default", {})):
         found = bank_of(nets, bare, tmp_path / cache, batchnorm_images=64, **options)
-        assert found.statistics.about["split"] == "train"
+        assert found.statistics.record.split == "train"
 
 
 def test_a_folder_of_one_nameless_split_is_not_called_train(nets, tmp_path):
     image_dataset(*digit_images(slice(700, 900))).save_to_disk(tmp_path / "data")
     found = bank_of(nets, tmp_path / "data", tmp_path / "cache", batchnorm_images=64)
-    assert found.statistics.about["split"] == found.split == "validation"
+    assert found.statistics.record.split == found.split == "validation"
 
 
 def test_a_held_out_split_that_gives_statistics_is_refused_before_it_is_run(bank, kept):
