@@ -39,7 +39,7 @@ from hf_radin.runtime.autotune import BATCH_SIZE, settle_threads
 from hf_radin.runtime.file_sync import on_each_disk, sync_files
 from hf_radin.runtime.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.runtime.processes import Processes
-from hf_radin.weights.batchnorm import IMAGES, Statistics, collect_statistics, find_sampled
+from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
 
 if TYPE_CHECKING:
     import torch
@@ -195,7 +195,7 @@ class _Task:
 
     Args:
         split: opened.
-        statistics_split: whose images BatchNorm statistics are estimated from; None without BatchNorm.
+        sampled: whose images BatchNorm statistics are estimated from; None without BatchNorm.
         samples: in the split; None if that is not known before it was read.
         run: what decides about the bits of the logits.
         folder, pixels: of the bank, and of its prepared images.
@@ -207,7 +207,7 @@ class _Task:
     processes: Processes
     sample: Pilot | Chosen | None
     split: Split
-    statistics_split: Split | None
+    sampled: Split | None
     samples: int | None
     run: RunRecord
     home: Path
@@ -267,10 +267,10 @@ def _plan(
     to_class = match_labels(split, ingredients.labels)
     if split.is_here:  # of a stream, the first image comes no sooner
         check_first_label(split, to_class)
-    statistics_split = find_sampled(ingredients[0], split, source, options.batchnorm_split)
-    if statistics_split is not None:
-        key = statistics_split.key
-        statistics_split = replace(statistics_split, key=processes.decide(lambda: key))
+    sampled = statistics_split(ingredients[0], split, source, options.batchnorm_split)
+    if sampled is not None:
+        key = sampled.key
+        sampled = replace(sampled, key=processes.decide(lambda: key))
     run = RunRecord(
         processor=describe_processor(ingredients[0].processor),
         dtype=options.dtype,
@@ -292,7 +292,7 @@ def _plan(
         processes=processes,
         sample=sample,
         split=split,
-        statistics_split=statistics_split,
+        sampled=sampled,
         samples=samples,
         run=run,
         home=home,
@@ -312,12 +312,8 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     images = task.images(apart_from)
     # a checkpoint that can't be run, or has a different start, is known before the images go by
     example = processes.decide(lambda: _example(images, task.ingredients)) if missing else None
-    check_models(
-        task.ingredients, missing, task.home, example=example, dtype=task.dtype, processes=processes
-    )
-    ingredients, remarks = usable_ingredients(
-        task.ingredients, task.home, options.strangers, task.dtype, processes
-    )
+    check_models(task.ingredients, missing, task.home, example=example, dtype=task.dtype, processes=processes)
+    ingredients, remarks = usable_ingredients(task.ingredients, task.home, options.strangers, task.dtype, processes)
     missing = [name for name in missing if name in ingredients.ids]
     _log_beginning(task, len(ingredients), len(missing))
     statistics = _statistics(task)
@@ -384,10 +380,10 @@ def _log_beginning(task: _Task, models: int, missing: int) -> None:
 
 def _statistics(task: _Task) -> Statistics | None:
     """The images that soups estimate their BatchNorm statistics from; None without BatchNorm."""
-    if task.statistics_split is None:
+    if task.sampled is None:
         return None
-    return collect_statistics(
-        task.statistics_split,
+    return prepare_statistics(
+        task.sampled,
         task.options.batchnorm_images,
         task.home,
         processor=task.ingredients[0].processor,

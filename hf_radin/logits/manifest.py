@@ -1,4 +1,4 @@
-"""What decides about logits, and what a bank says of itself: how models run, on which images, as `bank.json` has it."""
+"""What decides about logits: how models run and on which images; and what a bank says of itself in `bank.json`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from hf_radin.images.cache import BLOCK, Images, parse_size
 from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.images.shards import Block
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients, IngredientRecord
+from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.bank_files import LogitsRecord, Target, join_parts, remove_broken_parts, target_of, write_part
 from hf_radin.logits.manifest import BANK, BankManifest
 from hf_radin.runtime.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
@@ -141,9 +141,7 @@ def compute(
     all_targets = [target_of(folder, ingredient) for ingredient in waiting]
     on_each_disk(processes, folder, lambda: remove_broken_parts(all_targets))
     processes.wait()
-    earlier = processes.decide(
-        lambda: finished * (samples or 0) + _count_earlier(all_targets, images, passes.sample)
-    )
+    earlier = processes.decide(lambda: finished * (samples or 0) + _count_earlier(all_targets, images, passes.sample))
     if waiting and earlier:
         of = "" if total is None else f" of {total:,} ({earlier / total:.0%})"
         logger.info("%s%s predictions are there from earlier: going on from these.", f"{earlier:,}", of)

@@ -81,7 +81,9 @@ def usable_ingredients(
     usable, remarks = processes.decide(lambda: _choose(ingredients, home, strangers, dtype))
     lines = [f"{name} {text}".strip() for name, text in remarks]
     if len(usable) < 2:
-        count = f"A soup needs at least two ingredients that share a start; {len(usable)} of {len(ingredients)} are left."
+        count = (
+            f"A soup needs at least two ingredients that share a start; {len(usable)} of {len(ingredients)} are left."
+        )
         raise ValueError(" ".join([*lines, count]))
     if is_main_process():
         for line in lines:
@@ -120,9 +122,7 @@ def _choose(
     ingredients: Ingredients, home: Path, strangers: str, dtype: torch.dtype
 ) -> tuple[list[str], list[Remark]]:
     """The ids of the usable ingredients, and the remarks."""
-    samples = {
-        ingredient.id: _read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients
-    }
+    samples = {ingredient.id: _read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients}
     remarks = [
         (name, f"has NaN or infinite weights in {weights.broken}: left out of the soup.")
         for name, weights in samples.items()

@@ -13,7 +13,7 @@ from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.manifest import BankManifest
-from hf_radin.weights.batchnorm import StatisticsRecord, sample_source
+from hf_radin.weights.batchnorm import StatisticsRecord, statistics_source
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -43,7 +43,8 @@ def reopen_sample(folder: Path, ingredients: Ingredients, source: DataSource, re
     if is_object(source):
         _refuse_object(folder, manifest)
     split = _reopen(replace(source, split=record.split), record.data, folder, labelled=False)
-    return sample_source(split, _same_processor(ingredients, manifest), record)
+    processor = _same_processor(ingredients, manifest)
+    return statistics_source(split, processor, images=record.images, seed=record.seed, on_error=record.on_error)
 
 
 def is_object(source: DataSource) -> bool:

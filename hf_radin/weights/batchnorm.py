@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,12 @@ from hf_radin.images.decode import Source
 from hf_radin.images.shards import Block
 from hf_radin.images.split import OBJECT, DataSource, Split, open_split, sample_split
 from hf_radin.ingredients.ingredient import Ingredient
-from hf_radin.runtime.file_sync import share
+from hf_radin.runtime.file_sync import sync_files
 from hf_radin.runtime.files import digest
-from hf_radin.runtime.processes import on_main_process, the_accelerator
+from hf_radin.runtime.processes import Processes
 
 if TYPE_CHECKING:
     import numpy as np
-    from accelerate import Accelerator
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -58,17 +57,8 @@ class StatisticsRecord:
     images: int
     seed: int
     on_error: str
-    used: int
-    key: str
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> StatisticsRecord:
-        """The record in a `latest.json`; names that are not known are ignored.
-
-        Raises:
-            KeyError: if one is missing.
-        """
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+    used: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,10 +68,12 @@ class Statistics:
     Args:
         images: prepared, a block a batch.
         record: where they come from.
+        processes: each of which estimates the same statistics.
     """
 
     images: Images
     record: StatisticsRecord
+    processes: Processes = field(compare=False, repr=False)
 
     @property
     def digests(self) -> np.ndarray | None:
@@ -95,12 +87,12 @@ def check_images(count: int) -> None:
         raise ValueError(f"batchnorm_images={count!r}: it is a number of images, at least 2.")
 
 
-def statistics_split(ingredient: Ingredient, opened: Split, source: dict[str, Any], split: str | None) -> Split | None:
+def statistics_split(ingredient: Ingredient, opened: Split, source: DataSource, split: str | None) -> Split | None:
     """The split to draw images from: the one that the user names, else `train`, else the split that is measured.
 
     Args:
         opened: the split that is measured.
-        source: of the dataset, as `DataSource` takes it.
+        source: of that split.
 
     Returns:
         None if the models have no BatchNorm.
@@ -112,18 +104,18 @@ def statistics_split(ingredient: Ingredient, opened: Split, source: dict[str, An
         if split is not None:
             raise ValueError(f"batchnorm_split={split!r}: {ingredient.architecture} has no BatchNorm. Leave it out.")
         return None
-    has_single_split = opened.name == OBJECT and not isinstance(source["dataset"], Mapping)
+    has_single_split = opened.name == OBJECT and not isinstance(source.dataset, Mapping)
     if split is None and not has_single_split:
         try:
-            found = open_split(DataSource(**source, split="train"), labelled=False)
-            return opened if found.key == opened.key else found  # a folder of one split that has no name
+            training = open_split(source.at("train"), labelled=False)
+            return opened if training.key == opened.key else training  # a folder of one split that has no name
         except ValueError as error:
             logger.warning("%s BatchNorm statistics come from images of %r.", error, opened.split)
     if split is None or split == opened.split:
         return opened
     if has_single_split:
         raise ValueError(f"batchnorm_split={split!r}: a Dataset has one split; pass a DatasetDict of both.")
-    return open_split(DataSource(**source, split=split), labelled=False)
+    return open_split(source.at(split), labelled=False)
 
 
 def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | None) -> None:
@@ -152,7 +144,7 @@ def prepare_statistics(
     *,
     processor: BaseImageProcessor,
     on_error: str,
-    accelerator: Accelerator,
+    processes: Processes,
     seed: int = 0,
 ) -> Statistics:
     """Draw images from a split and prepare them, a batch a block.
@@ -169,12 +161,12 @@ def prepare_statistics(
     folder = home / "pixels" / key
     source = partial(statistics_source, split, processor, images=count, seed=seed, on_error=on_error)
     images = Images(folder, BATCH, cache(source))
-    share(folder, "*.json", "*.safetensors")
-    if not on_main_process(images.is_kept):
-        for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=ALL):
+    sync_files(processes, folder, "*.json", "*.safetensors")
+    if not processes.decide(images.is_kept):
+        for _ in images.stream(processes.index, processes.count, room=ALL):
             pass
-        accelerator.wait_for_everyone()
-        share(folder, "*.json", "*.safetensors")
+        processes.wait()
+        sync_files(processes, folder, "*.json", "*.safetensors")
     _, _, _, sizes = images.index()
     largest = max([1, *sizes])
     used = largest * sizes.count(largest)
@@ -183,7 +175,8 @@ def prepare_statistics(
             f"The split {split.split!r} of {split.name} gives {used} images to estimate BatchNorm statistics from; at "
             "least 2 are needed. Name another with batchnorm_split (--batchnorm-split)."
         )
-    return Statistics(images, StatisticsRecord(split.key, split.split, count, seed, on_error, used, key))
+    record = StatisticsRecord(split.key, split.split, count, seed, on_error, used, key)
+    return Statistics(images, record, processes)
 
 
 def statistics_source(split: Split, processor: BaseImageProcessor, *, images: int, seed: int, on_error: str) -> Source:
@@ -205,7 +198,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
     """
     import torch
 
-    accelerator, dtype = the_accelerator(), model.dtype
+    accelerator, dtype = statistics.processes.accelerator, model.dtype
     modules = [module for module in model.modules() if _keeps_statistics(module)]
     momenta = [module.momentum for module in modules]
     # means in half precision are too coarse, and under autocast they would depend on how a run was launched

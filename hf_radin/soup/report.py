@@ -1,0 +1,374 @@
+"""What a search found, and how: the contents of `recipe.json`, enough to cook the soup again bit for bit."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hf_radin
+from hf_radin.ingredients.card_metadata import IngredientEntry
+from hf_radin.logits.manifest import DataRecord
+from hf_radin.recipes.recipe import Measurement, Recipe, Result
+from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.weights.batchnorm import StatisticsRecord
+
+RECIPE = "recipe.json"
+
+# Version 1 called it `format`, and a few fields otherwise.
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class PilotReport:
+    """What a pilot was, and what it saved.
+
+    Args:
+        share, seed: of the random sample whose logits were computed first.
+        given: how many ingredients there were; None if the pilot was never completed.
+        leading: how many of them said which images tell recipes apart.
+        drawn: how many images the sample has.
+        whole: ids of the ingredients that were run on all images.
+        shown: on how many images the others were run.
+        margin: by which the leading ingredients agree at least about the other images; None where there are none.
+        passes: over the split, for all these logits.
+        seconds: that devices took for them, added up; None if they were not timed.
+        devices: which these were.
+    """
+
+    share: float
+    seed: int = 0
+    given: int | None = None
+    leading: int | None = None
+    drawn: int | None = None
+    whole: tuple[str, ...] = ()
+    shown: int | None = None
+    margin: float | None = None
+    passes: float | None = None
+    seconds: float | None = None
+    devices: tuple[str, ...] = ()
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether all images have logits where they matter."""
+        return self.given is not None
+
+
+@dataclass(frozen=True)
+class PassCounts:
+    """Images that went through one model, over those of the split.
+
+    Args:
+        logits: for the logits of the ingredients.
+        soups: to measure soups.
+        probabilities: to run soups once more for metrics of probabilities.
+        batchnorm: images for BatchNorm statistics of soups.
+    """
+
+    logits: float
+    soups: float
+    probabilities: float = 0.0
+    batchnorm: float = 0.0
+
+
+@dataclass(frozen=True)
+class TimeSpent:
+    """Seconds that devices took, added up, for what `PassCounts` counts; None if they were not timed."""
+
+    logits: float | None = None
+    soups: float | None = None
+    probabilities: float | None = None
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better than the best single model the soup is on a split, and whether that may be chance.
+
+    Args:
+        gain: difference of their accuracies.
+        interval: of the gain, 95% by the bootstrap.
+        p_value: of the exact McNemar test.
+    """
+
+    split: str
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether both the interval and the test say that the difference is more than chance."""
+        low, high = self.interval
+        return not low <= 0 <= high and self.p_value < 0.05
+
+
+@dataclass(frozen=True)
+class ClassHits:
+    """Images of each class on a split, and how many of them two models get right: `(classes,)` each."""
+
+    split: str
+    images: tuple[int, ...]
+    soup: tuple[int, ...]
+    best_single: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many images of the split that proves a soup are elsewhere too, byte for byte; None if that is not known.
+
+    Args:
+        of: how many it has.
+        images: in the split that chose the soup.
+        batchnorm: among those that BatchNorm statistics are estimated from; None also without BatchNorm.
+    """
+
+    of: int
+    images: int | None
+    batchnorm: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """The contents of `recipe.json`: what a soup is made of, how it was found, and what was measured.
+
+    Args:
+        recipe: the ingredients used and their weights.
+        method: `radin`, `greedy`, `uniform`, `best_single`, or `average` if nothing was searched.
+        budget, measure, proposals, candidates, seed, hold_out, start, accept: settings of the search.
+        ended: what ended it: `candidates`, `budget` or `interrupt`.
+        scored: how many recipes were scored by their ensembles.
+        pilot: the part of the split whose logits were computed first.
+        curve: passes for soups, and the accuracy of the best so far.
+        passes, time: what it cost.
+        against_best_single: the soup against the best single model, on each split.
+        by_class: the same class by class, on the last of these splits.
+        measured: whether the soup was measured on the split that chose it.
+        bank: the repository and commit that the logits came from; None if they were computed here.
+        dtype, mixed_precision, logits_dtype: see `RunRecord`.
+        processor: the image processor, as `describe_processor` describes it.
+        image_processor: the processor that the user named in place of the checkpoints' own, and its revision.
+        data: the split that chose; None if nothing was measured.
+        images, skipped: how many images it has, and how many were left out.
+        held_out: name of the split that proves; None without one.
+        held_out_logits: how many ingredients were run on it.
+        overlap: images that it shares with other splits.
+        remarks: ids and what was said of checkpoints.
+        batchnorm: where BatchNorm statistics are from.
+        classes: class names in the order of the logits.
+        architecture: class name of the model.
+        ingredients: all checkpoints that were to choose from.
+        versions: of all packages that decide about bits.
+        saved_dtype: of the weights; None where they were not averaged.
+        measured_dtype: of the weights that were measured, where these are others.
+        results: what soup, best single, uniform soup and ensemble reach on each split.
+        measurements: of each measured candidate, singles included.
+    """
+
+    recipe: Recipe
+    method: str = "average"
+    budget: str | None = None
+    measure: str | None = None
+    proposals: str | None = None
+    candidates: int | None = None
+    seed: int | None = None
+    hold_out: float | None = None
+    ended: str | None = None
+    start: str | None = None
+    accept: str | None = None
+    scored: int | None = None
+    pilot: PilotReport | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    passes: PassCounts | None = None
+    time: TimeSpent | None = None
+    against_best_single: tuple[Comparison, ...] = ()
+    by_class: ClassHits | None = None
+    measured: bool = True
+    bank: str | None = None
+    dtype: str | None = None
+    logits_dtype: str | None = None
+    mixed_precision: str | None = None
+    processor: dict[str, Any]
+    image_processor: str | None = None
+    data: DataRecord | None = None
+    images: int = 0
+    skipped: int = 0
+    held_out: str | None = None
+    held_out_logits: int | None = None
+    overlap: Overlap | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
+    batchnorm: StatisticsRecord | None = None
+    classes: tuple[str, ...] | None = None
+    architecture: str | None = None
+    ingredients: tuple[IngredientEntry, ...]
+    versions: dict[str, str] = field(default_factory=dict)
+    saved_dtype: str | None = None
+    measured_dtype: str | None = None
+    results: tuple[Result, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+
+    def to_fields(self) -> dict[str, Any]:
+        """The report as JSON."""
+        contents = to_json(self)
+        if contents["data"]:
+            del contents["data"]["key"]  # a reader finds the images by their name
+        contents["measurements"] = [measurement.to_dict() for measurement in self.measurements]
+        return {"format_version": FORMAT_VERSION, **contents}
+
+    @classmethod
+    def from_fields(cls, contents: Any) -> SearchReport:
+        """The report that JSON holds, of this or an earlier version.
+
+        Raises:
+            ValueError: if it is none, or of a later version.
+        """
+        if not isinstance(contents, Mapping):
+            raise ValueError("it is no JSON object")
+        contents = _upgraded(contents)
+        measurements = contents.pop("measurements", None) or ()
+        report = from_json(cls, contents)
+        try:
+            report = replace(report, measurements=tuple(map(Measurement.from_dict, measurements)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its 'measurements' are broken ({error!r})") from error
+        _check_entries(report.ingredients)
+        if report.data is None and report.results:
+            raise ValueError("its 'data' is None")
+        return report
+
+    @classmethod
+    def read(cls, path: Path) -> SearchReport:
+        """The report in a `recipe.json`.
+
+        Raises:
+            ValueError: if it is not there, or not one.
+        """
+        try:
+            contents = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            is_named = path.name == RECIPE
+            problem = f"{path.parent} holds no soup: there is no {path.name}" if is_named else f"There is no {path}"
+            raise ValueError(f"{problem}.") from error
+        except (ValueError, OSError, RecursionError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a recipe: {error}") from error
+        if not isinstance(contents, dict) or contents.get("format_version", contents.get("format")) not in (1, 2):
+            raise ValueError(f"{path} is not a recipe of format {FORMAT_VERSION} or 1, which this version reads.")
+        try:
+            return cls.from_fields(contents)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not a whole recipe: {error}.") from error
+
+    @property
+    def text(self) -> str:
+        """The contents of the file."""
+        return json.dumps(self.to_fields(), indent=2) + "\n"
+
+    @property
+    def used(self) -> list[IngredientEntry]:
+        """The ingredients of the recipe, in the order in which they are listed."""
+        return [entry for entry in self.ingredients if entry.id in self.recipe.used]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the model is one of the checkpoints, and no average."""
+        return len(self.recipe.ingredients) == 1
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all ingredients are in the soup, in equal parts."""
+        return len(self.recipe.ingredients) == len(self.ingredients) and len({*self.recipe.weights}) == 1
+
+    @property
+    def given(self) -> int:
+        """How many checkpoints there were, those that a pilot left out included."""
+        return len(self.ingredients) if self.pilot is None or self.pilot.given is None else self.pilot.given
+
+    @property
+    def unseen(self) -> int:
+        """Images of the split that chose of which most ingredients have no logits, after a pilot."""
+        return 0 if self.pilot is None or self.pilot.shown is None else self.images - self.pilot.shown
+
+    @property
+    def singles(self) -> list[Measurement]:
+        """The measurements of single models."""
+        return [measurement for measurement in self.measurements if measurement.proposal == "single"]
+
+    @property
+    def soups(self) -> list[Measurement]:
+        """The measurements of soups."""
+        return [measurement for measurement in self.measurements if measurement.proposal != "single"]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it says how good its very recipe is, or seems; a recipe whose weights were changed does not."""
+        if not (self.data and self.results and self.versions and self.method != "average"):
+            return False
+        return any(measurement.recipe.used == self.recipe.used for measurement in self.measurements)
+
+    def cooked(self, saved_dtype: str) -> SearchReport:
+        """The report of weights that were averaged anew from this recipe.
+
+        What was measured before is said to have been of other weights, if the dtype is another; of a recipe that was
+        not measured, nothing is said.
+        """
+        if not self.is_measured:
+            return SearchReport(
+                recipe=self.recipe,
+                measured=False,
+                processor=self.processor,
+                classes=self.classes,
+                architecture=self.architecture,
+                image_processor=self.image_processor,
+                batchnorm=self.batchnorm,
+                data=self.data,
+                ingredients=tuple(self.used),
+                versions=versions(),
+                saved_dtype=saved_dtype,
+            )
+        measured = self.measured_dtype or self.saved_dtype
+        changed = None if measured == saved_dtype else measured
+        return replace(self, saved_dtype=saved_dtype, measured_dtype=changed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of all packages that decide about the bits of a soup."""
+    packages = ("torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors", "numpy")
+    return {
+        "hf_radin": hf_radin.__version__,
+        **{name: version(name) for name in packages},
+        "python": platform.python_version(),
+    }
+
+
+def _upgraded(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a file of any version as this version writes them."""
+    contents = {name: value for name, value in contents.items() if name not in ("format", "format_version")}
+    by_class = contents.get("by_class")
+    if isinstance(by_class, Mapping) and "best single" in by_class:
+        contents["by_class"] = {**by_class, "best_single": by_class["best single"]}
+    if not contents.get("passes"):
+        contents["passes"] = None
+    # of version 1, some were written as None where others now have none
+    for name in ("curve", "against_best_single", "remarks", "results", "measurements", "versions"):
+        if contents.get(name, ...) is None:
+            del contents[name]
+    return contents
+
+
+def _check_entries(entries: Sequence[IngredientEntry]) -> None:
+    """Refuse a list of ingredients that names one twice, or a folder outside of its repository.
+
+    Raises:
+        ValueError: if it does.
+    """
+    ids = [entry.id for entry in entries]
+    if len({*ids}) < len(ids):
+        raise ValueError(f"it lists {max(ids, key=ids.count)!r} twice")
+    for entry in entries:
+        subfolder = Path(entry.subfolder or "")
+        if ".." in subfolder.parts or subfolder.is_absolute():
+            raise ValueError(f"its ingredient {entry.id!r} lies in {entry.subfolder!r}, outside of its repository")
