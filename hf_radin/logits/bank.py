@@ -29,7 +29,7 @@ from hf_radin.recipes.metrics import Answers, load_metrics, only_score
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
-from hf_radin.runtime.hub_commit import commit_files, hidden_repositories, is_private
+from hf_radin.runtime.hub_commit import PushOptions, commit_files, hidden_repositories, is_private
 from hf_radin.runtime.processes import on_main_process, progress_bar
 from hf_radin.weights.batchnorm import Statistics
 
@@ -123,6 +123,15 @@ class LogitBank:
         Raises:
             ValueError: if the id is none, or the token may not write there.
         """
+        options = PushOptions(
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or COMMIT_MESSAGE,
+            overwrite=True,  # logits of other checkpoints stay beside these
+            repo_type="dataset",
+        )
         if self.is_pilot:
             raise ValueError("A bank of a part of the split (pilot) can't be shared; compute it without.")
         local = [one.id for one in self.ingredients if one.repo_id is None]
@@ -138,19 +147,13 @@ class LogitBank:
             scores = self.score(np.eye(len(self.ingredients)))
             latest = latest_of(self.folder, self.ingredients, self.remarks, self.statistics)
             records = [{**to_record(one), **asdict(read_told(self.folder, one))} for one in self.ingredients]
-            seen = not is_private(repo_id, repo_type="dataset", private=private, token=token)
+            seen = not is_private(repo_id, options)
             if seen and (names := hidden_repositories(named_repositories(self.about, records, self.remarks))):
                 logger.warning("The bank names what is private, and everybody can read it: %s.", ", ".join(names))
             return commit_files(
                 repo_id,
                 public_files(self.folder, self.about, latest, records, scores.tolist(), repo_id),
-                repo_type="dataset",
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or COMMIT_MESSAGE,
-                overwrite=True,  # logits of other checkpoints stay beside these
+                options,
             )
 
         return on_main_process(push)
