@@ -288,18 +288,18 @@ def _push(args: argparse.Namespace) -> None:
 
 def _pushed(args: argparse.Namespace) -> str:
     """What came of a push, or would."""
-    from hf_radin.runtime.hub_commit import check_target, hashes_of, plan_commit
-    from hf_radin.soup.push import COMMIT_MESSAGE, prepared, push_folder
+    from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, plan_commit
+    from hf_radin.soup.push import prepared, push_folder
     from hf_radin.soup.recipe_file import RECIPE, read_recipe_file
 
     read_recipe_file(args.folder / RECIPE)
-    options = {name: getattr(args, name) for name in ("create_pr", "revision", "overwrite")}
-    shown = {name: getattr(args, name) for name in ("private", "hide_private", "license", "eval_task")}
+    names = ("private", "revision", "create_pr", "commit_message", "overwrite")
+    options = PushOptions(**{name: getattr(args, name) for name in names})
+    shown = {name: getattr(args, name) for name in ("hide_private", "license", "eval_task")}
     if args.dry_run:
-        check_target(args.repo_id, **options)
-        files = prepared(args.folder, args.repo_id, **shown)
+        check_target(args.repo_id, options)
+        files = prepared(args.folder, args.repo_id, options, **shown)
         opened = "\nA pull request would be opened, and nothing there changed." if args.create_pr else ""
-        return plan_table(args.repo_id, files, plan_commit(args.repo_id, hashes_of(files), **options)) + opened
-    message = args.commit_message or COMMIT_MESSAGE
-    commit = push_folder(args.folder, args.repo_id, commit_message=message, **shown, **options)
+        return plan_table(args.repo_id, files, plan_commit(args.repo_id, hashes_of(files), options)) + opened
+    commit = push_folder(args.folder, args.repo_id, options, **shown)
     return str(commit.pr_url or commit.commit_url)

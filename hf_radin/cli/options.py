@@ -198,16 +198,16 @@ def check(args: argparse.Namespace) -> None:
 
 def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None:
     """Make sure that what is asked to be pushed may be."""
-    from hf_radin.runtime.hub_commit import check_target, is_private
+    from hf_radin.runtime.hub_commit import PushOptions, check_target, is_private
     from hf_radin.runtime.processes import on_main_process
     from hf_radin.soup.card import check_task
     from hf_radin.soup.push import check_license
 
     if args.push_to:
-        overwrite = getattr(args, "overwrite", False)
-        on_main_process(lambda: check_target(args.push_to, repo_type=repo_type, overwrite=overwrite))
+        options = PushOptions(overwrite=getattr(args, "overwrite", False), repo_type=repo_type)
+        on_main_process(lambda: check_target(args.push_to, options))
         if args.private:
-            on_main_process(lambda: is_private(args.push_to, repo_type=repo_type, private=True))
+            on_main_process(lambda: is_private(args.push_to, replace(options, private=True)))
         if task := getattr(args, "eval_task", None):
             check_task(task)
             if args.test_split is None and args.hold_out is None:
@@ -219,13 +219,13 @@ def ready_to_push(args: argparse.Namespace, *, repo_type: str = "model") -> None
 def tell_private(args: argparse.Namespace, ingredients: Ingredients, dataset: str) -> None:
     """Warn, before anything is computed, of names that not everybody may see, if all will."""
     from hf_radin.ingredients.card_metadata import describe_ingredient
-    from hf_radin.runtime.hub_commit import is_private
+    from hf_radin.runtime.hub_commit import PushOptions, is_private
     from hf_radin.runtime.processes import on_main_process
     from hf_radin.soup.push import warn_of_names
     from hf_radin.soup.redact import private_names
 
     def tell() -> None:
-        if is_private(args.push_to, private=args.private):
+        if is_private(args.push_to, PushOptions(private=args.private)):
             return
         data = {"name": str(dataset), "revision": None if Path(dataset).exists() else "some"}
         entries = [asdict(describe_ingredient(ingredient)) for ingredient in ingredients]

@@ -126,6 +126,15 @@ class LogitBank:
         Raises:
             ValueError: if the id is none, or the token may not write there.
         """
+        options = PushOptions(
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or COMMIT_MESSAGE,
+            overwrite=True,  # logits of other checkpoints stay beside these
+            repo_type="dataset",
+        )
         if self.is_pilot:
             raise ValueError("A bank of a part of the split (pilot) can't be published; compute it without.")
         options = PushOptions(

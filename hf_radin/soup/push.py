@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.files import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
-from hf_radin.runtime.hub_commit import commit_files, full_id, is_private, refuse_offline
+from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
 from hf_radin.runtime.hub_errors import asking_the_hub, patiently
 from hf_radin.soup import card, pictures
 from hf_radin.soup.recipe_file import RECIPE, read_recipe_file
@@ -32,34 +33,30 @@ COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 def push_folder(
     folder: Path,
     repo_id: str,
+    options: PushOptions,
     *,
-    private: bool | None = None,
-    token: str | bool | None = None,
     license: str | None = None,
     hide_private: bool = False,
     eval_task: str | None = None,
-    **options: Any,
 ) -> CommitInfo:
     """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
     Args:
-        private, token, license, hide_private, eval_task: as in `push_soup_to_hub`.
-        options: as `commit_files` takes them.
+        license, hide_private, eval_task: as in `push_soup_to_hub`.
 
     Raises:
         ValueError: if the folder holds no weights, or as `commit_files` does.
     """
-    shown: dict[str, Any] = {"license": license, "hide_private": hide_private, "eval_task": eval_task}
-    files = prepared(folder, repo_id, private=private, token=token, **shown)
-    return commit_files(repo_id, files, private=private, token=token, replaces=REPLACED, **options)
+    files = prepared(folder, repo_id, options, license=license, hide_private=hide_private, eval_task=eval_task)
+    options = replace(options, commit_message=options.commit_message or COMMIT_MESSAGE)
+    return commit_files(repo_id, files, options, replaces=REPLACED)
 
 
 def prepared(
     folder: Path,
     repo_id: str,
+    options: PushOptions,
     *,
-    private: bool | None = None,
-    token: str | bool | None = None,
     license: str | None = None,
     hide_private: bool = False,
     eval_task: str | None = None,
@@ -74,7 +71,7 @@ def prepared(
     files[RECIPE] = _json(fields)
     if eval_task is not None:
         files[card.EVAL_RESULTS] = card.eval_results(fields, eval_task)
-    is_seen = not is_private(repo_id, private=private, token=token)
+    is_seen = not is_private(repo_id, options)
     names = private_names(whole) if hide_private or is_seen else []  # a folder is no repository
     if names and not hide_private:
         warn_of_names(names)
@@ -86,7 +83,7 @@ def prepared(
     if readme := files.get("README.md"):
         content = readme if isinstance(readme, bytes) else readme.read_bytes()
         content = content if license is None else card.licensed(content, license, folder / "README.md")
-        files["README.md"] = card.naming(content, full_id(repo_id, token))
+        files["README.md"] = card.naming(content, full_id(repo_id, options.token))
         for name in pictures.NAMES:  # one that an earlier card showed stays here
             if f"]({name})".encode() not in content:
                 files.pop(name, None)

@@ -16,10 +16,11 @@ from hf_radin.checkpoints.processor import check_processor
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import write_atomically, write_folder
+from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.hub_errors import asking_the_hub
 from hf_radin.runtime.processes import on_main_process
 from hf_radin.soup import card
-from hf_radin.soup.push import COMMIT_MESSAGE, push_folder
+from hf_radin.soup.push import push_folder
 from hf_radin.soup.recipe_file import FORMAT, RECIPE, read_recipe_file
 from hf_radin.weights.average import average_model, save_checkpoint, saved_dtype, write_average
 from hf_radin.weights.average_files import refuse_ingredients
@@ -223,22 +224,13 @@ def push_soup_to_hub(
     Raises:
         ValueError: if the id is none, the token may not write there, or the repository holds something else.
     """
+    options = PushOptions(private, token, revision, create_pr, commit_message, overwrite)
 
     def push() -> CommitInfo:
         with tempfile.TemporaryDirectory() as temporary:
             soup.write_into(Path(temporary), license=license)
             return push_folder(
-                Path(temporary),
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or COMMIT_MESSAGE,
-                overwrite=overwrite,
-                license=license,
-                hide_private=hide_private,
-                eval_task=eval_task,
+                Path(temporary), repo_id, options, license=license, hide_private=hide_private, eval_task=eval_task
             )
 
     return on_main_process(push)

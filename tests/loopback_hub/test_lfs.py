@@ -7,6 +7,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_session, lfs
 from huggingface_hub.errors import HfHubHTTPError
 from shared.pushed import contents, folder, held, quick
 
+from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.soup import push
 from loopback_hub.wire import Fault
 
@@ -107,8 +108,8 @@ def test_a_push_in_parts_happens_whole_or_not_at_all(hub, folder, fault, told):
     hub.faults.append(replace(fault))
     if told:
         with pytest.raises(ValueError, match=rf"^org/soup: .*{told}"):
-            push.push_folder(folder, "org/soup", commit_message="words")
+            push.push_folder(folder, "org/soup", PushOptions())
         assert held(hub, "org/soup") == {}
-    push.push_folder(folder, "org/soup", commit_message="words")
+    push.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder) and len(hub.commits("org/soup")) == 2
     assert not hub.faults and len(hub.asked("PUT")) >= 4

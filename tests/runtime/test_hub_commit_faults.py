@@ -10,7 +10,7 @@ from loopback_hub.wire import Fault
 from shared.pushed import OLD, contents, folder, held, quick
 
 import hf_radin
-from hf_radin.runtime import hub_commit
+from hf_radin.runtime.hub_commit import PushOptions, commit_files
 from hf_radin.soup import push as pushing
 
 __all__ = ["folder", "quick"]  # fixtures
@@ -25,7 +25,7 @@ def test_two_pushes_at_once_leave_one_of_them_whole(hub, folder, bank, tmp_path)
     def push(one: Path) -> None:
         ready.wait()
         try:
-            pushing.push_folder(one, "org/soup", commit_message=one.name)
+            pushing.push_folder(one, "org/soup", PushOptions(commit_message=one.name))
         except ValueError as error:
             told[one] = str(error)
 
@@ -38,7 +38,7 @@ def test_two_pushes_at_once_leave_one_of_them_whole(hub, folder, bank, tmp_path)
     (lost,) = told
     (won,) = (one for one in folders if one != lost)
     assert held(hub, "org/soup") == contents(won)
-    pushing.push_folder(lost, "org/soup", overwrite=True, commit_message="again")
+    pushing.push_folder(lost, "org/soup", PushOptions(overwrite=True, commit_message="again"))
     assert held(hub, "org/soup") == contents(lost)
 
 
@@ -76,7 +76,7 @@ PASSING = FAULTS.keys() - {"401", "403", "404"}
 
 
 def test_the_faults_are_tried_at_each_request_of_a_push(hub, folder):
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     for request in hub.requests:
         assert any(request.method == method and part in request.path for method, part in ASKED), request
     for method, part in ASKED:
@@ -95,7 +95,7 @@ def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder
             hub.add_repo(repo_id, OLD)
         hub.faults.append(Fault(method, part.replace("org/soup", repo_id), times=times, **FAULTS[fault]))
         try:
-            pushing.push_folder(folder, repo_id, overwrite=existing, commit_message="words")
+            pushing.push_folder(folder, repo_id, PushOptions(overwrite=existing))
             outcome = "pushed"
         except ValueError as error:
             outcome = "refused"
@@ -112,7 +112,7 @@ def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder
             found = {}
         assert found == expected or (outcome == "refused" and found in ({}, OLD)), (method, part, found.keys())
         assert contents(folder) == new
-        pushing.push_folder(folder, repo_id, overwrite=existing, commit_message="words")
+        pushing.push_folder(folder, repo_id, PushOptions(overwrite=existing))
         assert held(hub, repo_id) == expected
         rows.append((f"{method} {part}", outcome))
     with capsys.disabled():
@@ -124,7 +124,7 @@ def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder
 def test_a_drop_in_the_middle_of_an_upload(hub, folder):
     """The Hub hears half of the weights; what it gets at last is whole."""
     hub.faults.append(Fault("PUT", "/storage/", status=None, halfway=True))
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder)
     (half,) = [one for one in hub.asked("PUT", "/storage/") if one.status == 0]
     (whole,) = [one for one in hub.asked("PUT", half.path) if one.status == 200]
@@ -135,11 +135,11 @@ def test_a_token_that_expires_during_the_upload(hub, folder, monkeypatch):
     """The weights are there, the commit is refused: nothing is seen of it, and with another token it goes on."""
     hub.faults.append(Fault("POST", "/commit/", status=401, times=99))
     with pytest.raises(ValueError, match="org/soup"):
-        pushing.push_folder(folder, "org/soup", commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == {}
     hub.faults.clear()
     sent = len(hub.asked("PUT", "/storage/"))
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder)
     assert len(hub.asked("PUT", "/storage/")) == sent  # what the Hub has it is not sent again
 
@@ -183,21 +183,22 @@ def test_a_change_of_somebody_else_is_never_overwritten_unseen(hub, folder):
 
     hub.answer = edited
     with pytest.raises(ValueError, match="org/soup has changed while it was pushed to: look at it, and push again"):
-        pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions(overwrite=True))
     assert held(hub, "org/soup")["README.md"] == b"# a colleague's" and len(hub.commits("org/soup")) == 3
 
 
-def test_what_changes_while_it_is_pushed_is_not_pushed(hub, folder, monkeypatch):
-    monkeypatch.setattr(hub_commit, "SMALL", 0)  # all files are read in blocks
-    plan = hub_commit.plan_commit
+def test_what_changes_while_it_is_pushed_is_not_pushed(hub, folder):
+    """It is hashed before the repository is made, and changes then; a small file is read just once."""
+    answer = hub.answer
 
-    def change(*args, **options):
-        (folder / "config.json").write_text("{}")
-        return plan(*args, **options)
+    def change_config(call):
+        if call.path == "/api/repos/create":
+            (folder / "config.json").write_text("{}")
+        return answer(call)
 
-    monkeypatch.setattr(hub_commit, "plan_commit", change)
+    hub.answer = change_config
     with pytest.raises(ValueError, match=r"org/soup: config\.json has changed meanwhile"):
-        pushing.push_folder(folder, "org/soup", commit_message="words")
+        commit_files("org/soup", pushing.uploaded(folder), PushOptions(), small=0)
     assert held(hub, "org/soup") == {}
 
 
@@ -205,4 +206,4 @@ def test_a_pull_request_whose_answer_is_lost_is_told(hub, folder):
     hub.add_repo("org/soup", OLD)
     hub.faults.append(Fault("POST", "/commit/", status=None, answered=True))
     with pytest.raises(ValueError, match="A pull request may be open: look at org/soup before you push again"):
-        pushing.push_folder(folder, "org/soup", create_pr=True, commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions(create_pr=True))

@@ -12,7 +12,8 @@ from loopback_hub.wire import Fault, Reply
 from shared.pushed import OLD, contents, folder, held, quick
 
 from hf_radin.cli.main import main
-from hf_radin.runtime import hub_commit, hub_errors
+from hf_radin.runtime import hub_errors
+from hf_radin.runtime.hub_commit import PushOptions, commit_files
 from hf_radin.soup import push
 
 __all__ = ["folder", "quick"]  # fixtures
@@ -125,9 +126,9 @@ def test_the_storage_wants_the_token_that_the_hub_gave_for_it(xet_hub):
 
 
 def test_a_push_of_a_soup(xet_hub, folder):
-    made = push.push_folder(folder, "org/soup", commit_message="words")
+    made = push.push_folder(folder, "org/soup", PushOptions())
     assert held(xet_hub, "org/soup") == contents(folder)
-    assert [hub_commit.title for hub_commit in xet_hub.commits("org/soup")] == ["words", "initial commit"]
+    assert [commit.title for commit in xet_hub.commits("org/soup")] == [push.COMMIT_MESSAGE, "initial commit"]
     assert xet_hub.commits("org/soup")[0].sha == made.oid
     assert len(xet_hub.asked("POST", "/v1/xorbs/")) == 1 and not xet_hub.asked("PUT")
 
@@ -161,7 +162,7 @@ ASKED = [
 
 
 def test_the_faults_are_tried_at_each_request_to_xet(xet_hub, folder):
-    push.push_folder(folder, "org/soup", commit_message="words")
+    push.push_folder(folder, "org/soup", PushOptions())
     others = ("/api/", "/resolve/")
     to_xet = [one for one in xet_hub.requests if "xet" in one.path or not any(part in one.path for part in others)]
     for request in to_xet:
@@ -195,12 +196,12 @@ def test_whatever_xet_does_the_repository_holds_the_old_or_the_new(xet_hub, fold
         xet_hub.faults.append(Fault(method, part, **FAULTS[fault]))
         if "always" in fault and part != "/v1/chunks/":  # what others have it can do without
             with pytest.raises(ValueError, match=rf"^{repo_id}: Xet fails: .*HF_HUB_DISABLE_XET=1") as told:
-                push.push_folder(folder, repo_id, overwrite=existing, commit_message="words")
+                push.push_folder(folder, repo_id, PushOptions(overwrite=existing))
             assert len(str(told.value).splitlines()) == 1 and xet_hub.token not in str(told.value)
             assert held(xet_hub, repo_id) == before
             assert len(xet_hub.asked(method, part)) - asked_before < (2 if "403" in fault else 10)
             xet_hub.faults.clear()
-        push.push_folder(folder, repo_id, overwrite=existing, commit_message="words")
+        push.push_folder(folder, repo_id, PushOptions(overwrite=existing))
         assert held(xet_hub, repo_id) == new and len(xet_hub.commits(repo_id)) == 2
         assert "always" in fault or not xet_hub.faults
         xet_hub.faults.clear()
@@ -211,7 +212,7 @@ def test_an_answer_of_xet_that_is_none_is_told_in_a_line(xet_hub, folder):
     for body in (b'{"type": "error", "message": "full"}\n', b"<html>\n"):
         xet_hub.xet.answer = lambda call, body=body: Reply(body) if "/shards" in call.path else answer(call)
         with pytest.raises(ValueError, match=r"^org/soup: Xet fails: Internal error: .*HF_HUB_DISABLE_XET=1"):
-            push.push_folder(folder, "org/soup", commit_message="words")
+            push.push_folder(folder, "org/soup", PushOptions())
         assert held(xet_hub, "org/soup") == {}
 
 
@@ -222,10 +223,9 @@ def test_a_file_that_is_gone_when_xet_reads_it_is_told_in_a_line(xet_hub, folder
         (folder / "model.safetensors").unlink()
         return create_commit(*args, **options)
 
-    monkeypatch.setattr(hub_commit, "SMALL", 0)  # all files are read when they are sent
     monkeypatch.setattr(HfApi, "create_commit", late)
     with pytest.raises(ValueError, match=r"^org/soup: Xet fails: I/O error: .*No such file"):
-        push.push_folder(folder, "org/soup", commit_message="words")
+        commit_files("org/soup", push.uploaded(folder), PushOptions(), small=0)  # read when they are sent
     assert held(xet_hub, "org/soup") == {}
 
 

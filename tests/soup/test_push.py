@@ -14,7 +14,7 @@ from shared.pushed import OLD, contents, folder, held, quick
 
 import hf_radin
 from hf_radin.cli.main import main
-from hf_radin.runtime import hub_commit
+from hf_radin.runtime.hub_commit import PushOptions, check_target
 from hf_radin.soup import card
 from hf_radin.soup import push as pushing
 
@@ -22,7 +22,7 @@ __all__ = ["folder", "quick"]  # fixtures
 
 
 def test_what_was_pushed_is_read_back(hub, folder):
-    made = pushing.push_folder(folder, "org/soup", commit_message="words")
+    made = pushing.push_folder(folder, "org/soup", PushOptions())
     asked = [one.path for one in hub.asked("GET", "/resolve/")]
     assert all(any(f"/resolve/{made.oid}/{name}" in path for path in asked) for name in contents(folder))
 
@@ -30,12 +30,12 @@ def test_what_was_pushed_is_read_back(hub, folder):
 def test_what_arrives_otherwise_is_told(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(folder / "config.json"))
     with pytest.raises(ValueError, match=r"org/soup: README\.md at commit \w+ is not what was pushed"):
-        pushing.push_folder(folder, "org/soup", commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions())
 
 
 def test_the_same_again_is_no_commit(hub, folder):
-    first = pushing.push_folder(folder, "org/soup", commit_message="words")
-    again = pushing.push_folder(folder, "org/soup", commit_message="words")
+    first = pushing.push_folder(folder, "org/soup", PushOptions())
+    again = pushing.push_folder(folder, "org/soup", PushOptions())
     assert again.oid == first.oid and len(hub.commits("org/soup")) == 2
 
 
@@ -43,24 +43,24 @@ def test_a_repository_that_holds_something_else_is_refused(hub, folder, capsys):
     hub.add_repo("org/soup", OLD)
     before = held(hub, "org/soup")
     with pytest.raises(ValueError, match=r"org/soup holds something else \(README\.md, model\.safetensors, notes"):
-        pushing.push_folder(folder, "org/soup", commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions())
     assert main(["push", str(folder), "org/soup"]) == 2 and "--overwrite" in capsys.readouterr().err
     assert held(hub, "org/soup") == before
 
 
 def test_a_pull_request_is_allowed_and_leaves_it_alone(hub, folder):
     hub.add_repo("org/soup", OLD)
-    made = pushing.push_folder(folder, "org/soup", create_pr=True, commit_message="words")
+    made = pushing.push_folder(folder, "org/soup", PushOptions(create_pr=True))
     assert made.pr_num == 1 and held(hub, "org/soup") == OLD
     with pytest.raises(ValueError, match="There is no repository org/other to open a pull request in"):
-        pushing.push_folder(folder, "org/other", create_pr=True, commit_message="words")
+        pushing.push_folder(folder, "org/other", PushOptions(create_pr=True))
 
 
 def test_overwriting_removes_what_made_a_model_of_the_old_and_keeps_the_rest(hub, folder):
     shards = {f"model-0000{number}-of-00002.safetensors": b"old" for number in (1, 2)}
     more = {"model.safetensors.index.json": b"{}", "adapter_config.json": b"{}", "train.log": b"mine"}
     hub.add_repo("org/soup", OLD | shards | more)
-    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions(overwrite=True))
     assert held(hub, "org/soup") == contents(folder) | {"notes.txt": b"mine", "train.log": b"mine"}
     assert len(hub.commits("org/soup")) == 2
 
@@ -91,7 +91,7 @@ def test_a_dry_run_says_what_would_be_uploaded_and_does_nothing(hub, folder, cap
     assert re.search(r"README\.md +[\d.]+ k?B  replaces what is there", said)
     assert re.search(r"adapter_config\.json +would be removed", said) and "notes.txt" not in said
     assert len(hub.commits("org/soup")) == 1
-    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions(overwrite=True))
     assert main(["push", str(folder), "org/soup", "--dry-run"]) == 0
     assert "holds just that already: nothing would be pushed" in capsys.readouterr().out
 
@@ -126,45 +126,45 @@ def test_a_target_is_looked_at_before_anything_is_computed(
 
 
 def test_a_target_that_will_be_made_is_not_made_before(hub):
-    hub_commit.check_target("org/soup")
-    hub_commit.check_target("soup")
+    check_target("org/soup", PushOptions())
+    check_target("soup", PushOptions())
     assert not hub.asked("POST")
 
 
 def test_an_id_without_a_namespace_is_ones_own(hub, folder):
-    pushing.push_folder(folder, "soup", commit_message="words")
+    pushing.push_folder(folder, "soup", PushOptions())
     assert held(hub, "tester/soup") == contents(folder)
 
 
 def test_the_card_says_what_to_load(hub, folder, tmp_path):
     """The repository that it is in, wherever it was pushed to before."""
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     assert b'pipeline("image-classification", model="org/soup")' in hub.files("org/soup")["README.md"]
     assert card.PLACE.encode() in (folder / "README.md").read_bytes()
     there = snapshot_download("org/soup", local_dir=tmp_path / "there")
-    pushing.push_folder(Path(there), "soup", commit_message="words")
+    pushing.push_folder(Path(there), "soup", PushOptions())
     assert b'pipeline("image-classification", model="tester/soup")' in hub.files("tester/soup")["README.md"]
 
 
 def test_only_what_a_soup_is_made_of_is_uploaded(hub, folder):
     for name in ("train.py", "wandb_config.json", "kitten.png", "model.safetensors.bak", ".0123456789ab.config.json"):
         (folder / name).write_text("mine")
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     assert not any(data == b"mine" for data in held(hub, "org/soup").values())
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"holds no whole soup: there is no config\.json"):
-        pushing.push_folder(folder, "org/other", commit_message="words")
+        pushing.push_folder(folder, "org/other", PushOptions())
 
 
 def test_a_token_that_may_only_read_is_told_before(hub, monkeypatch):
     monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "tester", "auth": {"accessToken": {"role": "read"}}})
     with pytest.raises(ValueError, match="org/soup: the token may only read"):
-        hub_commit.check_target("org/soup")
+        check_target("org/soup", PushOptions())
 
 
 def test_a_branch_of_a_repository_that_is_not_there_is_refused_before_it_is_made(hub, folder):
     with pytest.raises(ValueError, match="no repository org/new yet, and so no branch 'next'"):
-        pushing.push_folder(folder, "org/new", revision="next", commit_message="words")
+        pushing.push_folder(folder, "org/new", PushOptions(revision="next"))
     with pytest.raises(KeyError):
         hub.files("org/new")
 
@@ -194,7 +194,7 @@ def test_what_the_hub_does_not_take_at_the_head_of_a_card_is_told(hub, folder):
     with pytest.raises(
         ValueError, match=r'^org/soup: the Hub refuses: Invalid metadata in README\.md\. - "license" must'
     ):
-        pushing.push_folder(folder, "org/soup", commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == {}
 
 
@@ -217,7 +217,7 @@ def test_a_result_for_a_leaderboard_does_not_outlive_its_soup(hub, bank):
 @pytest.mark.parametrize("token", ["hf_" + "secret" * 5 + "\n", "hf_" + "secret" * 5 + "\u201c", "a\0b"])
 def test_a_token_that_is_none_is_told_and_not_said(hub, folder, token, caplog):
     with pytest.raises(ValueError, match=r"^org/soup: the token is malformed") as told:
-        pushing.push_folder(folder, "org/soup", token=token, commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions(token=token))
     assert "secret" not in str(told.value) and "secret" not in caplog.text
 
 
@@ -235,25 +235,25 @@ def test_what_the_user_wrote_is_pushed_as_it_is(hub, folder):
     mine = '\nCompare with:\n\nclassify = pipeline("image-classification", model="google/vit")\n'
     text = (folder / "README.md").read_text()
     (folder / "README.md").write_text(text.replace(card.MARKS[0], card.MARKS[0] + mine))
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     pushed = hub.files("org/soup")["README.md"].decode()
     assert card.MARKS[0] + mine in pushed and pushed.count('model="org/soup"') == 1
 
 
 def test_a_licence_stands_in_the_head_of_the_card_that_is_pushed(hub, folder):
     before = (folder / "README.md").read_bytes()
-    pushing.push_folder(folder, "org/soup", license="mit", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions(), license="mit")
     pushed = hub.files("org/soup")["README.md"].decode()
     assert ModelCard(pushed).data.license == "mit" and (folder / "README.md").read_bytes() == before
     assert pushed.split("---\n", 2)[2] == card.naming(before, "org/soup").decode().split("---\n", 2)[2]
     with pytest.raises(ValueError, match="license='mti': the Hub knows no such licence"):
-        pushing.push_folder(folder, "org/other", license="mti", commit_message="words")
+        pushing.push_folder(folder, "org/other", PushOptions(), license="mti")
 
 
 def test_what_everybody_can_read_is_not_made_private_by_a_push(hub, folder):
     hub.add_repo("org/soup", {})
     with pytest.raises(ValueError, match="org/soup is there and everybody can read it"):
-        pushing.push_folder(folder, "org/soup", private=True, commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions(private=True))
 
 
 def test_a_dry_run_of_a_pull_request_says_so(hub, folder, capsys):
@@ -265,14 +265,14 @@ def test_a_dry_run_of_a_pull_request_says_so(hub, folder, capsys):
 def test_a_picture_that_the_card_does_not_show_stays_here(hub, folder):
     assert b"](passes.png)" not in (folder / "README.md").read_bytes()  # there was one soup to measure
     (folder / "passes.png").write_bytes(b"of an earlier card")
-    pushing.push_folder(folder, "org/soup", commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions())
     assert "passes.png" not in hub.files("org/soup") and "classes.png" in hub.files("org/soup")
 
 
 def test_pictures_of_an_earlier_soup_go_with_it(hub, folder, tmp_path):
     hub.add_repo("org/soup", OLD | {"passes.png": b"old", "mine.png": b"mine"})
     (folder / "passes.png").unlink(missing_ok=True)
-    pushing.push_folder(folder, "org/soup", overwrite=True, commit_message="words")
+    pushing.push_folder(folder, "org/soup", PushOptions(overwrite=True))
     assert "passes.png" not in held(hub, "org/soup") and held(hub, "org/soup")["mine.png"] == b"mine"
 
 
@@ -280,7 +280,7 @@ def test_a_folder_where_a_file_should_be_is_told(hub, folder):
     (folder / "README.md").unlink()
     (folder / "README.md").mkdir()
     with pytest.raises(ValueError, match=r"README\.md is a folder where a file should be"):
-        pushing.push_folder(folder, "org/soup", commit_message="words")
+        pushing.push_folder(folder, "org/soup", PushOptions())
 
 
 def test_a_result_for_a_leaderboard_is_written_where_the_user_names_the_task(hub, bank, tmp_path, capsys):
@@ -320,7 +320,7 @@ def test_what_average_writes_can_be_pushed(hub, bank, folder, tmp_path, capsys, 
     text = held(hub, "org/cooked")["README.md"].decode()
     assert ("were not measured so" in text) == bool(dtype)
     with pytest.raises(ValueError, match="needs an accuracy on a split that took no part in the choice"):
-        pushing.prepared(tmp_path / "mine", "org/mine", eval_task="org/bench:default")
+        pushing.prepared(tmp_path / "mine", "org/mine", PushOptions(), eval_task="org/bench:default")
 
 
 def test_private_names_of_an_average_are_left_out(hub, runs, tmp_path, caplog):
@@ -328,7 +328,7 @@ def test_private_names_of_an_average_are_left_out(hub, runs, tmp_path, caplog):
         hub.add_repo(f"org/ft-{number}", contents(runs / f"ft-{number}"), private=True)
     found = hf_radin.gather("org/ft-*")
     hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=tmp_path / "mine")
-    pushing.push_folder(tmp_path / "mine", "org/mine", hide_private=True, commit_message="words")
+    pushing.push_folder(tmp_path / "mine", "org/mine", PushOptions(), hide_private=True)
     there = held(hub, "org/mine")
     assert not any(b"org/ft-" in there[name] for name in ("README.md", "recipe.json"))
     assert b"private-1" in there["README.md"] and "Left out" in caplog.text

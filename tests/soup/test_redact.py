@@ -8,6 +8,7 @@ from shared.pushed import contents, folder, held, quick
 
 import hf_radin
 from hf_radin.cli.main import main
+from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.soup import card, push, redact
 
 __all__ = ["folder", "quick"]  # fixtures
@@ -47,7 +48,7 @@ def test_private_names_are_told_before_anything_is_computed(hub, secret, tmp_pat
 
 def test_no_path_of_the_machine_is_pushed(hub, bank, runs, tmp_path):
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
-    push.push_folder(tmp_path / "soup", "org/soup", commit_message="words")
+    push.push_folder(tmp_path / "soup", "org/soup", PushOptions())
     pushed = hub.files("org/soup")
     assert not any(str(runs.parent).encode() in data for data in pushed.values())
     ids = [one["id"] for one in json.loads(pushed["recipe.json"])["ingredients"]]
@@ -120,7 +121,7 @@ def test_a_folder_is_no_private_repository(hub, bank, runs, tmp_path, caplog):
         one |= {"base_model": str(runs / "start"), "dataset": str(runs / "digits")}
     fields["image_processor"] = f"{runs}/processor@sha"
     path.write_text(json.dumps(fields))
-    push.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+    push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
     assert "private" not in caplog.text and b"private-" not in hub.files("org/soup")["recipe.json"]
     assert not [one for one in hub.asked("GET", "/api/") if "org/soup" not in one.path]
 
@@ -195,7 +196,7 @@ def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
     config = json.loads((tmp_path / "soup" / "config.json").read_text())
     (tmp_path / "soup" / "config.json").write_text(json.dumps({**config, "note": "made of org/ft-1"}))
     with pytest.raises(ValueError, match=r"config\.json names org/ft-1, which is private: take it out by hand"):
-        push.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+        push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
 
 
 def test_a_private_name_is_found_in_addresses_paths_and_large_letters(hub, secret, tmp_path, monkeypatch):
@@ -221,7 +222,7 @@ def test_a_private_name_is_found_in_addresses_paths_and_large_letters(hub, secre
     readme = tmp_path / "soup" / "README.md"
     readme.write_text(readme.read_text().replace(card.MARKS[0], f"{card.MARKS[0]}\nsee https://hf.co/org/ft-1"))
     with pytest.raises(ValueError, match=r"README\.md names org/ft-1, which is private: take it out by hand"):
-        push.push_folder(tmp_path / "soup", "org/soup", hide_private=True, commit_message="words")
+        push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
 
 
 def test_a_public_name_that_begins_as_a_private_one_may_stay(hub, runs, digits, tmp_path):
