@@ -63,7 +63,7 @@ def stage(name: str) -> Iterator[None]:
 def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
     """Accuracies on both splits, and forward passes over the validation split that each method spends."""
     models = len(soup.ingredients)
-    spent = {found.about["method"]: sum(found.about["passes"].values()) for found in (soup, greedy)}
+    spent = {result.report.method: result.report.passes.total for result in (soup, greedy)}
     rows = [
         ("best single model", soup, "best single", models, 1),
         ("uniform soup", soup, "uniform", 1, 1),
@@ -72,12 +72,12 @@ def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
         (f"ensemble of all {models}", soup, "ensemble", models, models),
     ]
     print(f"\n{'':20}{'validation':>12}{'test':>10}{'passes spent':>15}{'models to run':>15}")
-    for title, found, name, passes, run in rows:
-        accuracy = [f"{100 * found.accuracy(name, split):.2f}%" for split in ("validation", "test")]
+    for title, result, name, passes, run in rows:
+        accuracy = [f"{100 * result.accuracy(name, split):.2f}%" for split in ("validation", "test")]
         print(f"{title:20}{accuracy[0]:>12}{accuracy[1]:>10}{passes:>15.3g}{run:>15}")
-    images = {one.split: one.images for one in soup.results}
+    images = {result.split: result.images for result in soup.results}
     print(f"validation ({images['validation']} images) chose, test ({images['test']}) did not take part.")
-    shown = next(one.images for one in soup.results if (one.name, one.split) == ("uniform", "validation"))
+    shown = next(result.images for result in soup.results if (result.name, result.split) == ("uniform", "validation"))
     if shown < images["validation"]:
         print(f"On validation, the uniform soup's figure is what {shown} images say of all.")
 

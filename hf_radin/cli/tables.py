@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from hf_radin.ingredients.gather import Verdict
+from hf_radin.logits.cost import Estimate
+from hf_radin.runtime.hub_commit import Plan
 from hf_radin.runtime.processes import is_main_process
 from hf_radin.runtime.text import clock, show_metric
-from hf_radin.soup.card_text import compared, images_left, spending
+from hf_radin.soup.card_text import comparison_text, spending
+from hf_radin.soup.report import SearchReport
+from hf_radin.soup.soup import Soup
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from hf_radin.ingredients.gather import Verdict
-    from hf_radin.logits.cost import Estimate
-    from hf_radin.runtime.hub_commit import Plan
-    from hf_radin.soup.soup import Soup
-
-
-# Letters of a line of a table of results, and of what it begins with.
+# Letters of a line of a table of results, and of the title of a row.
 LINE, ROW_TITLE = 120, 18
+
+# A split and a metric.
+Column = tuple[str, str]
 
 
 def say(text: str) -> None:
@@ -29,55 +28,65 @@ def say(text: str) -> None:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    """A row for each checkpoint, and below them what is to be said of some."""
+    """A row for each checkpoint, and below them the notes."""
     rows = [("checkpoint", "architecture", "classes", "parameters", "dtype", "size", "verdict")]
-    for one in verdicts:
-        files, ingredient = one.files, one.ingredient
+    for verdict in verdicts:
+        files, ingredient = verdict.files, verdict.ingredient
         rows.append(
             (
-                one.id,
+                verdict.id,
                 ingredient.architecture if ingredient else "",
                 str(len(ingredient.labels)) if ingredient else "",
-                f"{one.parameters:,}" if one.parameters else "",
+                f"{verdict.parameters:,}" if verdict.parameters else "",
                 files.dtypes if files else "",
                 f"{files.size / 1e6:,.1f} MB" if files else "",
-                "refused" if one.problem else "ok" if ingredient else "copy",
+                "refused" if verdict.problem else "ok" if ingredient else "copy",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines + [f"- {text}" for one in verdicts for text in (*one.notes, one.problem) if text])
+    notes = [text for verdict in verdicts for text in (*verdict.notes, verdict.problem) if text]
+    return "\n".join(lines + [f"- {text}" for text in notes])
 
 
-def table(soup: Soup) -> str:
+def soup_table(soup: Soup) -> str:
     """What was found, as text."""
-    scores = {(one.name, one.split, name): value for one in soup.results for name, value in one.metrics.items()}
+    report = soup.report
+    scores = {
+        (result.name, result.split, name): value for result in report.results for name, value in result.metrics.items()
+    }
     columns = list(dict.fromkeys((split, name) for _, split, name in scores))
-    rows = list(dict.fromkeys(result.name for result in soup.results))
-    count = len(soup.about["ingredients"])
+    rows = list(dict.fromkeys(result.name for result in report.results))
+    count = len(report.ingredients)
     lines = [line for part in _fitting(columns) for line in _result_lines(part, rows, scores, count)]
-    if not soup.about["measured"]:
-        estimate = next(one.estimate for one in soup.measurements if one.recipe == soup.recipe)
-        lines += [
-            "",
-            f"Estimated, not measured: {show_metric('accuracy', estimate)} on {_part(soup)}"
-            f"{soup.about['data']['split']}.",
-        ]
+    if not report.measured:
+        lines += ["", _estimated(report)]
+    notes = [f"The figure of {text}." for text in _partial_figures(report)]
+    proofs = [f"Soup against best single: {comparison_text(entry)}." for entry in report.against_best_single]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
-    spent = f"Spent in all: {spending(soup.about)}."
-    if unseen := images_left(soup.about):
-        pilot = soup.about["pilot"]
-        spent += (
-            f"\n{len(pilot['whole'])} of {pilot['given']} ingredients were run on all {soup.about['images']:,} "
-            "images: "
-            f"what the others and the ensemble get right of {unseen:,} of them is estimated."
+    return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", _spent(report)])
+
+
+def _estimated(report: SearchReport) -> str:
+    """What is known of a soup that was not measured."""
+    estimate = next(entry.estimate for entry in report.measurements if entry.recipe == report.recipe)
+    part = f"a random {100 * report.pilot.share:.3g}% of " if report.pilot else ""
+    split = report.data.split if report.data else ""
+    return f"Estimated, not measured: {show_metric('accuracy', estimate)} on {part}{split}."
+
+
+def _spent(report: SearchReport) -> str:
+    """What the search took, and what of it is estimated after a pilot."""
+    text = f"Spent in all: {spending(report)}."
+    if report.pilot and report.unseen:
+        text += (
+            f"\n{len(report.pilot.whole)} of {report.given} ingredients were run on all {report.images:,} images: "
+            f"what the others and the ensemble get right of {report.unseen:,} of them is estimated."
         )
-    notes = [f"The figure of {text}." for text in _parts(soup)]
-    proofs = [f"Soup against best single: {compared(one)}." for one in soup.about.get("against_best_single", [])]
-    return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", spent])
+    return text
 
 
-def _fitting(columns: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+def _fitting(columns: list[Column]) -> list[list[Column]]:
     """Splits and metrics as a line has room for: all, or those of one split after those of another."""
     most = max(1, (LINE - ROW_TITLE) // _width(columns))
     if len(columns) <= most:
@@ -89,13 +98,13 @@ def _fitting(columns: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
     return parts
 
 
-def _width(columns: list[tuple[str, str]]) -> int:
+def _width(columns: list[Column]) -> int:
     """Letters of a column of a table of results."""
     return max([20, *(len(f"{split} {name}") for split, name in columns)]) + 2
 
 
 def _result_lines(
-    columns: list[tuple[str, str]], rows: list[str], scores: dict[tuple[str, str, str], float], ingredients: int
+    columns: list[Column], rows: list[str], scores: dict[tuple[str, str, str], float], ingredients: int
 ) -> list[str]:
     """A table of some splits and metrics."""
     width = _width(columns)
@@ -121,17 +130,12 @@ def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> s
     return "\n".join([*lines, *(f"  {name:40} {'':>10}  would be removed" for name in plan.removed)])
 
 
-def _part(soup: Soup) -> str:
-    pilot = soup.about.get("pilot")
-    return f"a random {100 * pilot['share']:.3g}% of " if pilot else ""
-
-
-def _parts(soup: Soup) -> Iterator[str]:
+def _partial_figures(report: SearchReport) -> Iterator[str]:
     """Which figures are of fewer images than the others."""
-    for one in soup.results:
-        most = max(other.images for other in soup.results if other.split == one.split)
-        if one.images < most:
-            yield f"{one.name} is what {one.images:,} of the {most:,} images of {one.split} say of all"
+    for result in report.results:
+        most = max(other.images for other in report.results if other.split == result.split)
+        if result.images < most:
+            yield (f"{result.name} is what {result.images:,} of the {most:,} images of {result.split} say of all")
 
 
 def estimate_table(job: Estimate) -> str:
@@ -146,7 +150,7 @@ def estimate_table(job: Estimate) -> str:
         some = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
-    share = job.kept_bytes / job.pixel_bytes
+    share = job.cached_bytes / job.pixel_bytes
     parts = {
         f"an image, measured on {probe.device} in {probe.dtype}, {probe.batch_size} in a forward pass": [
             ("decode", f"{1 / probe.decode_seconds:,.0f} a second", clock(probe.decode_seconds)),
@@ -161,7 +165,7 @@ def estimate_table(job: Estimate) -> str:
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
             ("weights", "to download", _bytes(job.download_bytes)),
             ("bank", f"{some} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
-            ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it kept", _bytes(job.kept_bytes)),
+            ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it cached", _bytes(job.cached_bytes)),
             ("disk", f"{_bytes(job.free_disk)} free", _bytes(job.disk_bytes)),
         ],
     }

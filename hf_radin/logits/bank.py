@@ -62,6 +62,7 @@ class LogitBank:
         remarks: which checkpoints were left out or seem to have a different start: id (or nothing) and text.
         part: positions in the split, ascending, of the images that this bank is about; None for all.
         partial: where some ingredients have no logits of some images; None where all have all.
+        seconds: that computing it took just now, in this process; a search's budget of time counts them.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class LogitBank:
     remarks: tuple[tuple[str, str], ...] = ()
     part: np.ndarray | None = None
     partial: PartialLogits | None = None
+    seconds: float = 0.0
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -84,7 +86,7 @@ class LogitBank:
         Raises:
             ValueError: if the folder is no bank.
         """
-        return cls._open(Path(path).resolve(), Processes())
+        return cls.open_with(path, Processes())
 
     @classmethod
     def from_hub(
@@ -105,7 +107,28 @@ class LogitBank:
         Raises:
             ValueError: if there is no such bank.
         """
-        processes, home = Processes(), find_home(cache_dir)
+        return cls.fetch(repo_id, Processes(), revision=revision, token=token, cache_dir=cache_dir)
+
+    @classmethod
+    def open_with(cls, path: str | Path, processes: Processes) -> LogitBank:
+        """As `open`, for these processes."""
+        bank = cls._read(Path(path).resolve(), processes)
+        if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
+            return bank
+        return replace(bank, ingredients=Ingredients(filter(is_there, bank.ingredients)))
+
+    @classmethod
+    def fetch(
+        cls,
+        repo_id: str,
+        processes: Processes,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> LogitBank:
+        """As `from_hub`, for these processes."""
+        home = find_home(cache_dir)
         folder = processes.decide(lambda: share.fetch_bank(repo_id, home, revision=revision, token=token))
         return cls._read(folder, processes, token)
 
@@ -131,7 +154,7 @@ class LogitBank:
             token=token,
             revision=revision,
             create_pr=create_pr,
-            commit_message=commit_message or COMMIT_MESSAGE,
+            commit_message=commit_message or share.COMMIT_MESSAGE,
             overwrite=True,  # logits of other checkpoints stay beside these
             repo_type="dataset",
         )
@@ -167,14 +190,6 @@ class LogitBank:
             pixels = os.path.relpath(images.folder, self.folder)
             place = StatisticsPlace(self.statistics.record, pixels, images.size)
         return Latest(self.ingredients.keys, self.remarks, place)
-
-    @classmethod
-    def _open(cls, folder: Path, processes: Processes) -> LogitBank:
-        """As `open`, for these processes."""
-        bank = cls._read(folder, processes)
-        if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
-            return bank
-        return replace(bank, ingredients=Ingredients(filter(is_there, bank.ingredients)))
 
     @classmethod
     def _read(cls, folder: Path, processes: Processes, token: str | bool | None = None) -> LogitBank:

@@ -1,4 +1,4 @@
-"""The arrays of a bank on disk: logits block by block until all are there, then in one file with a record beside it."""
+"""The arrays of a bank on disk: logits block by block until all are there, then in one file beside a record."""
 
 from __future__ import annotations
 

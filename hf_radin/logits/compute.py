@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -148,6 +149,7 @@ def make_bank(
     apart_from: LogitBank | None = None,
 ) -> LogitBank:
     """The bank of at least two ingredients. See `compute_logits`."""
+    begun = time.perf_counter()
     check_ingredients(ingredients)
     if pilot is not None and (passes := pilot.passes(len(ingredients))) >= len(ingredients):
         logger.warning(SAVES_NOTHING, pilot.share, len(ingredients), passes)
@@ -160,7 +162,7 @@ def make_bank(
         )
     on_each_disk(processes, bank.folder, lambda: bank.latest.write(bank.folder))
     processes.wait()
-    return bank
+    return replace(bank, seconds=processes.decide(lambda: time.perf_counter() - begun))
 
 
 def extend_bank(

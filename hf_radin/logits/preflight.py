@@ -1,4 +1,4 @@
-"""Check each checkpoint before the first image is read: it loads, it runs, its weights are numbers and share a start."""
+"""Check each checkpoint before the first image is read: it loads and runs, with finite weights of a common start."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def _different_starts(relations: list[Relation]) -> list[Remark]:
     return [
         (
             relation.id,
-            f"does not seem to share its start with {len(family)} others: its weights lie {relation.distance:.2f} from "
-            f"the mean of these (in lengths of it) with a cosine of {relation.cosine:.2f}, and theirs at most "
+            f"does not seem to share its start with {len(family)} others: its weights lie {relation.distance:.2f} "
+            f"from the mean of these (in lengths of it) with a cosine of {relation.cosine:.2f}, and theirs at most "
             f"{farthest:.2f} with at least {least:.2f}.",
         )
         for relation in relations

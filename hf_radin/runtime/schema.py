@@ -38,17 +38,18 @@ def from_json(record: type[T], value: Any, *, place: str = "") -> T:
     if not isinstance(value, Mapping):
         raise ValueError(f"{place or 'it'} is {_shown(value)}, not a {record.__name__}")
     arguments: dict[str, Any] = {}
+    hints: dict[str, Any] = _hints(record)  # type: ignore[arg-type]
     for field in fields(record):  # type: ignore[arg-type]
         inner = f"{place}.{field.name}" if place else field.name
         if field.name in value:
-            arguments[field.name] = _read(_hints(record)[field.name], value[field.name], inner)
+            arguments[field.name] = _read(hints[field.name], value[field.name], inner)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"it does not say {inner!r}")
     return record(**arguments)
 
 
 @cache
-def _hints(record: type) -> dict[str, Any]:
+def _hints(record: Any) -> dict[str, Any]:
     """The types of a dataclass's fields."""
     return get_type_hints(record)
 
@@ -62,7 +63,7 @@ def _read(kind: Any, value: Any, place: str) -> Any:
             return None
         (kind,) = (option for option in get_args(kind) if option is not types.NoneType)
         return _read(kind, value, place)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return from_json(kind, value, place=place)
     if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         kinds = get_args(kind)

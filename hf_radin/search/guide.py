@@ -11,21 +11,20 @@ from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import Candidates, equal_parts, neighbours
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.processes import over_processes
 from hf_radin.search.race import Entry
 
 # By how much of its weight a candidate differs from all that were measured, as long as there are such.
 APART = 0.01
 
 # From how many of the best subsets the search goes on, how many steps at most for one candidate, how many neighbours
-# it keeps at each, and how many candidates of all.
+# it takes at each, and how many candidates of all.
 STARTS, STEPS, NEAR, POOL = 3, 8, 64, 2048
 
 
 class Guide:
-    """Candidates, the most promising first, where each measured soup tells more of the others (see `gap`).
+    """Candidates, the most promising first; each measured soup says more about the others (see `gaps`).
 
-    The processes share the work of predicting, and all of them find the same.
+    The processes share the work of predicting, and all of them come to the same candidates.
 
     Args:
         bank: that the soups are measured on.
@@ -47,7 +46,7 @@ class Guide:
             yield entry
 
     def learn(self, recipe: Recipe, values: np.ndarray) -> None:
-        """Know a soup's logits `(entries,)`, as `Gaps.learn` takes them."""
+        """Learn a soup's logits `(entries,)`, as `Gaps.learn` takes them."""
         self._gaps = self._gaps.learn(self.bank.row(recipe), values)
 
     def _next(self) -> Entry | None:
@@ -68,7 +67,7 @@ class Guide:
         return Entry(self.bank.recipe(row), proposal, float(estimate), float(score))
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
-        return over_processes(partial(self._gaps.score, self._labels), rows)
+        return self.bank.processes.score(partial(self._gaps.score, self._labels), rows)
 
     def _look_around(self) -> None:
         """Add the neighbours of the best subsets, then those of the best of these, until there are no better ones."""
@@ -79,7 +78,9 @@ class Guide:
             starts = [row for row in best if row.tobytes() not in self._done]
             if not starts:
                 break
-            self._pool = Candidates(rows[order], tuple(self._pool.proposals[one] for one in order)).first(POOL)
+            self._pool = Candidates(rows[order], tuple(self._pool.proposals[position] for position in order)).first(
+                POOL
+            )
             for row in starts:
                 self._done.add(row.tobytes())
                 near = equal_parts(neighbours(row > 0))

@@ -1,19 +1,47 @@
-"""The split that proves a soup: refused if it can't, as early as that can be known; its logits."""
+"""The split that proves a soup: refused if it can't, as early as that can be known; its logits; shared images."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from hf_radin.images.digests import count_shared, refuse_shared, split_digests
-from hf_radin.images.sample import Chosen
-from hf_radin.images.split import OBJECT, DataSource, Split, open_split
+from hf_radin.images.digests import count_shared, refuse_counted, refuse_shared, split_digests
+from hf_radin.images.split import OBJECT, Split, open_split
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.compute import compute_logits
-from hf_radin.runtime.processes import on_main_process
+from hf_radin.logits.compute import extend_bank, make_bank
+from hf_radin.logits.sources import is_object
+from hf_radin.soup.report import Overlap
+
+logger = logging.getLogger(__name__)
+
+# What two banks must have been computed with alike.
+_SAME_RUN = ("processor", "dtype", "mixed_precision")
 
 
-def of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) -> LogitBank:
+def open_held_out(bank: LogitBank, test_split: str | LogitBank, *, allow_overlap: bool) -> LogitBank:
+    """The bank of the split that proves, computed if it is not there yet.
+
+    Args:
+        bank: of the split that chooses.
+        test_split: a split of the same dataset, or its bank.
+        allow_overlap: whether the two splits may share images.
+
+    Raises:
+        ValueError: if it is the split that chooses, or lacks an ingredient.
+    """
+    proved = bank
+    if isinstance(test_split, LogitBank):
+        held_out = test_split
+    else:
+        if bank.partial:  # to prove it takes the best single model, and soups
+            proved = replace(bank, ingredients=bank.ingredients.select(bank.partial.complete))
+        held_out = bank_of_split(proved, str(test_split), allow_overlap=allow_overlap)
+    check_held_out(proved, held_out)
+    return replace(held_out, ingredients=proved.ingredients, statistics=bank.statistics)
+
+
+def bank_of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) -> LogitBank:
     """The bank of the same ingredients on another split of the same dataset, computed if it is not there yet.
 
     Args:
@@ -22,73 +50,132 @@ def of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) -> Logi
     Raises:
         ValueError: if the bank was computed from an object that is one split.
     """
-    check_split(bank, split)
-    for one in bank.ingredients:  # of somebody else's bank nothing is here yet
-        one.download()
-    request = {**bank.request, "pilot": Chosen() if bank.partly else None}
-    return compute_logits(bank.ingredients, split=split, apart_from=None if allow_overlap else bank, **request)
+    find_split(bank, split)
+    for ingredient in bank.ingredients:  # of somebody else's bank nothing is here yet
+        ingredient.download()
+    make = extend_bank if bank.partial else make_bank
+    source, apart_from = bank.source.at(split), None if allow_overlap else bank
+    return make(bank.ingredients, source, bank.options, bank.processes, apart_from=apart_from)
 
 
-def check_split(bank: LogitBank, split: str) -> Split | None:
+def check_test_split(bank: LogitBank, split: str) -> Split | None:
+    """The split of a bank's data that is to prove a soup; None if that can't be told without reading it.
+
+    Raises:
+        ValueError: if there is none, or it had a part in the choice.
+    """
+    if split == bank.split:
+        raise ValueError(f"The split {split!r} chooses the soup; another one has to prove it.")
+    if bank.statistics and split == bank.statistics.record.split:
+        raise ValueError(f"The split {split!r} gives the soup its BatchNorm statistics; another one has to prove it.")
+    proving = find_split(bank, split)
+    if proving is not None and proving.key == bank.manifest.data.key:  # of a split without a name
+        raise ValueError(f"The split {split!r} chooses the soup; another one has to prove it.")
+    return proving
+
+
+def find_split(bank: LogitBank, split: str) -> Split | None:
     """The split of a bank's data with this name; None of streams that came as objects, which are opened once.
 
     Raises:
         ValueError: if there is none, as far as that is known without reading it.
     """
-    if bank.origin is not None and bank.request["dataset"] == OBJECT:
+    dataset = bank.source.dataset
+    if bank.manifest.origin is not None and is_object(bank.source):
         raise ValueError(
-            f"The images of the bank {bank.origin} are not on the Hub, and its split {split!r} is not either. Name no "
-            "held-out split (test_split, --test-split)."
+            f"The images of the bank {bank.manifest.origin} are not on the Hub, and its split {split!r} is not "
+            "either. Name no held-out split (test_split, --test-split)."
         )
-    if bank.about["data"]["name"] == OBJECT and not isinstance(bank.request["dataset"], Mapping):
+    if bank.manifest.data.name == OBJECT and not isinstance(dataset, Mapping):
         raise ValueError(
             f"The bank in {bank.folder} was computed from a Dataset object, which has no other splits. Compute the "
             f"bank of the split {split!r} with compute_logits and pass that."
         )
-    dataset = bank.request["dataset"]
     if isinstance(dataset, Mapping) and not hasattr(dataset.get(split), "select"):
         return None
-    where = ("dataset", "config_name", "revision", "image_column", "label_column", "token")
-    return open_split(DataSource(**{name: bank.request[name] for name in where if name in bank.request}, split=split))
+    return open_split(bank.source.at(split))
+
+
+def check_held_out(bank: LogitBank, held_out: LogitBank) -> None:
+    """Refuse a bank that can't prove what another bank chose.
+
+    Raises:
+        ValueError: if it is of the same images, was computed otherwise, or lacks an ingredient.
+    """
+    if held_out.is_pilot:
+        raise ValueError(
+            f"The held-out bank in {held_out.folder} is of a part of its split: compute it without pilot."
+        )
+    chosen, proving = bank.manifest, held_out.manifest
+    if chosen.data.key == proving.data.key:  # whatever the two are called
+        raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
+    pairs = {"classes": (chosen.classes, proving.classes)}
+    pairs |= {name: (getattr(chosen.run, name), getattr(proving.run, name)) for name in _SAME_RUN}
+    for name, (wanted, value) in pairs.items():
+        if wanted != value:
+            raise ValueError(
+                f"The held-out bank in {held_out.folder} was computed with another {name} than that in {bank.folder}: "
+                f"{value} against {wanted}."
+            )
+    absent = [ingredient.id for ingredient in bank.ingredients if ingredient.key not in held_out.ingredients.keys]
+    if absent:
+        raise ValueError(
+            f"The held-out bank in {held_out.folder} has no logits of {absent[0]} as it is in {bank.folder}."
+        )
+    if bank.statistics and proving.data.key == bank.statistics.record.data:
+        raise ValueError(
+            f"The split {held_out.split!r} gives the soup its BatchNorm statistics; another one has to prove it."
+        )
 
 
 def refuse_overlap(bank: LogitBank, held_out: Split | LogitBank) -> None:
-    """Refuse what shares images with the split that chooses, where that can be told before anything is computed.
+    """Refuse a split that shares images with the split that chooses, where that is known before anything is computed.
 
-    Files that are here are read, and no image is decoded; a stream is looked at when it goes by.
+    Files that are here are read, and no image is decoded; a stream is checked while it goes by.
 
     Raises:
         ValueError: if images are in both.
     """
-    chosen, home = replace(bank, part=None).digests, bank.folder.parent.parent
+    chosen = bank.whole.digests
     if chosen is None or (isinstance(held_out, Split) and not held_out.is_here):
         return
 
     def refuse() -> None:
-        proving = held_out.digests if isinstance(held_out, LogitBank) else split_digests(held_out, home)
+        proving = held_out.digests if isinstance(held_out, LogitBank) else split_digests(held_out, bank.home)
         if proving is not None:
             refuse_shared(proving, chosen, (held_out.split, bank.split))
 
-    on_main_process(refuse)
+    bank.processes.decide(refuse)
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How many images of the split that proves a soup are elsewhere too, byte for byte; None if nobody can tell.
+def count_overlap(bank: LogitBank, held_out: LogitBank, *, allow: bool) -> Overlap:
+    """The images that the split which proves shares with others; warnings say how many.
 
-    Args:
-        of: how many it has.
-        images: in the split that chose the soup.
-        batchnorm: among those that gave BatchNorm its statistics; None also where there are none.
+    Raises:
+        ValueError: if it shares images with the split that chooses, and may not.
     """
-
-    of: int
-    images: int | None
-    batchnorm: int | None = None
+    overlap = bank.processes.decide(lambda: overlap_of(bank, held_out))
+    names = held_out.split, bank.split
+    if overlap.images is None:
+        logger.warning(
+            "Whether the splits %r and %r share images can't be told: a bank has no digests of its.", *names
+        )
+    if overlap.images:
+        if not allow:
+            refuse_counted(overlap.images, overlap.of, names)
+        logger.warning("%d of %d images of the split %r are in %r too.", overlap.images, overlap.of, *names)
+    if overlap.batchnorm:
+        logger.warning(
+            "%d of %d images of the split %r are among those that give BatchNorm its statistics.",
+            overlap.batchnorm,
+            overlap.of,
+            held_out.split,
+        )
+    return overlap
 
 
 def overlap_of(bank: LogitBank, held_out: LogitBank) -> Overlap:
-    """What the bank that proves a soup shares with the one that chose it."""
+    """The images that the bank which proves a soup shares with the bank that chose it."""
     chosen, proving = bank.digests, held_out.digests
     shared = None if chosen is None or proving is None else count_shared(proving, chosen)
     sampled = bank.statistics.digests if bank.statistics else None

@@ -1,38 +1,40 @@
-"""Measure averaged weights on a split."""
+"""Measure averaged weights on a split, image by image; what was measured once is cached beside the bank."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.images.pixels import select
+from hf_radin.images.pixels import Inputs, select
+from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent, Target
-from hf_radin.logits.passes import as_computed, compute_soup
+from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.file_sync import share
+from hf_radin.runtime.file_sync import sync_files
 from hf_radin.runtime.files import digest, write_atomically, write_json
-from hf_radin.runtime.processes import device_name, on_main_process, the_accelerator
+from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.weights.average import average_model
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-# What stands for the class of an image that a soup was not shown.
+# The class of an image that a soup was not shown.
 UNKNOWN = -2
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The seconds that a device took for so many images, those of several together."""
+    """The seconds that devices took for so many images, added up, and which devices."""
 
     seconds: float = 0.0
     images: int = 0
@@ -40,105 +42,108 @@ class Pace:
 
     @classmethod
     def read(cls, path: Path) -> Pace:
-        """What was kept; a broken file, or none, tells nothing."""
+        """The pace in a file; a broken file, or none, tells nothing."""
         try:
-            found = json.loads(path.read_text())
-            return cls(float(found["seconds"]), int(found["images"]), found["device"] and str(found["device"]))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return from_json(cls, json.loads(path.read_text()))
+        except (OSError, ValueError, OverflowError):
             return cls()
 
     def after(self, seconds: float, images: int, device: str) -> Pace:
-        """With some more."""
+        """The pace with further images."""
         devices = sorted({*(self.device or device).split(" and "), device})
         return Pace(round(self.seconds + seconds, 3), self.images + images, " and ".join(devices))
 
 
-class Trial:
+class MeasuredSoup:
     """A soup that is measured bit by bit: what it predicts for the images that it was shown.
 
-    What was measured once is kept beside the bank and not measured again.
+    What was measured once is cached beside the bank and not measured again.
 
     Args:
         bank: on whose images.
         recipe: names what is measured.
         make_model: averages the weights; it is called when the first image is shown, and never if all are known.
-        kept: of whose entries the soup's logits are kept too, in `values` `(entries,)`; NaN of images that it was not
+        entries: whose logits of the soup are cached too, in `values` `(entries,)`; NaN of images that it was not
             shown.
     """
 
     def __init__(
-        self, bank: LogitBank, recipe: Recipe, make_model: Callable[[], PreTrainedModel], kept: Pruned | None = None
+        self,
+        bank: LogitBank,
+        recipe: Recipe,
+        make_model: Callable[[], PreTrainedModel],
+        entries: Pruned | None = None,
     ):
         self.bank, self.recipe = bank, recipe
         self._make_model, self._model = make_model, None
-        parts = [[one.key, recipe.used[one.id]] for one in bank.ingredients.select(recipe.used)]
-        anew = [bank.statistics.record.key] if bank.statistics else []
-        self._path = bank.folder / "soups" / f"{digest(parts, *anew)}.npy"
-        self._kept = on_main_process(
-            lambda: _classes(self._path, bank.samples, len(bank.classes))
-        )  # of the whole split
+        decide = bank.processes.decide
+        parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in bank.ingredients.select(recipe.used)]
+        estimated = [bank.statistics.record.key] if bank.statistics else []
+        self._path = bank.folder / "soups" / f"{digest(parts, *estimated)}.npy"
+        # of the whole split
+        self._classes: np.ndarray = decide(lambda: _read_classes(self._path, bank.samples, len(bank.classes)))
         self.predictions = np.full(len(bank), UNKNOWN)
-        places, classes = kept.entries if kept else (np.zeros(0, int), np.zeros(0, int))
+        places, classes = entries.entries if entries else (np.zeros(0, int), np.zeros(0, int))
         self._entries = bank.places[places], classes  # positions in the split
-        of_which = bank.part if bank.partly is None else bank.partly.rest
-        entries = digest(bank.ingredients.keys, bank.partly is None, of_which is not None and of_which.tolist())
+        part = bank.part if bank.partial is None else bank.partial.unseen
+        key = digest(bank.ingredients.keys, bank.partial is None, part is not None and part.tolist())
+        self._values_path = self._path.with_name(f"{self._path.stem}-{key}.npy")
         self._pace_path = self._path.with_suffix(".json")
-        self._pace = on_main_process(lambda: Pace.read(self._pace_path))
-        self._values_path = self._path.with_name(f"{self._path.stem}-{entries}.npy")
+        self._pace: Pace = decide(lambda: Pace.read(self._pace_path))
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
-        self.values = on_main_process(lambda: _read(self._values_path, nothing)) if len(classes) else nothing
+        self.values: np.ndarray = decide(lambda: _read(self._values_path, nothing)) if len(classes) else nothing
 
-    def look(self, some: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
-        """Show it these images; `predictions` then has their classes too, -1 where a logit is not finite.
+    def look(self, images: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
+        """Show it images; `predictions` then has their classes too, -1 where a logit is not finite.
 
         Each process takes its blocks; one sum of integers brings them together.
 
         Args:
-            some: bool `(samples,)`.
+            images: bool `(samples,)`.
             on_block: hears how many images of all processes went by.
 
         Raises:
             ValueError: if this run's mixed precision is not that of the bank.
         """
         places = self.bank.places
-        todo = np.zeros(self.bank.samples, dtype=bool)
-        todo[places] = some
-        unknown = self._kept == UNKNOWN
-        images, _ = self._entries
-        unknown[images[~np.isfinite(self.values) & (self._kept[images] >= 0)]] = True
-        todo &= unknown
-        on_block(int(np.sum(some & ~todo[places] & (self.predictions == UNKNOWN))))
-        if todo.any():
-            self._measure(todo, on_block)
-        self.predictions = np.where(some, self._kept[places], self.predictions)
+        missing = np.zeros(self.bank.samples, dtype=bool)
+        missing[places] = images
+        unknown = self._classes == UNKNOWN
+        entries, _ = self._entries
+        unknown[entries[~np.isfinite(self.values) & (self._classes[entries] >= 0)]] = True
+        missing &= unknown
+        on_block(int(np.sum(images & ~missing[places] & (self.predictions == UNKNOWN))))
+        if missing.any():
+            self._measure(missing, on_block)
+        self.predictions = np.where(images, self._classes[places], self.predictions)
         return self.predictions
 
     def logits(self) -> tuple[np.ndarray, Spent]:
         """Its logits on the images of the bank `(samples, classes)`, and what those of the whole split took.
 
-        They are kept beside the bank, block by block until all are there. Images that it was not shown yet count as
+        They are cached beside the bank, block by block until all are there. Images that it was not shown yet count as
         shown: their predictions are known then.
 
         Raises:
             ValueError: as `look` does.
         """
-        bank, accelerator, dtype = self.bank, the_accelerator(), self.bank.about["logits_dtype"]
-        passes = as_computed(bank, accelerator)
+        bank, decide = self.bank, self.bank.processes.decide
+        passes = bank.passes()
         target = Target("Logits of the soup", self._path.with_name(f"{self._path.stem}-logits.npy"), len(bank.classes))
-        note = target.path.with_suffix(".json")
+        pace_path = target.path.with_suffix(".json")
         shape = bank.samples, target.classes
-        if on_main_process(lambda: _array(target.path, shape, dtype) is None):
-            seconds, device = compute_soup(target, dtype, bank.images, self._make_model, passes, bank.samples)
-            on_main_process(lambda: write_json(note, asdict(Pace().after(seconds, bank.samples, device))))
-        share(target.path.parent, target.path.name)
-        pace = on_main_process(lambda: Pace.read(note))
-        spent = Spent(pace.seconds if pace.images else None, frozenset(filter(None, [pace.device])))
-        kept = np.load(target.path, mmap_mode="r")
-        unknown = np.flatnonzero(self._kept == UNKNOWN)
+        if decide(lambda: _read_array(target.path, shape, passes.logits_dtype) is None):
+            seconds = compute_soup(target, bank.images, self._make_model, passes, bank.samples)
+            pace = Pace().after(seconds, bank.samples, bank.processes.device_name)
+            decide(lambda: write_json(pace_path, to_json(pace)))
+        sync_files(bank.processes, target.path.parent, target.path.name)
+        pace = decide(lambda: Pace.read(pace_path))
+        logits = np.load(target.path, mmap_mode="r")
+        unknown = np.flatnonzero(self._classes == UNKNOWN)
         if len(unknown):
-            self._kept[unknown] = _best(kept[unknown])
-            on_main_process(lambda: write_atomically(self._path, partial(np.save, arr=self._kept)))
-        return np.asarray(kept[bank.places]), spent
+            self._classes[unknown] = _predicted(logits[unknown])
+            decide(lambda: write_atomically(self._path, partial(np.save, arr=self._classes)))
+        return np.asarray(logits[bank.places]), Spent.on(pace.seconds if pace.images else None, pace.device)
 
     def took(self, images: int) -> tuple[float | None, str | None]:
         """The seconds that it takes to show it so many images, and on which device.
@@ -149,79 +154,113 @@ class Trial:
         return (round(pace.seconds * images / pace.images, 3) if pace.images else None), pace.device
 
     def forget(self) -> None:
-        """Let go of the model; it is made anew if there is more to show."""
+        """Release the model; it is made anew if there is more to show."""
         self._model = None
 
-    def _measure(self, todo: np.ndarray, on_block: Callable[[int], object]) -> None:
-        import torch
-
-        bank, accelerator, begun = self.bank, the_accelerator(), time.perf_counter()
-        passes = as_computed(bank, accelerator)
+    def _measure(self, missing: np.ndarray, on_block: Callable[[int], object]) -> None:
+        """Show the soup the missing images of the split, bool `(samples,)`, and write what it predicts."""
+        bank, processes, begun = self.bank, self.bank.processes, time.perf_counter()
+        passes = bank.passes()
         if self._model is None:
             self._model = passes.running.ready(self._make_model())
-        # one entry a sample, filled by the process that has its block, and a last one that counts them
-        found = torch.zeros(bank.samples + 1, dtype=torch.int64)
-        images, classes = self._entries
-        values, order = torch.zeros(len(images)), np.argsort(images, kind="stable")
-        blocks = bank.blocks
-        for block, inputs in passes.stream(bank.images, lambda block: bool(todo[blocks[block]].any())):
-            rows = np.flatnonzero(todo[blocks[block]])
-            if inputs and len(rows):
-                (logits,) = passes.running.logits([self._model], select(inputs, rows))
-                logits = logits.astype(bank.about["logits_dtype"])  # as those that it is compared with are kept
-                best = _best(logits)
-                found[blocks[block].start + rows] = torch.from_numpy(best)
-                found[-1] += len(best)
-                here = order[slice(*np.searchsorted(images[order], (blocks[block].start, blocks[block].stop)))]
-                here = here[todo[images[here]]]
-                at = np.searchsorted(rows, images[here] - blocks[block].start)
-                values[here] = torch.from_numpy(logits[at, classes[here]].astype(np.float32))
-                on_block(len(best) * accelerator.num_processes)
-        accelerator.wait_for_everyone()
-        share(bank.images.folder, "*.json")
-        on_main_process(bank.images.check_order)
-        found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
-        if found[-1] != todo.sum():
-            raise RuntimeError(f"{found[-1]} images were measured where {todo.sum()} were meant; this is a bug.")
-        self._kept = np.where(todo, found[:-1].numpy(), self._kept)
-        if len(values):
-            values = accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
-            self.values = np.where(todo[images], values.numpy(), self.values)
-        taken = (time.perf_counter() - begun) * accelerator.num_processes
-        self._pace = on_main_process(lambda: self._pace.after(taken, int(todo.sum()), device_name(accelerator)))
-        if accelerator.is_main_process:
-            write_json(self._pace_path, asdict(self._pace))
-            if len(values):
+        tally = _Tally(bank, self._entries, missing)
+        for block, inputs in passes.stream(bank.images, tally.is_wanted):
+            count = tally.show(passes, self._model, block, inputs)
+            if count:
+                on_block(count * processes.count)
+        processes.wait()
+        sync_files(processes, bank.images.folder, "*.json")
+        processes.decide(bank.images.check_order)
+        classes = processes.sum(tally.classes)
+        if classes[-1] != missing.sum():
+            raise RuntimeError(f"{classes[-1]} images were measured where {missing.sum()} were meant; this is a bug.")
+        self._classes = np.where(missing, classes[:-1].numpy(), self._classes)
+        if len(tally.values):
+            values = processes.sum(tally.values).numpy()
+            self.values = np.where(missing[self._entries[0]], values, self.values)
+        seconds = (time.perf_counter() - begun) * processes.count
+        self._pace = processes.decide(lambda: self._pace.after(seconds, int(missing.sum()), processes.device_name))
+        if processes.is_main:
+            write_json(self._pace_path, to_json(self._pace))
+            if len(tally.values):
                 write_atomically(self._values_path, partial(np.save, arr=self.values))
-            write_atomically(self._path, partial(np.save, arr=self._kept))
+            write_atomically(self._path, partial(np.save, arr=self._classes))
 
 
-def trial_of(bank: LogitBank, recipe: Recipe, kept: Pruned | None = None) -> Trial:
-    """The soup of a recipe of a bank's ingredients, to be measured on its images; `kept` as `Trial` has it."""
-    return Trial(bank, recipe, lambda: average_model(bank.ingredients, recipe, statistics=bank.statistics), kept)
+class _Tally:
+    """What a soup predicts for this process's images.
+
+    Args:
+        entries: positions in the split and classes, `(entries,)` each, whose logits are wanted.
+        missing: which images are shown, bool `(samples,)`.
+    """
+
+    def __init__(self, bank: LogitBank, entries: tuple[np.ndarray, np.ndarray], missing: np.ndarray):
+        import torch
+
+        self.bank, self.missing = bank, missing
+        self.blocks = bank.blocks
+        self._images, self._classes = entries
+        self._order = np.argsort(self._images, kind="stable")
+        # an entry for each sample, filled by the process that has its block, and a last one that counts them
+        self.classes = torch.zeros(bank.samples + 1, dtype=torch.int64)
+        self.values = torch.zeros(len(self._images))
+
+    def is_wanted(self, block: Block) -> bool:
+        """Whether images of a block are shown."""
+        return bool(self.missing[self.blocks[block]].any())
+
+    def show(self, passes: Passes, model: PreTrainedModel, block: Block, inputs: Inputs) -> int:
+        """Show a model the images of a block that are missing: how many these were."""
+        samples = self.blocks[block]
+        rows = np.flatnonzero(self.missing[samples])
+        if not inputs or not len(rows):
+            return 0
+        (answers,) = passes.running.logits([model], select(inputs, rows))
+        logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
+        self.classes[samples.start + rows] = _as_tensor(_predicted(logits))
+        self.classes[-1] += len(rows)
+        first, last = np.searchsorted(self._images[self._order], (samples.start, samples.stop))
+        entries = self._order[first:last]
+        entries = entries[self.missing[self._images[entries]]]
+        positions = np.searchsorted(rows, self._images[entries] - samples.start)
+        self.values[entries] = _as_tensor(logits[positions, self._classes[entries]].astype(np.float32))
+        return len(rows)
 
 
-def _best(logits: np.ndarray) -> np.ndarray:
+def measured_soup(bank: LogitBank, recipe: Recipe, entries: Pruned | None = None) -> MeasuredSoup:
+    """The soup of a recipe of a bank's ingredients, measured on its images; `entries` as in `MeasuredSoup`."""
+    make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics)
+    return MeasuredSoup(bank, recipe, make_model, entries)
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _predicted(logits: np.ndarray) -> np.ndarray:
     """The class of the largest logit of each image `(samples,)`, -1 where one is no finite number."""
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
 
 
-def _classes(path: Path, samples: int, classes: int) -> np.ndarray:
+def _read_classes(path: Path, samples: int, classes: int) -> np.ndarray:
     """The classes that a soup was found to predict `(samples,)`, -1 for none; unknown where a number is neither."""
-    found = _read(path, np.full(samples, UNKNOWN))
-    return np.where((found >= -1) & (found < classes), found, UNKNOWN)
+    predicted = _read(path, np.full(samples, UNKNOWN))
+    return np.where((predicted >= -1) & (predicted < classes), predicted, UNKNOWN)
 
 
 def _read(path: Path, nothing: np.ndarray) -> np.ndarray:
-    """What was kept of a soup, as far as known; a broken file, or one of another form, tells nothing."""
-    found = _array(path, nothing.shape, nothing.dtype)
-    return nothing if found is None else np.array(found)
+    """The array in a file; a broken file, or an array of another form, tells nothing."""
+    array = _read_array(path, nothing.shape, nothing.dtype)
+    return nothing if array is None else np.array(array)
 
 
-def _array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
+def _read_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
     """The array in a file, memory-mapped; None if there is none, or one of another form."""
     try:
-        found: np.ndarray = np.load(path, mmap_mode="r")
+        array: np.ndarray = np.load(path, mmap_mode="r")
     except Exception:  # a broken file may fail in any way
         return None
-    return found if found.shape == shape and found.dtype == dtype else None
+    return array if array.shape == shape and array.dtype == dtype else None

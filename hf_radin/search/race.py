@@ -1,7 +1,7 @@
 """Measure soups side by side on the images that tell them apart, and drop those that cannot win any more.
 
 Each candidate is shown a growing sample: all contested images in the end, and of the decided ones an audit (see
-`strata`). It is compared on the same images with the best so far, and dropped as soon as it is behind by more than
+`intervals`). It is compared on the same images with the best so far, and dropped as soon as it is behind by more than
 chance. Who is left with the highest accuracy is measured on the whole split; if that puts another in front, so is
 that one, as long as the budget lasts.
 
@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.intervals import LEVEL, Strata, accuracy_interval
 from hf_radin.recipes.recipe import Measurement, Recipe
-from hf_radin.runtime.processes import on_main_process, progress_bar, the_accelerator
-from hf_radin.runtime.tracking import log
+from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.budget import Budget
-from hf_radin.search.measure import Trial, trial_of
+from hf_radin.search.measure import MeasuredSoup, measured_soup
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,45 @@ class Entry:
         recipe: of the soup.
         proposal: what proposed it.
         estimate: the accuracy of its ensemble.
-        predicted: the accuracy that the soups measured before say it has; None where they were not asked.
+        predicted: the accuracy that the soups measured before say it has; None where they say nothing.
     """
 
     recipe: Recipe
     proposal: str
     estimate: float
     predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class RaceOptions:
+    """How a race is run.
+
+    Args:
+        budget: that it may take; baselines are beside it.
+        full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
+        seed: of the samples.
+        begun: when a budget of time began, by `time.perf_counter`; by default when the race does.
+    """
+
+    budget: Budget
+    full: bool = False
+    seed: int = 0
+    begun: float | None = None
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """What came of a race.
+
+    Args:
+        measurements: of each candidate that was shown its sample; those of less than the whole split are estimates.
+        ended: what ended the race: `candidates` if all were measured, `budget`, or `interrupt`.
+        curve: passes, and the accuracy of the best so far, as far as its images tell.
+    """
+
+    measurements: list[Measurement]
+    ended: str
+    curve: tuple[tuple[float, float], ...]
 
 
 @dataclass(eq=False)
@@ -74,7 +106,7 @@ class _Runner:
     """
 
     entry: Entry
-    trial: Trial
+    soup: MeasuredSoup
     ensemble: np.ndarray
     hits: np.ndarray = field(init=False)
     known: np.ndarray = field(init=False)
@@ -92,63 +124,53 @@ class _Runner:
 def race(
     bank: LogitBank,
     entries: Iterable[Entry],
-    budget: Budget,
+    options: RaceOptions,
     *,
     best: np.ndarray | None,
     beside: Sequence[Entry] = (),
     learn: Callable[[Recipe, np.ndarray], object] | None = None,
-    full: bool = False,
-    seed: int = 0,
-    begun: float | None = None,
-) -> tuple[list[Measurement], str, list[tuple[float, float]]]:
+) -> RaceResult:
     """Measure candidates as long as the budget lasts, and the best of them on the whole split.
 
-    One is begun while a whole pass is left: what its own sample does not take, the rest of the best one's images will.
-    An interrupt (of one process alone) ends the race early; the best so far is still measured on the whole split.
+    A candidate is begun while a whole pass is left: what its own sample does not take, the remaining images of the
+    best will. An interrupt (where there is one process) ends the race early; the best so far is still measured on the
+    whole split.
 
     Args:
-        entries: the most promising first; each is asked for when the one before was measured.
-        best: classes `(samples,)` that the best single model predicts: the one to beat. None if nobody is, yet.
+        entries: the most promising first; each is drawn when the candidate before was measured.
+        best: classes `(samples,)` that the best single model predicts: the one to beat. None if there is none yet.
         beside: baselines, which are shown their whole sample and are not counted.
-        learn: hears of each soup, in all processes alike, its logits for the classes that can win (`Trial.values`).
-        full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
-        seed: of the samples.
-        begun: when a budget of time began, by `time.perf_counter`; by default now.
-
-    Returns:
-        a measurement of each candidate that was shown its sample, where one of less than the whole split is an
-        estimate; what ended the race: `candidates` if all were measured, `budget`, or `interrupt`; and what was known
-        after so many passes: these, and the accuracy of the best so far, as far as its images tell.
+        learn: hears of each soup, in all processes alike, its logits for the classes that can win
+            (`MeasuredSoup.values`).
     """
-    ended = "candidates"
-    total = None if math.isinf(budget.passes) else math.ceil((budget.passes + len(beside)) * len(bank))
+    ended, passes = "candidates", options.budget.passes
+    total = None if math.isinf(passes) else math.ceil((passes + len(beside)) * len(bank))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
-        begun = time.perf_counter() if begun is None else begun
-        run = _Race(bank, budget, best, learn, full, seed, begun, bar.update)
+        course = _Race(bank, options, best, learn, bar)
         try:
             for entry in beside:
-                run.enter(entry, stays=True)
-            run.spent = 0
+                course.enter(entry, stays=True)
+            course.spent = 0
             waiting = iter(entries)
-            while run.can_afford(run.needed()):
-                found = next(waiting, None)
-                if found is None:
+            while course.can_afford(course.needed()):
+                candidate = next(waiting, None)
+                if candidate is None:
                     break
-                run.enter(found)
+                course.enter(candidate)
             else:
                 ended = "budget"
         except KeyboardInterrupt:
-            if the_accelerator().num_processes > 1 or not run.runners:
+            if bank.processes.count > 1 or not course.runners:
                 raise
             ended = "interrupt"
             logger.warning(
                 "Interrupted: no further candidates. Once more to stop at once. The same again, with overwrite "
                 "(--overwrite) if a soup was written, goes on."
             )
-        run.finish()
-    if ended == "budget" and len(run.runners) <= len(beside):
+        course.finish()
+    if ended == "budget" and len(course.runners) <= len(beside):
         logger.warning("The budget was over before a candidate was measured.")
-    return [run.measurement(one) for one in run.runners], ended, run.curve
+    return RaceResult([course.measurement(runner) for runner in course.runners], ended, tuple(course.curve))
 
 
 class _Race:
@@ -157,141 +179,147 @@ class _Race:
     def __init__(
         self,
         bank: LogitBank,
-        budget: Budget,
+        options: RaceOptions,
         best: np.ndarray | None,
         learn: Callable[[Recipe, np.ndarray], object] | None,
-        full: bool,
-        seed: int,
-        begun: float,
-        on_block: Callable[[int], object],
+        bar: Any,
     ):
-        self.bank, self.budget, self.learn, self.on_block = bank, budget, learn, on_block
+        self.bank, self.budget, self.full, self.learn, self.bar = bank, options.budget, options.full, learn, bar
         self.labels, self.images = np.asarray(bank.labels), len(bank)
-        self.strata = Strata.shuffled(_groups(bank, full), seed)
-        decided = self.strata.groups[1]
-        self.full = full
-        self.audit = max(LEAST, math.ceil(AUDIT * len(decided)))
+        self.strata = Strata.shuffled(_groups(bank, options.full), options.seed)
+        self.audit = max(LEAST, math.ceil(AUDIT * len(self.strata.groups[1])))
         # the hits of who leads, and of which images they are known
         nobody = np.zeros(self.images, dtype=bool)
         self.leader = nobody if best is None else best == self.labels, np.ones(self.images, dtype=bool)
         self.single = float(self.leader[0].mean())
         self.spent = self.shown = 0  # images: of the budget, and of all that was measured
-        self.begun, self.raced = begun, time.perf_counter()
+        self.raced = time.perf_counter()
+        self.begun = self.raced if options.begun is None else options.begun
         self.runners: list[_Runner] = []
         self.curve: list[tuple[float, float]] = []
         self._note()
 
     @cached_property
     def looks(self) -> tuple[float, ...]:
-        """After the baselines went by: what is kept then will be; other images are decoded anew for each look."""
+        """After the baselines went by: what is cached then stays; other images are decoded anew for each look."""
         return LOOKS if not self.full and self.bank.images.is_kept_by_all() else (1.0,)
 
     def can_afford(self, images: int) -> bool:
-        """Whether so many images more are within the budget; the same in all processes."""
-        wanted = self.spent + images
-        taken, raced = on_main_process(lambda: [time.perf_counter() - one for one in (self.begun, self.raced)])
+        """Whether so many further images are within the budget; the same in all processes."""
+        taken, raced = self.bank.processes.decide(
+            lambda: [time.perf_counter() - start for start in (self.begun, self.raced)]
+        )
         seconds = taken + raced * images / self.shown if self.shown else taken
-        return wanted <= self.budget.passes * self.images and seconds <= self.budget.seconds
+        return self.spent + images <= self.budget.passes * self.images and seconds <= self.budget.seconds
 
     def needed(self) -> int:
-        """Images for one candidate more, and then for the rest of the best, whoever that is."""
+        """Images for a further candidate, and then for the remaining ones of the best, whoever that is."""
         sample = int(self._sample(1.0).sum())
         return sample + max(self.images - sample, self._left())
 
     def _left(self) -> int:
-        """The most images that one of those who may still win was not shown."""
-        return max((int((~one.known).sum()) for one in self.runners if not one.is_out), default=0)
+        """The most images that a candidate which may still win was not shown."""
+        return max((int((~runner.known).sum()) for runner in self.runners if not runner.is_out), default=0)
 
     def enter(self, entry: Entry, *, stays: bool = False) -> None:
         """Show a candidate more and more images until it is behind or the sample is over; if it stays, all at once."""
         bank, recipe = self.bank, entry.recipe
-        trial = trial_of(bank, recipe, bank.pruned() if self.learn else None)
-        one = _Runner(entry, trial, bank.predict(bank.row(recipe)) == bank.labels)
-        for look, some in enumerate(self._samples(one, (1.0,) if stays else self.looks), start=1):
-            self._show(one, some)
-            if self._is_behind(one, look) and not stays:
+        soup = measured_soup(bank, recipe, bank.pruned() if self.learn else None)
+        runner = _Runner(entry, soup, bank.predict(bank.row(recipe)) == bank.labels)
+        for look, images in enumerate(self._samples(runner, (1.0,) if stays else self.looks), start=1):
+            self._show(runner, images)
+            if self._is_behind(runner, look) and not stays:
                 break
         else:
-            if self._lead(one)[0] > 0:
-                self.leader = one.hits, one.known
-        trial.forget()
+            if self._lead(runner)[0] > 0:
+                self.leader = runner.hits, runner.known
+        soup.forget()
         if self.learn:  # of what it was shown in this race, whatever is known from another
             images, _ = bank.pruned().entries
-            self.learn(recipe, np.where(one.known[images], trial.values, np.nan))
-        self.runners.append(one)  # only now: of one that was interrupted nothing is known
+            self.learn(recipe, np.where(runner.known[images], soup.values, np.nan))
+        self.runners.append(runner)  # only now: of a candidate that was interrupted nothing is known
         self._note()
-        value, error = self.accuracy(one)
-        log({"soup/estimate": entry.estimate, "soup/measured": value}, images=int(one.known.sum()))
-        logger.info(
-            "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
-            len(recipe.used),
-            entry.proposal,
-            entry.estimate,
-            "" if entry.predicted is None else f", predicted {entry.predicted:.4f}",
-            value,
-            f" by {one.known.sum():,} images (\u00b1 {error:.4f} for the others){', dropped' if one.is_out else ''}"
-            if error
-            else "",
-        )
+        self._log(runner)
 
     def finish(self) -> None:
         """Measure the best on the whole split, and again if that puts another in front."""
-        while standing := [one for one in self.runners if not one.is_out]:
-            first = max(standing, key=lambda one: (self.accuracy(one)[0], one.entry.estimate))
+        while standing := [runner for runner in self.runners if not runner.is_out]:
+            first = max(standing, key=lambda runner: (self.accuracy(runner)[0], runner.entry.estimate))
             left = int((~first.known).sum())
-            if not left or (any(one.known.all() for one in standing) and not self.can_afford(left)):
+            if not left or (any(runner.known.all() for runner in standing) and not self.can_afford(left)):
                 return
             self._show(first, np.ones(self.images, dtype=bool))
             self._note()
-            first.trial.forget()
+            first.soup.forget()
 
     def _note(self) -> None:
-        known = [self.accuracy(one)[0] for one in self.runners if not one.is_out]
+        """Add a point to the curve."""
+        known = [self.accuracy(runner)[0] for runner in self.runners if not runner.is_out]
         self.curve.append((self.shown / self.images, max([self.single, *known])))
 
-    def accuracy(self, one: _Runner) -> tuple[float, float]:
-        """On the whole split, and its standard error: what the ensemble gets right is known of all images."""
-        gain, error = self.strata.mean(one.gains, one.known)
-        return min(1.0, max(0.0, float(one.ensemble.mean()) + gain)), error
-
-    def measurement(self, one: _Runner) -> Measurement:
-        value, error = self.accuracy(one)
-        if one.known.all():
-            value, between = float(one.hits.mean()), accuracy_interval(one.hits)
-        else:
-            spread = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.hypot(
-                error, math.sqrt(value * (1 - value) / self.images)
-            )
-            between = max(0.0, value - spread), min(1.0, value + spread)
-        images = int(one.known.sum())
-        seconds, device = one.trial.took(images)
-        return Measurement(
-            one.entry.recipe,
-            one.entry.proposal,
-            one.entry.estimate,
+    def _log(self, runner: _Runner) -> None:
+        """Say what was found of a candidate."""
+        entry, (value, error) = runner.entry, self.accuracy(runner)
+        values = {"soup/estimate": entry.estimate, "soup/measured": value}
+        self.bank.processes.log(values, images=int(runner.known.sum()))
+        prediction = "" if entry.predicted is None else f", predicted {entry.predicted:.4f}"
+        images = ""
+        if error:
+            dropped = ", dropped" if runner.is_out else ""
+            images = f" by {runner.known.sum():,} images (\u00b1 {error:.4f} for the others){dropped}"
+        logger.info(
+            "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
+            len(entry.recipe.used),
+            entry.proposal,
+            entry.estimate,
+            prediction,
             value,
             images,
-            interval=between,
+        )
+
+    def accuracy(self, runner: _Runner) -> tuple[float, float]:
+        """On the whole split, and its standard error: what the ensemble gets right is known of all images."""
+        gain, error = self.strata.mean(runner.gains, runner.known)
+        return min(1.0, max(0.0, float(runner.ensemble.mean()) + gain)), error
+
+    def measurement(self, runner: _Runner) -> Measurement:
+        """What was found of a candidate."""
+        value, error = self.accuracy(runner)
+        if runner.known.all():
+            value, interval = float(runner.hits.mean()), accuracy_interval(runner.hits)
+        else:
+            deviation = math.hypot(error, math.sqrt(value * (1 - value) / self.images))
+            spread = NormalDist().inv_cdf((1 + LEVEL) / 2) * deviation
+            interval = max(0.0, value - spread), min(1.0, value + spread)
+        images = int(runner.known.sum())
+        seconds, device = runner.soup.took(images)
+        return Measurement(
+            runner.entry.recipe,
+            runner.entry.proposal,
+            runner.entry.estimate,
+            value,
+            images,
+            interval=interval,
             passes=images / self.images,
-            predicted=one.entry.predicted,
-            dropped=one.is_out,
+            predicted=runner.entry.predicted,
+            dropped=runner.is_out,
             seconds=seconds,
             device=device,
         )
 
-    def _samples(self, one: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:
+    def _samples(self, runner: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:
         """What a candidate is shown, bit by bit; how much of the decided images depends on what it does there."""
         yield from map(self._sample, looks)
         decided = len(self.strata.groups[1])
         while self.audit < decided:
-            value, error = self.accuracy(one)
-            more = min(2 * self.audit, decided) - self.audit
+            value, error = self.accuracy(runner)
+            further = min(2 * self.audit, decided) - self.audit
             # whoever is best then still has to be measured on all images
-            sure = error <= SURE * math.sqrt(value * (1 - value) / self.images)
-            left = self.images - int(one.known.sum()) - more
-            if sure or not self.can_afford(more + max(left, self._left())):
+            is_sure = error <= SURE * math.sqrt(value * (1 - value) / self.images)
+            left = self.images - int(runner.known.sum()) - further
+            if is_sure or not self.can_afford(further + max(left, self._left())):
                 return
-            self.audit += more
+            self.audit += further
             yield self._sample(1.0)
 
     def _sample(self, share: float) -> np.ndarray:
@@ -300,23 +328,24 @@ class _Race:
         wanted = (contested, min(self.audit, decided))
         return self.strata.first([max(math.ceil(share * count), min(count, LEAST)) for count in wanted])
 
-    def _show(self, one: _Runner, some: np.ndarray) -> None:
-        some = some | one.known
-        new = int((some & ~one.known).sum())
+    def _show(self, runner: _Runner, images: np.ndarray) -> None:
+        images = images | runner.known
+        new = int((images & ~runner.known).sum())
         self.spent, self.shown = self.spent + new, self.shown + new
-        one.hits, one.known = one.trial.look(some, on_block=self.on_block) == self.labels, some
+        runner.hits = runner.soup.look(images, on_block=self.bar.update) == self.labels
+        runner.known = images
 
-    def _lead(self, one: _Runner) -> tuple[float, float]:
+    def _lead(self, runner: _Runner) -> tuple[float, float]:
         """By how much it is ahead of the leader on the whole split, and the standard error of that."""
         hits, known = self.leader
-        return self.strata.mean(one.hits.astype(int) - hits, one.known & known)
+        return self.strata.mean(runner.hits.astype(int) - hits, runner.known & known)
 
-    def _is_behind(self, one: _Runner, look: int) -> bool:
+    def _is_behind(self, runner: _Runner, look: int) -> bool:
         """Whether it can't win any more."""
-        ahead, error = self._lead(one)
+        ahead, error = self._lead(runner)
         chance = ERROR / 2**look / max(1, len(self.runners))
-        one.is_out = ahead + NormalDist().inv_cdf(1 - chance) * error < 0
-        return one.is_out
+        runner.is_out = ahead + NormalDist().inv_cdf(1 - chance) * error < 0
+        return runner.is_out
 
 
 def _groups(bank: LogitBank, full: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -6,25 +6,26 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
-from hf_radin.logits import preflight
 from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.preflight import load_inner_products
 from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, propose, seek, shortlist, split_kinds
 from hf_radin.recipes.recipe import Measurement, Recipe
-from hf_radin.runtime.processes import on_main_process, over_processes, progress_bar, the_accelerator
-from hf_radin.runtime.tracking import log
+from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.budget import Budget
 from hf_radin.search.guide import Guide
-from hf_radin.search.measure import trial_of
+from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
-from hf_radin.search.race import Entry, race
-from hf_radin.search.report import Report, best_known
+from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
+from hf_radin.search.report import Reporter, ReportOptions, Settings, best_known, check_report
+from hf_radin.soup.report import PilotReport
 from hf_radin.soup.soup import Soup
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,13 @@ def radin(
 
     The singles are known from the logits. The uniform soup is measured first, beside the budget; then, as long as that
     lasts, the candidate whose soup is predicted to be best by the logits and by all soups that were measured before
-    (see `gap` and `guide`). A soup that is not better than the best single model is not returned, the best single is.
-    Of a pilot, the logits of other images are computed first where they tell recipes apart (`telling`).
+    (see `gaps` and `guide`). A soup that is not better than the best single model is not returned, the best single is.
+    Of a pilot, the logits of other images are computed first where they tell recipes apart (`pilot`).
 
     Args:
         bank: logits of the ingredients on the split that chooses.
-        budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`. With 0 no model
+        budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, of which the time
+            that this process took to compute the logits is part. With 0 no model
             runs and no image is read: the candidate of the best estimate is returned, and its recipe and card say that
             it was not measured. An interrupt ends the search early with the best so far.
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
@@ -91,105 +93,162 @@ def radin(
     Raises:
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    spend = Budget.of(budget)
-    recipes = recipes if isinstance(recipes, Recipe) else list(recipes)
-    if measure not in ("race", "full"):
-        raise ValueError(f"measure={measure!r}: it is 'race' or 'full'.")
-    begun = time.perf_counter()
-    kinds = split_kinds(proposals)
-
-    def draw() -> Candidates:
-        found = propose(len(bank.ingredients), proposals=proposals, count=candidates, seed=seed)
-        return found + _own(bank, recipes)
-
-    check_start(kinds, start, bank.ingredients.ids)
-    drawn, pilot = draw(), bank.about.get("pilot")
-    if bank.is_pilot and spend.passes:
-        Report.check(
-            bank, test_split, metric, metrics, hold_out=hold_out, allow_overlap=allow_overlap
-        )  # before the rest of the logits
-        own = {name for recipe in recipes for name in recipe.used} | ({start} if start else set())
-        bank, pilot = complete(bank, own)
-        drawn = draw()
-    paused = time.perf_counter()
-    report = Report(bank, test_split, metric, metrics, hold_out=hold_out, seed=seed, allow_overlap=allow_overlap)
-    begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
-    bank, full = report.bank, measure == "full"
-    guided = not full and spend.passes > 0 and on_main_process(bank.is_prunable)
-    found, estimates = _seek(bank, drawn, kinds, start, guided)
-    kind_of, singles = np.array(found.proposals), _singles(bank)
-
-    def entry(row: np.integer) -> Entry:
-        return Entry(bank.recipe(found.weights[row]), found.proposals[int(row)], float(estimates[row]))
-
-    if spend.passes:
-        guide, entries = _guide(bank, found, kinds) if guided else None, []
-        if guide is None:
-            rows = np.flatnonzero((kind_of != "single") & (kind_of != "uniform"))
-            # what is sought by its score comes in near copies
-            apart = APART if set(kinds) & {"auto", *SOUGHT} else 0.0
-            most = len(rows) if math.isinf(spend.passes) else math.ceil(spend.passes * (1 if full else ENTRANTS))
-            entries = [entry(rows[one]) for one in shortlist(found.weights[rows], estimates[rows], most, apart=apart)]
-        soups, ended, curve = race(
-            bank,
-            guide or entries,
-            spend,
-            best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
-            beside=[entry(row) for row in np.flatnonzero(kind_of == "uniform")],
-            learn=guide.learn if guide else None,
-            full=full,
-            seed=seed,
-            begun=begun,
-        )
-    else:
-        one = entry(max(np.flatnonzero(kind_of != "single"), key=lambda row: estimates[row]))
-        soups = [Measurement(one.recipe, one.proposal, one.estimate, measured=None, images=0)]
-        ended, curve = None, []
-    settings = {"budget": str(spend), "measure": measure, "proposals": proposals, "candidates": int(candidates)}
-    settings |= {"seed": int(seed), "hold_out": hold_out, "ended": ended, "start": start}
-    settings |= {"scored": len(found.proposals), "pilot": pilot}  # with singles and uniform, or all subsets
-    settings["curve"] = curve
-    return report.soup("radin", singles + soups, settings)
-
-
-def _seek(
-    bank: LogitBank, drawn: Candidates, kinds: Sequence[str], start: str | None, guided: bool
-) -> tuple[Candidates, np.ndarray]:
-    """The drawn candidates and those that are sought by their estimates, and the estimates `(recipes,)`.
-
-    Raises:
-        ValueError: if the logits can't be searched along a line.
-    """
-    prunable = on_main_process(bank.is_prunable)
-    if "line" in kinds and not prunable:
-        raise ValueError(
-            "proposals='line' works on the classes that can win, and of these too many can: leave it out."
-        )
-    # what is not asked for by name would take too long where too much is left; measured soups are a better guide
-    left_out = {"auto", "local"} if guided else set() if prunable else {"auto"}
-    score = partial(over_processes, bank.score)
-
-    def step(start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
-        return on_main_process(lambda: bank.best_step(start, end))
-
-    return seek(
-        drawn,
-        score(drawn.weights),
-        score,
-        step,
-        [kind for kind in kinds if kind not in left_out],
-        start=None if start is None else bank.ingredients.ids.index(start),
-        products=_products(bank) if "model-stock" in kinds else None,
+    search = _Search(
+        Budget.of(budget), measure, proposals, int(candidates), _checked_recipes(recipes), start, int(seed)
     )
+    options = ReportOptions(metric, metrics, test_split, hold_out, allow_overlap, seed)
+    begun = time.perf_counter() - bank.seconds
+    check_start(search.kinds, start, bank.ingredients.ids)
+    drawn, pilot = search.draw(bank), None
+    if bank.is_pilot and search.budget.passes:
+        check_report(bank, options)  # before the logits of further images
+        wanted = {name for recipe in search.recipes for name in recipe.used} | ({start} if start else set())
+        bank, pilot = complete(bank, wanted)
+        drawn = search.draw(bank)
+    paused = time.perf_counter()
+    reporter = Reporter.of(bank, options)
+    begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
+    return search.soup(reporter, drawn, pilot, begun)
 
 
-def _guide(bank: LogitBank, candidates: Candidates, kinds: Sequence[str]) -> Guide:
-    return Guide(bank, candidates, _products(bank), local=bool({"auto", "local"} & set(kinds)))
+@dataclass(frozen=True)
+class _Search:
+    """How `radin` searches; see there."""
+
+    budget: Budget
+    measure: str
+    proposals: str
+    candidates: int
+    recipes: tuple[Recipe, ...]
+    start: str | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.measure not in ("race", "full"):
+            raise ValueError(f"measure={self.measure!r}: it is 'race' or 'full'.")
+        split_kinds(self.proposals)
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """The kinds of candidates."""
+        return split_kinds(self.proposals)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether each candidate is shown the whole split."""
+        return self.measure == "full"
+
+    def draw(self, bank: LogitBank) -> Candidates:
+        """The candidates that are drawn, and the user's own."""
+        count = len(bank.ingredients)
+        drawn = propose(count, proposals=self.proposals, count=self.candidates, seed=self.seed)
+        return drawn + _own(bank, self.recipes)
+
+    def soup(self, reporter: Reporter, drawn: Candidates, pilot: PilotReport | None, begun: float) -> Soup:
+        """The best soup among the drawn candidates and those that are sought.
+
+        Args:
+            begun: when the budget of time began, by `time.perf_counter`.
+        """
+        bank = reporter.bank
+        is_guided = not self.is_full and self.budget.passes > 0 and bank.processes.decide(bank.is_prunable)
+        ranked = self._rank(bank, drawn, is_guided)
+        singles = single_measurements(bank)
+        if self.budget.passes:
+            result = self._race(bank, ranked, singles, is_guided, begun)
+        else:
+            result = RaceResult([_estimated(ranked)], "", ())
+        settings = Settings(
+            budget=str(self.budget),
+            measure=self.measure,
+            proposals=self.proposals,
+            candidates=self.candidates,
+            seed=self.seed,
+            hold_out=reporter.hold_out,
+            ended=result.ended or None,
+            start=self.start,
+            scored=len(ranked.candidates.proposals),  # with singles and uniform, or all subsets
+            pilot=pilot,
+            curve=result.curve,
+        )
+        return reporter.soup("radin", singles + result.measurements, settings)
+
+    def _race(
+        self, bank: LogitBank, ranked: _Ranked, singles: list[Measurement], is_guided: bool, begun: float
+    ) -> RaceResult:
+        """Measure the most promising candidates within the budget, and the uniform soup beside it."""
+        guide = None
+        if is_guided:
+            is_local = bool({"auto", "local"} & set(self.kinds))
+            guide = Guide(bank, ranked.candidates, _inner_products(bank), local=is_local)
+        return race(
+            bank,
+            self._shortlist(ranked) if guide is None else guide,
+            RaceOptions(self.budget, self.is_full, self.seed, begun),
+            best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
+            beside=[ranked.entry(row) for row in ranked.rows("uniform")],
+            learn=guide.learn if guide else None,
+        )
+
+    def _shortlist(self, ranked: _Ranked) -> list[Entry]:
+        """The candidates of the best estimates, as many as the budget may be enough for."""
+        rows = ranked.soup_rows()
+        # candidates that are sought by their scores come in near copies
+        apart = APART if set(self.kinds) & {"auto", *SOUGHT} else 0.0
+        most = len(rows)
+        if math.isfinite(self.budget.passes):
+            most = math.ceil(self.budget.passes * (1 if self.is_full else ENTRANTS))
+        order = shortlist(ranked.candidates.weights[rows], ranked.estimates[rows], most, apart=apart)
+        return [ranked.entry(rows[position]) for position in order]
+
+    def _rank(self, bank: LogitBank, drawn: Candidates, is_guided: bool) -> _Ranked:
+        """The drawn candidates and those that are sought by their estimates, with their estimates.
+
+        Raises:
+            ValueError: if the logits can't be searched along a line.
+        """
+        decide, kinds = bank.processes.decide, self.kinds
+        is_prunable = decide(bank.is_prunable)
+        if "line" in kinds and not is_prunable:
+            raise ValueError(
+                "proposals='line' works on the classes that can win, and of these too many can: leave it out."
+            )
+        # what is not asked for by name would take too long where too much is left; measured soups are a better guide
+        left_out = {"auto", "local"} if is_guided else set() if is_prunable else {"auto"}
+        score = partial(bank.processes.score, bank.score)
+        candidates, estimates = seek(
+            drawn,
+            score(drawn.weights),
+            score,
+            lambda start, end: decide(lambda: bank.best_step(start, end)),
+            [kind for kind in kinds if kind not in left_out],
+            start=None if self.start is None else bank.ingredients.ids.index(self.start),
+            products=_inner_products(bank) if "model-stock" in kinds else None,
+        )
+        return _Ranked(bank, candidates, estimates)
 
 
-def _products(bank: LogitBank) -> np.ndarray:
-    home, dtype = bank.folder.parent.parent, as_dtype(bank.about["dtype"])
-    return preflight.load_inner_products(bank.ingredients, home, dtype, the_accelerator())
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """Candidates, and the accuracies of their ensembles `(recipes,)`."""
+
+    bank: LogitBank
+    candidates: Candidates
+    estimates: np.ndarray
+
+    def entry(self, row: np.integer) -> Entry:
+        """A candidate of the race."""
+        recipe = self.bank.recipe(self.candidates.weights[row])
+        return Entry(recipe, self.candidates.proposals[int(row)], float(self.estimates[row]))
+
+    def rows(self, proposal: str) -> np.ndarray:
+        """The rows of one kind of candidates."""
+        return np.flatnonzero(np.array(self.candidates.proposals) == proposal)
+
+    def soup_rows(self) -> np.ndarray:
+        """The rows of all candidates that are neither single models nor the uniform soup."""
+        kinds = np.array(self.candidates.proposals)
+        return np.flatnonzero((kinds != "single") & (kinds != "uniform"))
 
 
 def greedy(
@@ -201,7 +260,7 @@ def greedy(
     test_split: str | LogitBank | None = None,
     allow_overlap: bool = False,
 ) -> Soup:
-    """The greedy soup (arXiv 2203.05482): take the ingredients from the best down, keep each that does not hurt.
+    """The greedy soup (arXiv 2203.05482): take the ingredients from the best down, and keep each that does not hurt.
 
     Args:
         accept: `>=` keeps an ingredient if the soup's accuracy does not fall, which is Recipe 1 of that paper; `>` if
@@ -210,20 +269,21 @@ def greedy(
     """
     if accept not in (">=", ">"):
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
-    report = Report(bank, test_split, metric, metrics, whole=True, allow_overlap=allow_overlap)
-    singles = _singles(bank)
-    order = sorted(singles, key=lambda one: -one.known)
-    chosen, trials = order[0], []
+    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
+    reporter = Reporter.of(bank, options, takes_all=True)
+    singles = single_measurements(bank)
+    order = sorted(singles, key=lambda single: -single.known)
+    chosen, measured = order[0], []
     curve = [(0.0, chosen.known)]
     with progress_bar(total=len(bank) * (len(order) - 1), desc="Measuring soups", unit="image") as bar:
-        for one in order[1:]:
-            recipe = Recipe.uniform((*chosen.recipe.used, *one.recipe.used))
-            preflight = _measure(bank, recipe, "greedy", bar.update)
-            trials.append(preflight)
-            if preflight.known > chosen.known or (accept == ">=" and preflight.known == chosen.known):
-                chosen = preflight
-            curve.append((float(len(trials)), chosen.known))
-    return report.soup("greedy", singles + trials, {"accept": accept, "curve": curve}, chosen=chosen)
+        for single in order[1:]:
+            recipe = Recipe.uniform((*chosen.recipe.used, *single.recipe.used))
+            soup = _measure(bank, recipe, "greedy", bar.update)
+            measured.append(soup)
+            if soup.known > chosen.known or (accept == ">=" and soup.known == chosen.known):
+                chosen = soup
+            curve.append((float(len(measured)), chosen.known))
+    return reporter.soup("greedy", singles + measured, Settings(accept=accept, curve=tuple(curve)), chosen)
 
 
 def uniform(
@@ -235,11 +295,12 @@ def uniform(
     allow_overlap: bool = False,
 ) -> Soup:
     """All ingredients in equal parts. Arguments as in `radin`."""
-    report = Report(bank, test_split, metric, metrics, whole=True, allow_overlap=allow_overlap)
+    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
+    reporter = Reporter.of(bank, options, takes_all=True)
     recipe = Recipe.uniform(bank.ingredients.ids)
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", bar.update)
-    return report.soup("uniform", [*_singles(bank), measured], {}, chosen=measured)
+    return reporter.soup("uniform", [*single_measurements(bank), measured], Settings(), measured)
 
 
 def best_single(
@@ -251,8 +312,33 @@ def best_single(
     allow_overlap: bool = False,
 ) -> Soup:
     """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
-    report = Report(bank, test_split, metric, metrics, whole=True, allow_overlap=allow_overlap)
-    return report.soup("best_single", _singles(bank), {})
+    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
+    return Reporter.of(bank, options, takes_all=True).soup("best_single", single_measurements(bank), Settings())
+
+
+def single_measurements(bank: LogitBank) -> list[Measurement]:
+    """Each ingredient alone: its logits are known, so nothing is left to measure."""
+    measurements = []
+    for name in bank.ingredients.ids:
+        recipe = Recipe.uniform([name])
+        hits = bank.predict(bank.row(recipe)) == bank.labels
+        accuracy, interval, images = float(hits.mean()), accuracy_interval(hits), len(bank)
+        if bank.partial and len(bank.partial.unseen) and name not in bank.partial.complete:
+            accuracy, interval = bank.partial.estimate(hits)
+            images -= len(bank.partial.unseen)
+        measurements.append(Measurement(recipe, "single", accuracy, accuracy, images, interval=interval))
+    return measurements
+
+
+def _checked_recipes(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """A user's recipes.
+
+    Raises:
+        ValueError: if they are no list of recipes.
+    """
+    if isinstance(recipes, Recipe) or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ValueError(f"recipes={recipes!r}: it is a list of Recipe.")
+    return tuple(recipes)
 
 
 def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
@@ -261,41 +347,38 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
     Raises:
         ValueError: if one names an ingredient that the bank does not have.
     """
-    if isinstance(recipes, Recipe) or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise ValueError(f"recipes={recipes!r}: it is a list of Recipe.")
     for recipe in recipes:
         bank.ingredients.select(recipe.used)
     rows = [bank.row(recipe) for recipe in recipes]
     return Candidates(np.array(rows).reshape(-1, len(bank.ingredients)), ("own",) * len(rows))
 
 
-def _singles(bank: LogitBank) -> list[Measurement]:
-    """Each ingredient alone: its logits are known, so nothing is left to measure."""
-    found = []
-    for name in bank.ingredients.ids:
-        recipe = Recipe.uniform([name])
-        hits = bank.predict(bank.row(recipe)) == bank.labels
-        score, between, images = float(hits.mean()), accuracy_interval(hits), len(bank)
-        if bank.partly and len(bank.partly.rest) and name not in bank.partly.whole:
-            score, between = bank.partly.estimate(hits)
-            images -= len(bank.partly.rest)
-        found.append(Measurement(recipe, "single", score, score, images, interval=between))
-    return found
+def _estimated(ranked: _Ranked) -> Measurement:
+    """The candidate of the best estimate, which is not measured."""
+    rows = np.flatnonzero(np.array(ranked.candidates.proposals) != "single")
+    entry = ranked.entry(max(rows, key=lambda row: ranked.estimates[row]))
+    return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0)
+
+
+def _inner_products(bank: LogitBank) -> np.ndarray:
+    """Of all pairs of ingredients `(models, models)`."""
+    return load_inner_products(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
 
 
 def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> Measurement:
-    estimate = float(on_main_process(lambda: bank.score(bank.row(recipe)[None]))[0])
-    preflight = trial_of(bank, recipe)
-    hits = preflight.look(np.ones(len(bank), dtype=bool), on_block=on_block) == bank.labels
-    measured = float(hits.mean())
-    log({"soup/estimate": estimate, "soup/measured": measured}, images=len(bank))
-    logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, measured)
-    seconds, device = preflight.took(len(bank))
+    """Measure a soup on all images."""
+    estimate = float(bank.processes.decide(lambda: bank.score(bank.row(recipe)[None]))[0])
+    soup = measured_soup(bank, recipe)
+    hits = soup.look(np.ones(len(bank), dtype=bool), on_block=on_block) == bank.labels
+    accuracy = float(hits.mean())
+    bank.processes.log({"soup/estimate": estimate, "soup/measured": accuracy}, images=len(bank))
+    logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, accuracy)
+    seconds, device = soup.took(len(bank))
     return Measurement(
         recipe,
         proposal,
         estimate,
-        measured,
+        accuracy,
         len(bank),
         interval=accuracy_interval(hits),
         passes=1.0,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.images.sample import ENOUGH
+from hf_radin.ingredients.card_metadata import IngredientEntry
+from hf_radin.logits.manifest import DataRecord
+from hf_radin.recipes.recipe import Measurement, Result
 from hf_radin.runtime.text import between, code, escape, percent, show_metric
 from hf_radin.soup import pictures
-from hf_radin.soup.card_text import compared, costs, images_left, in_common, is_uniform, sentence
-from hf_radin.soup.recipe_file import RECIPE
+from hf_radin.soup.card_text import comparison_text, costs, outcome, shared_images
 from hf_radin.soup.redact import without_paths
+from hf_radin.soup.report import RECIPE, SearchReport
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -38,195 +41,250 @@ HOW = {
     "average": "put together from weights that were given",
 }
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
+# Marks an estimate from fewer images than all.
+ABOUT = "\u2248"
 
 
-def render(fields: dict[str, Any], *, license: str | None = None, drawn: Collection[str] = ()) -> str:
-    """The card as text, from the contents of `recipe.json`.
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what was measured, with a mark where it is an estimate from fewer images than all.
 
     Args:
-        license: what the user says; by default that of the ingredients used, if they all have the same one.
+        about: the mark, or nothing.
+        chosen: whether it is the soup of the card.
+    """
+
+    entry: Measurement | Result
+    about: str = ""
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class CardData:
+    """What the template of the card is filled with, beside the report itself.
+
+    Args:
+        report: without paths.
+        drawn: names of the pictures that lie beside the card.
+    """
+
+    report: SearchReport
+    drawn: Collection[str] = ()
+
+    @property
+    def data(self) -> DataRecord | None:
+        """The split that chose; None if nothing was measured."""
+        return self.report.data if self.report.results else None
+
+    @property
+    def dataset(self) -> str | None:
+        """What the card calls the dataset."""
+        return _dataset_name(self.data) if self.data else None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By id the weight of each ingredient."""
+        return self.report.recipe.used
+
+    @property
+    def alone(self) -> dict[str, str]:
+        """By id what each ingredient reaches by itself on the split that chose."""
+        return {
+            row.entry.recipe.ingredients[0]: row.about + percent(row.entry.known)
+            for row in self.singles
+            if isinstance(row.entry, Measurement)
+        }
+
+    @property
+    def singles(self) -> list[Row]:
+        """The ingredients alone, the best first."""
+        return self._rows(self.report.singles)
+
+    @property
+    def soups(self) -> list[Row]:
+        """The soups that were measured, that of the card first, then the best first."""
+        return sorted(self._rows(self.report.soups), key=lambda row: not row.chosen)
+
+    @property
+    def results(self) -> list[Row]:
+        """What was measured on each split, the split that proves first.
+
+        The best single model and a uniform soup would be there twice if they are the soup of the card.
+        """
+        report = self.report
+        twice = "best single" if report.is_single else "uniform" if report.is_uniform else None
+        results = [result for result in report.results if result.name != twice]
+        results.sort(key=lambda result: result.split != report.held_out)
+        if report.is_single:
+            results = [replace(result, name="this model") if result.name == "soup" else result for result in results]
+        return [Row(result, self._about_result(result)) for result in results]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all metrics."""
+        return sorted({name for result in self.report.results for name in result.metrics})
+
+    @property
+    def comparisons(self) -> list[str]:
+        """The soup against the best single model, on the split that proves first."""
+        order = sorted(self.report.against_best_single, key=lambda entry: entry.split != self.report.held_out)
+        return [comparison_text(entry) for entry in order]
+
+    @property
+    def linked(self) -> list[str]:
+        """The ingredients' repositories."""
+        return [name for entry in self.report.used if (name := _hub_id(entry.repo_id))]
+
+    @property
+    def hyperparameters(self) -> tuple[list[str], dict[str, str]]:
+        """The names of those in which the ingredients differ, and what they share."""
+        every = [entry.hyperparameters for entry in self.report.used]
+        names = list(dict.fromkeys(name for values in every for name in values))
+        shared = {
+            name: every[0][name] for name in names if all(values.get(name) == every[0].get(name) for values in every)
+        }
+        return [name for name in names if name not in shared], shared
+
+    @property
+    def made(self) -> str:
+        """How the soup was found."""
+        return HOW[self.report.method].format(escape(self.report.given))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the search."""
+        values = {name: getattr(self.report, name) for name in SETTINGS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def reordered(self) -> int:
+        """How many ingredients had their classes in another order."""
+        return sum(bool(entry.order) for entry in self.report.used)
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether names of ingredients were left out, so that nobody can cook the recipe."""
+        return any(entry.revision == "hidden" for entry in self.report.ingredients)
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether soups were predicted by those that were measured before."""
+        return any(soup.predicted is not None for soup in self.report.soups)
+
+    @property
+    def is_partly_shown(self) -> bool:
+        """Whether soups were shown fewer images than all."""
+        soups = (soup for soup in self.report.soups if soup.measured is not None)
+        return any(soup.images != self.report.images for soup in soups)
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether there is an estimate from fewer images than all."""
+        return any(row.about for row in (*self.results, *self.singles, *self.soups))
+
+    def _rows(self, measurements: Sequence[Measurement]) -> list[Row]:
+        """Rows of measurements, the best first."""
+        used = self.report.recipe.used
+        rows = [Row(entry, self._about_measurement(entry), entry.recipe.used == used) for entry in measurements]
+        return sorted(rows, key=lambda row: -row.entry.known if isinstance(row.entry, Measurement) else 0.0)
+
+    def _about_measurement(self, measurement: Measurement) -> str:
+        is_part = self._chose_by_part or 0 < measurement.images < self.report.images
+        return ABOUT if is_part else ""
+
+    def _about_result(self, result: Result) -> str:
+        most = max(other.images for other in self.report.results if other.split == result.split)
+        choosing = self.report.data is not None and result.split == self.report.data.split
+        return ABOUT if (self._chose_by_part and choosing) or 0 < result.images < most else ""
+
+    @property
+    def _chose_by_part(self) -> bool:
+        """Whether the logits that chose are of a pilot's images only."""
+        return self.report.pilot is not None and not self.report.pilot.is_completed
+
+
+def render(report: SearchReport, *, license: str | None = None, drawn: Collection[str] = ()) -> str:
+    """The card as text.
+
+    Args:
+        license: what the user names; by default that of the ingredients used, if they all have the same one.
         drawn: names of the pictures that lie beside it.
     """
     from huggingface_hub import ModelCard
 
-    fields = without_paths(fields)
-    # recipes of the first version have no intervals
-    fields["measurements"] = [
-        {"interval": None, "about": _about(fields, one), **one} for one in fields["measurements"]
-    ]
-    fields["results"] = [{"interval": None, "about": _about(fields, one), **one} for one in fields["results"]]
-    recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
-    singles = [one for one in fields["measurements"] if one["proposal"] == "single"]
-    alone = {one["ingredients"][0]: one["about"] + percent(one["measured"]) for one in singles}
-    used = [
-        {**one, "weight": recipe[one["id"]], "alone": alone.get(one["id"], ""), "repo_id": _hub_id(one["repo_id"])}
-        for one in fields["ingredients"]
-        if one["id"] in recipe
-    ]
-    data = fields["data"] if fields["results"] else None
-    parents = [one["repo_id"] for one in used if one["repo_id"]]
-    varying, shared = _hyperparameters(used)
-    soups = [
-        {**one, "chosen": dict(zip(one["ingredients"], one["weights"], strict=True)) == recipe}
-        for one in fields["measurements"]
-        if one["proposal"] != "single"
-    ]
-    given = (fields.get("pilot") or {}).get("given", len(fields["ingredients"]))
-
-    def last(one: dict[str, Any]) -> bool:
-        return bool(one["split"] != fields.get("held_out"))  # what proves comes first
-
-    shown_all = all(one["images"] == fields.get("images") for one in soups if one["measured"] is not None)
-    card = ModelCard.from_template(
-        _metadata(fields, used, license),
+    report = without_paths(report)
+    card = CardData(report, drawn)
+    varying, shared = card.hyperparameters
+    rendered = ModelCard.from_template(
+        _metadata(report, license),
         template_path=str(TEMPLATE),
-        used=used,
-        md=escape,
-        code=code,
-        data=data,
-        dataset=data and _dataset(data),
-        percent=percent,
-        show_metric=show_metric,
-        soups=sorted(soups, key=lambda one: (not one["chosen"], _known(one))),
-        singles=sorted(singles, key=_known),
-        classes=fields.get("classes") or [],
-        linked=parents,
-        marks=MARKS,
-        drawn=drawn,
-        by_class=fields.get("by_class"),
+        report=report,
+        card=card,
         varying=varying,
         shared=shared,
-        ancestor=_agreed(used, "base_model"),
-        ancestor_id=_ancestor(used),
-        metrics=sorted({name for one in fields["results"] for name in one["metrics"]}),
-        results=_rows(fields, sorted(fields["results"], key=last)),
-        **{name: fields.get(name) for name in ("passes", "method", "images", "skipped", "held_out")},
-        predictions=any(one.get("predicted") is not None for one in soups),
-        partly=not shown_all,
-        sentence=sentence(fields),
-        bank=fields.get("bank"),
-        pilot=fields.get("pilot"),
-        given=given,
-        made=HOW[fields["method"]].format(escape(given)),
+        ancestor=_agreed(report.used, "base_model"),
+        ancestor_id=_ancestor(report.used),
+        outcome=outcome(report),
+        shared_images=shared_images(report),
+        costs=costs(report) if card.data else [],
+        md=escape,
+        code=code,
+        percent=percent,
+        show_metric=show_metric,
+        between=between,
+        count="{:,}".format,
+        hub_id=_hub_id,
+        marks=MARKS,
         place=PLACE,
         most=MOST,
-        count="{:,}".format,
-        costs=costs(fields) if data else [],
-        devices=(fields.get("time") or {}).get("devices"),
         enough=ENOUGH,
-        architecture=fields.get("architecture"),
-        hidden=any(one["revision"] == "hidden" for one in fields["ingredients"]),
-        approximate=any(one["about"] for one in (*fields["results"], *fields["measurements"])),
-        reordered=[one for one in used if one.get("order")],
-        logits_dtype=fields.get("logits_dtype"),
-        settings={name: fields[name] for name in SETTINGS if fields.get(name) is not None},
-        hold_out=fields.get("hold_out"),
-        overlap=fields.get("overlap"),
-        in_common=in_common(fields),
-        unseen=images_left(fields),
-        comparisons=[compared(one) for one in sorted(fields.get("against_best_single", []), key=last)],
-        between=between,
-        considered=fields["ingredients"],
-        remarks=fields.get("remarks", []),
-        batchnorm=fields.get("batchnorm") if len(used) > 1 else None,
-        versions=fields["versions"],
-        processor=fields["processor"],
-        saved_dtype=fields["saved_dtype"],
-        measured_dtype=fields.get("measured_dtype"),
-        dtype=fields.get("dtype"),
-        mixed_precision=fields.get("mixed_precision"),
     )
-    text = re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(card).rstrip()}\n")  # an empty cell has one space
+    text = re.sub(r"(?<=\|)  (?=\|)", " ", f"{str(rendered).rstrip()}\n")  # an empty cell has one space
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _dataset(data: dict[str, Any]) -> str:
-    """What the card calls a dataset."""
-    return str(data["name"] if data["revision"] else Path(data["name"]).name)
+def card_files(report: SearchReport, *, license: str | None = None) -> dict[str, bytes]:
+    """The card and its pictures, by name. Arguments as in `render`."""
+    drawn = pictures.draw(report)
+    return {"README.md": render(report, license=license, drawn=drawn).encode(), **drawn}
 
 
-def _metadata(fields: dict[str, Any], used: list[dict[str, Any]], license: str | None) -> ModelCardData:
-    """The head of the card."""
-    from huggingface_hub import ModelCardData
-
-    data = fields["data"] if fields["results"] else None
-    soup_results = [one for one in fields["results"] if one["name"] == "soup"]
-    parents = [one["repo_id"] for one in used if one["repo_id"]]
-    ancestor = _ancestor(used)
-    relation = "merge" if len(used) > 1 and parents else "finetune" if ancestor and not parents else None
-    return ModelCardData(
-        base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
-        base_model_relation=relation,
-        datasets=[data["name"]] if data and data["revision"] else None,
-        library_name="transformers",
-        license=_license(used, license),
-        metrics=sorted({name for one in soup_results for name in one["metrics"]}) or None,
-        model_name=("Model soup" if len(used) > 1 else "Best single model") if soup_results else None,
-        pipeline_tag="image-classification",
-        tags=(["model-soup", "merge"] if len(used) > 1 else []) + ["hf-radin", "arxiv:2401.17790"],
-        eval_results=_eval_results(data, soup_results) if data else None,
-    )
-
-
-def _eval_results(data: dict[str, Any], results: list[dict[str, Any]]) -> list[EvalResult] | None:
-    """What the head of the card says of the soup's own results; None if there are none."""
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="image-classification",
-            # no id on the Hub begins so; readers take what has no such beginning for one
-            dataset_type=data["name"] if data["revision"] else f"./{_dataset(data)}",
-            dataset_name=_dataset(data),
-            dataset_config=data["config_name"],
-            dataset_split=result["split"],
-            metric_type=name,
-            metric_value=value,
-        )
-        for result in results
-        for name, value in result["metrics"].items()
-    ] or None
-
-
-def _about(fields: dict[str, Any], one: dict[str, Any]) -> str:
-    """What stands before the score of one that was not shown all images of its split."""
-    most = max(other["images"] for other in fields["results"] if other["split"] == one.get("split", other["split"]))
-    pilot = fields.get("pilot") or {}
-    is_part = pilot and "given" not in pilot and one.get("split", fields["data"]["split"]) == fields["data"]["split"]
-    return "\u2248" if is_part or 0 < one["images"] < (fields["images"] if "proposal" in one else most) else ""
-
-
-def _rows(fields: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results without those that are there twice: of a best single model, and of a uniform soup."""
-    is_single = len(fields["recipe"]["ingredients"]) == 1
-    twice = "best single" if is_single else "uniform" if is_uniform(fields) else None
-    names = {"soup": "this model"} if is_single else {}
-    return [{**one, "name": names.get(one["name"], one["name"])} for one in results if one["name"] != twice]
-
-
-def files(fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
-    """The card and its pictures, by name, from the contents of `recipe.json`. Arguments as in `render`."""
-    drawn = pictures.draw(fields)
-    return {"README.md": render(fields, license=license, drawn=drawn).encode(), **drawn}
-
-
-def contents(fields: dict[str, Any], where: Path, *, license: str | None = None) -> dict[str, bytes]:
-    """`recipe.json` itself, the card and its pictures, by name. Arguments as in `render`.
+def report_files(report: SearchReport, place: Path, *, license: str | None = None) -> dict[str, bytes]:
+    """`recipe.json`, the card and its pictures, by name. Arguments as in `render`.
 
     Args:
-        where: the file or folder that the recipe came from or goes to.
+        place: the file or folder that the report came from or goes to.
 
     Raises:
-        ValueError: if the recipe says too little for a card.
+        ValueError: if the report says too little for a card.
     """
-    recipe = (json.dumps(fields, indent=2) + "\n").encode()
     try:
-        return {RECIPE: recipe, **files(fields, license=license)}
+        return {RECIPE: report.text.encode(), **card_files(report, license=license)}
     except Exception as error:  # a recipe that somebody edited may fail in any way
-        raise ValueError(f"{where} says too little for a card ({error!r}).") from error
+        raise ValueError(f"{place} says too little for a card ({error!r}).") from error
 
 
-def eval_results(fields: dict[str, Any], task: str) -> bytes:
+def renewed_card(folder: Path, report: SearchReport, *, license: str | None = None) -> dict[str, bytes]:
+    """The card of a folder, and its pictures, made anew: its licence, and what stands in the marked lines, stay.
+
+    Args:
+        license: in place of that in the card.
+
+    Raises:
+        ValueError: if the card has one of the marked lines without the other, or the report says too little for a
+            card.
+    """
+    path = folder / "README.md"
+    try:
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read, and so not kept what you wrote: {error}") from error
+    files = report_files(report, folder / RECIPE, license=license or _license_of(old))
+    del files[RECIPE]
+    return {**files, "README.md": with_notes(files["README.md"].decode(), old, path).encode()}
+
+
+def eval_results(report: SearchReport, task: str) -> bytes:
     """What `.eval_results/*.yaml` holds for a leaderboard: the soup's accuracy on the held-out split.
 
     Args:
@@ -240,18 +298,18 @@ def eval_results(fields: dict[str, Any], task: str) -> bytes:
 
     dataset, name = check_task(task)
     proven = [
-        one["metrics"]["accuracy"]
-        for one in fields["results"]
-        if (one["name"], one["split"]) == ("soup", fields.get("held_out")) and "accuracy" in one["metrics"]
+        result.metrics["accuracy"]
+        for result in report.results
+        if (result.name, result.split) == ("soup", report.held_out) and "accuracy" in result.metrics
     ]
     if not proven:
         raise ValueError(f"{task} needs an accuracy on a split that took no part in the choice: name a test_split.")
-    if shared := (fields.get("overlap") or {}).get("images"):
+    if report.overlap and report.overlap.images:
         raise ValueError(
-            f"{task} needs an accuracy on images that took no part in the choice, and {shared} of those of the split "
-            f"{fields['held_out']!r} did: leave them out."
+            f"{task} needs an accuracy on images that took no part in the choice, and {report.overlap.images} of "
+            f"those of the split {report.held_out!r} did: leave them out."
         )
-    entry = EvalResultEntry(dataset_id=dataset, task_id=name, value=proven[0], notes=f"split {fields['held_out']}")
+    entry = EvalResultEntry(dataset_id=dataset, task_id=name, value=proven[0], notes=f"split {report.held_out}")
     return str(yaml_dump(eval_result_entries_to_yaml([entry]))).encode()
 
 
@@ -263,26 +321,6 @@ def check_task(task: str) -> tuple[str, str]:
             f"{task!r} names no task of a benchmark: it is its dataset and the task, as in 'org/bench:default'."
         )
     return dataset, name
-
-
-def anew(folder: Path, fields: dict[str, Any], *, license: str | None = None) -> dict[str, bytes]:
-    """The card of a folder, and its pictures, made anew: its licence, and what stands in the marked lines, stay.
-
-    Args:
-        fields: the contents of `recipe.json`.
-        license: in place of that in the card.
-
-    Raises:
-        ValueError: if the card has one of the marked lines without the other, or the recipe says too little for one.
-    """
-    path = folder / "README.md"
-    try:
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read, and so not kept what you wrote: {error}") from error
-    found = contents(fields, folder / RECIPE, license=license or _license_of(old))
-    text = with_notes(found["README.md"].decode(), old, path)
-    return {name: content for name, content in found.items() if name != RECIPE} | {"README.md": text.encode()}
 
 
 def licensed(card: bytes, license: str, where: Path) -> bytes:
@@ -341,18 +379,62 @@ def _license_of(text: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _ancestor(used: list[dict[str, Any]]) -> str | None:
+def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
+    """The head of the card."""
+    from huggingface_hub import ModelCardData
+
+    data = report.data if report.results else None
+    soup_results = [result for result in report.results if result.name == "soup"]
+    parents = [name for entry in report.used if (name := _hub_id(entry.repo_id))]
+    ancestor = _ancestor(report.used)
+    relation = "merge" if not report.is_single and parents else "finetune" if ancestor and not parents else None
+    return ModelCardData(
+        base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
+        base_model_relation=relation,
+        datasets=[data.name] if data and data.revision else None,
+        library_name="transformers",
+        license=license or _agreed_license(report.used),
+        metrics=sorted({name for result in soup_results for name in result.metrics}) or None,
+        model_name=("Best single model" if report.is_single else "Model soup") if soup_results else None,
+        pipeline_tag="image-classification",
+        tags=([] if report.is_single else ["model-soup", "merge"]) + ["hf-radin", "arxiv:2401.17790"],
+        eval_results=_eval_results(data, soup_results) if data else None,
+    )
+
+
+def _eval_results(data: DataRecord, results: Sequence[Result]) -> list[EvalResult] | None:
+    """What the head of the card says of the soup's own results; None if there are none."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-classification",
+            # no id on the Hub begins so; readers take what has no such beginning for one
+            dataset_type=data.name if data.revision else f"./{_dataset_name(data)}",
+            dataset_name=_dataset_name(data),
+            dataset_config=data.config_name,
+            dataset_split=result.split,
+            metric_type=name,
+            metric_value=value,
+        )
+        for result in results
+        for name, value in result.metrics.items()
+    ] or None
+
+
+def _dataset_name(data: DataRecord) -> str:
+    """What the card calls a dataset."""
+    return data.name if data.revision else Path(data.name).name
+
+
+def _ancestor(entries: Sequence[IngredientEntry]) -> str | None:
     """The base model that all ingredients name, if it is known to be one on the Hub."""
-    if all("base_model_repo_id" in ingredient for ingredient in used):
-        return _hub_id(_agreed(used, "base_model_repo_id"))
-    # a recipe of an earlier version does not say; what cards on the Hub name with a namespace is taken to be there
-    named = _hub_id(_agreed(used, "base_model"))
-    return named if named and "/" in named and all(ingredient["repo_id"] for ingredient in used) else None
+    return _hub_id(_agreed(entries, "base_model_repo_id"))
 
 
-def _agreed(used: list[dict[str, Any]], name: str) -> str | None:
+def _agreed(entries: Sequence[IngredientEntry], name: str) -> str | None:
     """What all ingredients say alike."""
-    values = {ingredient.get(name) for ingredient in used}
+    values = {getattr(entry, name) for entry in entries}
     return values.pop() if len(values) == 1 else None
 
 
@@ -361,18 +443,9 @@ def _hub_id(name: Any) -> str | None:
     return name if isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) else None
 
 
-def _hyperparameters(used: list[dict[str, Any]]) -> tuple[list[str], dict[str, str]]:
-    """The names of those in which the ingredients differ, and what they share."""
-    told = [one.get("hyperparameters") or {} for one in used]
-    names = list(dict.fromkeys(name for one in told for name in one))
-    shared = {name: told[0][name] for name in names if all(one.get(name) == told[0].get(name) for one in told)}
-    return [name for name in names if name not in shared], shared
-
-
-def _license(used: list[dict[str, Any]], said: str | None) -> str | None:
-    if said:
-        return said
-    licenses = {one["id"]: one["license"] for one in used}
+def _agreed_license(entries: Sequence[IngredientEntry]) -> str | None:
+    """The licence of all ingredients; if they don't agree, a warning says so."""
+    licenses = {entry.id: entry.license for entry in entries}
     if len(set(licenses.values())) == 1:
         return next(iter(licenses.values()))
     logger.warning(
@@ -380,9 +453,3 @@ def _license(used: list[dict[str, Any]], said: str | None) -> str | None:
         ", ".join(f"{name}: {value or 'none'}" for name, value in licenses.items()),
     )
     return None
-
-
-def _known(measurement: dict[str, Any]) -> float:
-    """To sort by: the best first."""
-    measured = measurement["measured"]
-    return -float(measurement["estimate"] if measured is None else measured)

@@ -1,182 +1,185 @@
-"""The outcome of a search in a sentence, and what it cost in rows, from the contents of `recipe.json`."""
+"""What a report says in sentences and rows: the outcome of a search, what it cost, and how sure it is."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+from hf_radin.recipes.recipe import Result
 from hf_radin.runtime.text import clock, escape, percent, show_metric
+from hf_radin.soup.report import Comparison, SearchReport, TimeSpent
 
 
-def sentence(fields: dict[str, Any]) -> str:
-    """The outcome in one sentence, soup against best single, on the split that proves most."""
-    if not fields["results"]:
-        what = "an average of checkpoints by weights" if len(fields["recipe"]["ingredients"]) > 1 else "a checkpoint"
+def outcome(report: SearchReport) -> str:
+    """The outcome in one sentence, soup against best single model, on the split that proves most."""
+    if report.data is None or not report.results:
+        kind = "a checkpoint" if report.is_single else "an average of checkpoints by weights"
         return (
-            f"**Nothing was measured of this model.** It is {what} that somebody gave; how good it is was not asked."
+            f"**Nothing was measured of this model.** It is {kind} that somebody gave; how good it is was not asked."
         )
-    split = fields["held_out"] or fields["data"]["split"]
-    found = {one["name"]: one for one in fields["results"] if one["split"] == split}
-    accuracy = {name: one["metrics"]["accuracy"] for name, one in found.items() if "accuracy" in one["metrics"]}
-    if not fields.get("measured", True):
-        return _estimated(fields, split, accuracy)
-    if len(fields["recipe"]["ingredients"]) == 1:
-        return _single(fields, split, accuracy)
-    if "soup" not in accuracy:
-        return _by_another_metric(fields, split)
-    proof = next((one for one in fields.get("against_best_single", []) if one["split"] == split), None)
-    gain = 100 * (accuracy["soup"] - accuracy["best single"])
-    outcome = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
-    between_them = ""
-    if proof:
-        low, high = (f"{100 * value:+.2f}" for value in proof["interval"])
-        surely_not_equal = not proof["interval"][0] <= 0 <= proof["interval"][1]
-        why = f" (p = {proof['p_value']:.2f} by the exact McNemar test)" if surely_not_equal else ""
-        maybe = f", which may be chance{why}" if gain and not likely(proof) else ""
-        between_them = f" (95%: {low} to {high} points{maybe})"
+    split = report.held_out or report.data.split
+    accuracies = _accuracies(report, split)
+    if not report.measured:
+        return _estimated(report, split, accuracies)
+    if report.is_single:
+        return _single(report, split, accuracies)
+    if "soup" not in accuracies:
+        return _by_another_metric(report, split)
+    comparison = next((entry for entry in report.against_best_single if entry.split == split), None)
+    gain = 100 * (accuracies["soup"] - accuracies["best single"])
+    difference = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+    doubt = _doubt(comparison, gain) if comparison else ""
     return (
-        f"On the split {escape(split)} the soup's accuracy is {percent(accuracy['soup'])}, {outcome} the best single "
-        f"ingredient{between_them}.{_flatters(fields)}"
+        f"On the split {escape(split)} the soup's accuracy is {percent(accuracies['soup'])}, {difference} the best "
+        f"single ingredient{doubt}.{_bias(report)}"
     )
 
 
-def _flatters(fields: dict[str, Any]) -> str:
-    if fields["method"] == "uniform":
-        return " Nothing was chosen: all checkpoints are in it, in equal parts."
-    shared = (fields.get("overlap") or {}).get("images")
-    if fields["held_out"] and shared:
-        return f" {shared:,} of its {fields['overlap']['of']:,} images chose it too, which flatters it."
-    return "" if fields["held_out"] else " That split chose it too, which flatters it."
-
-
-def in_common(fields: dict[str, Any]) -> str:
-    """What images the split that proves has in common with others, in sentences; empty if it has none."""
-    overlap = fields.get("overlap")
-    if not overlap:
+def shared_images(report: SearchReport) -> str:
+    """Which images the split that proves has in common with others, in sentences; empty if it has none."""
+    overlap = report.overlap
+    if overlap is None or report.data is None:
         return ""
-    proves, chose = escape(fields["held_out"]), escape(fields["data"]["split"])
+    proving, choosing = escape(report.held_out), escape(report.data.split)
     sentences = []
-    if overlap["images"] is None:
-        sentences.append(f"Whether {proves} and {chose} have images in common can't be told.")
-    elif overlap["images"]:
-        part = "" if fields["method"] == "uniform" else ", and so had a part in the choice that they are to prove"
-        number = f"{overlap['images']:,} of the {overlap['of']:,} images"
-        sentences.append(f"**{number} of {proves} are in {chose} too**, byte for byte{part}.")
-    if overlap["batchnorm"] and len(fields["recipe"]["ingredients"]) > 1:
-        number = f"{overlap['batchnorm']:,} of the {overlap['of']:,} images"
-        sentences.append(f"{number} of {proves} gave BatchNorm its statistics too, without their labels.")
+    if overlap.images is None:
+        sentences.append(f"Whether {proving} and {choosing} have images in common can't be told.")
+    elif overlap.images:
+        part = "" if report.method == "uniform" else ", and so had a part in the choice that they are to prove"
+        count = f"{overlap.images:,} of the {overlap.of:,} images"
+        sentences.append(f"**{count} of {proving} are in {choosing} too**, byte for byte{part}.")
+    if overlap.batchnorm and not report.is_single:
+        count = f"{overlap.batchnorm:,} of the {overlap.of:,} images"
+        sentences.append(f"{count} of {proving} gave BatchNorm its statistics too, without their labels.")
     return " ".join(sentences)
 
 
-def _single(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
-    """Why it is one of the checkpoints, and how good that is."""
-    soups = [one for one in fields["measurements"] if one["proposal"] != "single"]
-    reached = f" On the split {escape(split)} its accuracy is {percent(accuracy['soup'])}." if accuracy else ""
-    if not soups:
-        return f"The best of {len(fields['ingredients'])} checkpoints on the split that chose it.{reached}"
-    better = "that was measured was" if all(one["measured"] is not None for one in soups) else "was estimated to be"
+def comparison_text(comparison: Comparison) -> str:
+    """How the soup compares to the best single model on a split, as far as the number of images tells."""
+    gain, low, high = (f"{100 * value:+.2f}" for value in (comparison.gain, *comparison.interval))
+    p = f"{comparison.p_value:.2f}" if comparison.p_value >= 0.01 else f"{comparison.p_value:.1g}"
     return (
-        f"No soup {better} better than the best single model on the split that chooses ({len(soups)} of them), so "
-        f"this is that model.{reached}"
+        f"{gain} points on {comparison.split} (95% by the bootstrap: {low} to {high}; p = {p} by the exact McNemar "
+        "test)"
     )
 
 
-def _by_another_metric(fields: dict[str, Any], split: str) -> str:
-    """What is known where accuracy was not asked for."""
-    scores = {one["name"]: one["metrics"] for one in fields["results"] if one["split"] == split}
-    name = next((name for name in scores.get("soup", {}) if name in scores.get("best single", {})), None)
-    if name is None:
-        return (
-            f"None of the metrics that were asked for has a meaning on the split {escape(split)}. "
-            f"{'' if fields['method'] == 'uniform' else 'The soup was chosen by its accuracy.'}{_flatters(fields)}"
-        ).strip()
-    soup, single = (show_metric(name, scores[one][name]) for one in ("soup", "best single"))
-    return (
-        f"On the split {escape(split)} the soup's {escape(name)} is {soup}, and that of the best single ingredient "
-        f"{single}.{'' if fields['method'] == 'uniform' else ' It was chosen by its accuracy.'}{_flatters(fields)}"
-    )
-
-
-def _estimated(fields: dict[str, Any], split: str, accuracy: dict[str, float]) -> str:
-    """What is known of a soup that was not measured on the split that chose it."""
-    soup = next(one for one in fields["measurements"] if one["measured"] is None)
-    singles = [one["measured"] for one in fields["measurements"] if one["proposal"] == "single"]
-    part = f"a random {percent(fields['pilot']['share'])} of " if fields.get("pilot") else ""
-    said = ""
-    if "soup" in accuracy:  # on the held-out split
-        said = (
-            f"On the split {escape(split)}, which did not choose it, the soup's accuracy is "
-            f"{percent(accuracy['soup'])}, and that of the best single ingredient {percent(accuracy['best single'])}. "
-        )
-    return (
-        f"{said}**Estimated, not measured** is how good it is on {part}the split {escape(fields['data']['split'])}, "
-        f"which chose it: the ensemble of its ingredients, whose accuracy estimates that of the soup, has "
-        f"{percent(soup['estimate'])} there, and the best single ingredient {percent(max(singles))}. Such estimates "
-        "tend to be too high."
-    )
-
-
-def costs(fields: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What it took: for what, how many passes, and how long that was, as far as it is known."""
-    passes, time = fields["passes"], fields.get("time") or {}
-    given = (fields.get("pilot") or {}).get("given", len(fields["ingredients"]))
-    took = {name: "" if not time.get(name) else clock(time[name]) for name in ("logits", "soups", "probabilities")}
-    rows = [(f"logits of {given} checkpoints", f"{passes['logits']:.3g}", took["logits"])]
-    if passes["soups"]:
-        rows.append(("measuring soups", f"{passes['soups']:.3g}", took["soups"]))
-    if passes.get("probabilities"):
-        row = "running soups once more, for metrics of probabilities"
-        rows.append((row, f"{passes['probabilities']:.3g}", took["probabilities"]))
-    if passes.get("batchnorm"):
-        rows.append(("images for their BatchNorm statistics, as passes", f"{passes['batchnorm']:.3g}", ""))
-    if fields["held_out"]:
-        known = fields.get("hold_out") is not None  # as logits of the same split
-        logits = 0 if known else fields.get("held_out_logits", len(fields["ingredients"]))
-        rows.append((f"the figures on {fields['held_out']}, in passes over it", str(logits + _proved(fields)), ""))
-    return rows
-
-
-def is_uniform(fields: dict[str, Any]) -> bool:
-    """Whether all ingredients are in the soup, in equal parts."""
-    recipe = fields["recipe"]
-    return len({*recipe["ingredients"]}) == len(fields["ingredients"]) and len({*recipe["weights"]}) == 1
-
-
-def _proved(fields: dict[str, Any]) -> int:
-    """How many soups were run on the split that proves."""
-    is_soup = len(fields["recipe"]["ingredients"]) > 1
-    names = {"soup"} if is_uniform(fields) else {"uniform", "soup"} if is_soup else {"uniform"}
-    return sum(one["split"] == fields["held_out"] and one["name"] in names for one in fields["results"])
-
-
-def compared(one: dict[str, Any]) -> str:
-    """How the soup stands to the best single model on a split, as far as the number of images tells."""
-    gain, low, high = (f"{100 * value:+.2f}" for value in (one["gain"], *one["interval"]))
-    p = f"{one['p_value']:.2f}" if one["p_value"] >= 0.01 else f"{one['p_value']:.1g}"
-    return (
-        f"{gain} points on {one['split']} (95% by the bootstrap: {low} to {high}; p = {p} by the exact McNemar test)"
-    )
-
-
-def likely(one: dict[str, Any]) -> bool:
-    """Whether both tests say that the difference is no chance: the interval, and McNemar's."""
-    low, high = one["interval"]
-    return not low <= 0 <= high and one["p_value"] < 0.05
-
-
-def spending(about: dict[str, Any]) -> str:
+def spending(report: SearchReport) -> str:
     """What a search took, in passes over the split."""
-    passes, split = about["passes"], about["data"]["split"]
-    text = f"{passes['logits']:.3g} passes over {split} for logits, {passes['soups']:.3g} for soups"
-    if about.get("budget", "0") != "0":
-        text += f" (a budget of {about['budget']}, baselines beside it)"
-    if "probabilities" in passes:
-        text += f", {passes['probabilities']:.3g} to run soups once more for metrics of probabilities"
-    if "batchnorm" in passes:
-        text += f", and as many images as {passes['batchnorm']:.3g} passes for their BatchNorm statistics"
+    if report.passes is None or report.data is None:
+        return ""
+    passes = report.passes
+    text = f"{passes.logits:.3g} passes over {report.data.split} for logits, {passes.soups:.3g} for soups"
+    if (report.budget or "0") != "0":
+        text += f" (a budget of {report.budget}, baselines beside it)"
+    if passes.probabilities:
+        text += f", {passes.probabilities:.3g} to run soups once more for metrics of probabilities"
+    if passes.batchnorm:
+        text += f", and as many images as {passes.batchnorm:.3g} passes for their BatchNorm statistics"
     return text
 
 
-def images_left(about: dict[str, Any]) -> int:
-    """Of how many images of the split that chose most ingredients have no logits, after a pilot."""
-    shown = (about.get("pilot") or {}).get("shown")
-    return 0 if shown is None else int(about["images"] - shown)
+def costs(report: SearchReport) -> list[tuple[str, str, str]]:
+    """What a search took: for what, how many passes, and how long that was, as far as it is known."""
+    passes, time = report.passes, report.time or TimeSpent()
+    if passes is None:
+        return []
+    rows = [(f"logits of {report.given} checkpoints", f"{passes.logits:.3g}", _clock(time.logits))]
+    if passes.soups:
+        rows.append(("measuring soups", f"{passes.soups:.3g}", _clock(time.soups)))
+    if passes.probabilities:
+        row = "running soups once more, for metrics of probabilities"
+        rows.append((row, f"{passes.probabilities:.3g}", _clock(time.probabilities)))
+    if passes.batchnorm:
+        rows.append(("images for their BatchNorm statistics, as passes", f"{passes.batchnorm:.3g}", ""))
+    if report.held_out:
+        logits = len(report.ingredients) if report.held_out_logits is None else report.held_out_logits
+        if report.hold_out is not None:  # its logits are known, as those of the same split
+            logits = 0
+        row = f"the figures on {report.held_out}, in passes over it"
+        rows.append((row, str(logits + _proved_soups(report)), ""))
+    return rows
+
+
+def _accuracies(report: SearchReport, split: str) -> dict[str, float]:
+    """By the name of the model, its accuracy on a split."""
+    results = [result for result in report.results if result.split == split and "accuracy" in result.metrics]
+    return {result.name: result.metrics["accuracy"] for result in results}
+
+
+def _doubt(comparison: Comparison, gain: float) -> str:
+    """How sure the difference is, in brackets."""
+    low, high = (f"{100 * value:+.2f}" for value in comparison.interval)
+    excludes_zero = not comparison.interval[0] <= 0 <= comparison.interval[1]
+    reason = f" (p = {comparison.p_value:.2f} by the exact McNemar test)" if excludes_zero else ""
+    maybe = f", which may be chance{reason}" if gain and not comparison.is_significant else ""
+    return f" (95%: {low} to {high} points{maybe})"
+
+
+def _bias(report: SearchReport) -> str:
+    """Why the figure may be too good."""
+    if report.method == "uniform":
+        return " Nothing was chosen: all checkpoints are in it, in equal parts."
+    if report.held_out and report.overlap and report.overlap.images:
+        shared, images = report.overlap.images, report.overlap.of
+        return f" {shared:,} of its {images:,} images chose it too, which flatters it."
+    return "" if report.held_out else " That split chose it too, which flatters it."
+
+
+def _single(report: SearchReport, split: str, accuracies: Mapping[str, float]) -> str:
+    """Why it is one of the checkpoints, and how good that is."""
+    reached = f" On the split {escape(split)} its accuracy is {percent(accuracies['soup'])}." if accuracies else ""
+    if not report.soups:
+        return f"The best of {len(report.ingredients)} checkpoints on the split that chose it.{reached}"
+    all_measured = all(measurement.measured is not None for measurement in report.soups)
+    better = "that was measured was" if all_measured else "was estimated to be"
+    return (
+        f"No soup {better} better than the best single model on the split that chooses ({len(report.soups)} of them), "
+        f"so this is that model.{reached}"
+    )
+
+
+def _by_another_metric(report: SearchReport, split: str) -> str:
+    """What is known where accuracy was not reported."""
+    results: dict[str, Result] = {result.name: result for result in report.results if result.split == split}
+    soup, single = (results[name].metrics if name in results else {} for name in ("soup", "best single"))
+    name = next((name for name in soup if name in single), None)
+    if name is None:
+        chosen = "" if report.method == "uniform" else "The soup was chosen by its accuracy."
+        text = f"None of the metrics that were asked for has a meaning on the split {escape(split)}. "
+        return f"{text}{chosen}{_bias(report)}".strip()
+    chosen = "" if report.method == "uniform" else " It was chosen by its accuracy."
+    return (
+        f"On the split {escape(split)} the soup's {escape(name)} is {show_metric(name, soup[name])}, and that of the "
+        f"best single ingredient {show_metric(name, single[name])}.{chosen}{_bias(report)}"
+    )
+
+
+def _estimated(report: SearchReport, split: str, accuracies: Mapping[str, float]) -> str:
+    """What is known of a soup that was not measured on the split that chose it."""
+    soup = next(measurement for measurement in report.measurements if measurement.measured is None)
+    best = max(measurement.known for measurement in report.singles)
+    part = f"a random {percent(report.pilot.share)} of " if report.pilot else ""
+    choosing = report.data.split if report.data else ""
+    proof = ""
+    if "soup" in accuracies:  # on the held-out split
+        proof = (
+            f"On the split {escape(split)}, which did not choose it, the soup's accuracy is "
+            f"{percent(accuracies['soup'])}, and that of the best single ingredient "
+            f"{percent(accuracies['best single'])}. "
+        )
+    return (
+        f"{proof}**Estimated, not measured** is how good it is on {part}the split {escape(choosing)}, which chose it: "
+        f"the ensemble of its ingredients, whose accuracy estimates that of the soup, has {percent(soup.estimate)} "
+        f"there, and the best single ingredient {percent(best)}. Such estimates tend to be too high."
+    )
+
+
+def _clock(seconds: float | None) -> str:
+    """A time, or nothing if it is not known."""
+    return clock(seconds) if seconds else ""
+
+
+def _proved_soups(report: SearchReport) -> int:
+    """How many soups were run on the split that proves."""
+    names = {"uniform"} if report.is_single else {"soup"} if report.is_uniform else {"uniform", "soup"}
+    return sum(result.split == report.held_out and result.name in names for result in report.results)

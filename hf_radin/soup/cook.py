@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,14 @@ from hf_radin.checkpoints.files import CONFIG, DTYPES, FLOATS, PROCESSOR_FILES, 
 from hf_radin.checkpoints.processor import check_processor, describe_processor
 from hf_radin.images.cache import find_home
 from hf_radin.images.split import OBJECT, DataSource, open_split
-from hf_radin.ingredients.card_metadata import describe_ingredient
+from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredient
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import check_output, write_folder
-from hf_radin.runtime.processes import on_main_process, the_accelerator
-from hf_radin.soup import card
-from hf_radin.soup.recipe_file import RECIPE, as_kept, read_recipe_file, unmeasured
+from hf_radin.runtime.processes import Processes
+from hf_radin.soup.card import license_beside, report_files
+from hf_radin.soup.report import RECIPE, SearchReport, versions
 from hf_radin.weights import tensors
 from hf_radin.weights.average import average_model, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Fields of a configuration that a soup does not take over: what a model returns beside its logits
-# (`modeling.OUTPUT_FIELDS`), and the older name of its dtype.
+# (`OUTPUT_FIELDS` of `checkpoints.model`), and the older name of its dtype.
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict", "torch_dtype")
 
 
@@ -48,7 +49,7 @@ def average(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
-    about: dict[str, Any] | None = None,
+    report: SearchReport | None = None,
     license: str | None = None,
 ) -> dict[str, torch.Tensor] | None:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
@@ -66,8 +67,8 @@ def average(
         max_shard_size: of a file of weights, as in `5GB`; as in transformers.
         statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
             of the ingredients are averaged like all else.
-        about: what a `recipe.json` says of this recipe, to be written beside the weights; by default that nothing was
-            measured of it.
+        report: of a search that found this recipe, to be written beside the weights; by default nothing was measured
+            of it.
         license: for the card beside them; by default that of the ingredients, if they agree.
 
     Returns:
@@ -89,35 +90,37 @@ def average(
 
     def fill(new: Path) -> None:
         saved = str(as_dtype(dtype)).removeprefix("torch.") if dtype else saved_dtype(ingredients, recipe)
-        fields = as_kept(about, saved) if about else _unmeasured(ingredients, recipe, statistics, saved)
-        contents = card.contents(fields, folder / RECIPE, license=license)  # refused before anything is averaged
+        written = (report or _unmeasured(ingredients, recipe, statistics)).cooked(saved)
+        contents = report_files(written, folder / RECIPE, license=license)  # refused before anything is averaged
         write_average(ingredients, recipe, new, **options)
         for name, content in contents.items():
             (new / name).write_bytes(content)
 
-    on_main_process(lambda: write_folder(folder, fill, overwrite=overwrite))
+    Processes().decide(lambda: write_folder(folder, fill, overwrite=overwrite))
     return None
 
 
-def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics | None, dtype: str) -> dict[str, Any]:
-    """What a `recipe.json` says of an average that nobody measured."""
+def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics | None) -> SearchReport:
+    """The report of an average that nobody measured."""
     used = ingredients.select(recipe.used)
-    about = {
-        "processor": describe_processor(used[0].processor),
-        "classes": list(used.labels),
-        "architecture": used[0].architecture,
-        "image_processor": used[0].image_processor,
-        "batchnorm": statistics and asdict(statistics.record),
-    }
-    weights = {"ingredients": list(recipe.used), "weights": list(recipe.used.values())}
-    return unmeasured(weights, [asdict(describe_ingredient(ingredient)) for ingredient in used], about, dtype)
+    return SearchReport(
+        recipe=Recipe(tuple(recipe.used), tuple(recipe.used.values())),
+        measured=False,
+        processor=describe_processor(used[0].processor),
+        classes=used.labels,
+        architecture=used[0].architecture,
+        image_processor=used[0].image_processor,
+        batchnorm=statistics.record if statistics else None,
+        ingredients=tuple(map(describe_ingredient, used)),
+        versions=versions(),
+    )
 
 
 def cook_recipe(
     path: Path,
     output: Path,
     *,
-    models: list[str] | None = None,
+    models: Sequence[str] = (),
     dataset: str | Path | None = None,
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -145,16 +148,23 @@ def cook_recipe(
         "dtype": dtype,
         "max_shard_size": shard_size(max_shard_size),
     }
+    path = recipe_path(path)
     if not models and not any(options.values()) and cook_files(path, output, **written):
         return
-    path = path / RECIPE if path.is_dir() else path
-    ingredients, recipe = cook(path, models=models, **{name: value for name, value in options.items() if value})
-    statistics = cook_statistics(path, ingredients, dataset=dataset, cache_dir=cache_dir)
-    about, license = read_recipe_file(path), card.license_beside(path)
-    average(ingredients, recipe, output=output, statistics=statistics, about=about, license=license, **written)
+    ingredients, recipe = find_ingredients(
+        path, models=models, **{key: value for key, value in options.items() if value}
+    )
+    statistics = find_statistics(path, ingredients, dataset=dataset, cache_dir=cache_dir)
+    report, license = SearchReport.read(path), license_beside(path)
+    average(ingredients, recipe, output=output, statistics=statistics, report=report, license=license, **written)
 
 
-def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tuple[Ingredients, Recipe]:
+def recipe_path(path: Path) -> Path:
+    """The `recipe.json` in a soup's folder, or the file itself."""
+    return path / RECIPE if path.is_dir() else path
+
+
+def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) -> tuple[Ingredients, Recipe]:
     """The ingredients and the recipe of a `recipe.json`, each ingredient at the very revision that it names.
 
     Args:
@@ -165,45 +175,38 @@ def cook(path: Path, *, models: list[str] | None = None, **options: Any) -> tupl
     Raises:
         ValueError: if an ingredient is not there, or is not what it was.
     """
-    path = path / RECIPE if path.is_dir() else path
-    fields = read_recipe_file(path)
-    recipe = Recipe.from_json(json.dumps(fields["recipe"]))
-    listed = {one["id"]: one for one in fields["ingredients"]}
-    # in the order of the recipe: that in which numbers are added decides about their last bits
-    wanted = {name: listed[name] for name in recipe.used if name in listed}
-    lost = [name for name in recipe.used if name not in wanted]
-    if lost:
-        raise ValueError(f"{path} gives {lost[0]!r} a weight, but does not say which checkpoint that is.")
-    gone = [one["id"] for one in wanted.values() if not one["repo_id"] and not Path(one["id"]).is_dir()]
-    if gone and not models:
+    path = recipe_path(path)
+    report = SearchReport.read(path)
+    recipe = report.recipe
+    entries = _entries(report, path)
+    absent = [entry.id for entry in entries if not entry.repo_id and not Path(entry.id).is_dir()]
+    if absent and not models:
         raise ValueError(
-            f"There is no folder {gone[0]!r} here, where {path} has an ingredient; say where the checkpoints are now "
-            "with models=... (--models)."
+            f"There is no folder {absent[0]!r} here, where {path} has an ingredient; say where the checkpoints are "
+            "now with models=... (--models)."
         )
-    places = models or [_place(one) for one in wanted.values()]
-    bases = [one["base"] for one in wanted.values() if one.get("base")]
-    pinned = {base["id"]: base["revision"] for base in bases if base["repo_id"]}
-    options = {"image_processor": fields.get("image_processor"), "base_revisions": pinned, **options}
-    there = {_version(asdict(describe_ingredient(one))): one for one in locate(places, **options)}
-    for name, one in wanted.items():
-        if _version(one) not in there:
+    places = list(models) or [_place(entry) for entry in entries]
+    pinned = {entry.base.id: entry.base.revision for entry in entries if entry.base and entry.base.repo_id}
+    options = {"image_processor": report.image_processor, "base_revisions": pinned, **options}
+    located = {_version(describe_ingredient(ingredient)): ingredient for ingredient in locate(places, **options)}
+    for entry in entries:
+        if _version(entry) not in located:
+            base = f" on the base {entry.base.id} of the revision {entry.base.revision}" if entry.base else ""
             raise ValueError(
-                f"{name} is not the checkpoint that the recipe was made with: none of {', '.join(places)} has the "
-                f"revision {one['revision']}{_on_base(one)}."
+                f"{entry.id} is not the checkpoint that the recipe was made with: none of {', '.join(places)} has the "
+                f"revision {entry.revision}{base}."
             )
-    found = Ingredients([there[_version(one)] for one in wanted.values()])
-    if fields.get("classes"):  # whichever ingredient came first then, the soup has its classes in this order
-        found = Ingredients(
-            [
-                replace(one, labels=tuple(fields["classes"]), order=said.get("order") and tuple(said["order"]))
-                for one, said in zip(found, wanted.values(), strict=True)
-            ]
+    ingredients = Ingredients([located[_version(entry)] for entry in entries])
+    if report.classes:  # whichever ingredient came first then, the soup has its classes in this order
+        orders = zip(ingredients, entries, strict=True)
+        ingredients = Ingredients(
+            [replace(ingredient, labels=report.classes, order=entry.order) for ingredient, entry in orders]
         )
-    check_processor(found[0].processor, fields["processor"])
-    return found, Recipe(found.ids, tuple(recipe.used[name] for name in wanted))
+    check_processor(ingredients[0].processor, report.processor)
+    return ingredients, Recipe(ingredients.ids, tuple(recipe.used[entry.id] for entry in entries))
 
 
-def cook_statistics(
+def find_statistics(
     path: Path, ingredients: Ingredients, *, dataset: str | Path | None = None, cache_dir: str | Path | None = None
 ) -> Statistics | None:
     """The images that the soup of a `recipe.json` has its BatchNorm statistics from; None if it has none.
@@ -214,51 +217,39 @@ def cook_statistics(
     Raises:
         ValueError: if the images are not there.
     """
-    path = path / RECIPE if path.is_dir() else path
-    fields = read_recipe_file(path)
-    about = fields.get("batchnorm")
-    if not about:
+    path = recipe_path(path)
+    report = SearchReport.read(path)
+    record, data = report.batchnorm, report.data
+    if record is None:
         return None
-    data = fields["data"] or {}
-    if dataset is None and data.get("name", OBJECT) == OBJECT:
+    if dataset is None and (data is None or data.name == OBJECT):
         raise ValueError(
             f"{path}: BatchNorm statistics came from a dataset that it does not name; say where its images are "
             "(--dataset)."
         )
-    source = {name: data.get(name) for name in ("config_name", "image_column", "label_column")}
-    revision = data.get("revision") if dataset is None else None
-    place = DataSource(dataset or data["name"], about["split"], revision=revision, **source)
-    split = open_split(place, labelled=False)
-    if split.key != about["data"]:
+    source = DataSource(
+        dataset=dataset or (data.name if data else None),
+        split=record.split,
+        config_name=data.config_name if data else None,
+        revision=data.revision if data and dataset is None else None,
+        image_column=data.image_column if data else None,
+        label_column=data.label_column if data else None,
+    )
+    split = open_split(source, labelled=False)
+    if split.key != record.data:
         logger.warning(
             "It can't be told whether the images of %s are those that the soup had its BatchNorm statistics from.",
             split.name,
         )
     return prepare_statistics(
         split,
-        about["images"],
+        record.images,
         find_home(cache_dir),
         processor=ingredients[0].processor,
-        on_error=about["on_error"],
-        accelerator=the_accelerator(),
-        seed=about["seed"],
+        on_error=record.on_error,
+        processes=Processes(),
+        seed=record.seed,
     )
-
-
-def _place(one: dict[str, Any]) -> str:
-    """What finds an ingredient of a recipe again."""
-    inside = f":{one['subfolder']}" if one.get("subfolder") else ""
-    return f"{one['repo_id']}@{one['revision']}{inside}" if one["repo_id"] else str(one["id"])
-
-
-def _version(one: dict[str, Any]) -> tuple[str | None, ...]:
-    """What makes two ingredients the same: their files, and those of the base that an adapter is merged into."""
-    return one.get("subfolder") or None, one["revision"], (one.get("base") or {}).get("revision")
-
-
-def _on_base(one: dict[str, Any]) -> str:
-    base = one.get("base")
-    return f" on the base {base['id']} of the revision {base['revision']}" if base else ""
 
 
 def cook_files(
@@ -275,54 +266,39 @@ def cook_files(
     written has their tensors, each of them, with the recipe and a card.
 
     Returns:
-        whether it was cooked: adapters, classes in other orders, statistics of BatchNorm and tensors under different
-        names take models, for which see `cook` and `average`.
+        whether it was cooked: adapters, classes in other orders, BatchNorm statistics and tensors under different
+        names take models, for which see `find_ingredients` and `average`.
 
     Raises:
         ValueError: if an ingredient is not there or not what it was, or the output is one of them.
     """
-    path = path / RECIPE if path.is_dir() else path
-    fields = read_recipe_file(path)
-    recipe = Recipe.from_json(json.dumps(fields["recipe"]))
-    listed = {one["id"]: one for one in fields["ingredients"] if one["id"] in recipe.used}
-    used = Ingredients([_ingredient(listed[name], fields) for name in recipe.used if name in listed])
-    odd = any(one.is_away for one in used) or any(
-        listed[one.id].get("base") or listed[one.id].get("order") for one in used
-    )
-    if odd or len(used) < len(recipe.used) or fields.get("batchnorm") or fields.get("image_processor"):
-        return False
-    if not (fields.get("measurements") and fields.get("classes") and fields.get("versions")):  # made by hand
+    path = recipe_path(path)
+    report = SearchReport.read(path)
+    used = _plain_ingredients(report)
+    if used is None:
         return False
     with ThreadPoolExecutor(tensors.THREADS) as pool:
         folders = list(pool.map(Ingredient.download, used))
-    refuse_ingredients(output, (_ingredient(one, fields) for one in fields["ingredients"] if not one["repo_id"]))
+    refuse_ingredients(output, (_ingredient(entry, report) for entry in report.ingredients if not entry.repo_id))
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(tensors.open_files(folder)) for folder in folders]
         except ValueError:  # pickles, or adapters
             return False
-        configs = [json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
-        if not all(isinstance(config, dict) for config in configs):
+        config = _soup_config(folders, report)
+        if config is None or not any(tensor.dtype in FLOATS for tensor in files[0].values()):
             return False
-        config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
-        names = config.get("id2label")
-        if not isinstance(names, dict) or not any(one.dtype in FLOATS for one in files[0].values()):
+        if not are_alike(used, files):
             return False
-        if not are_alike(used, files) or [names.get(str(one)) for one in range(len(names))] != fields["classes"]:
-            return False
-        numbers = {name: int(number) for number, name in names.items()}
-        if config.get("label2id") != numbers:  # some scripts write texts into it
-            config["label2id"] = numbers
-        config.setdefault("architectures", [fields["architecture"]] if fields.get("architecture") else None)
         kind = DTYPES[dtype] if dtype else widest(files)
         header = header_of(files, kind)
-        saved_dtype = next(name for name, spelling in DTYPES.items() if spelling == kind)
-        contents = card.contents(as_kept(fields, saved_dtype), path, license=card.license_beside(path))
+        saved = next(name for name, spelling in DTYPES.items() if spelling == kind)
+        contents = report_files(report.cooked(saved), path, license=license_beside(path))
 
         def fill(new: Path) -> None:
-            write_weights(new, files, recipe, header, max_shard_size)
-            config["dtype"] = saved_dtype
-            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_weights(new, files, report.recipe, header, max_shard_size)
+            text = json.dumps({**config, "dtype": saved}, indent=2) + "\n"
+            (new / CONFIG).write_text(text, encoding="utf-8")
             for name in PROCESSOR_FILES:
                 if (folders[0] / name).is_file():
                     shutil.copyfile(folders[0] / name, new / name)
@@ -333,15 +309,70 @@ def cook_files(
     return True
 
 
-def _ingredient(one: dict[str, Any], fields: dict[str, Any]) -> Ingredient:
-    """As a recipe lists it."""
+def _plain_ingredients(report: SearchReport) -> Ingredients | None:
+    """The ingredients of a recipe that may be cooked from files; None if it takes models, or was made by hand."""
+    entries = {entry.id: entry for entry in report.used}
+    if not {*report.recipe.used} <= {*entries} or any(entry.base or entry.order for entry in entries.values()):
+        return None
+    if report.batchnorm or report.image_processor:
+        return None
+    if not (report.measurements and report.classes and report.versions):  # made by hand
+        return None
+    used = Ingredients([_ingredient(entries[name], report) for name in report.recipe.used])
+    return None if any(ingredient.is_away for ingredient in used) else used
+
+
+def _soup_config(folders: Sequence[Path], report: SearchReport) -> Mapping[str, Any] | None:
+    """The configuration that checkpoints share; None if their classes are not those of the recipe, in its order."""
+    configs = [json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
+    if not all(isinstance(config, dict) for config in configs):
+        return None
+    config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return None
+    if tuple(names.get(str(number)) for number in range(len(names))) != report.classes:
+        return None
+    numbers = {name: int(number) for number, name in names.items()}
+    if config.get("label2id") != numbers:  # some scripts write texts into it
+        config["label2id"] = numbers
+    config.setdefault("architectures", [report.architecture] if report.architecture else None)
+    return config
+
+
+def _ingredient(entry: IngredientEntry, report: SearchReport) -> Ingredient:
+    """The ingredient that a recipe lists."""
     return Ingredient(
-        id=one["id"],
-        revision=one["revision"],
-        folder=Path(one["id"]),
-        labels=tuple(fields.get("classes") or ()),
+        id=entry.id,
+        revision=entry.revision,
+        folder=Path(entry.id),
+        labels=report.classes or (),
         architecture="",
-        repo_id=one["repo_id"],
-        stamp=one.get("stamp"),
-        subfolder=one.get("subfolder") or "",
+        repo_id=entry.repo_id,
+        stamp=entry.stamp,
+        subfolder=entry.subfolder or "",
     )
+
+
+def _entries(report: SearchReport, path: Path) -> list[IngredientEntry]:
+    """The ingredients of a recipe, in its order: the order in which numbers are added decides about their last bits.
+
+    Raises:
+        ValueError: if the recipe uses an ingredient that it does not list.
+    """
+    entries = {entry.id: entry for entry in report.ingredients}
+    unlisted = [name for name in report.recipe.used if name not in entries]
+    if unlisted:
+        raise ValueError(f"{path} gives {unlisted[0]!r} a weight, but does not say which checkpoint that is.")
+    return [entries[name] for name in report.recipe.used]
+
+
+def _place(entry: IngredientEntry) -> str:
+    """What finds an ingredient of a recipe again."""
+    subfolder = f":{entry.subfolder}" if entry.subfolder else ""
+    return f"{entry.repo_id}@{entry.revision}{subfolder}" if entry.repo_id else entry.id
+
+
+def _version(entry: IngredientEntry) -> tuple[str | None, ...]:
+    """What makes two ingredients the same: their files, and those of the base that an adapter is merged into."""
+    return entry.subfolder or None, entry.revision, entry.base.revision if entry.base else None

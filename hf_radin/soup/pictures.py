@@ -6,6 +6,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.recipes.recipe import Measurement
+from hf_radin.soup.report import SearchReport
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,8 +23,8 @@ BLUE, ORANGE, GREY = "#0b5394", "#d95f02", "#6b6b6b"
 CLASSES = 24
 
 
-def draw(fields: dict[str, Any]) -> dict[str, bytes]:
-    """PNG files by name, from the contents of `recipe.json`; none without matplotlib, or where nothing is to be seen.
+def draw(report: SearchReport) -> dict[str, bytes]:
+    """PNG files by name; none without matplotlib, or where there is nothing to see.
 
     The ground is white, so that they look the same on a dark page.
     """
@@ -29,15 +32,17 @@ def draw(fields: dict[str, Any]) -> dict[str, bytes]:
         from matplotlib.figure import Figure
     except ImportError:
         return {}
-    found = {}
+    if report.data is None:
+        return {}
+    images = {}
     for name, fill in zip(NAMES, (_estimates, _passes, _classes), strict=True):
         figure = Figure(figsize=SIZE, dpi=DENSITY, layout="constrained", facecolor="white")
         axes = figure.add_subplot()
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-        if fill(axes, fields):
-            found[name] = _png(figure)
-    return found
+        if fill(axes, report):
+            images[name] = _png(figure)
+    return images
 
 
 def _png(figure: Figure) -> bytes:
@@ -46,39 +51,37 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _estimates(axes: Axes, fields: dict[str, Any]) -> bool:
+def _estimates(axes: Axes, report: SearchReport) -> bool:
     """Each measured soup: the ensemble's accuracy against its own."""
-    soups = [one for one in fields["measurements"] if one["proposal"] != "single" and one["measured"] is not None]
+    soups = [soup for soup in report.soups if soup.measured is not None]
     if len(soups) < 2:
         return False
-    recipe = dict(zip(fields["recipe"]["ingredients"], fields["recipe"]["weights"], strict=True))
-    others = [one for one in soups if dict(zip(one["ingredients"], one["weights"], strict=True)) != recipe]
-    chosen = [one for one in soups if one not in others]
-    part = [one for one in others if one["images"] < fields["images"]]
-    _points(axes, [one for one in others if one not in part], color=BLUE, label="soup")
+    chosen = [soup for soup in soups if soup.recipe.used == report.recipe.used]
+    others = [soup for soup in soups if soup not in chosen]
+    part = [soup for soup in others if soup.images < report.images]
+    _points(axes, [soup for soup in others if soup not in part], color=BLUE, label="soup")
     _points(axes, part, facecolors="none", edgecolors=BLUE, label="soup, from a part of the images")
     _points(axes, chosen, color=ORANGE, marker="D", label="this soup")
     low, high = axes.get_xlim()
     axes.axline((low, low), (high, high), color=GREY, linestyle="--", linewidth=1, label="as estimated")
     axes.set_xlim(low, high)
-    _name(axes, "accuracy of the ensemble, %", "accuracy of the soup, %", f"split {fields['data']['split']}")
+    _name(axes, "accuracy of the ensemble, %", "accuracy of the soup, %", _split(report))
     axes.legend(fontsize=11, frameon=False)
     return True
 
 
-def _points(axes: Axes, soups: Sequence[dict[str, Any]], **style: Any) -> None:
+def _points(axes: Axes, soups: Sequence[Measurement], **style: Any) -> None:
     if soups:
-        estimates, measured = ([100 * one[name] for one in soups] for name in ("estimate", "measured"))
+        estimates, measured = [100 * soup.estimate for soup in soups], [100 * soup.known for soup in soups]
         axes.scatter(estimates, measured, s=42, alpha=0.85, **style)
 
 
-def _passes(axes: Axes, fields: dict[str, Any]) -> bool:
-    """What was known of the best after so many passes over the split."""
-    curve = fields.get("curve") or []
-    if len(curve) < 3:
+def _passes(axes: Axes, report: SearchReport) -> bool:
+    """The accuracy of the best so far, after so many passes over the split."""
+    if len(report.curve) < 3 or report.passes is None:
         return False
-    spent = [fields["passes"]["logits"] + passes for passes, _ in curve]
-    best = [100 * accuracy for _, accuracy in curve]
+    spent = [report.passes.logits + passes for passes, _ in report.curve]
+    best = [100 * accuracy for _, accuracy in report.curve]
     axes.step(spent, best, where="post", color=BLUE, linewidth=2)
     axes.axhline(best[0], color=GREY, linestyle="--", linewidth=1)
     low, high = min(best), max(best)
@@ -86,39 +89,41 @@ def _passes(axes: Axes, fields: dict[str, Any]) -> bool:
     axes.set_ylim(low - 2 * room, min(100.0, high + 2 * room))
     end: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 11}
     axes.annotate("best single model", (0.75, best[0]), (-4, -3), xycoords=("axes fraction", "data"), **end)
-    if fields["method"] == "radin" and not fields.get(
-        "hold_out"
-    ):  # it runs each model, and tries to add each but the best
-        greedy = 2 * (fields.get("pilot") or {}).get("given", len(fields["ingredients"])) - 1
+    if report.method == "radin" and not report.hold_out:
+        greedy = 2 * report.given - 1  # it runs each model, and tries to add each but the best
         axes.axvline(greedy, color=ORANGE, linestyle=":", linewidth=2)
         text = f"greedy takes {greedy} passes"
         axes.annotate(text, (greedy, 1), (-4, -4), xycoords=("data", "axes fraction"), color=ORANGE, **end)
-    _name(axes, "passes over the split, logits included", "best so far, %", f"split {fields['data']['split']}")
+    _name(axes, "passes over the split, logits included", "best so far, %", _split(report))
     return True
 
 
-def _classes(axes: Axes, fields: dict[str, Any]) -> bool:
+def _classes(axes: Axes, report: SearchReport) -> bool:
     """How much more of each class the soup gets right than the best single model."""
-    told = fields.get("by_class")
-    if not told:
+    hits = report.by_class
+    if hits is None:
         return False
     rows = [
         (100 * (soup - single) / images, _short(name))
         for name, images, soup, single in zip(
-            fields["classes"], told["images"], told["soup"], told["best single"], strict=True
+            report.classes or (), hits.images, hits.soup, hits.best_single, strict=True
         )
         if images
     ]
     if not any(gain for gain, _ in rows):
         return False
-    shown = sorted(sorted(rows, key=lambda row: -abs(row[0]))[:CLASSES])
-    gains = [gain for gain, _ in shown]
-    axes.barh(range(len(shown)), gains, color=[BLUE if gain >= 0 else ORANGE for gain in gains])
-    axes.set_yticks(range(len(shown)), [name for _, name in shown], fontsize=11 if len(shown) <= 12 else 8)
+    largest = sorted(sorted(rows, key=lambda row: -abs(row[0]))[:CLASSES])
+    gains = [gain for gain, _ in largest]
+    axes.barh(range(len(largest)), gains, color=[BLUE if gain >= 0 else ORANGE for gain in gains])
+    axes.set_yticks(range(len(largest)), [name for _, name in largest], fontsize=11 if len(largest) <= 12 else 8)
     axes.axvline(0, color=GREY, linewidth=1)
-    some = "" if len(shown) == len(rows) else f", the {len(shown)} of {len(rows)} classes that change most"
-    _name(axes, "soup less best single model, points", "", f"split {told['split']}{some}")
+    part = "" if len(largest) == len(rows) else f", the {len(largest)} of {len(rows)} classes that change most"
+    _name(axes, "soup less best single model, points", "", f"split {hits.split}{part}")
     return True
+
+
+def _split(report: SearchReport) -> str:
+    return f"split {report.data.split}" if report.data else ""
 
 
 def _name(axes: Axes, x: str, y: str, title: str) -> None:

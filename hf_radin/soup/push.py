@@ -1,91 +1,79 @@
-"""A soup on the Hub: one commit for all of it, so that nobody ever sees half a soup."""
+"""A saved soup on the Hub: what is uploaded, and that the card and the recipe may be seen by those who will."""
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_radin.checkpoints.files import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
 from hf_radin.runtime.hub_errors import asking_the_hub, patiently
 from hf_radin.soup import card, pictures
-from hf_radin.soup.recipe_file import RECIPE, read_recipe_file
-from hf_radin.soup.redact import private_names, still_named, without, without_paths
+from hf_radin.soup.redact import find_name, private_names, without_names, without_paths
+from hf_radin.soup.report import RECIPE, SearchReport
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-
 logger = logging.getLogger(__name__)
 
-# The files of a saved soup beside its weights; code is one where the configuration says so.
+# The files of a saved soup beside its weights; code is uploaded where the configuration names it.
 UPLOADED = (CONFIG, "generation_config.json", *PROCESSOR_FILES, RECIPE, "README.md", *pictures.NAMES)
-# What an earlier soup says of itself, which goes with it.
+# What an earlier soup says of itself, which is replaced with it.
 REPLACED = (card.EVAL_RESULTS, *pictures.NAMES)
 # Files that a name may stand in.
 TEXTS = (".json", ".md", ".py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
 
 
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    options: PushOptions,
-    *,
-    license: str | None = None,
-    hide_private: bool = False,
-    eval_task: str | None = None,
-) -> CommitInfo:
-    """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
+@dataclass(frozen=True)
+class CardOptions:
+    """What a pushed card and recipe say. The names are those of `push_soup_to_hub`, which explains them."""
 
-    Args:
-        license, hide_private, eval_task: as in `push_soup_to_hub`.
+    license: str | None = None
+    hide_private: bool = False
+    eval_task: str | None = None
+
+
+def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOptions) -> CommitInfo:
+    """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
     Raises:
         ValueError: if the folder holds no weights, or as `commit_files` does.
     """
-    files = prepared(folder, repo_id, options, license=license, hide_private=hide_private, eval_task=eval_task)
+    files = files_to_push(folder, repo_id, options, shown)
     options = replace(options, commit_message=options.commit_message or COMMIT_MESSAGE)
     return commit_files(repo_id, files, options, replaces=REPLACED)
 
 
-def prepared(
-    folder: Path,
-    repo_id: str,
-    options: PushOptions,
-    *,
-    license: str | None = None,
-    hide_private: bool = False,
-    eval_task: str | None = None,
-) -> dict[str, Path | bytes]:
-    """The files of a saved soup as they are uploaded, by name. Arguments and errors as of `push_folder`."""
+def files_to_push(folder: Path, repo_id: str, options: PushOptions, shown: CardOptions) -> dict[str, Path | bytes]:
+    """The files of a saved soup as they are uploaded, by name. Errors as of `push_folder`."""
     refuse_offline(repo_id)
-    if license is not None:
-        check_license(license)
-    files = uploaded(folder)
-    whole = read_recipe_file(folder / RECIPE)
-    fields = _without_paths(folder / RECIPE, whole)
-    files[RECIPE] = _json(fields)
-    if eval_task is not None:
-        files[card.EVAL_RESULTS] = card.eval_results(fields, eval_task)
-    is_seen = not is_private(repo_id, options)
-    names = private_names(whole) if hide_private or is_seen else []  # a folder is no repository
-    if names and not hide_private:
+    if shown.license is not None:
+        check_license(shown.license)
+    files = saved_files(folder)
+    original = SearchReport.read(folder / RECIPE)
+    report = without_paths(original)
+    files[RECIPE] = report.text.encode()
+    if shown.eval_task is not None:
+        files[card.EVAL_RESULTS] = card.eval_results(report, shown.eval_task)
+    is_public = not is_private(repo_id, options)
+    names = private_names(original) if shown.hide_private or is_public else []  # a folder is no repository
+    if names and not shown.hide_private:
         warn_of_names(names)
     elif names:
-        files |= _hiding(folder, fields, names, license)
-        if left := still_named({name: one for name, one in files.items() if name.endswith(TEXTS)}, names):
-            name, found = left
-            raise ValueError(f"{folder / name} names {found}, which is private: take it out by hand, then push again.")
-    if readme := files.get("README.md"):
-        content = readme if isinstance(readme, bytes) else readme.read_bytes()
-        content = content if license is None else card.licensed(content, license, folder / "README.md")
-        files["README.md"] = card.naming(content, full_id(repo_id, options.token))
-        for name in pictures.NAMES:  # one that an earlier card showed stays here
-            if f"]({name})".encode() not in content:
+        files |= _without_names(folder, report, names, shown.license)
+        texts = {name: content for name, content in files.items() if name.endswith(TEXTS)}
+        if match := find_name(texts, names):
+            file, name = match
+            raise ValueError(f"{folder / file} names {name}, which is private: take it out by hand, then push again.")
+    if "README.md" in files:
+        readme = _card_to_push(files["README.md"], folder, full_id(repo_id, options.token), shown.license)
+        files["README.md"] = readme
+        for name in pictures.NAMES:  # a picture that an earlier card showed stays here
+            if f"]({name})".encode() not in readme:
                 files.pop(name, None)
     return files
 
@@ -97,28 +85,6 @@ def warn_of_names(names: list[str]) -> None:
         "(--hide-private) to leave these names out, or into a private repository.",
         ", ".join(names),
     )
-
-
-def _hiding(folder: Path, fields: dict[str, Any], names: list[str], license: str | None) -> dict[str, bytes]:
-    """The recipe and the card without these names."""
-    logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
-    try:
-        fields = without(fields, names)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
-    return {RECIPE: _json(fields), **card.anew(folder, fields, license=license)}
-
-
-def _without_paths(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """A recipe as others may see it."""
-    try:
-        return without_paths(fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole recipe ({error!r}).") from error
-
-
-def _json(fields: dict[str, Any]) -> bytes:
-    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def check_license(license: str) -> None:
@@ -144,7 +110,7 @@ def check_license(license: str) -> None:
     patiently(ask)
 
 
-def uploaded(folder: Path) -> dict[str, Path | bytes]:
+def saved_files(folder: Path) -> dict[str, Path | bytes]:
     """The files of a saved soup that are uploaded, by name.
 
     Raises:
@@ -166,3 +132,18 @@ def uploaded(folder: Path) -> dict[str, Path | bytes]:
     names = {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     names |= {path.name for path in weights} | ({WEIGHTS_INDEX} if len(weights) > 1 else set())
     return {name: folder / name for name in sorted(names)}
+
+
+def _without_names(folder: Path, report: SearchReport, names: list[str], license: str | None) -> dict[str, bytes]:
+    """The recipe and the card without these names."""
+    logger.warning("Left out of the recipe and the card, since they are private: %s.", ", ".join(names))
+    report = without_names(report, names)
+    return {RECIPE: report.text.encode(), **card.renewed_card(folder, report, license=license)}
+
+
+def _card_to_push(readme: Path | bytes, folder: Path, repo_id: str, license: str | None) -> bytes:
+    """A card with the repository's name in the line to copy, and the licence in its head."""
+    content = readme if isinstance(readme, bytes) else readme.read_bytes()
+    if license is not None:
+        content = card.licensed(content, license, folder / "README.md")
+    return card.naming(content, repo_id)

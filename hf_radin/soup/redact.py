@@ -1,138 +1,181 @@
-"""Names that not everybody may see: places on a machine, and private repositories, and how to leave them out."""
+"""Names that not everybody may see: places on a machine, and private repositories; and reports without them."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.runtime.hub_commit import hidden_repositories, is_repo_id
+from hf_radin.soup.report import SearchReport
 
-# A commit, a subfolder or the rest of an address that may follow the name of a repository.
-_BEHIND = r"(/[\w./-]*)?(@[\w./-]+)?(:[\w./-]+)?"
+# A commit, a subfolder or more of an address that may follow the name of a repository.
+_SUFFIX = r"(/[\w./-]*)?(@[\w./-]+)?(:[\w./-]+)?"
 
 
-def without_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of a `recipe.json` where of each absolute path there are the last two folders.
+def without_paths(report: SearchReport) -> SearchReport:
+    """A report with the last two folders of each absolute path.
 
-    More says something of a machine and of who works there, nothing of a model; where two would be the same it stays.
-    Of what an ingredient's card says it was made of, a path says nothing to others.
+    More says something of a machine and of who works there, and nothing of a model; where two paths would become the
+    same, they keep more. A path that an ingredient's card names as its base model or dataset is left out.
     """
-    found: dict[str, Any] = json.loads(json.dumps(fields))
-    for one in _checkpoints(found):
-        one |= {name: None for name in ("base_model", "dataset") if _is_path(one.get(name))}
-    if _is_path(found.get("image_processor")):
-        found["image_processor"] = PurePath(found["image_processor"]).name
-    named = [one["id"] for one in _checkpoints(found)] + ([found["data"]["name"]] if found["data"] else [])
-    named += [name for name, _ in found.get("remarks", ())]
-    named += [value for one in found["ingredients"] for value in (one.get("hyperparameters") or {}).values()]
-    folders = {name: PurePath(name).parts[1:] for name in named if _is_path(name)}
-    others = {name for name in named if name not in folders}
-    short = {path: parts[-2:] for path, parts in folders.items() if parts}
-    for depth in range(3, max(map(len, folders.values()), default=0) + 1):
-        same = Counter(short.values())
-        alike = [path for path, parts in short.items() if same[parts] > 1 or "/".join(parts) in others]
-        short |= {path: folders[path][-depth:] for path in alike}
+    processor = report.image_processor
+    if _is_path(processor):
+        processor = PurePath(str(processor)).name
+    ingredients = tuple(_without_card_paths(entry) for entry in report.ingredients)
+    report = replace(report, ingredients=ingredients, image_processor=processor)
+    short = _short_paths(list(_names_in(report)))
     if not short:
-        return found
-    texts = {path: "/".join(parts) for path, parts in short.items()}
-    texts |= {path: f"./{text}" for path, text in texts.items() if text in others}
+        return report
     paths = "|".join(map(re.escape, sorted(short, key=len, reverse=True)))
     pattern = re.compile(rf"(?<![\w.-])({paths})(?![\w-])")
-    found = _replaced(found, lambda text: pattern.sub(lambda one: texts[one[0]], text))
-    return found
+    return _with_texts(report, lambda text: pattern.sub(lambda match: short[match[1]], text))
+
+
+def private_names(report: SearchReport) -> list[str]:
+    """The repositories in a report that somebody who is not logged in does not find.
+
+    Raises:
+        ValueError: if the Hub can't be asked.
+    """
+    return hidden_repositories(set(_repositories(report)))
+
+
+def without_names(report: SearchReport, names: Sequence[str]) -> SearchReport:
+    """A report with others in place of these names: nobody can cook it, everybody can read it."""
+    taken = {entry.id for entry in report.ingredients}
+    free = (alias for number in range(1, 10**6) if (alias := f"private-{number}") not in taken)
+    aliases = dict(zip(names, free, strict=False))
+    lower = {name.lower(): alias for name, alias in aliases.items()}
+    pattern = _pattern(names)
+    renamed = _with_texts(report, lambda text: pattern.sub(lambda match: lower[match[1].lower()], text))
+    entries = zip(renamed.ingredients, report.ingredients, strict=True)
+    hidden = tuple(_without_repository(entry, original, aliases) for entry, original in entries)
+    data = renamed.data
+    if data is not None and report.data is not None and report.data.name in aliases:
+        data = replace(data, revision=None)
+    bank = None if str(report.bank or "").split("@")[0] in aliases else renamed.bank
+    return replace(renamed, ingredients=hidden, data=data, bank=bank)
+
+
+def find_name(files: Mapping[str, Path | bytes], names: Sequence[str]) -> tuple[str, str] | None:
+    """A file that holds one of these names, and which: written by hand, or because a configuration has it."""
+    pattern = _pattern(names)
+    for file, content in files.items():
+        text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+        if match := pattern.search(text):
+            return file, match[1]
+    return None
 
 
 def _is_path(name: Any) -> bool:
     return isinstance(name, str) and PurePath(name).is_absolute()
 
 
-def private_names(fields: Mapping[str, Any]) -> list[str]:
-    """The repositories in a `recipe.json` that somebody who is not logged in does not find.
-
-    Raises:
-        ValueError: if the Hub can't be asked, or this is no recipe.
-    """
-    try:
-        asked = sorted({*_named(fields)})
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"The recipe.json is not a whole recipe ({error!r}).") from error
-    return hidden_repositories(asked)
+def _without_card_paths(entry: IngredientEntry) -> IngredientEntry:
+    """An entry without the paths that its card names."""
+    base_model = None if _is_path(entry.base_model) else entry.base_model
+    return replace(entry, base_model=base_model, dataset=None if _is_path(entry.dataset) else entry.dataset)
 
 
-def _named(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All repositories that a recipe names, with their types."""
-    known = [(one.get("repo_id"), "model") for one in _checkpoints(fields)]
-    data = fields["data"] or {}
-    known.append((data["name"] if data.get("revision") else None, "dataset"))
-    known.append((str(fields.get("bank") or "").partition("@")[0], "dataset"))
-    known += [(one.get("base_model_repo_id"), "model") for one in _checkpoints(fields)]
-    told = [(one.get("base_model"), "model") for one in _checkpoints(fields)]
-    if any(one["repo_id"] for one in fields["ingredients"]):  # those that were left out may be on the Hub, too
-        told += [(str(name).partition("@")[0].partition(":")[0], "model") for name, _ in fields.get("remarks", ())]
-    processor, at, _ = str(fields.get("image_processor") or "").partition("@")
-    told.append((processor if at else None, "model"))  # of a folder there is no commit
-    told += [(one.get("dataset"), "dataset") for one in fields["ingredients"]]
-    known += [(name, kind) for name, kind in told if name and not Path(name).exists()]  # else it is a folder here
-    return [(name, kind) for name, kind in known if name and is_repo_id(name)]
+def _names_in(report: SearchReport) -> Iterator[str]:
+    """All names that may be paths."""
+    for entry in report.ingredients:
+        yield entry.id
+        if entry.base:
+            yield entry.base.id
+        yield from entry.hyperparameters.values()
+    if report.data:
+        yield report.data.name
+    yield from (name for name, _ in report.remarks)
 
 
-def without(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """The contents of a `recipe.json` with others in place of these names: nobody can cook it, all can read it."""
-    taken = {one["id"] for one in fields["ingredients"]}
-    free = (alias for number in range(1, 10**6) if (alias := f"private-{number}") not in taken)
-    aliases = dict(zip(names, free, strict=False))
-    pattern = _pattern(names)
-
-    lower = {name.lower(): alias for name, alias in aliases.items()}
-    found: dict[str, Any] = _replaced(dict(fields), lambda text: pattern.sub(lambda one: lower[one[1].lower()], text))
-    for one, real in zip(_checkpoints(found), _checkpoints(fields), strict=True):
-        if real["repo_id"] in aliases:
-            one |= {"repo_id": None, "revision": "hidden", "subfolder": None, "stamp": None}
-        for name in ("dataset", "base_model", "base_model_repo_id"):
-            if real.get(name) in aliases:
-                one[name] = None
-    if fields["data"] and fields["data"]["name"] in aliases:
-        found["data"] |= {"revision": None}
-    if str(fields.get("bank") or "").split("@")[0] in aliases:
-        found["bank"] = None
-    return found
+def _short_paths(names: Sequence[str]) -> dict[str, str]:
+    """For each absolute path its last two folders, or as many as tell it from all other names."""
+    folders = {name: PurePath(name).parts[1:] for name in names if _is_path(name)}
+    others = {name for name in names if name not in folders}
+    short = {path: parts[-2:] for path, parts in folders.items() if parts}
+    for depth in range(3, max(map(len, folders.values()), default=0) + 1):
+        counts = Counter(short.values())
+        alike = [path for path, parts in short.items() if counts[parts] > 1 or "/".join(parts) in others]
+        short |= {path: folders[path][-depth:] for path in alike}
+    texts = {path: "/".join(parts) for path, parts in short.items()}
+    return {path: f"./{text}" if text in others else text for path, text in texts.items()}
 
 
-def still_named(files: Mapping[str, Path | bytes], names: list[str]) -> tuple[str, str] | None:
-    """A file that still holds one of these names, and which: by hand, or because a configuration has it."""
-    pattern = _pattern(names)
-    for file, content in files.items():
-        text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
-        if found := pattern.search(text):
-            return file, found[1]
-    return None
+def _repositories(report: SearchReport) -> Iterator[tuple[str, str]]:
+    """All repositories that a report names, with their types."""
+    for name, kind in _named_repositories(report):
+        if name and is_repo_id(name):
+            yield name, kind
+    for name, kind in _possible_repositories(report):
+        if name and is_repo_id(name) and not Path(name).exists():  # else it is a folder here
+            yield name, kind
 
 
-def _pattern(names: list[str]) -> re.Pattern[str]:
-    """Finds these repositories in a text, with what may stand behind them, and none whose name only begins so.
+def _named_repositories(report: SearchReport) -> Iterable[tuple[str | None, str]]:
+    """Names that are known to be repositories."""
+    for entry in report.ingredients:
+        yield entry.repo_id, "model"
+        yield entry.base_model_repo_id, "model"
+        if entry.base:
+            yield entry.base.repo_id, "model"
+    if report.data and report.data.revision:
+        yield report.data.name, "dataset"
+    yield str(report.bank or "").partition("@")[0], "dataset"
+
+
+def _possible_repositories(report: SearchReport) -> Iterable[tuple[str | None, str]]:
+    """Names that may be repositories or folders."""
+    for entry in report.ingredients:
+        yield entry.base_model, "model"
+        yield entry.dataset, "dataset"
+    if any(entry.repo_id for entry in report.ingredients):  # those that were left out may be on the Hub, too
+        yield from ((name.partition("@")[0].partition(":")[0], "model") for name, _ in report.remarks)
+    processor, at, _ = str(report.image_processor or "").partition("@")
+    yield (processor if at else None), "model"  # a folder has no commit
+
+
+def _without_repository(
+    entry: IngredientEntry, original: IngredientEntry, aliases: Mapping[str, str]
+) -> IngredientEntry:
+    """An entry that was renamed, without what would lead to a hidden repository."""
+    if original.repo_id in aliases:
+        entry = replace(entry, repo_id=None, revision="hidden", subfolder=None, stamp=None)
+    if entry.base and original.base and original.base.repo_id in aliases:
+        entry = replace(entry, base=replace(entry.base, repo_id=None, revision="hidden"))
+    return replace(
+        entry,
+        dataset=None if original.dataset in aliases else entry.dataset,
+        base_model=None if original.base_model in aliases else entry.base_model,
+        base_model_repo_id=None if original.base_model_repo_id in aliases else entry.base_model_repo_id,
+    )
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds these repositories in a text, with what may follow them, and none whose name only begins so.
 
     In addresses and paths too; the Hub takes large letters for small ones.
     """
     longest = sorted(names, key=len, reverse=True)
-    return re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, longest))})(?![\w-]|\.\w){_BEHIND}", re.IGNORECASE)
+    return re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, longest))})(?![\w-]|\.\w){_SUFFIX}", re.IGNORECASE)
 
 
-def _replaced(value: Any, change: Callable[[str], str]) -> Any:
+def _with_texts(report: SearchReport, change: Callable[[str], str]) -> SearchReport:
+    """A report with all its strings changed."""
+    return SearchReport.from_fields(_changed(report.to_fields(), change))
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
     """JSON with all its strings changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [_replaced(one, change) for one in value]
+        return [_changed(entry, change) for entry in value]
     if isinstance(value, dict):
-        return {change(name): _replaced(one, change) for name, one in value.items()}
+        return {change(name): _changed(entry, change) for name, entry in value.items()}
     return value
-
-
-def _checkpoints(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of ingredients, and of the bases of adapters."""
-    listed = fields["ingredients"]
-    return [*listed, *(one["base"] for one in listed if one.get("base"))]

@@ -74,6 +74,11 @@ class PassCounts:
     probabilities: float = 0.0
     batchnorm: float = 0.0
 
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.logits + self.soups + self.probabilities + self.batchnorm
+
 
 @dataclass(frozen=True)
 class TimeSpent:
@@ -352,11 +357,29 @@ def _upgraded(contents: Mapping[str, Any]) -> dict[str, Any]:
         contents["by_class"] = {**by_class, "best_single": by_class["best single"]}
     if not contents.get("passes"):
         contents["passes"] = None
+    if isinstance(entries := contents.get("ingredients"), list):
+        contents["ingredients"] = [_upgraded_entry(entry) for entry in entries]
     # of version 1, some were written as None where others now have none
     for name in ("curve", "against_best_single", "remarks", "results", "measurements", "versions"):
         if contents.get(name, ...) is None:
             del contents[name]
     return contents
+
+
+def _upgraded_entry(entry: Any) -> Any:
+    """What a file of any version says of an ingredient, as this version writes it."""
+    if not isinstance(entry, Mapping):
+        return entry
+    entry = {name: value for name, value in entry.items() if (name, value) != ("hyperparameters", None)}
+    base_model = entry.get("base_model")
+    if (
+        "base_model_repo_id" not in entry
+        and isinstance(base_model, str)
+        and "/" in base_model
+        and entry.get("repo_id")
+    ):
+        entry["base_model_repo_id"] = base_model  # what a card on the Hub names with its namespace is there
+    return entry
 
 
 def _check_entries(entries: Sequence[IngredientEntry]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +16,10 @@ from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.hub_errors import asking_the_hub
-from hf_radin.runtime.processes import on_main_process
-from hf_radin.soup import card
-from hf_radin.soup.push import push_folder
-from hf_radin.soup.recipe_file import FORMAT, RECIPE, read_recipe_file
+from hf_radin.runtime.processes import Processes
+from hf_radin.soup.card import card_files
+from hf_radin.soup.push import CardOptions, push_folder
+from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.weights.average import average_model, save_checkpoint, saved_dtype, write_average
 from hf_radin.weights.average_files import refuse_ingredients
 from hf_radin.weights.batchnorm import Statistics
@@ -31,49 +29,57 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
-logger = logging.getLogger(__name__)
-
 
 class Soup:
     """What a search returns and `from_pretrained` reads.
 
     Args:
-        recipe: the ingredients used and their weights.
-        ingredients: those that were to choose from; empty for a soup that was read from a folder.
-        measurements: one for each measured candidate, singles included.
-        results: what soup, best single, uniform soup and ensemble reach on each split.
-        about: how the soup was found: method, budget, data, versions; all of it JSON.
+        report: what was found, and how.
+        ingredients: all that were to choose from; empty for a soup that was read from a folder.
+        processes: of the run; the main one writes and pushes.
         folder: where the soup's own checkpoint lies, if it was read from one.
         statistics: images that its BatchNorm statistics are estimated from, if it has any.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        report: SearchReport,
         ingredients: Ingredients,
-        measurements: list[Measurement],
-        results: list[Result],
-        about: dict[str, Any],
+        *,
+        processes: Processes | None = None,
         folder: Path | None = None,
         statistics: Statistics | None = None,
     ):
-        self.recipe = recipe
+        self.report = report
         self.ingredients = ingredients
-        self.measurements = measurements
-        self.results = results
-        self.about = about
+        self.processes = processes or Processes()
         self._folder = folder
         self._statistics = statistics
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())
-        return f"Soup({self.about['method']}: {parts})"
+        return f"Soup({self.report.method}: {parts})"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The ingredients used and their weights."""
+        return self.report.recipe
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """One for each measured candidate, singles included."""
+        return self.report.measurements
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """What soup, best single, uniform soup and ensemble reach on each split."""
+        return self.report.results
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
-            return load_model(self._folder, dtype=as_dtype(self.about["saved_dtype"]))
+            return load_model(self._folder, dtype=as_dtype(self.report.saved_dtype or "float32"))
         return average_model(self.ingredients, self.recipe, statistics=self._statistics)
 
     @cached_property
@@ -81,35 +87,24 @@ class Soup:
         """The ingredients' image processor."""
         if self._folder is not None:
             return load_processor(self._folder)
-        found = self.ingredients.select(self.recipe.used)[0].processor
-        check_processor(found, self.about["processor"])
-        return found
+        processor = self.ingredients.select(self.recipe.used)[0].processor
+        check_processor(processor, self.report.processor)
+        return processor
 
     @property
     def away(self) -> list[str]:
-        """Ingredients in use that are folders of somebody else's machine: of these no model can be made here."""
+        """Ingredients in use that are folders of somebody else's machine: no model can be made of them here."""
         used = self.ingredients.select(self.recipe.used) if self.ingredients else ()
-        return [one.id for one in used if one.is_away]
+        return [ingredient.id for ingredient in used if ingredient.is_away]
 
     def accuracy(self, name: str, split: str) -> float:
         """Accuracy of one row of the results, in [0, 1]."""
-        return next(one.metrics["accuracy"] for one in self.results if (one.name, one.split) == (name, split))
+        results = (result for result in self.results if (result.name, result.split) == (name, split))
+        return next(results).metrics["accuracy"]
 
     def to_dict(self) -> dict[str, Any]:
         """All that `recipe.json` holds: enough to cook the soup again bit for bit."""
-        known = self.about.get("saved_dtype")
-        return self._fields(known if self._folder else saved_dtype(self.ingredients, self.recipe))
-
-    def _fields(self, saved_dtype: str | None) -> dict[str, Any]:
-        """Without the model its dtype is not known."""
-        return {
-            "format": FORMAT,
-            "recipe": json.loads(self.recipe.to_json()),
-            **self.about,
-            "saved_dtype": saved_dtype,
-            "results": [asdict(one) for one in self.results],
-            "measurements": [one.to_dict() for one in self.measurements],
-        }
+        return self._saved_report().to_fields()
 
     def save_pretrained(
         self, save_directory: str | Path, *, overwrite: bool = False, license: str | None = None
@@ -127,29 +122,29 @@ class Soup:
         """
         folder = Path(save_directory)
         refuse_ingredients(folder, self.ingredients)
-        on_main_process(
+        self.processes.decide(
             lambda: write_folder(folder, lambda new: self.write_into(new, license=license), overwrite=overwrite)
         )
 
     def save_recipe(self, path: str | Path) -> None:
         """Write the `recipe.json` alone, which takes no checkpoint; `hf-radin average` cooks it where they are."""
-        text = json.dumps(self._fields(self.about.get("saved_dtype")), indent=2) + "\n"
-        on_main_process(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
+        text = self.report.text
+        self.processes.decide(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:
-        """The files of `save_pretrained`, one after the other, into an empty folder."""
+        """Write the files of `save_pretrained`, one after the other, into an empty folder."""
         if self.away:
             raise ValueError(
                 f"No model can be made here: {self.away[0]} is a folder of somebody else's. Save the recipe alone "
                 "(save_recipe), and cook it where its ingredients are, with `hf-radin average`."
             )
-        fields, processor = self.to_dict(), self.processor
+        report, processor = self._saved_report(), self.processor
         if self._folder or self._statistics or "model" in vars(self):
             save_checkpoint(self.model, processor, folder)
         else:  # without a model in memory
             write_average(self.ingredients, self.recipe, folder)
-        (folder / RECIPE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        for name, content in card.files(fields, license=license).items():
+        (folder / RECIPE).write_text(report.text, encoding="utf-8")
+        for name, content in card_files(report, license=license).items():
             (folder / name).write_bytes(content)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
@@ -172,23 +167,18 @@ class Soup:
             missing = f"There is no folder {str(pretrained)!r} here and no such model on the Hub"
             with asking_the_hub(str(pretrained), revision=revision, missing=missing):
                 folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
-        fields = read_recipe_file(folder / RECIPE)
-        known = ("format", "recipe", "results", "measurements")
-        needed = ("method", "saved_dtype", "versions", *(("data", "passes") if fields.get("results") else ()))
-        lost = [name for name in needed if not fields.get(name)]
-        if lost:
-            raise ValueError(f"{folder / RECIPE} is not a whole recipe: it does not say {lost[0]!r}.")
-        try:
-            return cls(
-                recipe=Recipe.from_json(json.dumps(fields["recipe"])),
-                ingredients=Ingredients(),
-                measurements=[Measurement.from_dict(one) for one in fields["measurements"]],
-                results=[Result.from_dict(one) for one in fields["results"]],
-                about={name: value for name, value in fields.items() if name not in known},
-                folder=folder,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / RECIPE} is not a whole recipe ({error!r}).") from error
+        report = SearchReport.read(folder / RECIPE)
+        needed = ("saved_dtype", "versions", *(("data", "passes") if report.results else ()))
+        missing_fields = [name for name in needed if not getattr(report, name)]
+        if missing_fields:
+            raise ValueError(f"{folder / RECIPE} is not a whole recipe: it does not say {missing_fields[0]!r}.")
+        return cls(report, Ingredients(), folder=folder)
+
+    def _saved_report(self) -> SearchReport:
+        """The report of a saved soup, which says the dtype of its weights."""
+        if self._folder is not None:
+            return self.report
+        return replace(self.report, saved_dtype=saved_dtype(self.ingredients, self.recipe))
 
 
 def push_soup_to_hub(
@@ -225,12 +215,15 @@ def push_soup_to_hub(
         ValueError: if the id is none, the token may not write there, or the repository holds something else.
     """
     options = PushOptions(private, token, revision, create_pr, commit_message, overwrite)
+    return push_soup(soup, repo_id, options, CardOptions(license, hide_private, eval_task))
+
+
+def push_soup(soup: Soup, repo_id: str, options: PushOptions, shown: CardOptions) -> CommitInfo:
+    """See `push_soup_to_hub`."""
 
     def push() -> CommitInfo:
         with tempfile.TemporaryDirectory() as temporary:
-            soup.write_into(Path(temporary), license=license)
-            return push_folder(
-                Path(temporary), repo_id, options, license=license, hide_private=hide_private, eval_task=eval_task
-            )
+            soup.write_into(Path(temporary), license=shown.license)
+            return push_folder(Path(temporary), repo_id, options, shown)
 
-    return on_main_process(push)
+    return soup.processes.decide(push)

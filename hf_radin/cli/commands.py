@@ -1,0 +1,407 @@
+"""What each command does with its options: the one road from names of checkpoints to a soup."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hf_radin
+from hf_radin.cli.tables import estimate_table, plan_table, say, soup_table, verdict_table
+from hf_radin.images.cache import find_home
+from hf_radin.images.digests import refuse_shared_splits
+from hf_radin.images.sample import Pilot
+from hf_radin.images.split import DataSource, count_rows, open_split
+from hf_radin.ingredients.card_metadata import Origin, agreed_origin, describe_ingredient, is_path
+from hf_radin.ingredients.gather import inspect as inspect_models
+from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.ingredients.labels import check_first_label, match_labels
+from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.compute import make_bank
+from hf_radin.logits.cost import JobSize, estimate_job
+from hf_radin.logits.manifest import DataRecord, RunOptions
+from hf_radin.recipes.metrics import load_metrics
+from hf_radin.recipes.propose import check_start, propose, split_kinds
+from hf_radin.recipes.recipe import Recipe
+from hf_radin.runtime.files import check_output, is_dir, write_atomically
+from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
+from hf_radin.runtime.processes import Processes
+from hf_radin.search.budget import Budget
+from hf_radin.soup.card import check_task, renewed_card
+from hf_radin.soup.cook import cook_recipe
+from hf_radin.soup.push import CardOptions, check_license, files_to_push, push_folder, warn_of_names
+from hf_radin.soup.redact import private_names
+from hf_radin.soup.report import RECIPE, SearchReport
+from hf_radin.soup.soup import Soup, push_soup
+from hf_radin.weights.average_files import refuse_ingredients
+from hf_radin.weights.batchnorm import refuse_statistics_of
+
+# Shares of a split that recipes may be ranked on where time is short: few, so that the same command, started again,
+# mostly takes the same share although no clock says the same twice.
+PILOTS = (0.5, 0.2, 0.1, 0.05)
+
+# Images that a pilot has at least: recipes that are ranked on a handful are hardly ranked.
+LEAST_IMAGES = 500
+
+METHODS: dict[str, Callable[..., Soup]] = {
+    "radin": hf_radin.radin,
+    "greedy": hf_radin.greedy,
+    "uniform": hf_radin.uniform,
+    "best_single": hf_radin.best_single,
+}
+
+
+def soup(args: argparse.Namespace, processes: Processes) -> None:
+    """From names of checkpoints to a saved soup."""
+    check_search(args)
+    start_tracking(args, processes)
+    check_push(args, processes, push_options(args))
+    ingredients = hf_radin.gather(args.models, **model_options(args))
+    search = search_options(args, ingredients)
+    source = data_source(args, ingredients)
+    check_data(args, ingredients, source, processes)
+    warn_of_private_names(args, ingredients, source, processes)
+    options = run_options(args)
+    pilot = choose_pilot(args, ingredients, source, options, processes)
+    bank = make_bank(ingredients, source, options, processes, pilot=pilot)
+    save(METHODS[args.method](bank, **search), args)
+
+
+def logits(args: argparse.Namespace, processes: Processes) -> None:
+    """From names of checkpoints to a bank of logits."""
+    start_tracking(args, processes)
+    if args.push_to and args.pilot is not None:
+        raise ValueError(f"--push-to {args.push_to}: logits of a part of the split (--pilot) can't be published.")
+    check_push(args, processes, PushOptions(private=args.private, repo_type="dataset"))
+    ingredients = hf_radin.gather(args.models, **model_options(args))
+    source = data_source(args, ingredients)
+    pilot = None if args.pilot is None else Pilot(args.pilot)
+    bank = make_bank(ingredients, source, run_options(args), processes, pilot=pilot)
+    say(f"The logits of {len(bank.ingredients)} checkpoints on {len(bank)} images are in {bank.folder}")
+    if args.push_to:
+        say(f"Pushed: {bank.push_to_hub(args.push_to, private=args.private).commit_url}")
+
+
+def search(args: argparse.Namespace, processes: Processes) -> None:
+    """From a bank of logits to a saved soup, or to a recipe where the checkpoints are elsewhere."""
+    check_search(args)
+    start_tracking(args, processes)
+    if Path(args.bank).is_dir():
+        bank = LogitBank.open_with(args.bank, processes)
+    else:
+        options = {"revision": args.revision, "cache_dir": args.cache_dir}
+        bank = LogitBank.fetch(args.bank, processes, **options)
+    away = [ingredient.id for ingredient in bank.ingredients if ingredient.is_away]
+    if away and args.push_to:
+        raise ValueError(
+            f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder of somebody else's."
+        )
+    check_push(args, processes, push_options(args))
+    warn_of_private_names(args, bank.ingredients, bank.manifest.data, processes)
+    result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
+    if not result.away:
+        return save(result, args)
+    say(soup_table(result))
+    result.save_recipe(args.output / RECIPE)
+    say(
+        f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
+        f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
+    )
+
+
+def inspect(args: argparse.Namespace, processes: Processes) -> None:
+    """Say of each checkpoint whether it can go into a soup with the others."""
+    verdicts = inspect_models(args.models, **model_options(args))
+    say(verdict_table(verdicts))
+    refused = sum(bool(verdict.problem) for verdict in verdicts)
+    usable = sum(verdict.ingredient is not None for verdict in verdicts)
+    if refused:
+        raise ValueError(f"No soup can be made of these: {refused} of {len(verdicts)} must be mended or left out.")
+    if usable < 2:
+        raise ValueError(f"A soup needs at least two different checkpoints; here is {usable}.")
+    say(
+        f"As far as headers tell, a soup can be made of these {usable} ingredients; `hf-radin soup` asks the weights "
+        "themselves whether they are finite and share a start."
+    )
+
+
+def estimate(args: argparse.Namespace, processes: Processes) -> None:
+    """Say what a soup will cost."""
+    ingredients = hf_radin.gather(args.models, **model_options(args))
+    size = JobSize(args.images, args.processes, args.budget, Pilot.of(args.pilot))
+    source = data_source(args, ingredients)
+    say(estimate_table(estimate_job(ingredients, source, run_options(args), size, processes)))
+
+
+def average(args: argparse.Namespace, processes: Processes) -> None:
+    """Cook the soup of a `recipe.json` again."""
+    moved = ("models", "dataset", "image_processor", "base_model", "cache_dir")
+    names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
+    cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
+    say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
+
+
+def card(args: argparse.Namespace, processes: Processes) -> None:
+    """Make the card of a saved soup anew."""
+    report = SearchReport.read(args.folder / RECIPE)
+    for name, content in renewed_card(args.folder, report, license=args.license).items():
+        write_atomically(args.folder / name, partial(Path.write_bytes, data=content))
+    say(f"The card is in {args.folder / 'README.md'}.")
+
+
+def push(args: argparse.Namespace, processes: Processes) -> None:
+    """Upload a saved soup."""
+    say(processes.decide(lambda: _pushed(args)))
+
+
+def _pushed(args: argparse.Namespace) -> str:
+    """The address of a push, or what it would do."""
+    SearchReport.read(args.folder / RECIPE)
+    options = PushOptions(
+        private=args.private,
+        revision=args.revision,
+        create_pr=args.create_pr,
+        commit_message=args.commit_message,
+        overwrite=args.overwrite,
+    )
+    if args.dry_run:
+        check_target(args.repo_id, options)
+        files = files_to_push(args.folder, args.repo_id, options, card_options(args))
+        opened = "\nA pull request would be opened, and nothing there changed." if args.create_pr else ""
+        return plan_table(args.repo_id, files, plan_commit(args.repo_id, hashes_of(files), options)) + opened
+    commit = push_folder(args.folder, args.repo_id, options, card_options(args))
+    return str(commit.pr_url or commit.commit_url)
+
+
+def save(result: Soup, args: argparse.Namespace) -> None:
+    """Print, save and push a soup."""
+    say(soup_table(result))
+    result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
+    if args.push_to:
+        say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")
+
+
+def check_search(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before a model is looked at.
+
+    Raises:
+        ValueError: for options that don't go together, an output that can't be written, or an unknown metric.
+    """
+    if args.budget is not None and args.method != "radin":
+        raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
+    if args.hold_out is not None and args.method != "radin":
+        raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
+    for name, default in (("measure", "race"), ("proposals", "auto"), ("start", None)):
+        if args.method != "radin" and getattr(args, name) != default:
+            raise ValueError(f"--{name} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
+    if args.budget is not None:
+        Budget.of(args.budget)
+    if args.hold_out is not None and not 0 < args.hold_out < 1:
+        raise ValueError(f"--hold-out {args.hold_out}: it is a share of the split, as in 0.2.")
+    if args.hold_out is not None and args.test_split is not None:
+        raise ValueError(
+            f"--hold-out {args.hold_out}: the split {args.test_split} proves the soup already; give one of the two."
+        )
+    if (pilot := getattr(args, "pilot", None)) is not None:
+        Pilot(pilot)
+        if args.method != "radin" or args.hold_out is not None:
+            other = args.method if args.hold_out is None else "--hold-out"
+            raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; the two don't go together.")
+    check_output(args.output, overwrite=args.overwrite)
+    load_metrics(split_names(args.metrics))
+
+
+def start_tracking(args: argparse.Namespace, processes: Processes) -> None:
+    """Start the trackers that were named."""
+    if args.log_with:
+        settings = {
+            name: value for name, value in vars(args).items() if name not in ("command", "log_with", "log_dir")
+        }
+        processes.track(args.log_with, args.log_dir, settings)
+
+
+def check_push(args: argparse.Namespace, processes: Processes, options: PushOptions) -> None:
+    """Make sure, before anything is computed, that what is to be pushed may be.
+
+    Raises:
+        ValueError: if it may not.
+    """
+    if not args.push_to:
+        return
+    processes.decide(lambda: check_target(args.push_to, options))
+    if args.private:
+        processes.decide(lambda: is_private(args.push_to, options))
+    if options.repo_type != "model":
+        return
+    if args.eval_task:
+        check_task(args.eval_task)
+        if args.test_split is None and args.hold_out is None:
+            raise ValueError(
+                f"--eval-task {args.eval_task} needs a split that takes no part in the choice (--test-split)."
+            )
+    if args.license:
+        processes.decide(lambda: check_license(args.license))
+
+
+def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataSource, processes: Processes) -> None:
+    """Refuse a test split that can't prove a soup, before anything is computed.
+
+    Raises:
+        ValueError: if it chooses the soup, has other labels, gives BatchNorm its statistics, or shares images.
+    """
+    if args.test_split == source.split:
+        raise ValueError(f"--test-split {source.split}: this split chooses the soup; another one has to prove it.")
+    if not args.test_split:
+        return
+    proving = open_split(source.at(args.test_split))
+    check_first_label(proving, match_labels(proving, ingredients.labels))
+    refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
+    if proving.is_here and not args.allow_overlap:
+        choosing, home = open_split(source), find_home(args.cache_dir)
+        processes.decide(lambda: refuse_shared_splits(proving, choosing, home))
+
+
+def warn_of_private_names(
+    args: argparse.Namespace, ingredients: Ingredients, data: DataSource | DataRecord, processes: Processes
+) -> None:
+    """Warn, before anything is computed, of names that not everybody may see, if everybody will."""
+
+    def warn() -> None:
+        if is_private(args.push_to, push_options(args)):
+            return
+        entries = tuple(map(describe_ingredient, ingredients))
+        name = str(data.dataset if isinstance(data, DataSource) else data.name)
+        record = DataRecord(name, "", revision=None if Path(name).exists() else "unknown")
+        recipe = Recipe.uniform(ingredients.ids)
+        if names := private_names(SearchReport(recipe=recipe, data=record, processor={}, ingredients=entries)):
+            warn_of_names(names)
+
+    if args.push_to and not args.hide_private:
+        processes.decide(warn)
+
+
+def choose_pilot(
+    args: argparse.Namespace,
+    ingredients: Ingredients,
+    source: DataSource,
+    options: RunOptions,
+    processes: Processes,
+) -> Pilot | None:
+    """The pilot that the user named, or with which all logits take half of a budget of time or less."""
+    if args.pilot is not None:
+        return Pilot(args.pilot, args.seed)
+    seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
+    if seconds == float("inf") or args.hold_out is not None:
+        return None
+    share = pilot_share(ingredients, source, options, seconds, processes)
+    return None if share is None else Pilot(share)
+
+
+def pilot_share(
+    ingredients: Ingredients, source: DataSource, options: RunOptions, seconds: float, processes: Processes
+) -> float | None:
+    """The share of a pilot with which all logits take half of the time or less; None if they do without, or no pilot
+    takes less.
+    """
+    split = open_split(source)
+    count = processes.decide(lambda: count_rows(split))
+    if count is None or count * PILOTS[0] < LEAST_IMAGES:
+        return None
+    job = estimate_job(ingredients, source, options, JobSize(), processes)
+    models, leaders = len(ingredients), Pilot.whole(len(ingredients))
+    passes = processes.decide(lambda: seconds / 2 / job.logits_seconds * models)
+    shares = [share for share in PILOTS if share * count >= LEAST_IMAGES and Pilot(share).passes(models) < models]
+    if passes >= models or not shares:
+        return None
+    share = next((share for share in shares if Pilot(share).passes(models) <= passes), shares[-1])
+    say(
+        f"Logits of {share:.0%} of the split are computed, then of images on which {leaders} of {models} disagree: "
+        f"those of all would take {job.logits_seconds:,.0f} s of the {seconds:,.0f} (--pilot)."
+    )
+    return share
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `gather` takes of the options."""
+    names = ("revision", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
+    return {name: getattr(args, name) for name in names}
+
+
+def data_source(args: argparse.Namespace, ingredients: Ingredients) -> DataSource:
+    """Which images; what the options leave open, the ingredients' cards say.
+
+    Raises:
+        ValueError: if the cards don't agree.
+    """
+    origin = Origin()
+    if not args.dataset:
+        origin = agreed_origin(ingredients, config_name=args.dataset_config, split=args.split)
+    source = DataSource(
+        dataset=args.dataset or origin.dataset,
+        split=args.split or origin.split or "validation",
+        config_name=args.dataset_config or origin.config_name,
+        revision=args.dataset_revision,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+    if not args.dataset:
+        is_folder = not is_path(source.dataset) and is_dir(Path(source.dataset))
+        folder = " (the folder here)" if is_folder else ""
+        say(f"The models' cards agree on the dataset {source.dataset}{folder}, split {source.split}.")
+    return source
+
+
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """How the models run."""
+    return RunOptions(
+        batch_size=args.batch_size,
+        models_in_memory=args.models_in_memory,
+        pixel_cache=args.pixel_cache,
+        workers=args.workers,
+        channels_last=args.channels_last,
+        torch_compile=args.torch_compile,
+        dtype=args.dtype,
+        logits_dtype=args.logits_dtype,
+        on_error=args.on_error,
+        strangers=args.strangers,
+        batchnorm_split=args.batchnorm_split,
+        batchnorm_images=args.batchnorm_images,
+        cache_dir=args.cache_dir,
+    )
+
+
+def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
+    """What the method takes of the options.
+
+    Raises:
+        ValueError: if these ingredients have no such candidates, or the output is one of them.
+    """
+    refuse_ingredients(args.output, ingredients)
+    propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
+    check_start(split_kinds(args.proposals), args.start, ingredients.ids)
+    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "seed")
+    names = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
+    return {
+        **{name: getattr(args, name) for name in names if getattr(args, name) is not None},
+        "metrics": split_names(args.metrics),
+        "test_split": args.test_split,
+        "allow_overlap": args.allow_overlap,
+    }
+
+
+def push_options(args: argparse.Namespace) -> PushOptions:
+    """How a soup is pushed."""
+    return PushOptions(private=args.private, overwrite=args.overwrite)
+
+
+def card_options(args: argparse.Namespace) -> CardOptions:
+    """What a pushed card says."""
+    return CardOptions(args.license, args.hide_private, args.eval_task)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
