@@ -410,7 +410,9 @@ class LogitBank:
         if top not in self._pruned:
             sources = [logits_path(self.folder, one) for one in self.ingredients]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
-            found = pruning.kept(path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top)
+            found = pruning.load_or_make(
+                path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top
+            )
             self._pruned[top] = found if self.part is None or self.is_pilot else found.select(self.part)
         return self._pruned[top]
 
