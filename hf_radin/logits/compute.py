@@ -315,7 +315,8 @@ def _found(folder: Path, images: Images, about: dict[str, Any], pilot: Pilot | C
 
     if (folder / "bank.json").exists():
         return
-    ids, labels, skipped, counts = images.index()
+    index = images.index()
+    ids, labels, skipped, counts = index.ids, index.labels, index.skipped, index.counts
     if not len(ids):
         name, split = about["data"]["name"], about["data"]["split"]
         raise ValueError(f"The split {split!r} of {name} has no image to use; {len(skipped)} were skipped.")

@@ -184,7 +184,7 @@ class _Race:
     @cached_property
     def looks(self) -> tuple[float, ...]:
         """After the baselines went by: what is kept then will be; other images are decoded anew for each look."""
-        return LOOKS if not self.full and self.bank.images.is_kept_by_all() else (1.0,)
+        return LOOKS if not self.full and self.bank.images.is_cached_by_all() else (1.0,)
 
     def can_afford(self, images: int) -> bool:
         """Whether so many images more are within the budget; the same in all processes."""

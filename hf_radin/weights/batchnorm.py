@@ -125,12 +125,12 @@ def collect_statistics(
     sampled = {"images": count, "seed": seed, "on_error": on_error}
     images = Images(folder, BATCH, cache(partial(sample_source, split, processor, sampled)))
     share(folder, "*.json", "*.safetensors")
-    if not on_main_process(images.is_kept):
+    if not on_main_process(images.is_cached):
         for _ in images.stream(accelerator.process_index, accelerator.num_processes, room=ALL):
             pass
         accelerator.wait_for_everyone()
         share(folder, "*.json", "*.safetensors")
-    _, _, _, sizes = images.index()
+    sizes = images.index().counts
     used = sum(size for size in sizes if size == max([1, *sizes]))
     if used < 2:
         raise ValueError(
@@ -168,7 +168,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
         module.reset_running_stats()
         module.momentum = None  # the mean over batches, each with the same weight
         module.train()
-    if not statistics.images.is_kept():  # of somebody else's bank they never were; each process does it for itself
+    if not statistics.images.is_cached():  # of somebody else's bank they never were; each process does it for itself
         for _ in statistics.images.stream(0, 1, room=ALL):
             pass
     for block in _batches(statistics.images):
@@ -182,7 +182,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
 
 def _batches(images: Images) -> list[Block]:
     """The blocks that are used: those of full size, so that all have the same weight, or else the largest."""
-    _, _, _, sizes = images.index()
+    sizes = images.index().counts
     largest = max([1, *sizes])
     return [block for block, size in zip(images.blocks, sizes, strict=True) if size == largest]
 

@@ -310,7 +310,7 @@ def test_what_is_not_the_images_fault_is_not_skipped(gathered, tmp_path, monkeyp
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_open", fail)
+    monkeypatch.setattr(decode, "open_image", fail)
     with pytest.raises(MemoryError):
         compute(gathered, tmp_path, list(FILES.values()), on_error="skip")
 
