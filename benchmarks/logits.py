@@ -182,13 +182,13 @@ def decoded(folder: Path, rounds: int, seed: int) -> None:
     print("\n## Images decoded for N ingredients and eight measured soups\n")
     case, images = CASES["28"], 1000
     data = make_split(folder / "data-decoded", images)
-    opened, open_image = [0], decoding._open
+    opened, open_image = [0], decoding.open_image
 
     def count(*args: object) -> Image.Image:
         opened[0] += 1
         return open_image(*args)
 
-    decoding._open = count
+    decoding.open_image = count
     for number in (2, 8, 24):  # one ingredient is no soup
         make_models(folder / f"models-decoded-{number}", case, number, seed)
         opened[0] = 0
@@ -197,7 +197,7 @@ def decoded(folder: Path, rounds: int, seed: int) -> None:
             bank = hf_radin.compute_logits(found, str(data), cache_dir=cache)
             hf_radin.radin(bank, budget=8, proposals="monte-carlo")
         print(f"- {number} ingredients, {images} images: {opened[0]} decoded", flush=True)
-    decoding._open = open_image
+    decoding.open_image = open_image
 
 
 GROWING = """

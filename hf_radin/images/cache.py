@@ -1,4 +1,4 @@
-"""A split's images as the models take them: each decoded once, by one process, and kept in blocks on disk."""
+"""A split's images prepared for the models: each is decoded once, by one process, and cached in blocks on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,78 +27,95 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Samples in a block of prepared images and logits: the unit of work of a process, and what a killed run loses at most.
+# Samples in a block of prepared images and logits: the unit of work of a process, and all that a killed run can lose.
 BLOCK = 256
 
-# Of a split with fewer samples, blocks are a quarter of that: a thousand images are work for a dozen processes too.
+# Splits with fewer samples have blocks of a quarter of that: a thousand images are work for a dozen processes too.
 SMALL = 32 * BLOCK
 
-# Of the disk, what the pixel cache takes at most if it may choose: this share of what is free, and no more than this.
+# How much of the disk the pixel cache takes by default: this share of the free space, and no more than this.
 SHARE, MOST = 0.5, 100_000_000_000
 
-# Room for images that must be kept, whatever the disk has left.
+# Room for images that must be cached, however little space is left.
 ALL = sys.maxsize
 
-# Where less than this is left on the disk, pixels are not kept: others need it more.
+# Pixels are not cached if less than this would be left on the disk: others need it more.
 SPARED = 1_000_000_000
 
 
-def find_home(cache_dir: str | Path | None) -> Path:
-    """Where banks and prepared images are kept: by default `hf_radin` in HF_HOME.
-
-    Raises:
-        ValueError: if nothing can be written there.
-    """
-    from huggingface_hub.constants import HF_HOME
-
-    home = (Path(cache_dir) if cache_dir is not None else Path(HF_HOME) / "hf_radin").resolve()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
-    return home
-
-
-def block_size(samples: int | None) -> int:
-    """Samples in a block, by the split alone: with any number of processes its bank is the same.
+@dataclass(frozen=True)
+class ShardRecord:
+    """What the cache knows of a shard once it was read to its end.
 
     Args:
-        samples: in the split; None if that is not known before it is read.
+        shards: how many the split has.
+        blocks: how many this one has.
     """
-    return BLOCK // 4 if samples is not None and samples < SMALL else BLOCK
+
+    shards: int
+    blocks: int
+
+    @classmethod
+    def read(cls, path: Path) -> ShardRecord | None:
+        """What was written; None if there is no such file, or it is broken."""
+        fields = _read_json(path)
+        shards, blocks = fields.get("shards"), fields.get("blocks")
+        if type(shards) is not int or type(blocks) is not int or min(shards, blocks) < 0:
+            return None
+        return cls(shards, blocks)
 
 
-def parse_size(size: str | int) -> int | None:
-    """Bytes that the pixel cache of a split may take: `off` is none, `auto` is None, else as in `20GB`.
+@dataclass(frozen=True)
+class BlockRecord:
+    """What the cache knows of a block once its images were decoded, whether their pixels are cached or not.
 
-    Raises:
-        ValueError: if it is none of these.
+    Args:
+        labels: the class of each sample that can be used.
+        digests: of their images; None if an earlier version of hf_radin wrote the record.
+        skipped: the places in the block of samples that were left out.
     """
-    from accelerate.utils import convert_file_size_to_int
 
-    if size == "auto":
-        return None
-    if size == "off":
-        return 0
-    try:
-        found = int(convert_file_size_to_int(size))
-    except (ValueError, OverflowError, TypeError, AttributeError):
-        found = -1
-    if found < 0 or isinstance(size, bool):
-        raise ValueError(f"pixel_cache={size!r}: it is 'auto', 'off' or a size as in '20GB'.")
-    return found
+    labels: list[int]
+    digests: list[str] | None
+    skipped: list[int]
+
+    @classmethod
+    def read(cls, path: Path) -> BlockRecord | None:
+        """What was written; None if there is no such file, or it is broken."""
+        fields = _read_json(path)
+        labels, digests, skipped = (fields.get(name) for name in ("labels", "digests", "skipped"))
+        if not isinstance(labels, list) or not isinstance(skipped, list):
+            return None
+        return cls(labels, digests if isinstance(digests, list) else None, skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitIndex:
+    """The samples of a whole split.
+
+    Args:
+        ids: positions of the samples in the split, `(samples,)`.
+        labels: their classes, `(samples,)`.
+        skipped: positions of those that were left out.
+        counts: how many samples each block has.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    skipped: list[int]
+    counts: list[int]
 
 
 @dataclass(frozen=True)
 class Images:
-    """A split's images, in blocks of up to `size` samples; blocks that are not kept are decoded anew.
+    """A split's images, in blocks of up to `size` samples; blocks that are not cached are decoded again.
 
     Args:
-        folder: has for each shard a file that says how many blocks there are, and for each block an index (labels,
-            and which samples were left out) and, while there is room, the models' inputs.
+        folder: has for each shard a file with its number of blocks, and for each block a record (labels, and which
+            samples were left out) and, if there is room, the models' inputs.
         size: samples in a block.
-        source: where the images come from; it is only asked if some are not kept.
-        on_digests: hears those of each block that goes by, once it is indexed, and may refuse to go on.
+        source: gives the place where the images come from; it is only called if some are not cached.
+        on_digests: is given the digests of each block, once it is decoded or read, and may refuse to go on.
     """
 
     folder: Path
@@ -106,46 +123,40 @@ class Images:
     source: Callable[[], Source] = field(compare=False, repr=False)
     on_digests: Callable[[list[str]], None] | None = field(default=None, compare=False, repr=False)
 
-    def is_indexed(self) -> bool:
-        """Whether all blocks were decoded once."""
-        return self._shards() is not None and all(self._is_indexed(block) for block in self.blocks)
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in order, once each shard was read to its end."""
+        shards = enumerate(self._shards() or [])
+        return [(shard, number) for shard, record in shards for number in range(record.blocks)]
 
-    def is_kept(self) -> bool:
+    def is_cached(self) -> bool:
         """Whether all blocks are on disk; they may have been removed to save space."""
-        return self.is_indexed() and all(self.path(block).exists() for block in self.blocks)
+        return self._shards() is not None and all(self._is_cached(block) for block in self.blocks)
 
-    def is_kept_by_all(self) -> bool:
-        """Whether each block is on the disk of some process. All of them ask at the same point."""
+    def is_cached_by_all(self) -> bool:
+        """Whether each block is on the disk of some process. All processes must call this at the same point."""
         from accelerate.utils import gather_object
 
-        kept = [block for block in self.blocks if self.path(block).exists()]
-        return {block for one in gather_object([kept]) for block in one} >= {*self.blocks}
+        cached = [block for block in self.blocks if self.path(block).exists()]
+        return {block for blocks in gather_object([cached]) for block in blocks} >= {*self.blocks}
 
     def example(self) -> dict[str, torch.Tensor] | None:
-        """What the models take for one of the images, without the batch dimension; None if no block is kept yet."""
+        """The models' inputs for one image, without the batch dimension; None if no block is cached yet."""
         import torch
 
         for path in sorted(self.folder.glob("block-*.safetensors")):
-            _, shard, number = path.stem.split("-")
-            inputs = self.read((int(shard), int(number)))
+            inputs = self.read(_block_of(path))
             if inputs and len(next(iter(inputs.values()))):
                 return {name: value[:1].to(torch.device("cpu"))[0] for name, value in inputs.items()}
         return None
 
-    @property
-    def blocks(self) -> list[Block]:
-        """All blocks in order, once each shard was read to its end."""
-        counts = [one["blocks"] for one in self._shards() or []]
-        return [(shard, number) for shard, count in enumerate(counts) for number in range(count)]
-
     def counts(self) -> dict[Block, int]:
-        """How many samples each block has, of those that were decoded once, whether all were or not."""
-        places = [tuple(map(int, path.stem.split("-")[1:])) for path in self.folder.glob("block-*.json")]
-        blocks = [(shard, number) for shard, number in places if self._is_indexed((shard, number))]
-        return {block: len(json.loads(self._index_path(block).read_text())["labels"]) for block in sorted(blocks)}
+        """How many samples each block has, for the blocks that were decoded so far."""
+        blocks = sorted(_block_of(path) for path in self.folder.glob("block-*.json"))
+        return {block: len(record.labels) for block in blocks if (record := self._record(block))}
 
-    def index(self) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
-        """Of the whole split: sample ids and labels `(samples,)`, ids left out, and the size of each block."""
+    def index(self) -> SplitIndex:
+        """The samples of the whole split, once all blocks were decoded."""
         import numpy as np
 
         ids: list[int] = []
@@ -153,27 +164,31 @@ class Images:
         skipped: list[int] = []
         counts: list[int] = []
         for block in self.blocks:
-            index = json.loads(self._index_path(block).read_text())
-            start = len(ids) + len(skipped)
-            left_out = set(index["skipped"])
-            ids += [start + place for place in range(len(index["labels"]) + len(left_out)) if place not in left_out]
+            record = self._record(block)
+            if record is None:
+                raise FileNotFoundError(f"{self._record_path(block)} is gone, or broken.")
+            start, left_out = len(ids) + len(skipped), set(record.skipped)
+            places = range(len(record.labels) + len(left_out))
+            ids += [start + place for place in places if place not in left_out]
             skipped += [start + place for place in sorted(left_out)]
-            labels += index["labels"]
-            counts.append(len(index["labels"]))
-        return np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts
+            labels += record.labels
+            counts.append(len(record.labels))
+        return SplitIndex(np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts)
 
     def digests(self, blocks: Sequence[Block] | None = None) -> np.ndarray | None:
-        """Of the image of each sample `(samples,)`; None if that is not known, or an earlier version indexed some.
+        """The digest of each sample's image `(samples,)`; None if some are unknown: an earlier version recorded none.
 
         Args:
             blocks: whose samples; by default those of the whole split.
         """
-        indices = [self._index(block) for block in (self.blocks if blocks is None else blocks)]
-        if not indices or not all(
-            len(index.get("digests", ())) == len(index.get("labels", [None])) for index in indices
-        ):
-            return None
-        return as_digests([digest for index in indices for digest in index["digests"]])
+        digests: list[str] = []
+        blocks = self.blocks if blocks is None else blocks
+        for block in blocks:
+            record = self._record(block)
+            if record is None or record.digests is None or len(record.digests) != len(record.labels):
+                return None
+            digests += record.digests
+        return as_digests(digests) if blocks else None
 
     def stream(
         self,
@@ -184,11 +199,13 @@ class Images:
         room: int = 0,
         workers: int = 0,
     ) -> Iterator[tuple[Block, Inputs]]:
-        """This process's blocks, in order: read if they are kept, else decoded, and kept if there is room.
+        """This process's blocks, in order: read if they are cached, else decoded, and cached if there is room.
 
         Blocks that are not `wanted` are decoded only if that was never done.
 
         Args:
+            rank, world: which of how many processes this is.
+            wanted: which blocks to yield.
             room: bytes that this process may add to the pixel cache.
             workers: further processes that decode.
 
@@ -197,17 +214,17 @@ class Images:
         """
         for block, decoded in decode_all(self._raw(rank, world, wanted), self.source, workers):
             if decoded is not None:
-                room -= self._keep(block, decoded, room)
+                room -= self._write(block, decoded, room)
             if self.on_digests:
-                self.on_digests(self._index(block).get("digests", []))
+                record = self._record(block)
+                self.on_digests((record and record.digests) or [])
             if decoded is None:
                 yield block, self.read(block)
-                continue
-            if wanted(block):
+            elif wanted(block):
                 yield block, decoded.inputs
 
     def read(self, block: Block) -> Inputs:
-        """The models' inputs of a block that is kept: `(samples, ...)` by name, memory-mapped."""
+        """The models' inputs of a cached block: `(samples, ...)` by name, memory-mapped."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -226,24 +243,29 @@ class Images:
         return inputs
 
     def room(self, limit: int | None) -> int:
-        """Bytes that may be added to what is kept, of so many in all."""
+        """Bytes that may be added to the cache.
+
+        Args:
+            limit: of the whole cache; None for a share of the disk.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = sum(path.stat().st_size for path in self.folder.glob("block-*.safetensors"))
+        cached = sum(path.stat().st_size for path in self.folder.glob("block-*.safetensors"))
         if limit is None:
-            limit = min(MOST, int(SHARE * (shutil.disk_usage(self.folder).free + kept)))
-        return max(0, limit - kept)
+            limit = min(MOST, int(SHARE * (shutil.disk_usage(self.folder).free + cached)))
+        return max(0, limit - cached)
 
     def path(self, block: Block) -> Path:
+        """The file with a block's inputs."""
         return self.folder / f"block-{block[0]:05d}-{block[1]:06d}.safetensors"
 
     def check_order(self) -> None:
-        """Hold all processes and all passes to one order of the rows.
+        """Check that all processes and all passes read the rows in the same order.
 
         Raises:
-            ValueError: if a shard was read in two; what was made of it is removed.
+            ValueError: if a shard was read in two orders; all that was made of the split is removed.
         """
-        found = [path.name[: len("shard-00000")] for path in self.folder.glob("shard-*.json")]
-        if len(found) == len(set(found)):
+        shards = [path.name[: len("shard-00000")] for path in self.folder.glob("shard-*.json")]
+        if len(shards) == len(set(shards)):
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         split = self.source().split
@@ -255,69 +277,63 @@ class Images:
     def _raw(
         self, rank: int, world: int, wanted: Callable[[Block], bool]
     ) -> Iterator[tuple[Block, list[dict[str, object]] | None]]:
-        """The blocks that this process has to see, with their rows or, where they are kept, without."""
+        """The blocks that this process has to see, with their rows or, if they are cached, without."""
         shards = len(self._shards() or []) or count_shards(self.source().split.rows)
         for shard in range(shards):
             if rank not in reads(shard, shards, world):
                 continue
-            known = self._shard(shard)
-            if known is not None:
-                mine = [(shard, number) for number in range(known["blocks"])]
-                mine = [block for block in mine if reader(block, shards, world) == rank]
-                todo = [block for block in mine if wanted(block) or not self._is_indexed(block)]
-                if all(self._is_kept(block) for block in todo):
-                    yield from ((block, None) for block in todo)
+            record = self._shard(shard)
+            if record is not None:
+                blocks = [(shard, number) for number in range(record.blocks)]
+                blocks = [block for block in blocks if reader(block, shards, world) == rank]
+                needed = [block for block in blocks if wanted(block) or not self._record(block)]
+                if all(self._is_cached(block) for block in needed):
+                    yield from ((block, None) for block in needed)
                     continue
             count, order = 0, hashlib.sha256()
             split = self.source().split
             for number, rows in raw_blocks(split.rows, shard, shards, self.size, split.name):
                 block, count = (shard, number), number + 1
                 if isinstance(rows, list):
-                    order.update(repr([_mark(row, split) for row in rows]).encode())
+                    order.update(repr([_row_checksum(row, split) for row in rows]).encode())
                 if reader(block, shards, world) != rank:
                     continue
-                if self._is_kept(block):
+                if self._is_cached(block):
                     if wanted(block):
                         yield block, None
-                elif wanted(block) or not self._is_indexed(block):
+                elif wanted(block) or not self._record(block):
                     yield block, list(rows)
             path = self.folder / f"shard-{shard:05d}-{order.hexdigest()[:16]}.json"
-            write_json(path, {"shards": shards, "blocks": count})
+            write_json(path, asdict(ShardRecord(shards, count)))
 
-    def _shards(self) -> list[dict[str, int]] | None:
-        """What is known of each shard, if all were read to their ends."""
+    def _shards(self) -> list[ShardRecord] | None:
+        """The records of all shards, if all were read to their ends."""
         first = self._shard(0)
-        found = [self._shard(shard) for shard in range(first["shards"])] if first else [None]
-        known = [one for one in found if one is not None]
-        return known if len(known) == len(found) else None
+        if first is None:
+            return None
+        records = [self._shard(shard) for shard in range(first.shards)]
+        known = [record for record in records if record is not None]
+        return known if len(known) == len(records) else None
 
-    def _shard(self, shard: int) -> dict[str, int] | None:
-        for path in self.folder.glob(f"shard-{shard:05d}-*.json"):
-            found = _read_json(path)
-            if found and all(type(found.get(name)) is int and found[name] >= 0 for name in ("shards", "blocks")):
-                return found
-        return None
+    def _shard(self, shard: int) -> ShardRecord | None:
+        records = map(ShardRecord.read, self.folder.glob(f"shard-{shard:05d}-*.json"))
+        return next((record for record in records if record is not None), None)
 
-    def _is_kept(self, block: Block) -> bool:
-        return self.path(block).exists() and self._is_indexed(block)
+    def _is_cached(self, block: Block) -> bool:
+        return self.path(block).exists() and self._record(block) is not None
 
-    def _is_indexed(self, block: Block) -> bool:
-        """Whether a block's labels are known; an index that can't be read is made anew."""
-        found = self._index(block)
-        return all(isinstance(found.get(name), list) for name in ("labels", "skipped"))
+    def _record(self, block: Block) -> BlockRecord | None:
+        """What is known of a block; a record that can't be read is written again."""
+        return BlockRecord.read(self._record_path(block))
 
-    def _index(self, block: Block) -> dict[str, Any]:
-        return _read_json(self._index_path(block)) or {}
+    def _record_path(self, block: Block) -> Path:
+        return self.path(block).with_suffix(".json")
 
-    def _index_path(self, block: Block) -> Path:
-        return self.folder / f"block-{block[0]:05d}-{block[1]:06d}.json"
-
-    def _keep(self, block: Block, decoded: Decoded, room: int) -> int:
-        """Write a block's index, and its inputs if they fit; how many bytes these took."""
+    def _write(self, block: Block, decoded: Decoded, room: int) -> int:
+        """Write a block's record, and its inputs if they fit; returns how many bytes these took."""
         from safetensors.torch import save_file
 
-        index = {name: getattr(decoded, name) for name in ("labels", "digests", "skipped")}
-        write_json(self._index_path(block), index)
+        write_json(self._record_path(block), asdict(BlockRecord(decoded.labels, decoded.digests, decoded.skipped)))
         tensors: dict[str, torch.Tensor] = {}
         for name, value in decoded.inputs.items():
             if isinstance(value, Pixels):
@@ -331,8 +347,60 @@ class Images:
         return size
 
 
-def _mark(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
-    """What tells a row from others: two passes over a stream must not meet different images."""
+def find_home(cache_dir: str | Path | None) -> Path:
+    """The folder of banks and prepared images: by default `hf_radin` in HF_HOME.
+
+    Raises:
+        ValueError: if it can't be written to.
+    """
+    from huggingface_hub.constants import HF_HOME
+
+    home = (Path(cache_dir) if cache_dir is not None else Path(HF_HOME) / "hf_radin").resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
+    return home
+
+
+def block_size(samples: int | None) -> int:
+    """Samples in a block. It depends on the split alone, so that any number of processes computes the same bank.
+
+    Args:
+        samples: in the split; None if that is not known before it is read.
+    """
+    return BLOCK // 4 if samples is not None and samples < SMALL else BLOCK
+
+
+def parse_size(size: str | int) -> int | None:
+    """The bytes that the pixel cache of a split may take: None for `auto`, 0 for `off`, else a size as in `20GB`.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    from accelerate.utils import convert_file_size_to_int
+
+    if size == "auto":
+        return None
+    if size == "off":
+        return 0
+    try:
+        limit = int(convert_file_size_to_int(size))
+    except (ValueError, OverflowError, TypeError, AttributeError):
+        limit = -1
+    if limit < 0 or isinstance(size, bool):
+        raise ValueError(f"pixel_cache={size!r}: it is 'auto', 'off' or a size as in '20GB'.")
+    return limit
+
+
+def _block_of(path: Path) -> Block:
+    """The block that a file is about, by its name."""
+    _, shard, number = path.stem.split("-")
+    return int(shard), int(number)
+
+
+def _row_checksum(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
+    """What distinguishes a row from others: two passes over a stream must not meet different images."""
     image = row.get(split.image_column)
     if isinstance(image, dict):
         content = image.get("bytes")
@@ -341,10 +409,10 @@ def _mark(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
     return row.get(split.label_column), zlib.crc32(as_bytes() if as_bytes else repr(image).encode())
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """What a file of the cache says; None if it is not there, or broken."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """The fields of a file of the cache; none if there is no such file, or it is broken."""
     try:
-        found = json.loads(path.read_text())
+        fields = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return fields if isinstance(fields, dict) else {}

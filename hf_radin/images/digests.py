@@ -1,4 +1,7 @@
-"""What tells an image from all others, whatever it is called and wherever it lies: a digest of its file's bytes."""
+"""What identifies an image, whatever its name and place: a digest of its file's bytes.
+
+Splits that share images are found by it, and refused.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,20 @@ import numpy as np
 from hf_radin.images.split import Split
 from hf_radin.runtime.files import digest, write_atomically
 
-WAY_OUT = (
+REMEDY = (
     "Images that chose a soup can't prove it. Leave them out of one of the two splits, name another, or allow it with "
     "allow_overlap=True (--allow-overlap): recipe and card then say it."
 )
 
-# Of an image's file in hexadecimal digits; nothing where it can't be read.
+# The digest of an image in hexadecimal digits; empty if the image can't be read.
 DTYPE = np.dtype("S32")
 
 
 def with_bytes(image: Any) -> Any:
-    """An image with the bytes of its file, which is read if need be; an image without a file is as it was.
+    """An image with the bytes of its file, which is read if necessary; an image without a file is returned unchanged.
 
     Args:
-        image: as datasets gives it undecoded, the bytes or the path of a file, or an image or array of a user's own.
+        image: as datasets gives it undecoded, the bytes or the path of a file, or an image or array of the user's.
 
     Raises:
         OSError: if the file can't be read.
@@ -41,7 +44,7 @@ def with_bytes(image: Any) -> Any:
 
 
 def image_digest(image: Any) -> str:
-    """Of what `with_bytes` gave; where there is no file, of the pixels."""
+    """The digest of an image as `with_bytes` gives it; without a file, of its pixels."""
     if isinstance(image, dict):
         content = image["bytes"]
     else:
@@ -51,14 +54,14 @@ def image_digest(image: Any) -> str:
 
 
 def split_digests(split: Split, home: Path) -> np.ndarray:
-    """Of each image of a split `(rows,)`, in order: read once without decoding any, and kept in `digests` of `home`.
+    """The digest of each image of a split `(rows,)`, in order: read once without decoding, and cached in `home`.
 
-    What can't be read is a matter of those who have to decode it, and has none.
+    An image that can't be read has an empty digest; it is an error only where it has to be decoded.
     """
     path = home / "digests" / f"{digest(split.key, split.image_column)}.npy"
     try:
         return as_digests(np.load(path))
-    except Exception:  # it is not there, or broken
+    except Exception:  # there is no such file, or it is broken
         rows = split.rows.select_columns([split.image_column]) if split.rows.features else split.rows
         digests = as_digests([_digest_or_nothing(row[split.image_column]) for row in rows])
         write_atomically(path, partial(np.save, arr=digests))
@@ -69,7 +72,7 @@ def as_digests(values: Any) -> np.ndarray:
     """An array of digests.
 
     Raises:
-        ValueError: if these are none.
+        ValueError: if the values are not one list of digests.
     """
     digests = np.asarray(values if len(values) else [], dtype=DTYPE)
     if digests.ndim != 1:
@@ -77,68 +80,77 @@ def as_digests(values: Any) -> np.ndarray:
     return digests
 
 
-def stand_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which images are among others, byte for byte: bool `(images,)`."""
+def find_shared(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which images are among others, byte for byte, by the digests of both: bool `(images,)`."""
     return np.isin(digests, others[others != b""]) & (digests != b"")
 
 
-def with_copies(out: np.ndarray, rest: np.ndarray, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two parts of some images, where those of the first that have a copy in the second go there.
+def with_copies(held_out: np.ndarray, others: np.ndarray, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of the images, after held-out ones that have a copy among the others are moved to these.
 
     Args:
-        out, rest: positions of images.
-        digests: of all of them, `(images,)`.
+        held_out, others: positions of images.
+        digests: of all images, `(images,)`.
     """
-    copies = stand_in(digests[out], digests[rest])
-    return out[~copies], np.concatenate([rest, out[copies]])
+    copies = find_shared(digests[held_out], digests[others])
+    return held_out[~copies], np.concatenate([others, held_out[copies]])
 
 
 def count_shared(held_out: np.ndarray, chosen: np.ndarray) -> int:
-    """How many of the held-out images are among those that chose; of both digests `(images,)`."""
-    return int(stand_in(held_out, chosen).sum())
+    """How many of the held-out images are among those that chose, by the digests of both `(images,)`."""
+    return int(find_shared(held_out, chosen).sum())
 
 
 def refuse_shared(held_out: np.ndarray, chosen: np.ndarray, names: tuple[str, str]) -> None:
-    """Raises a ValueError if splits share images.
+    """Refuse two splits that share images.
 
     Args:
+        held_out, chosen: digests of the images of both.
         names: of the two splits.
+
+    Raises:
+        ValueError: if there is an image in both.
     """
     if shared := count_shared(held_out, chosen):
         refuse_counted(shared, len(held_out), names)
 
 
 def refuse_counted(shared: int, images: int, names: tuple[str, str]) -> NoReturn:
+    """Raise the error for so many shared images, of so many in the held-out split."""
     raise ValueError(
         f"{shared} of the {images} images of the split {names[0]!r} are in the split {names[1]!r} too, byte for byte. "
-        f"{WAY_OUT}"
+        f"{REMEDY}"
     )
 
 
 def refuse_shared_splits(held_out: Split, chosen: Split, home: Path) -> None:
-    """Raises a ValueError if splits share images, where both are here and can be read before anything is computed."""
+    """Refuse two splits that share images, if both are local and can be read before anything is computed.
+
+    Raises:
+        ValueError: if there is an image in both.
+    """
     if held_out.is_here and chosen.is_here:
         names = held_out.split, chosen.split
         refuse_shared(split_digests(held_out, home), split_digests(chosen, home), names)
 
 
 def refuse_met(digests: Sequence[str], chosen: np.ndarray, names: tuple[str, str]) -> None:
-    """Refuse images of the split that proves a soup as they go by, at the first that chose it.
+    """Refuse a block of the held-out split, while it is streamed, if it shares images with the split that chose.
 
     Args:
-        digests: of the images that have just gone by.
+        digests: of the images of the block.
         chosen: of the images that chose, ascending `(images,)`.
-        names: of the split that proves and of the one that chooses.
+        names: of the held-out split and of the one that chooses.
 
     Raises:
         ValueError: if an image is in both.
     """
-    met = np.asarray(digests if digests else [], dtype=chosen.dtype)
-    places = np.searchsorted(chosen, met).clip(max=len(chosen) - 1)  # of a million images, a block takes no time
-    if shared := int((chosen[places] == met).sum()):
+    block = np.asarray(digests if digests else [], dtype=chosen.dtype)
+    places = np.searchsorted(chosen, block).clip(max=len(chosen) - 1)  # fast, even among a million images
+    if shared := int((chosen[places] == block).sum()):
         raise ValueError(
-            f"{shared} of {len(met)} images of the split {names[0]!r} that have just gone by are in the split "
-            f"{names[1]!r} too, byte for byte, and perhaps others. {WAY_OUT}"
+            f"{shared} of {len(block)} images of the split {names[0]!r} that have just been read are in the split "
+            f"{names[1]!r} too, byte for byte, and perhaps others. {REMEDY}"
         )
 
 

@@ -464,7 +464,8 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
     """Write what a bank has beside its logits: its samples, their labels, and its manifest."""
     if (task.folder / BANK).exists():
         return
-    ids, labels, skipped, counts = images.index()
+    index = images.index()
+    ids, labels, skipped, counts = index.ids, index.labels, index.skipped, index.counts
     if not len(ids):
         raise ValueError(
             f"The split {task.split.split!r} of {task.split.name} has no image to use; {len(skipped)} were skipped."

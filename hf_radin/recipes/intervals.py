@@ -1,8 +1,9 @@
-"""How sure a figure is: intervals for accuracies and their differences, the exact paired test, stratified samples.
+"""How certain a figure is: intervals for accuracies and their differences, a paired test, and stratified samples.
 
-A soup and its ensemble seldom differ where all ingredients agree so far that no recipe changes the prediction (the
-*decided* images, see `pruning`), and often on the others (the *contested* ones). So a stratified sample that has all
-contested images and a few of the decided ones knows a soup's accuracy almost as well as the whole split does. Within
+Intervals come from the bootstrap, the paired test is McNemar's exact one. `Strata` samples images in groups: a soup
+and its ensemble seldom differ where all ingredients agree so far that no recipe changes the prediction (the *decided*
+images, see `pruning`), and often on the others (the *contested* ones). A stratified sample that has all contested
+images and a few of the decided ones therefore knows a soup's accuracy almost as well as the whole split does. Within
 a stratum all images have the same chance, and each stands for as many as were not drawn: nothing is taken on trust.
 """
 
@@ -13,12 +14,65 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of intervals; and how often images are drawn anew for one.
+# The confidence level of intervals, and how often images are resampled for one.
 LEVEL, RESAMPLES = 0.95, 10_000
 
 
+@dataclass(frozen=True, eq=False)
+class Strata:
+    """A split's images in groups, each in the random order in which its images are drawn.
+
+    Args:
+        groups: positions of images; each image is in exactly one of them.
+    """
+
+    groups: tuple[np.ndarray, ...]
+
+    @classmethod
+    def shuffled(cls, groups: Sequence[np.ndarray], seed: int) -> Strata:
+        """Groups in random orders."""
+        generator = np.random.default_rng(seed)
+        return cls(tuple(generator.permutation(group) for group in groups))
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return sum(map(len, self.groups))
+
+    def first(self, counts: Sequence[int]) -> np.ndarray:
+        """The first images of each group, as many as `counts` says: bool `(samples,)`."""
+        drawn = np.zeros(len(self), dtype=bool)
+        for group, count in zip(self.groups, counts, strict=True):
+            drawn[group[:count]] = True
+        return drawn
+
+    def mean(self, values: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+        """The estimated mean over all images, and its standard error; infinite if nothing is known of a group.
+
+        In each group, the drawn images stand for all. The error is that of drawing without replacement. Values are
+        -1, 0 or 1. To the drawn ones, one is added that is none of them for certain: half a 0, and a quarter of a 1
+        and of a -1, so that a few equal values do not pass for certainty.
+
+        Args:
+            values: `(samples,)`; ignored where they are not known.
+            known: bool `(samples,)`: the first images of each group.
+        """
+        total = variance = 0.0
+        for group in filter(len, self.groups):
+            sample = group[known[group]]
+            drawn, share = len(sample), len(group) / len(self)
+            if not drawn:
+                return 0.0, np.inf
+            sample_sum = int(values[sample].sum())
+            # of a whole group this is the very sum: a tie must not become a difference
+            total += len(group) * sample_sum / drawn
+            if drawn < len(group):  # a group that is known in full has no error
+                spread = (np.count_nonzero(values[sample]) + 0.5) / (drawn + 1) - (sample_sum / (drawn + 1)) ** 2
+                variance += share**2 * spread / drawn * (1 - drawn / len(group))
+        return total / len(self), float(np.sqrt(variance))
+
+
 def accuracy_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """Between which accuracies the bootstrap puts 95%: images drawn anew with replacement, as many as there are.
+    """The 95% bootstrap interval of an accuracy.
 
     Args:
         hits: bool `(samples,)`.
@@ -29,7 +83,7 @@ def accuracy_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]
 
 
 def difference_interval(hits: np.ndarray, others: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """The same for the difference of the accuracies of two models on the same images, which are drawn together.
+    """The 95% bootstrap interval of the difference of two models' accuracies on the same images, resampled in pairs.
 
     Args:
         hits, others: bool `(samples,)`.
@@ -55,58 +109,7 @@ def mcnemar(hits: np.ndarray, others: np.ndarray) -> float:
     return float(min(1.0, 2 * np.exp(chances).sum()))
 
 
-def _middle(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _middle(resampled: np.ndarray) -> tuple[float, float]:
+    """The interval that holds the middle 95% of the values."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-@dataclass(frozen=True, eq=False)
-class Strata:
-    """A split's images in groups, each in the random order in which they are drawn.
-
-    Args:
-        groups: positions of images; each image is in one of them.
-    """
-
-    groups: tuple[np.ndarray, ...]
-
-    @classmethod
-    def shuffled(cls, groups: Sequence[np.ndarray], seed: int) -> Strata:
-        """Groups in random orders."""
-        generator = np.random.default_rng(seed)
-        return cls(tuple(generator.permutation(group) for group in groups))
-
-    def __len__(self) -> int:
-        """How many images there are."""
-        return sum(map(len, self.groups))
-
-    def first(self, counts: Sequence[int]) -> np.ndarray:
-        """The first so many images of each group: bool `(samples,)`."""
-        drawn = np.zeros(len(self), dtype=bool)
-        for group, count in zip(self.groups, counts, strict=True):
-            drawn[group[:count]] = True
-        return drawn
-
-    def mean(self, values: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-        """The mean over all images of what is known of some, and its standard error; infinite where nothing is known.
-
-        In each group, an image that was drawn stands for as many as there are. The error is that of drawing without
-        replacement; values are -1, 0 or 1. To those that were drawn, one is added that is none of them for sure: half
-        a 0, and a quarter of a 1 and of a -1, so that a few equal ones do not pass for certainty.
-
-        Args:
-            values: `(samples,)`; those of images that are not known are not looked at.
-            known: bool `(samples,)`, of each group its first ones.
-        """
-        total = variance = 0.0
-        for group in filter(len, self.groups):
-            there = group[known[group]]
-            drawn, share = len(there), len(group) / len(self)
-            if not drawn:
-                return 0.0, np.inf
-            found = int(values[there].sum())
-            total += len(group) * found / drawn  # of a whole group the very sum: a tie must not become a difference
-            if drawn < len(group):  # of all, nothing is left to chance
-                spread = (np.count_nonzero(values[there]) + 0.5) / (drawn + 1) - (found / (drawn + 1)) ** 2
-                variance += share**2 * spread / drawn * (1 - drawn / len(group))
-        return total / len(self), float(np.sqrt(variance))

@@ -1,4 +1,8 @@
-"""Candidate recipes: which mixtures are worth a look. Scoring them costs no forward pass."""
+"""Candidate recipes: which mixtures are worth scoring. Scoring costs no forward pass.
+
+`propose` draws candidates without looking at scores, `seek` searches from there for better ones, and `shortlist` picks
+the few that are worth measuring.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +14,47 @@ import numpy as np
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.scoring import MIXED_AT_ONCE
 
-# What draws its candidates blindly, and what seeks them by their scores (seek.py).
+# Kinds of candidates that are drawn at random or enumerated, and kinds that are sought by their scores.
 DRAWN = ("auto", "monte-carlo", "dirichlet")
 SOUGHT = ("subsets", "forward", "local", "line", "wise-ft", "model-stock")
 
-# Of these, which need to know the model that all others were fine-tuned from.
+# The kinds that need the model that all others were fine-tuned from.
 FROM_START = ("wise-ft", "model-stock")
 
-# Of so few models there are hardly any subsets: how much of each is what is left to find.
+# What `auto` seeks beside what it draws: the kinds that `benchmarks/budget.py` finds better than drawing alone.
+AUTO = ("local", "line")
+
+# Up to this many ingredients `auto` also draws unequal mixtures: there are hardly any subsets to choose from.
 FEW = 3
 
-# Up to here all subsets are fewer than 4096, and none needs to be left to chance.
+# Up to this many ingredients `auto` takes all subsets: they are fewer than 4096.
 EXHAUSTIVE_UP_TO = 12
+
+# By how much of their weight measured candidates differ at least, where candidates are sought by their scores.
+APART = 0.1
+
+# From how many of the best candidates local search and line search start.
+STARTS, LINES = 5, 2
+
+# How many subsets are scored at a time, and how many of all are returned.
+SCORED_AT_ONCE, KEPT = 1 << 15, 4096
+
+# From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
+Score = Callable[[np.ndarray], np.ndarray]
+
+# From two recipes `(models,)` to the best step from one to the other, in [0, 1], and how many images are right there.
+Step = Callable[[np.ndarray, np.ndarray], tuple[float, int]]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Recipes as rows `(recipes, models)`, and for each what proposed it."""
+    """Recipes as rows `(recipes, models)`, and for each the kind that proposed it."""
 
     weights: np.ndarray
     proposals: tuple[str, ...]
 
     def __add__(self, other: Candidates) -> Candidates:
-        """Both, in order; what stands in the first is not taken again from the second."""
+        """Both, in order, without the rows of the second that the first has already."""
         seen = {row.tobytes() for row in self.weights}
         new = [index for index, row in enumerate(other.weights) if row.tobytes() not in seen]
         return Candidates(
@@ -41,18 +63,19 @@ class Candidates:
         )
 
     def first(self, count: int) -> Candidates:
-        """No more than so many."""
+        """The first `count` candidates."""
         return Candidates(self.weights[:count], self.proposals[:count])
 
 
 def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int = 0) -> Candidates:
-    """Candidates for `models` ingredients that are drawn blindly: the singles, the uniform soup, and others.
+    """Candidates that are drawn without looking at scores: the single models, the uniform soup, and others.
 
     Args:
+        models: how many ingredients there are.
         proposals: kinds, separated by commas. `monte-carlo` draws subsets in equal parts as the paper does; `auto`
-            takes all up to 12 ingredients (at most 4095 recipes), of up to 3 mixtures of unequal parts too, and draws
-            beyond; `dirichlet` draws mixtures of unequal parts. Kinds that are sought by their scores (`seek`) add
-            nothing here.
+            takes all subsets of up to 12 ingredients (at most 4095 recipes) and draws beyond, and of up to 3
+            ingredients also draws unequal mixtures; `dirichlet` draws unequal mixtures. Kinds that are sought by
+            their scores (see `seek`) add nothing here.
         count: how many are drawn of each kind (200 in the paper).
 
     Raises:
@@ -64,18 +87,18 @@ def propose(models: int, *, proposals: str = "auto", count: int = 200, seed: int
             raise ValueError(f"{name}={value!r}: it is a whole number, at least {least}.")
     if "subsets" in kinds and models > 20:
         raise ValueError(f"{models} ingredients have 2^{models} - 1 subsets; take proposals='monte-carlo'.")
-    found = singles(models) + uniform(models)
+    candidates = singles(models) + uniform(models)
     if "auto" in kinds and models <= EXHAUSTIVE_UP_TO:
-        found += subsets(models)
+        candidates += subsets(models)
     elif "auto" in kinds or "monte-carlo" in kinds:
-        found += monte_carlo(models, count=count, seed=seed)
+        candidates += monte_carlo(models, count=count, seed=seed)
     if "dirichlet" in kinds or ("auto" in kinds and models <= FEW):
-        found += dirichlet(models, count=count, seed=seed)
-    return found
+        candidates += dirichlet(models, count=count, seed=seed)
+    return candidates
 
 
 def split_kinds(proposals: str) -> tuple[str, ...]:
-    """The kinds that stand between the commas.
+    """The kinds in a comma-separated list.
 
     Raises:
         ValueError: if there is none, or an unknown one.
@@ -89,7 +112,11 @@ def split_kinds(proposals: str) -> tuple[str, ...]:
 
 
 def check_start(kinds: Sequence[str], start: str | None, ids: Sequence[str]) -> None:
-    """Raises a ValueError if kinds need a start that is not there, or don't need the one that is given."""
+    """Check that `start` names an ingredient where some kind needs one, and is not given where none does.
+
+    Raises:
+        ValueError: if it does not.
+    """
     needing = [kind for kind in kinds if kind in FROM_START]
     if needing and start is None:
         raise ValueError(
@@ -100,6 +127,11 @@ def check_start(kinds: Sequence[str], start: str | None, ids: Sequence[str]) -> 
         raise ValueError(f"start={start!r} is for proposals={' or '.join(map(repr, FROM_START))}.")
     if start is not None and start not in ids:
         raise ValueError(f"start={start!r} is none of the ingredients: {', '.join(ids)}.")
+
+
+def equal_parts(members: np.ndarray) -> np.ndarray:
+    """Boolean rows `(recipes, models)` to rows on the simplex."""
+    return members / members.sum(axis=1, keepdims=True)
 
 
 def singles(models: int) -> Candidates:
@@ -113,16 +145,16 @@ def uniform(models: int) -> Candidates:
 
 
 def subsets(models: int) -> Candidates:
-    """All subsets in equal parts: the small ones first."""
+    """All subsets in equal parts, small ones first."""
     members = (np.arange(1, 1 << models)[:, None] >> np.arange(models)) & 1  # (subsets, models)
     members = members[np.argsort(members.sum(axis=1), kind="stable")]
     return Candidates(equal_parts(members.astype(bool)), ("subset",) * len(members))
 
 
 def monte_carlo(models: int, *, count: int = 200, seed: int = 0) -> Candidates:
-    """Subsets in equal parts, none twice, their sizes drawn evenly from 2 to `models - 1` (arXiv 2401.17790).
+    """Distinct subsets in equal parts, their sizes drawn evenly from 2 to `models - 1` (arXiv 2401.17790).
 
-    Fewer than `count` come back where there are not so many.
+    Where there are fewer than `count` such subsets, all are returned.
     """
     generator = np.random.default_rng(seed)
     wanted = min(count, (1 << models) - models - 2)  # all subsets but the empty one, the singles and the whole
@@ -141,30 +173,6 @@ def dirichlet(models: int, *, count: int = 200, seed: int = 0) -> Candidates:
     return Candidates(rows / rows.sum(axis=1, keepdims=True), ("dirichlet",) * count)
 
 
-def equal_parts(members: np.ndarray) -> np.ndarray:
-    """Boolean rows `(recipes, models)` to rows on the simplex."""
-    return members / members.sum(axis=1, keepdims=True)
-
-
-# By how much of their weight the measured candidates differ at least, where they are sought by their scores.
-APART = 0.1
-
-# How many of the best candidates local search and line search start from.
-STARTS, LINES = 5, 2
-
-# What `auto` seeks, beside what it draws: those that `benchmarks/budget.py` finds better than drawing alone.
-AUTO = ("local", "line")
-
-# From rows `(recipes, models)` on the simplex to their scores `(recipes,)`; more is better.
-Score = Callable[[np.ndarray], np.ndarray]
-
-# From two recipes `(models,)` to the best step from one to the other, in [0, 1], and how many images are right there.
-Step = Callable[[np.ndarray, np.ndarray], tuple[float, int]]
-
-# How many subsets are scored at a time, and how many of all are kept.
-SCORED_AT_ONCE, KEPT = 1 << 15, 4096
-
-
 def seek(
     drawn: Candidates,
     scores: np.ndarray,
@@ -178,78 +186,54 @@ def seek(
     """The drawn candidates and those that are sought from there, and the scores of all.
 
     Args:
-        drawn: the first of them are the singles.
-        scores: theirs, `(recipes,)`.
-        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last two; `wise-ft` and `model-stock`; others
-            add nothing.
-        start: which model the others were fine-tuned from, for the last two.
-        products: of all pairs of models, as they lie to their mean, for `model-stock` (see `kinship.products`).
+        drawn: from `propose`; the first of them are the single models.
+        scores: of the drawn candidates, `(recipes,)`.
+        score: scores further recipes.
+        step: finds the best step between two recipes.
+        kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last two; `wise-ft` and `model-stock`. Other
+            kinds add nothing.
+        start: which model the others were fine-tuned from, for `wise-ft` and `model-stock`.
+        products: of all pairs of models about their mean, for `model-stock` (see `kinship.products`).
     """
-    models, found = drawn.weights.shape[1], drawn
+    models, candidates = drawn.weights.shape[1], drawn
     kinds = (*kinds, *AUTO) if "auto" in kinds else kinds
     if "subsets" in kinds:
-        found += best_subsets(models, score)
+        candidates += best_subsets(models, score)
     if "forward" in kinds:
-        found += forward(models, score)
+        candidates += forward(models, score)
     if "local" in kinds:
         equal = (drawn.weights > 0) / (drawn.weights > 0).sum(axis=1, keepdims=True)
-        subsets = np.flatnonzero((drawn.weights == equal).all(axis=1))
-        for row in subsets[np.argsort(-scores[subsets], kind="stable")][:STARTS]:
-            found += local_search(drawn.weights[row] > 0, score)
+        rows = np.flatnonzero((drawn.weights == equal).all(axis=1))
+        for row in rows[np.argsort(-scores[rows], kind="stable")][:STARTS]:
+            candidates += local_search(drawn.weights[row] > 0, score)
     if "line" in kinds:
         for row in np.argsort(-scores, kind="stable")[:LINES]:
-            found += line_search(drawn.weights[row], step)
+            candidates += line_search(drawn.weights[row], step)
     if "wise-ft" in kinds and start is not None:
         order = np.argsort(-scores, kind="stable")
         rows = drawn.weights[order[drawn.weights[order, start] == 0]]
-        found += wise_ft(start, rows[:STARTS])
+        candidates += wise_ft(start, rows[:STARTS])
     if "model-stock" in kinds and start is not None and products is not None:
-        found += model_stock(start, products)
-    new = found.weights[len(drawn.weights) :]
-    return found, np.concatenate([scores, score(new)]) if len(new) else scores
+        candidates += model_stock(start, products)
+    new = candidates.weights[len(drawn.weights) :]
+    return candidates, np.concatenate([scores, score(new)]) if len(new) else scores
 
 
-def best_subsets(models: int, score: Score, *, keep: int = KEPT) -> Candidates:
-    """Of all subsets in equal parts those with the best scores, the best first; some are looked at after others.
+def best_subsets(models: int, score: Score, *, keep: int = KEPT, scored_at_once: int = SCORED_AT_ONCE) -> Candidates:
+    """The subsets in equal parts with the best scores, best first.
 
     Args:
         keep: how many.
+        scored_at_once: how many subsets are scored at a time, to bound the memory.
     """
     best, scores = np.zeros((0, models), dtype=bool), np.zeros(0)
-    for start in range(1, 1 << models, SCORED_AT_ONCE):
-        numbers = np.arange(start, min(start + SCORED_AT_ONCE, 1 << models))
+    for start in range(1, 1 << models, scored_at_once):
+        numbers = np.arange(start, min(start + scored_at_once, 1 << models))
         members = ((numbers[:, None] >> np.arange(models)) & 1).astype(bool)  # (subsets, models)
         scores = np.concatenate([scores, score(equal_parts(members))])
         order = np.argsort(-scores, kind="stable")[:keep]
         best, scores = np.concatenate([best, members])[order], scores[order]
     return Candidates(equal_parts(best), ("subset",) * len(best))
-
-
-def line_search(start: np.ndarray, step: Step) -> Candidates:
-    """From a recipe to better ones: of one ingredient after another the weight is set to the very best one.
-
-    In each round that ingredient is taken whose best weight, the others keeping their proportions, gets most images
-    right; it ends when none gets more. All recipes on the way are candidates.
-
-    Args:
-        start: `(models,)`.
-        step: the best step from one recipe to another, and how many images are right there.
-    """
-    models, row, found = len(start), start, []
-    most = max(step(start, start)[1], 0)
-    for _ in range(2 * models):
-        rounds = []
-        for one in np.flatnonzero(row < 1):
-            rest = np.where(np.arange(models) == one, 0, row)
-            rest = rest / rest.sum()
-            share, right = step(rest, np.eye(models)[one])
-            rounds.append((right, (1 - share) * rest + share * np.eye(models)[one]))
-        right, better = max(rounds, key=lambda each: each[0])  # of equals the first
-        if right <= most:
-            break
-        most, row = right, better
-        found.append(row / row.sum())
-    return Candidates(np.array(found).reshape(-1, models), ("line",) * len(found))
 
 
 def forward(models: int, score: Score, *, steps: int | None = None) -> Candidates:
@@ -262,24 +246,24 @@ def forward(models: int, score: Score, *, steps: int | None = None) -> Candidate
         steps: how many ingredients are added; by default twice as many as there are.
     """
     parts = np.zeros(models)
-    found: dict[bytes, np.ndarray] = {}
+    rows: dict[bytes, np.ndarray] = {}
     for _ in range(steps or 2 * models):
-        trials = parts + np.eye(models)
-        rows = trials / trials.sum(axis=1, keepdims=True)
-        best = int(np.argmax(score(rows)))  # of equals the first
-        parts = trials[best]
-        found.setdefault(rows[best].tobytes(), rows[best])
-    return Candidates(np.stack(list(found.values())), ("forward",) * len(found))
+        extended = parts + np.eye(models)
+        mixtures = extended / extended.sum(axis=1, keepdims=True)
+        best = int(np.argmax(score(mixtures)))  # the first of equals
+        parts = extended[best]
+        rows.setdefault(mixtures[best].tobytes(), mixtures[best])
+    return Candidates(np.stack(list(rows.values())), ("forward",) * len(rows))
 
 
 def local_search(members: np.ndarray, score: Score) -> Candidates:
-    """From a subset in equal parts to better ones: one ingredient is added, dropped or swapped until nothing helps.
+    """Improve a subset in equal parts: add, drop or swap one ingredient at a time until nothing helps.
 
     Args:
         members: bool `(models,)`, the subset to start from.
 
     Returns:
-        the subset that it ends with, if it is another.
+        the subset that the search ends with, or nothing if that is where it started.
     """
     start = members = np.asarray(members, dtype=bool)
     best = float(score(equal_parts(members[None]))[0])
@@ -290,23 +274,102 @@ def local_search(members: np.ndarray, score: Score) -> Candidates:
         if scores[place] <= best:
             break
         best, members = float(scores[place]), near[place]
-    found = members[None][: int((members != start).any())]
-    return Candidates(equal_parts(found), ("local",) * len(found))
+    improved = members[None][: int((members != start).any())]
+    return Candidates(equal_parts(improved), ("local",) * len(improved))
+
+
+def neighbours(members: np.ndarray) -> np.ndarray:
+    """The non-empty subsets that differ by one ingredient added, dropped or swapped: bool `(subsets, models)`."""
+    inside, outside = np.flatnonzero(members), np.flatnonzero(~members)
+    changes = [[added] for added in outside]
+    changes += [[dropped] for dropped in inside if len(inside) > 1]
+    changes += [[dropped, added] for dropped in inside for added in outside]
+    near = np.repeat(members[None], len(changes), axis=0)
+    for row, change in zip(near, changes, strict=True):
+        row[change] = ~row[change]
+    return near
+
+
+def line_search(start: np.ndarray, step: Step) -> Candidates:
+    """Improve a recipe by setting the weight of one ingredient after another to its very best value.
+
+    Each round picks the ingredient whose best weight, with the others keeping their proportions, gets most images
+    right. The search ends when no ingredient gets more. All recipes on the way are candidates.
+
+    Args:
+        start: `(models,)`.
+        step: finds the best step from one recipe to another, and how many images are right there.
+    """
+    models, row, rows = len(start), start, []
+    most = max(step(start, start)[1], 0)
+    for _ in range(2 * models):
+        options = []
+        for ingredient in np.flatnonzero(row < 1):
+            others = np.where(np.arange(models) == ingredient, 0, row)
+            others = others / others.sum()
+            share, right = step(others, np.eye(models)[ingredient])
+            options.append((right, (1 - share) * others + share * np.eye(models)[ingredient]))
+        right, better = max(options, key=lambda option: option[0])  # the first of equals
+        if right <= most:
+            break
+        most, row = right, better
+        rows.append(row / row.sum())
+    return Candidates(np.array(rows).reshape(-1, models), ("line",) * len(rows))
+
+
+def best_step(
+    pruned: Pruned, labels: np.ndarray, start: np.ndarray, end: np.ndarray, *, mixed_at_once: int = MIXED_AT_ONCE
+) -> tuple[float, int]:
+    """The step in [0, 1] from one recipe to another at which most images are right, and how many are.
+
+    Where several steps get as many right, it is the middle of the longest run of them: no tie decides there.
+
+    Args:
+        pruned: the classes that can win, with `top` 1.
+        labels: of the split `(samples,)`.
+        start, end: recipes `(models,)`.
+        mixed_at_once: how many logits are held at a time.
+    """
+    lows, highs, always = [], [], 0
+    for bucket in pruned.buckets():
+        right = bucket.classes == labels[bucket.images]  # (k, images)
+        can_win = right.any(axis=0)  # elsewhere the label never wins
+        if not len(bucket.logits):
+            always += int(can_win.sum())
+            continue
+        images, size = np.flatnonzero(can_win), max(1, mixed_at_once // bucket.logits[:, :, 0].size)
+        for first in range(0, len(images), size):
+            block = images[first : first + size]
+            flat = bucket.logits[:, :, block].reshape(pruned.models, -1).astype(np.float64)
+            from_start, to_end = (np.stack([start, end]) @ flat).reshape(2, len(right), -1)  # (k, images) each
+            low, high = _between(from_start, to_end - from_start, right[:, block].argmax(axis=0))
+            lows.append(low)
+            highs.append(high)
+    low, high = (np.concatenate(ends) if ends else np.zeros(0) for ends in (lows, highs))
+    runs = low < high
+    low, high = low[runs], high[runs]
+    steps = np.unique(np.concatenate([[0.0, 1.0], low, high]))
+    middles = (steps[1:] + steps[:-1]) / 2
+    counts = np.searchsorted(np.sort(low), middles) - np.searchsorted(np.sort(high), middles)  # of each run
+    best = counts == counts.max()
+    longest = int(np.argmax(np.where(best, steps[1:] - steps[:-1], -1)))
+    return float(middles[longest]), always + int(counts[longest])
 
 
 def wise_ft(start: int, rows: np.ndarray) -> Candidates:
-    """Recipes `(recipes, models)` mixed with the model that all began from, in nine steps (arXiv 2109.01903)."""
+    """Recipes `(recipes, models)` mixed in nine steps with the model that all began from (arXiv 2109.01903)."""
     models = rows.shape[1]
     shares = np.arange(1, 10)[:, None] / 10
-    found = [share * row + (1 - share) * np.eye(models)[start] for row in rows for share in shares]
-    return Candidates(np.array(found).reshape(-1, models), ("wise-ft",) * len(found))
+    mixtures = [share * row + (1 - share) * np.eye(models)[start] for row in rows for share in shares]
+    return Candidates(np.array(mixtures).reshape(-1, models), ("wise-ft",) * len(mixtures))
 
 
 def model_stock(start: int, products: np.ndarray) -> Candidates:
-    """The mean of all others drawn to their start by the angle between them, one for all layers (arXiv 2403.19522).
+    """The mean of all others, drawn to their start by the angle between them (arXiv 2403.19522).
 
-    With n models and the mean cosine c of their differences from the start, the mean counts n c / (1 + (n - 1) c):
-    that point is nearest to the centre of the shell on which fine-tunes seem to lie. The paper has an angle a layer.
+    With n models and the mean cosine c of their differences from the start, the mean has the share
+    n c / (1 + (n - 1) c): that point is nearest to the centre of the shell on which fine-tunes seem to lie. The paper
+    has one angle for each layer; here it is one for all.
     """
     models = len(products)
     others = np.flatnonzero(np.arange(models) != start)
@@ -322,10 +385,10 @@ def model_stock(start: int, products: np.ndarray) -> Candidates:
 
 
 def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: float = APART) -> list[int]:
-    """The places of `count` good candidates that differ: eight copies of one soup are one measurement for eight.
+    """The positions of `count` good candidates that differ: to measure near copies of one soup tells nothing new.
 
-    From the best down each is taken that differs from all that were taken in more than `apart` of its weight (half the
-    sum of absolute differences, the total variation). Where there are not so many, the best of the others fill up.
+    From the best down, a candidate is taken if it differs from all taken before in more than `apart` of its weight
+    (half the sum of absolute differences, the total variation). If these are too few, the best of the others fill up.
 
     Args:
         weights: `(recipes, models)`.
@@ -342,63 +405,15 @@ def shortlist(weights: np.ndarray, scores: np.ndarray, count: int, *, apart: flo
     return taken + left[: count - len(taken)]
 
 
-def neighbours(members: np.ndarray) -> np.ndarray:
-    """The subsets that differ by one ingredient added, dropped or swapped; none is empty: bool `(subsets, models)`."""
-    inside, outside = np.flatnonzero(members), np.flatnonzero(~members)
-    changes = [[one] for one in outside]
-    changes += [[one] for one in inside if len(inside) > 1]
-    changes += [[one, other] for one in inside for other in outside]
-    near = np.repeat(members[None], len(changes), axis=0)
-    for row, change in zip(near, changes, strict=True):
-        row[change] = ~row[change]
-    return near
-
-
-def best_step(pruned: Pruned, labels: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
-    """The step in [0, 1] from one recipe to another at which most images are right, and how many these are.
-
-    Of the steps at which as many are, the middle of the longest run is taken: there no tie decides.
-
-    Args:
-        pruned: the classes that can win, with `top` 1.
-        labels: of the split `(samples,)`.
-        start, end: recipes `(models,)`.
-    """
-    lows, highs, always = [], [], 0
-    for bucket in pruned.buckets():
-        right = bucket.classes == labels[bucket.images]  # (k, images)
-        there = right.any(axis=0)  # of the others the label never wins
-        if not len(bucket.logits):
-            always += int(there.sum())
-            continue
-        images, step = np.flatnonzero(there), max(1, MIXED_AT_ONCE // bucket.logits[:, :, 0].size)
-        for first in range(0, len(images), step):
-            some = images[first : first + step]
-            flat = bucket.logits[:, :, some].reshape(pruned.models, -1).astype(np.float64)
-            from_start, to_end = (np.stack([start, end]) @ flat).reshape(2, len(right), -1)  # (k, images) each
-            low, high = _between(from_start, to_end - from_start, right[:, some].argmax(axis=0))
-            lows.append(low)
-            highs.append(high)
-    low, high = (np.concatenate(found) if found else np.zeros(0) for found in (lows, highs))
-    runs = low < high
-    low, high = low[runs], high[runs]
-    steps = np.unique(np.concatenate([[0.0, 1.0], low, high]))
-    middles = (steps[1:] + steps[:-1]) / 2
-    counts = np.searchsorted(np.sort(low), middles) - np.searchsorted(np.sort(high), middles)  # of each run
-    best = counts == counts.max()
-    at = int(np.argmax(np.where(best, steps[1:] - steps[:-1], -1)))
-    return float(middles[at]), always + int(counts[at])
-
-
-def _between(at: np.ndarray, slope: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _between(level: np.ndarray, slope: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """From which step to which the class at `place` `(images,)` is ahead of all others; the same twice if nowhere.
 
     Args:
-        at, slope: of each class's line `(k, images)`.
+        level, slope: of each class's line `(k, images)`: its logit at step 0, and what a whole step adds.
     """
-    each = np.arange(len(place))
-    ahead, rise = at[place, each] - at, slope[place, each] - slope
-    others = np.arange(len(at))[:, None] != place
+    images = np.arange(len(place))
+    ahead, rise = level[place, images] - level, slope[place, images] - slope
+    others = np.arange(len(level))[:, None] != place
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = -ahead / rise
     low = np.where(others & (rise > 0), crossing, 0.0).max(axis=0)

@@ -1,7 +1,7 @@
-"""The classes that can win: what is left of a bank's logits when all that no recipe can predict is dropped.
+"""The classes that can win: what is left of a bank's logits when every class that no recipe can predict is dropped.
 
-A prediction is the argmax of the logits that `ensemble.in_order` mixes, the lower class of equals. Class d *beats*
-class c of an image if in every model its logit is at least that of c where d < c, and greater where d > c. Then no
+A prediction is the argmax of the logits that `ensemble.mix_in_order` mixes, the lower class of equals. For an image,
+class d *beats* class c if in every model its logit is at least that of c where d < c, and greater where d > c. Then no
 recipe predicts c, rounding included:
 
 - d < c. Rounding is monotone: a <= b gives fl(a) <= fl(b). Products with a weight >= 0 and sums in one order keep the
@@ -32,35 +32,35 @@ from hf_radin.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-_ARRAYS = ("images", "counts", "classes", "logits")
+# What is saved of pruned logits, beside `top`.
+ARRAYS = ("images", "counts", "classes", "logits")
 
 # How many logits of all models a thread reads at a time: 32 MiB in float16.
 READ_AT_ONCE = 1 << 24
 
-# How many models choose the classes that all others are first compared with: any are right, good ones drop more.
+# How many models choose the classes that all others are first compared with: any choice is right, good ones drop more.
 POLLED = 8
 
 # With how many of an image's classes the others are compared, so that hundreds that survive don't cost their square.
 ROUNDS = 32
 
-
-# How many bytes of logits may be left in memory. Of fine-tunes of one start it is a few megabytes; where models say
-# quite different things, hardly a class is dropped.
+# How many bytes of logits may be left in memory. Fine-tunes of one start leave a few megabytes; if models disagree
+# widely, hardly a class is dropped.
 MOST = 1 << 29
 
 
 class TooMuchLeftError(ValueError):
-    """Too little was dropped for the rest to be held in memory."""
+    """Too few classes were dropped for the others to fit into memory."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Images of which the same number `k` of classes can win.
+    """Images for which the same number `k` of classes can win.
 
     Args:
         images: their positions in the split `(images,)`.
-        classes: `(k, images)`, of each image ascending.
-        logits: `(models, k, images)`; nothing, `(0, k, images)`, where the images are decided.
+        classes: `(k, images)`, ascending for each image.
+        logits: `(models, k, images)`; empty, `(0, k, images)`, if the images are decided.
     """
 
     images: np.ndarray
@@ -70,15 +70,16 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """Of each image the classes that can be among the best `top` under some recipe, and their logits.
+    """For each image the classes that can be among the best `top` under some recipe, and their logits.
 
-    An image with no more than `top` such classes is *decided*: it is the same under every recipe.
+    An image with no more than `top` such classes is *decided*: every recipe predicts the same.
 
     Args:
-        images: positions in the split `(samples,)`, by their number of classes, those of the same number ascending.
+        images: positions in the split `(samples,)`, sorted by their number of classes, then ascending.
         counts: how many classes each of these has `(samples,)`.
-        classes: `(entries,)`; of images with `k` classes the entries lie together as `(k, images)`.
-        logits: float16 or float32 `(models, entries of the images that are not decided)`, which are the last ones.
+        classes: `(entries,)`; the entries of the images with `k` classes lie together as `(k, images)`.
+        logits: float16 or float32 `(models, entries of the images that are not decided)`, which are the last entries.
+        top: among how many best classes.
     """
 
     images: np.ndarray
@@ -92,7 +93,7 @@ class Pruned:
         return len(self.logits)
 
     def is_whole(self, models: int, samples: int, top: int) -> bool:
-        """Whether it can be what is left of the logits of so many models and images."""
+        """Whether it is complete, and fits this number of models and samples."""
         if (self.models, self.top, len(self.counts)) != (models, top, samples) or (self.counts < 1).any():
             return False
         entries = int(self.counts.sum()), int(self.counts[self.counts > self.top].sum())
@@ -109,31 +110,35 @@ class Pruned:
 
     @property
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each entry that has logits the image's position and the class: `(entries,)` each."""
-        known = [one for one in self.buckets() if len(one.logits)]
-        images = [np.tile(one.images, len(one.classes)) for one in known]
+        """The image's position and the class of each entry that has logits: `(entries,)` each."""
+        contested = [bucket for bucket in self.buckets() if len(bucket.logits)]
+        images = [np.tile(bucket.images, len(bucket.classes)) for bucket in contested]
         return np.concatenate([np.zeros(0, int), *images]), self.classes[len(self.classes) - self.logits.shape[1] :]
 
-    def select(self, some: np.ndarray) -> Pruned:
-        """What is known of some images alone, which are counted anew: positions `(samples,)`, ascending."""
+    def select(self, positions: np.ndarray) -> Pruned:
+        """The part about some images, as a split of its own.
+
+        Args:
+            positions: of the images `(samples,)`, ascending.
+        """
         place = np.full(len(self.images), -1)
-        place[some] = np.arange(len(some))
+        place[positions] = np.arange(len(positions))
         parts = []
         for bucket in self.buckets():
-            these = place[bucket.images] >= 0
-            logits = bucket.logits[:, :, these] if len(bucket.logits) else bucket.logits
-            parts.append(Bucket(place[bucket.images][these], bucket.classes[:, these], logits))
+            selected = place[bucket.images] >= 0
+            logits = bucket.logits[:, :, selected] if len(bucket.logits) else bucket.logits
+            parts.append(Bucket(place[bucket.images][selected], bucket.classes[:, selected], logits))
         return _of_buckets(parts, self.logits[:, :0], self.top)
 
     def buckets(self) -> Iterator[Bucket]:
-        """All images, by their number of classes."""
+        """All images, grouped by their number of classes."""
         sizes = np.bincount(self.counts)
         image = entry = 0
-        known = len(self.classes) - self.logits.shape[1]  # entries of decided images come first and have no logits
+        decided = len(self.classes) - self.logits.shape[1]  # entries of decided images come first and have no logits
         for k in np.flatnonzero(sizes).tolist():
             n = int(sizes[k])
-            some = slice(entry - known, entry - known + k * n) if k > self.top else slice(0, 0)
-            logits = self.logits[:, some] if k > self.top else self.logits[:0, :0]
+            start = entry - decided
+            logits = self.logits[:, start : start + k * n] if k > self.top else self.logits[:0, :0]
             yield Bucket(
                 self.images[image : image + n],
                 self.classes[entry : entry + k * n].reshape(k, n),
@@ -143,60 +148,53 @@ class Pruned:
 
 
 def join(parts: Sequence[tuple[Pruned, np.ndarray]]) -> Pruned:
-    """What is known of parts of a split as one: of each part its images' positions in the whole."""
+    """Put the parts of a split together.
+
+    Args:
+        parts: the pruned logits of each part, and its images' positions in the split.
+    """
     by_count: dict[int, list[Bucket]] = {}
     for pruned, places in parts:
         for bucket in pruned.buckets():
             by_count.setdefault(len(bucket.classes), []).append(replace(bucket, images=places[bucket.images]))
     buckets = []
-    for _, same in sorted(by_count.items()):
-        images = np.concatenate([one.images for one in same])
+    for _, group in sorted(by_count.items()):
+        images = np.concatenate([bucket.images for bucket in group])
         order = np.argsort(images)
-        classes = np.concatenate([one.classes for one in same], axis=1)[:, order]
-        buckets.append(
-            Bucket(images[order], classes, np.concatenate([one.logits for one in same], axis=2)[:, :, order])
-        )
+        classes = np.concatenate([bucket.classes for bucket in group], axis=1)[:, order]
+        logits = np.concatenate([bucket.logits for bucket in group], axis=2)[:, :, order]
+        buckets.append(Bucket(images[order], classes, logits))
     first = parts[0][0]
     return _of_buckets(buckets, first.logits[:, :0], first.top)
 
 
-def _of_buckets(buckets: Sequence[Bucket], none: np.ndarray, top: int) -> Pruned:
-    """Buckets put together; `none` are the logits of no entry, `(models, 0)`."""
-    contested = [one.logits.reshape(len(none), -1) for one in buckets if len(one.logits)]
-    return Pruned(
-        np.concatenate([one.images for one in buckets]),
-        np.concatenate([np.full(len(one.images), len(one.classes)) for one in buckets]),
-        np.concatenate([one.classes.ravel() for one in buckets]),
-        np.concatenate([none, *contested], axis=1),
-        top,
-    )
+def load_or_make(path: Path, sources: Sequence[Path], make: Callable[[], Pruned], *, samples: int, top: int) -> Pruned:
+    """The pruned logits that are cached at `path`, if they are whole and no source is newer; else those that are made.
 
-
-def kept(path: Path, sources: Sequence[Path], make: Callable[[], Pruned], *, samples: int, top: int) -> Pruned:
-    """What lies at `path`, if it is whole and no source of it is newer; else it is made, and kept if it can be.
+    What is made is cached, if it can be written.
 
     Args:
         sources: the logits of each model.
-        samples, top: how many images it is about, and how many of their classes can be among the best.
+        samples, top: how many images they are about, and among how many best classes.
     """
     try:
         made_at = path.stat().st_mtime_ns
-        if all(one.stat().st_mtime_ns <= made_at for one in sources):
-            with np.load(path) as found:
-                pruned = Pruned(**{name: found[name] for name in _ARRAYS}, top=int(found["top"]))
+        if all(source.stat().st_mtime_ns <= made_at for source in sources):
+            with np.load(path) as file:
+                pruned = Pruned(**{name: file[name] for name in ARRAYS}, top=int(file["top"]))
             if pruned.is_whole(len(sources), samples, top):
                 return pruned
-            logger.info("%s is made anew: it is not of these logits.", path)
+            logger.info("%s is made anew: it does not belong to these logits.", path)
     except FileNotFoundError:
         pass
-    except Exception as error:  # a broken file may fail in any way
+    except Exception as error:  # a broken file can fail in any way
         logger.info("%s is made anew: %s", path, error)
     made = make()
-    arrays = {name: getattr(made, name) for name in _ARRAYS}
+    arrays = {name: getattr(made, name) for name in ARRAYS}
     try:
         write_atomically(path, partial(np.savez, top=np.array(made.top), **arrays))
     except OSError as error:
-        logger.warning("The pruned logits can't be kept, and are made again when they are needed again: %s", error)
+        logger.warning("The pruned logits can't be cached, and are made again when they are needed again: %s", error)
     return made
 
 
@@ -206,114 +204,154 @@ def prune(
     top: int = 1,
     threads: int = 1,
     on_block: Callable[[int], object] = lambda samples: None,
+    read_at_once: int = READ_AT_ONCE,
+    rounds: int = ROUNDS,
 ) -> Pruned:
     """Drop the classes that no recipe puts among the best `top`, reading each logit once.
 
     Args:
         logits: for each model float16 or float32 `(samples, classes)`, finite, read in blocks of samples.
+        top: among how many best classes.
         threads: how many blocks are worked on at a time, each in some 40 MiB where few classes are left.
-        on_block: hears how many samples were read, for a progress bar.
+        on_block: is told how many samples were read, for a progress bar.
+        read_at_once: how many logits of all models a thread reads at a time.
+        rounds: with how many of an image's classes the others are compared; fewer keep more, and are as right.
 
     Raises:
-        ValueError: for logits of another type, or if among those that are left one is not a finite number.
+        ValueError: for logits of another type, or if a logit that is left is not finite.
         TooMuchLeftError: if more than `MOST` bytes are left.
     """
     samples, classes = logits[0].shape
-    dtypes = {str(one.dtype) for one in logits}
-    if not (dtypes == {"float16"} or dtypes == {"float32"}):
-        raise ValueError(f"The logits of all models are float16, or of all float32; got {', '.join(sorted(dtypes))}.")
-    step = max(1, min(samples, READ_AT_ONCE // (len(logits) * classes)))
+    dtypes = {str(array.dtype) for array in logits}
+    if dtypes not in ({"float16"}, {"float32"}):
+        raise ValueError(f"Logits must be float16 for all models, or float32; got {', '.join(sorted(dtypes))}.")
+    step = max(1, min(samples, read_at_once // (len(logits) * classes)))
+    thread = threading.local()  # has for each stored array a buffer, which is used again
 
-    own = threading.local()
-
-    def work(start: int) -> list[np.ndarray]:
-        if not hasattr(own, "kept"):
-            own.kept = [np.empty((step, classes), one.dtype) if isinstance(one, Stored) else None for one in logits]
+    def prune_from(start: int) -> _Entries:
+        if not hasattr(thread, "buffers"):
+            thread.buffers = [np.empty((step, classes), array.dtype) for array in logits if isinstance(array, Stored)]
+        buffers = iter(thread.buffers)
         block = [
-            one.read(start, kept) if isinstance(one, Stored) else one[start : start + step]
-            for one, kept in zip(logits, own.kept, strict=True)
+            array.read(start, next(buffers)) if isinstance(array, Stored) else array[start : start + step]
+            for array in logits
         ]
-        images, *rest = _prune_block(block, top)
-        return [images + start, *rest]
+        return _prune_block(block, start, top, rounds)
 
-    parts: list[list[np.ndarray]] = []
+    parts: list[_Entries] = []
     left = 0
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, samples, step * threads):
             starts = range(first, min(first + step * threads, samples), step)
-            for start, part in zip(starts, pool.map(work, starts), strict=True):
+            for start, part in zip(starts, pool.map(prune_from, starts), strict=True):
                 parts.append(part)
-                left += part[-1].nbytes
+                left += part.logits.nbytes
                 on_block(min(step, samples - start))
             if left > MOST:
-                raise TooMuchLeftError(f"Of {start + step} samples {left} bytes of logits are left.")
+                raise TooMuchLeftError(f"{left} bytes of logits are left of {start + step} samples.")
     if not parts:
-        parts = [_prune_block([one[:0] for one in logits], top)]
-    images, which, values = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return _arrange(images, which.astype(np.int32), values, samples, top)
+        parts = [_prune_block([array[:0] for array in logits], 0, top, rounds)]
+    entries = _Entries(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.classes for part in parts]).astype(np.int32),
+        np.concatenate([part.logits for part in parts]),
+    )
+    return _arrange(entries, samples, top)
 
 
-def _prune_block(block: list[np.ndarray], top: int) -> list[np.ndarray]:
-    """What is left of some samples, in their order: of each entry the sample, the class and the logits `(models,)`."""
+@dataclass(frozen=True, eq=False)
+class _Entries:
+    """Classes that can win, in the order of samples and classes.
+
+    Args:
+        images, classes: of each entry the sample and the class, `(entries,)`.
+        logits: `(entries, models)`.
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+    logits: np.ndarray
+
+
+def _of_buckets(buckets: Sequence[Bucket], empty: np.ndarray, top: int) -> Pruned:
+    """Buckets put together; `empty` are the logits of no entry, `(models, 0)`."""
+    contested = [bucket.logits.reshape(len(empty), -1) for bucket in buckets if len(bucket.logits)]
+    return Pruned(
+        np.concatenate([bucket.images for bucket in buckets]),
+        np.concatenate([np.full(len(bucket.images), len(bucket.classes)) for bucket in buckets]),
+        np.concatenate([bucket.classes.ravel() for bucket in buckets]),
+        np.concatenate([empty, *contested], axis=1),
+        top,
+    )
+
+
+def _prune_block(block: list[np.ndarray], start: int, top: int, rounds: int) -> _Entries:
+    """What is left of a block of samples.
+
+    Args:
+        block: the logits of each model, `(samples, classes)`.
+        start: position of the first sample in the split.
+        top, rounds: as in `prune`.
+    """
     images, classes = np.nonzero(~_far_behind(block, top))
-    values = np.stack([one[images, classes] for one in block], axis=1)  # (entries, models)
+    values = np.stack([array[images, classes] for array in block], axis=1)  # (entries, models)
     if not np.isfinite(values).all():
         entry, model = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"Model {model} has the logit {values[entry, model]} for class {classes[entry]}.")
-    keep = np.sort(_unbeaten(values.astype(np.float32), images, classes, top))
-    return [images[keep], classes[keep], values[keep]]
+    keep = np.sort(_unbeaten(values.astype(np.float32), images, classes, top, rounds))
+    return _Entries(images[keep] + start, classes[keep], values[keep])
 
 
 def _far_behind(block: list[np.ndarray], top: int) -> np.ndarray:
     """Which classes are below each of the `top` strongest in every model: `(samples, classes)`.
 
-    A class that is beaten and yet equal somewhere is left for `_unbeaten` to see.
+    Classes that are beaten by equal logits are left to `_unbeaten`.
     """
-    order = _order(block[0])
+    sortable = _sortable_keys(block[0])
     total = np.zeros(block[0].shape, dtype=np.float32)
-    for one in block[:: -(-len(block) // POLLED)]:
-        np.add(total, order(one), out=total, casting="unsafe")
+    for array in block[:: -(-len(block) // POLLED)]:
+        np.add(total, sortable(array), out=total, casting="unsafe")
     top = min(top, block[0].shape[1])
     strongest = np.argpartition(total, -top, axis=1)[:, -top:] if top > 1 else total.argmax(axis=1)[:, None]
     behind, below = np.ones(total.shape, dtype=bool), np.empty(total.shape, dtype=bool)
-    for one in block:
-        ordered = order(one)
-        weakest = np.take_along_axis(ordered, strongest, axis=1).min(axis=1, keepdims=True)
+    for array in block:
+        keys = sortable(array)
+        weakest = np.take_along_axis(keys, strongest, axis=1).min(axis=1, keepdims=True)
         if weakest.dtype == np.int16:
-            weakest[weakest == 0] = -1  # -0.0 stands below 0.0 there, and is not
-        np.less(ordered, weakest, out=below)
+            weakest[weakest == 0] = -1  # the key of -0.0 is below that of 0.0, which is equal
+        np.less(keys, weakest, out=below)
         np.logical_and(behind, below, out=behind)
     return behind
 
 
-def _order(like: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Numbers that stand in the order of the logits, and that the processor compares fast: of float16, integers.
+def _sortable_keys(like: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from logits to keys in the same order that the processor compares fast: integers for float16.
 
-    Their bits are those of an integer and a sign; where that is set, the others count backwards.
+    The bits of a float16 are those of an integer and a sign; where that is set, the others count backwards.
     """
     if like.dtype != np.float16:
-        return lambda one: one
-    kept = np.empty(like.shape, dtype=np.int16)
+        return lambda logits: logits
+    keys = np.empty(like.shape, dtype=np.int16)  # memory that is used again
 
-    def order(one: np.ndarray) -> np.ndarray:
-        bits = np.ascontiguousarray(one).view(np.int16)
-        np.right_shift(bits, 15, out=kept)
-        np.bitwise_and(kept, 0x7FFF, out=kept)
-        return np.bitwise_xor(kept, bits, out=kept)
+    def sortable(logits: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(logits).view(np.int16)
+        np.right_shift(bits, 15, out=keys)
+        np.bitwise_and(keys, 0x7FFF, out=keys)
+        return np.bitwise_xor(keys, bits, out=keys)
 
-    return order
+    return sortable
 
 
-def _unbeaten(values: np.ndarray, images: np.ndarray, classes: np.ndarray, top: int) -> np.ndarray:
-    """Which entries fewer than `top` others of their image beat; `values` are `(entries, models)`.
+def _unbeaten(values: np.ndarray, images: np.ndarray, classes: np.ndarray, top: int, rounds: int) -> np.ndarray:
+    """The entries that fewer than `top` others of their image beat; `values` are `(entries, models)`.
 
     The entries of an image are compared with its first by the mean, then what is left with the next: an entry is only
     ever beaten by one of a higher mean.
     """
-    there = np.lexsort((classes, -values.mean(axis=1, dtype=np.float64), images))
-    values, images, classes = values[there], images[there], classes[there]
-    beaten = np.zeros(len(there), dtype=np.int64)
-    for place in range(ROUNDS):
+    entries = np.lexsort((classes, -values.mean(axis=1, dtype=np.float64), images))
+    values, images, classes = values[entries], images[entries], classes[entries]
+    beaten = np.zeros(len(entries), dtype=np.int64)
+    for place in range(rounds):
         first = np.searchsorted(images, images)  # of each entry, where its image begins
         later = np.flatnonzero(np.arange(len(images)) - first > place)
         if not len(later):
@@ -323,15 +361,18 @@ def _unbeaten(values: np.ndarray, images: np.ndarray, classes: np.ndarray, top: 
         beats = np.where(classes[strong] < classes[later], (higher >= lower).all(axis=1), (higher > lower).all(axis=1))
         beaten[later] += beats
         keep = beaten < top
-        there, values, images, classes, beaten = (one[keep] for one in (there, values, images, classes, beaten))
-    return there
+        entries, beaten = entries[keep], beaten[keep]
+        values, images, classes = values[keep], images[keep], classes[keep]
+    return entries
 
 
-def _arrange(images: np.ndarray, classes: np.ndarray, values: np.ndarray, samples: int, top: int) -> Pruned:
+def _arrange(entries: _Entries, samples: int, top: int) -> Pruned:
     """Entries in the order of samples and classes, put into buckets."""
+    images = entries.images
     counts = np.bincount(images, minlength=samples)
     place = np.arange(len(images)) - np.searchsorted(images, images)  # of a class among those of its image
     order = np.lexsort((images, place, counts[images]))
     by_count = np.argsort(counts, kind="stable")
     contested = order[counts[images[order]] > top]
-    return Pruned(by_count, counts[by_count], classes[order], np.ascontiguousarray(values[contested].T), top)
+    logits = np.ascontiguousarray(entries.logits[contested].T)
+    return Pruned(by_count, counts[by_count], entries.classes[order], logits, top)

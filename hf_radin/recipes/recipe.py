@@ -1,4 +1,4 @@
-"""A recipe says which ingredients go into a soup and how much of each; a measurement says what that gave."""
+"""A recipe says which ingredients go into a soup and how much of each; a measurement says how good the soup is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-# What is further from the simplex than the first is a mistake; what is nearer than the second needs no scaling.
+# Weights further from the simplex than the first are refused; weights nearer than the second are not rescaled.
 SIMPLEX_TOLERANCE = 1e-6
 ROUNDING = 1e-12
 
@@ -41,14 +41,14 @@ class Recipe:
             raise ValueError(f"A recipe names its ingredients by strings, not by {self.ingredients!r}.")
         repeated = sorted({name for name in self.ingredients if self.ingredients.count(name) > 1})
         if repeated:
-            raise ValueError(f"Ingredient {repeated[0]!r} stands twice in a recipe; add its weights up instead.")
+            raise ValueError(f"Ingredient {repeated[0]!r} appears twice in a recipe; add up its weights instead.")
         for name, weight in zip(self.ingredients, self.weights, strict=True):
             if not 0 <= weight <= 1 + SIMPLEX_TOLERANCE:
                 raise ValueError(f"The weight of {name!r} is {weight}; weights are at least 0 and add up to 1.")
         total = math.fsum(self.weights)
         if abs(total - 1) > SIMPLEX_TOLERANCE:
             raise ValueError(f"The weights of a recipe add up to {total!r}, not to 1.")
-        if abs(total - 1) > ROUNDING:  # float32 weights, say; a recipe read back is not touched again
+        if abs(total - 1) > ROUNDING:  # float32 weights, say; a recipe that is read back is not rescaled again
             object.__setattr__(self, "weights", tuple(weight / total for weight in self.weights))
 
     @classmethod
@@ -64,7 +64,7 @@ class Recipe:
         return {name: weight for name, weight in zip(self.ingredients, self.weights, strict=True) if weight > 0}
 
     def to_json(self) -> str:
-        """Python prints the shortest digits that read back as the same float, so a recipe survives exactly."""
+        """The recipe as JSON, exactly: Python prints the shortest digits that read back as the same float."""
         return json.dumps({"ingredients": self.ingredients, "weights": self.weights})
 
     @classmethod
@@ -83,21 +83,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured candidate: what the ensemble promised and what the averaged weights gave.
+    """One candidate: the estimate by its ensemble, and what the averaged weights were measured to reach.
 
     Args:
         recipe: the candidate.
         proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, or a kind of candidates.
         estimate: accuracy of the ensemble on the validation split, in [0, 1].
-        measured: accuracy of the soup on the same images, in [0, 1]; None if it was estimated only.
-        images: how many images the soup was measured on; where these are not all, `measured` is what they say of all.
-        predicted: the accuracy that the soups measured before say it has; None where they were not asked.
-        interval: between which accuracies 95% lie, as far as the images go; None if nothing was measured.
-        dropped: whether it was behind by more than chance, and shown no more: its accuracy is then most often too low.
-        passes: images that it was shown, over those of the split; 0 for a single model, whose logits tell.
-        seconds: that it took a device to show it these, those of several together; None if nobody looked. Two that
-            differ in it alone are equal.
-        device: on which.
+        measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated.
+        images: how many images the soup was measured on; if these are not all, `measured` is estimated from them.
+        interval: the 95% interval of the accuracy, given the images; None if nothing was measured.
+        passes: images that the soup was shown, as a share of the split; 0 for a single model, whose logits are known.
+        predicted: the accuracy predicted from soups measured before; None if there was no prediction.
+        dropped: whether it was behind by more than chance and was shown no more images: its measured accuracy is then
+            more likely too low.
+        seconds: of the device for these images, summed over devices; None if not timed. Ignored in comparisons.
+        device: on which it was measured. Ignored in comparisons.
     """
 
     recipe: Recipe
@@ -114,7 +114,7 @@ class Measurement:
 
     @property
     def known(self) -> float:
-        """The accuracy as far as it is known: measured, or else estimated."""
+        """The measured accuracy, or else the estimated one."""
         return self.estimate if self.measured is None else self.measured
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,11 +136,13 @@ class Measurement:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Measurement:
         recipe = Recipe(tuple(fields["ingredients"]), tuple(fields["weights"]))
-        told = {name: fields[name] for name in ("proposal", "estimate", "measured", "images")}
         interval = fields.get("interval")  # recipes of the first version have none
         return cls(
             recipe,
-            **told,
+            fields["proposal"],
+            fields["estimate"],
+            fields["measured"],
+            fields["images"],
             interval=interval and tuple(interval),
             passes=fields.get("passes", 0.0),
             predicted=fields.get("predicted"),
@@ -152,15 +154,15 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Result:
-    """What one way of using the ingredients reaches on one split.
+    """The scores of one way to use the ingredients on one split.
 
     Args:
         name: `soup`, `best single`, `uniform`, `greedy` or `ensemble`.
         split: name of the split.
         metrics: scores by name; accuracy in [0, 1].
         images: how many images they were computed on.
-        interval: between which accuracies 95% lie: by the bootstrap, or of a baseline that was shown a part as
-            its measurement says.
+        interval: the 95% interval of the accuracy: by the bootstrap, or for a baseline that was shown only a part of
+            the images the one of its measurement.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Scores of many recipes at once, from the classes that can win: the same as those of the dense computation.
 
 A matrix product in float32 mixes the logits of all classes that are left. How it is rounded depends on the order of
-its sums; where two mixed logits are closer than that could move them (`ensemble.too_close`), they are mixed again by
-`ensemble.in_order`, which is what the dense computation goes by. So every prediction is the same, image by image.
+its sums. If two mixed logits are closer than rounding could move them (`ensemble.rounding_margin`), they are mixed
+again by `ensemble.mix_in_order`, which defines the dense computation. So every prediction is the same, image by image.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from hf_radin.recipes.ensemble import calibration_error, check_recipes, cross_entropy, settle, too_close
+from hf_radin.recipes.ensemble import (
+    OnBlock,
+    calibration_error,
+    check_recipes,
+    cross_entropy,
+    mix_close_pairs,
+    rounding_margin,
+)
 from hf_radin.recipes.pruning import Bucket, Pruned
 
-# How many logits are converted, and how many mixed ones are held, at a time: 4 MiB in float32, near the processor.
+# How many logits are converted, and how many mixed ones are held, at a time: 4 MiB in float32, which a cache holds.
 MIXED_AT_ONCE = 1 << 20
 
 # How many counts of predicted classes are held at a time: 2^23 integers are 64 MiB.
@@ -27,11 +34,11 @@ COUNTED_AT_ONCE = 1 << 23
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each recipe predicted each class; what metrics of predictions are made of.
+    """How often each recipe predicted each class, from which metrics of predictions are computed.
 
     Args:
-        hits: rightly, `(recipes, classes)`.
-        predicted: at all, `(recipes, classes)`.
+        hits: correct predictions of the class, `(recipes, classes)`.
+        predicted: all predictions of the class, `(recipes, classes)`.
         true: how many samples are of each class, `(classes,)`.
     """
 
@@ -40,12 +47,12 @@ class Counts:
     true: np.ndarray
 
     def __add__(self, other: Counts) -> Counts:
-        """Those of both of two sets of samples."""
+        """The counts of two disjoint sets of samples together."""
         return Counts(self.hits + other.hits, self.predicted + other.predicted, self.true + other.true)
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray, classes: int) -> Counts:
-        """Those of predicted classes `(recipes, samples)`."""
+        """The counts of predicted classes `(recipes, samples)`."""
         return cls(
             _count(predictions, classes, predictions == labels),
             _count(predictions, classes),
@@ -54,9 +61,9 @@ class Counts:
 
 
 def balanced_accuracy(counts: Counts) -> np.ndarray:
-    """The mean over classes with samples of the part that is predicted right: `(recipes,)`."""
-    there = counts.true > 0
-    return (counts.hits[:, there] / counts.true[there]).mean(axis=1)
+    """The mean over classes with samples of the share that is predicted right: `(recipes,)`."""
+    present = counts.true > 0
+    return (counts.hits[:, present] / counts.true[present]).mean(axis=1)
 
 
 def f1(counts: Counts) -> np.ndarray:
@@ -66,7 +73,7 @@ def f1(counts: Counts) -> np.ndarray:
 
 
 def mcc(counts: Counts) -> np.ndarray:
-    """Matthews' correlation for any number of classes (Gorodkin 2004); 0 where it has no meaning: `(recipes,)`."""
+    """Matthews' correlation for any number of classes (Gorodkin 2004); 0 where it is undefined: `(recipes,)`."""
     predicted, true = counts.predicted.astype(np.float64), counts.true.astype(np.float64)
     samples = true.sum()
     covariance = counts.hits.sum(axis=1) * samples - predicted @ true
@@ -74,11 +81,11 @@ def mcc(counts: Counts) -> np.ndarray:
     return np.where(variances > 0, covariance / np.sqrt(np.maximum(variances, 1)), 0.0)
 
 
-# By name, what is made of counts; `accuracy` and `top5_accuracy` of hits alone; those in `DENSE` need every logit.
+# Metrics of counts; `accuracy` and `top5_accuracy` need the hits alone.
 OF_COUNTS: dict[str, Callable[[Counts], np.ndarray]] = {"balanced_accuracy": balanced_accuracy, "f1": f1, "mcc": mcc}
-# Of the probabilities, which take every logit; less is better.
+# Metrics of probabilities, which need every logit; less is better.
 DENSE = {"cross_entropy": cross_entropy, "calibration_error": calibration_error}
-# Other names of these, as `metrics` has them.
+# Their names in `metrics`.
 ALIASES = {"log_loss": "cross_entropy", "f1_macro": "f1", "matthews_correlation": "mcc"}
 METRICS = ("accuracy", *OF_COUNTS, "top5_accuracy", *DENSE)
 
@@ -89,57 +96,61 @@ def count_hits(
     rows: np.ndarray,
     *,
     device: str = "cpu",
-    on_block: Callable[[int], object] = lambda predictions: None,
+    on_block: OnBlock = lambda predictions: None,
+    mixed_at_once: int = MIXED_AT_ONCE,
 ) -> np.ndarray:
     """For how many samples the label is among the best `pruned.top` classes of each recipe: `(recipes,)`, integers.
 
     Args:
-        rows: recipes, or any other sums of the logits, `(recipes, models)`; of the classes that are there.
-        device: where the logits are mixed: `cpu`, or one that torch knows.
-        on_block: hears how many predictions were made, for a progress bar.
+        rows: recipes, or other linear combinations of the logits, `(recipes, models)`.
+        device: where the logits are mixed: `cpu`, or another that torch knows.
+        on_block: is told how many predictions were made, for a progress bar.
+        mixed_at_once: how many logits are held at a time.
     """
     hits = np.zeros(len(rows), dtype=np.int64)
     for bucket in pruned.buckets():
         on_block(len(rows) * len(bucket.images))
-        wanted = labels[bucket.images]
-        there = (bucket.classes == wanted).any(axis=0)  # of the others the label never wins
+        can_win = (bucket.classes == labels[bucket.images]).any(axis=0)  # elsewhere the label never wins
         if not len(bucket.logits):
-            hits += there.sum()
+            hits += can_win.sum()
             continue
-        for part in _parts(bucket, there):
-            # the label's class goes first, to be compared with the rest
+        for part in _parts(bucket, np.flatnonzero(can_win), mixed_at_once):
+            # the label's class goes first, to be compared with the others
             place = (part.classes == labels[part.images]).argmax(axis=0)
             each = np.arange(len(place))
             logits = part.logits.astype(np.float32)
             logits[:, 0], logits[:, place, each] = part.logits[:, place, each], part.logits[:, 0]
-            for which, mixed, margin in _mixed(rows, logits, device):
-                own, rest = mixed[:, 0], mixed[:, 1:]
-                hit = _here(_number(rest < (own - margin)[:, None]) > rest.shape[1] - pruned.top)
-                close = _here(_number(rest > (own + margin)[:, None]) < pruned.top) & ~hit
-                hits[which] += hit.sum(axis=1)
-                for ones, images, sums in settle(rows[which], part.logits.transpose(0, 2, 1), close):
-                    label = sums[np.arange(len(images)), place[images]][:, None]  # (pairs, 1)
-                    lower = np.arange(sums.shape[1]) < place[images][:, None]  # classes that an equal sum goes to
-                    ahead = ((sums > label) | ((sums == label) & lower)).sum(axis=1)
-                    hits[which] += np.bincount(ones[ahead < pruned.top], minlength=len(close))
+            by_image = part.logits.transpose(0, 2, 1)  # (models, images, k)
+            for block, mixed, margin in _mixed(rows, logits, device, mixed_at_once):
+                label, others = mixed[:, 0], mixed[:, 1:]
+                hit = _to_numpy(_count_true(others < (label - margin)[:, None]) > others.shape[1] - pruned.top)
+                close = _to_numpy(_count_true(others > (label + margin)[:, None]) < pruned.top) & ~hit
+                hits[block] += hit.sum(axis=1)
+                for recipes, images, sums in mix_close_pairs(rows[block], by_image, close, mixed_at_once):
+                    of_label = sums[np.arange(len(images)), place[images]][:, None]  # (pairs, 1)
+                    lower = np.arange(sums.shape[1]) < place[images][:, None]  # classes that win ties
+                    ahead = ((sums > of_label) | ((sums == of_label) & lower)).sum(axis=1)
+                    hits[block] += np.bincount(recipes[ahead < pruned.top], minlength=len(close))
     return hits
 
 
-def predict(pruned: Pruned, recipes: np.ndarray, *, device: str = "cpu") -> np.ndarray:
+def predict(
+    pruned: Pruned, recipes: np.ndarray, *, device: str = "cpu", mixed_at_once: int = MIXED_AT_ONCE
+) -> np.ndarray:
     """The classes that each recipe predicts, for one or a few: `(recipes, samples)`."""
-    found = np.empty((len(np.atleast_2d(recipes)), len(pruned.images)), dtype=np.int64)
-    for which, images, predictions in _predictions(pruned, recipes, device):
-        found[which, images] = predictions
-    return found
+    predictions = np.empty((len(np.atleast_2d(recipes)), len(pruned.images)), dtype=np.int64)
+    for block, images, classes in _predictions(pruned, recipes, device, mixed_at_once):
+        predictions[block, images] = classes
+    return predictions
 
 
 def count(pruned: Pruned, labels: np.ndarray, classes: int, recipes: np.ndarray, *, device: str = "cpu") -> Counts:
-    """How often each recipe predicts each class, and rightly; no prediction is kept."""
+    """How often each recipe predicts each class, and how often that is correct; no prediction is stored."""
     shape = (len(np.atleast_2d(recipes)), classes)
     hits, predicted = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for which, images, predictions in _predictions(pruned, recipes, device):
-        hits[which] += _count(predictions, classes, predictions == labels[images])
-        predicted[which] += _count(predictions, classes)
+    for block, images, predictions in _predictions(pruned, recipes, device, MIXED_AT_ONCE):
+        hits[block] += _count(predictions, classes, predictions == labels[images])
+        predicted[block] += _count(predictions, classes)
     return Counts(hits, predicted, np.bincount(labels, minlength=classes))
 
 
@@ -151,37 +162,47 @@ def score(
     metric: str,
     *,
     device: str = "cpu",
-    on_block: Callable[[int], object] = lambda predictions: None,
+    on_block: OnBlock = lambda predictions: None,
+    counted_at_once: int = COUNTED_AT_ONCE,
 ) -> np.ndarray:
-    """A metric of each recipe's predictions: `(recipes,)`. For `top5_accuracy`, what is pruned for the best 5."""
+    """A metric of each recipe's predictions: `(recipes,)`.
+
+    Args:
+        pruned: for `top5_accuracy` with `top` 5, else with `top` 1.
+        classes: how many there are.
+        metric: one of `METRICS` that is not `DENSE`.
+        counted_at_once: how many counts of predicted classes are held at a time.
+    """
     rows = check_recipes(recipes, pruned.models)
     if metric in ("accuracy", "top5_accuracy"):
         return count_hits(pruned, labels, rows, device=device, on_block=on_block) / len(labels)
-    step = max(1, COUNTED_AT_ONCE // classes)
+    step = max(1, counted_at_once // classes)
     scores = np.zeros(len(rows))
     for start in range(0, len(rows), step):
-        some = slice(start, start + step)
-        scores[some] = OF_COUNTS[metric](count(pruned, labels, classes, rows[some], device=device))
-        on_block(len(rows[some]) * len(labels))
+        block = slice(start, start + step)
+        scores[block] = OF_COUNTS[metric](count(pruned, labels, classes, rows[block], device=device))
+        on_block(len(rows[block]) * len(labels))
     return scores
 
 
 def count_for(
     metric: str, pruned: Pruned, labels: np.ndarray, classes: int, recipes: np.ndarray, *, device: str = "cpu"
 ) -> Any:
-    """Of some of the samples what `made_of` makes a metric of: hits, or counts."""
+    """What `made_of` needs of a part of the samples to compute a metric: hits, or counts."""
     if metric in OF_COUNTS:
         return count(pruned, labels, classes, recipes, device=device)
     return count_hits(pruned, labels, recipes, device=device)
 
 
 def made_of(metric: str, parts: Sequence[Any], samples: int) -> np.ndarray:
-    """A metric `(recipes,)` of what `count_for` found in all parts of the samples."""
+    """A metric `(recipes,)` made of what `count_for` gave for all parts of the samples."""
     whole = reduce(add, parts)
     return OF_COUNTS[metric](whole) if metric in OF_COUNTS else whole / samples
 
 
-def _predictions(pruned: Pruned, recipes: np.ndarray, device: str) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def _predictions(
+    pruned: Pruned, recipes: np.ndarray, device: str, mixed_at_once: int
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of recipes and images `(images,)`, and the classes predicted `(recipes, images)`."""
     if pruned.top != 1:
         raise ValueError(f"These classes are the best {pruned.top}; a prediction is the best one.")
@@ -190,63 +211,63 @@ def _predictions(pruned: Pruned, recipes: np.ndarray, device: str) -> Iterator[t
         if not len(bucket.logits):
             yield slice(None), bucket.images, np.broadcast_to(bucket.classes, (len(rows), len(bucket.images)))
             continue
-        for part in _parts(bucket):
-            for which, mixed, margin in _mixed(rows, part.logits.astype(np.float32), device):
+        for part in _parts(bucket, np.arange(len(bucket.images)), mixed_at_once):
+            by_image = part.logits.transpose(0, 2, 1)  # (models, images, k)
+            for block, mixed, margin in _mixed(rows, part.logits.astype(np.float32), device, mixed_at_once):
                 best = mixed.max(axis=1) if device == "cpu" else mixed.amax(dim=1)
-                near = _here(mixed >= (best - margin)[:, None])  # (recipes, k, images)
-                # the one that is near the best is it; where there are more, that is settled below
+                near = _to_numpy(mixed >= (best - margin)[:, None])  # (recipes, k, images)
+                # a single class near the best is the best; where there are several, they are mixed again below
                 classes = np.where(near, part.classes, np.int32(0)).sum(axis=1, dtype=np.int32)
-                close = _number(near) != 1
-                for ones, images, sums in settle(rows[which], part.logits.transpose(0, 2, 1), close):
-                    classes[ones, images] = part.classes[sums.argmax(axis=1), images]
-                yield which, part.images, classes
+                close = _count_true(near) != 1
+                for pairs, images, sums in mix_close_pairs(rows[block], by_image, close, mixed_at_once):
+                    classes[pairs, images] = part.classes[sums.argmax(axis=1), images]
+                yield block, part.images, classes
 
 
-def _parts(bucket: Bucket, some: np.ndarray | None = None) -> Iterator[Bucket]:
-    """The bucket in parts that take a bounded memory, of `some` of its images `(images,)`."""
-    there = np.arange(len(bucket.images)) if some is None else np.flatnonzero(some)
+def _parts(bucket: Bucket, places: np.ndarray, mixed_at_once: int) -> Iterator[Bucket]:
+    """Images of a bucket, by their places in it, in parts that take a bounded memory."""
     models, k, _ = bucket.logits.shape
-    step = max(1, MIXED_AT_ONCE // (models * k))
-    for start in range(0, len(there), step):
-        these = there[start : start + step]
-        yield Bucket(bucket.images[these], bucket.classes[:, these], bucket.logits[:, :, these])
+    step = max(1, mixed_at_once // (models * k))
+    for start in range(0, len(places), step):
+        part = places[start : start + step]
+        yield Bucket(bucket.images[part], bucket.classes[:, part], bucket.logits[:, :, part])
 
 
-def _mixed(rows: np.ndarray, logits: np.ndarray, device: str) -> Iterator[tuple[slice, Any, Any]]:
-    """Blocks of recipes, their mixed logits `(recipes, k, images)`, and which differences tell nothing `(images,)`.
+def _mixed(rows: np.ndarray, logits: np.ndarray, device: str, mixed_at_once: int) -> Iterator[tuple[slice, Any, Any]]:
+    """Blocks of recipes, their mixed logits `(recipes, k, images)`, and the margin of rounding `(images,)`.
 
-    On a GPU in float64: its float32 products may be less than that, by a setting of torch.
+    On a GPU in float64: a setting of torch may make its float32 products less precise than float32.
     """
     models, k, images = logits.shape
     lengths = np.abs(rows).sum(axis=1)  # of recipes 1
     largest = np.abs(logits).max(axis=(0, 1)) * max(1.0, lengths.max(initial=0.0))
-    margin: Any = too_close(models, largest, 2.0**-24).astype(np.float32)
+    margin: Any = rounding_margin(models, largest, 2.0**-24).astype(np.float32)
     weights: Any = rows.astype(np.float32)
     flat: Any = logits.reshape(models, -1)
     if device != "cpu":
         import torch
 
-        weights, flat, margin = (torch.from_numpy(one).to(device).double() for one in (rows, flat, margin))
-    step = max(1, MIXED_AT_ONCE // (k * images))
+        weights, flat, margin = (torch.from_numpy(array).to(device).double() for array in (rows, flat, margin))
+    step = max(1, mixed_at_once // (k * images))
     for start in range(0, len(rows), step):
-        which = slice(start, min(start + step, len(rows)))
-        yield which, (weights[which] @ flat).reshape(-1, k, images), margin
+        block = slice(start, min(start + step, len(rows)))
+        yield block, (weights[block] @ flat).reshape(-1, k, images), margin
 
 
-def _number(mask: Any) -> Any:
-    """How many of the classes: `(recipes, k, images)` to `(recipes, images)`."""
+def _count_true(mask: Any) -> Any:
+    """For how many classes a mask is true: `(recipes, k, images)` to `(recipes, images)`."""
     if isinstance(mask, np.ndarray):
         return mask.sum(axis=1, dtype=np.min_scalar_type(-mask.shape[1] - 1))  # a byte a count is six times as fast
     return mask.sum(dim=1)
 
 
-def _here(found: Any) -> np.ndarray:
-    return found if isinstance(found, np.ndarray) else found.cpu().numpy()
+def _to_numpy(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
 
 
-def _count(predictions: np.ndarray, classes: int, some: np.ndarray | None = None) -> np.ndarray:
-    """How often each class is in each row of `(recipes, samples)`: `(recipes, classes)`."""
+def _count(predictions: np.ndarray, classes: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """How often each class is in each row of `(recipes, samples)`, where a mask is true: `(recipes, classes)`."""
     recipes = len(predictions)
     places = predictions + classes * np.arange(recipes)[:, None]
-    counts = np.bincount(places.ravel() if some is None else places[some], minlength=recipes * classes)
+    counts = np.bincount(places.ravel() if mask is None else places[mask], minlength=recipes * classes)
     return counts.reshape(recipes, classes)

@@ -30,8 +30,8 @@ def shards(hub, runs, tmp_path):
 
 @pytest.mark.parametrize("at_once", [1, 2, "auto"])
 def test_one_pass_downloads_the_split_once(hub, shards, tmp_path, monkeypatch, at_once):
-    decoded, decode = [], decoding._open
-    monkeypatch.setattr(decoding, "_open", lambda *args: decoded.append(1) or decode(*args))
+    decoded, decode = [], decoding.open_image
+    monkeypatch.setattr(decoding, "open_image", lambda *args: decoded.append(1) or decode(*args))
     monkeypatch.setattr(compute, "block_size", lambda samples: 32)
     found = hf_radin.gather("org/ft-*")
     bank = hf_radin.compute_logits(found, "org/noise", cache_dir=tmp_path / "cache", models_in_memory=at_once)

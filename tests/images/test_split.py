@@ -310,7 +310,7 @@ def test_what_is_not_the_images_fault_is_not_skipped(gathered, tmp_path, monkeyp
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_open", fail)
+    monkeypatch.setattr(decode, "open_image", fail)
     with pytest.raises(MemoryError):
         compute(gathered, tmp_path, list(FILES.values()), on_error="skip")
 
@@ -332,9 +332,8 @@ def test_a_folder_is_looked_through_once_until_it_changes(digits, tmp_path, monk
     shutil.copytree(digits, tmp_path / "digits")
     looked, load = [], datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: looked.append(1) or load(*args, **options))
-    opened = [
-        data.open_split(data.DataSource(tmp_path / "digits", name)) for name in ("train", "validation", "validation")
-    ]
+    source = data.DataSource(tmp_path / "digits")
+    opened = [data.open_split(source.at(name)) for name in ("train", "validation", "validation")]
     streams = [iter(one.rows) for one in opened[1:]]
     next(streams[0])
     rest = [[row["label"] for row in one] for one in streams]  # one does not go on where another stopped
@@ -343,7 +342,7 @@ def test_a_folder_is_looked_through_once_until_it_changes(digits, tmp_path, monk
         digits / "data" / "test-00000-of-00001.parquet",
         tmp_path / "digits" / "data" / "validation-00000-of-00001.parquet",
     )
-    again = data.open_split(data.DataSource(tmp_path / "digits"))
+    again = data.open_split(source)
     assert len(looked) == 2 and sum(1 for _ in again.rows) == 497
 
 

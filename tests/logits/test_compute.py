@@ -66,11 +66,11 @@ def test_a_bank_can_be_opened_again(runs, digits, tmp_path):
 
 def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, tmp_path, monkeypatch):
     ran, decoded = [], []
-    forward, decode = adapter.forward, decoding._open
+    forward, decode = adapter.forward, decoding.open_image
     monkeypatch.setattr(
         adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
     )
-    monkeypatch.setattr(decoding, "_open", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(decoding, "open_image", lambda *args: decoded.append(1) or decode(*args))
 
     def compute(pattern):
         ran.clear(), decoded.clear()

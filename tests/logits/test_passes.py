@@ -56,8 +56,8 @@ TRIED = 1
 @pytest.fixture
 def decoded(monkeypatch):
     """How many images are decoded."""
-    count, decode = [], decoding._open
-    monkeypatch.setattr(decoding, "_open", lambda *args: count.append(1) or decode(*args))
+    count, decode = [], decoding.open_image
+    monkeypatch.setattr(decoding, "open_image", lambda *args: count.append(1) or decode(*args))
     return count
 
 

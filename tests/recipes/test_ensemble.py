@@ -28,10 +28,9 @@ def dense(logits: np.ndarray, recipes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 1000, 1 << 23])
-def test_hits_equal_the_dense_computation(logits, labels, monkeypatch, at_once):
-    monkeypatch.setattr(ensemble, "MIXED_AT_ONCE", at_once)
+def test_hits_equal_the_dense_computation(logits, labels, at_once):
     recipes = np.concatenate([np.eye(4), simplex(40, 4)])
-    hits = ensemble.count_hits(list(logits), labels, recipes)
+    hits = ensemble.count_hits(list(logits), labels, recipes, mixed_at_once=at_once)
     assert (hits == (dense(logits, recipes) == labels).sum(axis=1)).all()
 
 
@@ -50,9 +49,9 @@ def test_ties_go_to_the_lower_class():
 
 
 def test_progress_counts_every_prediction(logits, labels):
-    seen = []
-    ensemble.count_hits(list(logits), labels, simplex(9, 4), on_block=seen.append)
-    assert sum(seen) == 9 * len(labels)
+    counts = []
+    ensemble.count_hits(list(logits), labels, simplex(9, 4), on_block=counts.append)
+    assert sum(counts) == 9 * len(labels)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,7 @@ def test_a_large_bank_does_not_stay_in_memory(tmp_path):
     mapped = [np.load(tmp_path / f"{model}.npy", mmap_mode="r") for model in range(models)]
     labels, recipes = np.zeros(shape[0], np.int64), simplex(3, models)
     peaks, hits = [], []
-    for logits in ([ensemble.Stored.of(one) for one in mapped], mapped):
+    for logits in ([ensemble.Stored.of(array) for array in mapped], mapped):
         cpu = torch.device("cpu")
         peaks.append(peak_of(lambda logits=logits: hits.append(ensemble.count_hits(logits, labels, recipes)), cpu))
     assert (hits[0] == hits[1]).all()

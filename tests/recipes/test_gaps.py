@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from hf_radin.ingredients.kinship import Weights, inner_products
-from hf_radin.recipes import gaps as gap
 from hf_radin.recipes import scoring
-from hf_radin.recipes.gaps import Gaps, covariance
+from hf_radin.recipes.gaps import NOISE, Gaps, covariance, spread_products
 from hf_radin.recipes.pruning import prune
 
 MODELS, SAMPLES, CLASSES = 6, 80, 4
@@ -28,7 +27,7 @@ class Quadratic:
         self.curvature = curvature + curvature.swapaxes(-1, -2)
         self.singles = [self(row) for row in np.eye(MODELS)]
         self.products = inner_products([Weights(row.astype(np.float32)) for row in self.weights])
-        self.pruned = prune([one.astype(np.float32) for one in self.singles])
+        self.pruned = prune([logits.astype(np.float32) for logits in self.singles])
 
     def __call__(self, recipe: np.ndarray) -> np.ndarray:
         """The logits of a soup `(samples, classes)`."""
@@ -43,8 +42,8 @@ class Quadratic:
     def predicted(self, gaps: Gaps, recipes: np.ndarray) -> np.ndarray:
         return gaps.sums(recipes) @ gaps.pruned.logits
 
-    def learned(self, *recipes: np.ndarray) -> Gaps:
-        gaps = Gaps.none(self.products, self.pruned)
+    def learned(self, *recipes: np.ndarray, noise: float = NOISE) -> Gaps:
+        gaps = Gaps.none(self.products, self.pruned, noise=noise)
         for recipe in recipes:
             gaps = gaps.learn(recipe, self.values(recipe))
         return gaps
@@ -57,12 +56,12 @@ def test_before_a_soup_was_measured_the_prediction_is_the_ensemble():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_in_a_plane_three_soups_tell_all_others(seed, monkeypatch):
+def test_in_a_plane_three_soups_tell_all_others(seed):
     """A spread in the plane is three numbers."""
-    monkeypatch.setattr(gap, "NOISE", 0.0)
     models = Quadratic(seed=seed)
     truth = np.array([models.values(recipe) for recipe in RECIPES])
-    errors = [np.abs(models.predicted(models.learned(*RECIPES[:count]), RECIPES) - truth).max() for count in range(4)]
+    learned = [models.learned(*RECIPES[:count], noise=0.0) for count in range(4)]
+    errors = [np.abs(models.predicted(gaps, RECIPES) - truth).max() for gaps in learned]
     assert errors[3] < 1e-3 < 0.1 < errors[0]
 
 
@@ -70,16 +69,14 @@ def test_in_a_plane_three_soups_tell_all_others(seed, monkeypatch):
 def test_a_few_soups_bring_predictions_nearer(count):
     models = Quadratic()
     truth = np.array([models.values(recipe) for recipe in RECIPES])
-    errors = [
-        ((models.predicted(models.learned(*RECIPES[:some]), RECIPES) - truth) ** 2).mean() for some in (0, count)
-    ]
+    learned = [models.learned(), models.learned(*RECIPES[:count])]
+    errors = [((models.predicted(gaps, RECIPES) - truth) ** 2).mean() for gaps in learned]
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_a_measured_soup_is_predicted_as_it_is_and_a_single_model_always(monkeypatch):
-    monkeypatch.setattr(gap, "NOISE", 1e-9)
+def test_a_measured_soup_is_predicted_as_it_is_and_a_single_model_always():
     models = Quadratic()
-    gaps = models.learned(*RECIPES[:2])
+    gaps = models.learned(*RECIPES[:2], noise=1e-9)
     for recipe in RECIPES[:2]:
         np.testing.assert_allclose(models.predicted(gaps, recipe[None])[0], models.values(recipe), atol=1e-3)
     assert np.abs(gaps.sums(np.eye(MODELS))[:, MODELS:]).max() < 1e-6
@@ -97,13 +94,13 @@ def test_images_that_a_soup_was_not_shown_teach_nothing(unknown):
     models = Quadratic()
     gaps = models.learned(*RECIPES[:2])
     values = models.values(RECIPES[2])
-    some = models.pruned.entries[0] % 2 == 0
-    partly = gaps.learn(RECIPES[2], np.where(some, unknown, values).astype(np.float32))
+    hidden = models.pruned.entries[0] % 2 == 0
+    partly = gaps.learn(RECIPES[2], np.where(hidden, unknown, values).astype(np.float32))
     before, after = models.predicted(gaps, RECIPES), models.predicted(partly, RECIPES)
-    np.testing.assert_allclose(after[:, some], before[:, some], atol=1e-4)
+    np.testing.assert_allclose(after[:, hidden], before[:, hidden], atol=1e-4)
     whole = models.predicted(gaps.learn(RECIPES[2], values), RECIPES)
-    np.testing.assert_allclose(after[:, ~some], whole[:, ~some], atol=1e-4)
-    assert np.abs(after - before)[:, ~some].max() > 0.01
+    np.testing.assert_allclose(after[:, ~hidden], whole[:, ~hidden], atol=1e-4)
+    assert np.abs(after - before)[:, ~hidden].max() > 0.01
     first = models.learned().learn(RECIPES[0], np.full_like(values, unknown))
     np.testing.assert_allclose(
         models.predicted(first, RECIPES), models.predicted(models.learned(), RECIPES), atol=1e-5
@@ -124,9 +121,9 @@ def test_one_recipe_twice_is_no_trouble():
 
 def test_the_covariance_is_one_and_zero_for_single_models():
     models = Quadratic()
-    found = covariance(models.products, RECIPES, RECIPES)
-    np.testing.assert_allclose(found, found.T, atol=1e-12)
-    assert np.linalg.eigvalsh(found).min() > -1e-9
+    matrix = covariance(models.products, RECIPES, RECIPES)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
+    assert np.linalg.eigvalsh(matrix).min() > -1e-9
     np.testing.assert_allclose(covariance(models.products, np.eye(MODELS), RECIPES), 0, atol=1e-12)
 
 
@@ -142,4 +139,4 @@ def test_the_covariance_is_that_of_gaps_under_random_curvature():
         return -0.5 * np.einsum("i,nab,ia,ib->n", recipe, draws, apart, apart)
 
     both = [4 * float((gaps(RECIPES[0]) * gaps(other)).mean()) for other in RECIPES[:5]]
-    np.testing.assert_allclose(gap._product(models.products, RECIPES[:1], RECIPES[:5])[0], both, rtol=0.05)
+    np.testing.assert_allclose(spread_products(models.products, RECIPES[:1], RECIPES[:5])[0], both, rtol=0.05)

@@ -41,10 +41,10 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_models_that_agree_on_most_images_differ_by_little():
-    one = hits(900, 1000)
-    other = one.copy()
-    other[:5] = False
-    low, high = difference_interval(one, other)
+    soup = hits(900, 1000)
+    single = soup.copy()
+    single[:5] = False
+    low, high = difference_interval(soup, single)
     assert 0 < low < 0.005 < high < 0.011
-    assert difference_interval(one, one) == (0, 0)
+    assert difference_interval(soup, soup) == (0, 0)
     assert accuracy_interval(hits(10, 10)) == (1, 1)

@@ -13,23 +13,23 @@ def sizes(weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("models", [2, 3, 5, 13, 40])
 @pytest.mark.parametrize("kind", ["auto", "monte-carlo"])
 def test_all_lie_on_the_simplex_and_none_stands_twice(models, kind):
-    found = propose(models, proposals=kind)
-    assert np.allclose(found.weights.sum(axis=1), 1) and (found.weights >= 0).all()
-    assert len({row.tobytes() for row in found.weights}) == len(found.weights) == len(found.proposals)
+    candidates = propose(models, proposals=kind)
+    assert np.allclose(candidates.weights.sum(axis=1), 1) and (candidates.weights >= 0).all()
+    assert len({row.tobytes() for row in candidates.weights}) == len(candidates.weights) == len(candidates.proposals)
 
 
 @pytest.mark.parametrize("kind", ["auto", "monte-carlo", "subsets"])
 def test_singles_and_the_uniform_soup_are_always_there(kind):
-    found = propose(6, proposals=kind)
-    assert found.proposals[:7] == ("single",) * 6 + ("uniform",)
-    assert (found.weights[:6] == np.eye(6)).all() and (found.weights[6] == 1 / 6).all()
+    candidates = propose(6, proposals=kind)
+    assert candidates.proposals[:7] == ("single",) * 6 + ("uniform",)
+    assert (candidates.weights[:6] == np.eye(6)).all() and (candidates.weights[6] == 1 / 6).all()
 
 
 def test_monte_carlo_draws_200_subsets_of_2_to_all_but_one_in_equal_parts():
-    found = monte_carlo(13, seed=1)
-    assert len(found.weights) == 200
-    assert set(sizes(found.weights)) == set(range(2, 13))
-    for row in found.weights:
+    candidates = monte_carlo(13, seed=1)
+    assert len(candidates.weights) == 200
+    assert set(sizes(candidates.weights)) == set(range(2, 13))
+    for row in candidates.weights:
         assert len(set(row[row > 0])) == 1
 
 
@@ -54,15 +54,15 @@ def test_auto_takes_all_subsets_up_to_12():
 
 
 def test_subsets_are_all_and_the_small_ones_come_first():
-    found = subsets(5)
-    assert len(found.weights) == 31
-    assert (np.diff(sizes(found.weights)) >= 0).all()
+    candidates = subsets(5)
+    assert len(candidates.weights) == 31
+    assert (np.diff(sizes(candidates.weights)) >= 0).all()
 
 
 def test_adding_keeps_the_first_name():
-    found = singles(3) + uniform(3) + subsets(3)
-    assert found.proposals.count("single") == 3 and found.proposals.count("uniform") == 1
-    assert len(found.weights) == 7
+    candidates = singles(3) + uniform(3) + subsets(3)
+    assert candidates.proposals.count("single") == 3 and candidates.proposals.count("uniform") == 1
+    assert len(candidates.weights) == 7
 
 
 @pytest.mark.parametrize("arguments", [{"proposals": "genetic"}, {"models": 21, "proposals": "subsets"}, {"count": 0}])

@@ -26,8 +26,8 @@ def test_no_grid_finds_more_and_the_dense_computation_finds_as_many(seed, dtype)
     start, end = (np.eye(4)[0], np.eye(4)[2]) if seed % 2 else (recipe(seed), recipe(seed + 50))
     step, right = best_step(pruning.prune(logits), labels, start, end)
     steps = np.append(np.linspace(0, 1, 2001), step)
-    found = count_hits(logits, labels, (1 - steps[:, None]) * start + steps[:, None] * end)
-    assert found.max() <= right and found[-1] == right
+    hits = count_hits(logits, labels, (1 - steps[:, None]) * start + steps[:, None] * end)
+    assert hits.max() <= right and hits[-1] == right
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -36,8 +36,8 @@ def test_it_is_what_trying_the_middle_of_every_run_finds(seed):
     start, end = recipe(seed), recipe(seed + 9)
     at, to = (np.tensordot(weights, np.stack(logits).astype(np.float64), axes=1) for weights in (start, end))
     crossings = [0.0, 1.0]
-    for one, other in ((a, b) for a in range(6) for b in range(a)):
-        ahead, rise = at[:, one] - at[:, other], (to - at)[:, one] - (to - at)[:, other]
+    for first, second in ((a, b) for a in range(6) for b in range(a)):
+        ahead, rise = at[:, first] - at[:, second], (to - at)[:, first] - (to - at)[:, second]
         crossings += (-ahead / rise)[(-ahead / rise > 0) & (-ahead / rise < 1)].tolist()
     crossings = np.unique(crossings)
     middles = (crossings[1:] + crossings[:-1]) / 2
@@ -59,10 +59,7 @@ def test_where_every_image_is_decided_any_step_is_as_good():
     assert step == 0.5 and right == (logits[0].argmax(axis=1) == labels).sum()
 
 
-def test_blocks_change_nothing(monkeypatch):
-    from hf_radin.recipes import propose
-
+def test_blocks_change_nothing():
     logits, labels = bank(3)
     whole = best_step(pruning.prune(logits), labels, recipe(1), recipe(2))
-    monkeypatch.setattr(propose, "MIXED_AT_ONCE", 64)
-    assert best_step(pruning.prune(logits), labels, recipe(1), recipe(2)) == whole
+    assert best_step(pruning.prune(logits), labels, recipe(1), recipe(2), mixed_at_once=64) == whole

@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hf_radin.recipes import propose
 from hf_radin.recipes.propose import (
     best_subsets,
     dirichlet,
@@ -31,16 +30,16 @@ def on_simplex(rows: np.ndarray) -> bool:
 
 
 def test_forward_selection_finds_a_mixture_of_unequal_parts():
-    found = forward(MODELS, nearness)
-    assert on_simplex(found.weights) and set(found.proposals) == {"forward"}
-    assert (found.weights == TARGET).all(axis=1).any()  # 2, 1 and 1 parts
-    assert len({row.tobytes() for row in found.weights}) == len(found.weights) <= 2 * MODELS
+    candidates = forward(MODELS, nearness)
+    assert on_simplex(candidates.weights) and set(candidates.proposals) == {"forward"}
+    assert (candidates.weights == TARGET).all(axis=1).any()  # 2, 1 and 1 parts
+    assert len({row.tobytes() for row in candidates.weights}) == len(candidates.weights) <= 2 * MODELS
 
 
 def test_forward_selection_begins_with_the_best_single_and_adds_one_part_at_a_time():
-    found = forward(MODELS, nearness, steps=5)
-    assert (found.weights[0] == np.eye(MODELS)[0]).all()
-    for parts, row in enumerate(found.weights, start=1):
+    candidates = forward(MODELS, nearness, steps=5)
+    assert (candidates.weights[0] == np.eye(MODELS)[0]).all()
+    for parts, row in enumerate(candidates.weights, start=1):
         assert np.allclose(row * parts, np.round(row * parts))
 
 
@@ -52,10 +51,10 @@ def test_local_search_ends_where_no_neighbour_is_better(seed):
         return np.array([table[tuple(int(weight > 0) for weight in row)] for row in rows])
 
     start = np.array([1, 1, 0, 0, 0], bool)
-    found = local_search(start, score)
-    end = found.weights[0] > 0 if len(found.weights) else start
-    if len(found.weights):
-        assert on_simplex(found.weights) and score(end[None])[0] > score(start[None])[0]
+    candidates = local_search(start, score)
+    end = candidates.weights[0] > 0 if len(candidates.weights) else start
+    if len(candidates.weights):
+        assert on_simplex(candidates.weights) and score(end[None])[0] > score(start[None])[0]
     members = np.array(list(table), bool)[1:]
     changed = (members != end).sum(axis=1)
     swapped = (changed == 2) & (members.sum(axis=1) == end.sum())
@@ -68,8 +67,8 @@ def test_a_subset_that_can_not_be_bettered_gives_nothing():
 
 
 def test_dirichlet_draws_lie_on_the_simplex_and_depend_on_the_seed():
-    one, same, other = (dirichlet(MODELS, count=50, seed=seed).weights for seed in (1, 1, 2))
-    assert on_simplex(one) and (one == same).all() and (one != other).any()
+    first, same, other = (dirichlet(MODELS, count=50, seed=seed).weights for seed in (1, 1, 2))
+    assert on_simplex(first) and (first == same).all() and (first != other).any()
 
 
 def test_a_shortlist_holds_the_best_and_no_two_alike():
@@ -77,25 +76,18 @@ def test_a_shortlist_holds_the_best_and_no_two_alike():
     rows /= rows.sum(axis=1, keepdims=True)
     scores = np.concatenate([np.linspace(0.9, 0.8, 21)[:-1], [0.5, 0.4]])
     assert shortlist(rows, scores, 3) == [0, 20, 21]
-    assert shortlist(rows, scores, 5) == [
-        0,
-        20,
-        21,
-        1,
-        2,
-    ]  # the best of the others, where there are no more that differ
+    assert shortlist(rows, scores, 5) == [0, 20, 21, 1, 2]  # the best of the others, if no more differ
     assert shortlist(rows, scores, 100)[:3] == [0, 20, 21] and sorted(shortlist(rows, scores, 100)) == list(range(22))
     assert shortlist(rows, scores, 2, apart=0) == [0, 1]
 
 
-def test_the_best_of_all_subsets_are_found_in_parts(monkeypatch):
+def test_the_best_of_all_subsets_are_found_in_parts():
     members = np.array(list(product((False, True), repeat=MODELS)))[1:]
     rows = members / members.sum(axis=1, keepdims=True)
     best = np.sort(nearness(rows))[::-1]
-    monkeypatch.setattr(propose, "SCORED_AT_ONCE", 10)
-    found = best_subsets(MODELS, nearness, keep=5)
-    assert set(found.proposals) == {"subset"} and len(found.weights) == 5
-    np.testing.assert_allclose(nearness(found.weights), best[:5])
+    candidates = best_subsets(MODELS, nearness, keep=5, scored_at_once=10)
+    assert set(candidates.proposals) == {"subset"} and len(candidates.weights) == 5
+    np.testing.assert_allclose(nearness(candidates.weights), best[:5])
     assert len(best_subsets(3, lambda rows: nearness(np.pad(rows, ((0, 0), (0, 4))))).weights) == 7
 
 
@@ -108,9 +100,9 @@ def best_by_grid(start, end):
 
 @pytest.mark.parametrize("start", [np.eye(MODELS)[3], np.full(MODELS, 1 / MODELS), np.eye(MODELS)[0]])
 def test_line_search_goes_up_and_finds_parts_that_no_subset_has(start):
-    found = line_search(start, best_by_grid)
-    scores = nearness(found.weights)
-    assert on_simplex(found.weights) and set(found.proposals) == {"line"}
+    candidates = line_search(start, best_by_grid)
+    scores = nearness(candidates.weights)
+    assert on_simplex(candidates.weights) and set(candidates.proposals) == {"line"}
     assert (np.diff(scores) > 0).all() and scores[0] > nearness(start[None])[0]
     assert scores[-1] > -1e-3
 
@@ -121,9 +113,10 @@ def test_line_search_ends_at_once_where_nothing_is_better():
 
 def test_recipes_are_mixed_with_the_start_in_tenths():
     rows = np.array([TARGET, np.eye(MODELS)[1]])
-    found = wise_ft(6, rows)
-    assert on_simplex(found.weights) and len(found.weights) == 18 and set(found.proposals) == {"wise-ft"}
-    np.testing.assert_allclose(found.weights[2], 0.3 * TARGET + 0.7 * np.eye(MODELS)[6])
+    candidates = wise_ft(6, rows)
+    assert on_simplex(candidates.weights) and len(candidates.weights) == 18
+    assert set(candidates.proposals) == {"wise-ft"}
+    np.testing.assert_allclose(candidates.weights[2], 0.3 * TARGET + 0.7 * np.eye(MODELS)[6])
     assert wise_ft(0, np.zeros((0, MODELS))).weights.shape == (0, MODELS)
 
 
@@ -132,9 +125,8 @@ def test_model_stock_is_nearest_to_the_centre_of_the_shell(angle):
     """Fine-tunes that lie at one distance from the start and at one angle to each other, around an unknown centre."""
     models, start = 5, np.random.default_rng(0).normal(size=40)
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(40, models)))[0].T
-    apart = (
-        np.sqrt(np.cos(angle)) * basis[0] + np.sqrt(1 - np.cos(angle)) * basis[1:]
-    )  # cosines of `angle` between them
+    # `angle` lies between any two of them
+    apart = np.sqrt(np.cos(angle)) * basis[0] + np.sqrt(1 - np.cos(angle)) * basis[1:]
     weights = np.vstack([start + 2 * apart, start])
     centred = weights - weights.mean(axis=0)
     (row,) = model_stock(models - 1, centred @ centred.T).weights
@@ -149,6 +141,5 @@ def test_model_stock_is_nearest_to_the_centre_of_the_shell(angle):
 
 
 def test_model_stock_of_models_that_are_their_start_is_a_recipe():
-    assert on_simplex(model_stock(0, np.zeros((3, 3))).weights) and on_simplex(
-        model_stock(1, np.zeros((2, 2))).weights
-    )
+    assert on_simplex(model_stock(0, np.zeros((3, 3))).weights)
+    assert on_simplex(model_stock(1, np.zeros((2, 2))).weights)

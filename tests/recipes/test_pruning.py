@@ -15,16 +15,16 @@ def recipes_of_all_kinds(models: int, count: int, seed: int = 0) -> np.ndarray:
     part = count // 4
     edges = np.zeros((part, models))
     for row in edges:
-        one, other = generator.choice(models, 2) if models > 1 else (0, 0)
+        start, end = generator.choice(models, 2) if models > 1 else (0, 0)
         share = generator.choice([0.5, 0.25, 1 / 3, generator.random(), 1e-9, 1e-300])
-        row[one] += share
-        row[other] += 1 - share
+        row[start] += share
+        row[end] += 1 - share
     members = generator.random((part, models)) < 0.5
     members[~members.any(axis=1), 0] = True
     sparse = generator.dirichlet(np.full(models, 0.1), size=part)
     dense = generator.dirichlet(np.ones(models), size=count - 3 * part)
-    found = np.concatenate([np.eye(models), edges, members / members.sum(axis=1, keepdims=True), sparse, dense])
-    return np.abs(found[:count])
+    equal = members / members.sum(axis=1, keepdims=True)
+    return np.abs(np.concatenate([np.eye(models), edges, equal, sparse, dense])[:count])
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -87,8 +87,8 @@ def logits(name, request) -> np.ndarray:
 def dense(logits: np.ndarray, recipes: np.ndarray) -> np.ndarray:
     """Predictions `(recipes, samples)`, written out: the argmax of sums in float64, model after model."""
     mixed = np.zeros((len(recipes), *logits.shape[1:]))
-    for weights, one in zip(recipes.T, logits, strict=True):
-        mixed += weights[:, None, None] * one.astype(np.float64)
+    for weights, values in zip(recipes.T, logits, strict=True):
+        mixed += weights[:, None, None] * values.astype(np.float64)
     return mixed.argmax(axis=-1)
 
 
@@ -96,8 +96,8 @@ def test_predictions_equal_the_dense_ones_image_by_image(logits):
     recipes = recipes_of_all_kinds(len(logits), 2000)
     expected = dense(logits, recipes)
     assert (scoring.predict(prune(logits), recipes) == expected).all()
-    for which, some, found in ensemble.mixed_predictions(logits, recipes):
-        assert (found == expected[which, some]).all()
+    for rows, samples, predictions in ensemble.mixed_predictions(logits, recipes):
+        assert (predictions == expected[rows, samples]).all()
 
 
 def test_hits_are_those_of_the_predictions(logits):
@@ -113,8 +113,8 @@ def test_the_best_few_are_the_dense_ones(logits, top):
     recipes = recipes_of_all_kinds(len(logits), 200)
     labels = np.random.default_rng(1).integers(0, logits.shape[2], size=logits.shape[1])
     mixed = np.zeros((len(recipes), *logits.shape[1:]))
-    for weights, one in zip(recipes.T, logits, strict=True):
-        mixed += weights[:, None, None] * one.astype(np.float64)
+    for weights, values in zip(recipes.T, logits, strict=True):
+        mixed += weights[:, None, None] * values.astype(np.float64)
     best = np.argsort(-mixed, axis=-1, kind="stable")[..., :top]  # the lower class of equals goes first
     expected = (best == labels[:, None]).any(axis=-1).sum(axis=1)
     assert (scoring.count_hits(prune(logits, top=top), labels, recipes) == expected).all()
@@ -140,31 +140,28 @@ def test_what_is_dropped_is_beaten_and_what_is_left_is_not(logits, top):
 
 @pytest.mark.parametrize("at_once", [1, 100, 5000])
 @pytest.mark.parametrize("kind", ["related", "integers", "unrelated"])
-def test_any_block_size_and_any_number_of_threads_gives_the_same(kind, at_once, monkeypatch):
+def test_any_block_size_and_any_number_of_threads_gives_the_same(kind, at_once):
     logits = BANKS[kind].astype(np.float16)
     recipes = recipes_of_all_kinds(len(logits), 60)
     labels = np.random.default_rng(1).integers(0, logits.shape[2], size=logits.shape[1])
     expected, whole = dense(logits, recipes), prune(logits)
-    monkeypatch.setattr(pruning, "READ_AT_ONCE", at_once)
-    monkeypatch.setattr(scoring, "MIXED_AT_ONCE", at_once)
-    monkeypatch.setattr(ensemble, "MIXED_AT_ONCE", at_once)
     for threads in (1, 3):
-        seen = []
-        pruned = prune(logits, threads=threads, on_block=seen.append)
-        assert all((getattr(pruned, name) == getattr(whole, name)).all() for name in pruning._ARRAYS)
-        assert sum(seen) == logits.shape[1]
-    assert (scoring.predict(pruned, recipes) == expected).all()
-    assert (scoring.count_hits(pruned, labels, recipes) == (expected == labels).sum(axis=1)).all()
+        counts = []
+        pruned = prune(logits, threads=threads, on_block=counts.append, read_at_once=at_once)
+        assert all((getattr(pruned, name) == getattr(whole, name)).all() for name in pruning.ARRAYS)
+        assert sum(counts) == logits.shape[1]
+    assert (scoring.predict(pruned, recipes, mixed_at_once=at_once) == expected).all()
+    hits = scoring.count_hits(pruned, labels, recipes, mixed_at_once=at_once)
+    assert (hits == (expected == labels).sum(axis=1)).all()
 
 
-def test_to_compare_with_fewer_classes_is_as_right(monkeypatch):
+def test_to_compare_with_fewer_classes_is_as_right():
     logits = BANKS["unrelated"].astype(np.float32)
     whole = prune(logits)
-    monkeypatch.setattr(pruning, "ROUNDS", 1)
-    some = prune(logits)
-    assert len(some.classes) > len(whole.classes)
+    partly = prune(logits, rounds=1)
+    assert len(partly.classes) > len(whole.classes)
     recipes = recipes_of_all_kinds(len(logits), 100)
-    assert (scoring.predict(some, recipes) == dense(logits, recipes)).all()
+    assert (scoring.predict(partly, recipes) == dense(logits, recipes)).all()
 
 
 def test_what_is_close_beyond_float32_is_told_apart():
@@ -181,12 +178,12 @@ def test_what_is_close_beyond_float32_is_told_apart():
 def test_logits_as_stored_give_the_same(tmp_path):
     for dtype in (np.float16, np.float32):
         stored = []
-        for model, one in enumerate(BANKS["related"].astype(dtype)):
-            np.save(tmp_path / f"{model}.npy", one)
+        for model, logits in enumerate(BANKS["related"].astype(dtype)):
+            np.save(tmp_path / f"{model}.npy", logits)
             stored.append(ensemble.Stored.of(np.load(tmp_path / f"{model}.npy", mmap_mode="r")))
-        found, expected = prune(stored, threads=2), prune(BANKS["related"].astype(dtype))
-        assert all((getattr(found, name) == getattr(expected, name)).all() for name in pruning._ARRAYS)
-        assert found.logits.dtype == dtype
+        pruned, expected = prune(stored, threads=2), prune(BANKS["related"].astype(dtype))
+        assert all((getattr(pruned, name) == getattr(expected, name)).all() for name in pruning.ARRAYS)
+        assert pruned.logits.dtype == dtype
 
 
 def test_a_file_that_is_cut_short_is_named(tmp_path):
@@ -219,21 +216,21 @@ def test_what_is_kept_is_read_again_and_made_anew_where_it_must(tmp_path):
         made.append(top)
         return prune(BANKS["related"].astype(np.float16), top=top)
 
-    first = pruning.kept(path, sources, make, **about)
-    again = pruning.kept(path, sources, make, **about)
+    first = pruning.load_or_make(path, sources, make, **about)
+    again = pruning.load_or_make(path, sources, make, **about)
     assert len(made) == 1 and again.top == first.top == 1
-    for name in pruning._ARRAYS:
-        one, other = getattr(first, name), getattr(again, name)
-        assert (one == other).all() and one.dtype == other.dtype
+    for name in pruning.ARRAYS:
+        written, read = getattr(first, name), getattr(again, name)
+        assert (written == read).all() and written.dtype == read.dtype
     os.utime(source, ns=(0, path.stat().st_mtime_ns + 1))  # other logits
-    pruning.kept(path, sources, make, **about)
+    pruning.load_or_make(path, sources, make, **about)
     assert len(made) == 2
     os.utime(source, (0, 0))
     whole = path.read_bytes()
     for broken in (b"", b"no archive", whole[:500], whole[: len(whole) // 2], whole[:3000] + b"?" + whole[3001:]):
         path.write_bytes(broken)
         count = len(made)
-        assert (pruning.kept(path, sources, make, **about).logits == first.logits).all()
+        assert (pruning.load_or_make(path, sources, make, **about).logits == first.logits).all()
         assert len(made) == count + 1
     assert path.read_bytes() == whole and not list(path.parent.glob(".*"))
 
@@ -241,22 +238,23 @@ def test_what_is_kept_is_read_again_and_made_anew_where_it_must(tmp_path):
 def test_what_is_kept_of_other_logits_is_made_anew(tmp_path):
     logits = BANKS["related"].astype(np.float16)
     first, path = prune(logits), tmp_path / "one.npz"
-    whole = {name: getattr(first, name) for name in pruning._ARRAYS}
+    whole = {name: getattr(first, name) for name in pruning.ARRAYS}
     nan = np.where(np.arange(first.logits.size).reshape(first.logits.shape) == 5, np.nan, first.logits)
     wrong = [{"logits": nan.astype(np.float16)}, {"logits": first.logits[:2]}, {"logits": first.logits[:, :-1]}]
     wrong += [{"top": np.array(5)}, {"images": first.images[:-1], "counts": first.counts[:-1]}]
     wrong += [{"images": np.zeros_like(first.images)}, {"classes": first.classes[:-3]}]
-    for one in wrong:
-        np.savez(path, **{"top": np.array(1), **whole, **one})
-        found = pruning.kept(path, [tmp_path] * len(logits), lambda: first, samples=300, top=1)
-        assert found is first
+    for arrays in wrong:
+        np.savez(path, **{"top": np.array(1), **whole, **arrays})
+        pruned = pruning.load_or_make(path, [tmp_path] * len(logits), lambda: first, samples=300, top=1)
+        assert pruned is first
 
 
 def test_a_folder_that_can_not_be_written_to_costs_only_time(tmp_path, caplog):
     (tmp_path / "pruned").write_text("a file where the folder should be")
     path = tmp_path / "pruned" / "one.npz"
-    found = pruning.kept(path, [], lambda: prune(BANKS["related"].astype(np.float16)), samples=300, top=1)
-    assert len(found.images) == 300 and "can't be kept" in caplog.text
+    logits = BANKS["related"].astype(np.float16)
+    pruned = pruning.load_or_make(path, [], lambda: prune(logits), samples=300, top=1)
+    assert len(pruned.images) == 300 and "can't be cached" in caplog.text
 
 
 @pytest.mark.parametrize("top", [1, 2])
@@ -264,8 +262,8 @@ def test_what_is_left_of_parts_is_put_together_to_what_is_left_of_all(top):
     logits = list(related(4, 300, 7).astype(np.float32))
     order = np.random.default_rng(3).permutation(300)
     places = [np.sort(order[:90]), np.sort(order[90:91]), np.sort(order[91:])]
-    found = pruning.join([(prune([one[some] for one in logits], top=top), some) for some in places])
+    joined = pruning.join([(prune([values[part] for values in logits], top=top), part) for part in places])
     whole = prune(logits, top=top)
-    for name in ("images", "counts", "classes", "logits"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
-    assert found.top == top and found.is_whole(4, 300, top)
+    for name in pruning.ARRAYS:
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    assert joined.top == top and joined.is_whole(4, 300, top)

@@ -19,7 +19,7 @@ def test_weights_off_the_simplex_are_refused(weights):
 
 
 def test_an_ingredient_stands_once():
-    with pytest.raises(ValueError, match="'a' stands twice"):
+    with pytest.raises(ValueError, match="'a' appears twice"):
         Recipe(("a", "a"), (0.5, 0.5))
 
 
@@ -54,8 +54,8 @@ def test_used_leaves_out_what_has_no_weight():
 
 
 def test_a_measurement_survives_being_written_down():
-    one = Measurement(Recipe(("a", "b"), (0.25, 0.75)), "subset", 0.9, 0.8, 100)
-    assert Measurement.from_dict(one.to_dict()) == one
+    measurement = Measurement(Recipe(("a", "b"), (0.25, 0.75)), "subset", 0.9, 0.8, 100)
+    assert Measurement.from_dict(measurement.to_dict()) == measurement
 
 
 @pytest.mark.parametrize("weights", [(10**400, 0), (1.7e308, 1.7e308), (2.0, -1.0)])

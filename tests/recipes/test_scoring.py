@@ -13,7 +13,7 @@ from hf_radin.recipes.pruning import prune
 REFERENCES = {
     "accuracy": metrics.accuracy_score,
     "balanced_accuracy": metrics.balanced_accuracy_score,
-    "f1": lambda labels, found: metrics.f1_score(labels, found, average="macro", zero_division=0),
+    "f1": lambda labels, predictions: metrics.f1_score(labels, predictions, average="macro", zero_division=0),
     "mcc": metrics.matthews_corrcoef,
 }
 
@@ -39,27 +39,27 @@ def recipes():
 @pytest.mark.parametrize("metric", REFERENCES)
 def test_metrics_are_those_of_scikit_learn(logits, labels, recipes, metric):
     pruned = prune(logits)
-    found = scoring.score(pruned, labels, 12, recipes, metric)
+    scores = scoring.score(pruned, labels, 12, recipes, metric)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes that are never true
-        expected = [REFERENCES[metric](labels, one) for one in scoring.predict(pruned, recipes)]
-    assert found == pytest.approx(np.array(expected), abs=1e-12)
+        expected = [REFERENCES[metric](labels, row) for row in scoring.predict(pruned, recipes)]
+    assert scores == pytest.approx(np.array(expected), abs=1e-12)
 
 
 def test_top5_is_that_of_scikit_learn(logits, labels, recipes):
-    found = scoring.score(prune(logits, top=5), labels, 12, recipes, "top5_accuracy")
+    scores = scoring.score(prune(logits, top=5), labels, 12, recipes, "top5_accuracy")
     mixed = np.einsum("rm,msc->rsc", recipes, logits.astype(np.float64))
     mixed -= 1e-9 * np.arange(12)  # it doesn't say which of equal classes goes first: the lower
-    expected = [metrics.top_k_accuracy_score(labels, one, k=5, labels=np.arange(12)) for one in mixed]
-    assert found == pytest.approx(np.array(expected), abs=1e-12)
+    expected = [metrics.top_k_accuracy_score(labels, logits, k=5, labels=np.arange(12)) for logits in mixed]
+    assert scores == pytest.approx(np.array(expected), abs=1e-12)
 
 
-def test_cross_entropy_is_that_of_torch(logits, labels, recipes, monkeypatch):
+def test_cross_entropy_is_that_of_torch(logits, labels, recipes):
     mixed = torch.from_numpy(np.einsum("rm,msc->rsc", recipes, logits.astype(np.float64)))
-    expected = [float(torch.nn.functional.cross_entropy(one, torch.from_numpy(labels))) for one in mixed]
+    expected = [float(torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels))) for outputs in mixed]
     for at_once in (1 << 23, 1000):
-        monkeypatch.setattr(ensemble, "MIXED_AT_ONCE", at_once)
-        assert ensemble.cross_entropy(logits, labels, recipes) == pytest.approx(np.array(expected), abs=1e-12)
+        losses = ensemble.cross_entropy(logits, labels, recipes, mixed_at_once=at_once)
+        assert losses == pytest.approx(np.array(expected), abs=1e-12)
 
 
 def by_hand(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -74,41 +74,40 @@ def by_hand(logits: np.ndarray, labels: np.ndarray) -> float:
     return error
 
 
-def test_the_calibration_error_is_that_of_its_bins(logits, labels, recipes, monkeypatch):
+def test_the_calibration_error_is_that_of_its_bins(logits, labels, recipes):
     mixed = np.einsum("rm,msc->rsc", recipes, logits.astype(np.float64))
-    expected = np.array([by_hand(one, labels) for one in mixed])
+    expected = np.array([by_hand(outputs, labels) for outputs in mixed])
     assert expected.max() > 0.01
     for at_once in (1 << 23, 1000):
-        monkeypatch.setattr(ensemble, "MIXED_AT_ONCE", at_once)
-        assert ensemble.calibration_error(logits, labels, recipes) == pytest.approx(expected, abs=1e-9)
+        errors = ensemble.calibration_error(logits, labels, recipes, mixed_at_once=at_once)
+        assert errors == pytest.approx(expected, abs=1e-9)
 
 
 def test_counts_are_the_same_from_predictions_and_from_what_is_pruned(logits, labels, recipes):
     pruned = prune(logits)
-    one = scoring.count(pruned, labels, 12, recipes)
-    other = scoring.Counts.of(scoring.predict(pruned, recipes), labels, 12)
+    counted = scoring.count(pruned, labels, 12, recipes)
+    expected = scoring.Counts.of(scoring.predict(pruned, recipes), labels, 12)
     for name in ("hits", "predicted", "true"):
-        assert (getattr(one, name) == getattr(other, name)).all()
+        assert (getattr(counted, name) == getattr(expected, name)).all()
 
 
 @pytest.mark.parametrize("at_once", [1, 100])
 @pytest.mark.parametrize("metric", ["f1", "accuracy"])
-def test_memory_bounds_change_nothing(logits, labels, recipes, monkeypatch, at_once, metric):
+def test_memory_bounds_change_nothing(logits, labels, recipes, at_once, metric):
     pruned = prune(logits)
     expected = scoring.score(pruned, labels, 12, recipes, metric)
-    monkeypatch.setattr(scoring, "COUNTED_AT_ONCE", at_once)
     seen = []
-    assert (scoring.score(pruned, labels, 12, recipes, metric, on_block=seen.append) == expected).all()
-    assert sum(seen) == len(recipes) * len(labels)
+    scores = scoring.score(pruned, labels, 12, recipes, metric, on_block=seen.append, counted_at_once=at_once)
+    assert (scores == expected).all() and sum(seen) == len(recipes) * len(labels)
 
 
 def test_another_device_gives_the_same(logits, labels, recipes):
     """Torch's own CPU device by a name that is not `cpu`: the same code as for a GPU."""
     pruned, fives = prune(logits), prune(logits, top=5)
     assert (scoring.predict(pruned, recipes, device="cpu:0") == scoring.predict(pruned, recipes)).all()
-    for one in (pruned, fives):
-        found = scoring.count_hits(one, labels, recipes, device="cpu:0")
-        assert (found == scoring.count_hits(one, labels, recipes)).all()
+    for candidates in (pruned, fives):
+        hits = scoring.count_hits(candidates, labels, recipes, device="cpu:0")
+        assert (hits == scoring.count_hits(candidates, labels, recipes)).all()
 
 
 def test_the_best_five_are_no_prediction(logits, recipes):

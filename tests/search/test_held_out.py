@@ -17,7 +17,7 @@ from shared.training import NAMES, digit_images, image_dataset
 import hf_radin
 from hf_radin import LogitBank
 from hf_radin.cli.main import main
-from hf_radin.images.digests import split_digests, stand_in, with_copies
+from hf_radin.images.digests import find_shared, split_digests, with_copies
 from hf_radin.images.split import DataSource, open_split
 from hf_radin.search import held_out
 from hf_radin.search import held_out as overlap
@@ -207,6 +207,6 @@ def test_an_image_is_what_its_bytes_are(tmp_path):
 
 def test_what_can_not_be_read_is_like_nothing_else():
     a, b = (np.array(digests, "S32") for digests in ([b"", b"1", b"2", b"2"], [b"", b"2", b"3"]))
-    assert stand_in(a, b).tolist() == [False, False, True, True] and overlap.count_shared(a, b) == 2
+    assert find_shared(a, b).tolist() == [False, False, True, True] and overlap.count_shared(a, b) == 2
     out, rest = with_copies(np.array([0, 1, 2]), np.array([3]), a)
     assert out.tolist() == [0, 1] and rest.tolist() == [3, 2]

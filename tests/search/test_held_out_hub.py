@@ -26,10 +26,10 @@ def bank(hub, runs, tmp_path, monkeypatch):
 
 
 def test_it_is_refused_at_the_first_block_and_again(bank, tmp_path, monkeypatch):
-    decoded, opened = [], decode._open
-    monkeypatch.setattr(decode, "_open", lambda *args: decoded.append(1) or opened(*args))
+    decoded, opened = [], decode.open_image
+    monkeypatch.setattr(decode, "open_image", lambda *args: decoded.append(1) or opened(*args))
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"16 of 16 images of the split 'test' that have just gone by are in"):
+        with pytest.raises(ValueError, match=r"16 of 16 images of the split 'test' that have just been read are in"):
             hf_radin.radin(bank, budget=1, test_split="test")
     tried = 1  # image that models are tried with before the pass
     assert len(decoded) == tried + 16  # the second time they are known
