@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import shared_fields
-from hf_radin.checkpoints.files import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header, load_tensors
+from hf_radin.checkpoints.files import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header, load_tensors, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -233,9 +233,8 @@ def check_header(
             raise ValueError(
                 f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
             )
-    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     tensors = {
-        name: torch.empty(shape, dtype=floats.get(dtype, torch.int64), device="meta")
+        name: torch.empty(shape, dtype=torch_dtype(dtype) if dtype in FLOATS else torch.int64, device="meta")
         for name, (dtype, shape) in header.items()
     }
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from shared.training import NAMES
 from transformers import TimmWrapperConfig, ViTForImageClassification
 
 import hf_radin
+from hf_radin.checkpoints.files import read_header, read_layout
 
 WEIGHTS = "model.safetensors"
 
@@ -269,6 +270,14 @@ def test_each_kind_is_refused_and_named(two, kind):
     good, bad = hf_radin.inspect(f"{two}/ft-*")
     assert bad.problem == str(error.value) and not bad.ingredient
     assert not good.problem and good.ingredient
+
+
+def test_a_header_beyond_all_limits_is_not_read(two):
+    path = two / "ft-1" / WEIGHTS
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"its header says that it has \d+ bytes"):
+        read_layout(file, path.stat().st_size, limit=1000)
+    with path.open("rb") as file:
+        assert read_layout(file, path.stat().st_size).header == read_header(two / "ft-1")
 
 
 def test_there_are_25_kinds_and_more():
