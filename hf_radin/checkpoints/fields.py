@@ -1,4 +1,4 @@
-"""Fields of configurations: flat, in one spelling, and what several have in common."""
+"""Fields of configurations: flattened, in comparable form, and those that several configurations share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def comparable(value: Any) -> str:
-    """A value as text that is the same for equal values: 4 and 4.0 are equal, and no number equals True."""
+    """A value as text, the same for equal values: 4 and 4.0 are equal, and no number equals True."""
     if isinstance(value, bool):
         return repr(value)
     if isinstance(value, (int, float)):
@@ -30,19 +30,19 @@ def comparable(value: Any) -> str:
     return repr(value)
 
 
-def shared_fields(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields that all have with equal values, as the first spells them; of nested ones, the same.
+def shared_fields(configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields that all configurations have with equal values, as the first spells them; the same for nested fields.
 
-    What one has that the others don't is a note of its run, or an option of its training.
+    A field that others don't have is a note about its run, or an option of its training.
     """
-    first, *others = every
+    first, *others = configurations
     shared: dict[str, Any] = {}
     for name, value in first.items():
-        values = [fields.get(name, _ABSENT) for fields in others]
-        if all(comparable(value) == comparable(other) for other in values):
+        other_values = [fields.get(name, _ABSENT) for fields in others]
+        if all(comparable(value) == comparable(other) for other in other_values):
             shared[name] = value
-        elif isinstance(value, Mapping) and all(isinstance(other, Mapping) for other in values):
-            shared[name] = shared_fields([value, *values])
+        elif isinstance(value, Mapping) and all(isinstance(other, Mapping) for other in other_values):
+            shared[name] = shared_fields([value, *other_values])
     return shared
 
 

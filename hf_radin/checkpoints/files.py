@@ -1,4 +1,4 @@
-"""One checkpoint's files: which they are, their hashes, what the weights' headers say, and the tensors."""
+"""The files of one checkpoint: which there are, their hashes, the headers of the weights, and the tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +25,6 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 SMALL_FILES = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_FILES)
-
-# Dtypes that weights are written in, by torch's names, as safetensors spells them.
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 # Of a file of weights, as in transformers: most models are one file.
 SHARD = "50GB"
@@ -45,32 +42,47 @@ BYTES = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
 
-# Of each tensor by its name on disk: the dtype as safetensors spells it, and the shape.
-Header = dict[str, tuple[str, tuple[int, ...]]]
-
-# What weights are averaged from, and what counters and tables of indices are kept in, which are not averaged. Anything
-# else is some quantisation.
+# Weights are averaged from floats; integers are counters and tables of indices, which are not averaged. Anything else
+# is a quantisation.
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "BOOL")
 
+_TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "BOOL": "bool",
+}
 
-# What torch.compile and FSDP put into the names of tensors, wherever the wrapped module stands, and what
+# Dtypes that weights are written in: names of safetensors by those of torch.
+DTYPES = {_TORCH_NAMES[dtype]: dtype for dtype in ("F32", "BF16", "F16", "F64")}
+
+# What numpy reads floats as. It has no bfloat16: those are bits.
+NUMPY_NAMES = {dtype: "uint16" if dtype == "BF16" else _TORCH_NAMES[dtype] for dtype in FLOATS}
+
+# Dtype, as safetensors calls it, and shape of each tensor, by its name on disk.
+Header = dict[str, tuple[str, tuple[int, ...]]]
+
+# What torch.compile and FSDP put into the names of tensors, wherever the wrapped module is, and what
 # DistributedDataParallel begins all names with (pytorch-image-models#2003, nanoGPT#325).
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARALLEL = "module."
 
 
 def choose_weights(files: set[str], *, allow_pickle: bool = False) -> str | None:
-    """The file that holds, or indexes, the weights among a checkpoint's files; None if there is none to be used.
+    """The file that holds or indexes the weights, among the names of a checkpoint's files; None if there is none.
 
-    All that loads, hashes, downloads or averages a checkpoint goes by this.
+    Whatever loads, hashes, downloads or averages a checkpoint goes by this.
     """
     names = (WEIGHTS, WEIGHTS_INDEX, ADAPTER) + ((PICKLE, PICKLE_INDEX) if allow_pickle else ())
     return next((name for name in names if name in files), None)
 
 
 def without_weights(files: set[str]) -> str:
-    """What to say of a checkpoint in which there is nothing to be read."""
+    """The error for a checkpoint without weights that can be read."""
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")))
     others = sorted(name for name in files if name.endswith(".safetensors"))
     hint = ""
@@ -82,21 +94,21 @@ def without_weights(files: set[str]) -> str:
 
 
 def refuse_redirection(folder: Path, name: str, entry: str | None) -> None:
-    """Refuse a configuration that sends some readers to other weights than those of the usual name.
+    """Refuse a configuration that sends some readers to weights of another name than the usual one.
 
     transformers follows `transformers_weights` since some release of its version 5 (transformers#38152), others read
-    `model.safetensors`: which of the two was meant can't be told.
+    `model.safetensors`: nobody can tell which of the two was meant.
 
     Args:
         name: of the checkpoint, for the error.
         entry: the file that is read here (`choose_weights`).
 
     Raises:
-        ValueError: if it does.
+        ValueError: if the configuration names another file.
     """
     try:
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # what is wrong with it is said where it is loaded
+    except (OSError, ValueError, RecursionError):  # reported where it is loaded
         return
     target = fields.get("transformers_weights") if isinstance(fields, dict) else None
     if target is not None and target != entry:
@@ -126,10 +138,10 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
 
 def read_index(path: Path) -> list[str]:
-    """The files that an index of shards names: safetensors, if that is what it is an index of.
+    """The files that an index of shards names, in order of name.
 
     Raises:
-        ValueError: if it is none, or names a file elsewhere.
+        ValueError: if it is not an index, or names a file of another kind or in another folder.
     """
     try:
         shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
@@ -142,25 +154,24 @@ def read_index(path: Path) -> list[str]:
     return shards
 
 
-def _files(folder: Path, allow_pickle: bool) -> list[Path]:
-    """What makes a checkpoint: configuration, processor and weights."""
+def _checkpoint_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """Configuration, processor, code and weights."""
     small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    small += sorted(folder.glob("*.py"))  # code of its own, which may be allowed to run
+    small += sorted(folder.glob("*.py"))  # code of the checkpoint, which the user may allow to run
     return small + weight_files(folder, allow_pickle=allow_pickle)
 
 
 def files_stamp(folder: Path, *, allow_pickle: bool = False) -> str:
-    """Names, sizes and times of a checkpoint's files: while it stays the same, so does the content."""
-    files = [(path.name, path.stat()) for path in _files(folder, allow_pickle)]
-    return hashlib.sha256(
-        repr([(name, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in files]).encode()
-    ).hexdigest()
+    """A digest of names, sizes and times of a checkpoint's files: while it stays the same, so does the content."""
+    stats = [(path.name, path.stat()) for path in _checkpoint_files(folder, allow_pickle)]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
 
 def file_hashes(folder: Path, *, allow_pickle: bool = False) -> dict[str, str]:
-    """SHA-256 of each file that makes a checkpoint, by name."""
+    """SHA-256 of each file of a checkpoint, by name."""
     hashes = {}
-    for path in _files(folder, allow_pickle):
+    for path in _checkpoint_files(folder, allow_pickle):
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 22):
@@ -170,12 +181,12 @@ def file_hashes(folder: Path, *, allow_pickle: bool = False) -> dict[str, str]:
 
 
 def content_hash(hashes: dict[str, str]) -> str:
-    """`sha256:` and the digest of configuration, processor and weights: what makes two folders the same checkpoint."""
+    """`sha256:` and the digest of configuration, processor and weights: equal for equal checkpoints."""
     return f"sha256:{hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()}"
 
 
 def weights_hash(hashes: dict[str, str]) -> str:
-    """What makes two checkpoints the same weights, on disk or on the Hub: the hashes of the files that hold them."""
+    """The hashes of the files that hold the weights: equal for equal weights, on disk or on the Hub."""
     return " ".join(sorted(value for name, value in hashes.items() if name.endswith((".safetensors", ".bin"))))
 
 
@@ -183,7 +194,7 @@ def shard_size(size: int | str) -> int | str:
     """The largest size of a file of weights, as in `5GB` or in bytes.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a size.
     """
     if isinstance(size, str) and size.isdecimal() and len(size) < 20:
         size = int(size)
@@ -195,72 +206,89 @@ def shard_size(size: int | str) -> int | str:
 
 
 def read_header(folder: Path, *, allow_pickle: bool = False) -> Header:
-    """What the weights of a folder are, without reading them.
+    """The dtypes and shapes of a folder's weights, which are not read.
 
     Raises:
-        ValueError: if a file is truncated or not what its name says.
+        ValueError: if a file is truncated or is not what its name says.
     """
-    from safetensors import safe_open
-
+    paths = weight_files(folder, allow_pickle=allow_pickle)
+    if not any(path.suffix == ".safetensors" for path in paths):  # pickles have no header
+        tensors = open_pickles(folder)
+        return {name: (safetensors_dtype(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
     header: Header = {}
-    files = weight_files(folder, allow_pickle=allow_pickle)
-    for path in files:
-        if path.suffix == ".safetensors":
-            with whole(path), safe_open(path, framework="pt") as file:
-                names = file.keys()  # the file itself can't be iterated over
-                for name in names:
-                    if name in header:
-                        raise ValueError(f"{path}: {name} stands in another file of {folder}, too; save it again.")
-                    part = file.get_slice(name)
-                    header[name] = (str(part.get_dtype()), tuple(part.get_shape()))
-    if not any(path.suffix == ".safetensors" for path in files):  # pickles know no other way
-        header = {name: (spelled(one.dtype), tuple(one.shape)) for name, one in open_pickles(folder).items()}
+    for path in paths:
+        with _refusing_broken(path), path.open("rb") as file:
+            layout = read_layout(file, path.stat().st_size)
+        if repeated := sorted(layout.header.keys() & header.keys()):
+            raise ValueError(f"{path}: {repeated[0]} stands in another file of {folder}, too; save it again.")
+        header |= dict(sorted(layout.header.items()))
     return header
 
 
-def parse_header(text: bytes, size: int) -> Header:
-    """What the beginning of a safetensors file says. Arguments and errors as in `parse_offsets`."""
-    return {name: (dtype, shape) for name, (dtype, shape, _) in parse_offsets(text, size).items()}
-
-
-def parse_offsets(text: bytes, size: int) -> dict[str, tuple[str, tuple[int, ...], int]]:
-    """What the beginning of a safetensors file says, and where behind it each tensor begins, held to what follows.
+class Layout(NamedTuple):
+    """What the beginning of a safetensors file says.
 
     Args:
-        text: the header, without the eight bytes that give its length.
-        size: bytes of data behind it.
+        header: dtypes and shapes.
+        starts: where in the file each tensor begins, by its name.
+    """
+
+    header: Header
+    starts: dict[str, int]
+
+
+def read_layout(file: IO[bytes], size: int, *, limit: int = HEADER_LIMIT) -> Layout:
+    """Read the beginning of a safetensors file, and hold it to the rest of the file, which is not read.
+
+    Args:
+        file: open at its first byte.
+        size: bytes of the whole file.
+        limit: bytes of the longest header that is read.
 
     Raises:
-        ValueError: if it is none, or its tensors don't fill these bytes one after the other.
+        ValueError: if it is not such a file, or its tensors don't fill it one after the other.
     """
+    if size < 8:
+        raise ValueError(f"it has {size} bytes, and no header")
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, limit):
+        raise ValueError(f"its header says that it has {length} bytes")
     try:
-        fields = json.loads(text, object_pairs_hook=_once)
+        fields = json.loads(file.read(length), object_pairs_hook=_unique_names)
         fields.pop("__metadata__", None)
-        parts = sorted((*field["data_offsets"], name) for name, field in fields.items())
+        places = sorted((*field["data_offsets"], name) for name, field in fields.items())
         header = {name: (str(field["dtype"]), tuple(field["shape"])) for name, field in fields.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"its header is none: {' '.join(str(error).split())[:100]}") from error
     end = 0
-    for first, last, name in parts:
+    for first, last, name in places:
         dtype, shape = header[name]
-        if dtype not in BYTES or not all(type(one) is int and one >= 0 for one in (first, last, *shape)):
+        if dtype not in BYTES or not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
             raise ValueError(f"its header gives {name} the dtype {dtype} and the shape {shape}")
         if first != end or last - first != math.prod(shape) * BYTES[dtype]:
             raise ValueError(f"its header puts {name}, {shape} of {dtype}, at {first} to {last}, after {end}")
         end = last
-    if end != size:
-        raise ValueError(f"its tensors take {end} bytes, and it has {size}")
-    return {name: (*header[name], first) for first, _, name in parts}
+    data = 8 + length
+    if end != size - data:
+        raise ValueError(f"its tensors take {end} bytes, and it has {size - data}")
+    return Layout({name: header[name] for _, _, name in places}, {name: data + first for first, _, name in places})
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return fields
 
 
 def plain_names(names: Iterable[str], where: Path | str) -> dict[str, str]:
-    """Each name of a tensor on disk, and the name that it has without what wrapped the model when it was saved.
+    """The name of each tensor in the model, by its name on disk: without what wrapped the model when it was saved.
 
     Args:
         where: the checkpoint, for the error.
 
     Raises:
-        ValueError: if two tensors have one name then.
+        ValueError: if two tensors have the same name in the model.
     """
     plain = {name: _WRAPPERS.sub("", name) for name in names}
     while plain and all(name.startswith(_PARALLEL) for name in plain.values()):
@@ -272,61 +300,44 @@ def plain_names(names: Iterable[str], where: Path | str) -> dict[str, str]:
     return plain
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
-
-
 @contextmanager
-def whole(path: Path) -> Iterator[None]:
+def _refusing_broken(path: Path) -> Iterator[None]:
     """Turn what readers raise of a broken file into a ValueError that names it."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (SafetensorError, OSError, RuntimeError, UnpicklingError, EOFError) as error:
+    except (SafetensorError, ValueError, OSError, RuntimeError, UnpicklingError, EOFError) as error:
         raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
 
 
-_SPELLING = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.bool": "BOOL",
-}
-
-
-def torch_dtype(spelling: str) -> torch.dtype:
-    """A dtype of weights or counters that safetensors spells so."""
+def torch_dtype(dtype: str) -> torch.dtype:
+    """A dtype of weights or counters, by its name in safetensors."""
     import torch
 
-    found: torch.dtype = getattr(torch, next(name for name, kind in _SPELLING.items() if kind == spelling)[6:])
-    return found
+    named: torch.dtype = getattr(torch, _TORCH_NAMES[dtype])
+    return named
 
 
-def spelled(dtype: torch.dtype) -> str:
-    """A torch dtype as safetensors spells it."""
-    return _SPELLING.get(str(dtype), str(dtype))
+def safetensors_dtype(dtype: torch.dtype) -> str:
+    """The name of a torch dtype in safetensors; torch's own name if no weights or counters are in it."""
+    names = {f"torch.{torch_name}": name for name, torch_name in _TORCH_NAMES.items()}
+    return names.get(str(dtype), str(dtype))
 
 
 def load_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, in memory maps, by the names that they have without wrappers (`plain_names`).
+    """All tensors of a checkpoint, in memory maps, by their names in the model (`plain_names`).
 
     Raises:
-        ValueError: if a file is truncated or not what its name says.
+        ValueError: if a file is truncated or is not what its name says.
     """
     from safetensors.torch import load_file
 
-    files = weight_files(folder, allow_pickle=allow_pickle)
-    if any(path.suffix == ".safetensors" for path in files):
+    paths = weight_files(folder, allow_pickle=allow_pickle)
+    if any(path.suffix == ".safetensors" for path in paths):
         tensors: dict[str, torch.Tensor] = {}
-        for path in files:
-            with whole(path):
+        for path in paths:
+            with _refusing_broken(path):
                 tensors |= load_file(path)
     else:
         tensors = open_pickles(folder)
@@ -337,27 +348,27 @@ def open_pickles(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint's pickles, by their names on disk, in memory maps where the format has them.
 
     Raises:
-        ValueError: if a file is truncated or not what its name says.
+        ValueError: if a file is truncated or is not what its name says.
     """
     import torch
 
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in weight_files(folder, allow_pickle=True):
         try:
-            # before torch 1.6 they were no zip files, which can't be mapped (transformers#28331)
-            mapped = zipfile.is_zipfile(path)
-            pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            # before torch 1.6 they were no zip files, and only those can be mapped (transformers#28331)
+            is_zip = zipfile.is_zipfile(path)
+            pickled = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except Exception as error:  # a broken pickle may fail in any way
-            said = next(iter(str(error).splitlines()), "")
-            raise ValueError(f"{path}: not a whole file of weights ({type(error).__name__}: {said}).") from error
-        if not isinstance(pickled, dict) or not all(_is_plain(*item) for item in pickled.items()):
+            line = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{path}: not a whole file of weights ({type(error).__name__}: {line}).") from error
+        if not isinstance(pickled, dict) or not all(_is_weight(name, tensor) for name, tensor in pickled.items()):
             raise ValueError(f"{path}: not a state dict: it holds more than tensors by name.")
-        found |= pickled
-    return found
+        tensors |= pickled
+    return tensors
 
 
-def _is_plain(name: Any, tensor: Any) -> bool:
-    """Whether an entry of a pickle is a tensor as weights are: dense, with its numbers in the file, and named."""
+def _is_weight(name: Any, tensor: Any) -> bool:
+    """Whether an entry of a pickle is a named tensor as weights are: dense, with its numbers in the file."""
     import torch
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
@@ -369,12 +380,10 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A torch dtype, from itself or its name.
 
     Raises:
-        ValueError: if weights are not kept in it.
+        ValueError: if weights are not written in it.
     """
-    import torch
-
-    known = {name: getattr(torch, name) for name in DTYPES}
-    found = known.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in known.values():
+    known = {name: torch_dtype(spelling) for name, spelling in DTYPES.items()}
+    given = known.get(dtype) if isinstance(dtype, str) else dtype
+    if given not in known.values():
         raise ValueError(f"dtype={dtype!r}: it is {', '.join(known)}.")
-    return found
+    return given

@@ -1,4 +1,7 @@
-"""One model: images in, logits out."""
+"""Forward passes of models that share their images: prepared images in, logits out.
+
+How a model is run decides about the last bits of its logits: dtype, batch size, memory format and compilation.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Running:
-    """How models run: what decides about the last bits of their logits, and how fast they come.
+    """How models run.
 
     Args:
+        accelerator: has the device, and the mixed precision.
         dtype: of the weights.
         batch_size: images in a forward pass.
-        channels_last: whether images lie in memory pixel by pixel, which convolutions on GPUs like.
+        channels_last: whether images are in memory pixel by pixel, which is faster for convolutions on GPUs.
         compiled: whether `torch.compile` is used.
     """
 
@@ -39,7 +43,7 @@ class Running:
     compiled: bool = False
 
     def ready(self, model: PreTrainedModel) -> PreTrainedModel:
-        """A model, on the device."""
+        """The model on the device, to be run so."""
         import torch
 
         model.to(self.accelerator.device, self.dtype)
@@ -52,9 +56,15 @@ class Running:
     def logits(
         self, models: Sequence[PreTrainedModel], inputs: Mapping[str, torch.Tensor | Pixels]
     ) -> list[np.ndarray]:
-        """Of each model, float32 `(samples, classes)`."""
-        options = {"batch_size": self.batch_size, "accelerator": self.accelerator}
-        return [one.numpy() for one in forward(models, inputs, channels_last=self.channels_last, **options)]
+        """The logits of each model for prepared images, float32 `(samples, classes)`."""
+        logits = forward(
+            models,
+            inputs,
+            batch_size=self.batch_size,
+            accelerator=self.accelerator,
+            channels_last=self.channels_last,
+        )
+        return [tensor.numpy() for tensor in logits]
 
 
 def forward(
@@ -66,12 +76,12 @@ def forward(
     autocast: bool = True,
     channels_last: bool = False,
 ) -> list[torch.Tensor]:
-    """Logits of prepared images, of each model: float32 `(samples, classes)` on the CPU.
+    """The logits of each model for prepared images, float32 `(samples, classes)` on the CPU.
 
     Args:
         models: in evaluation mode, on the accelerator's device, of one dtype.
         inputs: by name, `(samples, ...)` on the CPU; each batch goes to the device once for all models.
-        batch_size: images in a forward pass; halved where that many don't fit into memory.
+        batch_size: images in a forward pass; halved if that many don't fit into memory.
         autocast: whether the accelerator's mixed precision applies.
         channels_last: whether images are given to the models in this memory format.
     """
@@ -88,45 +98,45 @@ def forward(
                 for name, value in inputs.items()
             }
             try:
-                found = [
+                batch_logits = [
                     _logits(model, batch, accelerator.autocast() if autocast else nullcontext()) for model in models
                 ]
             except Exception as error:
                 if batch_size == 1 or not should_reduce_batch_size(error):
                     raise
                 batch_size //= 2
-                _say_halved(batch_size)
+                _warn_of_batch_size(batch_size)
                 continue
-            for one, more in zip(logits, found, strict=True):
-                one.append(more)
+            for batches, of_batch in zip(logits, batch_logits, strict=True):
+                batches.append(of_batch)
             start += batch_size
-    return [torch.cat(found) for found in logits]
+    return [torch.cat(batches) for batches in logits]
 
 
 def _logits(
     model: PreTrainedModel, batch: dict[str, torch.Tensor], context: AbstractContextManager[Any]
 ) -> torch.Tensor:
-    """Of one batch: float32 `(batch, classes)` on the CPU."""
+    """The logits of one batch, float32 `(batch, classes)` on the CPU."""
     with context:
         output = model(**batch)
-    return (output.logits if "logits" in output else output[0]).float().cpu()  # pp_lcnet calls them otherwise
+    return (output.logits if "logits" in output else output[0]).float().cpu()  # pp_lcnet has another name for them
 
 
 @cache
-def _say_halved(batch_size: int) -> None:
-    """Once, not for each block."""
+def _warn_of_batch_size(batch_size: int) -> None:
+    """Warn of each size once, not again for each block of images."""
     logger.warning("Out of memory: going on with %d images in a forward pass.", batch_size)
 
 
 def _to_device(
     value: torch.Tensor | Pixels, device: torch.device, dtype: torch.dtype, channels_last: bool
 ) -> torch.Tensor:
-    """A tensor of its own, wherever it came from: its place in memory may decide the last bit of a product."""
+    """A copy of a batch on the device: on a CPU its alignment in memory may decide the last bit of a product."""
     import torch
 
     if device.type == "cuda":
         value = value.pin_memory()
-    found = value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
-    if found.device.type == "cpu" and not isinstance(value, Pixels):
-        found = found.clone()
-    return found.contiguous(memory_format=torch.channels_last) if channels_last and found.ndim == 4 else found
+    tensor = value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+    if tensor.device.type == "cpu" and not isinstance(value, Pixels):
+        tensor = tensor.clone()
+    return tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.ndim == 4 else tensor

@@ -1,4 +1,4 @@
-"""LoRA adapters: a base model and what was trained beside it, merged into ordinary weights by peft."""
+"""LoRA adapters, which peft merges into the weights of their base model: the result is an ordinary model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_radin.checkpoints.earlier_names import earlier_names, renamed
+from hf_radin.checkpoints.earlier_names import earlier_names, renamed_fields
 from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, Header, read_header
 from hf_radin.checkpoints.model import (
     check_header,
@@ -28,26 +28,25 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
-# How peft begins the names of an adapter's tensors.
+# The prefix that peft gives to the names of an adapter's tensors.
 PREFIX = "base_model.model."
 
-# What `init_lora_weights` says of adapters that began beside the base as it is.
-_BESIDE = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
+# Values of `init_lora_weights` for adapters that began beside an unchanged base.
+_UNCHANGED_BASE = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
 
-# And of those for which peft takes a part out of the base, and again whenever they are loaded (peft#1626). All that
-# this takes is the base; for a "pissa_niter_4" also chance.
-_OUT_OF_BASE = re.compile(r"pissa|pissa_niter_\d{1,3}|(?i:olora)")
+# Values for adapters that began as a part of the base, which peft subtracts from the base at each load (peft#1626).
+# That part is computed from the base alone, but for "pissa_niter_4" at random.
+_PART_OF_BASE = re.compile(r"pissa|pissa_niter_\d{1,3}|(?i:olora)")
 
 
 def read_base(folder: Path) -> tuple[str, str | None]:
     """The base model that an adapter names, and its revision.
 
     Raises:
-        ValueError: if the adapter is no LoRA adapter, or one that can't be loaded as it was trained, or peft is not
-            installed.
+        ValueError: if the adapter is no LoRA adapter or can't be loaded as it was trained, or peft is not installed.
     """
     try:
-        fields = json.loads((folder / ADAPTER_CONFIG).read_text(), parse_constant=_refuse)
+        fields = json.loads((folder / ADAPTER_CONFIG).read_text(), parse_constant=_refuse_constant)
         kind, base = fields["peft_type"], fields["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} can't be used: {error!r}") from error
@@ -56,7 +55,7 @@ def read_base(folder: Path) -> tuple[str, str | None]:
     if fields.get("megatron_config"):  # peft would import whatever module the adapter names
         raise ValueError(f"{folder}: an adapter for Megatron layers, which no image classifier here has.")
     beginning = str(fields.get("init_lora_weights"))
-    if beginning.lower() not in _BESIDE and not _OUT_OF_BASE.fullmatch(beginning):
+    if beginning.lower() not in _UNCHANGED_BASE and not _PART_OF_BASE.fullmatch(beginning):
         raise ValueError(
             f"{folder}: an adapter that began as {beginning!r} (init_lora_weights): peft then changes the base by "
             "more than the adapter has, so that it can't be loaded as it was trained. Merge it where it was trained "
@@ -71,24 +70,24 @@ def read_base(folder: Path) -> tuple[str, str | None]:
     return base, revision
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no number to scale weights by")
 
 
 def load_adapter_config(
     folder: Path, base: Path, header: Header, *, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The configuration of the merged model: the base's, with the classes of the head that the adapter brings.
+    """The configuration of the merged model: that of the base, with the classes of the adapter's head if it has one.
 
-    An adapter's folder does not name classes unless a `config.json` was put there; a head of its own that has as many
-    classes as the base has theirs, and any other placeholders.
+    An adapter's folder does not name classes unless somebody put a `config.json` there. A head with as many classes as
+    the base has the names of the base's classes, any other one has placeholders.
     """
     config = load_config(folder if (folder / CONFIG).is_file() else base, trust_remote_code=trust_remote_code)
     for name, axis in class_axes(config, trust_remote_code=trust_remote_code).items():
         _, shape = header.get(PREFIX + name, ("", ()))
         if len(shape) > axis:
             if shape[axis] != config.num_labels:
-                config.num_labels = shape[axis]  # renames the classes LABEL_0, LABEL_1, ...
+                config.num_labels = shape[axis]  # which names the classes LABEL_0, LABEL_1, ...
             break
     return config
 
@@ -102,11 +101,11 @@ def check_adapter(
     *,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """As `check_header`, for a base and an adapter: together they fill the model, and the adapter fits the base.
+    """Check that a base and an adapter fill the model together, and that the adapter fits the base (`check_header`).
 
     Returns:
-        The merged model, without memory for weights, and what should be known of how the adapter is read, in
-        sentences that begin with its name.
+        The merged model, without memory for weights, and notes on how the adapter is read: sentences whose subject is
+        the adapter.
 
     Raises:
         ValueError: if they don't.
@@ -116,28 +115,32 @@ def check_adapter(
     model = empty_model(config, trust_remote_code=trust_remote_code)
     with _blaming(where, "does not fit its base model"):
         fitted = _fit(folder, model, header)
-    given = {name.removeprefix(PREFIX) for name in _whole(fitted.names.values())}
+    given = {name.removeprefix(PREFIX) for name in _whole_tensors(fitted.names.values())}
     merged, _ = check_header(where, config, base_header, given=given, trust_remote_code=trust_remote_code)
     named = {fitted.names[name]: shape for name, (_, shape) in header.items()}
-    beginning, fitted.options.init_lora_weights = fitted.options.init_lora_weights, False  # there are no numbers here
-    with _blaming(where, "does not fit its base model"):  # layers that are not there, options of another version
+    beginning, fitted.options.init_lora_weights = fitted.options.init_lora_weights, False  # tensors without memory
+    with _blaming(
+        where, "does not fit its base model"
+    ):  # it may name layers that don't exist, or options of another version
         expected = get_peft_model_state_dict(_inject(model, fitted.options), save_embedding_layers=False)
-    odd = sorted(
+    misfits = sorted(
         name
         for name in expected.keys() | named.keys()
         if name not in expected or name not in named or tuple(expected[name].shape) != named[name]
     )
-    if odd:
-        needs = tuple(expected[odd[0]].shape) if odd[0] in expected else "nothing"
-        has = named.get(odd[0], "nothing")
+    if misfits:
+        needs = tuple(expected[misfits[0]].shape) if misfits[0] in expected else "nothing"
+        has = named.get(misfits[0], "nothing")
         raise ValueError(
-            f"{where}: the adapter does not fit its base model: {odd[0]} has {has} for {needs}"
-            f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Was it trained on another base, or with another "
-            "version of transformers?"
+            f"{where}: the adapter does not fit its base model: {misfits[0]} has {has} for {needs}"
+            f"{f', and {len(misfits) - 1} more' if len(misfits) > 1 else ''}. Was it trained on another base, or with "
+            "another version of transformers?"
         )
     notes = []
     if fitted.is_renamed:
-        notes.append(f"names layers as earlier versions of transformers did; they are {_ends(model, named)} here.")
+        notes.append(
+            f"names layers as earlier versions of transformers did; they are {_layer_names(model, named)} here."
+        )
     if "niter" in str(beginning):
         notes.append(
             f"began as {beginning}: what was taken out of its base was drawn at random, and peft draws it anew at "
@@ -159,8 +162,8 @@ def load_merged(
 ) -> PreTrainedModel:
     """The base with the adapter merged into it, in evaluation mode on the CPU: an ordinary model.
 
-    It is merged in float32, or float64 where one of the two is kept so, and then rounded to `dtype`: one model,
-    however precisely it is wanted.
+    They are merged in float32, or in float64 if one of the two is stored so, and rounded to `dtype` afterwards: the
+    model is the same for all dtypes, but for the rounding.
     """
     import torch
     from peft import set_peft_model_state_dict
@@ -169,27 +172,26 @@ def load_merged(
     plain = empty_model(config, trust_remote_code=trust_remote_code)
     with _blaming(folder, "can't be merged"):
         fitted = _fit(folder, plain, header)
-    kinds = {kind for kind, _ in (*header.values(), *read_header(base, allow_pickle=allow_pickle).values())}
+    dtypes = {stored for stored, _ in (*header.values(), *read_header(base, allow_pickle=allow_pickle).values())}
     beginning = str(fitted.options.init_lora_weights)
-    is_out_of_base = bool(_OUT_OF_BASE.fullmatch(beginning))
-    if not is_out_of_base:
+    is_part_of_base = bool(_PART_OF_BASE.fullmatch(beginning))
+    if not is_part_of_base:
         fitted.options.init_lora_weights = False
-    elif "niter" in beginning:  # the exact one is nearer to the draw in training than another draw is
+    elif "niter" in beginning:  # the exact decomposition is nearer to the one in training than another random one
         fitted.options.init_lora_weights = "pissa"
-    exact = torch.float64 if "F64" in kinds and not is_out_of_base else torch.float32  # peft has no PiSSA of float64
+    # peft has no PiSSA in float64
+    exact = torch.float64 if "F64" in dtypes and not is_part_of_base else torch.float32
     model = load_model(
         base,
         dtype=exact,
         config=config,
-        given={name.removeprefix(PREFIX) for name in _whole(fitted.names.values())},
+        given={name.removeprefix(PREFIX) for name in _whole_tensors(fitted.names.values())},
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
     tensors = {fitted.names[name]: tensor for name, tensor in load_file(folder / ADAPTER).items()}
-    with (
-        _blaming(folder, "can't be merged"),
-        torch.random.fork_rng(devices=[]),
-    ):  # numbers that are drawn are overwritten
+    # peft draws random numbers, which are overwritten
+    with _blaming(folder, "can't be merged"), torch.random.fork_rng(devices=[]):
         adapted = _inject(model, fitted.options)
         set_peft_model_state_dict(adapted, tensors)
         merged = adapted.merge_and_unload().to(dtype)
@@ -205,7 +207,7 @@ class _Fitted:
 
     Args:
         options: its configuration.
-        names: of its tensors as peft calls them here, by what they are called in its file.
+        names: of its tensors as peft calls them here, by their names in its file.
     """
 
     options: LoraConfig
@@ -213,11 +215,12 @@ class _Fitted:
 
     @property
     def is_renamed(self) -> bool:
+        """Whether the adapter uses earlier names."""
         return any(name != now for name, now in self.names.items())
 
 
 def _fit(folder: Path, model: PreTrainedModel, header: Header) -> _Fitted:
-    """An adapter in the names of a model, which may have been others when it was trained.
+    """An adapter in the names of a model, whose layers may have had other names when the adapter was trained.
 
     Raises:
         ValueError: if it names layers that the model neither has nor had.
@@ -245,11 +248,11 @@ def _fit(folder: Path, model: PreTrainedModel, header: Header) -> _Fitted:
 
         raise ValueError(
             f"it has {lost[0]}, and {type(model).__name__} has no such layer in transformers "
-            f"{transformers.__version__}, nor one that was called so; its layers are {_ends(model)}. Merge it into "
-            "its base with the versions of transformers and peft that it was trained with (merge_and_unload), and "
-            "save the whole model."
+            f"{transformers.__version__}, nor one that was called so; its layers are {_layer_names(model)}. Merge it "
+            "into its base with the versions of transformers and peft that it was trained with (merge_and_unload), "
+            "and save the whole model."
         )
-    for name, value in renamed(options, earlier).items():
+    for name, value in renamed_fields(options, earlier).items():
         setattr(options, name, value)
     return _Fitted(options, names)
 
@@ -258,14 +261,16 @@ def _layer(name: str) -> str:
     """The module that a tensor of an adapter belongs to."""
     name = name.removeprefix(PREFIX)
     module = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
-    return re.sub(r"\.(base_layer|modules_to_save|original_module)$", "", module)  # of biases that were trained, too
+    return re.sub(
+        r"\.(base_layer|modules_to_save|original_module)$", "", module
+    )  # names of trained biases have these parts, too
 
 
-def _ends(model: PreTrainedModel, names: Iterable[str] | None = None) -> str:
-    """What the linear and convolutional layers of a model are called, at the end of their names.
+def _layer_names(model: PreTrainedModel, names: Iterable[str] | None = None) -> str:
+    """The last parts of the names of a model's linear and convolutional layers, in a list for a message.
 
     Args:
-        names: of an adapter's tensors; only their layers.
+        names: of an adapter's tensors, if only their layers are meant.
     """
     import torch
 
@@ -289,13 +294,13 @@ def _inject(model: PreTrainedModel, options: LoraConfig) -> PeftModel:
 
 @contextmanager
 def _blaming(where: str | Path, what: str) -> Iterator[None]:
-    """Whatever peft raises is about the adapter."""
+    """Turn whatever peft raises into a ValueError about the adapter."""
     try:
         yield
     except Exception as error:
         raise ValueError(f"{where}: the adapter {what}: {' '.join(str(error).split())}") from error
 
 
-def _whole(names: Iterable[str]) -> set[str]:
-    """Of an adapter's tensors the model's own that it has whole, as modules_to_save: the head, most often."""
+def _whole_tensors(names: Iterable[str]) -> set[str]:
+    """The tensors of an adapter that replace those of the model (modules_to_save): most often the head."""
     return {name for name in names if ".lora_" not in name}

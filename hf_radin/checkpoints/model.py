@@ -1,4 +1,4 @@
-"""The model that a checkpoint's files make: configuration, processor, classes, and what its weights must fill."""
+"""The model of a checkpoint: its configuration, image processor and task, and whether the weights fill it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import shared_fields
-from hf_radin.checkpoints.files import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header, load_tensors
+from hf_radin.checkpoints.files import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header, load_tensors, torch_dtype
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
-# What of timm's `create_model` reads files.
+# Arguments of timm's `create_model` that make it read files.
 _TIMM_LOADS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
-# What a model returns beside its logits, with the defaults that are run and saved: attention maps are for somebody to
-# look at, and a configuration that asks for them can't be saved (transformers#30978, #38288).
+# Fields for what a model returns beside its logits, with the defaults that are run and saved: attention maps are there
+# to be looked at, and a configuration that asks for them can't be saved (transformers#30978, #38288).
 OUTPUT_FIELDS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 
-# Architectures that transformers lists as image classifiers and that don't classify images into classes of their own.
+# Architectures that transformers lists as image classifiers, but that have no classes.
 _NO_CLASSIFIERS = {"shieldgemma2": "it answers a prompt about a policy, yes or no, and has no classes of its own"}
 
 
@@ -32,7 +32,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     """Read a checkpoint's configuration.
 
     Raises:
-        ValueError: if there is none, or it is none that transformers understands, or of weights that are quantised.
+        ValueError: if there is none, transformers does not understand it, or its weights are quantised.
     """
     from transformers import AutoConfig
 
@@ -40,11 +40,11 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ValueError(f"{folder}: no {CONFIG}; a checkpoint as `save_pretrained` writes it has one.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a configuration checks itself, each in its own way
+    except Exception as error:  # each configuration has its own checks
         raise ValueError(f"{folder}: {CONFIG} can't be used: {_first_line(error)}") from error
     loads = sorted(_TIMM_LOADS & set(getattr(config, "model_args", None) or ()))
     if config.model_type == "timm_wrapper" and (loads or ":" in str(config.architecture)):
-        # timm would read these files, pickles among them, when the model is built
+        # timm would read these files, pickles among them, as soon as the model is built
         raise ValueError(
             f"{folder}: {CONFIG} makes timm load other files ({', '.join(loads) or config.architecture})."
         )
@@ -57,9 +57,9 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
 
 
 def shared_config(configs: Sequence[PretrainedConfig]) -> PretrainedConfig:
-    """The configuration of an average: what all of these say, and the defaults of its class for all else.
+    """The configuration of an average: the fields that all of these share, and the defaults of the class for others.
 
-    They are those of one function; where they differ, each says something of its own run.
+    The configurations describe the same function; where they differ, they describe their runs.
     """
     if len(configs) == 1:
         return configs[0]
@@ -67,17 +67,17 @@ def shared_config(configs: Sequence[PretrainedConfig]) -> PretrainedConfig:
 
 
 def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProcessor) -> None:
-    """See that a soup of it could be saved: some of what loads is refused when it is written (transformers#41250).
+    """Check that a soup of a checkpoint could be saved: some files that load can't be written (transformers#41250).
 
     Raises:
-        ValueError: if it can't.
+        ValueError: if it couldn't.
     """
     with tempfile.TemporaryDirectory() as temporary:
         for part, name in ((config, CONFIG), (processor, PROCESSOR_FILES[0])):
             try:
                 with quiet_transformers():
                     copy.deepcopy(part).save_pretrained(temporary)
-            except Exception as error:  # each checks itself, in its own way
+            except Exception as error:  # each class has its own checks
                 raise ValueError(
                     f"{folder}: {name} loads and can't be saved, and so no soup of it could be: {_first_line(error)} "
                     f"Mend {name}."
@@ -85,9 +85,9 @@ def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProc
 
 
 def task_of(config: PretrainedConfig) -> str:
-    """What a classifier's logits are for, as a pipeline reads them: `problem_type` in words.
+    """The task of a classifier in words, as a pipeline understands its `problem_type`.
 
-    Where none is named, more than one class means a single label (transformers#28433, #38219).
+    Without one, more than one class means a single label for each image (transformers#28433, #38219).
     """
     problem_type = getattr(config, "problem_type", None)
     if problem_type == "multi_label_classification":
@@ -96,7 +96,7 @@ def task_of(config: PretrainedConfig) -> str:
 
 
 def check_task(name: str, config: PretrainedConfig) -> None:
-    """Refuse what is no choice of one class for each image.
+    """Refuse a model that does not choose one class for each image.
 
     Args:
         name: of the checkpoint, for the error.
@@ -104,16 +104,16 @@ def check_task(name: str, config: PretrainedConfig) -> None:
     Raises:
         ValueError: for multi-label classification and regression.
     """
-    if (found := task_of(config)) != "single-label classification":
+    if (task := task_of(config)) != "single-label classification":
         says = f"problem_type {config.problem_type!r}" if config.problem_type else f"{config.num_labels} output"
         raise ValueError(
-            f"{name}: it is made for {found} (its {CONFIG} says {says}), and soups are made here of classifiers that "
+            f"{name}: it is made for {task} (its {CONFIG} says {says}), and soups are made here of classifiers that "
             "give each image one class. If it is one, mend its problem_type."
         )
 
 
 def load_processor(folder: Path, *, trust_remote_code: bool = False) -> BaseImageProcessor:
-    """Read a checkpoint's image processor, in the backend that transformers chooses here.
+    """Read a checkpoint's image processor, with the backend that transformers chooses here.
 
     Raises:
         ValueError: if there is none.
@@ -136,7 +136,7 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     """The model that a configuration describes, without memory for weights: its class, names and shapes.
 
     Raises:
-        ValueError: if the configuration is none of an image classifier.
+        ValueError: if the configuration is not that of an image classifier.
     """
     return _build(config, "meta", trust_remote_code)
 
@@ -144,14 +144,14 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
 def random_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model that a configuration describes, with random weights on the CPU and in evaluation mode.
 
-    It takes the time and the memory that a trained one does; its logits say nothing.
+    It takes as much time and memory as a trained one; its logits mean nothing.
 
     Raises:
         ValueError: as `empty_model` does.
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):  # the user's seed is for the user's numbers
+    with torch.random.fork_rng(devices=[]):  # the user's random numbers stay the same
         return _build(config, "cpu", trust_remote_code).eval()
 
 
@@ -164,15 +164,15 @@ def _build(config: PretrainedConfig, device: str, trust_remote_code: bool) -> Pr
             raise ValueError(_NO_CLASSIFIERS[config.model_type])
         with torch.device(device), quiet_transformers():
             return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # each architecture fails in its own way on a configuration that it can't build
+    except Exception as error:  # each architecture has its own errors for a configuration that it can't build
         raise ValueError(
             f"{CONFIG} (model type {config.model_type!r}, architectures {config.architectures}) makes no image "
-            f"classifier: {_first_line(error)}{_which_class(config)}"
+            f"classifier: {_first_line(error)}{_class_hint(config)}"
         ) from error
 
 
-def _which_class(config: PretrainedConfig) -> str:
-    """What to say where an architecture has several classes, and the configuration names none of them."""
+def _class_hint(config: PretrainedConfig) -> str:
+    """A hint for an architecture that has several classes, if the configuration names none of them; else empty."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type, "")
@@ -183,25 +183,24 @@ def _which_class(config: PretrainedConfig) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says: its first line, and the one below where that one only announces it."""
+    """The first line of an error, with the second one if the first only announces it."""
     lines = [" ".join(line.split()) for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def class_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> dict[str, int]:
-    """The tensors of the model that have an entry for each class, and the axis along which they have it.
+    """The names of tensors that have an entry for each class, and the axis of these entries.
 
-    They are what changes its shape if there is one class more, whatever an architecture calls its heads.
+    These are the tensors that have another shape if there is one class more, whatever an architecture calls its heads.
     """
-    more = copy.deepcopy(config)
-    more.num_labels = config.num_labels + 1
-    mine, other = (
-        empty_model(one, trust_remote_code=trust_remote_code).state_dict() for one in (config, more)
-    )  # by module name
+    enlarged_config = copy.deepcopy(config)
+    enlarged_config.num_labels = config.num_labels + 1
+    tensors = empty_model(config, trust_remote_code=trust_remote_code).state_dict()
+    enlarged = empty_model(enlarged_config, trust_remote_code=trust_remote_code).state_dict()
     return {
-        name: next(axis for axis, size in enumerate(tensor.shape) if size != other[name].shape[axis])
-        for name, tensor in mine.items()
-        if tensor.shape != other[name].shape
+        name: next(axis for axis, size in enumerate(tensor.shape) if size != enlarged[name].shape[axis])
+        for name, tensor in tensors.items()
+        if tensor.shape != enlarged[name].shape
     }
 
 
@@ -213,15 +212,16 @@ def check_header(
     given: Collection[str] = (),
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Whether weights fill the model of a configuration, as far as names, shapes and dtypes tell.
+    """Check that weights fill the model of a configuration, by their names, shapes and dtypes.
 
-    transformers itself loads tensors without memory, so that its renaming of keys (transformers#41693) is its own.
+    transformers itself loads tensors without memory, and so renames keys in its own way (transformers#41693).
 
     Args:
-        given: names of the model's tensors that come from elsewhere, as the head of an adapter does.
+        where: the checkpoint, for the error.
+        given: names of the model's tensors that come from elsewhere, such as an adapter's head.
 
     Returns:
-        The model, without memory for weights, and the names of tensors that it has no use for.
+        The model, without memory for weights, and the names of tensors that it does not use.
 
     Raises:
         ValueError: if a tensor is missing, has another shape, or is of a dtype that can't be averaged.
@@ -233,16 +233,15 @@ def check_header(
             raise ValueError(
                 f"{where}: {name} {shape} is kept in {dtype}; weights are averaged from {', '.join(FLOATS)}."
             )
-    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     tensors = {
-        name: torch.empty(shape, dtype=floats.get(dtype, torch.int64), device="meta")
+        name: torch.empty(shape, dtype=torch_dtype(dtype) if dtype in FLOATS else torch.int64, device="meta")
         for name, (dtype, shape) in header.items()
     }
     with torch.device("meta"):
         model, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
     _refuse_gaps(where, config, report, given)
-    # names differ on disk, but for their last part. What the model has under no such name, as the tables of indices of
-    # earlier versions, transformers leaves out without a word (transformers#45437).
+    # Names on disk may differ from the model's but for their last part. transformers silently ignores tensors that the
+    # model no longer has, such as the tables of indices of earlier versions (transformers#45437).
     last_parts = {name.rpartition(".")[2]: tensor.is_floating_point() for name, tensor in model.state_dict().items()}
     for name, (dtype, shape) in header.items():
         if dtype in INTEGERS and last_parts.get(name.rpartition(".")[2]) and name not in report["unexpected_keys"]:
@@ -265,8 +264,8 @@ def load_model(
     """The model of a checkpoint, in evaluation mode on the CPU.
 
     Args:
-        config: in place of the checkpoint's own.
-        tensors: in place of the checkpoint's own, under the names that its files use.
+        config: in place of the checkpoint's.
+        tensors: in place of the checkpoint's, under the names that its files use.
         given: names of the model's tensors that come from elsewhere later.
 
     Raises:
@@ -274,7 +273,7 @@ def load_model(
             only warn (transformers#28122).
     """
     config = config or load_config(folder, trust_remote_code=trust_remote_code)
-    if tensors is None:  # never by transformers' own choice of files, which differs between its versions
+    if tensors is None:  # transformers' choice of files differs between its versions
         tensors = load_tensors(folder, allow_pickle=allow_pickle)
     model, report = _fill(folder, config, dtype, trust_remote_code, tensors)
     _refuse_gaps(folder, config, report, given)
@@ -289,12 +288,12 @@ def _fill(
     tensors: dict[str, torch.Tensor],
     **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model with its weights, and transformers' report of what fitted."""
+    """A model with its weights, and transformers' report of the tensors that did not fit."""
     model_class = type(empty_model(config, trust_remote_code=trust_remote_code))
     try:
         with quiet_transformers():
-            # transformers takes the dtype from the file unless told (transformers#42883); what does not fit is in the
-            # report, where it has a name
+            # by default transformers takes the dtype from the file (transformers#42883); tensors that don't fit are in
+            # the report, by name
             return model_class.from_pretrained(
                 pretrained_model_name_or_path=None,
                 state_dict=tensors,
@@ -305,7 +304,7 @@ def _fill(
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
             )
-    except Exception as error:  # whatever a bad file makes the loader raise, the user must hear which one it was
+    except Exception as error:  # whatever the loader raises, the user must hear which checkpoint it was
         raise ValueError(f"{where}: the weights can't be loaded: {_first_line(error)}") from error
 
 
@@ -324,17 +323,17 @@ def _refuse_gaps(where: Path | str, config: PretrainedConfig, report: dict[str, 
 
 
 def _saved_as(config: PretrainedConfig) -> str:
-    """What to say of weights that are none of an image classifier, as far as its configuration says what they are."""
-    named = config.architectures if isinstance(config.architectures, list) else []
-    other = [name for name in named if not str(name).endswith("ForImageClassification")]
-    if other:
-        return f"It was saved as {other[0]}, which is no image classifier: fine-tune it as one first."
+    """A hint about weights that are not those of an image classifier, by the architecture in the configuration."""
+    architectures = config.architectures if isinstance(config.architectures, list) else []
+    others = [name for name in architectures if not str(name).endswith("ForImageClassification")]
+    if others:
+        return f"It was saved as {others[0]}, which is no image classifier: fine-tune it as one first."
     return "Is this a fine-tuned image classifier?"
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar and no report for each of many loads: what matters of it is raised as an error."""
+    """No progress bars and reports while models load: what matters in them is raised as an error."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

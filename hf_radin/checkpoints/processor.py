@@ -1,4 +1,4 @@
-"""Image processors: two are the same if they make the same pixels, whatever their files say."""
+"""Image processors, and whether two of them make the same pixels of an image, whatever their files say."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of what a processor makes of an image, a difference that is rounding: a pixel that is one brighter gives a hundred
-# times as much and more.
+# Prepared images that differ by less are the same but for rounding. If a pixel is brighter by one, they differ by a
+# hundred times as much and more.
 TOLERANCE = 1e-5
 
-# Widths and heights of the images that two processors are tried with where there are no real ones: both shapes, one
-# smaller and one larger than what most models take.
+# Widths and heights of the images that two processors are compared by where there are no real ones: upright and
+# across, one smaller and two larger than what most models take.
 _SIZES = ((300, 420), (97, 61), (640, 480))
 
 
 @dataclass(frozen=True)
 class ProcessorDifference:
-    """What sets the image processor of an ingredient apart from that of most.
+    """How the image processor of a checkpoint differs from that of most.
 
     Args:
-        text: the fields that differ, in words, with both ingredients.
-        is_same: whether it makes the same pixels all the same; None if neither takes the images they were tried with.
-        only_resizes: whether it does so of an image that has the size already that the other makes.
+        text: the fields that differ, in words, with both checkpoints.
+        is_same: whether it makes the same pixels nevertheless; None if neither takes the images of the comparison.
+        only_resizes: whether it makes the same pixels of an image that has the size already that the other makes.
     """
 
     text: str
@@ -46,10 +46,10 @@ class ProcessorDifference:
 
 
 def prepare_image(processor: BaseImageProcessor, image: Image.Image) -> dict[str, torch.Tensor]:
-    """What a model takes for one image of any mode and orientation, without the batch dimension.
+    """The inputs of a model for one image of any mode and orientation, without the batch dimension.
 
-    The image becomes upright RGB by the same function as in `pipeline("image-classification")`, and goes through the
-    processor alone, as there: what comes out does not depend on its neighbours.
+    As in `pipeline("image-classification")`, the image becomes upright RGB by `load_image`, and goes through the
+    processor alone, so that the result does not depend on other images.
     """
     from transformers.image_utils import load_image
 
@@ -57,66 +57,69 @@ def prepare_image(processor: BaseImageProcessor, image: Image.Image) -> dict[str
 
 
 def describe_processor(processor: BaseImageProcessor) -> dict[str, Any]:
-    """All that decides about the pixels: configuration, backend and version (transformers#28180, #43017)."""
+    """All that decides about the pixels: fields, backend and version of transformers (transformers#28180, #43017)."""
     import transformers
 
-    said = {name: value for name, value in processor.to_dict().items() if name.strip("_") != "name_or_path"}
+    fields = {name: value for name, value in processor.to_dict().items() if name.strip("_") != "name_or_path"}
     return {
-        **said,
+        **fields,
         "backend": getattr(processor, "backend", None) or type(processor).__name__,
         "transformers": transformers.__version__,
     }
 
 
 def find_processor_differences(processors: Mapping[str, BaseImageProcessor]) -> dict[str, ProcessorDifference]:
-    """The image processors that read differently from most, by the id of their checkpoint, and what trying them gave.
+    """The image processors whose fields are not those of most, compared by what they make of made-up images.
 
     Args:
         processors: by the id of the checkpoint.
+
+    Returns:
+        By the id of the checkpoint.
     """
-    readings = {name: _reading(processor) for name, processor in processors.items()}
-    if len(set(readings.values())) < 2:
+    texts = {name: _as_text(processor) for name, processor in processors.items()}
+    if len(set(texts.values())) < 2:
         return {}
-    common = Counter(readings.values()).most_common(1)[0][0]
-    reference = next(name for name, reading in readings.items() if reading == common)
-    tried: dict[str, tuple[bool | None, bool]] = {common: (True, True)}
-    for name, reading in readings.items():
-        if reading not in tried:
-            two, images = (processors[name], processors[reference]), _made_up_images()
-            of_its_size = _of_size_made(processors[reference], images)
-            tried[reading] = (make_same_pixels(*two, images), bool(make_same_pixels(*two, of_its_size)))
-    return {
-        name: ProcessorDifference(
-            f"{name} differs from {reference} in {describe_difference(processors[name], processors[reference])}",
-            *tried[reading],
-        )
-        for name, reading in readings.items()
-        if reading != common
-    }
+    common = Counter(texts.values()).most_common(1)[0][0]
+    reference_name = next(name for name, text in texts.items() if text == common)
+    reference, images = processors[reference_name], _made_up_images()
+    resized = _resize_as(reference, images)
+    compared: dict[str, tuple[bool | None, bool]] = {}
+    differences = {}
+    for name, text in texts.items():
+        if text == common:
+            continue
+        processor = processors[name]
+        if text not in compared:
+            is_same = make_same_pixels(processor, reference, images)
+            compared[text] = is_same, bool(make_same_pixels(processor, reference, resized))
+        words = f"{name} differs from {reference_name} in {describe_difference(processor, reference)}"
+        differences[name] = ProcessorDifference(words, *compared[text])
+    return differences
 
 
 def read_alike(processors: Iterable[BaseImageProcessor]) -> bool:
-    """Whether all image processors say the same of themselves."""
-    return len(set(map(_reading, processors))) == 1
+    """Whether all image processors have the same fields."""
+    return len(set(map(_as_text, processors))) == 1
 
 
 def check_same_pixels(processors: Mapping[str, BaseImageProcessor], images: Sequence[Image.Image]) -> None:
-    """Hold image processors to the first of them, which prepares the images for all checkpoints.
+    """Check that image processors make the pixels of the first, which prepares the images for all checkpoints.
 
     Args:
         processors: by the id of the checkpoint.
         images: of the split, of different sizes and shapes.
 
     Raises:
-        ValueError: if one makes other pixels of them.
+        ValueError: if a processor makes other pixels of them.
     """
     (first, reference), *others = processors.items()
-    tried = {_reading(reference)}
+    compared = {_as_text(reference)}
     for name, processor in others:
-        reading = _reading(processor)
-        if reading in tried:
+        text = _as_text(processor)
+        if text in compared:
             continue
-        tried.add(reading)
+        compared.add(text)
         if make_same_pixels(processor, reference, images) is False:
             raise ValueError(
                 f"The image processor of {name} makes other pixels of images of the split than that of {first}. They "
@@ -126,19 +129,19 @@ def check_same_pixels(processors: Mapping[str, BaseImageProcessor], images: Sequ
 
 
 def check_processor(processor: BaseImageProcessor, described: Mapping[str, Any]) -> None:
-    """Hold an image processor to what was once described (`describe_processor`).
+    """Check that an image processor is the one that was described (`describe_processor`).
 
     Raises:
-        ValueError: if it prepares images otherwise. Of another version of transformers, which may describe the same
-            processor in other words, there is just a warning.
+        ValueError: if it prepares images differently. Another version of transformers may describe the same processor
+            differently: then there is just a warning.
     """
-    own = ("transformers", "backend", "image_processor_type", "processor_class")
+    ignored = ("transformers", "backend", "image_processor_type", "processor_class")
     now = describe_processor(processor)
-    texts = [
-        json.dumps({name: value for name, value in fields.items() if name not in own}, sort_keys=True, default=str)
+    before_text, now_text = (
+        json.dumps({name: value for name, value in fields.items() if name not in ignored}, sort_keys=True, default=str)
         for fields in (described, now)
-    ]
-    if texts[0] == texts[1]:
+    )
+    if before_text == now_text:
         return
     if described.get("transformers") != now["transformers"]:
         logger.warning("Another version of transformers describes the image processor in other words; it may differ.")
@@ -149,28 +152,28 @@ def check_processor(processor: BaseImageProcessor, described: Mapping[str, Any])
 
 
 def _rebuilt(described: Mapping[str, Any]) -> BaseImageProcessor | None:
-    """The image processor of transformers that was described so; None if it is none, or none of this version."""
+    """The image processor of this version of transformers that fits a description; None if there is none."""
     import transformers
 
     processor_class = getattr(transformers, str(described.get("image_processor_type")), None)
     try:
         fields = {name: value for name, value in described.items() if name not in ("backend", "transformers")}
         return processor_class.from_dict(fields) if processor_class else None
-    except Exception:  # fields that it does not take
+    except Exception:  # it does not take these fields
         return None
 
 
 def make_same_pixels(
     processor: BaseImageProcessor, reference: BaseImageProcessor, images: Iterable[Image.Image]
 ) -> bool | None:
-    """Whether two processors make the same of these images, but for rounding; None if neither takes any of them."""
+    """Whether two processors make the same of images, but for rounding; None if neither takes any of them."""
     answers = [_is_same(_prepared(processor, image), _prepared(reference, image)) for image in images]
     known = [answer for answer in answers if answer is not None]
     return all(known) if known else None
 
 
 def describe_difference(processor: BaseImageProcessor, reference: BaseImageProcessor) -> str:
-    """The fields in which two processors read differently, with both values, in words."""
+    """The fields in which two processors differ, with both values, in words."""
     fields, others = _fields(processor), _fields(reference)
     names = [name for name in sorted(fields.keys() | others.keys()) if fields.get(name) != others.get(name)]
     texts = [
@@ -179,52 +182,56 @@ def describe_difference(processor: BaseImageProcessor, reference: BaseImageProce
     return "; ".join(texts[:8]) + (f"; and {len(texts) - 8} more" if texts[8:] else "")
 
 
-def _reading(processor: BaseImageProcessor) -> str:
-    """What a processor says of itself, as text: equal texts are equal processors."""
+def _as_text(processor: BaseImageProcessor) -> str:
+    """The fields of a processor as text: equal texts are equal processors."""
     return json.dumps(_fields(processor), sort_keys=True)
 
 
 def _fields(processor: BaseImageProcessor) -> dict[str, str]:
-    """What a processor says of itself, comparably: its class without the backend, numbers in one spelling.
+    """The fields of a processor in comparable form, with its class (without the backend) among them.
 
-    Code of a checkpoint's own is part of it: classes of one name may do different things.
+    If the class is code of the checkpoint, so is its module: classes of one name may do different things.
     """
     cls = type(processor)
-    own = {"code": cls.__module__} if cls.__module__.startswith("transformers_modules.") else {}
     fields: dict[str, Any] = flattened(processor.to_dict())
     for name in ("image_processor_type", "processor_class", "name_or_path", "_name_or_path"):
         fields.pop(name, None)
-    fields |= {"class": re.sub(r"(Fast|Pil)$", "", cls.__name__), **own}
+    fields["class"] = re.sub(r"(Fast|Pil)$", "", cls.__name__)
+    if cls.__module__.startswith("transformers_modules."):
+        fields["code"] = cls.__module__
     return {name: comparable(value) for name, value in fields.items() if value is not None}
 
 
 def _prepared(processor: BaseImageProcessor, image: Image.Image) -> dict[str, np.ndarray] | None:
-    """What a processor makes of an image; None if it does not take it."""
+    """The arrays that a processor makes of an image; None if it does not take it."""
     try:
         return {name: np.asarray(value) for name, value in prepare_image(processor, image).items()}
-    except Exception:  # a processor refuses what it does not take in its own way
+    except Exception:  # each processor has its own errors
         return None
 
 
 def _is_same(prepared: dict[str, np.ndarray] | None, reference: dict[str, np.ndarray] | None) -> bool | None:
     if prepared is None or reference is None:
         return None if prepared is reference else False
-    if {name: value.shape for name, value in prepared.items()} != {name: one.shape for name, one in reference.items()}:
+    shapes, reference_shapes = (
+        {name: value.shape for name, value in arrays.items()} for arrays in (prepared, reference)
+    )
+    if shapes != reference_shapes:
         return False
     return all(
         np.allclose(value, reference[name], rtol=0, atol=TOLERANCE, equal_nan=True) for name, value in prepared.items()
     )
 
 
-def _of_size_made(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """An image of the size that a processor makes of others, if that is one."""
+def _resize_as(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """The first image in the size that a processor makes of images; none if it makes no images."""
     prepared = next(filter(None, (_prepared(processor, image) for image in images)), {})
     shapes = [value.shape for value in prepared.values() if value.ndim == 3]
     return [images[0].resize((shape[2], shape[1])) for shape in shapes[:1]]
 
 
 def _made_up_images() -> list[Image.Image]:
-    """Images of different sizes and shapes, with edges and noise that no two ways to resize treat alike."""
+    """Images of different sizes and shapes, of noise that any two ways to resize treat differently."""
     generator = np.random.default_rng(0)
     return [
         Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in _SIZES

@@ -16,17 +16,16 @@ from hf_radin.checkpoints.files import (
     ADAPTER_CONFIG,
     CONFIG,
     FLOATS,
-    HEADER_LIMIT,
     SMALL_FILES,
     Header,
     choose_weights,
     content_hash,
     file_hashes,
     files_stamp,
-    parse_header,
     plain_names,
     read_header,
     read_index,
+    read_layout,
     refuse_redirection,
     weight_files,
     weights_hash,
@@ -236,12 +235,10 @@ def _header(place: Place, path: str, snapshot: Path, size: int, options: Options
     with asking_the_hub(place.name, revision=snapshot.name):
         files = HfFileSystem(token=options.token)
         with files.open(f"{place.repo_id}/{path}", revision=snapshot.name, cache_type="none") as file:
-            length = int.from_bytes(file.read(8), "little") if size > 8 else size
-            text = file.read(length) if length <= min(size - 8, HEADER_LIMIT) else b""
-    try:
-        return parse_header(text, size - 8 - length)
-    except ValueError as error:
-        raise ValueError(f"{place.name}: {path} is not a whole file of weights ({error}).") from error
+            try:
+                return read_layout(file, size).header
+            except ValueError as error:
+                raise ValueError(f"{place.name}: {path} is not a whole file of weights ({error}).") from error
 
 
 def _download(place: Place, path: str, revision: str, options: Options) -> str:

@@ -1,4 +1,4 @@
-"""What the machine can hold and how fast it is, measured: how many models at a time, how many images."""
+"""How many models and images at a time suit this machine, by measuring its memory and speed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hf_radin.runtime.processes import local_processes
 if TYPE_CHECKING:
     import torch
 
-# Of the memory that is free, what models may take; the rest is for blocks of images and for others.
+# The share of free memory that models may take; blocks of images and other processes need the rest.
 SHARE = 0.8
 
-# Images in a forward pass of a CPU, which is busy with these: more gain nothing there (benchmarks/logits.py), and with
-# a fixed number every run gives the same last bits. An accelerator starts here.
+# Images in a forward pass on a CPU, where more gain nothing (benchmarks/logits.py), and with a fixed number every run
+# gives the same last bits. On an accelerator the search starts here.
 BATCH_SIZE = 64
 
-# A batch that is twice as large must be faster by so much, an image, to be preferred.
+# A batch of twice the size is preferred if it shows so many times the images a second.
 PAYS = 1.1
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take, of a GPU's or of its share of the machine's (or container's) memory."""
+    """Bytes that this process may still take: of the GPU's memory, or of its share of the machine's or container's."""
     import psutil
     import torch
 
@@ -42,13 +42,13 @@ def free_memory(device: torch.device) -> int:
         )
         if limit != "max":
             free = min(free, int(limit) - int(used) + reclaimable)
-    except (OSError, ValueError, StopIteration):  # no such group, or of another version
+    except (OSError, ValueError, StopIteration):  # no control group, or one of another version
         pass
     return max(0, int(free)) // local_processes()
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call takes at its peak beyond what was there before; 0 if this system doesn't tell."""
+    """Bytes that a call takes at its peak beyond those taken before; 0 if this system doesn't tell."""
     import torch
 
     if device.type == "cuda":
@@ -66,40 +66,53 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
 
 
 def models_that_fit(model: torch.nn.Module, run: Callable[[], object], device: torch.device, share: float = 1) -> int:
-    """How many models of this size may be in the device's memory together, the one that is there included.
+    """How many models of this size fit into the device's memory together, including the one that is there.
 
     Args:
-        run: shows it a batch, to see what that takes; only one model runs at a time.
-        share: how much of a whole batch that is.
+        run: shows the model a batch, to measure what that takes; only one model runs at a time.
+        share: the share of a whole batch that `run` shows.
     """
     work = int(peak_of(run, device) / share)
-    return 1 + max(0, int((SHARE * free_memory(device) - work) // max(1, bytes_of(model))))
+    return count_models(bytes_of(model), free=free_memory(device), work=work)
+
+
+def count_models(size: int, *, free: int, work: int) -> int:
+    """How many models fit into memory together, including one that is there already. All arguments are in bytes.
+
+    Args:
+        size: of a model.
+        free: memory that is left.
+        work: what a forward pass needs beside the models.
+    """
+    return 1 + max(0, int((SHARE * free - work) // max(1, size)))
 
 
 def bytes_of(model: torch.nn.Module) -> int:
-    """What a model takes in memory; weights that it uses twice count once."""
-    return sum({one.data_ptr(): one.nbytes for one in (*model.parameters(), *model.buffers())}.values())
+    """Bytes that a model takes in memory; weights that it uses twice count once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
 def grow_batch(seconds: Callable[[int], float | None], *, start: int, most: int) -> int:
     """The number of images in a forward pass, doubled until it stops paying.
 
     Args:
-        seconds: what a pass of so many images takes; None if they don't fit.
+        seconds: of a forward pass with so many images; None if they don't fit into memory.
+        start: the first size that is tried.
+        most: no larger size is tried.
     """
     size, rate = start, 0.0
     while True:
-        took = seconds(size)
-        if took is None or size / took < PAYS * rate:
+        duration = seconds(size)
+        if duration is None or size / duration < PAYS * rate:
             return max(1, size // 2)
-        rate = size / took
+        rate = size / duration
         if size >= most:
             return size
         size *= 2
 
 
 def timed(run: Callable[[int], object]) -> Callable[[int], float | None]:
-    """The seconds of a call with a number of images, at its second time; None if it runs out of memory."""
+    """The seconds that a call with a number of images takes the second time; None if it runs out of memory."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     def seconds(size: int) -> float | None:
@@ -117,16 +130,27 @@ def timed(run: Callable[[int], object]) -> Callable[[int], float | None]:
 
 
 def settle_threads() -> None:
-    """Processes on one machine share its cores: more threads than cores slow each other tenfold."""
+    """Let torch use this process's share of the cores: more threads than cores slow each other tenfold."""
     import torch
 
-    if local_processes() > 1 and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_processes()))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = count_threads(cores)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def count_threads(cores: int) -> int | None:
+    """How many threads each process of this machine should use; None if that is not for us to say.
+
+    It is not where there is one process alone, or the user has set OMP_NUM_THREADS.
+    """
+    if local_processes() == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, cores // local_processes())
 
 
 def default_workers(device: torch.device) -> int:
-    """Processes that decode while the models run: on a CPU these would take each other's cores."""
+    """How many processes decode while the models run: none on a CPU, where both would need the same cores."""
     if device.type == "cpu":
         return 0
     return max(1, min(8, (os.cpu_count() or 1) // local_processes() - 1))

@@ -1,4 +1,4 @@
-"""Asking the Hub: whatever it answers, the user hears what was asked, what is wrong and what to do."""
+"""The errors of the Hub, of its client and of the network, in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds before what failed in passing is tried again.
+# Seconds before each further attempt, if what failed may be over in a moment.
 PAUSES = (1.0, 4.0, 16.0)
 
 MALFORMED = "the token is malformed: it has letters, or a line end, that no token has. Log in anew, or pass another."
 
-# Letters of an error that are told.
+# Characters of an error that are shown.
 LONG = 300
 
 
@@ -28,9 +28,12 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     """Turn the Hub's and the network's errors into a ValueError of one line.
 
     Args:
-        what: named in the message, as in `The dataset org/pets`.
+        what: the subject of the message, as in `The dataset org/pets`.
         revision: that was asked for.
-        missing: said in place of the usual where there is no such repository.
+        missing: the beginning of the message if there is no such repository, in place of the usual one.
+
+    Raises:
+        ValueError: for each of these errors.
     """
     from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import (
@@ -58,7 +61,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except LocalTokenNotFoundError as error:
         raise ValueError(f"{what}: log in with `hf auth login`, or pass a token ({error}).") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        here = missing.partition(" and no ")[0] or what  # of what is on the Hub nothing is known
+        here = missing.partition(" and no ")[0] or what  # nobody knows what is on the Hub
         why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _first_line(error)
         raise ValueError(f"{here}, and the Hub can't be asked: {why}.") from error
     except HfHubHTTPError as error:
@@ -68,40 +71,40 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
-    except UnicodeEncodeError as error:  # of a header, or of a name
+    except UnicodeEncodeError as error:  # in a header or in a name
         raise ValueError(f"{what}: {error if error.encoding == 'utf-8' else MALFORMED}") from error
     except ValueError as error:
-        if not str(error).startswith("Invalid metadata"):  # what a card's head says; all else is ours
+        if not str(error).startswith("Invalid metadata"):  # about a card's metadata; all others are ours
             raise
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
     except Exception as error:
         if _is_of_xet(error):
             way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
             raise ValueError(f"{what}: Xet fails: {_first_line(error)}. {way_out}") from error
-        if isinstance(error, RuntimeError) and error.__cause__:  # the client's, around what happened to a file
+        if isinstance(error, RuntimeError) and error.__cause__:  # of the client, around what happened to a file
             raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
-        if type(error).__module__.partition(".")[0].startswith("httpx"):  # the client's own; its name changes
-            if "header value" in str(error):  # which says the token
+        if type(error).__module__.partition(".")[0].startswith("httpx"):  # of the client; the package's name changes
+            if "header value" in str(error):  # and shows the token
                 raise ValueError(f"{what}: {MALFORMED}") from None
-            asked = f"{missing}, and" if missing else f"{what}:"
-            raise ValueError(f"{asked} the Hub can't be reached: {_first_line(error)}") from error
+            subject = f"{missing}, and" if missing else f"{what}:"
+            raise ValueError(f"{subject} the Hub can't be reached: {_first_line(error)}") from error
         if isinstance(error, (TypeError, KeyError, AttributeError)) and _is_of_client(error):
             raise ValueError(f"{what}: the Hub's answer is none ({error!r}); is HF_ENDPOINT a Hub?") from error
         raise
 
 
-# What a Hub answers that is busy, broken for a moment, or was asked by two at once.
+# Status of a Hub that is busy, broken for a moment, or asked by two clients at once.
 _PASSING = {408, 409, 412, 429, 500, 502, 503, 504}
 
 
 def is_passing(error: ValueError) -> bool:
-    """Whether what `asking_the_hub` told of may be over in a moment."""
+    """Whether an error that `asking_the_hub` raised may be over in a moment."""
     from huggingface_hub.errors import HfHubHTTPError
 
     cause = error.__cause__
     if isinstance(cause, HfHubHTTPError):
         return _status(cause) in _PASSING
-    if cause and _is_of_xet(cause):  # which has tried again for minutes already
+    if cause and _is_of_xet(cause):  # which has been trying for minutes already
         return False
     return isinstance(cause, OSError) or type(cause).__module__.partition(".")[0].startswith("httpx")
 
@@ -111,20 +114,20 @@ _XET = re.compile(r"(Network|Server|Internal|I/O) error: |Rate limited: ")
 
 
 def is_of_network(error: BaseException) -> bool:
-    """Whether the network, the Hub or its client raised it, or a disk: not what was asked for is wrong."""
-    if isinstance(error, FileNotFoundError):  # what datasets raises where a dataset has no files that it knows
+    """Whether the network, the Hub, its client or a disk raised an error, so that the request itself may be right."""
+    if isinstance(error, FileNotFoundError):  # datasets raises it for a dataset without files that it knows
         return False
     return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
 
 
 def _is_of_xet(error: BaseException) -> bool:
-    """Whether hf_xet raised it: most of its errors are builtin ones, those of the others are their own."""
+    """Whether hf_xet raised an error: most of its errors are builtin ones, and a few are classes of its own."""
     builtin = type(error) in (OSError, RuntimeError) and _XET.match(str(error))
     return type(error) is ConnectionError or type(error).__module__ == "hf_xet" or bool(builtin)
 
 
 def _is_of_client(error: Exception) -> bool:
-    """Whether it was raised in the Hub's client, which takes an answer for what it should be."""
+    """Whether an error was raised in the Hub's client, which doesn't check what an answer looks like."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next
@@ -136,7 +139,7 @@ def _status(error: Any) -> int | None:
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """Ask, and ask again where what `asking_the_hub` told of is over in a moment; for what changes nothing there."""
+    """Ask, and ask again after errors that pass (`is_passing`); for requests that may be made twice."""
     for pause in PAUSES:
         try:
             return ask()
@@ -149,6 +152,6 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong, in a line; the Hub's reason may stand below the first one. No passwords of addresses."""
+    """What went wrong, in one line, since the Hub's reason may be below the first; without passwords in addresses."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"//[^/@\s]+@", "//", text[:LONG] + ("..." if len(text) > LONG else ""))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-# Metrics that are shares, shown as percent: between 0 and 1. Correlations may be negative, and a loss has no end.
+# Metrics between 0 and 1, which are shown as percent. Correlations may be negative, and a loss has no upper end.
 SHARES = {
     *("accuracy", "balanced_accuracy", "top5_accuracy", "roc_auc", "average_precision", "calibration_error"),
     *(f"{name}{ending}" for name in ("f1", "precision", "recall") for ending in ("", "_macro", "_micro", "_weighted")),
@@ -19,44 +19,44 @@ def percent(value: float) -> str:
 
 
 def between(interval: Sequence[float] | None) -> str:
-    """An interval of accuracies, or nothing."""
+    """An interval of accuracies in percent; empty if there is none."""
     return "" if interval is None else f"{100 * interval[0]:.2f}\u2013{percent(interval[1])}"
 
 
 def show_metric(name: str, value: float) -> str:
-    """Shares as percent; a metric of unknown range as it is."""
+    """The value of a metric: in percent if it is between 0 and 1, else as it is."""
     return percent(value) if name in SHARES else f"{value:.4f}"
 
 
 def shown(name: str) -> str:
-    """An ingredient's id; of an absolute path, which says more of a machine than of a model, the last two folders."""
+    """An ingredient's id without what it says of a machine: the last two parts of an absolute path."""
     path = PurePath(name)
     return "/".join(path.parts[-2:]) if path.is_absolute() else name
 
 
 def escape(text: Any) -> str:
-    """Text from outside, such that Markdown and HTML show it and do nothing else with it."""
+    """Text from outside, escaped so that Markdown and HTML show it as it is."""
     printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
     quoted = re.sub(
         r"([\\`*_\[\]|~$]|:(?=\S)|(?<=www)\.)", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;")
     )
-    # what would begin a list, a heading or a quotation where it stands first
+    # at the beginning, these would make it a list, a heading or a quotation
     return re.sub(
         r"^(\s*)(>|[-+#]+(?=\s|$)|\d+[.)](?=\s|$))",
-        lambda found: found[1] + re.sub(r"(\W)", r"\\\1", found[2]),
+        lambda match: match[1] + re.sub(r"(\W)", r"\\\1", match[2]),
         quoted,
     )
 
 
 def code(text: Any) -> str:
-    """Text from outside between backticks, where nothing can be escaped but what ends a cell of a table."""
+    """Text from outside, for use between backticks, where only the end of a table's cell can be escaped."""
     return (
         "".join(letter if letter.isprintable() else " " for letter in str(text)).replace("`", "'").replace("|", r"\|")
     )
 
 
 def clock(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """A duration in hours, minutes, seconds or milliseconds."""
     for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
         if round(seconds / size, 1) >= 1:
             return f"{seconds / size:.1f} {unit}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_radin.checkpoints.files import BYTES, SHARD, as_dtype, spelled, torch_dtype
+from hf_radin.checkpoints.files import BYTES, SHARD, as_dtype, safetensors_dtype, torch_dtype
 from hf_radin.checkpoints.model import check_header, load_model, quiet_transformers, shared_config
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.recipes.recipe import Recipe
@@ -38,7 +38,7 @@ def write_average(
     with _opened(used) as files:
         if statistics is None and are_alike(used, files):
             target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
-            header = header_of(files, spelled(target))
+            header = header_of(files, safetensors_dtype(target))
             config = shared_config([ingredient.config for ingredient in used])
             # that what is written fills the model is known before the first byte is
             model, _ = check_header(used[0].id, config, header)
@@ -94,7 +94,7 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
         config = shared_config([ingredient.config for ingredient in used])
         target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
         if are_alike(used, files):
-            header = header_of(files, spelled(target))
+            header = header_of(files, safetensors_dtype(target))
             kept = {name: np.empty(BYTES[kind] * math.prod(shape), np.uint8) for name, (kind, shape) in header.items()}
 
             def keep(name: str, first: int, part: np.ndarray) -> None:
@@ -109,7 +109,7 @@ def _averaged(ingredients: Ingredients, recipe: Recipe, dtype: str | torch.dtype
                 tensors=found,
                 trust_remote_code=used[0].trust_remote_code,
             )
-        exact = tensors.sum_dtype((one.dtype for file in files for one in file.values()), [spelled(target)])
+        exact = tensors.sum_dtype((one.dtype for file in files for one in file.values()), [safetensors_dtype(target)])
     sum_in = torch.float64 if exact is np.float64 else torch.float32
     sums: dict[str, torch.Tensor] = {}
     strange: dict[str, torch.Tensor] = {}
@@ -165,7 +165,7 @@ def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """To the nearest number, once: torch itself goes by way of float32."""
     if not tensor.is_floating_point():
         return tensor
-    kind = spelled(dtype)
+    kind = safetensors_dtype(dtype)
     flat, size = tensor.contiguous().reshape(-1).numpy(), BYTES[kind]
     kept = np.empty(size * len(flat), np.uint8)
     for start in range(0, len(flat), tensors.CHUNK):

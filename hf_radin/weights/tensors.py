@@ -28,13 +28,13 @@ import numpy as np
 from hf_radin.checkpoints.files import (
     BYTES,
     FLOATS,
-    HEADER_LIMIT,
+    NUMPY_NAMES,
     WEIGHTS_INDEX,
     Header,
     open_pickles,
-    parse_offsets,
     plain_names,
-    spelled,
+    read_layout,
+    safetensors_dtype,
     weight_files,
 )
 
@@ -43,8 +43,6 @@ CHUNK = 1 << 18
 
 # Threads that read and add: memory is not faster for more.
 THREADS = min(4, os.cpu_count() or 1)
-
-_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 # Takes bytes of the named tensor from a place on.
 Sink = Callable[[str, int, Any], object]
@@ -97,15 +95,12 @@ def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
         file = stack.enter_context(path.open("rb", buffering=0))
         status = os.fstat(file.fileno())
         size = status.st_size
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > min(size - 8, HEADER_LIMIT):
-            raise ValueError(f"its header says that it has {length} bytes")
-        layout = parse_offsets(file.read(length), size - 8 - length)
+        layout = read_layout(file, size)
         if hasattr(os, "posix_fadvise"):  # the system may read ahead while sums are taken
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error}.") from error
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
     shared = _Shared(file)
 
@@ -115,8 +110,8 @@ def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has changed while it was read: nothing was written. Run the same again.")
 
     return {
-        name: Tensor(dtype, shape, partial(_read, path, shared, 8 + length + first), check)
-        for name, (dtype, shape, first) in layout.items()
+        name: Tensor(dtype, shape, partial(_read, path, shared, layout.starts[name]), check)
+        for name, (dtype, shape) in layout.header.items()
     }
 
 
@@ -167,7 +162,7 @@ def _of_pickles(folder: Path) -> dict[str, Tensor]:
         def fill(first: int, kept: memoryview, flat: memoryview = flat) -> None:
             kept[:] = flat[first : first + len(kept)]
 
-        found[name] = Tensor(spelled(tensor.dtype), tuple(tensor.shape), fill)
+        found[name] = Tensor(safetensors_dtype(tensor.dtype), tuple(tensor.shape), fill)
     return found
 
 
@@ -266,7 +261,7 @@ def _sum(tensors: Sequence[Tensor], weights: Sequence[float], start: int, count:
         size = BYTES[tensor.dtype]
         raw = room.raw[: count * size]
         tensor.read(start * size, raw.data)
-        values = raw.view(_NUMPY[tensor.dtype])
+        values = raw.view(NUMPY_NAMES[tensor.dtype])
         if tensor.dtype == "BF16":  # the upper half of a float32
             np.left_shift(values, 16, out=wide, dtype=np.uint32)
             values = wide.view(np.float32)
@@ -310,7 +305,7 @@ def rounded(values: np.ndarray, dtype: str, room: _Room | None = None) -> np.nda
     room = room or _Room(count)
     with np.errstate(over="ignore"):
         if dtype != "BF16":
-            found = room.raw[: count * BYTES[dtype]].view(_NUMPY[dtype])
+            found = room.raw[: count * BYTES[dtype]].view(NUMPY_NAMES[dtype])
             found[:] = values
             return found.view(np.uint8)
         single, halves, is_middle = room.single[:count], room.bits[:count], room.is_middle[:count]

@@ -11,6 +11,7 @@ from shared.training import NAMES
 from transformers import TimmWrapperConfig, ViTForImageClassification
 
 import hf_radin
+from hf_radin.checkpoints.files import read_header, read_layout
 
 WEIGHTS = "model.safetensors"
 
@@ -80,180 +81,198 @@ def adapter(folder: Path, text: str, weights: bytes = b"") -> None:
 SHARDS = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
 OUTSIDE = '{"weight_map": {"a": "../ft-0/model.safetensors"}}'
 
-# what is done to the second of two good checkpoints, and what must be said
+# What is done to the second of two good checkpoints, and the message
 KINDS = {
     "empty folder": (emptied, "ft-1: no config.json"),
-    "no configuration": (lambda one: (one / "config.json").unlink(), "ft-1: no config.json"),
-    "configuration cut off": (lambda one: (one / "config.json").write_text("{"), "ft-1: config.json can't be used"),
-    "configuration that is a list": (lambda one: (one / "config.json").write_text("[]"), "config.json can't be used"),
-    "configuration in another encoding": (
-        lambda one: (one / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "no configuration": (lambda bad: (bad / "config.json").unlink(), "ft-1: no config.json"),
+    "configuration cut off": (
+        lambda bad: (bad / "config.json").write_text("{"),
         "ft-1: config.json can't be used",
     ),
-    "unknown model type": (lambda one: change(one, model_type="no-such-type"), "ft-1: config.json can't be used"),
-    "sizes of the wrong type": (lambda one: change(one, hidden_size="much"), "ft-1"),
+    "configuration that is a list": (
+        lambda bad: (bad / "config.json").write_text("[]"),
+        "config.json can't be used",
+    ),
+    "configuration in another encoding": (
+        lambda bad: (bad / "config.json").write_bytes(b"\xff\xfe\x00"),
+        "ft-1: config.json can't be used",
+    ),
+    "unknown model type": (
+        lambda bad: change(bad, model_type="no-such-type"),
+        "ft-1: config.json can't be used",
+    ),
+    "sizes of the wrong type": (lambda bad: change(bad, hidden_size="much"), "ft-1"),
     "no image classifier": (
-        lambda one: change(one, model_type="bert", architectures=["BertForSequenceClassification"]),
+        lambda bad: change(bad, model_type="bert", architectures=["BertForSequenceClassification"]),
         r"ft-1: config.json \(model type 'bert', .*\) makes no image classifier",
     ),
     "two classes could be meant": (
-        lambda one: change(one, model_type="deit", architectures=None),
+        lambda bad: change(bad, model_type="deit", architectures=None),
         "Its `architectures` has to name one of DeiTForImageClassification, DeiTForImageClassificationWithTeacher",
     ),
-    "answers prompts": (lambda one: change(one, model_type="shieldgemma2"), "ft-1: .*answers a prompt"),
+    "answers prompts": (lambda bad: change(bad, model_type="shieldgemma2"), "ft-1: .*answers a prompt"),
     "another architecture's name": (
-        lambda one: change(one, model_type="deit", architectures=["DeiTForImageClassification"]),
+        lambda bad: change(bad, model_type="deit", architectures=["DeiTForImageClassification"]),
         "ft-1: no weights for deit.embeddings.cls_token",
     ),
     "no id2label": (
-        lambda one: lose(one, "id2label", "label2id"),
+        lambda bad: lose(bad, "id2label", "label2id"),
         r"ft-1: no weights for classifier.bias \(it has \(10,\) for \(2,\)\)",
     ),
     "classes numbered with gaps": (
-        lambda one: change(one, id2label={0: "a", 2: "b"}),
+        lambda bad: change(bad, id2label={0: "a", 2: "b"}),
         r"ft-1: id2label has the keys \[0, 2\]",
     ),
     "two classes of one name, and not in the other": (
-        lambda one: change(one, **labels("zero", *NAMES[:8], "nine")),
+        lambda bad: change(bad, **labels("zero", *NAMES[:8], "nine")),
         "ft-1 differs from .*ft-0 in its classes: it has 'zero' and not 'eight'",
     ),
     "several labels for an image": (
-        lambda one: change(one, problem_type="multi_label_classification"),
+        lambda bad: change(bad, problem_type="multi_label_classification"),
         r"ft-1: it is made for multi-label classification \(its config.json says problem_type 'multi_label",
     ),
     "regression": (
-        lambda one: change(one, problem_type="regression"),
+        lambda bad: change(bad, problem_type="regression"),
         "ft-1: it is made for regression",
     ),
     "one output": (
-        lambda one: change(one, problem_type=None, **labels("score")),
+        lambda bad: change(bad, problem_type=None, **labels("score")),
         r"ft-1: it is made for regression \(its config.json says 1 output\)",
     ),
     "weights elsewhere": (
-        lambda one: change(one, transformers_weights="other.safetensors"),
+        lambda bad: change(bad, transformers_weights="other.safetensors"),
         r"ft-1: config.json names 'other.safetensors' as its weights \(transformers_weights\)",
     ),
     "weights under the name of a variant": (
-        lambda one: (one / WEIGHTS).rename(one / "model.fp16.safetensors"),
+        lambda bad: (bad / WEIGHTS).rename(bad / "model.fp16.safetensors"),
         r"ft-1: no weights .* It has model.fp16.safetensors: rename what holds the weights to model.safetensors",
     ),
     "two tensors of one name but for a wrapper": (
-        lambda one: rewrite(one, _orig_mod__classifier__bias=torch.zeros(10)),
+        lambda bad: rewrite(bad, _orig_mod__classifier__bias=torch.zeros(10)),
         "ft-1: _orig_mod.classifier.bias and classifier.bias are both classifier.bias in the model|"
         "ft-1: classifier.bias and _orig_mod.classifier.bias are both classifier.bias in the model",
     ),
     "other classes": (
-        lambda one: change(one, **labels("ten", *map(str, range(1, 10)))),
+        lambda bad: change(bad, **labels("ten", *map(str, range(1, 10)))),
         r"ft-1 differs from .*ft-0 in its classes: it has 'ten', .* and not 'zero'",
     ),
     "another number of classes": (fewer_classes, "ft-1 differs from .*ft-0 in number of classes: 9 against 10"),
     "quantised": (
-        lambda one: change(one, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        lambda bad: change(bad, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
         "ft-1: its weights are quantised",
     ),
-    "no weights": (lambda one: (one / WEIGHTS).unlink(), r"ft-1: no weights \(model.safetensors"),
-    "weights of no bytes": (lambda one: weights_as(one, b""), "ft-1/model.safetensors: not a whole file of weights"),
-    "no safetensors at all": (lambda one: weights_as(one, b"not safetensors at all"), "not a whole file of weights"),
+    "no weights": (lambda bad: (bad / WEIGHTS).unlink(), r"ft-1: no weights \(model.safetensors"),
+    "weights of no bytes": (
+        lambda bad: weights_as(bad, b""),
+        "ft-1/model.safetensors: not a whole file of weights",
+    ),
+    "no safetensors at all": (
+        lambda bad: weights_as(bad, b"not safetensors at all"),
+        "not a whole file of weights",
+    ),
     "header longer than the file": (
-        lambda one: weights_as(one, (1 << 40).to_bytes(8, "little") + b"{}"),
+        lambda bad: weights_as(bad, (1 << 40).to_bytes(8, "little") + b"{}"),
         "ft-1/model.safetensors: not a whole file of weights",
     ),
     "header that is no JSON": (
-        lambda one: weights_as(one, (4).to_bytes(8, "little") + b"{{{{"),
+        lambda bad: weights_as(bad, (4).to_bytes(8, "little") + b"{{{{"),
         "ft-1/model.safetensors: not a whole file of weights",
     ),
     "truncated weights": (
-        lambda one: weights_as(one, (one / WEIGHTS).read_bytes()[:-100]),
+        lambda bad: weights_as(bad, (bad / WEIGHTS).read_bytes()[:-100]),
         "ft-1/model.safetensors: not a whole file of weights",
     ),
     "weights of no tensor": (
-        lambda one: weights_as(one, (2).to_bytes(8, "little") + b"{}"),
+        lambda bad: weights_as(bad, (2).to_bytes(8, "little") + b"{}"),
         "ft-1: its weights hold no tensor",
     ),
     "weights that are a link in a circle": (unreadable, "ft-1"),
     "no head": (
-        lambda one: rewrite(one, classifier__weight=None, classifier__bias=None),
+        lambda bad: rewrite(bad, classifier__weight=None, classifier__bias=None),
         "ft-1: no weights for classifier.bias, classifier.weight; .*Is this a fine-tuned image classifier",
     ),
     "a tensor is missing": (
-        lambda one: rewrite(one, vit__layernorm__weight=None),
+        lambda bad: rewrite(bad, vit__layernorm__weight=None),
         "ft-1: no weights for vit.layernorm.weight",
     ),
     "a shape off by one": (
-        lambda one: rewrite(one, classifier__weight=torch.zeros(10, 33)),
+        lambda bad: rewrite(bad, classifier__weight=torch.zeros(10, 33)),
         r"ft-1: no weights for classifier.weight \(it has \(10, 33\) for \(10, 32\)\)",
     ),
     "floats of eight bits": (
-        lambda one: rewrite(one, classifier__weight=torch.zeros(10, 32).to(torch.float8_e4m3fn)),
+        lambda bad: rewrite(bad, classifier__weight=torch.zeros(10, 32).to(torch.float8_e4m3fn)),
         r"ft-1: classifier.weight \(10, 32\) is kept in F8_E4M3; weights are averaged from F64, F32",
     ),
     "only a pickle": (
-        lambda one: pickled(one, {}),
+        lambda bad: pickled(bad, {}),
         "ft-1: no weights .* It has pytorch_model.bin: only safetensors are read, unless you pass allow_pickle=True",
     ),
     "an index of a shard that is not there": (
-        lambda one: index(one, SHARDS),
+        lambda bad: index(bad, SHARDS),
         "ft-1: model.safetensors.index.json names 'model-00001-of-00002.safetensors', which is not in the folder",
     ),
-    "an index that leaves the folder": (lambda one: index(one, OUTSIDE), "not an index of shards: it names '../ft-0"),
+    "an index that leaves the folder": (
+        lambda bad: index(bad, OUTSIDE),
+        "not an index of shards: it names '../ft-0",
+    ),
     "an index of safetensors that names a pickle": (
-        lambda one: index(one, '{"weight_map": {"a": "weights.bin"}}'),
+        lambda bad: index(bad, '{"weight_map": {"a": "weights.bin"}}'),
         "ft-1/model.safetensors.index.json: not an index of shards: it names 'weights.bin'",
     ),
     "a weight that is kept as integers": (
-        lambda one: rewrite(one, classifier__bias=torch.zeros(10, dtype=torch.int64)),
+        lambda bad: rewrite(bad, classifier__bias=torch.zeros(10, dtype=torch.int64)),
         r"ft-1: classifier.bias \(10,\) is kept in I64; weights are averaged from F64, F32, F16, BF16",
     ),
     "a weight in eight bits": (
-        lambda one: rewrite(one, classifier__bias=torch.zeros(10, dtype=torch.int8)),
+        lambda bad: rewrite(bad, classifier__bias=torch.zeros(10, dtype=torch.int8)),
         r"ft-1: classifier.bias \(10,\) is kept in I8; weights are averaged from",
     ),
     "a configuration that makes timm read a pickle": (
-        lambda one: TimmWrapperConfig(
-            architecture="test_vit", num_labels=10, model_args={"checkpoint_path": str(one / "harm.bin")}
-        ).save_pretrained(one),
+        lambda bad: TimmWrapperConfig(
+            architecture="test_vit", num_labels=10, model_args={"checkpoint_path": str(bad / "harm.bin")}
+        ).save_pretrained(bad),
         r"ft-1: config.json makes timm load other files \(checkpoint_path\)",
     ),
     "an adapter whose base has a number for a revision": (
-        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "revision": {}}'),
+        lambda bad: adapter(bad, '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "revision": {}}'),
         "ft-1: adapter_config.json names no base model",
     ),
     "an adapter's configuration without end": (
-        lambda one: adapter(one, "[" * 100_000),
+        lambda bad: adapter(bad, "[" * 100_000),
         "ft-1: adapter_config.json can't be used: RecursionError",
     ),
-    "an index that is none": (lambda one: index(one, "[]"), "not an index of shards"),
+    "an index that is none": (lambda bad: index(bad, "[]"), "not an index of shards"),
     "no image processor": (
-        lambda one: (one / "preprocessor_config.json").unlink(),
+        lambda bad: (bad / "preprocessor_config.json").unlink(),
         r"ft-1: no usable image processor .*--image-processor ID",
     ),
     "an image processor cut off": (
-        lambda one: (one / "preprocessor_config.json").write_text("{"),
+        lambda bad: (bad / "preprocessor_config.json").write_text("{"),
         "ft-1: no usable image processor",
     ),
     "pixels of another scale": (
-        lambda one: change(one, "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5], resample=3),
+        lambda bad: change(bad, "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5], resample=3),
         r"ft-1 differs from .*ft-0 in image processor's image_mean: \[0.4, 0.5, 0.5\] against .*; "
         r"image processor's resample: .* make other pixels of the same image\. .*\(--image-processor ID\)",
     ),
     "another activation function": (
-        lambda one: change(one, hidden_act="relu"),
+        lambda bad: change(bad, hidden_act="relu"),
         "ft-1 differs from .*ft-0 in configuration's hidden_act: 'relu' against 'gelu'",
     ),
     "whole weights and an adapter": (
-        lambda one: (one / "adapter_config.json").write_text("{}"),
+        lambda bad: (bad / "adapter_config.json").write_text("{}"),
         "ft-1: adapter_config.json is there beside model.safetensors",
     ),
     "an adapter of another kind": (
-        lambda one: adapter(one, '{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "org/base"}'),
+        lambda bad: adapter(bad, '{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "org/base"}'),
         "ft-1: an adapter of the kind 'PREFIX_TUNING'",
     ),
     "an adapter of no base": (
-        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": null}'),
+        lambda bad: adapter(bad, '{"peft_type": "LORA", "base_model_name_or_path": null}'),
         "ft-1: adapter_config.json names no base model",
     ),
     "an adapter of a base that is not here": (
-        lambda one: adapter(one, '{"peft_type": "LORA", "base_model_name_or_path": "/scratch/me/vit"}'),
+        lambda bad: adapter(bad, '{"peft_type": "LORA", "base_model_name_or_path": "/scratch/me/vit"}'),
         "ft-1: its base model '/scratch/me/vit' is not here",
     ),
 }
@@ -269,6 +288,14 @@ def test_each_kind_is_refused_and_named(two, kind):
     good, bad = hf_radin.inspect(f"{two}/ft-*")
     assert bad.problem == str(error.value) and not bad.ingredient
     assert not good.problem and good.ingredient
+
+
+def test_a_header_beyond_all_limits_is_not_read(two):
+    path = two / "ft-1" / WEIGHTS
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"its header says that it has \d+ bytes"):
+        read_layout(file, path.stat().st_size, limit=1000)
+    with path.open("rb") as file:
+        assert read_layout(file, path.stat().st_size).header == read_header(two / "ft-1")
 
 
 def test_there_are_25_kinds_and_more():
@@ -336,7 +363,7 @@ def test_all_that_is_wrong_is_counted(two, runs):
 
 def test_weights_that_the_model_does_not_use_are_said(two, caplog):
     rewrite(two / "ft-1", decoder__weight=torch.zeros(3))
-    found = hf_radin.gather(f"{two}/ft-*")
+    ingredients = hf_radin.gather(f"{two}/ft-*")
     assert "ft-1 has weights that its model does not use: decoder.weight. The soup's does not either." in caplog.text
-    soup = hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))
+    soup = hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids))
     assert "decoder.weight" not in soup

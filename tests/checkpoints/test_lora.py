@@ -22,8 +22,8 @@ def save_adapter(base: Path, folder: Path, seed: int, *, head: bool = True, proc
     """An adapter that was moved a little at random: what is tested is that it is merged, not that it learnt."""
     torch.manual_seed(seed)
     model = ViTForImageClassification.from_pretrained(base, num_labels=10, ignore_mismatched_sizes=True)
-    kept = ["classifier"] if head else None
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=kept))
+    saved = ["classifier"] if head else None
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=saved))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -48,9 +48,9 @@ def merged(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_an_ingredient_is_the_base_with_the_adapter_merged(adapters, digits, tmp_path):
-    found = hf_radin.gather(f"{adapters}/*")
-    assert found.labels == tuple(NAMES) and len(found) == 3
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    ingredients = hf_radin.gather(f"{adapters}/*")
+    assert ingredients.labels == tuple(NAMES) and len(ingredients) == 3
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     inputs = plain_inputs(bank)[0]
     base = ViTForImageClassification.from_pretrained(tmp_path / "base")
     unmerged = PeftModel.from_pretrained(base, str(adapters / "ft-1")).eval()
@@ -61,23 +61,23 @@ def test_an_ingredient_is_the_base_with_the_adapter_merged(adapters, digits, tmp
 
 
 def test_the_soup_of_adapters_is_an_ordinary_model(adapters, tmp_path):
-    found = hf_radin.gather(f"{adapters}/*")
-    recipe = Recipe(found.ids, (0.5, 0.3, 0.2))
-    hf_radin.average(found, recipe, output=tmp_path / "soup")
+    ingredients = hf_radin.gather(f"{adapters}/*")
+    recipe = Recipe(ingredients.ids, (0.5, 0.3, 0.2))
+    hf_radin.average(ingredients, recipe, output=tmp_path / "soup")
     soup, report = AutoModelForImageClassification.from_pretrained(tmp_path / "soup", output_loading_info=True)
     assert not any(report.values()) and not list((tmp_path / "soup").glob("adapter*"))
-    parts = [merged(one.folder) for one in found]
+    parts = [merged(ingredient.folder) for ingredient in ingredients]
     for name, tensor in soup.state_dict().items():
         by_hand = sum(weight * part[name] for weight, part in zip(recipe.weights, parts, strict=True))
         torch.testing.assert_close(tensor, by_hand.float(), rtol=1e-6, atol=1e-7)
 
 
 def test_adapters_and_their_base_mix(adapters, digits, runs, tmp_path, caplog):
-    found = hf_radin.gather([tmp_path / "base", adapters / "ft-0", runs / "ft-1"])
-    hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    ingredients = hf_radin.gather([tmp_path / "base", adapters / "ft-0", runs / "ft-1"])
+    hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
     assert not warned(caplog)  # and are kin
-    found = found[:2]
-    half = hf_radin.average(found, Recipe.uniform(found.ids))["classifier.weight"]
+    ingredients = ingredients[:2]
+    half = hf_radin.average(ingredients, Recipe.uniform(ingredients.ids))["classifier.weight"]
     base = ViTForImageClassification.from_pretrained(tmp_path / "base").classifier.weight.double()
     torch.testing.assert_close(half, ((base + merged(adapters / "ft-0")["classifier.weight"]) / 2).float())
 
@@ -90,12 +90,12 @@ def test_a_head_of_its_own_on_a_base_without_one(start, tmp_path, digits):
     shutil.copy(start / "preprocessor_config.json", tmp_path / "base")
     for number in range(2):
         save_adapter(tmp_path / "base", tmp_path / f"ft-{number}", number, processor=False)
-    found = hf_radin.gather(f"{tmp_path}/ft-*")
-    assert found.labels == tuple(f"LABEL_{index}" for index in range(10))  # an adapter's folder names no classes
-    model = found[0].load_model(torch.float32)
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
+    assert ingredients.labels == tuple(f"LABEL_{index}" for index in range(10))  # an adapter's folder names no classes
+    model = ingredients[0].load_model(torch.float32)
     head = load_file(tmp_path / "ft-0" / "adapter_model.safetensors")["base_model.model.classifier.weight"]
     assert torch.equal(model.classifier.weight, head)
-    hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
 
 
 def test_a_base_without_a_head_needs_one_from_the_adapter(start, tmp_path):
@@ -108,11 +108,13 @@ def test_a_base_without_a_head_needs_one_from_the_adapter(start, tmp_path):
 
 
 def test_a_base_that_changed_is_noticed(adapters, runs, tmp_path):
-    found = hf_radin.gather(f"{adapters}/*")
+    ingredients = hf_radin.gather(f"{adapters}/*")
     shutil.copy(runs / "ft-4" / "model.safetensors", tmp_path / "base" / "model.safetensors")
     with pytest.raises(ValueError, match="base has changed"):
-        hf_radin.average(found, Recipe.uniform(found.ids))
-    assert {one.key for one in found}.isdisjoint(one.key for one in hf_radin.gather(f"{adapters}/*"))
+        hf_radin.average(ingredients, Recipe.uniform(ingredients.ids))
+    assert {ingredient.key for ingredient in ingredients}.isdisjoint(
+        ingredient.key for ingredient in hf_radin.gather(f"{adapters}/*")
+    )
 
 
 def test_adapters_of_different_bases_make_no_soup(adapters, runs):
@@ -121,7 +123,7 @@ def test_adapters_of_different_bases_make_no_soup(adapters, runs):
         hf_radin.gather(f"{adapters}/*")
 
 
-def test_a_base_that_moved_is_named(adapters, tmp_path, monkeypatch):
+def test_a_base_that_moved_is_named(adapters, tmp_path):
     before = hf_radin.gather(f"{adapters}/*")
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"ft-0: its base model '.*base' is not here; say where .*--base-model"):
@@ -133,7 +135,9 @@ def test_a_base_that_moved_is_named(adapters, tmp_path, monkeypatch):
 
 def test_an_adapter_of_wild_weights_is_a_stranger(adapters, digits, tmp_path, caplog):
     path = adapters / "ft-2" / "adapter_model.safetensors"
-    tensors = {name: 50 * torch.randn_like(one) if "lora" in name else one for name, one in load_file(path).items()}
+    tensors = {
+        name: 50 * torch.randn_like(tensor) if "lora" in name else tensor for name, tensor in load_file(path).items()
+    }
     save_file(tensors, path, {"format": "pt"})
     hf_radin.compute_logits(hf_radin.gather(f"{adapters}/*"), digits, cache_dir=tmp_path / "cache")
     assert "ft-2 does not seem to share its start with 2 others" in caplog.text
@@ -195,7 +199,7 @@ def save_trained(base: Path, folder: Path, **options) -> torch.nn.Module:
     return model.eval()
 
 
-def found(folder: Path) -> hf_radin.Ingredient:
+def inspected(folder: Path) -> hf_radin.Ingredient:
     (verdict,) = hf_radin.inspect(folder)
     assert verdict.ingredient, verdict.problem
     return verdict.ingredient
@@ -223,7 +227,7 @@ KINDS = {
 def test_an_adapter_is_the_model_that_was_trained_and_one_model_in_all_dtypes(start, tmp_path, kind):
     """peft#1626: peft takes a part out of the base when it loads some kinds, and refuses float64."""
     trained = save_trained(start, tmp_path / "ft", **KINDS[kind])
-    ingredient = found(tmp_path / "ft")
+    ingredient = inspected(tmp_path / "ft")
     model = ingredient.load_model(torch.float32)
     pixels = torch.randn(4, 3, 8, 8)
     with torch.inference_mode():
@@ -239,14 +243,14 @@ def test_logits_and_soups_are_of_the_same_adapters(start, digits, tmp_path, begi
         save_trained(start, tmp_path / f"ft-{seed}", init_lora_weights=beginning, lora_dropout=0.1 * seed)
     ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
     soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
-    parts = [one.load_model(torch.float32).state_dict() for one in ingredients]
+    parts = [ingredient.load_model(torch.float32).state_dict() for ingredient in ingredients]
     for name, tensor in soup.model.state_dict().items():
         torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2)
 
 
 def test_what_a_load_draws_is_not_the_users(start, tmp_path):
     save_trained(start, tmp_path / "ft")
-    ingredient = found(tmp_path / "ft")
+    ingredient = inspected(tmp_path / "ft")
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
@@ -275,7 +279,7 @@ def test_adapters_of_float64_are_merged_in_float64(start, tmp_path):
     tensors = {name: tensor.double() / 3 for name, tensor in load_file(path).items()}
     save_file(tensors, path, {"format": "pt"})
     name = "vit.layers.0.attention.q_proj"
-    weight = found(tmp_path / "ft").load_model(torch.float64).state_dict()[f"{name}.weight"]
+    weight = inspected(tmp_path / "ft").load_model(torch.float64).state_dict()[f"{name}.weight"]
     base = ViTForImageClassification.from_pretrained(start, dtype=torch.float64).state_dict()[f"{name}.weight"]
     down, up = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
     torch.testing.assert_close(weight, base + 1.5 * up @ down, rtol=1e-12, atol=1e-14)
@@ -286,15 +290,15 @@ def test_several_adapters_in_a_folder_are_named_one_by_one(start, tmp_path):
     model = get_peft_model(ViTForImageClassification.from_pretrained(start), LoraConfig(target_modules=["q_proj"]))
     model.add_adapter("second", LoraConfig(target_modules=["v_proj"]))
     model.save_pretrained(tmp_path / "both", selected_adapters=["second"])
-    assert found(tmp_path / "both" / "second")
+    assert inspected(tmp_path / "both" / "second")
     with pytest.raises(ValueError, match=r"both: no config.json.* Its folders look like checkpoints: .*both/\*"):
         hf_radin.gather(tmp_path / "both")
 
 
 def test_the_base_is_not_written_over(adapters, tmp_path):
-    found = hf_radin.gather(f"{adapters}/*")
+    ingredients = hf_radin.gather(f"{adapters}/*")
     with pytest.raises(ValueError, match=r"The output .*base is the ingredient .*base, which would be lost"):
-        hf_radin.average(found, Recipe.uniform(found.ids), output=tmp_path / "base", overwrite=True)
+        hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=tmp_path / "base", overwrite=True)
 
 
 def test_one_base_by_two_names_is_one(adapters, tmp_path):
@@ -307,8 +311,8 @@ def test_an_adapter_is_of_the_architecture_that_it_makes(start, runs, tmp_path):
     base.save_pretrained(tmp_path / "base")
     shutil.copy(start / "preprocessor_config.json", tmp_path / "base")
     save_adapter(tmp_path / "base", tmp_path / "ft-0", 0)
-    found = hf_radin.gather([tmp_path / "ft-0", runs / "ft-0"])
-    assert {one.architecture for one in found} == {"ViTForImageClassification"}
+    ingredients = hf_radin.gather([tmp_path / "ft-0", runs / "ft-0"])
+    assert {ingredient.architecture for ingredient in ingredients} == {"ViTForImageClassification"}
 
 
 def test_a_copy_of_an_adapter_is_kept_once(adapters, caplog):
@@ -328,8 +332,8 @@ def test_without_peft_it_is_said_what_to_install(adapters, monkeypatch):
 def test_a_soup_of_adapters_is_cooked_again(adapters, digits, tmp_path):
     from hf_radin.soup.cook import cook
 
-    found = hf_radin.gather(f"{adapters}/*")
-    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    ingredients = hf_radin.gather(f"{adapters}/*")
+    soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
     cooked = hf_radin.average(*cook(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from shared.training import NAMES, digit_images, image_dataset, train
 from transformers import (
@@ -116,8 +117,8 @@ def test_names_of_wrapped_models_are_read_without_and_said(two, runs, digits, tm
     hf_radin.average(plain, Recipe.uniform(plain.ids), output=tmp_path / "plain")
     assert (tmp_path / "soup" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
     banks = [
-        hf_radin.compute_logits(one, digits, cache_dir=tmp_path / name)
-        for one, name in ((gathered, "wrapped"), (plain, "plain"))
+        hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / name)
+        for ingredients, name in ((gathered, "wrapped"), (plain, "plain"))
     ]
     assert np.array_equal(banks[0].logits(1), banks[1].logits(1))
 
@@ -247,16 +248,27 @@ def test_other_means_change_no_pixel_where_nothing_is_normalised(two, caplog):
     assert "ft-1 differs from" in caplog.text and "They make the same pixels" in caplog.text
 
 
-def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, monkeypatch):
-    from PIL import Image
-
-    from hf_radin.checkpoints import processor as processors
-
-    change(two / "ft-1", "preprocessor_config.json", image_mean=[0.4] * 3)
-    monkeypatch.setattr(processors, "_made_up_images", lambda: [])
-    gathered = hf_radin.gather(f"{two}/*")
-    dataset = image_dataset([Image.new("RGB", (20, 30)), Image.new("RGB", (9, 8))], [0, 1])
-    with pytest.raises(ValueError, match=r"ft-1 makes other pixels of images of the split than that of .*ft-0.*mean"):
+def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, caplog):
+    """A processor that is another for small images, of which none is made up."""
+    code = [
+        "from transformers import ViTImageProcessor",
+        "class Darkening(ViTImageProcessor):",
+        "    def preprocess(self, images, *args, **options):",
+        "        if images.width < 50:",
+        "            images = images.point(lambda value: value // 2)",
+        "        return super().preprocess(images, *args, **options)",
+    ]
+    (two / "ft-1" / "darkening.py").write_text("\n".join(code))
+    change(
+        two / "ft-1",
+        "preprocessor_config.json",
+        image_processor_type="Darkening",
+        auto_map={"AutoImageProcessor": "darkening.Darkening"},
+    )
+    gathered = hf_radin.gather(f"{two}/*", trust_remote_code=True)
+    assert "They make the same pixels" in caplog.text
+    dataset = image_dataset([Image.new("RGB", (20, 30), "white"), Image.new("RGB", (9, 8))], [0, 1])
+    with pytest.raises(ValueError, match=r"ft-1 makes other pixels of images of the split than that of .*ft-0.*class"):
         hf_radin.compute_logits(gathered, dataset, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
@@ -378,7 +390,8 @@ def test_what_can_not_be_saved_is_known_before_the_compute(two, monkeypatch):
 
 def test_the_task_of_a_checkpoint_without_a_head_is_named(two):
     change(two / "ft-1", architectures=["ViTForMaskedImageModeling"])
-    tensors = {name: one for name, one in load_file(two / "ft-1" / WEIGHTS).items() if "classifier" not in name}
+    weights = load_file(two / "ft-1" / WEIGHTS)
+    tensors = {name: tensor for name, tensor in weights.items() if "classifier" not in name}
     save_file(tensors, two / "ft-1" / WEIGHTS, {"format": "pt"})
     with pytest.raises(ValueError, match=r"no weights for classifier.* It was saved as ViTForMaskedImageModeling"):
         hf_radin.gather(f"{two}/*")
@@ -450,16 +463,15 @@ def test_images_of_another_size_are_named_before_the_passes(as_they_are, tmp_pat
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
-def test_images_of_another_size_that_come_later_are_named_by_where_they_are(as_they_are, tmp_path, monkeypatch):
-    from hf_radin.logits import compute
+def test_images_of_another_size_that_come_later_are_named_by_where_they_are(as_they_are, tmp_path):
+    from hf_radin.images.cache import block_size
 
-    monkeypatch.setattr(compute, "block_size", lambda samples: 40)
-    images, labels = digit_images(slice(700, 780))
-    images[40:] = [image.resize((16, 16)) for image in images[40:]]
+    images, labels = digit_images(slice(0, 700))
+    block = block_size(len(images))
+    images[block:] = [image.resize((16, 16)) for image in images[block:]]
     gathered = hf_radin.gather(f"{as_they_are}/*")
-    with pytest.raises(
-        ValueError, match=r"from number 40 of shard 0 on .* shape \(3, 16, 16\), .* \(3, 8, 8\)\. .*ID"
-    ):
+    place = rf"from number {block} of shard 0 on"
+    with pytest.raises(ValueError, match=place + r" .* shape \(3, 16, 16\), .* \(3, 8, 8\)\. .*ID"):
         hf_radin.compute_logits(gathered, image_dataset(images, labels), cache_dir=tmp_path / "cache")
 
 

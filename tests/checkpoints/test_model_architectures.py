@@ -24,14 +24,16 @@ EXCEPTED = {
 }
 
 
-@pytest.mark.parametrize("architecture", [one for one in INSTALLED if one.model_type not in EXCEPTIONS], ids=str)
+@pytest.mark.parametrize(
+    "architecture", [architecture for architecture in INSTALLED if architecture.model_type not in EXCEPTIONS], ids=str
+)
 def test_the_whole_road(hub, tmp_path, architecture):
     found = walk(architecture, tmp_path)
     assert broken_laws(architecture, found) == [], found
 
 
 def test_few_architectures_are_excepted():
-    assert len(EXCEPTIONS) <= 2 and EXCEPTIONS.keys() <= {one.model_type for one in INSTALLED}
+    assert len(EXCEPTIONS) <= 2 and EXCEPTIONS.keys() <= {architecture.model_type for architecture in INSTALLED}
 
 
 def test_a_new_architecture_is_not_passed_over():
@@ -42,7 +44,7 @@ def test_a_new_architecture_is_not_passed_over():
 @pytest.mark.parametrize(("model_type", "reason"), [("dinat", "natten"), ("shieldgemma2", "answers a prompt")])
 def test_what_is_excepted_is_refused_with_the_reason(tmp_path, model_type, reason):
     assert reason in EXCEPTIONS[model_type]
-    [architecture] = [one for one in INSTALLED if one.model_type == model_type]
+    [architecture] = [installed for installed in INSTALLED if installed.model_type == model_type]
     for index, folder in enumerate((tmp_path / "ft-0", tmp_path / "ft-1")):
         config = AutoConfig.for_model(model_type, architectures=[architecture.class_name], **EXCEPTED[model_type])
         config.save_pretrained(folder)
@@ -55,7 +57,7 @@ def test_what_is_excepted_is_refused_with_the_reason(tmp_path, model_type, reaso
 def test_the_table_lists_every_architecture_and_its_outcome():
     versions, rows = read_table()
     listed = {(row["model type"], row["class"]) for row in rows}
-    installed = {(one.model_type, str(one)) for one in INSTALLED}
+    installed = {(architecture.model_type, str(architecture)) for architecture in INSTALLED}
     table, here = Version(versions["transformers"]), Version(transformers.__version__)
     if table == here:
         assert listed == installed, "run `make architectures`"

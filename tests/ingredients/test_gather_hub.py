@@ -137,10 +137,8 @@ def test_a_header_is_held_to_its_file_and_costs_nobody_else_a_verdict(hub, large
     assert "\n" not in bad.problem
 
 
-def test_a_header_beyond_all_limits_is_not_read(hub, large, monkeypatch):
-
-    monkeypatch.setattr("hf_radin.ingredients.inspect.HEADER_LIMIT", 1000)
-    hub.add_repo("org/ft-0", large[0])
+def test_a_header_beyond_its_file_is_not_read(hub, large):
+    hub.add_repo("org/ft-0", {**large[0], "model.safetensors": (1 << 40).to_bytes(8, "little") + bytes(1000)})
     (verdict,) = hf_radin.inspect("org/ft-0")
     assert "is not a whole file of weights" in verdict.problem
     assert sum(request.served for request in hub.asked("GET", ".safetensors")) == 8

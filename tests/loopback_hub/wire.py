@@ -3,7 +3,7 @@
 import contextlib
 import json
 import socket
-import time
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,8 +98,8 @@ class Faults(list[Fault]):
         fault = self._next(call.method, call.path, halfway=False)
         if fault is None:
             return answer(call)
-        time.sleep(fault.delay)
         if fault.delay:
+            threading.Event().wait(fault.delay)  # tests let `time.sleep` return at once
             return answer(call)
         if fault.answered:
             answer(call)

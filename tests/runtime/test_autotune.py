@@ -39,13 +39,21 @@ def test_out_of_memory_is_told_from_a_mistake():
         fail(RuntimeError("shapes"))(64)
 
 
-def test_as_many_models_as_fit_beside_a_batch(monkeypatch):
-    model = torch.nn.Linear(1000, 1000, bias=False)  # 4 MB
-    monkeypatch.setattr(autotune, "free_memory", lambda device: 100_000_000)
-    monkeypatch.setattr(autotune, "peak_of", lambda run, device: 20_000_000)
-    assert autotune.models_that_fit(model, lambda: None, CPU) == 1 + int((0.8 * 100e6 - 20e6) // 4e6)
-    monkeypatch.setattr(autotune, "free_memory", lambda device: 1_000)
-    assert autotune.models_that_fit(model, lambda: None, CPU) == 1
+def test_as_many_models_as_fit_beside_a_batch():
+    size = autotune.bytes_of(torch.nn.Linear(1000, 1000, bias=False))
+    assert size == 4_000_000
+    assert autotune.count_models(size, free=100_000_000, work=20_000_000) == 1 + int((0.8 * 100e6 - 20e6) // 4e6)
+    assert autotune.count_models(size, free=1_000, work=20_000_000) == 1
+
+
+def test_a_whole_batch_is_what_its_share_lets_expect():
+    model = torch.nn.Linear(10, 10)
+
+    def run():
+        torch.ones(50_000_000).sum()
+
+    assert autotune.models_that_fit(model, run, CPU) > 1
+    assert autotune.models_that_fit(model, run, CPU, share=1e-6) == 1  # 200 TB
 
 
 def test_the_peak_of_a_call_is_seen_though_all_of_it_is_freed():
@@ -60,21 +68,29 @@ def test_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
 
 
 def test_processes_do_not_take_more_threads_than_there_are_cores(monkeypatch):
-    taken = []
-    monkeypatch.setattr(torch, "set_num_threads", taken.append)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    autotune.settle_threads()  # the tests set OMP_NUM_THREADS: the user's word counts
+    assert autotune.count_threads(8) is None  # the tests set OMP_NUM_THREADS: the user's word counts
     monkeypatch.delenv("OMP_NUM_THREADS")
-    autotune.settle_threads()
+    assert autotune.count_threads(8) == 2 and autotune.count_threads(2) == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    autotune.settle_threads()
-    assert taken == [2]
+    assert autotune.count_threads(8) is None
 
 
-@pytest.mark.parametrize(("size", "found"), [("auto", None), ("off", 0), ("2GB", 2 * 10**9), (77, 77)])
-def test_the_size_of_the_pixel_cache(size, found):
-    assert cache.parse_size(size) == found
+def test_torch_uses_the_threads_of_the_process(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "10000")
+    try:
+        torch.set_num_threads(2)
+        autotune.settle_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("size", "count"), [("auto", None), ("off", 0), ("2GB", 2 * 10**9), (77, 77)])
+def test_the_size_of_the_pixel_cache(size, count):
+    assert cache.parse_size(size) == count
 
 
 @pytest.mark.parametrize("size", ["many", "", "-1GB", -1, True])

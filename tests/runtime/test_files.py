@@ -38,9 +38,9 @@ def test_a_folder_that_can_not_be_filled_is_named_and_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def checkpoint(folder, weights, *, more=()):
+def checkpoint(folder, weights, *, others=()):
     folder.mkdir(exist_ok=True)
-    for name in ("config.json", *more):
+    for name in ("config.json", *others):
         (folder / name).write_text(weights)
     (folder / weights).write_text(weights)
 
@@ -48,11 +48,11 @@ def checkpoint(folder, weights, *, more=()):
 def test_what_another_checkpoint_left_is_removed_and_what_is_the_users_stays(tmp_path):
     old = ("processor_config.json", "adapter_config.json", "adapter_model.safetensors", "recipe.json", "README.md")
     mine = ("notes.txt", "model_ema.safetensors", "model.safetensors.bak", "pytorch_model.bin")
-    checkpoint(tmp_path / "soup", "model-00001-of-00002.safetensors", more=(*old, *mine))
+    checkpoint(tmp_path / "soup", "model-00001-of-00002.safetensors", others=(*old, *mine))
     write_folder(tmp_path / "soup", lambda new: checkpoint(new, "model.safetensors"), overwrite=True)
-    found = {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()}
+    files = {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()}
     expected = dict.fromkeys(mine, "model-00001-of-00002.safetensors")
-    assert found == expected | dict.fromkeys(("config.json", "model.safetensors"), "model.safetensors")
+    assert files == expected | dict.fromkeys(("config.json", "model.safetensors"), "model.safetensors")
 
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
@@ -78,26 +78,26 @@ def test_a_run_that_is_interrupted_while_it_overwrites_leaves_the_old(tmp_path, 
     def stop():
         raise error
 
-    checkpoint(tmp_path / "soup", "model.safetensors", more=("recipe.json",))
+    checkpoint(tmp_path / "soup", "model.safetensors", others=("recipe.json",))
     before = {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()}
     monkeypatch.setattr(Path, "replace", stopping(at, stop))
     with pytest.raises(error):
-        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", more=SHARDS), overwrite=True)
+        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", others=SHARDS), overwrite=True)
     assert {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()} == before
 
 
 @pytest.mark.parametrize("at", range(8))
 def test_a_run_that_is_killed_while_it_overwrites_leaves_nothing_that_loads(tmp_path, at):
     """Whichever file it was about to move: the old is whole, or there is no configuration to make a model of."""
-    checkpoint(tmp_path / "soup", "model.safetensors", more=("recipe.json",))
+    checkpoint(tmp_path / "soup", "model.safetensors", others=("recipe.json",))
     child = os.fork()
     if not child:
         Path.replace = stopping(at, lambda: os._exit(9))
-        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", more=SHARDS), overwrite=True)
+        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", others=SHARDS), overwrite=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    found = {path.name for path in (tmp_path / "soup").iterdir() if not path.name.startswith(".")}
-    assert found == {"config.json", "model.safetensors", "recipe.json"} or "config.json" not in found
+    names = {path.name for path in (tmp_path / "soup").iterdir() if not path.name.startswith(".")}
+    assert names == {"config.json", "model.safetensors", "recipe.json"} or "config.json" not in names
 
 
 def test_of_two_runs_that_write_one_folder_the_second_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A push happens whole or not at all, whatever goes wrong on the way."""
+"""A push happens as a whole or not at all, whatever goes wrong on the way."""
 
 import subprocess
 import sys
@@ -17,33 +17,33 @@ __all__ = ["folder", "quick"]  # fixtures
 
 
 def test_two_pushes_at_once_leave_one_of_them_whole(hub, folder, bank, tmp_path):
-    """The second is told, whichever that is; run again with overwrite, it finishes."""
+    """The second is refused, whichever that is; run again with overwrite, it finishes."""
     hf_radin.best_single(bank).save_pretrained(tmp_path / "other")
-    folders, told = [folder, tmp_path / "other"], {}
+    folders, errors = [folder, tmp_path / "other"], {}
     ready = threading.Barrier(2)
 
-    def push(one: Path) -> None:
+    def push(soup: Path) -> None:
         ready.wait()
         try:
-            pushing.push_folder(one, "org/soup", PushOptions(commit_message=one.name))
+            pushing.push_folder(soup, "org/soup", PushOptions(commit_message=soup.name))
         except ValueError as error:
-            told[one] = str(error)
+            errors[soup] = str(error)
 
-    threads = [threading.Thread(target=push, args=(one,)) for one in folders]
+    threads = [threading.Thread(target=push, args=(soup,)) for soup in folders]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 1 and "holds something else" in next(iter(told.values()))
-    (lost,) = told
-    (won,) = (one for one in folders if one != lost)
+    assert len(errors) == 1 and "holds something else" in next(iter(errors.values()))
+    (lost,) = errors
+    (won,) = (soup for soup in folders if soup != lost)
     assert held(hub, "org/soup") == contents(won)
     pushing.push_folder(lost, "org/soup", PushOptions(overwrite=True, commit_message="again"))
     assert held(hub, "org/soup") == contents(lost)
 
 
-# What a push asks, in turn: the method and what its path has.
-ASKED = [
+# The requests of a push, in turn: the method and a part of the path.
+REQUESTS = [
     ("GET", "/api/models/org/soup"),
     ("POST", "/api/repos/create"),
     ("POST", "/api/validate-yaml"),
@@ -71,15 +71,15 @@ FAULTS = {
 }
 
 
-# What is over when it is asked for again.
+# The faults that are over at the next attempt.
 PASSING = FAULTS.keys() - {"401", "403", "404"}
 
 
 def test_the_faults_are_tried_at_each_request_of_a_push(hub, folder):
     pushing.push_folder(folder, "org/soup", PushOptions())
     for request in hub.requests:
-        assert any(request.method == method and part in request.path for method, part in ASKED), request
-    for method, part in ASKED:
+        assert any(request.method == method and part in request.path for method, part in REQUESTS), request
+    for method, part in REQUESTS:
         assert hub.asked(method, part), (method, part)
 
 
@@ -89,7 +89,7 @@ def test_the_faults_are_tried_at_each_request_of_a_push(hub, folder):
 def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder, fault, times, existing, capsys):
     """In success after another try, or in an error that names the repository; and the same again finishes the job."""
     new, rows = contents(folder), []
-    for number, (method, part) in enumerate(ASKED):
+    for number, (method, part) in enumerate(REQUESTS):
         repo_id = f"org/soup-{number}"
         if existing:
             hub.add_repo(repo_id, OLD)
@@ -107,10 +107,10 @@ def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder
         hub.faults.clear()
         expected = new | ({"notes.txt": OLD["notes.txt"]} if existing else {})
         try:
-            found = held(hub, repo_id)
+            files = held(hub, repo_id)
         except KeyError:
-            found = {}
-        assert found == expected or (outcome == "refused" and found in ({}, OLD)), (method, part, found.keys())
+            files = {}
+        assert files == expected or (outcome == "refused" and files in ({}, OLD)), (method, part, files.keys())
         assert contents(folder) == new
         pushing.push_folder(folder, repo_id, PushOptions(overwrite=existing))
         assert held(hub, repo_id) == expected
@@ -122,17 +122,17 @@ def test_whatever_goes_wrong_the_repository_holds_the_old_or_the_new(hub, folder
 
 
 def test_a_drop_in_the_middle_of_an_upload(hub, folder):
-    """The Hub hears half of the weights; what it gets at last is whole."""
+    """The Hub receives half of the weights; what it has in the end is whole."""
     hub.faults.append(Fault("PUT", "/storage/", status=None, halfway=True))
     pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder)
-    (half,) = [one for one in hub.asked("PUT", "/storage/") if one.status == 0]
-    (whole,) = [one for one in hub.asked("PUT", half.path) if one.status == 200]
+    (half,) = [request for request in hub.asked("PUT", "/storage/") if request.status == 0]
+    (whole,) = [request for request in hub.asked("PUT", half.path) if request.status == 200]
     assert 0 < half.received < whole.received
 
 
-def test_a_token_that_expires_during_the_upload(hub, folder, monkeypatch):
-    """The weights are there, the commit is refused: nothing is seen of it, and with another token it goes on."""
+def test_a_token_that_expires_during_the_upload(hub, folder):
+    """The weights are uploaded, the commit is refused: nobody sees anything of it, and another token continues."""
     hub.faults.append(Fault("POST", "/commit/", status=401, times=99))
     with pytest.raises(ValueError, match="org/soup"):
         pushing.push_folder(folder, "org/soup", PushOptions())
@@ -141,11 +141,11 @@ def test_a_token_that_expires_during_the_upload(hub, folder, monkeypatch):
     sent = len(hub.asked("PUT", "/storage/"))
     pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder)
-    assert len(hub.asked("PUT", "/storage/")) == sent  # what the Hub has it is not sent again
+    assert len(hub.asked("PUT", "/storage/")) == sent  # what the Hub has is not sent again
 
 
 def test_nothing_that_a_push_writes_or_says_has_the_token(hub, folder, tmp_path):
-    """At the level of debugging, in a process of its own, when all goes well and when it is refused."""
+    """With debug logging, in a process of its own, when the push succeeds and when it is refused."""
     code = (
         "import logging, sys; logging.basicConfig(level=logging.DEBUG, stream=sys.stderr); "
         "from hf_radin.cli.main import main; logging.getLogger().setLevel(logging.DEBUG); sys.exit(main(sys.argv[1:]))"

@@ -30,11 +30,11 @@ def upload(*files: bytes) -> None:
 
 def schemes(xorb: bytes) -> set[int]:
     """How its chunks are packed."""
-    found, at = set(), 0
+    packings, at = set(), 0
     while at < len(xorb):
-        found.add(xorb[at + 4])
+        packings.add(xorb[at + 4])
         at += 8 + int.from_bytes(xorb[at + 1 : at + 4], "little")
-    return found
+    return packings
 
 
 def test_files_of_every_kind_arrive_in_one_commit(xet_hub, tmp_path):
@@ -77,10 +77,10 @@ def test_clients_that_know_but_the_first_version_of_shards(xet_hub, monkeypatch)
 
 def test_a_client_that_asks_first_is_told_to_use_xet(xet_hub):
     xet_hub.add_repo("org/soup", {})
-    asked = {"upload_infos": [lfs.UploadInfo.from_bytes(b"weights")], "token": None}
+    request = {"upload_infos": [lfs.UploadInfo.from_bytes(b"weights")], "token": None}
     where = {"repo_type": "model", "repo_id": "org/soup"}
-    for transfers, told in ((["basic", "multipart", "xet"], "xet"), (["basic", "multipart"], "basic")):
-        assert lfs.post_lfs_batch_info(**asked, **where, transfers=transfers)[2] == told
+    for transfers, chosen in ((["basic", "multipart", "xet"], "xet"), (["basic", "multipart"], "basic")):
+        assert lfs.post_lfs_batch_info(**request, **where, transfers=transfers)[2] == chosen
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_a_hub_without_xet_says_how_to_push_all_the_same(hub, folder, monkeypatc
     hub.add_repo("org/soup", OLD)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     assert main(["push", str(folder), "org/soup", "--overwrite"]) == 2
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "Xet" in line]
-    assert "org/soup: Xet fails" in told and "404" in told and "set HF_HUB_DISABLE_XET=1" in told
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Xet" in line]
+    assert "org/soup: Xet fails" in line and "404" in line and "set HF_HUB_DISABLE_XET=1" in line
     assert held(hub, "org/soup") == OLD
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     assert main(["push", str(folder), "org/soup", "--overwrite"]) == 0
@@ -146,13 +146,13 @@ def test_a_hub_without_xet_says_how_to_push_all_the_same(hub, folder, monkeypatc
 
 
 def forget_chunks() -> None:
-    """Else only the first push would send them."""
+    """Otherwise only the first push would send them."""
     abort_xet_session()
     shutil.rmtree(constants.HF_XET_CACHE, ignore_errors=True)
 
 
-# What a push by Xet asks besides, in turn.
-ASKED = [
+# The further requests of a push by Xet, in turn.
+REQUESTS = [
     ("GET", "/xet-write-token/"),
     ("GET", "/v1/chunks/"),
     ("POST", "/v1/xorb-grants/"),
@@ -164,10 +164,14 @@ ASKED = [
 def test_the_faults_are_tried_at_each_request_to_xet(xet_hub, folder):
     push.push_folder(folder, "org/soup", PushOptions())
     others = ("/api/", "/resolve/")
-    to_xet = [one for one in xet_hub.requests if "xet" in one.path or not any(part in one.path for part in others)]
+    to_xet = [
+        request
+        for request in xet_hub.requests
+        if "xet" in request.path or not any(part in request.path for part in others)
+    ]
     for request in to_xet:
-        assert any(request.method == method and part in request.path for method, part in ASKED), request
-    for method, part in ASKED:
+        assert any(request.method == method and part in request.path for method, part in REQUESTS), request
+    for method, part in REQUESTS:
         assert xet_hub.asked(method, part), (method, part)
 
 
@@ -184,10 +188,10 @@ FAULTS = {
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_xet_does_the_repository_holds_the_old_or_the_new(xet_hub, folder, fault, existing):
-    """What passes hf_xet tries again; what stays is told in a line, and pushing again finishes the job."""
+    """hf_xet tries passing faults again; others end in an error of one line, and pushing again finishes the job."""
     before = OLD if existing else {}
     new = contents(folder) | ({"notes.txt": OLD["notes.txt"]} if existing else {})
-    for number, (method, part) in enumerate(ASKED):
+    for number, (method, part) in enumerate(REQUESTS):
         repo_id = f"org/soup-{number}"
         if existing:
             xet_hub.add_repo(repo_id, OLD)
@@ -195,9 +199,9 @@ def test_whatever_xet_does_the_repository_holds_the_old_or_the_new(xet_hub, fold
         asked_before = len(xet_hub.asked(method, part))
         xet_hub.faults.append(Fault(method, part, **FAULTS[fault]))
         if "always" in fault and part != "/v1/chunks/":  # what others have it can do without
-            with pytest.raises(ValueError, match=rf"^{repo_id}: Xet fails: .*HF_HUB_DISABLE_XET=1") as told:
+            with pytest.raises(ValueError, match=rf"^{repo_id}: Xet fails: .*HF_HUB_DISABLE_XET=1") as error:
                 push.push_folder(folder, repo_id, PushOptions(overwrite=existing))
-            assert len(str(told.value).splitlines()) == 1 and xet_hub.token not in str(told.value)
+            assert len(str(error.value).splitlines()) == 1 and xet_hub.token not in str(error.value)
             assert held(xet_hub, repo_id) == before
             assert len(xet_hub.asked(method, part)) - asked_before < (2 if "403" in fault else 10)
             xet_hub.faults.clear()
@@ -232,10 +236,10 @@ def test_a_file_that_is_gone_when_xet_reads_it_is_told_in_a_line(xet_hub, folder
 def test_errors_of_its_own_are_of_xet_and_bugs_are_not():
     hf_xet = pytest.importorskip("hf_xet")
     with (
-        pytest.raises(ValueError, match="org/soup: Xet fails: expired") as told,
+        pytest.raises(ValueError, match="org/soup: Xet fails: expired") as error,
         hub_errors.asking_the_hub("org/soup"),
     ):
         raise hf_xet.XetAuthenticationError("expired")
-    assert not hub_errors.is_passing(told.value)
+    assert not hub_errors.is_passing(error.value)
     with pytest.raises(RuntimeError, match="a bug"), hub_errors.asking_the_hub("org/soup"):
         raise RuntimeError("a bug")

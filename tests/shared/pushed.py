@@ -1,12 +1,12 @@
 """What tests of a push share: a soup as it was saved, and what a repository holds."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 import hf_radin
-from hf_radin.runtime import hub_errors
 from hf_radin.soup import card, redact
 
 OLD = {
@@ -27,10 +27,7 @@ def folder(bank, tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No waiting for what is over at once: neither here nor in the client, whose pauses are seconds."""
-    monkeypatch.setattr(hub_errors, "PAUSES", (0.01, 0.01, 0.01))
-    from huggingface_hub.utils import _http
-
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
