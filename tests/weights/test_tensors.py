@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_radin.weights import tensors
 from hf_radin.weights.tensors import average, open_files, rounded, write
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -34,14 +34,26 @@ def folders(request, tmp_path):
     return [tmp_path / str(number) for number in range(3)]
 
 
-def made(folders, output: Path, kind: str, weights=WEIGHTS, **options) -> dict[str, torch.Tensor]:
+def written_average(
+    folders: list[Path],
+    output: Path,
+    kind: str,
+    weights: Sequence[float] = WEIGHTS,
+    *,
+    max_shard_size: int | str = "1GB",
+    allow_pickle: bool = False,
+    **options,
+) -> dict[str, torch.Tensor]:
+    """The average as it is read back from the folder that it was written to; `options` are those of `average`."""
     output.mkdir()
     with ExitStack() as stack:
-        files = [stack.enter_context(open_files(folder)) for folder in folders]
-        header = {name: (kind if name != "counter" else one.dtype, one.shape) for name, one in files[0].items()}
+        files = [stack.enter_context(open_files(folder, allow_pickle=allow_pickle)) for folder in folders]
+        header = {
+            name: (kind if name != "counter" else tensor.dtype, tensor.shape) for name, tensor in files[0].items()
+        }
         dtypes = {name: dtype for name, (dtype, _) in header.items()}
-        write(output, header, partial(average, files, weights, dtypes), **{"max_shard_size": "1GB", **options})
-    return {name: one for path in output.glob("*.safetensors") for name, one in load_file(path).items()}
+        write(output, header, partial(average, files, weights, dtypes, **options), max_shard_size=max_shard_size)
+    return {name: tensor for path in output.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 def is_nearest(found: torch.Tensor, exact: torch.Tensor, unsure: torch.Tensor | float = 0.0) -> bool:
@@ -53,9 +65,8 @@ def is_nearest(found: torch.Tensor, exact: torch.Tensor, unsure: torch.Tensor | 
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(tensors, "CHUNK", 1000)
-    found = made(folders, tmp_path / "out", kind)
+def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind):
+    found = written_average(folders, tmp_path / "out", kind, chunk=1000)
     parts = [load_file(folder / "model.safetensors") for folder in folders]
     for name in ("large", "small", "empty"):
         exact = sum(weight * part[name].double() for weight, part in zip(WEIGHTS, parts, strict=True))
@@ -76,7 +87,7 @@ def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind, mo
 def test_sums_of_16_bits_are_those_of_float32(folders, tmp_path, weights):
     parts = [load_file(folder / "model.safetensors") for folder in folders]
     for kind in ("F16", "BF16"):
-        found = made(folders, tmp_path / kind, kind, weights)
+        found = written_average(folders, tmp_path / kind, kind, weights)
         total = weights[0] * parts[0]["large"].float()
         for weight, part in zip(weights[1:], parts[1:], strict=True):
             total = total + weight * part["large"].float()
@@ -99,7 +110,7 @@ def test_the_average_of_equal_tensors_is_that_tensor(folders, tmp_path, weights)
     kind = next(
         name for name, dtype in DTYPES.items() if load_file(folders[0] / "model.safetensors")["large"].dtype == dtype
     )
-    found = made([folders[0]] * 3, tmp_path / "out", kind, weights)
+    found = written_average([folders[0]] * 3, tmp_path / "out", kind, weights)
     if kind == "F64":  # a sum in the same dtype has nothing to spare
         torch.testing.assert_close(found["large"], load_file(folders[0] / "model.safetensors")["large"])
     else:
@@ -108,25 +119,22 @@ def test_the_average_of_equal_tensors_is_that_tensor(folders, tmp_path, weights)
 
 
 @pytest.mark.parametrize(("threads", "chunk"), [(1, 1 << 16), (4, 777), (2, 64)])
-def test_threads_and_chunks_change_no_bit(folders, tmp_path, monkeypatch, threads, chunk):
-    expected = made(folders, tmp_path / "expected", "F32")
-    monkeypatch.setattr(tensors, "THREADS", threads)
-    monkeypatch.setattr(tensors, "CHUNK", chunk)
-    found = made(folders, tmp_path / "out", "F32")
+def test_threads_and_chunks_change_no_bit(folders, tmp_path, threads, chunk):
+    expected = written_average(folders, tmp_path / "expected", "F32")
+    found = written_average(folders, tmp_path / "out", "F32", threads=threads, chunk=chunk)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_where_files_have_but_one_place_the_same_is_written(folders, tmp_path, monkeypatch):
-    expected = made(folders, tmp_path / "expected", "F32")
-    monkeypatch.setattr(tensors, "CHUNK", 100)
+    expected = written_average(folders, tmp_path / "expected", "F32")
     for name in ("preadv", "pwrite", "posix_fadvise"):
-        monkeypatch.delattr(tensors.os, name)
-    found = made(folders, tmp_path / "out", "F32")
+        monkeypatch.delattr(os, name)
+    found = written_average(folders, tmp_path / "out", "F32", chunk=100)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_file_is_laid_out_as_the_library_does_it(folders, tmp_path):
-    found = made(folders, tmp_path / "out", "BF16")
+    found = written_average(folders, tmp_path / "out", "BF16")
     save_file(found, tmp_path / "again.safetensors", {"format": "pt"})
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"} and sorted(file.keys()) == sorted(found)
@@ -135,8 +143,8 @@ def test_a_file_is_laid_out_as_the_library_does_it(folders, tmp_path):
 
 def test_shards_have_an_index_and_hold_the_same(folders, tmp_path):
     whole, parts = (
-        made(folders, tmp_path / "whole", "F32"),
-        made(folders, tmp_path / "parts", "F32", max_shard_size=5000),
+        written_average(folders, tmp_path / "whole", "F32"),
+        written_average(folders, tmp_path / "parts", "F32", max_shard_size=5000),
     )
     assert whole.keys() == parts.keys() and all(torch.equal(parts[name], one) for name, one in whole.items())
     index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
@@ -159,8 +167,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(folders, tmp_path):
             average([file], [1.0], {name: one.dtype for name, one in file.items()}, lambda *_: None)
 
 
-def test_what_a_sink_raises_ends_it_all(folders, monkeypatch):
-    monkeypatch.setattr(tensors, "CHUNK", 10)
+def test_what_a_sink_raises_ends_it_all(folders):
     seen = []
 
     def full(name, first, part):
@@ -169,24 +176,16 @@ def test_what_a_sink_raises_ends_it_all(folders, monkeypatch):
         raise OSError("No space left on device")
 
     with open_files(folders[0]) as file, pytest.raises(OSError, match="No space left"):
-        average([file], [1.0], {name: one.dtype for name, one in file.items()}, full)
+        average([file], [1.0], {name: tensor.dtype for name, tensor in file.items()}, full, chunk=10)
     assert len(seen) < 100  # of a thousand
 
 
 def test_pickles_give_the_same(folders, tmp_path):
-    expected = made(folders, tmp_path / "expected", "F32")
+    expected = written_average(folders, tmp_path / "expected", "F32")
     for folder in folders:
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
-    monkeyed = partial(open_files, allow_pickle=True)
-    output = tmp_path / "out"
-    output.mkdir()
-    with ExitStack() as stack:
-        files = [stack.enter_context(monkeyed(folder)) for folder in folders]
-        header = {name: ("F32" if name != "counter" else one.dtype, one.shape) for name, one in files[0].items()}
-        dtypes = {name: dtype for name, (dtype, _) in header.items()}
-        write(output, header, partial(average, files, WEIGHTS, dtypes), max_shard_size="1GB")
-    found = load_file(output / "model.safetensors")
+    found = written_average(folders, tmp_path / "out", "F32", allow_pickle=True)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
