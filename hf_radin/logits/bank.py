@@ -19,7 +19,14 @@ from hf_radin.images.cache import Images, find_home
 from hf_radin.images.digests import as_digests, with_copies
 from hf_radin.images.sample import Pilot, drawn_places
 from hf_radin.images.shards import Block
-from hf_radin.ingredients.ingredient import Ingredients, from_record, is_there, on_the_hub, to_record, told_apart
+from hf_radin.ingredients.ingredient import (
+    Ingredients,
+    from_record,
+    in_hub_cache,
+    is_available,
+    to_record,
+    with_distinct_ids,
+)
 from hf_radin.logits.bank_files import DIGESTS, latest_of, logits_path, open_array, read_about, read_latest, read_told
 from hf_radin.logits.share import COMMIT_MESSAGE, fetch_bank, named_repositories, public_files
 from hf_radin.logits.sources import sampled_source_of, source_of
@@ -81,7 +88,7 @@ class LogitBank:
         bank = cls._read(Path(path).resolve())
         if bank.origin is not None:  # somebody else's checkpoints were never here
             return bank
-        return replace(bank, ingredients=Ingredients([one for one in bank.ingredients if is_there(one)]))
+        return replace(bank, ingredients=Ingredients([one for one in bank.ingredients if is_available(one)]))
 
     @classmethod
     def from_hub(
@@ -164,8 +171,8 @@ class LogitBank:
         try:
             latest = read_latest(folder)
             records = [json.loads((folder / "logits" / f"{key}.json").read_text()) for key in latest["keys"]]
-            found = told_apart([from_record(one) for one in records if one["finite"]])
-            ingredients = Ingredients([on_the_hub(one, token) for one in found] if about.get("origin") else found)
+            found = with_distinct_ids([from_record(one) for one in records if one["finite"]])
+            ingredients = Ingredients([in_hub_cache(one, token) for one in found] if about.get("origin") else found)
             data, told = about["data"], latest["statistics"]
             remarks = tuple((str(name), str(text)) for name, text in latest["remarks"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -31,15 +31,15 @@ def three(runs):
 
 
 def states(ingredients) -> list[dict[str, torch.Tensor]]:
-    return [ViTForImageClassification.from_pretrained(one.folder).state_dict() for one in ingredients]
+    return [ViTForImageClassification.from_pretrained(ingredient.folder).state_dict() for ingredient in ingredients]
 
 
 def test_it_is_the_weighted_sum(three):
     weights = (0.5, 0.2, 0.3)
-    found = hf_radin.average(three, Recipe(three.ids, weights))
+    soup = hf_radin.average(three, Recipe(three.ids, weights))
     parts = states(three)
-    assert found.keys() == parts[0].keys()
-    for name, tensor in found.items():
+    assert soup.keys() == parts[0].keys()
+    for name, tensor in soup.items():
         expected = sum(weight * part[name].double() for weight, part in zip(weights, parts, strict=True))
         torch.testing.assert_close(tensor, expected.float(), rtol=0, atol=0)
 
@@ -50,10 +50,10 @@ def test_the_average_of_equal_models_is_that_model(runs, tmp_path):
         # another file, the same weights: else the copies would be one ingredient
         tensors = load_file(tmp_path / name / "model.safetensors")
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt", "copy": name})
-    found = hf_radin.gather(f"{tmp_path}/*")
-    original = states(found)[0]
+    ingredients = hf_radin.gather(f"{tmp_path}/*")
+    original = states(ingredients)[0]
     for weights in [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1), (0.123, 0.456, 0.421)]:
-        soup = hf_radin.average(found, Recipe(found.ids, weights))
+        soup = hf_radin.average(ingredients, Recipe(ingredients.ids, weights))
         assert all(torch.equal(soup[name], original[name]) for name in original)
 
 
@@ -77,9 +77,9 @@ def rename_as_module(folder):
 
 
 def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
-    found = hf_radin.gather(f"{two}/*")
-    recipe = Recipe(found.ids, (0.3, 0.7))
-    expected = hf_radin.average(found, recipe)
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(ingredients.ids, (0.3, 0.7))
+    expected = hf_radin.average(ingredients, recipe)
     rename_as_module(two / "ft-1")
     mixed = hf_radin.average(hf_radin.gather(f"{two}/*"), recipe)
     assert expected.keys() == mixed.keys()
@@ -87,9 +87,9 @@ def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
 
 
 def test_shards_give_the_same_soup(two):
-    found = hf_radin.gather(f"{two}/*")
-    recipe = Recipe(found.ids, (0.3, 0.7))
-    expected = hf_radin.average(found, recipe)
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(ingredients.ids, (0.3, 0.7))
+    expected = hf_radin.average(ingredients, recipe)
     model = ViTForImageClassification.from_pretrained(two / "ft-1")
     (two / "ft-1" / "model.safetensors").unlink()
     model.save_pretrained(two / "ft-1", max_shard_size="20KB")
@@ -110,9 +110,10 @@ def test_the_soup_has_the_widest_dtype_and_is_rounded_once(two, dtypes, expected
     for name, dtype in zip(("ft-0", "ft-1"), dtypes, strict=True):
         model = ViTForImageClassification.from_pretrained(two / name, dtype=getattr(torch, dtype))
         model.save_pretrained(two / name)
-    found = hf_radin.gather(f"{two}/*")
-    parts = [load_file(one.folder / "model.safetensors")["classifier.weight"].double() for one in found]
-    soup = hf_radin.average(found, Recipe(found.ids, (0.25, 0.75)))["classifier.weight"]
+    ingredients = hf_radin.gather(f"{two}/*")
+    files = [ingredient.folder / "model.safetensors" for ingredient in ingredients]
+    parts = [load_file(file)["classifier.weight"].double() for file in files]
+    soup = hf_radin.average(ingredients, Recipe(ingredients.ids, (0.25, 0.75)))["classifier.weight"]
     assert soup.dtype == expected
     assert torch.equal(soup, (0.25 * parts[0] + 0.75 * parts[1]).to(expected))
 
@@ -148,8 +149,8 @@ def test_integers_are_not_averaged(tmp_path):
         model.resnet.embedder.embedder.normalization.num_batches_tracked.fill_(10 + seed)
         model.save_pretrained(tmp_path / str(seed))
         ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / str(seed))
-    found = hf_radin.gather(f"{tmp_path}/*")
-    soup = hf_radin.average(found, Recipe.uniform(found.ids))
+    ingredients = hf_radin.gather(f"{tmp_path}/*")
+    soup = hf_radin.average(ingredients, Recipe.uniform(ingredients.ids))
     counters = [tensor for name, tensor in soup.items() if name.endswith("num_batches_tracked")]
     assert counters and counters[0].dtype == torch.int64 and counters[0] == 10
 
@@ -247,13 +248,13 @@ def test_one_that_is_killed_leaves_nothing_under_its_name(three, tmp_path, monke
 
 def test_a_tensor_that_is_too_few_is_refused(two, tmp_path):
     """What transformers would fill with random numbers is not written, whoever vetted it."""
-    ingredients = hf_radin.gather(f"{two}/*")
-    for ingredient in ingredients:
+    gathered = hf_radin.gather(f"{two}/*")
+    for ingredient in gathered:
         tensors = load_file(ingredient.folder / "model.safetensors")
         del tensors["classifier.bias"]
         save_file(tensors, ingredient.folder / "model.safetensors", {"format": "pt"})
     # as if they had been vetted like this
-    ingredients = Ingredients([replace(one, stamp=files_stamp(one.folder)) for one in ingredients])
+    ingredients = Ingredients([replace(ingredient, stamp=files_stamp(ingredient.folder)) for ingredient in gathered])
     with pytest.raises(ValueError, match=r"no weights for classifier\.bias"):
         hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -269,10 +270,10 @@ def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, di
         "assert code == 0 and not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    one, other = (
+    saved, cooked = (
         AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("soup", "out")
     )
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert saved.keys() == cooked.keys() and all(torch.equal(saved[name], cooked[name]) for name in saved)
     config, again = (
         AutoModelForImageClassification.from_pretrained(tmp_path / name).config.to_dict() for name in ("soup", "out")
     )
@@ -322,7 +323,7 @@ def soup_of(runs, digits, cache, folder) -> dict:
 def test_an_ingredient_that_is_not_used_is_not_overwritten_either(runs, digits, cache, tmp_path, capsys):
     shutil.copytree(runs, tmp_path / "runs")
     fields = soup_of(tmp_path / "runs", digits, cache, tmp_path)
-    ids = [one["id"] for one in fields["ingredients"]]
+    ids = [entry["id"] for entry in fields["ingredients"]]
     fields["recipe"] = {"ingredients": ids[:2], "weights": [0.5, 0.5]}
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
     before = (Path(ids[2]) / "model.safetensors").read_bytes()
@@ -361,12 +362,12 @@ def test_counters_that_some_keep_as_numbers_are_counters(tmp_path):
         ResNetForImageClassification(config).save_pretrained(tmp_path / name)
         ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
     path = tmp_path / "one" / "model.safetensors"
-    found = {name: one.float() if "num_batches" in name else one for name, one in load_file(path).items()}
-    save_file(found, path, {"format": "pt"})
+    tensors = {name: tensor.float() if "num_batches" in name else tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
     both = hf_radin.gather([str(tmp_path / "one"), str(tmp_path / "other")])
     soup = hf_radin.average(both, Recipe.uniform(both.ids))
     counters = [tensor for name, tensor in soup.items() if "num_batches" in name]
-    assert counters and all(one.dtype == torch.int64 for one in counters)
+    assert counters and all(counter.dtype == torch.int64 for counter in counters)
 
 
 def test_what_is_no_number_in_a_loaded_model_is_named(two):
