@@ -14,19 +14,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from shared.training import NAMES, PARTS, digit_images, image_dataset, save, train
-from transformers import (
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 pytest_plugins = ["loopback_hub.fixtures"]
+
+# What a configuration says of the classes.
+CLASSES = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +45,7 @@ def start(tmp_path_factory) -> Path:
         intermediate_size=64,
         image_size=8,
         patch_size=2,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: index for index, name in enumerate(NAMES)},
+        **CLASSES,
     )
     model = ViTForImageClassification(config)
     train(model, learning_rate=3e-3, epochs=25, seed=0)
@@ -85,31 +80,16 @@ def heads(start, tmp_path_factory) -> Path:
 def nets(tmp_path_factory) -> Path:
     """Three fine-tunes of a small ResNet that was trained on the digits."""
     folder = tmp_path_factory.mktemp("nets")
-    images, labels = digit_images(slice(0, 700))
-    pixels = (torch.tensor(np.stack([np.asarray(one) for one in images])) / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
-    pixels, target = torch.nn.functional.interpolate(pixels, (16, 16)), torch.tensor(labels)
-
-    def train(model, rate: float, epochs: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-        model.train()
-        for _ in range(epochs):
-            for batch in torch.randperm(len(target), generator=generator).split(50):
-                optimizer.zero_grad()
-                model(pixel_values=pixels[batch], labels=target[batch]).loss.backward()
-                optimizer.step()
-
     torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    start = ResNetForImageClassification(ResNetConfig(**sizes, **names))
-    train(start, 1e-2, 4, seed=0)
+    start = ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **CLASSES)
+    )
+    train(start, learning_rate=1e-2, epochs=4, seed=0, share=1.0, size=16)
     start.save_pretrained(folder / "start")
     for seed in range(3):
         model = ResNetForImageClassification.from_pretrained(folder / "start")
-        train(model, 1e-2, 3, seed=seed + 1)
-        model.save_pretrained(folder / f"ft-{seed}")
-        ViTImageProcessor(size={"height": 16, "width": 16}, resample=0).save_pretrained(folder / f"ft-{seed}")
+        train(model, learning_rate=1e-2, epochs=3, seed=seed + 1, share=1.0, size=16)
+        save(model, folder / f"ft-{seed}", size=16, resample=0)
     return folder
 
 

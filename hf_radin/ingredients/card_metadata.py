@@ -1,4 +1,4 @@
-"""What the ingredients' own model cards say: the data they were evaluated on, their licence, their base model."""
+"""What model cards say of ingredients: the data they were evaluated on, their licence and their base model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_radin.runtime.files import is_dir
 
 logger = logging.getLogger(__name__)
 
-# What `load_dataset` reads files with, which the Trainer writes into a card in place of a dataset: they name no data.
-# All of datasets 5.2, and of older versions; a test holds them against those that are installed.
+# Loaders: `load_dataset` reads files with them, and the Trainer writes their names into cards in place of a dataset.
+# These are all of datasets 5.2 and of older versions; a test compares them with those that are installed.
 _MEDIA = {
     "audiofolder",
     "folder",
@@ -46,16 +46,16 @@ _TABLES = {
 _SCIENCE = {"conll", "fasta", "fastq", "genbank", "mmcif", "pdb", "tsfile"}
 LOADERS = _MEDIA | _TABLES | _SCIENCE | {"cache", "eval", "folderbasedbuilder", "generator", "harbor", "spark"}
 
-# What a split is called that models learn from, also with more of a name behind it.
+# What the names of splits begin with that models learn from.
 _TRAINING = re.compile(r"train", re.IGNORECASE)
 
-# So many hyperparameters of an ingredient are kept.
-MOST = 16
+# Hyperparameters of an ingredient that a recipe lists.
+MAX_HYPERPARAMETERS = 16
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A dataset as a card names it; None where the card says nothing, or several things."""
+    """A dataset as a card names it; None where the card names nothing, or several things."""
 
     dataset: str | None = None
     config_name: str | None = None
@@ -117,59 +117,59 @@ class IngredientEntry:
 
 
 def read_card(ingredient: Ingredient) -> dict[str, Any]:
-    """The metadata of an ingredient's `README.md`; of a Trainer's `checkpoint-*` folder, that of its run."""
+    """The metadata of an ingredient's `README.md`; for a Trainer's `checkpoint-*` folder, that of the run."""
     from huggingface_hub import metadata_load
 
-    for place in _places(ingredient):
+    for folder in _card_folders(ingredient):
         try:
-            return metadata_load(place / "README.md") or {}
+            return metadata_load(folder / "README.md") or {}
         except FileNotFoundError:
             continue
-        except Exception as error:  # a card is somebody's prose: a broken one is as good as none, but say so
+        except Exception as error:  # people write cards: a broken one is as good as none
             logger.warning("%s: the card's metadata can't be read: %s", ingredient.id, error)
     return {}
 
 
 def read_hyperparameters(ingredient: Ingredient) -> dict[str, str]:
-    """What an ingredient was trained with, as far as it says so itself.
+    """The hyperparameters of an ingredient's training, where they are known.
 
-    That is the trial in its `trainer_state.json`, or the list in the card that a Trainer writes.
+    They are those of the trial in its `trainer_state.json`, or those that a Trainer lists in the card.
     """
-    for place in _places(ingredient):
+    for folder in _card_folders(ingredient):
         try:
-            trial = json.loads((place / "trainer_state.json").read_text(encoding="utf-8")).get("trial_params")
+            trial = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")).get("trial_params")
             if isinstance(trial, dict) and trial:
-                return _plain(trial.items())
+                return _shortened(trial.items())
         except (OSError, ValueError, AttributeError, RecursionError):
             pass
         try:
-            text = (place / "README.md").read_text(encoding="utf-8", errors="replace")
+            text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        _, _, rest = text.partition("### Training hyperparameters")
-        if found := re.findall(r"^- (\w+): (.+)$", rest.partition("\n#")[0], re.MULTILINE):
-            return _plain(found)
+        _, _, section = text.partition("### Training hyperparameters")
+        if pairs := re.findall(r"^- (\w+): (.+)$", section.partition("\n#")[0], re.MULTILINE):
+            return _shortened(pairs)
     return {}
 
 
-def _plain(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
-    """A few short names and values; numbers without digits that nobody chose."""
-    found = {
+def _shortened(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    """At most `MAX_HYPERPARAMETERS` short names and values, with floats rounded to what people write."""
+    values = {
         str(name)[:40]: f"{value:.6g}" if isinstance(value, float) else shorten(str(value), 60, placeholder="...")
         for name, value in pairs
         if not isinstance(value, (dict, list))
     }
-    return dict(list(found.items())[:MOST])
+    return dict(list(values.items())[:MAX_HYPERPARAMETERS])
 
 
-def _places(ingredient: Ingredient) -> list[Path]:
-    """Where what is told of an ingredient may lie."""
-    places = [ingredient.folder]
-    if ingredient.repo_id and ingredient.subfolder:  # the repository has one card, at its top
-        places.append(ingredient.folder.parents[ingredient.subfolder.count("/")])
+def _card_folders(ingredient: Ingredient) -> list[Path]:
+    """Folders that may hold the card and the trainer state of an ingredient, nearest first."""
+    folders = [ingredient.folder]
+    if ingredient.repo_id and ingredient.subfolder:  # a repository has one card, at its top
+        folders.append(ingredient.folder.parents[ingredient.subfolder.count("/")])
     if ingredient.repo_id is None and ingredient.folder.name.startswith("checkpoint-"):
-        places.append(ingredient.folder.parent)
-    return places
+        folders.append(ingredient.folder.parent)
+    return folders
 
 
 def card_origin(card: dict[str, Any]) -> Origin:
@@ -181,39 +181,39 @@ def card_origin(card: dict[str, Any]) -> Origin:
         for result in _list(entry.get("results"))
         if isinstance(result, dict)
     ]
-    of_name = [data for data in results if isinstance(data, dict)]
-    names = _datasets([data.get("type") for data in of_name]) or _datasets(_list(card.get("datasets")))
+    evaluated = [data for data in results if isinstance(data, dict)]
+    names = _without_loaders([data.get("type") for data in evaluated]) or _without_loaders(_list(card.get("datasets")))
     return Origin(
         _only(names),
-        _only([data.get("config") for data in of_name]),
-        _only([data.get("split") for data in of_name]),
+        _only([data.get("config") for data in evaluated]),
+        _only([data.get("split") for data in evaluated]),
     )
 
 
-def _datasets(names: list[Any]) -> list[str]:
-    """Those that may be a dataset: no loaders, however they are spelled (`ImageFolder`, `image_folder`)."""
+def _without_loaders(names: list[Any]) -> list[str]:
+    """The names that may be datasets: those of no loader in any spelling (`ImageFolder`, `image_folder`)."""
     return [
         name for name in names if isinstance(name, str) and re.sub(r"[\W_]", "", name).lower() not in LOADERS | {""}
     ]
 
 
 def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, split: str | None = None) -> Origin:
-    """The dataset that all ingredients' cards agree on, and the configuration and split if they name them.
+    """The dataset that the cards of all ingredients agree on, with its configuration and split if they name them.
 
     Args:
         config_name, split: in place of what the cards say.
 
     Raises:
-        ValueError: if they disagree or say nothing, or agree on images that the models learnt from; what each says is
-            named, and the option that settles it.
+        ValueError: if they disagree, name nothing, or agree on a split that the models were trained on. The error
+            lists what each card says, and the option that settles it.
     """
     origins = {
         ingredient.id: replace(origin, config_name=config_name or origin.config_name, split=split or origin.split)
         for ingredient in ingredients
         for origin in [card_origin(read_card(ingredient))]
     }
-    elsewhere = [origins[ingredient.id].dataset for ingredient in ingredients if ingredient.repo_id]
-    paths = [name for name in elsewhere if name and is_path(name)]
+    hub_datasets = [origins[ingredient.id].dataset for ingredient in ingredients if ingredient.repo_id]
+    paths = [name for name in hub_datasets if name and is_path(name)]
     if paths:
         raise ValueError(
             f"Name the dataset with --dataset: the models' cards name {paths[0]!r}, a folder of somebody else's."
@@ -236,17 +236,17 @@ def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, s
             f"{agreed.dataset}, whose images the models learnt from. If it has no other, name that, and the choice "
             "favours what was learnt by heart."
         )
-    named = {origin.config_name for origin in origins.values()}  # none at all, if all leave it to the dataset
-    return replace(agreed, config_name=max(filter(None, named), default=None))
+    config_names = {origin.config_name for origin in origins.values()}  # of None alone, if no card names one
+    return replace(agreed, config_name=max(filter(None, config_names), default=None))
 
 
 def is_training(split: str) -> bool:
-    """Whether models learn from a split of this name, or from a part of it, as in `training` or `train[:10%]+test`."""
+    """Whether the name is that of a training split, or has a part of one in it: `training`, `train[:10%]+test`."""
     return any(_TRAINING.match(part.strip()) for part in split.split("+"))
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be a folder, and no id on the Hub."""
+    """Whether a name can only be that of a folder, and is no id on the Hub."""
     return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or Path(name).is_absolute()
 
 
@@ -272,17 +272,17 @@ def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
 
 
 def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:
-    """The base model as an id on the Hub, where it is known to be one; a name alone may be that of a folder.
+    """The id of the base model on the Hub, where it is known to be there; a name alone may also be that of a folder.
 
-    It is known of the base that an adapter was merged into, of what a card on the Hub names with its namespace, and of
-    what was once loaded from the Hub to this machine; not where a folder is called so.
+    It is known for the base model of an adapter, for one that a card on the Hub names with its namespace, and for one
+    that was downloaded from the Hub to this machine before; not if there is a folder of that name.
     """
     if ingredient.base:
         return ingredient.base.repo_id
     if base_model is None or is_path(base_model) or is_dir(Path(base_model)):
         return None
-    on_the_hub = ingredient.repo_id is not None and "/" in base_model
-    return base_model if on_the_hub or is_cached(base_model) else None
+    is_named_on_hub = ingredient.repo_id is not None and "/" in base_model
+    return base_model if is_named_on_hub or is_cached(base_model) else None
 
 
 def _list(value: Any) -> list[Any]:
@@ -290,6 +290,6 @@ def _list(value: Any) -> list[Any]:
 
 
 def _only(values: list[Any]) -> str | None:
-    """The value that stands there alone, or as often as anything does."""
+    """The text that all texts in the list are equal to; None if there are several, or none."""
     distinct = {value for value in values if isinstance(value, str) and value}
     return distinct.pop() if len(distinct) == 1 else None

@@ -1,4 +1,4 @@
-"""What sets a checkpoint apart from the others: architecture, configuration, shapes."""
+"""Which checkpoints differ from most in architecture, configuration or shapes, and can't be averaged with them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import comparable, flattened
@@ -17,7 +18,7 @@ from hf_radin.ingredients.ingredient import Ingredient
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Fields of a configuration, by their beginnings, that may differ among fine-tunes of one start.
+# What the names of those fields of a configuration begin with that may differ among fine-tunes of one start.
 _NOT_COMPARED = (
     "_",
     "architectures",
@@ -30,7 +31,7 @@ _NOT_COMPARED = (
     "label_names",
     "output_attentions",
     "output_hidden_states",
-    "problem_type",  # compared by what it means
+    "problem_type",  # compared as the task that it means
     "return_dict",
     "torch_dtype",
     "transformers_version",
@@ -39,87 +40,110 @@ _NOT_COMPARED = (
 
 
 def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
-    """For each ingredient that is not like most, by id, the first thing in which it differs, in words."""
-    found: dict[str, str] = {}
-    _compare(found, ingredients, lambda one: {"architecture": one.architecture})
-    _compare(found, ingredients, lambda one: {"number of classes": len(one.labels)})
-    bases: dict[str, str] = {}  # one model by the first of its names
-    for one in ingredients:
-        if one.base:
-            bases.setdefault(one.base.key, f"{one.base.id} at {one.base.revision[:19]}")
-    _compare(found, ingredients, lambda one: {"base model": bases[one.base.key]} if one.base else {})
-    configs = {one.id: one.config for one in ingredients}
-    _compare(found, ingredients, lambda one: _prefixed("configuration's ", _compared(one, configs[one.id])))
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by configuration: most have one
+    """Find the ingredients that differ from most, and say in what they do.
 
-    def shapes_of(one: Ingredient) -> dict[str, tuple[int, ...]]:
-        same = describe(configs[one.id])
-        if same not in shapes:
-            shapes[same] = _shapes(configs[one.id], trust_remote_code=one.trust_remote_code)
-        return shapes[same]
+    Architectures are compared first, then numbers of classes, base models, configurations and shapes; an ingredient
+    that differs in one of these is not compared further.
 
-    _compare(found, ingredients, shapes_of, absent="absent")
-    return found
+    Returns:
+        A text for each ingredient that differs, by its id.
+    """
+    bases: dict[str, str] = {}  # by key: the same model may go by several names, and the first is used
+    for ingredient in ingredients:
+        if ingredient.base:
+            bases.setdefault(ingredient.base.key, f"{ingredient.base.id} at {ingredient.base.revision[:19]}")
+    configs = {ingredient.id: ingredient.config for ingredient in ingredients}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by configuration: most ingredients have the same
+
+    def base_of(ingredient: Ingredient) -> dict[str, Any]:
+        return {"base model": bases[ingredient.base.key]} if ingredient.base else {}
+
+    def config_of(ingredient: Ingredient) -> dict[str, Any]:
+        fields = _compared_fields(configs[ingredient.id])
+        return {f"configuration's {name}": value for name, value in fields.items()}
+
+    def shapes_of(ingredient: Ingredient) -> dict[str, Any]:
+        config = configs[ingredient.id]
+        text = describe(config)
+        if text not in shapes:
+            shapes[text] = _shapes(config, trust_remote_code=ingredient.trust_remote_code)
+        return shapes[text]
+
+    differences: dict[str, str] = {}
+    _compare(differences, ingredients, lambda ingredient: {"architecture": ingredient.architecture})
+    _compare(differences, ingredients, lambda ingredient: {"number of classes": len(ingredient.labels)})
+    _compare(differences, ingredients, base_of)
+    _compare(differences, ingredients, config_of)
+    _compare(differences, ingredients, shapes_of, absent="absent")
+    return differences
 
 
-_ANY = object()
+_NOT_COMPARED_IF_ABSENT = object()
 
 
-def _compare(found: dict[str, str], ingredients: list[Ingredient], fields_of: Any, *, absent: Any = _ANY) -> None:
-    """Add to `found` those whose fields are not the common ones, with all fields in which they differ.
+def _compare(
+    differences: dict[str, str],
+    ingredients: list[Ingredient],
+    fields_of: Callable[[Ingredient], dict[str, Any]],
+    *,
+    absent: Any = _NOT_COMPARED_IF_ABSENT,
+) -> None:
+    """Compare the ingredients that are not in `differences` yet, and add those that differ from most.
 
     Args:
-        absent: what a field counts as that only some have; by default such a field is not compared.
+        fields_of: what is compared of an ingredient: values by name.
+        absent: the value of fields that an ingredient lacks; by default, fields that some lack are not compared.
     """
-    fields = {one.id: fields_of(one) for one in ingredients if one.id not in found}
+    fields = {ingredient.id: fields_of(ingredient) for ingredient in ingredients if ingredient.id not in differences}
     names = sorted(set().union(*fields.values())) if fields else []
-    differences: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for name in names:
-        values = {one: has.get(name, absent) for one, has in fields.items()}
-        if any(value is _ANY for value in values.values()):
+        values = {ingredient_id: values_of.get(name, absent) for ingredient_id, values_of in fields.items()}
+        if any(value is _NOT_COMPARED_IF_ABSENT for value in values.values()):
             continue
         common = Counter(map(comparable, values.values())).most_common(1)[0][0]
-        other = next(one for one, value in values.items() if comparable(value) == common)
-        for one, value in values.items():
+        reference = next(ingredient_id for ingredient_id, value in values.items() if comparable(value) == common)
+        for ingredient_id, value in values.items():
             if comparable(value) != common:
-                start = "; " if one in differences else f"{one} differs from {other} in "
-                text = f"{start}{name}: {value!r} against {values[other]!r}"
-                differences.setdefault(one, []).append(text)
-    for one, parts in differences.items():
-        more = f"; and {len(parts) - 8} more" if parts[8:] else ""
-        found[one] = (
-            f"{''.join(parts[:8])}{more}. Leave it out, or gather checkpoints of one architecture, one set of classes "
-            "and one image processor."
+                start = "; " if ingredient_id in texts else f"{ingredient_id} differs from {reference} in "
+                text = f"{start}{name}: {value!r} against {values[reference]!r}"
+                texts.setdefault(ingredient_id, []).append(text)
+    for ingredient_id, parts in texts.items():
+        remaining = f"; and {len(parts) - 8} more" if parts[8:] else ""
+        differences[ingredient_id] = (
+            f"{''.join(parts[:8])}{remaining}. Leave it out, or gather checkpoints of one architecture, one set of "
+            "classes and one image processor."
         )
 
 
-def _prefixed(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": value for name, value in fields.items()}
+def _compared_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """The fields that decide what the model computes, or how a pipeline reads its output.
 
-
-def _compared(ingredient: Ingredient, config: PretrainedConfig) -> dict[str, Any]:
-    """What of a configuration decides about the function that the model computes, or how a pipeline reads it.
-
-    That is what its class declares or its model's code reads, but for names, bookkeeping and training. Of a
-    checkpoint with code of its own all else may be read, too.
+    These are the fields that the configuration's class declares or the model's code reads, without those for names,
+    bookkeeping and training. A checkpoint that comes with code may read any field.
     """
-    own_code = getattr(config, "auto_map", None) is not None
-    source = "" if own_code else _source(config)
+    has_code = getattr(config, "auto_map", None) is not None
+    source = "" if has_code else _source(config)
     fields = {
         name: value
-        for name, value in _declared_or_read(config, source, own_code).items()
+        for name, value in _declared_or_read(config, source, has_code).items()
         if not any(part.startswith(_NOT_COMPARED) or "drop" in part for part in name.split("."))
     }
     return {**fields, "task": task_of(config)}
 
 
 def _source(config: PretrainedConfig) -> str:
-    """The code of a model's module."""
+    """The source of the module that defines the configuration's model."""
     return inspect.getsource(sys.modules[type(empty_model(config)).__module__])
 
 
 def _declared_or_read(config: PretrainedConfig, source: str, everything: bool, prefix: str = "") -> dict[str, Any]:
-    """The fields of a configuration, and of those in it, by their paths; notes that nobody reads are left out."""
+    """The fields of a configuration and of the configurations inside it, by dotted path.
+
+    Args:
+        source: of the model; fields that neither it nor the configuration's class mentions are left out.
+        everything: keep these too.
+    """
     declared = _declared(config)
     fields: dict[str, Any] = {}
     for name, value in config.to_dict().items():
@@ -132,19 +156,19 @@ def _declared_or_read(config: PretrainedConfig, source: str, everything: bool, p
 
 
 def _declared(config: PretrainedConfig) -> set[str]:
-    """The fields that a class of configurations has of its own, and those that all have."""
+    """The fields that the class of a configuration declares, inherited ones included."""
     if dataclasses.is_dataclass(config):
         return {field.name for field in dataclasses.fields(config)}
     return {name for cls in type(config).__mro__[:-1] for name in inspect.signature(cls).parameters}
 
 
 def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes by module name, from the configuration alone: file names of tensors differ between versions."""
+    """Shapes by module name, from the configuration alone: names in files differ between versions."""
     model = empty_model(config, trust_remote_code=trust_remote_code)
     return {f"shape of {name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def describe(config: PretrainedConfig) -> str:
-    """A configuration as text, without where it was read: equal texts are equal models."""
+    """A configuration as text, without the place that it was read from: equal texts make equal models."""
     fields = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
     return json.dumps(fields, sort_keys=True, default=str)

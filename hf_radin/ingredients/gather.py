@@ -1,10 +1,10 @@
-"""Vet checkpoints before anything large is read: each by itself, then against the others."""
+"""Gather and vet checkpoints before anything large is read: each by itself, then against the others."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from hf_radin.checkpoints.model import check_header, check_saves, check_task, em
 from hf_radin.checkpoints.processor import ProcessorDifference, find_processor_differences
 from hf_radin.ingredients.compatibility import describe, find_differences
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
-from hf_radin.ingredients.inspect import Files, Options, look_at
+from hf_radin.ingredients.inspect import CheckpointFiles, Options, read_places
 from hf_radin.ingredients.labels import align, read_labels
 from hf_radin.ingredients.resolve import find_places
 from hf_radin.runtime.hub_errors import asking_the_hub
@@ -28,22 +28,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one checkpoint.
+    """What was found out about a checkpoint.
 
     Args:
         id: what the user called it.
         problem: why it can't go into a soup with the others; empty if it can.
-        notes: what is done about it and should be known: a copy that is kept once, classes that are permuted.
-        parameters: of its model; 0 where that is not known.
-        files: what it has; None if it could not be looked at.
-        ingredient: for a soup; None if there is a problem or it is a copy.
+        notes: what the user should know of how it is used: it is a copy that is left out, or its classes are permuted.
+        parameters: of its model; 0 if not known.
+        files: of the checkpoint; None if they could not be read.
+        ingredient: for a soup; None if there is a problem, or if it is a copy of another one.
     """
 
     id: str
     problem: str = ""
     notes: tuple[str, ...] = ()
     parameters: int = 0
-    files: Files | None = field(default=None, repr=False)  # a header is thousands of letters
+    files: CheckpointFiles | None = field(default=None, repr=False)  # headers are long
     ingredient: Ingredient | None = None
 
 
@@ -59,14 +59,15 @@ def gather(
 ) -> Ingredients:
     """Find checkpoints and vet them from their small files and the headers of their weights.
 
-    No weights are downloaded. Of checkpoints with equal weights one is kept. Classes that stand in another order are
-    brought into that of the first; placeholders (`LABEL_0`) are matched to names by their numbers.
+    No weights are downloaded. Of checkpoints with equal weights the first one is used. Classes that stand in another
+    order are brought into that of the first; placeholders (`LABEL_0`) are matched to names by their numbers.
 
     Args:
         models: a pattern (`runs/ft-*`, `org/ft-*`), a Hub id (`org/a`, `org/a@rev`, `org/a@rev:subfolder`), the
             address of a collection on the Hub, a folder, a Trainer's run (its best checkpoint), a `.txt` or `.yaml`
             file that lists such names, or a list of these. What is on disk goes before what is on the Hub.
         revision: branch, tag or commit for the Hub ids that name none.
+        token: for the Hub.
         allow_pickle: read `.bin` weights where there are no safetensors.
         trust_remote_code: run code that comes with a checkpoint.
         image_processor: Hub id or folder of the processor to use in place of the checkpoints' own.
@@ -74,12 +75,12 @@ def gather(
 
     Raises:
         ValueError: if nothing matches, fewer than two checkpoints are left, one of them lacks its configuration,
-            weights, head or processor, or they differ in architecture, classes, sizes or preprocessing. The odd one
-            out and the difference are named.
+            weights, head or processor, or they differ in architecture, classes, sizes or preprocessing. The error
+            names the checkpoint that differs and the difference.
     """
-    named = [models] if isinstance(models, (str, Path)) else list(models)
-    found = locate(
-        named,
+    names = _names(models)
+    ingredients = locate(
+        names,
         revision=revision,
         token=token,
         allow_pickle=allow_pickle,
@@ -87,39 +88,45 @@ def gather(
         image_processor=image_processor,
         base_model=base_model,
     )
-    if len(found) < 2:
+    if len(ingredients) < 2:
         raise ValueError(
-            f"A soup needs at least two different checkpoints; {', '.join(map(str, named)) or 'an empty list'} gives "
-            f"{found[0].id if found else 'none'}."
+            f"A soup needs at least two different checkpoints; {', '.join(names) or 'an empty list'} gives "
+            f"{ingredients[0].id if ingredients else 'none'}."
         )
-    return found
+    return ingredients
 
 
 def locate(models: Sequence[str | Path], **options: Any) -> Ingredients:
-    """As `gather`, for any number of checkpoints: a recipe may have a single ingredient."""
+    """Like `gather`, for any number of checkpoints: a recipe may have a single ingredient."""
     verdicts = inspect(models, **options)
-    refused = [one for one in verdicts if one.problem]
-    if refused:
-        more = f" {len(refused) - 1} more can't be used either; `hf-radin inspect` lists all." if refused[1:] else ""
-        text = refused[0].problem
-        raise ValueError(f"{text if text.endswith(('.', '?')) or not more else text + '.'}{more}")
-    for text in _said_once(verdicts):
+    problems = [verdict.problem for verdict in verdicts if verdict.problem]
+    if problems:
+        text = problems[0]
+        if problems[1:]:
+            text = text if text.endswith((".", "?")) else f"{text}."
+            text += f" {len(problems) - 1} more can't be used either; `hf-radin inspect` lists all."
+        raise ValueError(text)
+    for text in _merged_notes(verdicts):
         logger.warning("%s", text)
-    return Ingredients([one.ingredient for one in verdicts if one.ingredient])
+    return Ingredients([verdict.ingredient for verdict in verdicts if verdict.ingredient])
 
 
-def _said_once(verdicts: Sequence[Verdict]) -> list[str]:
-    """The notes of all checkpoints, those that say the same of several together."""
-    owners: dict[str, list[str]] = {}
+def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
+
+
+def _merged_notes(verdicts: Sequence[Verdict]) -> list[str]:
+    """The notes of all checkpoints; notes that differ in nothing but the checkpoint's name become one."""
+    ids_by_note: dict[str, list[str]] = {}
     for verdict in verdicts:
         for note in verdict.notes:
-            owners.setdefault(note.replace(verdict.id, "\0"), []).append(verdict.id)
+            ids_by_note.setdefault(note.replace(verdict.id, "\0"), []).append(verdict.id)
     texts = []
-    for note, (first, *others) in owners.items():
+    for note, (first, *others) in ids_by_note.items():
         text = note.replace("\0", first)
         if others:
-            more = f" and {len(others) - 3} more" if others[3:] else ""
-            text += f" The same holds for {', '.join(others[:3])}{more}."
+            remaining = f" and {len(others) - 3} more" if others[3:] else ""
+            text += f" The same holds for {', '.join(others[:3])}{remaining}."
         texts.append(text)
     return texts
 
@@ -135,32 +142,40 @@ def inspect(
     base_model: str | Path | None = None,
     base_revisions: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, ...]:
-    """Look at each checkpoint and say whether it can go into a soup with the others. Arguments as in `gather`.
+    """Find out for each checkpoint whether it can go into a soup with the others. Arguments as in `gather`.
 
     Args:
-        base_revisions: of the base models of adapters by their ids, in place of what the adapters say.
+        base_revisions: of the base models of adapters by their ids, in place of those that the adapters name.
 
     Raises:
-        ValueError: if a name stands for nothing, or there is no such image processor.
+        ValueError: if a name matches nothing, or there is no such image processor.
     """
     base = str(base_model) if base_model is not None else None
     options = Options(allow_pickle, trust_remote_code, token, base, base_revisions or {})
-    named = [models] if isinstance(models, (str, Path)) else list(models)
-    places = find_places([str(name) for name in named], revision=revision, token=token)
-    processor = _find_processor(image_processor, options) if image_processor is not None else {}
-    known = _Known()
-    found = look_at(places, options)
+    places = find_places(_names(models), revision=revision, token=token)
+    processor = _NamedProcessor() if image_processor is None else _find_processor(image_processor, options)
+    checks = _Checks(options, processor)
     verdicts = [
-        Verdict(place.name, problem=str(one))
-        if isinstance(one, ValueError)
-        else _vet_alone(one, processor, options, known)
-        for place, one in zip(places, found, strict=True)
+        Verdict(place.name, problem=str(files)) if isinstance(files, ValueError) else checks.vet(files)
+        for place, files in zip(places, read_places(places, options), strict=True)
     ]
-    return tuple(_kept_once(list(_vet_together(verdicts))))
+    return tuple(_without_copies(_vet_together(verdicts)))
 
 
-def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
-    """What an ingredient says of the image processor that the user named: its revision, and where it is."""
+@dataclass(frozen=True)
+class _NamedProcessor:
+    """The image processor that the user named in place of the checkpoints' own; None if the user named none.
+
+    Args:
+        name: with its revision, if it is on the Hub.
+        folder: where it is.
+    """
+
+    name: str | None = None
+    folder: Path | None = None
+
+
+def _find_processor(name: str | Path, options: Options) -> _NamedProcessor:
     folder, pinned = Path(name), str(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -174,51 +189,108 @@ def _find_processor(name: str | Path, options: Options) -> dict[str, Any]:
             )
         pinned = f"{repo_id}@{folder.name}"
     load_processor(folder, trust_remote_code=options.trust_remote_code)
-    return {"image_processor": pinned, "processor_folder": folder.resolve()}
+    return _NamedProcessor(pinned, folder.resolve())
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What was found before: fine-tunes of one sweep have one configuration, one header and one image processor.
+class _Header:
+    """What the headers of a checkpoint's weights say of its model.
 
     Args:
-        headers: by configuration and header the model's class, its parameters, and notes about it.
+        architecture: class name of the model.
+        parameters: how many it has; 0 if not known.
+        notes: on tensors that the model does not use, without the name of the checkpoint.
+    """
+
+    architecture: str
+    parameters: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """Checks of single checkpoints.
+
+    Fine-tunes of one sweep have the same configuration, header and image processor: each of these is checked once.
+
+    Args:
+        options: what the user allows.
+        processor: that the user named.
+        headers: what is known of headers, by configuration and header.
         saved: configurations and image processors that can be saved.
     """
 
-    headers: dict[str, tuple[str, int, tuple[str, ...]]] = field(default_factory=dict)
+    options: Options
+    processor: _NamedProcessor
+    headers: dict[str, _Header] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
 
-
-def _vet_alone(files: Files, processor: dict[str, Any], options: Options, known: _Known) -> Verdict:
-    """Whether configuration, processor and weights of one checkpoint fit together."""
-    name, trust = files.place.name, options.trust_remote_code
-    base = None
-    try:
-        if files.base is None:
-            config = load_config(files.folder, trust_remote_code=trust)
-        else:
-            base = _ingredient(files.base, (), "", options)
-            config = lora.load_adapter_config(
-                files.folder, files.base.folder, files.header or {}, trust_remote_code=trust
+    def vet(self, files: CheckpointFiles) -> Verdict:
+        """Whether configuration, processor and weights of a checkpoint fit together."""
+        name, trust = files.place.name, self.options.trust_remote_code
+        base = None
+        try:
+            if files.base is None:
+                config = load_config(files.folder, trust_remote_code=trust)
+            else:
+                base = _ingredient(files.base, (), "", self.options)
+                config = lora.load_adapter_config(
+                    files.folder, files.base.folder, files.header or {}, trust_remote_code=trust
+                )
+            check_task(name, config)
+            labels = read_labels(name, config)
+            header = self._check_header(files, config)
+            notes = tuple(f"{name} {note}" for note in header.notes) + _notes_of_files(files, config, trust)
+            ingredient = replace(
+                _ingredient(files, labels, header.architecture, self.options),
+                base=base,
+                image_processor=self.processor.name,
+                processor_folder=self.processor.folder,
             )
-        check_task(name, config)
-        labels = read_labels(name, config)
-        architecture, parameters, notes = _check_header(files, config, options, known.headers)
-        notes += _notes_of_files(files, config, trust)
-        ingredient = replace(
-            _ingredient(files, labels, architecture, options),
-            base=base,
-            **processor,
-        )
-        _check_saves(files.folder, ingredient, known.saved)
-    except ValueError as error:
-        text = str(error).replace(str(files.folder), name)  # by the name that the user knows
-        return Verdict(name, problem=text if name in text else f"{name}: {text}", files=files)
-    return Verdict(name, notes=notes, parameters=parameters, files=files, ingredient=ingredient)
+            self._check_saves(files.folder, ingredient)
+        except ValueError as error:
+            text = str(error).replace(str(files.folder), name)  # the name that the user knows
+            return Verdict(name, problem=text if name in text else f"{name}: {text}", files=files)
+        return Verdict(name, notes=notes, parameters=header.parameters, files=files, ingredient=ingredient)
+
+    def _check_header(self, files: CheckpointFiles, config: PretrainedConfig) -> _Header:
+        """Check that the headers fill the model.
+
+        Raises:
+            ValueError: if a tensor is missing or has another shape.
+        """
+        name, trust = files.place.name, self.options.trust_remote_code
+        if files.header is None or (files.base and files.base.header is None):
+            return _Header(type(empty_model(config, trust_remote_code=trust)).__name__, 0, ())
+        if not files.header:
+            raise ValueError(f"{name}: its weights hold no tensor.")
+        base_header = (files.base.header or {}) if files.base else {}
+        key = describe(config) + json.dumps([files.header, base_header, _adapter_config(files)], sort_keys=True)
+        if key not in self.headers:
+            notes: tuple[str, ...] = ()
+            if files.base:
+                model, notes = lora.check_adapter(
+                    name, files.folder, config, files.header, base_header, trust_remote_code=trust
+                )
+            else:
+                model, unused = check_header(name, config, files.header, trust_remote_code=trust)
+                if unused:
+                    listed = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
+                    notes = (f"has weights that its model does not use: {listed}. The soup's does not either.",)
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            self.headers[key] = _Header(type(model).__name__, parameters, notes)
+        return self.headers[key]
+
+    def _check_saves(self, folder: Path, ingredient: Ingredient) -> None:
+        """Check that configuration and image processor can be saved. See `check_saves`."""
+        config, processor = ingredient.config, ingredient.processor
+        key = describe(config) + processor.to_json_string()
+        if key not in self.saved:
+            check_saves(folder, config, processor)
+            self.saved.add(key)
 
 
-def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, options: Options) -> Ingredient:
+def _ingredient(files: CheckpointFiles, labels: tuple[str, ...], architecture: str, options: Options) -> Ingredient:
     place = files.place
     return Ingredient(
         id=place.name,
@@ -236,49 +308,11 @@ def _ingredient(files: Files, labels: tuple[str, ...], architecture: str, option
     )
 
 
-def _check_header(
-    files: Files, config: PretrainedConfig, options: Options, headers: dict[str, tuple[str, int, tuple[str, ...]]]
-) -> tuple[str, int, tuple[str, ...]]:
-    """Whether headers fill the model: its class, its number of parameters, what is to be said of other tensors."""
-    name, trust = files.place.name, options.trust_remote_code
-    if files.header is None or (files.base and files.base.header is None):
-        model = empty_model(config, trust_remote_code=trust)
-        note = f"{name}: its weights are pickled; whether they fit is known when they are loaded."
-        return type(model).__name__, 0, (note,)
-    if not files.header:
-        raise ValueError(f"{name}: its weights hold no tensor.")
-    base_header = (files.base.header or {}) if files.base else {}
-    adapter = _adapter_config(files)
-    same = describe(config) + json.dumps([files.header, base_header, adapter], sort_keys=True)
-    if same not in headers:
-        notes: tuple[str, ...] = ()
-        if files.base:
-            model, notes = lora.check_adapter(
-                name, files.folder, config, files.header, base_header, trust_remote_code=trust
-            )
-        else:
-            model, unused = check_header(name, config, files.header, trust_remote_code=trust)
-            if unused:
-                left = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
-                notes = (f"has weights that its model does not use: {left}. The soup's does not either.",)
-        count = sum(one.numel() for one in model.parameters())
-        headers[same] = (type(model).__name__, count, notes)
-    architecture, count, notes = headers[same]
-    return architecture, count, tuple(f"{name} {note}" for note in notes)
-
-
-def _check_saves(folder: Path, ingredient: Ingredient, saved: set[str]) -> None:
-    """As `modeling.check_saves`, once for each configuration and image processor."""
-    config, processor = ingredient.config, ingredient.processor
-    same = describe(config) + processor.to_json_string()
-    if same not in saved:
-        check_saves(folder, config, processor)
-        saved.add(same)
-
-
-def _notes_of_files(files: Files, config: PretrainedConfig, trust_remote_code: bool) -> tuple[str, ...]:
-    """What is to be said of how a checkpoint's files are read."""
+def _notes_of_files(files: CheckpointFiles, config: PretrainedConfig, trust_remote_code: bool) -> tuple[str, ...]:
+    """What the user should know of how a checkpoint's files are read."""
     name, notes = files.place.name, []
+    if files.header is None or (files.base and files.base.header is None):
+        notes.append(f"{name}: its weights are pickled; whether they fit is known when they are loaded.")
     if files.wrapped:
         notes.append(
             f"{name}: it was saved as torch.compile or DistributedDataParallel wrapped it ({files.wrapped}): its "
@@ -293,54 +327,43 @@ def _notes_of_files(files: Files, config: PretrainedConfig, trust_remote_code: b
     return tuple(notes)
 
 
-def _adapter_config(files: Files) -> str:
-    """What an adapter does with its tensors: scale, rank, targets; nothing for whole weights."""
+def _adapter_config(files: CheckpointFiles) -> str:
+    """The text of an adapter's configuration (scale, rank, targets); empty for whole weights."""
     return (files.folder / ADAPTER_CONFIG).read_text() if files.base else ""
 
 
-def _kept_once(verdicts: list[Verdict]) -> list[Verdict]:
-    """Of checkpoints with equal weights the first is an ingredient, and the others say so.
+def _vet_together(verdicts: list[Verdict]) -> list[Verdict]:
+    """Refuse ingredients that can't be averaged with the others or take other images; align their classes.
 
-    Equal are also the classes that the numbers mean, and of adapters what is done with them.
+    What most of them agree on is taken to be right, so the problem is that of the ingredient that differs.
     """
-    first: dict[Any, str] = {}
-    kept = []
-    for one in verdicts:
-        if one.ingredient and one.files and one.files.weights:
-            base = one.files.base.weights if one.files.base else None
-            content = (one.files.weights, one.ingredient.order, _adapter_config(one.files), base)
-            twin = first.setdefault(content, one.id)
-            if twin != one.id:
-                note = f"{one.id} is the same checkpoint as {twin}: kept once."
-                one = replace(one, ingredient=None, notes=(*one.notes, note))
-        kept.append(one)
-    return kept
-
-
-def _vet_together(verdicts: list[Verdict]) -> Iterator[Verdict]:
-    """Refuse ingredients that can't be averaged, or that the same images can't be shown to; align their classes.
-
-    What most of them agree on is taken to be right, so that it is the odd one out that has the problem.
-    """
-    ingredients = [one.ingredient for one in verdicts if one.ingredient]
+    ingredients = [verdict.ingredient for verdict in verdicts if verdict.ingredient]
     problems = find_differences(ingredients)
-    processors = find_processor_differences({one.id: one.processor for one in ingredients if one.id not in problems})
-    problems |= {name: _other_pixels(found) for name, found in processors.items() if found.is_same is False}
-    aligned = align([one for one in ingredients if one.id not in problems])
-    for one in verdicts:
-        if one.ingredient is None:
-            yield one
-        elif problem := problems.get(one.id) or aligned[one.id].problem:
-            yield replace(one, problem=problem, ingredient=None)
+    processors = find_processor_differences(
+        {ingredient.id: ingredient.processor for ingredient in ingredients if ingredient.id not in problems}
+    )
+    problems |= {
+        name: _pixel_problem(difference) for name, difference in processors.items() if difference.is_same is False
+    }
+    alignments = align([ingredient for ingredient in ingredients if ingredient.id not in problems])
+    vetted = []
+    for verdict in verdicts:
+        if verdict.ingredient is None:
+            vetted.append(verdict)
+        elif problem := problems.get(verdict.id) or alignments[verdict.id].problem:
+            vetted.append(replace(verdict, problem=problem, ingredient=None))
         else:
-            labels, order, note = aligned[one.id].labels, aligned[one.id].order, aligned[one.id].note
-            notes = (*one.notes, note) if note else one.notes
-            if one.id in processors:
-                notes += (_same_pixels(processors[one.id]),)
-            yield replace(one, ingredient=replace(one.ingredient, labels=labels, order=order), notes=notes)
+            alignment, notes = alignments[verdict.id], list(verdict.notes)
+            if alignment.note:
+                notes.append(alignment.note)
+            if verdict.id in processors:
+                notes.append(_pixel_note(processors[verdict.id]))
+            ingredient = replace(verdict.ingredient, labels=alignment.labels, order=alignment.order)
+            vetted.append(replace(verdict, ingredient=ingredient, notes=tuple(notes)))
+    return vetted
 
 
-def _other_pixels(difference: ProcessorDifference) -> str:
+def _pixel_problem(difference: ProcessorDifference) -> str:
     size = " Of images that have the models' own size already they make the same." if difference.only_resizes else ""
     return (
         f"{difference.text}. The two make other pixels of the same image.{size} Leave it out, or take one image "
@@ -348,7 +371,28 @@ def _other_pixels(difference: ProcessorDifference) -> str:
     )
 
 
-def _same_pixels(difference: ProcessorDifference) -> str:
+def _pixel_note(difference: ProcessorDifference) -> str:
     if difference.is_same is None:
         return f"{difference.text}. Whether they make the same pixels is tried on images of the split."
     return f"{difference.text}. They make the same pixels of the images that both were tried with."
+
+
+def _without_copies(verdicts: list[Verdict]) -> list[Verdict]:
+    """Of checkpoints that are the same, only the first stays an ingredient; the others get a note.
+
+    They are the same if their weights are equal, and the classes that their numbers mean, and for adapters their
+    configurations and base models.
+    """
+    first_ids: dict[Any, str] = {}
+    vetted = []
+    for verdict in verdicts:
+        files = verdict.files
+        if verdict.ingredient and files and files.weights:
+            base = files.base.weights if files.base else None
+            content = (files.weights, verdict.ingredient.order, _adapter_config(files), base)
+            first = first_ids.setdefault(content, verdict.id)
+            if first != verdict.id:
+                note = f"{verdict.id} is the same checkpoint as {first}: kept once."
+                verdict = replace(verdict, ingredient=None, notes=(*verdict.notes, note))
+        vetted.append(verdict)
+    return vetted

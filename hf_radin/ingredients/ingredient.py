@@ -1,4 +1,4 @@
-"""What soups are made of: checkpoints, each with where it is, which version, and how its classes are called."""
+"""What soups are made of: checkpoints, each with its place, its version and the names of its classes."""
 
 from __future__ import annotations
 
@@ -43,19 +43,20 @@ class Ingredient:
     Args:
         id: what the user called it: `org/ft-1` or `runs/ft-1`.
         revision: commit sha on the Hub; `sha256:` and the hash of its files on disk.
-        folder: where its files are, or will be once `download` ran.
-        labels: class names in the order of the logits that it gives here.
+        folder: where its files are, or will be after `download`.
+        labels: class names, in the order of its logits here.
         architecture: class name of the model.
         repo_id: the model on the Hub; None for a folder.
         subfolder: inside the repository.
         stamp: sizes and times of a folder's files when `revision` was computed.
-        order: for each of `labels` the number that the class has in the checkpoint; None if it is the same.
-        base: of a LoRA adapter the model that it is merged into.
-        image_processor: the one that the user named in place of the checkpoint's own, and its revision.
+        order: for each of `labels` the number of the class in the checkpoint; None if the order is the same.
+        base: the model that a LoRA adapter is merged into.
+        image_processor: the one that the user named in place of the checkpoint's own, with its revision.
         processor_folder: where that is.
         allow_pickle: whether `.bin` weights may be read.
         trust_remote_code: whether the checkpoint's own code may run.
-        size: bytes of its weights, as they were when it was vetted; a bank does not remember it.
+        token: for the Hub.
+        size: bytes of its weights when it was vetted; 0 for an ingredient of a bank, which does not record it.
     """
 
     id: str
@@ -80,22 +81,25 @@ class Ingredient:
 
     @property
     def key(self) -> str:
-        """A short name for just this version of it: equal keys are equal weights."""
+        """A short name of this very version: equal keys mean equal weights."""
         parts = [self.repo_id, self.subfolder, self.revision, self.base.key if self.base else None]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
     @property
     def config(self) -> PretrainedConfig:
         """The checkpoint's configuration, with `labels` for its classes."""
-        has_own = self.base is None or (self.folder / CONFIG).is_file()
-        folder = self.folder if has_own or self.base is None else self.base.folder
+        folder = self.folder
+        if self.base and not (folder / CONFIG).is_file():
+            folder = self.base.folder
         config = modeling.load_config(folder, trust_remote_code=self.trust_remote_code)
         config.id2label = dict(enumerate(self.labels))
-        config.label2id = {name: index for index, name in config.id2label.items()}  # some scripts write texts into it
+        # made anew: some scripts write the numbers as text
+        config.label2id = {name: index for index, name in config.id2label.items()}
         return config
 
     @property
     def processor(self) -> BaseImageProcessor:
+        """The image processor: the one that the user named, or the checkpoint's, or its base model's."""
         folder = self.processor_folder or self.folder
         if self.base and not any((folder / name).is_file() for name in PROCESSOR_FILES):
             folder = self.base.folder
@@ -111,14 +115,17 @@ class Ingredient:
 
     @property
     def is_away(self) -> bool:
-        """Whether it is a folder that is not here: of an ingredient of somebody else's bank that may be so."""
+        """Whether it is a folder that this machine does not have, as in a bank that was made on another one."""
         return self.repo_id is None and not self.folder.is_dir()
 
     def download(self) -> Path:
-        """The folder with the weights in it, fetched from the Hub if need be.
+        """Download the weights from the Hub if they are not here.
+
+        Returns:
+            The folder with the weights.
 
         Raises:
-            ValueError: if a folder is no longer the checkpoint that it was, or the Hub does not give it.
+            ValueError: if a folder's checkpoint has changed, or the Hub does not give it.
         """
         if self.base is not None:
             self.base.download()
@@ -128,13 +135,12 @@ class Ingredient:
                     f"{self.id} is not here: there is no folder {self.folder}. Without it recipes can be searched "
                     "with budget=0 (--budget 0), and be cooked where it is: `hf-radin average --recipe recipe.json`."
                 )
-            # a run that still trains may write here: what is computed must not bear another checkpoint's name
+            # a run that still trains may write here, and results must not be filed under another checkpoint
             if files_stamp(self.folder, allow_pickle=self.allow_pickle) != self.stamp:
-                hashes = file_hashes(self.folder, allow_pickle=self.allow_pickle)
-                found = content_hash(hashes)
-                if found != self.revision:
+                revision = content_hash(file_hashes(self.folder, allow_pickle=self.allow_pickle))
+                if revision != self.revision:
                     raise ValueError(
-                        f"{self.id} has changed: it was {self.revision[:19]} and is {found[:19]}. Gather again."
+                        f"{self.id} has changed: it was {self.revision[:19]} and is {revision[:19]}. Gather again."
                     )
             return self.folder
         folder = self._fetch(["*.json", *(["*.py"] if self.trust_remote_code else [])])
@@ -146,7 +152,7 @@ class Ingredient:
         """Its model on the CPU, the weights in `dtype`, the classes in the order of `labels`.
 
         Args:
-            config: in place of the ingredient's own; of the same function.
+            config: in place of the ingredient's own; it must make the same function.
 
         Raises:
             ValueError: if a weight is missing or has the wrong shape.
@@ -164,22 +170,22 @@ class Ingredient:
         else:
             model = lora.load_merged(folder, self.base.folder, header=read_header(folder), **options)
         if self.order is not None:
-            _permute(model, self.order, trust_remote_code=self.trust_remote_code)
+            _permute_classes(model, self.order, trust_remote_code=self.trust_remote_code)
         return model
 
     def _has_weights(self, folder: Path) -> bool:
-        """Whether the very files that hold its weights on the Hub are in its folder in the cache."""
+        """Whether its folder in the cache has the files that hold its weights on the Hub."""
         from huggingface_hub import is_offline_mode
 
         try:
             files = weight_files(folder, allow_pickle=self.allow_pickle)
         except ValueError:
             return False
-        # beside a pickle, safetensors that were not downloaded go before it on the Hub
+        # a pickle may lie here while the Hub also has safetensors, which take precedence
         return is_offline_mode() or all(path.suffix == ".safetensors" for path in files)
 
     def _fetch(self, names: list[str]) -> Path:
-        """The checkpoint's folder in the Hub's cache, with its files of these names (or patterns) in it."""
+        """Download files of the checkpoint by names or patterns; returns its folder in the cache."""
         from huggingface_hub import snapshot_download
 
         inside = f"{glob.escape(self.subfolder)}/" if self.subfolder else ""
@@ -193,10 +199,10 @@ class Ingredient:
         return Path(snapshot) / self.subfolder
 
     def _weight_names(self, folder: Path) -> list[str]:
-        """The files on the Hub that hold its weights, by the same rule as in a folder.
+        """Names of the files on the Hub that hold its weights, by the rule that also holds for folders.
 
         Args:
-            folder: holds its small files, an index of shards among them.
+            folder: with its small files, among them the index of shards.
         """
         from huggingface_hub import HfApi
 
@@ -217,8 +223,8 @@ class Ingredients(tuple[Ingredient, ...]):
     __slots__ = ()
 
     def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return Ingredients(found) if isinstance(index, slice) else found
+        selection = super().__getitem__(index)
+        return Ingredients(selection) if isinstance(index, slice) else selection
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -234,10 +240,10 @@ class Ingredients(tuple[Ingredient, ...]):
         return self[0].labels
 
     def select(self, ids: Iterable[str]) -> Ingredients:
-        """Those with these ids, in this order.
+        """The ingredients with these ids, in this order.
 
         Raises:
-            ValueError: for an id that is not there.
+            ValueError: if no ingredient has an id.
         """
         by_id = {ingredient.id: ingredient for ingredient in self}
         try:
@@ -290,8 +296,8 @@ class IngredientRecord:
         return Ingredient(**values)
 
 
-def is_there(ingredient: Ingredient) -> bool:
-    """Whether the checkpoint can still be used; those of the Hub are kept there under their commits."""
+def is_available(ingredient: Ingredient) -> bool:
+    """Whether the checkpoint of a bank's ingredient can still be used: the Hub keeps commits, but folders change."""
     if ingredient.repo_id is not None:
         return True
     try:
@@ -302,30 +308,45 @@ def is_there(ingredient: Ingredient) -> bool:
     return True
 
 
-def on_the_hub(ingredient: Ingredient, token: str | bool | None) -> Ingredient:
-    """An ingredient of a bank from the Hub: what is there too will, once downloaded, lie in the cache of this user."""
+def in_hub_cache(ingredient: Ingredient, token: str | bool | None) -> Ingredient:
+    """An ingredient of a bank from the Hub, with the folder that its files have, or will have, in the user's cache."""
     if ingredient.repo_id is None:
         return ingredient
     folder = _snapshots(ingredient.repo_id) / ingredient.revision / ingredient.subfolder
-    base = ingredient.base and on_the_hub(ingredient.base, token)
+    base = ingredient.base and in_hub_cache(ingredient.base, token)
     return replace(ingredient, folder=folder, base=base, token=token)
 
 
+def with_distinct_ids(ingredients: list[Ingredient]) -> list[Ingredient]:
+    """The same ingredients; the revision is added to ids that several have."""
+    counts = Counter(ingredient.id for ingredient in ingredients)
+
+    def distinct(ingredient: Ingredient) -> Ingredient:
+        if counts[ingredient.id] == 1:
+            return ingredient
+        return replace(ingredient, id=f"{ingredient.id}@{ingredient.revision[:19]}")
+
+    return [distinct(ingredient) for ingredient in ingredients]
+
+
 def is_cached(repo_id: str) -> bool:
-    """Whether a model of this name was once loaded from the Hub to this machine."""
+    """Whether a model of this name was once downloaded from the Hub to this machine."""
     snapshots = _snapshots(repo_id)
     return snapshots.is_dir() and any(snapshots.iterdir())
 
 
 def _snapshots(repo_id: str) -> Path:
-    """Where versions of a model on the Hub are kept by huggingface_hub."""
+    """The folder where huggingface_hub keeps the versions of a model."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots"
 
 
-def told_apart(ingredients: list[Ingredient]) -> list[Ingredient]:
-    """Several revisions of one id get different ones."""
-    count = Counter(one.id for one in ingredients)
-    return [replace(one, id=f"{one.id}@{one.revision[:19]}") if count[one.id] > 1 else one for one in ingredients]
+def _permute_classes(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
+    """Bring the classes of a model into another order, in the weights of its heads and so in its logits."""
+    import torch
+
+    tensors = model.state_dict()
+    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
+        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))

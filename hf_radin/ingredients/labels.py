@@ -1,4 +1,4 @@
-"""The names of the classes: read them, and bring those of all ingredients into one order."""
+"""Class names: those of all ingredients in one order, and the classes that the labels of a dataset mean."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A whole number as people write it, or as pandas does in a column with gaps.
+_WHOLE_NUMBER = re.compile(r"-?\d+(\.0+)?")
+
+# What the values of a column are by the beginning of its dtype. For other dtypes the first value decides.
+_KINDS = {"bool": "boolean"} | dict.fromkeys(("int", "uint", "float"), "number")
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -31,8 +37,8 @@ class Alignment:
     Args:
         labels: the common names, in the common order.
         order: for each of `labels` the number of the class in the checkpoint; None if nothing moves.
-        note: what the user should know of it.
-        problem: why it can't be; empty if it can.
+        note: what the user should know of it; empty for nothing.
+        problem: why they can't; empty if they can.
     """
 
     labels: tuple[str, ...]
@@ -44,10 +50,10 @@ class Alignment:
 def read_labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
     """The class names of a configuration, in the order of the logits.
 
-    Two classes may have one name, as the two cranes of ImageNet: their places tell them apart (pytorch/vision#1734).
+    Two classes may have the same name, as the two cranes of ImageNet: they differ by number (pytorch/vision#1734).
 
     Raises:
-        ValueError: if they don't number the classes from 0.
+        ValueError: if the classes are not numbered from 0.
     """
     id2label = config.id2label if isinstance(config.id2label, dict) else {}
     if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
@@ -58,91 +64,94 @@ def read_labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def are_placeholders(labels: Sequence[str]) -> bool:
-    """Whether these are the names that transformers gives to classes without names."""
+    """Whether the labels are those that transformers gives to classes without names: LABEL_0, LABEL_1, ..."""
     return all(label == f"LABEL_{number}" for number, label in enumerate(labels))
 
 
 def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
     """Bring the classes of ingredients with equally many of them into the order of the first that names them.
 
-    Names in another order are permuted. Placeholders are taken by their numbers. Other names are a problem of those
-    that have not the names of most.
+    Names in another order are permuted. Placeholders are matched by number. Ingredients with other names than most
+    have a problem.
+
+    Returns:
+        The alignments by the ids of the ingredients.
     """
-    named = [one for one in ingredients if not are_placeholders(one.labels)]
+    named = [ingredient for ingredient in ingredients if not are_placeholders(ingredient.labels)]
     if not named:
-        return {one.id: Alignment(one.labels) for one in ingredients}
-    common = Counter(tuple(sorted(one.labels)) for one in named).most_common(1)[0][0]
-    alike = [one for one in named if tuple(sorted(one.labels)) == common]
-    orders: dict[tuple[str, ...], Ingredient] = {}
-    for one in alike:
-        orders.setdefault(one.labels, one)
-    return {one.id: _onto(alike[0], one, list(orders.values())) for one in ingredients}
+        return {ingredient.id: Alignment(ingredient.labels) for ingredient in ingredients}
+    common = Counter(tuple(sorted(ingredient.labels)) for ingredient in named).most_common(1)[0][0]
+    references: dict[tuple[str, ...], Ingredient] = {}  # by the order of their classes
+    for ingredient in named:
+        if tuple(sorted(ingredient.labels)) == common:
+            references.setdefault(ingredient.labels, ingredient)
+    return {ingredient.id: _alignment(ingredient, list(references.values())) for ingredient in ingredients}
 
 
-def _onto(first: Ingredient, one: Ingredient, of_each_order: list[Ingredient]) -> Alignment:
-    if one.labels == first.labels:
+def _alignment(ingredient: Ingredient, references: list[Ingredient]) -> Alignment:
+    """How an ingredient's classes become those of the first reference.
+
+    Args:
+        references: ingredients with the common names, one for each order of them.
+    """
+    first, *others = references
+    if ingredient.labels == first.labels:
         return Alignment(first.labels)
-    if sorted(one.labels) == sorted(first.labels):
-        order, ambiguous = _order(one.labels, first.labels)
+    if sorted(ingredient.labels) == sorted(first.labels):
+        order, ambiguous = _permutation(ingredient.labels, first.labels)
         if ambiguous is not None:
             problem = (
-                f"{one.id} has its classes in another order than {first.id}, and {first.labels.count(ambiguous)} of "
-                f"them are called {ambiguous!r}: which is which can't be told. Give them different names in id2label."
+                f"{ingredient.id} has its classes in another order than {first.id}, and "
+                f"{first.labels.count(ambiguous)} of them are called {ambiguous!r}: which is which can't be told. "
+                "Give them different names in id2label."
             )
             return Alignment(first.labels, problem=problem)
-        return Alignment(
-            first.labels, order, f"{one.id} has its classes in another order: brought into that of {first.id}."
-        )
-    if are_placeholders(one.labels):
-        if len(of_each_order) > 1:
-            a, b = of_each_order[:2]
+        note = f"{ingredient.id} has its classes in another order: brought into that of {first.id}."
+        return Alignment(first.labels, order, note)
+    if are_placeholders(ingredient.labels):
+        if others:
             problem = (
-                f"{one.id} calls its classes LABEL_0, LABEL_1, ..., and {a.id} and {b.id} have theirs in different "
-                "orders, so what its numbers mean can't be told. Write the names into its id2label."
+                f"{ingredient.id} calls its classes LABEL_0, LABEL_1, ..., and {first.id} and {others[0].id} have "
+                "theirs in different orders, so what its numbers mean can't be told. Write the names into its "
+                "id2label."
             )
             return Alignment(first.labels, problem=problem)
-        note = f"{one.id} calls its classes LABEL_0, LABEL_1, ...: matched to those of {first.id} by number."
+        note = f"{ingredient.id} calls its classes LABEL_0, LABEL_1, ...: matched to those of {first.id} by number."
         return Alignment(first.labels, note=note)
-    mine, theirs = (list((Counter(a.labels) - Counter(b.labels)).elements()) for a, b in ((one, first), (first, one)))
+    surplus = list((Counter(ingredient.labels) - Counter(first.labels)).elements())
+    lacking = list((Counter(first.labels) - Counter(ingredient.labels)).elements())
     problem = (
-        f"{one.id} differs from {first.id} in its classes: it has {_some(mine)} and not {_some(theirs)}. Leave it "
-        "out, or rename its classes if they mean the same."
+        f"{ingredient.id} differs from {first.id} in its classes: it has {_first_names(surplus)} and not "
+        f"{_first_names(lacking)}. Leave it out, or rename its classes if they mean the same."
     )
     return Alignment(first.labels, problem=problem)
 
 
-def _order(labels: Sequence[str], wanted: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
-    """For each class of `wanted` its place in `labels`, and a name that several classes have, at different places.
+def _permutation(labels: Sequence[str], target: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
+    """The place in `labels` of each class of `target`, and a name that several classes have at different places.
 
     Args:
-        labels, wanted: the same names in two orders.
+        labels, target: the same names in two orders.
     """
-    count = Counter(wanted)
-    ambiguous = [label for place, label in enumerate(wanted) if count[label] > 1 and labels[place] != label]
-    order = tuple(labels.index(label) if count[label] == 1 else place for place, label in enumerate(wanted))
+    counts = Counter(target)
+    ambiguous = [label for place, label in enumerate(target) if counts[label] > 1 and labels[place] != label]
+    order = tuple(labels.index(label) if counts[label] == 1 else place for place, label in enumerate(target))
     return order, ambiguous[0] if ambiguous else None
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if names[5:] else "")
-
-
-# A whole number as people write it, or as pandas does where a column has gaps.
-_WHOLE = re.compile(r"-?\d+(\.0+)?")
-
-# Columns of these types say by that what their values are; of others the first value has to.
-_DTYPES = {"bool": "boolean"} | dict.fromkeys(("int", "uint", "float"), "number")
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The models' classes by what a label may call them.
+    """The models' classes by the names and numbers that labels may have.
 
     Args:
-        by_name: index of each class whose name no other has.
-        shared: names that several classes have; which of them a label means can't be told.
+        by_name: index of each class whose name is unique.
+        shared: names that several classes have, so that it is unclear which of them a label means.
         by_number: index of the class that a number means.
-        numbers_are_names: whether the numbers are what the classes are called, not where they stand.
+        numbers_are_names: whether numbers are the names of the classes, and not their positions.
     """
 
     by_name: dict[str, int]
@@ -152,56 +161,60 @@ class Classes:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Classes:
-        """Classes of which all are called by numbers, in whatever order, are meant by these numbers."""
+        """The classes with these names. If all names are numbers, in whatever order, then numbers are names."""
         counts = Counter(names)
         by_name = {name: index for index, name in enumerate(names) if counts[name] == 1}
-        called = [_number_of_name(name) for name in names]
-        by_called = {number: index for index, number in enumerate(called) if number is not None}
-        numbers_are_names = len(by_called) == len(names)
-        by_number = by_called if numbers_are_names else {index: index for index in range(len(names))}
+        numbers = [_number_of_name(name) for name in names]
+        by_number = {number: index for index, number in enumerate(numbers) if number is not None}
+        numbers_are_names = len(by_number) == len(names)
+        if not numbers_are_names:
+            by_number = {index: index for index in range(len(names))}
         return cls(by_name, frozenset(counts) - frozenset(by_name), by_number, numbers_are_names)
 
 
 def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]:
     """A function from a value of the label column to the index of the models' class.
 
-    Class labels of datasets and strings are matched by name. Numbers are matched by name where all classes are called
-    by numbers, else by position; booleans by name, else by number where there are the classes 0 and 1. What is
-    matched otherwise than by name is said. (FARM#66, pandas#48487: `True` equals 1 in Python.)
+    `datasets.ClassLabel`s and strings are matched by name. Numbers are matched by name if the names of all classes are
+    numbers, else by position; booleans by name, else by number if the classes are 0 and 1. Matches other than by name
+    are logged. (FARM#66, pandas#48487: `True` equals 1 in Python.)
 
-    The function raises a KeyError for a value that the models don't know.
+    Args:
+        classes: names of the models' classes.
+
+    Returns:
+        The function. It raises a KeyError for a value that the models don't know.
 
     Raises:
-        ValueError: if the dataset names classes that the models don't know, or that can't be told apart.
+        ValueError: if the dataset names classes that the models don't know, or that are ambiguous.
     """
     if split.class_names is not None:
-        return _match_names(split, split.class_names, classes)
-    known, kind = Classes.of(classes), _kind(split)
+        return _match_class_labels(split, split.class_names, classes)
+    known, kind = Classes.of(classes), _kind_of_labels(split)
     if kind == "boolean":
         return _match_booleans(split, classes, known)
     if kind == "number" or (kind == "number as text" and not _are_names(split, known)):
         return _match_numbers(split, classes, known)
-
-    refusals = {name: _shared(split, name, classes) for name in known.shared}
+    refusals = {name: _shared_name_error(split, name, classes) for name in known.shared}
     return partial(_index_of_name, known.by_name, refusals)
 
 
 def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
-    """Look at one row's label: a split without labels (as test splits often are) is refused before any work.
+    """Check the label of the first row: test splits often have no labels, and are refused before any work.
 
     Raises:
-        ValueError: if the models don't know it.
+        ValueError: if the models don't know the label.
     """
     for row in split.rows.take(1):
         label_of(row.get(split.label_column), 0, split, to_class)
 
 
-def _match_names(split: Split, names: tuple[str, ...], classes: tuple[str, ...]) -> Callable[[Any], int]:
-    """Of class labels, which are numbers of names that the dataset says."""
+def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str, ...]) -> Callable[[Any], int]:
+    """Match labels that are numbers, for which the dataset has `names`."""
     known = Classes.of(classes)
     ambiguous = [name for name in names if name in known.shared]
     if ambiguous:
-        raise ValueError(_shared(split, ambiguous[0], classes))
+        raise ValueError(_shared_name_error(split, ambiguous[0], classes))
     unknown = [name for name in names if name not in known.by_name]
     if unknown and are_placeholders(classes) and len(names) == len(classes):
         pairs = ", ".join(f"LABEL_{number} is {name!r}" for number, name in enumerate(names[:3]))
@@ -219,9 +232,10 @@ def _match_names(split: Split, names: tuple[str, ...], classes: tuple[str, ...])
 
 
 def _match_numbers(split: Split, classes: tuple[str, ...], known: Classes) -> Callable[[Any], int]:
-    called = [_number_of_name(name) for name in classes]
-    if None not in called and not known.numbers_are_names:
-        name = next(name for name, number in zip(classes, called, strict=True) if called.count(number) > 1)
+    """Match numbers by name or by position."""
+    numbers = [_number_of_name(name) for name in classes]
+    if None not in numbers and not known.numbers_are_names:
+        name = next(name for name, number in zip(classes, numbers, strict=True) if numbers.count(number) > 1)
         raise ValueError(
             f"The labels of {split.name}, split {split.split!r}, are numbers, and several of the models' classes are "
             f"called by that of {name!r}. Write the names of the classes into {split.label_column!r}."
@@ -235,20 +249,20 @@ def _match_numbers(split: Split, classes: tuple[str, ...], known: Classes) -> Ca
             f"told. Write the names of the classes into {split.label_column!r}."
         )
     if not known.numbers_are_names:
-        _say_once(
+        warn_once(
             f"The labels of {split.name}, split {split.split!r}, are numbers: {_pairs(known.by_number, classes)}."
         )
     return partial(_index_of_number, known.by_number)
 
 
 def _match_booleans(split: Split, classes: tuple[str, ...], known: Classes) -> Callable[[Any], int]:
-    """Of true and false by name in any spelling, or by number where the classes are 0 and 1."""
-    spelt = [name.casefold() for name in classes]
-    if spelt.count("true") == spelt.count("false") == 1:
-        return partial(_index_of_boolean, {True: spelt.index("true"), False: spelt.index("false")})
+    """Match true and false by name in any spelling, or by number if the classes are 0 and 1."""
+    folded = [name.casefold() for name in classes]
+    if folded.count("true") == folded.count("false") == 1:
+        return partial(_index_of_boolean, {True: folded.index("true"), False: folded.index("false")})
     if set(known.by_number) == {0, 1} and known.numbers_are_names:
         by_boolean = {bool(number): index for number, index in sorted(known.by_number.items())}
-        _say_once(f"The labels of {split.name}, split {split.split!r}, are booleans: {_pairs(by_boolean, classes)}.")
+        warn_once(f"The labels of {split.name}, split {split.split!r}, are booleans: {_pairs(by_boolean, classes)}.")
         return partial(_index_of_boolean, by_boolean)
     raise ValueError(
         f"The labels of {split.name}, split {split.split!r}, are booleans, and the models know {_listed(classes)}: "
@@ -266,7 +280,7 @@ def _index_of_name(indices: dict[str, int], refusals: dict[str, str], value: Any
 
 
 def _index_of_number(indices: dict[int, int], value: Any) -> int:
-    number = _number_in(value) if isinstance(value, str) else _whole(value)
+    number = _number_in(value) if isinstance(value, str) else _whole_number(value)
     if number is None:
         raise KeyError(value)
     return indices[number]
@@ -278,24 +292,24 @@ def _index_of_boolean(indices: dict[bool, int], value: Any) -> int:
     return indices[bool(value)]
 
 
-def _kind(split: Split) -> str:
-    """What the label column holds: `boolean`, `number`, `number as text` or `text`."""
+def _kind_of_labels(split: Split) -> str:
+    """`boolean`, `number`, `number as text` or `text`."""
     dtype = re.match("[a-z]*", split.label_dtype or "")
-    if dtype and dtype.group() in _DTYPES:
-        return _DTYPES[dtype.group()]
+    if dtype and dtype.group() in _KINDS:
+        return _KINDS[dtype.group()]
     value = _first_label(split)
     if isinstance(value, (bool, np.bool_)):
         return "boolean"
     if isinstance(value, str):
         return "text" if _number_in(value) is None else "number as text"
-    return "text" if _whole(value) is None else "number"
+    return "text" if _whole_number(value) is None else "number"
 
 
 def _are_names(split: Split, known: Classes) -> bool:
-    """Whether numbers as text are names of classes.
+    """Whether numbers as text are names of classes, and not positions.
 
     Raises:
-        ValueError: if some classes are called by numbers, and others are not: where they stand may be meant as well.
+        ValueError: if that is unclear, because the names of only some classes are numbers.
     """
     value = _first_label(split)
     if value in known.by_name or value in known.shared:
@@ -313,8 +327,8 @@ def _first_label(split: Split) -> Any:
     return next((row.get(split.label_column) for row in split.rows.take(1)), None)
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number; pandas makes floats of those in a column that has gaps."""
+def _whole_number(value: Any) -> int | None:
+    """The integer that a number is equal to. In a column with gaps pandas turns integers into floats."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         return None
     if isinstance(value, numbers.Integral):
@@ -324,11 +338,12 @@ def _whole(value: Any) -> int | None:
 
 
 def _number_in(text: str) -> int | None:
-    return int(text.split(".")[0]) if _WHOLE.fullmatch(text) else None
+    """The whole number that a text stands for."""
+    return int(text.split(".")[0]) if _WHOLE_NUMBER.fullmatch(text) else None
 
 
 def _number_of_name(name: str) -> int | None:
-    """The number that a class is called by, as in `3` and `LABEL_3`; `false` is 0 and `true` is 1."""
+    """The number in the name of a class, as in `3` and `LABEL_3`; `false` is 0 and `true` is 1."""
     if name.casefold() in ("false", "true"):
         return int(name.casefold() == "true")
     return _number_in(name.removeprefix("LABEL_"))
@@ -343,7 +358,7 @@ def _listed(classes: tuple[str, ...]) -> str:
     return f"{', '.join(classes[:10])}{' and more' if len(classes) > 10 else ''}"
 
 
-def _shared(split: Split, name: str, classes: tuple[str, ...]) -> str:
+def _shared_name_error(split: Split, name: str, classes: tuple[str, ...]) -> str:
     places = [str(index) for index, other in enumerate(classes) if other == name]
     return (
         f"The dataset {split.name} has the class {name!r}, and {len(places)} of the models' classes are called that "
@@ -353,6 +368,6 @@ def _shared(split: Split, name: str, classes: tuple[str, ...]) -> str:
 
 
 @lru_cache
-def _say_once(text: str) -> None:
-    """What several looks at one split would say again and again."""
+def warn_once(text: str) -> None:
+    """Log a warning once in a process: labels of a split are matched several times."""
     logger.warning(text)

@@ -1,4 +1,4 @@
-"""What the names that a user gives stand for: folders, and repositories on the Hub."""
+"""Resolve the names that a user gives to folders and to repositories on the Hub."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from hf_radin.runtime.hub_errors import asking_the_hub
 
 logger = logging.getLogger(__name__)
 
+# How the names of files end that list checkpoints.
 LISTS = (".txt", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one checkpoint is.
+    """Where a checkpoint is.
 
     Args:
         name: what the user calls it.
-        folder: on disk; None on the Hub.
-        repo_id, revision, subfolder: on the Hub; the revision None where the user named none.
+        folder: on disk; None for a checkpoint on the Hub.
+        repo_id, revision, subfolder: on the Hub; the revision is None if the user named none.
     """
 
     name: str
@@ -41,24 +42,25 @@ class Place:
 
 
 def find_places(names: list[str], *, revision: str | None = None, token: str | bool | None = None) -> list[Place]:
-    """The places that names stand for, in order; each place once.
+    """The places that names stand for, in order and without duplicates.
 
     Args:
         names: folders, patterns, Hub ids `org/name@revision:subfolder`, addresses of models or collections on the
-            Hub, or files that list such names. What is on disk goes before what is on the Hub.
+            Hub, or files that list such names. What is on disk takes precedence over the Hub.
         revision: for the Hub ids that name none.
+        token: for the Hub.
 
     Raises:
         ValueError: if a name stands for nothing.
     """
-    found: dict[Place, None] = {}
+    places: dict[Place, None] = {}
     for name in names:
-        for place in _places(name, token):
-            found.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
-    return list(found)
+        for place in _places_of(name, token):
+            places.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
+    return list(places)
 
 
-def _places(name: str, token: str | bool | None) -> Iterator[Place]:
+def _places_of(name: str, token: str | bool | None) -> Iterator[Place]:
     if "\0" in name:
         raise ValueError(f"{name!r} is no name.")
     name = name if is_dir(Path(name)) else os.path.expanduser(name)
@@ -74,32 +76,32 @@ def _places(name: str, token: str | bool | None) -> Iterator[Place]:
         for entry in _read_list(path):
             if _is_file(Path(entry)):
                 raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
-            yield from _places(entry, token)
+            yield from _places_of(entry, token)
     elif glob.has_magic(name) and (folders := _matching_folders(name)):
         yield from (_run_or_checkpoint(folder) for folder in folders)
     elif path.suffix in LISTS:
         raise ValueError(f"There is no file {name!r} that could list checkpoints.")
     else:
-        yield from _on_the_hub(name, token)
+        yield from _places_on_hub(name, token)
 
 
 def _matching_folders(pattern: str) -> list[Path]:
-    """The folders that a pattern matches, as a shell has it: `**` stands for any number of folders, one in the other.
+    """The folders that a pattern matches as in a shell, where `**` stands for any number of nested folders.
 
-    Where it ends in `**`, which a shell takes for every folder below, those that hold a checkpoint are meant.
+    A pattern that ends in `**` would match every folder below: only those with a checkpoint are taken.
     """
     folders = [Path(name) for name in glob.glob(pattern, recursive=True) if is_dir(Path(name))]
     if PurePosixPath(pattern).name == "**":
         folders = [folder for folder in folders if _holds_checkpoint(folder)]
-    return sorted(dict.fromkeys(folders), key=lambda folder: _by_number(str(folder)))
+    return sorted(dict.fromkeys(folders), key=lambda folder: _natural_key(str(folder)))
 
 
 def _holds_checkpoint(folder: Path) -> bool:
     return any(_is_file(folder / name) for name in (CONFIG, ADAPTER_CONFIG))
 
 
-def _by_number(name: str) -> list[Any]:
-    """So that checkpoint-94 comes before checkpoint-141."""
+def _natural_key(name: str) -> list[Any]:
+    """A key for sorting that puts checkpoint-94 before checkpoint-141."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -119,35 +121,35 @@ def _read_list(path: Path) -> list[str]:
         if path.suffix == ".txt":
             entries: Any = [entry for line in text.splitlines() if (entry := _entry(line))]
         else:
-            read = yaml.safe_load(text)
-            entries = read.get("models") if isinstance(read, dict) else read
+            content = yaml.safe_load(text)
+            entries = content.get("models") if isinstance(content, dict) else content
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} can't be read as a list of checkpoints: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(one, str) for one in entries):
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
     return entries
 
 
 def _entry(line: str) -> str:
-    """The name in a line of a list; a comment begins with `#`, at the start or after a blank.
+    """The name in a line of a list, without a comment, which begins with `#` at the start or after a blank.
 
-    A name that stands for a folder here is taken whole, whatever is in it.
+    A line that is the name of a folder here is taken whole, even with a `#` in it.
     """
     whole = line.strip()
     return whole if whole and is_dir(Path(whole)) else re.split(r"(?:^|\s)#", whole, maxsplit=1)[0].strip()
 
 
 def _run_or_checkpoint(folder: Path) -> Place:
-    """The folder itself, or of a Trainer's run that holds only `checkpoint-*` folders the best of them."""
-    steps = {
-        int(one.name.removeprefix("checkpoint-")): one
-        for one in folder.glob("checkpoint-*")
-        if one.is_dir() and one.name.removeprefix("checkpoint-").isdecimal()
+    """The place of a checkpoint or, for a Trainer's run that only has `checkpoint-*` folders, of the best of them."""
+    checkpoints = {
+        int(inner.name.removeprefix("checkpoint-")): inner
+        for inner in folder.glob("checkpoint-*")
+        if inner.is_dir() and inner.name.removeprefix("checkpoint-").isdecimal()
     }
-    last = steps[max(steps)] if steps else folder
-    best = _best(last / "trainer_state.json") if steps else None
+    last = checkpoints[max(checkpoints)] if checkpoints else folder
+    best = _best_checkpoint(last / "trainer_state.json") if checkpoints else None
     if _holds_checkpoint(folder):
-        if best and not any(_same_weights(folder, one) for one in steps.values()):
+        if best and not any(_same_weights(folder, checkpoint) for checkpoint in checkpoints.values()):
             logger.warning(
                 "%s has a model of its own that is none of its checkpoints, though %s is its best: where the Trainer "
                 "loaded that at the end, names that differ on disk can have left parts of the last one in it. "
@@ -157,27 +159,27 @@ def _run_or_checkpoint(folder: Path) -> Place:
                 folder,
             )
         return Place(folder.as_posix(), folder)
-    if not steps:
-        return Place(folder.as_posix(), folder)  # what it lacks is said with all else that is wrong
-    chosen = next((one for one in steps.values() if one.name == best), last)
+    if not checkpoints:
+        return Place(folder.as_posix(), folder)  # what it lacks is reported when it is read
+    chosen = next((checkpoint for checkpoint in checkpoints.values() if checkpoint.name == best), last)
     if chosen.name == best:
-        logger.info("%s: %s is the best of %d checkpoints by trainer_state.json.", folder, best, len(steps))
+        logger.info("%s: %s is the best of %d checkpoints by trainer_state.json.", folder, best, len(checkpoints))
     else:
-        why = f"names {best}, which is not there" if best else "names no best one"
-        logger.warning("%s: trainer_state.json %s: its last checkpoint, %s, is used.", folder, why, last.name)
+        reason = f"names {best}, which is not there" if best else "names no best one"
+        logger.warning("%s: trainer_state.json %s: its last checkpoint, %s, is used.", folder, reason, last.name)
     return Place(chosen.as_posix(), chosen)
 
 
-def _same_weights(one: Path, other: Path) -> bool:
-    """Whether two folders have the same file of weights, as far as single files tell."""
+def _same_weights(folder: Path, checkpoint: Path) -> bool:
+    """Whether two folders have the same file of weights. True if the first one has shards, which are not compared."""
     for name in (WEIGHTS, ADAPTER):
-        if (one / name).is_file():
-            return (other / name).is_file() and filecmp.cmp(one / name, other / name, shallow=False)
+        if (folder / name).is_file():
+            return (checkpoint / name).is_file() and filecmp.cmp(folder / name, checkpoint / name, shallow=False)
     return True
 
 
-def _best(state: Path) -> str | None:
-    """The name of a run's best checkpoint; the path that the Trainer wrote holds where the run was made."""
+def _best_checkpoint(state: Path) -> str | None:
+    """The name of a run's best checkpoint. The path that the Trainer wrote is that of the machine of the run."""
     try:
         best = json.loads(state.read_text())["best_model_checkpoint"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -185,7 +187,7 @@ def _best(state: Path) -> str | None:
     return PurePosixPath(best.replace("\\", "/")).name if isinstance(best, str) else None
 
 
-def _on_the_hub(name: str, token: str | bool | None) -> Iterator[Place]:
+def _places_on_hub(name: str, token: str | bool | None) -> Iterator[Place]:
     from huggingface_hub import HfApi
     from huggingface_hub.constants import ENDPOINT
 
@@ -201,22 +203,28 @@ def _on_the_hub(name: str, token: str | bool | None) -> Iterator[Place]:
     front, _, subfolder = short.partition(":")
     repo_id, _, revision = front.partition("@")
     if repo_id.count("/") > 1 or short.startswith((".", "/", "~")) or not repo_id.strip("/"):
-        is_pattern = "The pattern {!r} matches no folder" if glob.has_magic(name) else "There is no folder {!r}"
+        problem = f"The pattern {name!r} matches no folder" if glob.has_magic(name) else f"There is no folder {name!r}"
         raise ValueError(
-            f"{is_pattern.format(name)} here, and it is no name on the Hub either (these look like 'org/name', "
+            f"{problem} here, and it is no name on the Hub either (these look like 'org/name', "
             "'org/name@revision:subfolder' or, as a pattern, 'org/ft-*')."
         )
     if subfolder and any(part in ("", ".", "..") for part in subfolder.split("/")):
         raise ValueError(f"{name}: {subfolder!r} is no folder inside a repository.")
-    for model in _matching(repo_id, name, token) if glob.has_magic(repo_id) else [repo_id]:
+    for model in _matching_models(repo_id, name, token) if glob.has_magic(repo_id) else [repo_id]:
         base = Place(f"{model}{short[len(repo_id) :]}", None, model, revision or None, subfolder)
         if subfolder and glob.has_magic(subfolder):
-            yield from _subfolders(base, token)
+            yield from _matching_subfolders(base, token)
         else:
             yield base
 
 
-def _matching(pattern: str, name: str, token: str | bool | None) -> list[str]:
+def _matching_models(pattern: str, name: str, token: str | bool | None) -> list[str]:
+    """The models on the Hub that a pattern matches.
+
+    Args:
+        pattern: of ids, without revision and subfolder.
+        name: that the user gave, for errors.
+    """
     from huggingface_hub import HfApi
 
     author = pattern.partition("/")[0]
@@ -227,7 +235,7 @@ def _matching(pattern: str, name: str, token: str | bool | None) -> list[str]:
         )
     with asking_the_hub(f"The pattern {name!r}", missing=f"The pattern {name!r} matches no folder here"):
         listed = [model.id for model in HfApi().list_models(author=author, token=token)]
-    matches = sorted((model for model in listed if _matches(model, pattern)), key=_by_number)
+    matches = sorted((model for model in listed if matches_pattern(model, pattern)), key=_natural_key)
     if not matches:
         raise ValueError(
             f"The pattern {name!r} matches no folder here and none of the {len(listed)} models of {author!r} on the "
@@ -236,8 +244,8 @@ def _matching(pattern: str, name: str, token: str | bool | None) -> list[str]:
     return matches
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """Whether a path on the Hub matches a pattern, as in a shell: only `**` goes from folder to folder."""
+def matches_pattern(path: str, pattern: str) -> bool:
+    """Whether a path on the Hub matches a pattern as in a shell, where only `**` matches several folders."""
     return _parts_match(path.split("/"), pattern.split("/"))
 
 
@@ -249,19 +257,19 @@ def _parts_match(parts: list[str], patterns: list[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _parts_match(parts[1:], patterns[1:])
 
 
-def _subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
-    """The folders of one repository that match a pattern and hold a checkpoint."""
+def _matching_subfolders(place: Place, token: str | bool | None) -> Iterator[Place]:
+    """The folders of a repository that have a checkpoint and match the pattern that stands for the subfolder."""
     from huggingface_hub import HfApi
 
     with asking_the_hub(place.repo_id or "", revision=place.revision):
         files = HfApi().list_repo_files(place.repo_id or "", revision=place.revision, token=token)
-    kinds = (CONFIG, ADAPTER_CONFIG)
-    folders = {file.rpartition("/")[0] for file in files if PurePosixPath(file).name in kinds} - {""}
-    if place.subfolder in folders:  # its name looks like a pattern
+    configs = (CONFIG, ADAPTER_CONFIG)
+    folders = {file.rpartition("/")[0] for file in files if PurePosixPath(file).name in configs} - {""}
+    if place.subfolder in folders:  # a name that looks like a pattern
         yield place
         return
-    found = sorted((one for one in folders if _matches(one, place.subfolder)), key=_by_number)
-    if not found:
+    matches = sorted((folder for folder in folders if matches_pattern(folder, place.subfolder)), key=_natural_key)
+    if not matches:
         raise ValueError(f"{place.name}: no folder of {place.repo_id} with a checkpoint matches {place.subfolder!r}.")
-    for one in found:
-        yield replace(place, name=place.name.replace(f":{place.subfolder}", f":{one}"), subfolder=one)
+    for folder in matches:
+        yield replace(place, name=place.name.replace(f":{place.subfolder}", f":{folder}"), subfolder=folder)

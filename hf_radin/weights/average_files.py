@@ -18,6 +18,7 @@ from hf_radin.weights.tensors import Tensor
 
 logger = logging.getLogger(__name__)
 
+# The tensors of each checkpoint, by name.
 Files = Sequence[Mapping[str, Tensor]]
 
 
@@ -25,72 +26,78 @@ def refuse_ingredients(output: Path, ingredients: Iterable[Ingredient]) -> None:
     """Never write over what a soup is made of.
 
     Raises:
-        ValueError: if the output folder is that of an ingredient.
+        ValueError: if the output folder is that of an ingredient or of an adapter's base model, or the run of one.
     """
-    every = [*ingredients]
-    for one in [*every, *(one.base for one in every if one.base)]:
-        folder = one.folder.resolve()
+    ingredients = list(ingredients)
+    bases = [ingredient.base for ingredient in ingredients if ingredient.base]
+    for ingredient in [*ingredients, *bases]:
+        folder = ingredient.folder.resolve()
         if output.resolve() == folder:
-            raise ValueError(f"The output {output} is the ingredient {one.id}, which would be lost. Choose another.")
+            raise ValueError(
+                f"The output {output} is the ingredient {ingredient.id}, which would be lost. Choose another."
+            )
         if output.resolve() == folder.parent and folder.name.startswith("checkpoint-"):
-            raise ValueError(f"The output {output} is the run of the ingredient {one.id}. Choose another.")
+            raise ValueError(f"The output {output} is the run of the ingredient {ingredient.id}. Choose another.")
 
 
 def are_alike(used: Ingredients, files: Files) -> bool:
-    """Whether checkpoints can be averaged as files: plain weights, under the same names.
+    """Whether checkpoints can be averaged as files: plain weights, with the same names and kinds of tensors.
 
     Raises:
-        ValueError: if a tensor has another shape in one of them.
+        ValueError: if a tensor has different shapes in two of them.
     """
-    if any(one.base or one.order or one.trust_remote_code for one in used):
+    if any(ingredient.base or ingredient.order or ingredient.trust_remote_code for ingredient in used):
         return False
-    if any(one.dtype not in FLOATS + INTEGERS for file in files for one in file.values()):
-        return False
-    if any(file.keys() != files[0].keys() for file in files):
-        return False
-    if any((one.dtype in FLOATS) != (files[0][name].dtype in FLOATS) for file in files for name, one in file.items()):
-        return False
-    for one, file in zip(used, files, strict=True):
+    first = files[0]
+    for file in files:
+        if file.keys() != first.keys():
+            return False
         for name, tensor in file.items():
-            if tensor.shape != files[0][name].shape:
+            if tensor.dtype not in FLOATS + INTEGERS or (tensor.dtype in FLOATS) != (first[name].dtype in FLOATS):
+                return False
+    for ingredient, file in zip(used, files, strict=True):
+        for name, tensor in file.items():
+            if tensor.shape != first[name].shape:
                 raise ValueError(
-                    f"{name} has the shape {files[0][name].shape} in {used[0].id} and {tensor.shape} in {one.id}: "
+                    f"{name} has the shape {first[name].shape} in {used[0].id} and {tensor.shape} in {ingredient.id}: "
                     "leave one of them out."
                 )
     return True
 
 
 def widest(files: Files) -> str:
-    """The dtype of the ingredients, as safetensors spells it; float32 if they hold both float16 and bfloat16."""
+    """The widest float dtype in the files, as safetensors spells it; float32 for float16 and bfloat16 together."""
 
-    def both(one: str, other: str) -> str:
-        if {one, other} == {"F16", "BF16"}:
+    def common(first: str, second: str) -> str:
+        if {first, second} == {"F16", "BF16"}:
             return "F32"
-        return max(one, other, key=lambda kind: BYTES[kind])
+        return max(first, second, key=lambda dtype: BYTES[dtype])
 
-    return reduce(both, (one.dtype for file in files for one in file.values() if one.dtype in FLOATS))
+    return reduce(common, (tensor.dtype for file in files for tensor in file.values() if tensor.dtype in FLOATS))
 
 
-def header_of(files: Files, kind: str) -> Header:
-    """Of each tensor of an average its dtype and shape; integers stay as they are."""
-    return {name: (kind if one.dtype in FLOATS else one.dtype, one.shape) for name, one in files[0].items()}
+def header_of(files: Files, dtype: str) -> Header:
+    """Dtype and shape of each tensor of an average: floats in `dtype`, integers as they are."""
+    return {
+        name: (dtype if tensor.dtype in FLOATS else tensor.dtype, tensor.shape) for name, tensor in files[0].items()
+    }
 
 
 def stream(files: Files, recipe: Recipe, header: Header, sink: tensors.Sink) -> None:
-    """Average all tensors, with a bar where that takes long."""
+    """Average all tensors into a sink, with a progress bar if that takes long."""
     total = sum(math.prod(shape) for _, shape in header.values())
     with progress_bar(total=total, desc="Averaging weights", unit="weight", delay=2) as bar:
-        dtypes = {name: kind for name, (kind, _) in header.items()}
+        dtypes = {name: dtype for name, (dtype, _) in header.items()}
         tensors.average(files, list(recipe.used.values()), dtypes, sink, on_chunk=bar.update, ids=list(recipe.used))
 
 
 def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, max_shard_size: int | str) -> None:
-    """Average into files, and see that all is there that went in.
+    """Write the average of files, and check that every tensor was written.
 
     Raises:
-        ValueError: if the disk is too small for them.
+        ValueError: if there is not enough room on the disk.
     """
-    needed = sum(BYTES[kind] * math.prod(shape) for kind, shape in header.values())
+    needed = sum(BYTES[dtype] * math.prod(shape) for dtype, shape in header.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
@@ -99,5 +106,5 @@ def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, ma
         )
     tensors.write(folder, header, partial(stream, files, recipe, header), max_shard_size=max_shard_size)
     with tensors.open_files(folder) as written:
-        if {name: (one.dtype, one.shape) for name, one in written.items()} != header:
+        if {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()} != header:
             raise RuntimeError(f"{len(written)} tensors were written where {len(header)} were meant; this is a bug.")

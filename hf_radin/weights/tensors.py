@@ -1,9 +1,9 @@
-"""Tensors of many files, averaged chunk by chunk: each byte is read once, and no tensor has to be whole in memory.
+"""Average the tensors of many files chunk by chunk: each byte is read once, and no whole tensor is held in memory.
 
-Plain numpy: what averages files must not wait for torch. Sums are taken in float64, or in float32 where all that goes
-in and comes out has 16 bits; product and sum are rounded one after the other, ingredient after ingredient, and the
-result once: all machines, and any number of threads, give the same bits, and the average of equal tensors is that
-tensor again, for any weights, but for float64, where a sum has nothing to spare.
+This is plain numpy, because averaging files must not wait for the import of torch. Sums are taken in float64, or in
+float32 where all inputs and outputs have 16 bits. Product and sum are rounded one after the other, ingredient after
+ingredient, and the result is rounded once. All machines and any number of threads therefore give the same bits, and
+the average of equal tensors is that tensor again, for any weights; except in float64, where sums have no spare bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ from hf_radin.checkpoints.files import (
     weight_files,
 )
 
-# Numbers of a tensor that are worked on at a time: with their sum they stay in a core's cache.
+# Numbers that are summed at a time: they and their sum fit into a core's cache.
 CHUNK = 1 << 18
 
-# Threads that read and add: memory is not faster for more.
+# Threads that read and add: more of them don't get more out of the memory.
 THREADS = min(4, os.cpu_count() or 1)
 
 # Takes bytes of the named tensor from a place on.
@@ -54,9 +54,9 @@ class Tensor:
 
     Args:
         dtype: as safetensors spells it.
-        shape: of it.
-        read: fills a buffer with its bytes, from a byte on.
-        check: raises a ValueError if the file is no longer what it was when it was opened.
+        shape: of the tensor.
+        read: takes an offset in bytes and a buffer, and fills the buffer with the bytes from there on.
+        check: raises a ValueError if the file has changed since it was opened.
     """
 
     dtype: str
@@ -70,27 +70,26 @@ class Tensor:
 
 @contextmanager
 def open_files(folder: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a checkpoint by their plain names (`checkpoint.plain_names`); nothing of them is read yet.
+    """The tensors of a checkpoint by their plain names (`files.plain_names`). None of them is read yet.
 
     Raises:
         ValueError: if a file is truncated or not what its name says.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for path in weight_files(folder, allow_pickle=allow_pickle):
-            if path.suffix == ".safetensors":
-                part = _of_file(stack, path)
-                twice = sorted(part.keys() & found.keys())
-                if twice:
-                    raise ValueError(f"{path}: {twice[0]} stands in another file of {folder}, too; save it again.")
-                found |= part
-            else:  # of one kind all are
-                found = _of_pickles(folder)
+            if path.suffix != ".safetensors":  # then all files are pickles
+                tensors = _open_pickled(folder)
                 break
-        yield {name: found[on_disk] for on_disk, name in plain_names(found, folder).items()}
+            shard = _open_safetensors(stack, path)
+            if repeated := sorted(shard.keys() & tensors.keys()):
+                raise ValueError(f"{path}: {repeated[0]} stands in another file of {folder}, too; save it again.")
+            tensors |= shard
+        yield {name: tensors[on_disk] for on_disk, name in plain_names(tensors, folder).items()}
 
 
-def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
+def _open_safetensors(stack: ExitStack, path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, which `stack` closes."""
     try:
         file = stack.enter_context(path.open("rb", buffering=0))
         status = os.fstat(file.fileno())
@@ -102,7 +101,7 @@ def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} can't be read: {error}.") from error
     except ValueError as error:
         raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
-    shared = _Shared(file)
+    shared = _SharedFile(file)
 
     def check() -> None:
         now = os.stat(path)
@@ -115,52 +114,56 @@ def _of_file(stack: ExitStack, path: Path) -> dict[str, Tensor]:
     }
 
 
-def _read(path: Path, file: _Shared, start: int, first: int, kept: memoryview) -> None:
+def _read(path: Path, file: _SharedFile, start: int, first: int, buffer: memoryview) -> None:
+    """Fill a buffer from byte `first` of the tensor that begins at byte `start` of the file."""
     done = 0
-    while done < len(kept):  # one call may read less
+    while done < len(buffer):  # a call may read fewer bytes
         try:
-            got = file.read(start + first + done, kept[done:])
-        except OSError as error:  # not of what is written, which would be somebody else's fault
+            count = file.read(start + first + done, buffer[done:])
+        except OSError as error:  # name the file that is read: an OSError would be taken for one of the output
             raise ValueError(f"{path} can't be read: {error}.") from error
-        if not got:
+        if not count:
             raise ValueError(f"{path} has become shorter while it was read.")
-        done += got
+        done += count
 
 
-class _Shared:
-    """A file that threads read and write at places of their own; some systems have but one place a file."""
+class _SharedFile:
+    """A file that several threads read and write, each at an offset of its own.
+
+    Where the system can't do that (Windows has no `preadv`), a lock guards the file's one position.
+    """
 
     def __init__(self, file: FileIO):
         self.file, self.lock = file, threading.Lock()
 
-    def read(self, start: int, kept: memoryview) -> int:
+    def read(self, start: int, buffer: memoryview) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(self.file.fileno(), [kept], start)
+            return os.preadv(self.file.fileno(), [buffer], start)
         with self.lock:
             self.file.seek(start)
-            return self.file.readinto(kept) or 0
+            return self.file.readinto(buffer) or 0
 
-    def write(self, start: int, part: Any) -> None:
-        rest, done = memoryview(part).cast("B"), 0
-        while done < len(rest):  # one call may write less
+    def write(self, start: int, content: Any) -> None:
+        buffer, done = memoryview(content).cast("B"), 0
+        while done < len(buffer):  # a call may write fewer bytes
             if hasattr(os, "pwrite"):
-                done += os.pwrite(self.file.fileno(), rest[done:], start + done)
+                done += os.pwrite(self.file.fileno(), buffer[done:], start + done)
             else:
                 with self.lock:
                     self.file.seek(start + done)
-                    done += self.file.write(rest[done:])
+                    done += self.file.write(buffer[done:])
 
 
-def _of_pickles(folder: Path) -> dict[str, Tensor]:
-    """Tensors that torch reads, in memory maps."""
+def _open_pickled(folder: Path) -> dict[str, Tensor]:
+    """Tensors that torch maps into memory."""
     import torch
 
-    found = {}
+    tensors = {}
     for name, tensor in open_pickles(folder).items():
         flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
-        def fill(first: int, kept: memoryview, flat: memoryview = flat) -> None:
-            kept[:] = flat[first : first + len(kept)]
+        def read(first: int, buffer: memoryview, flat: memoryview = flat) -> None:
+            buffer[:] = flat[first : first + len(buffer)]
 
         found[name] = Tensor(safetensors_dtype(tensor.dtype), tuple(tensor.shape), fill)
     return found
@@ -174,55 +177,42 @@ def average(
     *,
     on_chunk: Callable[[int], object] = lambda numbers: None,
     ids: Sequence[str] = (),
+    chunk: int = CHUNK,
+    threads: int = THREADS,
 ) -> None:
-    """Weighted sums of the tensors that all files have; of integers, which count or index, the first stays.
+    """Weighted sums of the tensors of all files. Of integers, which count or index, the first file's are taken.
 
     Args:
         files: of each checkpoint, tensors of the same names and shapes.
-        weights: one for each.
-        target: of each tensor the dtype that its sum is rounded to.
-        sink: takes the bytes; several threads call it, for different bytes.
-        on_chunk: hears how many numbers went by.
-        ids: what to call the checkpoints in an error.
+        weights: one for each checkpoint.
+        target: the dtype that the sum of each tensor is rounded to, as safetensors spells it.
+        sink: takes the bytes. Several threads call it, each for different bytes.
+        on_chunk: is called with the count of numbers that were averaged.
+        ids: the checkpoints' names for errors.
+        chunk: numbers that are read and summed at a time.
+        threads: that do so.
 
     Raises:
-        ValueError: where a sum is no finite number, unless that number is the same in all of them; if a float16 can't
-            hold it; if a file has changed meanwhile.
+        ValueError: if a sum is not a finite number, unless all tensors have that number there; if it is too large for
+            a float16 target; if a file has changed since it was opened.
     """
-    exact = sum_dtype([one.dtype for file in files for one in file.values()], target.values())
-    own, stopped = threading.local(), threading.Event()
+    averaging = _Averaging(files, weights, target, ids)
+    local, stopped = threading.local(), threading.Event()
 
-    def work(chunk: tuple[str, int]) -> None:
+    def work(name: str, start: int, count: int) -> None:
         if stopped.is_set():
             return
-        if not hasattr(own, "room"):
-            own.room = _Room(CHUNK, exact)
-        name, start = chunk
-        tensors = [file[name] for file in files]
-        count = min(CHUNK, len(tensors[0]) - start)
-        if target[name] in FLOATS:
-            with np.errstate(over="ignore", invalid="ignore"):
-                total = _sum(tensors, weights, start, count, own.room)
-                is_number = bool(np.isfinite(total.sum()))
-            if not is_number:  # or but large: whoever looks closer knows
-                _refuse_strange(name, tensors, ids, start, total)
-            part = rounded(total, target[name], own.room)
-            if target[name] == "F16" and not np.isfinite(part.view(np.float16)).all() and np.isfinite(total).all():
-                most = total[np.abs(total).argmax()]
-                raise ValueError(
-                    f"{name} has {most:.6g} in the average, more than a float16 holds; choose another dtype (--dtype)."
-                )
-            sink(name, start * BYTES[target[name]], part)
-        else:
-            size = BYTES[target[name]]
-            raw = own.room.raw[: count * size]
-            tensors[0].read(start * size, raw.data)
-            sink(name, start * size, raw)
+        if not hasattr(local, "workspace"):
+            local.workspace = _Workspace(chunk, averaging.sum_dtype)
+        sink(name, start * BYTES[target[name]], averaging.average_chunk(name, start, count, local.workspace))
         on_chunk(count)
 
-    chunks = [(name, start) for name in target for start in range(0, len(files[0][name]), CHUNK)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [pool.submit(work, chunk) for chunk in chunks]
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = [
+            pool.submit(work, name, start, min(chunk, len(files[0][name]) - start))
+            for name in target
+            for start in range(0, len(files[0][name]), chunk)
+        ]
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -230,36 +220,97 @@ def average(
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
-    for check in {one.check for file in files for one in file.values()}:
+    for check in {tensor.check for file in files for tensor in file.values()}:
         check()
 
 
 def sum_dtype(ingredients: Iterable[str], target: Iterable[str]) -> type[np.floating]:
-    """What sums are taken in: float32 has 13 bits to spare for a float16, which no hundreds of sums use up.
+    """The dtype of sums. For 16-bit numbers float32 will do: its 13 spare bits outlast hundreds of summands.
 
     Args:
-        ingredients: the dtypes of what goes in, as safetensors spells them; integers don't count.
-        target: of what comes out.
+        ingredients: dtypes of the tensors that are averaged, as safetensors spells them; integers don't count.
+        target: dtypes of the averages.
     """
     return np.float64 if {"F64", "F32"} & {*ingredients, *target} else np.float32
 
 
-class _Room:
-    """What a thread works in, for so many numbers: memory that is used again costs no page faults."""
+class _Workspace:
+    """Buffers of one thread for `count` numbers: memory that is used again costs no page faults."""
 
-    def __init__(self, count: int, exact: type[np.floating] = np.float64):
+    def __init__(self, count: int, sum_dtype: type[np.floating] = np.float64):
         self.raw = np.empty(8 * count, np.uint8)
-        self.total, self.part = np.empty(count, exact), np.empty(count, exact)
+        self.total, self.part = np.empty(count, sum_dtype), np.empty(count, sum_dtype)
         self.single, self.bits = np.empty(count, np.float32), np.empty(count, np.uint32)
         self.half, self.is_middle = np.empty(count, np.uint16), np.empty(count, bool)
 
 
-def _sum(tensors: Sequence[Tensor], weights: Sequence[float], start: int, count: int, room: _Room) -> np.ndarray:
-    """Of some numbers of each tensor the weighted sum, float64 or float32 `(count,)`."""
-    total, part, wide = room.total[:count], room.part[:count], room.bits[:count]
+@dataclass(frozen=True)
+class _Averaging:
+    """An average of checkpoints, of which any chunk can be computed. The fields are arguments of `average`."""
+
+    files: Sequence[Mapping[str, Tensor]]
+    weights: Sequence[float]
+    target: Mapping[str, str]
+    ids: Sequence[str]
+
+    @cached_property
+    def sum_dtype(self) -> type[np.floating]:
+        return sum_dtype([tensor.dtype for file in self.files for tensor in file.values()], self.target.values())
+
+    def average_chunk(self, name: str, start: int, count: int, workspace: _Workspace) -> np.ndarray:
+        """The bytes of `count` numbers of a tensor, from the number `start` on; they lie in the workspace."""
+        tensors, dtype = [file[name] for file in self.files], self.target[name]
+        if dtype not in FLOATS:
+            raw = workspace.raw[: count * BYTES[dtype]]
+            tensors[0].read(start * BYTES[dtype], raw.data)
+            return raw
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = _weighted_sum(tensors, self.weights, start, count, workspace)
+            is_finite = bool(np.isfinite(total.sum()))
+        if not is_finite:  # there is such a number, or the numbers are merely large
+            self._settle_non_finite(name, start, total)
+        part = rounded(total, dtype, workspace)
+        if dtype == "F16" and not np.isfinite(part.view(np.float16)).all() and np.isfinite(total).all():
+            largest = total[np.abs(total).argmax()]
+            raise ValueError(
+                f"{name} has {largest:.6g} in the average, more than a float16 holds; choose another dtype (--dtype)."
+            )
+        return part
+
+    def _settle_non_finite(self, name: str, start: int, total: np.ndarray) -> None:
+        """Put the number that all tensors have in place of a sum that is not finite, as of masks with -inf.
+
+        Raises:
+            ValueError: where they have different numbers.
+        """
+        places = np.flatnonzero(~np.isfinite(total))
+        if not len(places):
+            return
+        values = []
+        for file in self.files:
+            workspace = _Workspace(len(total))
+            values.append(_weighted_sum([file[name]], [1.0], start, len(total), workspace)[places].copy())
+        is_same = np.all([row == values[0] for row in values], axis=0)
+        if is_same.all():
+            total[places] = values[0]
+            return
+        first = int(np.flatnonzero(~is_same)[0])
+        index = next((index for index, row in enumerate(values) if not np.isfinite(row[first])), 0)
+        checkpoint = self.ids[index] if self.ids else f"checkpoint {index}"
+        raise ValueError(
+            f"{checkpoint}: {name} has {values[index][first]} at {start + int(places[first])}; an average with it is "
+            "no number. Leave it out."
+        )
+
+
+def _weighted_sum(
+    tensors: Sequence[Tensor], weights: Sequence[float], start: int, count: int, workspace: _Workspace
+) -> np.ndarray:
+    """The weighted sum of the same numbers of each tensor, in the dtype of the workspace `(count,)`."""
+    total, part, wide = workspace.total[:count], workspace.part[:count], workspace.bits[:count]
     for index, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
         size = BYTES[tensor.dtype]
-        raw = room.raw[: count * size]
+        raw = workspace.raw[: count * size]
         tensor.read(start * size, raw.data)
         values = raw.view(NUMPY_NAMES[tensor.dtype])
         if tensor.dtype == "BF16":  # the upper half of a float32
@@ -273,36 +324,16 @@ def _sum(tensors: Sequence[Tensor], weights: Sequence[float], start: int, count:
     return total
 
 
-def _refuse_strange(name: str, tensors: Sequence[Tensor], ids: Sequence[str], start: int, total: np.ndarray) -> None:
-    """Raises a ValueError for a sum that is no finite number, where that is not what all tensors have there."""
-    odd = np.flatnonzero(~np.isfinite(total))
-    if not len(odd):
-        return
-    values = []
-    for tensor in tensors:
-        room = _Room(len(total))
-        values.append(_sum([tensor], [1.0], start, len(total), room)[odd].copy())
-    same = np.all([one == values[0] for one in values], axis=0)
-    if same.all():
-        total[odd] = values[0]
-        return
-    place = int(np.flatnonzero(~same)[0])
-    which = next((at for at, one in enumerate(values) if not np.isfinite(one[place])), 0)
-    called = ids[which] if ids else f"checkpoint {which}"
-    raise ValueError(
-        f"{called}: {name} has {values[which][place]} at {start + int(odd[place])}; an average with it is no number. "
-        "Leave it out."
-    )
-
-
-def rounded(values: np.ndarray, dtype: str, room: _Room | None = None) -> np.ndarray:
-    """The nearest numbers of a dtype, to even of two that are as near, as bytes.
+def rounded(values: np.ndarray, dtype: str, workspace: _Workspace | None = None) -> np.ndarray:
+    """The nearest numbers of a dtype, as bytes; between two that are equally near, the even one.
 
     Args:
-        room: what to work in, and leave the bytes in.
+        values: float64 or float32 `(numbers,)`.
+        dtype: as safetensors spells it.
+        workspace: that the bytes are left in; by default a new one.
     """
     count = len(values)
-    room = room or _Room(count)
+    workspace = workspace or _Workspace(count)
     with np.errstate(over="ignore"):
         if dtype != "BF16":
             found = room.raw[: count * BYTES[dtype]].view(NUMPY_NAMES[dtype])
@@ -317,21 +348,22 @@ def rounded(values: np.ndarray, dtype: str, room: _Room | None = None) -> np.nda
         halves += bits
         halves >>= 16
         if values.dtype != single.dtype:
-            # rounded twice, a number just beside the middle of two would go by the rule for the middle
+            # a number just beside the middle of two, rounded to float32 first, would be taken for the middle
             np.equal(bits.view(np.uint16)[_LOW::2], 0x8000, out=is_middle)
             middle = np.flatnonzero(is_middle)
-            beyond, exact = np.abs(single[middle]).astype(np.float64), np.abs(values[middle])
-            halves[middle] = np.where(exact == beyond, halves[middle], (bits[middle] >> 16) + (exact > beyond))
+            through_single, exact = np.abs(single[middle]).astype(np.float64), np.abs(values[middle])
+            nearer = (bits[middle] >> 16) + (exact > through_single)
+            halves[middle] = np.where(exact == through_single, halves[middle], nearer)
         np.isnan(single, out=is_middle)
         if is_middle.any():
-            nothing = np.flatnonzero(is_middle)
-            halves[nothing] = (bits[nothing] >> 16) | 0x40
-        half = room.half[:count]
+            places = np.flatnonzero(is_middle)
+            halves[places] = (bits[places] >> 16) | 0x40
+        half = workspace.half[:count]
         half[:] = halves
         return half.view(np.uint8)
 
 
-# Where the lower half of a number lies in memory.
+# Which of the two halves of a float32 in memory is the lower one.
 _LOW = 0 if sys.byteorder == "little" else 1
 
 
@@ -339,8 +371,8 @@ def write(folder: Path, header: Header, fill: Callable[[Sink], object], *, max_s
     """Write a checkpoint's weights as `save_pretrained` lays them out: one file, or shards with an index.
 
     Args:
-        header: of each tensor the dtype and the shape.
-        fill: gives a sink the bytes of all tensors, in any order.
+        header: dtype and shape of each tensor.
+        fill: takes a sink, and gives it the bytes of all tensors in any order.
         max_shard_size: as in transformers, as in `5GB`.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
@@ -348,26 +380,31 @@ def write(folder: Path, header: Header, fill: Callable[[Sink], object], *, max_s
     sizes = {name: BYTES[dtype] * math.prod(shape) for name, (dtype, shape) in header.items()}
     plan = split_state_dict_into_shards_factory(
         header,
-        get_storage_size=lambda one: BYTES[one[0]] * math.prod(one[1]),
+        get_storage_size=lambda entry: BYTES[entry[0]] * math.prod(entry[1]),
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
     with ExitStack() as stack:
-        places: dict[str, tuple[_Shared, int]] = {}
+        places: dict[str, tuple[_SharedFile, int]] = {}
         files = []
         for filename, names in plan.filename_to_tensors.items():
-            # numbers of many bytes first: then each lies at a multiple of its size
+            # wide dtypes first, so that each number lies at a multiple of its size
             ordered = sorted(names, key=lambda name: (-BYTES[header[name][0]], name))
             file = stack.enter_context((folder / filename).open("wb", buffering=0))
             files.append(file)
-            shared = _Shared(file)
-            text, start = _header_of({name: header[name] for name in ordered}, sizes)
+            shared = _SharedFile(file)
+            text, start = _encoded_header({name: header[name] for name in ordered}, sizes)
             shared.write(0, text)
             file.truncate(start + sum(sizes[name] for name in names))
             for name in ordered:
                 places[name] = shared, start
                 start += sizes[name]
-        fill(lambda name, first, part: places[name][0].write(places[name][1] + first, part))
+
+        def sink(name: str, first: int, content: Any) -> None:
+            file, start = places[name]
+            file.write(start + first, content)
+
+        fill(sink)
         for file in files:
             os.fsync(file.fileno())
     if plan.is_sharded:
@@ -375,8 +412,8 @@ def write(folder: Path, header: Header, fill: Callable[[Sink], object], *, max_s
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _header_of(header: Header, sizes: Mapping[str, int]) -> tuple[bytes, int]:
-    """The beginning of a safetensors file, and where its data begin."""
+def _encoded_header(header: Header, sizes: Mapping[str, int]) -> tuple[bytes, int]:
+    """The first bytes of a safetensors file, and the offset where its data begin."""
     fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     first = 0
     for name, (dtype, shape) in header.items():

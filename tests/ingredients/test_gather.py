@@ -16,11 +16,11 @@ def change(folder: Path, name: str = "config.json", **fields) -> None:
 
 
 def test_a_pattern_gives_all_that_it_matches_in_order(runs):
-    found = hf_radin.gather(f"{runs}/ft-*")
-    assert [Path(one.id).name for one in found] == ["ft-0", "ft-1", "ft-2", "ft-3", "ft-4"]
-    assert found.labels[:3] == ("zero", "one", "two")
-    assert found[0].architecture == "ViTForImageClassification"
-    assert len({one.revision for one in found}) == 5
+    ingredients = hf_radin.gather(f"{runs}/ft-*")
+    assert [Path(ingredient.id).name for ingredient in ingredients] == ["ft-0", "ft-1", "ft-2", "ft-3", "ft-4"]
+    assert ingredients.labels[:3] == ("zero", "one", "two")
+    assert ingredients[0].architecture == "ViTForImageClassification"
+    assert len({ingredient.revision for ingredient in ingredients}) == 5
 
 
 def test_folders_patterns_and_lists_give_the_same(runs, monkeypatch):
@@ -32,20 +32,24 @@ def test_folders_patterns_and_lists_give_the_same(runs, monkeypatch):
 
 
 def test_it_can_not_be_changed(runs):
-    found = hf_radin.gather(f"{runs}/ft-*")
+    ingredients = hf_radin.gather(f"{runs}/ft-*")
     with pytest.raises(TypeError):
-        found[0] = found[1]
+        ingredients[0] = ingredients[1]
     with pytest.raises(AttributeError):
-        found[0].id = "other"
+        ingredients[0].id = "other"
+
+
+def revisions(ingredients: hf_radin.Ingredients) -> set[str]:
+    return {ingredient.revision for ingredient in ingredients}
 
 
 def test_the_revision_is_the_content(two):
     before = hf_radin.gather(f"{two}/*")
     shutil.copytree(two / "ft-0", two / "moved")
     shutil.rmtree(two / "ft-0")
-    assert {one.revision for one in hf_radin.gather(f"{two}/*")} == {one.revision for one in before}
+    assert revisions(hf_radin.gather(f"{two}/*")) == revisions(before)
     change(two / "moved", hidden_dropout_prob=0.5)
-    assert {one.revision for one in hf_radin.gather(f"{two}/*")} != {one.revision for one in before}
+    assert revisions(hf_radin.gather(f"{two}/*")) != revisions(before)
 
 
 def test_a_copy_is_kept_once_and_said(two, caplog):
@@ -67,10 +71,10 @@ def test_what_is_to_be_said_of_several_is_said_once(two, runs, caplog):
 
 
 def test_select_knows_the_ids(runs):
-    found = hf_radin.gather(f"{runs}/ft-*")
-    assert found.select([found.ids[3], found.ids[1]]) == (found[3], found[1])
+    ingredients = hf_radin.gather(f"{runs}/ft-*")
+    assert ingredients.select([ingredients.ids[3], ingredients.ids[1]]) == (ingredients[3], ingredients[1])
     with pytest.raises(ValueError, match="No ingredient 'other'"):
-        found.select(["other"])
+        ingredients.select(["other"])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +121,8 @@ def test_pickles_are_read_when_allowed(two):
     for name in ("ft-0", "ft-1"):
         torch.save(load_file(two / name / "model.safetensors"), two / name / "pytorch_model.bin")
         (two / name / "model.safetensors").unlink()
-    found = hf_radin.gather(f"{two}/*", allow_pickle=True)
-    assert len(hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))) > 10
+    ingredients = hf_radin.gather(f"{two}/*", allow_pickle=True)
+    assert len(hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids))) > 10
 
 
 def test_what_is_no_image_classifier_is_named(two):
@@ -129,18 +133,19 @@ def test_what_is_no_image_classifier_is_named(two):
 
 
 def test_a_slice_is_a_sequence_of_ingredients(runs):
-    found = hf_radin.gather(f"{runs}/ft-*")
-    assert found[1:3] == found.select(found.ids[1:3]) and found[1:3].labels == found.labels
+    ingredients = hf_radin.gather(f"{runs}/ft-*")
+    assert ingredients[1:3] == ingredients.select(ingredients.ids[1:3])
+    assert ingredients[1:3].labels == ingredients.labels
 
 
 def test_a_checkpoint_that_changed_since_is_not_used(runs, two):
-    found = hf_radin.gather(f"{two}/*")
+    ingredients = hf_radin.gather(f"{two}/*")
     shutil.copytree(two / "ft-1", two / "kept")
     shutil.copy(runs / "ft-4" / "model.safetensors", two / "ft-1" / "model.safetensors")
     with pytest.raises(ValueError, match=r"ft-1 has changed: it was sha256:.* Gather again"):
-        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))
+        hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids))
     shutil.copy(two / "kept" / "model.safetensors", two / "ft-1" / "model.safetensors")  # as it was, at another time
-    assert hf_radin.average(found, hf_radin.Recipe.uniform(found.ids))
+    assert hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids))
 
 
 def without_processor(folder: Path) -> None:
@@ -150,11 +155,11 @@ def without_processor(folder: Path) -> None:
 def test_an_image_processor_is_named_for_all(runs, two, digits, tmp_path):
     without_processor(two / "ft-0")
     change(two / "ft-1", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
-    found = hf_radin.gather(f"{two}/*", image_processor=runs / "ft-2")
-    assert {one.processor.to_json_string() for one in found} == {
+    ingredients = hf_radin.gather(f"{two}/*", image_processor=runs / "ft-2")
+    assert {ingredient.processor.to_json_string() for ingredient in ingredients} == {
         hf_radin.gather(f"{runs}/ft-*")[0].processor.to_json_string()
     }
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
     saved = json.loads((tmp_path / "soup" / "preprocessor_config.json").read_text())
@@ -168,8 +173,8 @@ def test_an_image_processor_is_named_for_all(runs, two, digits, tmp_path):
 
 def test_an_image_processor_that_changed_since_is_not_saved(runs, two, digits, tmp_path):
     shutil.copytree(runs / "ft-2", tmp_path / "processor")
-    found = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
-    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    ingredients = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
+    soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
     change(tmp_path / "processor", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
     with pytest.raises(ValueError, match="The image processor is not the one that the logits were computed with"):
         soup.save_pretrained(tmp_path / "soup")
@@ -179,8 +184,8 @@ def test_nor_is_a_soup_cooked_with_it(runs, two, digits, tmp_path, caplog):
     from hf_radin.soup.cook import cook
 
     shutil.copytree(runs / "ft-2", tmp_path / "processor")
-    found = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
-    hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")).save_pretrained(
+    ingredients = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
+    hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")).save_pretrained(
         tmp_path / "soup"
     )
     assert len(cook(tmp_path / "soup")[0]) == 2

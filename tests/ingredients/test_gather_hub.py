@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load as read
 from safetensors.torch import load_file, save
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -15,6 +15,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import hf_radin
 from hf_radin import Recipe
 from hf_radin.cli.main import main
+from hf_radin.ingredients.inspect import Options, read_places
+from hf_radin.ingredients.resolve import Place
 
 LIMIT = 110_000  # bytes a checkpoint
 
@@ -26,7 +28,7 @@ def files(folder: Path, inside: str = "") -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> list[dict[str, bytes]]:
     """Four checkpoints of 3 MB: random weights, which nothing here runs; the last in shards."""
-    found = []
+    checkpoints = []
     for seed in range(4):
         torch.manual_seed(seed)
         config = ViTConfig(hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=512)
@@ -34,8 +36,8 @@ def large(tmp_path_factory) -> list[dict[str, bytes]]:
         model = ViTForImageClassification(config)
         model.save_pretrained(folder, **({"max_shard_size": "1MB"} if seed == 3 else {}))
         ViTImageProcessor().save_pretrained(folder)
-        found.append(files(folder))
-    return found
+        checkpoints.append(files(folder))
+    return checkpoints
 
 
 def served(hub, name: str) -> int:
@@ -44,26 +46,34 @@ def served(hub, name: str) -> int:
     )
 
 
+def assert_no_weights_were_served(hub) -> None:
+    """Of files of weights parts were asked for, and none of them whole."""
+    statuses = [request.status for request in hub.asked("GET", ".safetensors")]
+    assert 206 in statuses and 200 not in statuses
+
+
 def test_a_checkpoint_costs_its_first_bytes(hub, large):
     for number, content in enumerate(large[:3]):
         hub.add_repo(f"org/ft-{number}", {**content, "README.md": b"---\nlicense: mit\n---\n# ft\n"})
-    found = hf_radin.gather("org/ft-*")
-    assert len(found) == 3 and sum(map(len, large[0].values())) > 20 * LIMIT
-    for one in found:
-        assert 0 < served(hub, one.id) <= LIMIT
+    ingredients = hf_radin.gather("org/ft-*")
+    assert len(ingredients) == 3 and sum(map(len, large[0].values())) > 20 * LIMIT
+    for ingredient in ingredients:
+        assert 0 < served(hub, ingredient.id) <= LIMIT
     before = len(hub.requests)
-    assert [one.folder / "model.safetensors" for one in found if (one.folder / "model.safetensors").exists()] == []
-    found[0].download()
-    assert hub.requests[before:] and (found[0].folder / "model.safetensors").exists()
+    weights = [ingredient.folder / "model.safetensors" for ingredient in ingredients]
+    assert not any(path.exists() for path in weights)
+    ingredients[0].download()
+    assert hub.requests[before:] and weights[0].exists()
 
 
 def test_shards_are_vetted_by_their_headers(hub, large):
     hub.add_repo("org/ft-0", large[0])
     hub.add_repo("org/ft-1", large[3])
     assert len([name for name in large[3] if name.endswith(".safetensors")]) > 1
-    found = hf_radin.gather("org/ft-*")
-    assert all(request.status == 206 for request in hub.asked("GET", ".safetensors") if "index" not in request.path)
-    soup = hf_radin.average(found, Recipe(found.ids, (0.0, 1.0)))
+    ingredients = hf_radin.gather("org/ft-*")
+    statuses = [request.status for request in hub.asked("GET", ".safetensors") if "index" not in request.path]
+    assert statuses and set(statuses) == {206}
+    soup = hf_radin.average(ingredients, Recipe(ingredients.ids, (0.0, 1.0)))
     parts = [part for name, part in large[3].items() if name.endswith(".safetensors")]
     expected = {name: tensor for part in parts for name, tensor in read(part).items()}
     assert torch.equal(soup["classifier.weight"], expected["classifier.weight"])
@@ -76,34 +86,38 @@ def test_shards_are_vetted_by_their_headers(hub, large):
 
 def spoilt(content: dict[str, bytes], **changes) -> dict[str, bytes]:
     """With tensors changed, or (as None) removed."""
-    tensors = read(content["model.safetensors"]) | {name.replace("__", "."): one for name, one in changes.items()}
-    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return {**content, "model.safetensors": save(kept, {"format": "pt"})}
+    tensors = read(content["model.safetensors"])
+    tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return {**content, "model.safetensors": save(tensors, {"format": "pt"})}
 
 
 BAD = {
-    "no head": (lambda one: spoilt(one, classifier__weight=None), "no weights for classifier.weight"),
+    "no head": (lambda content: spoilt(content, classifier__weight=None), "no weights for classifier.weight"),
     "a shape off by one": (
-        lambda one: spoilt(one, classifier__weight=torch.zeros(2, 129)),
+        lambda content: spoilt(content, classifier__weight=torch.zeros(2, 129)),
         r"no weights for classifier.weight \(it has \(2, 129\) for \(2, 128\)\)",
     ),
     "truncated": (
-        lambda one: {**one, "model.safetensors": one["model.safetensors"][: 1 << 20]},
+        lambda content: {**content, "model.safetensors": content["model.safetensors"][: 1 << 20]},
         r"model.safetensors is not a whole file of weights \(its tensors take \d+ bytes, and it has \d+\)",
     ),
-    "no safetensors": (lambda one: {**one, "model.safetensors": b"x" * 1000}, "is not a whole file of weights"),
-    "nothing in it": (lambda one: {**one, "model.safetensors": b""}, "is not a whole file of weights"),
+    "no safetensors": (
+        lambda content: {**content, "model.safetensors": b"x" * 1000},
+        "is not a whole file of weights",
+    ),
+    "nothing in it": (lambda content: {**content, "model.safetensors": b""}, "is not a whole file of weights"),
     "header cut off": (
-        lambda one: {**one, "model.safetensors": (50_000).to_bytes(8, "little") + b'{"a": 1'},
+        lambda content: {**content, "model.safetensors": (50_000).to_bytes(8, "little") + b'{"a": 1'},
         "is not a whole file of weights",
     ),
 }
 
 
-def headed(one: dict[str, bytes], text: str, data: bytes = b"") -> dict[str, bytes]:
+def headed(content: dict[str, bytes], text: str, data: bytes = b"") -> dict[str, bytes]:
     """With a file of weights that begins like this."""
     header = text.encode()
-    return {**one, "model.safetensors": len(header).to_bytes(8, "little") + header + data}
+    return {**content, "model.safetensors": len(header).to_bytes(8, "little") + header + data}
 
 
 def tensor(dtype: str = '"F32"', shape: str = "[2]", offsets: str = "[0, 8]") -> str:
@@ -151,7 +165,7 @@ def test_what_is_wrong_is_seen_before_the_weights_are_there(hub, large, kind):
     hub.add_repo("org/ft-1", spoil(large[1]))
     with pytest.raises(ValueError, match=f"org/ft-1: .*{message}"):
         hf_radin.gather("org/ft-*")
-    assert all(request.status != 200 for request in hub.asked("GET", ".safetensors"))
+    assert_no_weights_were_served(hub)
 
 
 def test_copies_are_known_by_their_hashes(hub, large, caplog):
@@ -175,9 +189,9 @@ def test_subfolders(hub, runs, digits, tmp_path):
     hub.add_repo("org/run", {**content, "README.md": b"---\nlicense: mit\n---\n"})
     named = hf_radin.gather(["org/run:checkpoint-1", "org/run@main:checkpoint-2"])
     assert named.ids == ("org/run:checkpoint-1", "org/run@main:checkpoint-2")
-    found = hf_radin.gather("org/run:checkpoint-*")
-    assert found.ids == ("org/run:checkpoint-1", "org/run:checkpoint-2") and found.keys == named.keys
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    ingredients = hf_radin.gather("org/run:checkpoint-*")
+    assert ingredients.ids == ("org/run:checkpoint-1", "org/run:checkpoint-2") and ingredients.keys == named.keys
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     local = hf_radin.compute_logits(
         hf_radin.gather([runs / "ft-0", runs / "ft-1"]), digits, cache_dir=tmp_path / "cache"
     )
@@ -199,8 +213,8 @@ def test_a_repository_with_a_model_at_its_top_and_folders_with_brackets(hub, run
     content = files(runs / "ft-0") | files(runs / "ft-1", "checkpoint[1]/") | files(runs / "ft-2", "checkpoint-2/")
     hub.add_repo("org/run", content)
     assert hf_radin.gather("org/run:*").ids == ("org/run:checkpoint-2", "org/run:checkpoint[1]")
-    found = hf_radin.gather(["org/run", "org/run:checkpoint[1]"])
-    soup = hf_radin.average(found, Recipe(found.ids, (0.0, 1.0)))
+    ingredients = hf_radin.gather(["org/run", "org/run:checkpoint[1]"])
+    soup = hf_radin.average(ingredients, Recipe(ingredients.ids, (0.0, 1.0)))
     expected = load_file(runs / "ft-1" / "model.safetensors")["classifier.weight"]
     assert torch.equal(soup["classifier.weight"], expected)
 
@@ -245,9 +259,9 @@ def test_adapters_and_their_base_on_the_hub(hub, start, runs, tmp_path, digits):
     ):
         hf_radin.gather(["org/ft-0", "org/moved"])
     sha = other
-    found = hf_radin.gather("org/ft-*")
-    assert [one.base.revision for one in found] == [sha, sha]
-    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    ingredients = hf_radin.gather("org/ft-*")
+    assert [ingredient.base.revision for ingredient in ingredients] == [sha, sha]
+    soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
     # the base moves on; the recipe's base does not
     hub.add_commit("org/base", {"model.safetensors": (runs / "ft-1" / "model.safetensors").read_bytes()})
@@ -265,9 +279,9 @@ def test_an_image_processor_of_the_hub(hub, runs):
     hub.add_repo("org/start", files(runs / "ft-0"))
     with pytest.raises(ValueError, match=r"org/ft-0.*no usable image processor.*--image-processor ID"):
         hf_radin.gather("org/ft-*")
-    found = hf_radin.gather("org/ft-*", image_processor="org/start")
-    assert found[0].image_processor == f"org/start@{hub.commits('org/start')[0].sha}"
-    assert found[0].processor.size == {"height": 8, "width": 8}
+    ingredients = hf_radin.gather("org/ft-*", image_processor="org/start")
+    assert ingredients[0].image_processor == f"org/start@{hub.commits('org/start')[0].sha}"
+    assert ingredients[0].processor.size == {"height": 8, "width": 8}
     with pytest.raises(ValueError, match="The image processor org/none"):
         hf_radin.gather("org/ft-*", image_processor="org/none")
 
@@ -280,11 +294,11 @@ def test_pickles_that_do_not_fit_are_named_when_they_are_loaded(hub, runs, tmp_p
         content = files(runs / f"ft-{number}") | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
         del content["model.safetensors"]
         hub.add_repo(f"org/ft-{number}", content)
-    found = hf_radin.gather("org/ft-*", allow_pickle=True)
+    ingredients = hf_radin.gather("org/ft-*", allow_pickle=True)
     assert "org/ft-0: its weights are pickled; whether they fit is known when they are loaded." in caplog.text
     assert "The same holds for org/ft-1." in caplog.text
     with pytest.raises(ValueError, match=r"classifier\.bias has the shape \(10,\) in org/ft-0 and \(9,\) in org/ft-1"):
-        hf_radin.average(found, Recipe.uniform(found.ids))
+        hf_radin.average(ingredients, Recipe.uniform(ingredients.ids))
 
 
 def test_inspect_prints_a_verdict_for_each_and_fails_if_one_is_bad(hub, large, capsys, tmp_path):
@@ -305,7 +319,7 @@ def test_inspect_prints_a_verdict_for_each_and_fails_if_one_is_bad(hub, large, c
     assert "No soup can be made of these: 2 of 5 must be mended or left out" in printed.err
     assert main(["inspect", "--models", "org/ft-0", "org/ft-copy"]) == 2
     assert "at least two different checkpoints; here is 1" in capsys.readouterr().err
-    assert all(request.status != 200 for request in hub.asked("GET", ".safetensors"))
+    assert_no_weights_were_served(hub)
 
 
 def test_a_token_is_used_and_not_kept(hub, large, tmp_path, monkeypatch):
@@ -313,8 +327,8 @@ def test_a_token_is_used_and_not_kept(hub, large, tmp_path, monkeypatch):
         hub.add_repo(f"org/ft-{number}", large[number], private=True)
     token = HfApi().token or hub.token
     monkeypatch.setenv("HF_TOKEN", "")
-    found = hf_radin.gather(["org/ft-0", "org/ft-1"], token=token)
-    assert len(found) == 2 and token not in repr(found) and token not in json.dumps([one.key for one in found])
+    ingredients = hf_radin.gather(["org/ft-0", "org/ft-1"], token=token)
+    assert len(ingredients) == 2 and token not in repr(ingredients) and token not in json.dumps(ingredients.keys)
     shutil.rmtree(tmp_path)
 
 
@@ -338,8 +352,8 @@ def test_weights_that_were_redirected_are_refused_before_a_header_is_read(hub, l
     hub.add_repo("org/ft-1", {**large[1], "config.json": redirected, "other.safetensors": b"none"})
     with pytest.raises(ValueError, match=r"org/ft-1: config.json names 'other.safetensors' as its weights"):
         hf_radin.gather("org/ft-*")
-    asked = [request.path for request in hub.asked("GET", ".safetensors")]
-    assert any("/ft-0/" in path for path in asked) and not any("/ft-1/" in path for path in asked)
+    paths = [request.path for request in hub.asked("GET", ".safetensors")]
+    assert any("/ft-0/" in path for path in paths) and not any("/ft-1/" in path for path in paths)
 
 
 def test_a_pickle_that_is_here_does_not_stand_for_the_safetensors_that_are_not(hub, runs, tmp_path):
@@ -349,7 +363,8 @@ def test_a_pickle_that_is_here_does_not_stand_for_the_safetensors_that_are_not(h
         pickled = {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
         hub.add_repo(f"org/ft-{number}", files(runs / f"ft-{number}") | pickled)
     gathered = hf_radin.gather("org/ft-*", allow_pickle=True)
-    gathered[0]._fetch(["pytorch_model.bin"])  # as another tool may have done
+    snapshot_download("org/ft-0", allow_patterns=["pytorch_model.bin"])  # as another tool may have done
+    assert (gathered[0].folder / "pytorch_model.bin").is_file()
     soup = hf_radin.average(gathered, Recipe(gathered.ids, (1.0, 0.0)))
     expected = ViTForImageClassification.from_pretrained(runs / "ft-0").state_dict()
     assert all(torch.equal(soup[name], tensor) for name, tensor in expected.items())
@@ -384,7 +399,7 @@ def test_an_adapter_on_the_hub_may_name_layers_as_they_were(hub, start, tmp_path
     earlier = {"adapter_model.safetensors": save(tensors), "adapter_config.json": json.dumps(config).encode()}
     hub.add_repo("org/ft-now", now)
     hub.add_repo("org/ft-then", now | earlier)
-    found = hf_radin.gather("org/ft-*")
-    assert not any(one.is_here for one in found)  # the headers told
-    first, second = (one.load_model(torch.float32).state_dict() for one in found)
+    ingredients = hf_radin.gather("org/ft-*")
+    assert not any(ingredient.is_here for ingredient in ingredients)  # the headers told
+    first, second = (ingredient.load_model(torch.float32).state_dict() for ingredient in ingredients)
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -21,11 +21,11 @@ def starts() -> list[np.ndarray]:
 
 
 def named(*groups: list[Weights]) -> dict[str, Weights]:
-    return {f"{group}-{one}": weights for group, members in enumerate(groups) for one, weights in enumerate(members)}
+    return {f"{place}-{member}": weights for place, group in enumerate(groups) for member, weights in enumerate(group)}
 
 
 def kin(weights: dict[str, Weights]) -> list[str]:
-    return [one.id for one in relate(weights) if one.is_kin]
+    return [relation.id for relation in relate(weights) if relation.is_kin]
 
 
 def test_fine_tunes_of_one_start_are_kin(starts):
@@ -33,19 +33,21 @@ def test_fine_tunes_of_one_start_are_kin(starts):
     relations = relate(weights)
     assert kin(weights) == list(weights)
     # what it should be for independent steps: each lies 0.3 * sqrt(1 - 1/5) from the mean
-    mean = np.mean([one.entries for one in weights.values()], axis=0)
-    for one in relations:
-        assert one.distance == pytest.approx(0.3 * np.sqrt(0.8) / np.sqrt(1 + 0.09 / 5), rel=0.05)
-        assert one.cosine == pytest.approx(
-            weights[one.id].entries @ mean / np.linalg.norm(mean) / np.linalg.norm(weights[one.id].entries), abs=1e-6
-        )
-        assert one.nearest == pytest.approx(1 / 1.09, abs=0.02)
+    mean = np.mean([model.entries for model in weights.values()], axis=0)
+    for relation in relations:
+        assert relation.distance == pytest.approx(0.3 * np.sqrt(0.8) / np.sqrt(1 + 0.09 / 5), rel=0.05)
+        entries = weights[relation.id].entries
+        cosine = entries @ mean / np.linalg.norm(mean) / np.linalg.norm(entries)
+        assert relation.cosine == pytest.approx(cosine, abs=1e-6)
+        assert relation.nearest == pytest.approx(1 / 1.09, abs=0.02)
 
 
 def test_the_larger_of_two_families_counts(starts):
     weights = named(fine_tunes(starts[0], 2, 0.3, seed=1), fine_tunes(starts[1], 3, 0.3, seed=2))
     assert kin(weights) == ["1-0", "1-1", "1-2"]
-    assert all(one.cosine < KIN / 2 and one.distance > 0.9 for one in relate(weights) if not one.is_kin)
+    others = [relation for relation in relate(weights) if not relation.is_kin]
+    assert len(others) == 2
+    assert all(relation.cosine < KIN / 2 and relation.distance > 0.9 for relation in others)
 
 
 def test_of_equal_families_the_first_counts(starts):
@@ -55,7 +57,7 @@ def test_of_equal_families_the_first_counts(starts):
 def test_models_of_their_own_are_nobodys_kin(starts):
     weights = named(*[fine_tunes(start, 1, 0.3, seed) for seed, start in enumerate(starts)])
     assert kin(weights) == ["0-0"]
-    assert max(one.nearest for one in relate(weights)) < KIN / 2
+    assert max(relation.nearest for relation in relate(weights)) < KIN / 2
 
 
 def test_relatives_of_relatives_are_kin(starts):
@@ -71,8 +73,8 @@ def test_copies_of_nothing_are_kin():
 
 def test_products_are_those_of_the_differences_from_the_mean():
     rows = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
-    found = inner_products([Weights(row) for row in rows])
+    products = inner_products([Weights(row) for row in rows])
     centred = rows - rows.mean(axis=0)
-    np.testing.assert_allclose(found / found[0, 0], centred @ centred.T / (centred[0] @ centred[0]), rtol=1e-4)
-    assert found.trace() == pytest.approx(4) and np.abs(found.sum(axis=0)).max() < 1e-4
+    np.testing.assert_allclose(products / products[0, 0], centred @ centred.T / (centred[0] @ centred[0]), rtol=1e-4)
+    assert products.trace() == pytest.approx(4) and np.abs(products.sum(axis=0)).max() < 1e-4
     assert (inner_products([Weights(rows[0])] * 3) == 0).all()

@@ -49,26 +49,29 @@ def shuffled(two, runs) -> Path:
 
 
 def test_another_order_is_permuted_in_the_logits_and_in_the_head(shuffled, runs, digits, tmp_path, caplog):
-    found = hf_radin.gather(f"{shuffled}/*")
+    ingredients = hf_radin.gather(f"{shuffled}/*")
     assert "ft-1 has its classes in another order: brought into that of" in caplog.text
-    assert {one.labels for one in found} == {tuple(NAMES)} and [one.order is None for one in found] == [1, 0, 1]
+    assert {ingredient.labels for ingredient in ingredients} == {tuple(NAMES)}
+    assert [ingredient.order is None for ingredient in ingredients] == [1, 0, 1]
     before = hf_radin.gather([f"{runs}/ft-{number}" for number in range(3)])
-    banks = [hf_radin.compute_logits(one, digits, cache_dir=tmp_path / "cache") for one in (before, found)][::-1]
-    assert np.array_equal(banks[0].logits(1), banks[1].logits(1))
-    soups = [hf_radin.average(one, Recipe(one.ids, (0.5, 0.3, 0.2))) for one in (found, before)]
-    assert all(torch.equal(soups[0][name], soups[1][name]) for name in soups[1])
-    opened = hf_radin.LogitBank.open(banks[0].folder)
-    assert opened.ingredients == found
+    straight = hf_radin.compute_logits(before, digits, cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
+    assert np.array_equal(bank.logits(1), straight.logits(1))
+    soup = hf_radin.average(ingredients, Recipe(ingredients.ids, (0.5, 0.3, 0.2)))
+    expected = hf_radin.average(before, Recipe(before.ids, (0.5, 0.3, 0.2)))
+    assert all(torch.equal(soup[name], tensor) for name, tensor in expected.items())
+    opened = hf_radin.LogitBank.open(bank.folder)
+    assert opened.ingredients == ingredients
 
 
 def test_the_first_says_the_order_and_the_soup_has_it(shuffled, digits, tmp_path):
-    found = hf_radin.gather([shuffled / "ft-1", shuffled / "ft-0", shuffled / "ft-2"])
-    assert found.labels == tuple(NAMES[index] for index in ORDER)
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    ingredients = hf_radin.gather([shuffled / "ft-1", shuffled / "ft-0", shuffled / "ft-2"])
+    assert ingredients.labels == tuple(NAMES[index] for index in ORDER)
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     assert (bank.logits(0).argmax(1) == bank.labels).mean() > 0.7
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
-    assert tuple(soup.config.id2label.values()) == found.labels
+    assert tuple(soup.config.id2label.values()) == ingredients.labels
     from hf_radin.soup.cook import cook
 
     cooked = hf_radin.average(*cook(tmp_path / "soup"))
@@ -76,11 +79,11 @@ def test_the_first_says_the_order_and_the_soup_has_it(shuffled, digits, tmp_path
 
 
 def test_a_soup_without_the_first_ingredient_still_has_its_order(shuffled, tmp_path):
-    found = hf_radin.gather([shuffled / "ft-1", shuffled / "ft-0", shuffled / "ft-2"])
-    hf_radin.average(found, Recipe.uniform(found.ids[1:]), output=tmp_path / "soup")
+    ingredients = hf_radin.gather([shuffled / "ft-1", shuffled / "ft-0", shuffled / "ft-2"])
+    hf_radin.average(ingredients, Recipe.uniform(ingredients.ids[1:]), output=tmp_path / "soup")
     soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
-    assert tuple(soup.config.id2label.values()) == found.labels
-    natural = hf_radin.average(found[1:], Recipe.uniform(found.ids[1:]))
+    assert tuple(soup.config.id2label.values()) == ingredients.labels
+    natural = hf_radin.average(ingredients[1:], Recipe.uniform(ingredients.ids[1:]))
     straight = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
     assert torch.equal(
         hf_radin.average(straight, Recipe.uniform(straight.ids))["classifier.weight"][ORDER],
@@ -91,10 +94,11 @@ def test_a_soup_without_the_first_ingredient_still_has_its_order(shuffled, tmp_p
 @pytest.mark.parametrize("first", ["ft-0", "ft-1"])
 def test_placeholders_are_taken_by_number_and_said(two, caplog, first):
     placeholders(two / "ft-1")
-    found = hf_radin.gather([two / first, two / ("ft-1" if first == "ft-0" else "ft-0")])
+    ingredients = hf_radin.gather([two / first, two / ("ft-1" if first == "ft-0" else "ft-0")])
     assert "ft-1 calls its classes LABEL_0, LABEL_1, ...: matched to those of" in caplog.text
-    assert {one.labels for one in found} == {tuple(NAMES)} and not any(one.order for one in found)
-    assert found[0].load_model(torch.float32).config.id2label == dict(enumerate(NAMES))
+    assert {ingredient.labels for ingredient in ingredients} == {tuple(NAMES)}
+    assert [ingredient.order for ingredient in ingredients] == [None, None]
+    assert ingredients[0].load_model(torch.float32).config.id2label == dict(enumerate(NAMES))
 
 
 def test_placeholders_among_two_orders_mean_nothing(shuffled):
@@ -108,13 +112,14 @@ def test_placeholders_among_two_orders_mean_nothing(shuffled):
 def test_placeholders_in_another_order_are_names(two):
     name_classes(two / "ft-0", [f"LABEL_{index}" for index in range(9, -1, -1)])
     placeholders(two / "ft-1")
-    assert [one.order for one in hf_radin.gather(f"{two}/*")] == [None, tuple(range(9, -1, -1))]
+    assert [ingredient.order for ingredient in hf_radin.gather(f"{two}/*")] == [None, tuple(range(9, -1, -1))]
 
 
 def test_equal_weights_are_a_copy_only_if_their_numbers_mean_the_same(two):
-    for name, change_labels in {"ft-2": placeholders, "ft-3": lambda one: name_classes(one, NAMES[::-1])}.items():
+    for name in ("ft-2", "ft-3"):
         shutil.copytree(two / "ft-0", two / name)
-        change_labels(two / name)
+    placeholders(two / "ft-2")
+    name_classes(two / "ft-3", NAMES[::-1])
     assert len(hf_radin.gather([two / "ft-0", two / "ft-1", two / "ft-2"])) == 2
     assert len(hf_radin.gather([two / "ft-0", two / "ft-1", two / "ft-3"])) == 3
 
@@ -122,8 +127,8 @@ def test_equal_weights_are_a_copy_only_if_their_numbers_mean_the_same(two):
 def test_placeholders_are_cooked_as_they_were(shuffled, digits, tmp_path):
     """What their numbers mean is in the recipe, whatever lies beside them when it is cooked."""
     placeholders(shuffled / "ft-2")
-    found = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
-    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    gathered = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
+    soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
     from hf_radin.soup.cook import cook
 
@@ -138,18 +143,18 @@ def test_another_named_checkpoint_does_not_change_what_placeholders_mean(two, ru
     for name in ("ft-0", "ft-1"):
         placeholders(two / name)
     name_classes(two / "ft-3", NAMES[::-1])
-    found = hf_radin.gather([two / f"ft-{number}" for number in range(3)])
-    recipe = Recipe.uniform(found.ids[:2])
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    gathered = hf_radin.gather([two / f"ft-{number}" for number in range(3)])
+    recipe = Recipe.uniform(gathered.ids[:2])
+    bank = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
     soup = hf_radin.uniform(bank)
     soup.recipe = recipe
     soup.save_pretrained(tmp_path / "soup")
     from hf_radin.soup.cook import cook
 
     ingredients, cooked = cook(tmp_path / "soup", models=[str(two / f"ft-{number}") for number in (0, 1, 3)])
-    assert [one.order for one in ingredients] == [None, None] and ingredients.labels == tuple(NAMES)
+    assert [ingredient.order for ingredient in ingredients] == [None, None] and ingredients.labels == tuple(NAMES)
     tensors = hf_radin.average(ingredients, cooked)
-    assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in soup.model.state_dict().items())
 
 
 def test_placeholders_alone_stay(two):
@@ -158,7 +163,7 @@ def test_placeholders_alone_stay(two):
     assert hf_radin.gather(f"{two}/*").labels[:2] == ("LABEL_0", "LABEL_1")
 
 
-@pytest.mark.parametrize("architecture", [one for one in INSTALLED if one.model_type not in EXCEPTIONS], ids=str)
+@pytest.mark.parametrize("architecture", [known for known in INSTALLED if known.model_type not in EXCEPTIONS], ids=str)
 def test_every_architecture_is_permuted(architecture, tmp_path):
     """Whatever it calls its heads: as if the classes had stood in that order."""
     save_fine_tunes(architecture, tmp_path, count=2)
@@ -168,12 +173,13 @@ def test_every_architecture_is_permuted(architecture, tmp_path):
     if "label_names" in config:  # timm's own
         config["label_names"] = names
     (tmp_path / "ft-1" / "config.json").write_text(json.dumps(config))
-    found = hf_radin.gather(f"{tmp_path}/ft-*")
-    assert found[1].order == (1, 2, 0)
-    straight, own = (one.load_model(torch.float32) for one in (found[1], replace(found[1], order=None)))
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
+    assert ingredients[1].order == (1, 2, 0)
+    straight = ingredients[1].load_model(torch.float32)
+    shuffled = replace(ingredients[1], order=None).load_model(torch.float32)
     image = Image.effect_noise((64, 64), 50).convert("RGB")
-    inputs = {name: value[None] for name, value in processor.prepare_image(found[0].processor, image).items()}
+    inputs = {name: value[None] for name, value in processor.prepare_image(ingredients[0].processor, image).items()}
     with torch.inference_mode():
-        outputs = [model(**inputs) for model in (straight, own)]
+        outputs = [model(**inputs) for model in (straight, shuffled)]
     a, b = (output.logits if "logits" in output else output[0] for output in outputs)
     assert torch.allclose(a, b[:, [1, 2, 0]], atol=1e-6) and not torch.allclose(a, b, atol=1e-6)

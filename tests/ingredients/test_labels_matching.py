@@ -161,8 +161,8 @@ def test_booleans_of_a_metadata_file_end_in_the_bank_by_name(runs, two, tmp_path
     folder.mkdir(parents=True)
     for number, image in enumerate(images):
         image.save(folder / f"{number}.png")
-    said = [text if number % 2 else "False" for number in range(COUNT)]
-    rows = {"file_name": [f"{number}.png" for number in range(COUNT)], "label": said}
+    values = [text if number % 2 else "False" for number in range(COUNT)]
+    rows = {"file_name": [f"{number}.png" for number in range(COUNT)], "label": values}
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), folder.parent, cache_dir=tmp_path / "cache")
     assert np.array_equal(bank.labels, [1, 0, 1, 0])

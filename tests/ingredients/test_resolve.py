@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import hf_radin
+from hf_radin.ingredients.resolve import matches_pattern
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ def test_what_holds_checkpoints_is_told_from_a_checkpoint(sweep):
 
 
 def test_a_run_is_not_written_over(sweep):
-    found = hf_radin.gather("sweep/*/checkpoint-*")
+    ingredients = hf_radin.gather("sweep/*/checkpoint-*")
     with pytest.raises(ValueError, match="The output sweep/lr-1 is the run of the ingredient sweep/lr-1/checkpoint-9"):
-        hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output="sweep/lr-1", overwrite=True)
+        hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output="sweep/lr-1", overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,4 @@ def test_a_tilde_is_the_users_home(sweep, monkeypatch):
     ],
 )
 def test_patterns_on_the_hub_mean_what_they_mean_in_a_shell(path, pattern, matches):
-    from hf_radin.ingredients.resolve import _matches
-
-    assert _matches(path, pattern) == matches
+    assert matches_pattern(path, pattern) == matches

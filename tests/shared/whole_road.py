@@ -7,7 +7,6 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 import hf_radin
 from shared.architectures import CLASSES, Architecture, BatchNorm, pictures, save_fine_tunes
+from shared.averages import average_loaded
 from shared.banks import plain_inputs
 
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -95,8 +95,7 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
     recipe = hf_radin.Recipe(ingredients.ids, WEIGHTS)
     hf_radin.average(ingredients, recipe, output=folder / "soup")
     soup, report = _load(folder / "soup")
-    with patch("hf_radin.weights.average.are_alike", return_value=False):
-        of_models = hf_radin.average(ingredients, recipe)
+    of_models = average_loaded(ingredients, recipe)
     weights = [model.state_dict() for model in models]
     by_hand = _average(weights)
     set_by_hand.load_state_dict(by_hand)

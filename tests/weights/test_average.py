@@ -2,22 +2,27 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shared.averages import are_averaged_as_files, average_loaded
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 import hf_radin
 from hf_radin import Recipe
-from hf_radin.checkpoints import files
+from hf_radin.checkpoints.files import files_stamp
 from hf_radin.cli.main import main
+from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.soup import cook
-from hf_radin.weights import average, average_files, tensors
+from hf_radin.weights.average import open_weights
+from hf_radin.weights.average_files import header_of, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +31,15 @@ def three(runs):
 
 
 def states(ingredients) -> list[dict[str, torch.Tensor]]:
-    return [ViTForImageClassification.from_pretrained(one.folder).state_dict() for one in ingredients]
+    return [ViTForImageClassification.from_pretrained(ingredient.folder).state_dict() for ingredient in ingredients]
 
 
 def test_it_is_the_weighted_sum(three):
     weights = (0.5, 0.2, 0.3)
-    found = hf_radin.average(three, Recipe(three.ids, weights))
+    soup = hf_radin.average(three, Recipe(three.ids, weights))
     parts = states(three)
-    assert found.keys() == parts[0].keys()
-    for name, tensor in found.items():
+    assert soup.keys() == parts[0].keys()
+    for name, tensor in soup.items():
         expected = sum(weight * part[name].double() for weight, part in zip(weights, parts, strict=True))
         torch.testing.assert_close(tensor, expected.float(), rtol=0, atol=0)
 
@@ -45,10 +50,10 @@ def test_the_average_of_equal_models_is_that_model(runs, tmp_path):
         # another file, the same weights: else the copies would be one ingredient
         tensors = load_file(tmp_path / name / "model.safetensors")
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt", "copy": name})
-    found = hf_radin.gather(f"{tmp_path}/*")
-    original = states(found)[0]
+    ingredients = hf_radin.gather(f"{tmp_path}/*")
+    original = states(ingredients)[0]
     for weights in [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1), (0.123, 0.456, 0.421)]:
-        soup = hf_radin.average(found, Recipe(found.ids, weights))
+        soup = hf_radin.average(ingredients, Recipe(ingredients.ids, weights))
         assert all(torch.equal(soup[name], original[name]) for name in original)
 
 
@@ -72,9 +77,9 @@ def rename_as_module(folder):
 
 
 def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
-    found = hf_radin.gather(f"{two}/*")
-    recipe = Recipe(found.ids, (0.3, 0.7))
-    expected = hf_radin.average(found, recipe)
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(ingredients.ids, (0.3, 0.7))
+    expected = hf_radin.average(ingredients, recipe)
     rename_as_module(two / "ft-1")
     mixed = hf_radin.average(hf_radin.gather(f"{two}/*"), recipe)
     assert expected.keys() == mixed.keys()
@@ -82,9 +87,9 @@ def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
 
 
 def test_shards_give_the_same_soup(two):
-    found = hf_radin.gather(f"{two}/*")
-    recipe = Recipe(found.ids, (0.3, 0.7))
-    expected = hf_radin.average(found, recipe)
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(ingredients.ids, (0.3, 0.7))
+    expected = hf_radin.average(ingredients, recipe)
     model = ViTForImageClassification.from_pretrained(two / "ft-1")
     (two / "ft-1" / "model.safetensors").unlink()
     model.save_pretrained(two / "ft-1", max_shard_size="20KB")
@@ -105,9 +110,10 @@ def test_the_soup_has_the_widest_dtype_and_is_rounded_once(two, dtypes, expected
     for name, dtype in zip(("ft-0", "ft-1"), dtypes, strict=True):
         model = ViTForImageClassification.from_pretrained(two / name, dtype=getattr(torch, dtype))
         model.save_pretrained(two / name)
-    found = hf_radin.gather(f"{two}/*")
-    parts = [load_file(one.folder / "model.safetensors")["classifier.weight"].double() for one in found]
-    soup = hf_radin.average(found, Recipe(found.ids, (0.25, 0.75)))["classifier.weight"]
+    ingredients = hf_radin.gather(f"{two}/*")
+    files = [ingredient.folder / "model.safetensors" for ingredient in ingredients]
+    parts = [load_file(file)["classifier.weight"].double() for file in files]
+    soup = hf_radin.average(ingredients, Recipe(ingredients.ids, (0.25, 0.75)))["classifier.weight"]
     assert soup.dtype == expected
     assert torch.equal(soup, (0.25 * parts[0] + 0.75 * parts[1]).to(expected))
 
@@ -143,8 +149,8 @@ def test_integers_are_not_averaged(tmp_path):
         model.resnet.embedder.embedder.normalization.num_batches_tracked.fill_(10 + seed)
         model.save_pretrained(tmp_path / str(seed))
         ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / str(seed))
-    found = hf_radin.gather(f"{tmp_path}/*")
-    soup = hf_radin.average(found, Recipe.uniform(found.ids))
+    ingredients = hf_radin.gather(f"{tmp_path}/*")
+    soup = hf_radin.average(ingredients, Recipe.uniform(ingredients.ids))
     counters = [tensor for name, tensor in soup.items() if name.endswith("num_batches_tracked")]
     assert counters and counters[0].dtype == torch.int64 and counters[0] == 10
 
@@ -165,22 +171,22 @@ def test_what_is_written_is_what_is_averaged_in_memory(three, tmp_path, dtype):
     )
 
 
-@pytest.mark.parametrize("kept", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("saved", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
-def test_files_and_loaded_models_give_the_same_bits(runs, tmp_path, monkeypatch, kept, dtype):
+def test_files_and_loaded_models_give_the_same_bits(runs, tmp_path, saved, dtype):
     """Also where sums are float32, because nothing has more than 16 bits."""
     for name in ("ft-0", "ft-1", "ft-2"):
-        model = ViTForImageClassification.from_pretrained(runs / name, dtype=getattr(torch, kept))
+        model = ViTForImageClassification.from_pretrained(runs / name, dtype=getattr(torch, saved))
         model.save_pretrained(tmp_path / name)
         AutoImageProcessor.from_pretrained(runs / name).save_pretrained(tmp_path / name)
-    found = hf_radin.gather(f"{tmp_path}/ft-*")
-    recipe = Recipe(found.ids, (0.5, 0.2, 0.3))
-    of_files = hf_radin.average(found, recipe, dtype=dtype)
-    monkeypatch.setattr(average, "are_alike", lambda *_: False)
-    monkeypatch.setattr(average, "stream", lambda *_: pytest.fail("files were averaged"))
-    of_models = hf_radin.average(found, recipe, dtype=dtype)
-    assert str(of_files["classifier.weight"].dtype) == f"torch.{dtype or kept}"
-    assert all(torch.equal(of_files[name], one) for name, one in of_models.items())
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
+    recipe = Recipe(ingredients.ids, (0.5, 0.2, 0.3))
+    assert are_averaged_as_files(ingredients)
+    of_files = hf_radin.average(ingredients, recipe, dtype=dtype)
+    of_models = average_loaded(ingredients, recipe, dtype)
+    assert str(of_files["classifier.weight"].dtype) == f"torch.{dtype or saved}"
+    assert of_files.keys() == of_models.keys()
+    assert all(torch.equal(of_files[name], tensor) for name, tensor in of_models.items())
 
 
 def test_a_written_average_takes_no_model(three, tmp_path, monkeypatch):
@@ -196,50 +202,61 @@ def test_large_models_are_written_in_shards(three, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
 
 
+def without_files(ingredients: Ingredients, folder: Path) -> Ingredients:
+    """The same ingredients, but nothing of them can be read."""
+    gone = Ingredients([replace(ingredient, folder=folder / "gone") for ingredient in ingredients])
+    with pytest.raises(ValueError, match="is not here"):
+        hf_radin.average(gone, Recipe.uniform(gone.ids))
+    return gone
+
+
 @pytest.mark.parametrize(
     "size", ["abc", "", "0GB", "-1", "0", "5XB", "infGB", "9" * 400 + "GB", 0, -1, 1.5, None, True]
 )
-def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(tensors, "average", lambda *_, **__: pytest.fail("weights were averaged"))
+def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path, size):
+    gone = without_files(three, tmp_path)
     with pytest.raises(ValueError, match=r"max_shard_size=.*: it is a size as in '5GB' \(--max-shard-size\)"):
-        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out", max_shard_size=size)
+        hf_radin.average(gone, Recipe.uniform(gone.ids), output=tmp_path / "out", max_shard_size=size)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
-    monkeypatch.setattr(average_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
-    monkeypatch.setattr(tensors, "write", lambda *_, **__: pytest.fail("it was written"))
-    with pytest.raises(
-        ValueError, match=r"The soup takes [\d,]+ bytes, and there are 10 free where it is written: make room"
-    ):
-        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
+    message = r"The soup takes [\d,]+ bytes, and there are 10 free where it is written: make room"
+    recipe = Recipe.uniform(three.ids)
+    with pytest.raises(ValueError, match=message):
+        hf_radin.average(three, recipe, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with open_weights(three) as files, pytest.raises(ValueError, match=message):
+        write_weights(tmp_path, files, recipe, header_of(files, "F32"), "5GB")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_is_killed_leaves_nothing_under_its_name(three, tmp_path, monkeypatch):
-    read, count = tensors._read, itertools.count()
+    read, count = os.preadv, itertools.count()
 
-    def killed(*args):
+    def killed(*arguments):
         if next(count) >= 20:
             raise SystemExit
-        return read(*args)
+        return read(*arguments)
 
-    monkeypatch.setattr(tensors, "_read", killed)
+    monkeypatch.setattr(os, "preadv", killed)
     with pytest.raises(SystemExit):
         hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tensor_that_is_too_few_is_refused(two, monkeypatch, tmp_path):
+def test_a_tensor_that_is_too_few_is_refused(two, tmp_path):
     """What transformers would fill with random numbers is not written, whoever vetted it."""
-    found = hf_radin.gather(f"{two}/*")
-    for one in found:
-        tensors_of = load_file(one.folder / "model.safetensors")
-        del tensors_of["classifier.bias"]
-        save_file(tensors_of, one.folder / "model.safetensors", {"format": "pt"})
-    monkeypatch.setattr("hf_radin.ingredients.ingredient.Ingredient.download", lambda self: self.folder)
+    gathered = hf_radin.gather(f"{two}/*")
+    for ingredient in gathered:
+        tensors = load_file(ingredient.folder / "model.safetensors")
+        del tensors["classifier.bias"]
+        save_file(tensors, ingredient.folder / "model.safetensors", {"format": "pt"})
+    # as if they had been vetted like this
+    ingredients = Ingredients([replace(ingredient, stamp=files_stamp(ingredient.folder)) for ingredient in gathered])
     with pytest.raises(ValueError, match=r"no weights for classifier\.bias"):
-        hf_radin.average(found, Recipe.uniform(found.ids), output=tmp_path / "out")
+        hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -253,10 +270,10 @@ def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, di
         "assert code == 0 and not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    one, other = (
+    saved, cooked = (
         AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("soup", "out")
     )
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert saved.keys() == cooked.keys() and all(torch.equal(saved[name], cooked[name]) for name in saved)
     config, again = (
         AutoModelForImageClassification.from_pretrained(tmp_path / name).config.to_dict() for name in ("soup", "out")
     )
@@ -264,7 +281,7 @@ def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, di
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == bank.ingredients[0].processor.to_dict()
 
 
-def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path, monkeypatch):
+def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
     hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
     assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "out")
@@ -274,28 +291,27 @@ def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path,
     assert not (tmp_path / "other").exists()
 
 
-def test_files_are_hashed_again_only_where_they_may_have_changed(runs, digits, cache, tmp_path, monkeypatch):
+def test_files_are_hashed_again_only_where_they_may_have_changed(runs, digits, cache, tmp_path):
     for name in ("ft-0", "ft-1"):
         shutil.copytree(runs / name, tmp_path / "runs" / name)
     bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/runs/*"), digits, cache_dir=cache)
     hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
-    hashed, file_hashes = [], files.file_hashes
-
-    def counting(folder, **options):
-        hashed.append(folder.name)
-        return file_hashes(folder, **options)
-
-    monkeypatch.setattr(files, "file_hashes", counting)
-    assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "one") and hashed == []
+    fields = json.loads((tmp_path / "recipe.json").read_text())
+    for entry in fields["ingredients"]:
+        entry["revision"] = f"sha256:{'0' * 64}"  # which a hash would show to be wrong
+    (tmp_path / "wrong.json").write_text(json.dumps(fields))
+    assert cook.cook_files(tmp_path / "wrong.json", tmp_path / "not-hashed")
     path = tmp_path / "runs" / "ft-1" / "model.safetensors"
     path.write_bytes(path.read_bytes())  # the same, at another time
-    assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "two") and hashed == ["ft-1"]
+    assert cook.cook_files(tmp_path / "recipe.json", tmp_path / "hashed")
+    with pytest.raises(ValueError, match="ft-1 has changed: it was sha256:000000000000"):
+        cook.cook_files(tmp_path / "wrong.json", tmp_path / "out")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="ft-1 has changed"):
-        cook.cook_files(tmp_path / "recipe.json", tmp_path / "three")
-    assert not (tmp_path / "three").exists()
+        cook.cook_files(tmp_path / "recipe.json", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def soup_of(runs, digits, cache, folder) -> dict:
@@ -307,7 +323,7 @@ def soup_of(runs, digits, cache, folder) -> dict:
 def test_an_ingredient_that_is_not_used_is_not_overwritten_either(runs, digits, cache, tmp_path, capsys):
     shutil.copytree(runs, tmp_path / "runs")
     fields = soup_of(tmp_path / "runs", digits, cache, tmp_path)
-    ids = [one["id"] for one in fields["ingredients"]]
+    ids = [entry["id"] for entry in fields["ingredients"]]
     fields["recipe"] = {"ingredients": ids[:2], "weights": [0.5, 0.5]}
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
     before = (Path(ids[2]) / "model.safetensors").read_bytes()
@@ -346,30 +362,27 @@ def test_counters_that_some_keep_as_numbers_are_counters(tmp_path):
         ResNetForImageClassification(config).save_pretrained(tmp_path / name)
         ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
     path = tmp_path / "one" / "model.safetensors"
-    found = {name: one.float() if "num_batches" in name else one for name, one in load_file(path).items()}
-    save_file(found, path, {"format": "pt"})
+    tensors = {name: tensor.float() if "num_batches" in name else tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
     both = hf_radin.gather([str(tmp_path / "one"), str(tmp_path / "other")])
     soup = hf_radin.average(both, Recipe.uniform(both.ids))
     counters = [tensor for name, tensor in soup.items() if "num_batches" in name]
-    assert counters and all(one.dtype == torch.int64 for one in counters)
+    assert counters and all(counter.dtype == torch.int64 for counter in counters)
 
 
-def test_what_is_no_number_in_a_loaded_model_is_named(two, tmp_path, monkeypatch):
-    found = hf_radin.gather(f"{two}/*")
-    model = ViTForImageClassification.from_pretrained(found[1].folder)
+def test_what_is_no_number_in_a_loaded_model_is_named(two):
+    model = ViTForImageClassification.from_pretrained(two / "ft-1")
     model.classifier.bias.data[3] = torch.inf
-    model.save_pretrained(found[1].folder)
-    found = hf_radin.gather(f"{two}/*")
+    model.save_pretrained(two / "ft-1")
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe.uniform(ingredients.ids)
     with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf at 3; an average with it is no number"):
-        hf_radin.average(found, Recipe.uniform(found.ids))
-    monkeypatch.setattr(average, "are_alike", lambda *_: False)
+        hf_radin.average(ingredients, recipe)
     with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf, which not all have"):
-        hf_radin.average(found, Recipe.uniform(found.ids))
+        average_loaded(ingredients, recipe)
 
 
-def test_a_dtype_that_is_none_is_refused_before_anything_is_read(three, monkeypatch):
-    monkeypatch.setattr(
-        "hf_radin.ingredients.ingredient.Ingredient.download", lambda self: pytest.fail("weights were looked at")
-    )
+def test_a_dtype_that_is_none_is_refused_before_anything_is_read(three, tmp_path):
+    gone = without_files(three, tmp_path)
     with pytest.raises(ValueError, match="dtype='float31'"):
-        hf_radin.average(three, Recipe.uniform(three.ids), dtype="float31")
+        hf_radin.average(gone, Recipe.uniform(gone.ids), dtype="float31")

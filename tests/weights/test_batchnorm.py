@@ -22,7 +22,7 @@ from hf_radin.weights import batchnorm
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> Path:
+def bank_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
@@ -31,8 +31,8 @@ def bank_of(nets, digits, cache, **options) -> hf_radin.LogitBank:
 
 
 @pytest.fixture(scope="module")
-def bank(nets, digits, kept) -> hf_radin.LogitBank:
-    return bank_of(nets, digits, kept, batchnorm_images=256)
+def bank(nets, digits, bank_cache) -> hf_radin.LogitBank:
+    return bank_of(nets, digits, bank_cache, batchnorm_images=256)
 
 
 def buffers(tensors: dict) -> dict:
@@ -45,8 +45,9 @@ def test_the_statistics_are_those_of_the_activations(bank):
     batches = [bank.statistics.images.read((0, number))["pixel_values"].to("cpu") for number in range(4)]
     assert [len(batch) for batch in batches] == [64] * 4
     with torch.no_grad():
-        seen = [first.convolution(batch).transpose(0, 1).flatten(1) for batch in batches]  # (channels, values)
-    means, variances = (torch.stack([getattr(one, name)(1) for one in seen]).mean(0) for name in ("mean", "var"))
+        activations = [first.convolution(batch).transpose(0, 1).flatten(1) for batch in batches]  # (channels, values)
+    means = torch.stack([values.mean(1) for values in activations]).mean(0)
+    variances = torch.stack([values.var(1) for values in activations]).mean(0)
     torch.testing.assert_close(first.normalization.running_mean, means, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(first.normalization.running_var, variances, rtol=1e-5, atol=1e-6)
     assert first.normalization.num_batches_tracked == 4 and first.normalization.momentum == 0.1
@@ -56,12 +57,12 @@ def test_the_statistics_are_those_of_the_activations(bank):
 def test_weights_are_the_average_and_statistics_are_not(bank):
     soup = hf_radin.uniform(bank)
     plain = hf_radin.average(bank.ingredients, soup.recipe)
-    found = soup.model.state_dict()
+    tensors = soup.model.state_dict()
     for name, tensor in plain.items():
         moved = "running_" in name or "num_batches" in name
-        assert torch.equal(tensor, found[name]) != moved, name
+        assert torch.equal(tensor, tensors[name]) != moved, name
     anew = hf_radin.average(bank.ingredients, soup.recipe, statistics=bank.statistics)
-    assert all(torch.equal(tensor, found[name]) for name, tensor in anew.items())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in anew.items())
 
 
 def test_what_is_measured_is_what_is_saved(bank, digits, tmp_path):
@@ -85,26 +86,26 @@ def test_labels_are_not_looked_at(nets, bank, digits, tmp_path):
     )
     other = bank_of(nets, unlabelled, tmp_path, batchnorm_images=700)
     labelled = bank_of(nets, data, tmp_path, batchnorm_images=700)
-    a, b = (buffers(hf_radin.uniform(one).model.state_dict()) for one in (other, labelled))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    without, with_labels = (buffers(hf_radin.uniform(bank).model.state_dict()) for bank in (other, labelled))
+    assert without and all(torch.equal(tensor, with_labels[name]) for name, tensor in without.items())
 
 
 def test_a_single_model_keeps_its_own(bank):
     soup = hf_radin.best_single(bank)
-    own = AutoModelForImageClassification.from_pretrained(*soup.recipe.used).state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in soup.model.state_dict().items())
+    ingredient = AutoModelForImageClassification.from_pretrained(*soup.recipe.used).state_dict()
+    assert all(torch.equal(ingredient[name], tensor) for name, tensor in soup.model.state_dict().items())
 
 
-def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, kept, caplog):
+def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, bank_cache, caplog):
     assert bank.statistics.record.split == "train" and bank.statistics.record.used == 256
-    named = bank_of(nets, digits, kept, batchnorm_split="validation", batchnorm_images=100)
+    named = bank_of(nets, digits, bank_cache, batchnorm_split="validation", batchnorm_images=100)
     assert named.statistics.record.split == "validation"
     assert named.statistics.record.used == 64  # batches of one size
     assert named.folder == bank.folder  # logits don't depend on it
     opened = hf_radin.LogitBank.open(named.folder)
     assert opened.statistics == named.statistics
     assert (opened.request["batchnorm_split"], opened.request["batchnorm_images"]) == ("validation", 100)
-    soups = [hf_radin.uniform(one) for one in (named, opened)]
+    soups = [hf_radin.uniform(bank) for bank in (named, opened)]
     assert soups[0].measurements == soups[1].measurements
     assert not torch.equal(
         soups[0].model.state_dict()["resnet.embedder.embedder.normalization.running_mean"],
@@ -114,14 +115,14 @@ def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, kept, c
 
 def test_without_a_training_split_it_is_the_measured_one_and_said(nets, tmp_path, caplog):
     data = datasets.DatasetDict(validation=image_dataset(*digit_images(slice(700, 900))))
-    found = bank_of(nets, data, tmp_path)
+    bank = bank_of(nets, data, tmp_path)
     assert (
         "has no split 'train'; it has 'validation'. BatchNorm statistics come from images of 'validation'."
         in caplog.text
     )
-    assert found.statistics.record.split == "validation" and found.statistics.record.used == 192
-    one = bank_of(nets, data["validation"], tmp_path / "one")
-    assert one.statistics.record.used == 192
+    assert bank.statistics.record.split == "validation" and bank.statistics.record.used == 192
+    single = bank_of(nets, data["validation"], tmp_path / "one")
+    assert single.statistics.record.used == 192
 
 
 @pytest.mark.parametrize(
@@ -145,12 +146,12 @@ def test_models_without_batchnorm_have_no_use_for_it(runs, digits, cache, bank):
         )
 
 
-def test_the_split_that_gives_statistics_does_not_prove(nets, digits, kept):
-    found = bank_of(nets, digits, kept, batchnorm_split="test", batchnorm_images=64)
+def test_the_split_that_gives_statistics_does_not_prove(nets, digits, bank_cache):
+    bank = bank_of(nets, digits, bank_cache, batchnorm_split="test", batchnorm_images=64)
     with pytest.raises(
         ValueError, match="The split 'test' gives the soup its BatchNorm statistics; another one has to"
     ):
-        hf_radin.uniform(found, test_split="test")
+        hf_radin.uniform(bank, test_split="test")
 
 
 def test_the_held_out_split_is_shown_the_same_soup(bank):
@@ -166,8 +167,8 @@ def test_the_held_out_split_is_shown_the_same_soup(bank):
     assert np.mean(np.array(predicted) == test.labels) == soup.accuracy("soup", "test")
 
 
-def test_it_is_cooked_again(nets, digits, kept, tmp_path, monkeypatch, caplog):
-    soup = hf_radin.uniform(bank_of(nets, digits, kept, batchnorm_images=256))
+def test_it_is_cooked_again(nets, digits, bank_cache, tmp_path, caplog):
+    soup = hf_radin.uniform(bank_of(nets, digits, bank_cache, batchnorm_images=256))
     soup.save_pretrained(tmp_path / "soup")
     about = json.loads((tmp_path / "soup" / "recipe.json").read_text())["batchnorm"]
     assert (about["split"], about["used"], about["seed"]) == ("train", 256, 0)
@@ -186,11 +187,11 @@ def test_a_sample_is_drawn_evenly_and_without_holding_the_stream(digits):
 
     split = open_split(DataSource(str(digits), "train"))
     drawn = [sample_split(split, 100, seed=seed) for seed in range(20)]
-    assert all(len(one.rows) == 100 for one in drawn) and len({one.key for one in drawn}) == 20
+    assert all(len(sample.rows) == 100 for sample in drawn) and len({sample.key for sample in drawn}) == 20
     again = sample_split(split, 100, seed=3)
     assert again.rows["image"][:] == drawn[3].rows["image"][:] and again.rows["image"][:] != drawn[4].rows["image"][:]
     rows = [row["image"]["bytes"] for row in split.rows]
-    places = np.concatenate([[rows.index(row["image"]["bytes"]) for row in one.rows] for one in drawn])
+    places = np.concatenate([[rows.index(row["image"]["bytes"]) for row in sample.rows] for sample in drawn])
     assert abs(places.mean() - 349.5) < 4 * 202 / np.sqrt(2000)  # as likely from the end as from the start
     dataset = open_split(DataSource(datasets.load_dataset(str(digits)), "train"))
     assert len(sample_split(dataset, 100).rows) == 100 and len(sample_split(dataset, 5000).rows) == 700
@@ -198,27 +199,26 @@ def test_a_sample_is_drawn_evenly_and_without_holding_the_stream(digits):
 
 def test_two_processes_give_the_soup_of_one(nets, digits, tmp_path):
     options = ["--models", f"{nets}/ft-*", "--dataset", digits, "--budget", "2", "--batchnorm-images", "192"]
-    found = {}
+    files = {}
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         run = launch(tmp_path / str(processes), processes, *options)
         assert run.returncode == 0, run.stderr
-        found[processes] = contents(tmp_path / str(processes) / "soup")
-    assert found[1] == found[2]
+        files[processes] = contents(tmp_path / str(processes) / "soup")
+    assert files[1] == files[2]
 
 
 def test_levit_forgets_the_weights_that_it_remembered(tmp_path):
     """It keeps a table of its attention biases from its first run on; a soup must not keep that of other weights."""
-    (architecture,) = [one for one in INSTALLED if one.class_name == "LevitForImageClassification"]
+    architecture = next(known for known in INSTALLED if known.class_name == "LevitForImageClassification")
     save_fine_tunes(architecture, tmp_path)
-    found = hf_radin.gather(f"{tmp_path}/ft-*")
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
     images, labels = digit_images(slice(0, 64))
     data = image_dataset(images, [label % 3 for label in labels], ["cat", "dog", "fish"])
-    bank = hf_radin.compute_logits(found, data, cache_dir=tmp_path / "cache", dtype="bfloat16")
+    bank = hf_radin.compute_logits(ingredients, data, cache_dir=tmp_path / "cache", dtype="bfloat16")
     model = hf_radin.uniform(bank).model
-    assert not any(
-        module.attention_bias_cache for module in model.modules() if hasattr(module, "attention_bias_cache")
-    )
+    caches = [module.attention_bias_cache for module in model.modules() if hasattr(module, "attention_bias_cache")]
+    assert caches and not any(caches)
     model.to(torch.float64)
     batchnorm.estimate_statistics(model, bank.statistics)
     model(pixel_values=torch.zeros(1, 3, 32, 32, dtype=torch.float64))  # tables of another dtype would not fit
@@ -247,18 +247,18 @@ def test_a_split_without_labels_gives_statistics_too(nets, digits, tmp_path):
     data = datasets.load_dataset(str(digits))
     bare = datasets.DatasetDict(train=data["train"].remove_columns("label"), validation=data["validation"])
     for cache, options in (("named", {"batchnorm_split": "train"}), ("default", {})):
-        found = bank_of(nets, bare, tmp_path / cache, batchnorm_images=64, **options)
-        assert found.statistics.record.split == "train"
+        bank = bank_of(nets, bare, tmp_path / cache, batchnorm_images=64, **options)
+        assert bank.statistics.record.split == "train"
 
 
 def test_a_folder_of_one_nameless_split_is_not_called_train(nets, tmp_path):
     image_dataset(*digit_images(slice(700, 900))).save_to_disk(tmp_path / "data")
-    found = bank_of(nets, tmp_path / "data", tmp_path / "cache", batchnorm_images=64)
-    assert found.statistics.record.split == found.split == "validation"
+    bank = bank_of(nets, tmp_path / "data", tmp_path / "cache", batchnorm_images=64)
+    assert bank.statistics.record.split == bank.split == "validation"
 
 
-def test_a_held_out_split_that_gives_statistics_is_refused_before_it_is_run(bank, kept):
-    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")}
+def test_a_held_out_split_that_gives_statistics_is_refused_before_it_is_run(bank, bank_cache):
+    before = {path: path.stat().st_mtime_ns for path in bank_cache.rglob("*.npy")}
     with pytest.raises(ValueError, match="The split 'train' gives the soup its BatchNorm statistics"):
         hf_radin.uniform(bank, test_split="train")
-    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")} == before
+    assert before and {path: path.stat().st_mtime_ns for path in bank_cache.rglob("*.npy")} == before

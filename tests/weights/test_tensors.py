@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_radin.weights import tensors
 from hf_radin.weights.tensors import average, open_files, rounded, write
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -27,48 +27,59 @@ def folders(request, tmp_path):
     for number in range(3):
         (tmp_path / str(number)).mkdir()
         large, small = torch.randn(300, 33, generator=generator), torch.randn((), generator=generator)
-        found = {"large": large, "small": small, "empty": torch.zeros(0, 4)}
-        found = {name: tensor.to(DTYPES[request.param]) for name, tensor in found.items()}
-        found["counter"] = torch.tensor([number + 7, 3])
-        save_file(found, tmp_path / str(number) / "model.safetensors", {"format": "pt"})
+        tensors = {"large": large, "small": small, "empty": torch.zeros(0, 4)}
+        tensors = {name: tensor.to(DTYPES[request.param]) for name, tensor in tensors.items()}
+        tensors["counter"] = torch.tensor([number + 7, 3])
+        save_file(tensors, tmp_path / str(number) / "model.safetensors", {"format": "pt"})
     return [tmp_path / str(number) for number in range(3)]
 
 
-def made(folders, output: Path, kind: str, weights=WEIGHTS, **options) -> dict[str, torch.Tensor]:
+def written_average(
+    folders: list[Path],
+    output: Path,
+    kind: str,
+    weights: Sequence[float] = WEIGHTS,
+    *,
+    max_shard_size: int | str = "1GB",
+    allow_pickle: bool = False,
+    **options,
+) -> dict[str, torch.Tensor]:
+    """The average as it is read back from the folder that it was written to; `options` are those of `average`."""
     output.mkdir()
     with ExitStack() as stack:
-        files = [stack.enter_context(open_files(folder)) for folder in folders]
-        header = {name: (kind if name != "counter" else one.dtype, one.shape) for name, one in files[0].items()}
+        files = [stack.enter_context(open_files(folder, allow_pickle=allow_pickle)) for folder in folders]
+        header = {
+            name: (kind if name != "counter" else tensor.dtype, tensor.shape) for name, tensor in files[0].items()
+        }
         dtypes = {name: dtype for name, (dtype, _) in header.items()}
-        write(output, header, partial(average, files, weights, dtypes), **{"max_shard_size": "1GB", **options})
-    return {name: one for path in output.glob("*.safetensors") for name, one in load_file(path).items()}
+        write(output, header, partial(average, files, weights, dtypes, **options), max_shard_size=max_shard_size)
+    return {name: tensor for path in output.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-def is_nearest(found: torch.Tensor, exact: torch.Tensor, unsure: torch.Tensor | float = 0.0) -> bool:
+def is_nearest(values: torch.Tensor, exact: torch.Tensor, unsure: torch.Tensor | float = 0.0) -> bool:
     """Whether no other number of the dtype is nearer, for an exact one that may be off by `unsure`."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
-    error = (found.double() - exact).abs()
-    others = [(found.view(bits) + step).view(found.dtype).double() for step in (-1, 1)]
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    error = (values.double() - exact).abs()
+    others = [(values.view(bits) + step).view(values.dtype).double() for step in (-1, 1)]
     return bool(all((error <= (other - exact).abs() + 2 * unsure).all() for other in others))
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(tensors, "CHUNK", 1000)
-    found = made(folders, tmp_path / "out", kind)
+def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind):
+    written = written_average(folders, tmp_path / "out", kind, chunk=1000)
     parts = [load_file(folder / "model.safetensors") for folder in folders]
     for name in ("large", "small", "empty"):
         exact = sum(weight * part[name].double() for weight, part in zip(WEIGHTS, parts, strict=True))
-        assert found[name].dtype == DTYPES[kind] and found[name].shape == parts[0][name].shape
+        assert written[name].dtype == DTYPES[kind] and written[name].shape == parts[0][name].shape
         unsure = torch.zeros(exact.shape)
-        if max(parts[0][name].element_size(), found[name].element_size()) == 2:  # then sums are float32
+        if max(parts[0][name].element_size(), written[name].element_size()) == 2:  # then sums are float32
             unsure = (
                 4
                 * 2**-24
                 * sum(weight * part[name].double().abs() for weight, part in zip(WEIGHTS, parts, strict=True))
             )
-        assert is_nearest(found[name].reshape(-1), exact.reshape(-1), unsure.reshape(-1))
-    assert torch.equal(found["counter"], parts[0]["counter"])
+        assert is_nearest(written[name].reshape(-1), exact.reshape(-1), unsure.reshape(-1))
+    assert torch.equal(written["counter"], parts[0]["counter"])
 
 
 @pytest.mark.parametrize("folders", ["F16", "BF16"], indirect=True)
@@ -76,22 +87,22 @@ def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind, mo
 def test_sums_of_16_bits_are_those_of_float32(folders, tmp_path, weights):
     parts = [load_file(folder / "model.safetensors") for folder in folders]
     for kind in ("F16", "BF16"):
-        found = made(folders, tmp_path / kind, kind, weights)
+        written = written_average(folders, tmp_path / kind, kind, weights)
         total = weights[0] * parts[0]["large"].float()
         for weight, part in zip(weights[1:], parts[1:], strict=True):
             total = total + weight * part["large"].float()
-        assert torch.equal(found["large"], total.to(DTYPES[kind]))
+        assert torch.equal(written["large"], total.to(DTYPES[kind]))
 
 
 def test_of_a_number_just_beside_the_middle_of_two_the_nearer_is_taken():
     """Rounded by way of float32, it would be in the middle, and go to the even one."""
     values = np.array([1 + 2**-8 + 2**-40, 1 + 2**-8 - 2**-40, 1 + 3 * 2**-8 - 2**-40, 1 + 2**-8, 1 + 3 * 2**-8])
     values = np.concatenate([values, -values, [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e300, 2.0**-140]])
-    found = torch.from_numpy(rounded(values, "BF16")).view(torch.bfloat16).double().numpy()
+    nearest = torch.from_numpy(rounded(values, "BF16")).view(torch.bfloat16).double().numpy()
     steps = np.array([1, 0, 1, 0, 2]) * 2**-7 + 1
-    np.testing.assert_array_equal(found[:10], np.concatenate([steps, -steps]))
-    assert np.isnan(found[10]) and found[11] == np.inf and found[12] == -np.inf and found[15] == np.inf
-    assert not np.signbit(found[13]) and np.signbit(found[14]) and found[16] == 0.0
+    np.testing.assert_array_equal(nearest[:10], np.concatenate([steps, -steps]))
+    assert np.isnan(nearest[10]) and nearest[11] == np.inf and nearest[12] == -np.inf and nearest[15] == np.inf
+    assert not np.signbit(nearest[13]) and np.signbit(nearest[14]) and nearest[16] == 0.0
 
 
 @pytest.mark.parametrize("weights", [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1), (0.123, 0.456, 0.421)])
@@ -99,50 +110,47 @@ def test_the_average_of_equal_tensors_is_that_tensor(folders, tmp_path, weights)
     kind = next(
         name for name, dtype in DTYPES.items() if load_file(folders[0] / "model.safetensors")["large"].dtype == dtype
     )
-    found = made([folders[0]] * 3, tmp_path / "out", kind, weights)
+    written = written_average([folders[0]] * 3, tmp_path / "out", kind, weights)
     if kind == "F64":  # a sum in the same dtype has nothing to spare
-        torch.testing.assert_close(found["large"], load_file(folders[0] / "model.safetensors")["large"])
+        torch.testing.assert_close(written["large"], load_file(folders[0] / "model.safetensors")["large"])
     else:
         for name, tensor in load_file(folders[0] / "model.safetensors").items():
-            assert torch.equal(found[name], tensor)
+            assert torch.equal(written[name], tensor)
 
 
 @pytest.mark.parametrize(("threads", "chunk"), [(1, 1 << 16), (4, 777), (2, 64)])
-def test_threads_and_chunks_change_no_bit(folders, tmp_path, monkeypatch, threads, chunk):
-    expected = made(folders, tmp_path / "expected", "F32")
-    monkeypatch.setattr(tensors, "THREADS", threads)
-    monkeypatch.setattr(tensors, "CHUNK", chunk)
-    found = made(folders, tmp_path / "out", "F32")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+def test_threads_and_chunks_change_no_bit(folders, tmp_path, threads, chunk):
+    expected = written_average(folders, tmp_path / "expected", "F32")
+    written = written_average(folders, tmp_path / "out", "F32", threads=threads, chunk=chunk)
+    assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
 
 
 def test_where_files_have_but_one_place_the_same_is_written(folders, tmp_path, monkeypatch):
-    expected = made(folders, tmp_path / "expected", "F32")
-    monkeypatch.setattr(tensors, "CHUNK", 100)
+    expected = written_average(folders, tmp_path / "expected", "F32")
     for name in ("preadv", "pwrite", "posix_fadvise"):
-        monkeypatch.delattr(tensors.os, name)
-    found = made(folders, tmp_path / "out", "F32")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        monkeypatch.delattr(os, name)
+    written = written_average(folders, tmp_path / "out", "F32", chunk=100)
+    assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_file_is_laid_out_as_the_library_does_it(folders, tmp_path):
-    found = made(folders, tmp_path / "out", "BF16")
-    save_file(found, tmp_path / "again.safetensors", {"format": "pt"})
+    written = written_average(folders, tmp_path / "out", "BF16")
+    save_file(written, tmp_path / "again.safetensors", {"format": "pt"})
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"} and sorted(file.keys()) == sorted(found)
+        assert file.metadata() == {"format": "pt"} and sorted(file.keys()) == sorted(written)
     assert (tmp_path / "out" / "model.safetensors").stat().st_size == (tmp_path / "again.safetensors").stat().st_size
 
 
 def test_shards_have_an_index_and_hold_the_same(folders, tmp_path):
     whole, parts = (
-        made(folders, tmp_path / "whole", "F32"),
-        made(folders, tmp_path / "parts", "F32", max_shard_size=5000),
+        written_average(folders, tmp_path / "whole", "F32"),
+        written_average(folders, tmp_path / "parts", "F32", max_shard_size=5000),
     )
-    assert whole.keys() == parts.keys() and all(torch.equal(parts[name], one) for name, one in whole.items())
+    assert whole.keys() == parts.keys() and all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
     index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == whole.keys()
     assert len({*index["weight_map"].values()}) == len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
-    assert index["metadata"]["total_size"] == sum(one.nbytes for one in whole.values())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
 
 
 @pytest.mark.parametrize("content", [b"", b"\x05", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}rest"])
@@ -156,11 +164,10 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(folders, tmp_path):
     with open_files(folders[0]) as file, open(folders[0] / "model.safetensors", "r+b") as same:
         same.truncate(100)
         with pytest.raises(ValueError, match=r"0/model\.safetensors has become shorter"):
-            average([file], [1.0], {name: one.dtype for name, one in file.items()}, lambda *_: None)
+            average([file], [1.0], {name: tensor.dtype for name, tensor in file.items()}, lambda *_: None)
 
 
-def test_what_a_sink_raises_ends_it_all(folders, monkeypatch):
-    monkeypatch.setattr(tensors, "CHUNK", 10)
+def test_what_a_sink_raises_ends_it_all(folders):
     seen = []
 
     def full(name, first, part):
@@ -169,25 +176,17 @@ def test_what_a_sink_raises_ends_it_all(folders, monkeypatch):
         raise OSError("No space left on device")
 
     with open_files(folders[0]) as file, pytest.raises(OSError, match="No space left"):
-        average([file], [1.0], {name: one.dtype for name, one in file.items()}, full)
+        average([file], [1.0], {name: tensor.dtype for name, tensor in file.items()}, full, chunk=10)
     assert len(seen) < 100  # of a thousand
 
 
 def test_pickles_give_the_same(folders, tmp_path):
-    expected = made(folders, tmp_path / "expected", "F32")
+    expected = written_average(folders, tmp_path / "expected", "F32")
     for folder in folders:
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
-    monkeyed = partial(open_files, allow_pickle=True)
-    output = tmp_path / "out"
-    output.mkdir()
-    with ExitStack() as stack:
-        files = [stack.enter_context(monkeyed(folder)) for folder in folders]
-        header = {name: ("F32" if name != "counter" else one.dtype, one.shape) for name, one in files[0].items()}
-        dtypes = {name: dtype for name, (dtype, _) in header.items()}
-        write(output, header, partial(average, files, WEIGHTS, dtypes), max_shard_size="1GB")
-    found = load_file(output / "model.safetensors")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    written = written_average(folders, tmp_path / "out", "F32", allow_pickle=True)
+    assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
 
 
 def numbers(folder: Path, **values: torch.Tensor) -> Path:
@@ -199,21 +198,22 @@ def numbers(folder: Path, **values: torch.Tensor) -> Path:
 def average_of(*folders: Path, kind: str = "F32", **options) -> torch.Tensor:
     with ExitStack() as stack:
         files = [stack.enter_context(open_files(folder)) for folder in folders]
-        found = bytearray(4 * len(files[0]["x"]))
+        content = bytearray(4 * len(files[0]["x"]))
 
         def keep(name, first, part):
-            found[first : first + part.nbytes] = part.tobytes()
+            content[first : first + part.nbytes] = part.tobytes()
 
-        average(files, [1 / len(files)] * len(files), {"x": kind}, keep, ids=[one.name for one in folders], **options)
-    return torch.frombuffer(found, dtype=torch.float32)
+        ids = [folder.name for folder in folders]
+        average(files, [1 / len(files)] * len(files), {"x": kind}, keep, ids=ids, **options)
+    return torch.frombuffer(content, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_in_one_of_them_is_named(tmp_path, value, recwarn):
-    one = numbers(tmp_path / "one", x=torch.tensor([1.0, 2.0, 3.0]))
-    other = numbers(tmp_path / "other", x=torch.tensor([1.0, value, 3.0]))
+    first = numbers(tmp_path / "one", x=torch.tensor([1.0, 2.0, 3.0]))
+    second = numbers(tmp_path / "other", x=torch.tensor([1.0, value, 3.0]))
     with pytest.raises(ValueError, match=f"other: x has {value} at 1; an average with it is no number. Leave it out"):
-        average_of(one, other)
+        average_of(first, second)
     assert not recwarn.list
 
 
