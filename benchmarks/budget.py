@@ -26,7 +26,7 @@ import hf_radin
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import FROM_START, best_subsets, monte_carlo, propose
 from hf_radin.search.budget import Budget
-from hf_radin.search.measure import trial_of
+from hf_radin.search.measure import measured_soup
 from hf_radin.search.race import Entry, race
 from hf_radin.search.report import predict
 
@@ -68,7 +68,7 @@ class Zoo:
 
     def passes(self, soup: hf_radin.Soup) -> float:
         """All that a soup took: logits, measuring, and BatchNorm statistics estimated anew for each soup."""
-        return sum(soup.about["passes"].values())
+        return soup.report.total_passes
 
     def on_test(self, recipe: hf_radin.Recipe) -> float:
         return float((predict(self.test, recipe) == self.test.labels).mean())
@@ -208,7 +208,7 @@ def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
     gram = flat @ flat.T
     rows = np.concatenate([np.full((1, models), 1 / models), monte_carlo(models, count=pool, seed=100).weights])
     scores, labels = bank.score(rows), np.asarray(bank.labels)
-    trials = [trial_of(bank, bank.recipe(row), bank.pruned()) for row in rows]
+    trials = [measured_soup(bank, bank.recipe(row), bank.pruned()) for row in rows]
     everything = np.ones(len(bank), dtype=bool)
     measured = np.array([(one.look(everything) == labels).mean() for one in trials])
     spreads = rows @ np.diag(gram) - np.einsum("ri,ij,rj->r", rows, gram, rows)

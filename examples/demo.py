@@ -63,7 +63,7 @@ def stage(name: str) -> Iterator[None]:
 def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
     """Accuracies on both splits, and forward passes over the validation split that each method spends."""
     models = len(soup.ingredients)
-    spent = {result.report.method: result.report.passes.total for result in (soup, greedy)}
+    spent = {result.report.method: result.report.total_passes for result in (soup, greedy)}
     rows = [
         ("best single model", soup, "best single", models, 1),
         ("uniform soup", soup, "uniform", 1, 1),

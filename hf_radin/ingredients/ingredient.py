@@ -252,15 +252,6 @@ class Ingredients(tuple[Ingredient, ...]):
             raise ValueError(f"No ingredient {error}; there are {', '.join(by_id)}.") from None
 
 
-def _permute(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
-    """Bring the classes of a model into another order, in the weights of its heads, and so in its logits."""
-    import torch
-
-    tensors = model.state_dict()
-    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
-        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))
-
-
 @dataclass(frozen=True)
 class IngredientRecord:
     """What a bank says of an ingredient: all of `Ingredient` but what only a user may allow, and the token."""

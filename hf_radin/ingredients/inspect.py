@@ -14,6 +14,7 @@ from hf_radin.checkpoints.files import (
     ADAPTER_CONFIG,
     CONFIG,
     FLOATS,
+    HEADER_LIMIT,
     SMALL_FILES,
     Header,
     choose_weights,
@@ -266,7 +267,7 @@ def _read_hub_header(place: Place, path: str, snapshot: Path, size: int, options
         files = HfFileSystem(token=options.token)
         with files.open(f"{place.repo_id}/{path}", revision=snapshot.name, cache_type="none") as file:
             try:
-                return read_layout(file, size).header
+                return read_layout(file, size, limit=options.header_limit).header
             except ValueError as error:
                 raise ValueError(f"{place.name}: {path} is not a whole file of weights ({error}).") from error
 

@@ -21,12 +21,11 @@ from hf_radin.images.digests import as_digests, with_copies
 from hf_radin.images.sample import drawn_places
 from hf_radin.images.shards import Block
 from hf_radin.images.split import DataSource
-from hf_radin.ingredients.ingredient import Ingredients, is_there, on_the_hub, told_apart
+from hf_radin.ingredients.ingredient import Ingredients, in_hub_cache, is_available, with_distinct_ids
 from hf_radin.logits import share
 from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, logits_path, open_array
-from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace
+from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
-from hf_radin.logits.sources import reopen_images, reopen_sample
 from hf_radin.recipes import ensemble, propose, pruning, scoring
 from hf_radin.recipes.intervals import LEVEL
 from hf_radin.recipes.metrics import Answers, Metric, load_metrics, only_score
@@ -115,7 +114,7 @@ class LogitBank:
         bank = cls._read(Path(path).resolve(), processes)
         if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
             return bank
-        return replace(bank, ingredients=Ingredients(filter(is_there, bank.ingredients)))
+        return replace(bank, ingredients=Ingredients(filter(is_available, bank.ingredients)))
 
     @classmethod
     def fetch(
@@ -200,12 +199,14 @@ class LogitBank:
         try:
             latest = Latest.read(folder)
             records = [LogitsRecord.read(folder, key) for key in latest.keys]
-            usable = told_apart([record.ingredient.load() for record in records if record.finite])
+            usable = with_distinct_ids([record.ingredient.load() for record in records if record.finite])
         except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{folder} is no whole logit bank ({error}); compute it again: what is there and whole is used."
             ) from error
-        ingredients = Ingredients([on_the_hub(one, token) for one in usable] if manifest.origin else usable)
+        ingredients = Ingredients(
+            [in_hub_cache(ingredient, token) for ingredient in usable] if manifest.origin else usable
+        )
         data, run, place = manifest.data, manifest.run, latest.statistics
         source = DataSource(
             dataset=manifest.dataset or data.name,
@@ -506,7 +507,9 @@ class LogitBank:
         if top not in self._pruned:
             sources = [logits_path(self.folder, key) for key in self.ingredients.keys]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
-            pruned = pruning.kept(path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top)
+            pruned = pruning.load_or_make(
+                path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top
+            )
             self._pruned[top] = pruned if self.part is None or self.is_pilot else pruned.select(self.part)
         return self._pruned[top]
 

@@ -10,7 +10,7 @@ from hf_radin.images.digests import count_shared, refuse_counted, refuse_shared,
 from hf_radin.images.split import OBJECT, Split, open_split
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import extend_bank, make_bank
-from hf_radin.logits.sources import is_object
+from hf_radin.logits.manifest import is_object
 from hf_radin.soup.report import Overlap
 
 logger = logging.getLogger(__name__)

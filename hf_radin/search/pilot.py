@@ -20,7 +20,7 @@ from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.logits.bank import LogitBank, PartialLogits
 from hf_radin.logits.bank_files import Spent, time_spent
 from hf_radin.logits.compute import NOT_FINITE, extend_bank
-from hf_radin.logits.sources import is_object, reopen_images
+from hf_radin.logits.manifest import is_object, reopen_images
 from hf_radin.recipes import pruning, scoring
 from hf_radin.recipes.propose import monte_carlo
 from hf_radin.recipes.pruning import Pruned, join, prune

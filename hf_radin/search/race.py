@@ -202,7 +202,7 @@ class _Race:
     @cached_property
     def looks(self) -> tuple[float, ...]:
         """After the baselines went by: what is cached then stays; other images are decoded anew for each look."""
-        return LOOKS if not self.full and self.bank.images.is_kept_by_all() else (1.0,)
+        return LOOKS if not self.full and self.bank.images.is_cached_by_all() else (1.0,)
 
     def can_afford(self, images: int) -> bool:
         """Whether so many further images are within the budget; the same in all processes."""

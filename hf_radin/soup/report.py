@@ -298,6 +298,11 @@ class SearchReport:
         return 0 if self.pilot is None or self.pilot.shown is None else self.images - self.pilot.shown
 
     @property
+    def total_passes(self) -> float:
+        """What the search took in passes over the split."""
+        return self.passes.total if self.passes else 0.0
+
+    @property
     def singles(self) -> list[Measurement]:
         """The measurements of single models."""
         return [measurement for measurement in self.measurements if measurement.proposal == "single"]

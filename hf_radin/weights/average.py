@@ -39,8 +39,8 @@ def write_average(
         if statistics is None and are_alike(used, files):
             target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
             header = header_of(files, safetensors_dtype(target))
-            config = shared_config([ingredient.config for ingredient in used])
-            # that what is written fills the model is known before the first byte is
+            config = _config_of(used)
+            # that the tensors fill the model is checked before the first byte is written
             model, _ = check_header(used[0].id, config, header)
             write_weights(folder, files, recipe, header, max_shard_size)
             config.architectures, config.dtype = [type(model).__name__], target
@@ -83,21 +83,70 @@ def average_model(
     with open_weights(used) as files:
         target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
         if are_alike(used, files):
-            header = header_of(files, safetensors_dtype(target))
-            kept = {name: np.empty(BYTES[kind] * math.prod(shape), np.uint8) for name, (kind, shape) in header.items()}
+            model = average_of_files(used, files, recipe, target)
+        else:
+            model = average_of_models(used, files, recipe, target)
+    if statistics is not None and len(recipe.used) > 1:
+        estimate_statistics(model, statistics)
+    return model
 
 
-            stream(files, recipe, header, keep)
-            found = {name: _as_torch(kept.pop(name), *header[name]) for name in list(kept)}
-            return load_model(
-                used[0].folder,
-                dtype=target,
-                config=config,
-                tensors=found,
-                trust_remote_code=used[0].trust_remote_code,
-            )
-        exact = tensors.sum_dtype((one.dtype for file in files for one in file.values()), [safetensors_dtype(target)])
-    sum_in = torch.float64 if exact is np.float64 else torch.float32
+@contextmanager
+def open_weights(used: Ingredients) -> Iterator[list[dict[str, tensors.Tensor]]]:
+    """Download what is missing; the tensors of each ingredient and, after these, of each base model of adapters."""
+    for ingredient in used:
+        ingredient.download()
+    bases = dict.fromkeys(ingredient.base for ingredient in used if ingredient.base)
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(tensors.open_files(ingredient.folder, allow_pickle=ingredient.allow_pickle))
+            for ingredient in [*used, *bases]
+        ]
+
+
+def average_of_files(used: Ingredients, files: Files, recipe: Recipe, target: torch.dtype) -> PreTrainedModel:
+    """The average of files that are alike, in a model.
+
+    Args:
+        used: the ingredients that the recipe uses, in its order.
+        files: their tensors.
+        target: dtype of the model.
+    """
+    config = _config_of(used)
+    header = header_of(files, safetensors_dtype(target))
+    contents = {name: np.empty(BYTES[dtype] * math.prod(shape), np.uint8) for name, (dtype, shape) in header.items()}
+
+    def fill(name: str, first: int, part: np.ndarray) -> None:
+        contents[name][first : first + part.nbytes] = part.view(np.uint8)
+
+    stream(files, recipe, header, fill)
+    return load_model(
+        used[0].folder,
+        dtype=target,
+        config=config,
+        tensors={name: _as_torch(contents.pop(name), *header[name]) for name in header},
+        trust_remote_code=used[0].trust_remote_code,
+    )
+
+
+def average_of_models(used: Ingredients, files: Files, recipe: Recipe, target: torch.dtype) -> PreTrainedModel:
+    """The average of models that are loaded one after the other; two of them are in memory at a time.
+
+    Args:
+        used: the ingredients that the recipe uses, in its order.
+        files: their tensors, and those of the base models of adapters.
+        target: dtype of the model.
+
+    Raises:
+        ValueError: if a number is NaN or infinite in some of the models and not in all.
+    """
+    import torch
+
+    config = _config_of(used)
+    dtypes = (tensor.dtype for file in files for tensor in file.values())
+    sum_dtype = (
+        torch.float64 if tensors.sum_dtype(dtypes, [safetensors_dtype(target)]) is np.float64 else torch.float32
+    )
     sums: dict[str, torch.Tensor] = {}
     non_finite: dict[str, torch.Tensor] = {}  # of the first model: its NaN and infinite numbers, and 0 elsewhere
     for index, (ingredient, weight) in enumerate(zip(used, recipe.used.values(), strict=True)):
@@ -153,9 +202,9 @@ def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The nearest numbers of a dtype, rounded once: torch itself rounds to float32 first."""
     if not tensor.is_floating_point():
         return tensor
-    kind = safetensors_dtype(dtype)
-    flat, size = tensor.contiguous().reshape(-1).numpy(), BYTES[kind]
-    kept = np.empty(size * len(flat), np.uint8)
+    spelling = safetensors_dtype(dtype)
+    flat, size = tensor.contiguous().reshape(-1).numpy(), BYTES[spelling]
+    content = np.empty(size * len(flat), np.uint8)
     for start in range(0, len(flat), tensors.CHUNK):
         end = min(start + tensors.CHUNK, len(flat))
         content[size * start : size * end] = tensors.rounded(flat[start:end], spelling)

@@ -162,12 +162,12 @@ def prepare_statistics(
     source = partial(statistics_source, split, processor, images=count, seed=seed, on_error=on_error)
     images = Images(folder, BATCH, cache(source))
     sync_files(processes, folder, "*.json", "*.safetensors")
-    if not processes.decide(images.is_kept):
+    if not processes.decide(images.is_cached):
         for _ in images.stream(processes.index, processes.count, room=ALL):
             pass
         processes.wait()
         sync_files(processes, folder, "*.json", "*.safetensors")
-    _, _, _, sizes = images.index()
+    sizes = images.index().counts
     largest = max([1, *sizes])
     used = largest * sizes.count(largest)
     if used < 2:
@@ -207,7 +207,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
         module.reset_running_stats()
         module.momentum = None  # the plain mean over batches
         module.train()
-    if not statistics.images.is_kept():  # a bank from the Hub comes without; each process prepares them for itself
+    if not statistics.images.is_cached():  # a bank from the Hub comes without; each process prepares them for itself
         for _ in statistics.images.stream(0, 1, room=ALL):
             pass
     for block in _full_batches(statistics.images):
@@ -221,7 +221,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
 
 def _full_batches(images: Images) -> list[Block]:
     """The blocks of the largest size, mostly `BATCH`: the mean over batches weighs all of them the same."""
-    _, _, _, sizes = images.index()
+    sizes = images.index().counts
     largest = max([1, *sizes])
     return [block for block, size in zip(images.blocks, sizes, strict=True) if size == largest]
 

@@ -44,7 +44,7 @@ CHUNK = 1 << 18
 # Threads that read and add: more of them don't get more out of the memory.
 THREADS = min(4, os.cpu_count() or 1)
 
-# Takes bytes of the named tensor from a place on.
+# Takes the name of a tensor, the offset of its first byte, and bytes of it.
 Sink = Callable[[str, int, Any], object]
 
 
@@ -95,7 +95,7 @@ def _open_safetensors(stack: ExitStack, path: Path) -> dict[str, Tensor]:
         status = os.fstat(file.fileno())
         size = status.st_size
         layout = read_layout(file, size)
-        if hasattr(os, "posix_fadvise"):  # the system may read ahead while sums are taken
+        if hasattr(os, "posix_fadvise"):  # lets the system read ahead while sums are taken
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error}.") from error
@@ -165,8 +165,8 @@ def _open_pickled(folder: Path) -> dict[str, Tensor]:
         def read(first: int, buffer: memoryview, flat: memoryview = flat) -> None:
             buffer[:] = flat[first : first + len(buffer)]
 
-        found[name] = Tensor(safetensors_dtype(tensor.dtype), tuple(tensor.shape), fill)
-    return found
+        tensors[name] = Tensor(safetensors_dtype(tensor.dtype), tuple(tensor.shape), read)
+    return tensors
 
 
 def average(
@@ -336,10 +336,10 @@ def rounded(values: np.ndarray, dtype: str, workspace: _Workspace | None = None)
     workspace = workspace or _Workspace(count)
     with np.errstate(over="ignore"):
         if dtype != "BF16":
-            found = room.raw[: count * BYTES[dtype]].view(NUMPY_NAMES[dtype])
-            found[:] = values
-            return found.view(np.uint8)
-        single, halves, is_middle = room.single[:count], room.bits[:count], room.is_middle[:count]
+            nearest = workspace.raw[: count * BYTES[dtype]].view(NUMPY_NAMES[dtype])
+            nearest[:] = values
+            return nearest.view(np.uint8)
+        single, halves, is_middle = workspace.single[:count], workspace.bits[:count], workspace.is_middle[:count]
         single[:] = values
         bits = single.view(np.uint32)
         np.right_shift(bits, 16, out=halves)

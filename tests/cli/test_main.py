@@ -54,19 +54,19 @@ def test_the_whole_road(runs, digits, cache, cwd, capsys):
         for split in ("validation", "test"):
             assert f"{100 * saved.accuracy(name, split):.2f}%" in printed
     assert (
-        f"Spent in all: 5 passes over validation for logits, {saved.about['passes']['soups']:.3g} for soups" in printed
+        f"Spent in all: 5 passes over validation for logits, {saved.report.passes.soups:.3g} for soups" in printed
     )
 
 
 def test_the_shell_may_expand_the_pattern(runs, digits, cache, cwd):
     assert soup("--models", runs / "ft-0", runs / "ft-1", "--dataset", digits, "--cache-dir", cache) == 0
-    assert len(hf_radin.Soup.from_pretrained("soup").about["ingredients"]) == 2
+    assert len(hf_radin.Soup.from_pretrained("soup").report.ingredients) == 2
 
 
 @pytest.mark.parametrize("method", ["greedy", "uniform", "best_single"])
 def test_the_other_methods(runs, digits, cache, cwd, method):
     assert soup("--models", f"{runs}/ft-*", "--dataset", digits, "--cache-dir", cache, "--method", method) == 0
-    assert hf_radin.Soup.from_pretrained("soup").about["method"] == method
+    assert hf_radin.Soup.from_pretrained("soup").report.method == method
 
 
 def test_without_a_dataset_the_cards_say_it(two, digits, cache, cwd, capsys):

@@ -126,7 +126,7 @@ def test_a_dataset_on_the_hub_is_streamed_at_one_commit(zoo, digits, tmp_path):
     found = hf_radin.gather("org/ft-*")
     bank = hf_radin.compute_logits(found, "org/digits", cache_dir=tmp_path)
     sha = zoo.commits("org/digits", repo_type="dataset")[0].sha
-    assert bank.about["data"]["revision"] == sha and len(bank) == 600
+    assert bank.manifest.data.revision == sha and len(bank) == 600
     local = hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
     assert (bank.logits(0) == local.logits(0)).all() and bank.folder != local.folder
     assert not zoo.asked("GET", "test-00000")  # the other splits stay where they are

@@ -128,7 +128,7 @@ def test_or_left_out_and_counted(gathered, tmp_path, caplog):
     broken = {"bytes": b"no image", "path": None}
     bank = compute(gathered, tmp_path, [files[0], broken, files[2]], [4, 5, 6], on_error="skip")
     assert (len(bank), bank.ids.tolist(), bank.labels.tolist()) == (2, [0, 2], [4, 6])
-    assert bank.about["skipped"] == [1] and "1 of 3 images can't be read" in caplog.text
+    assert bank.manifest.skipped == [1] and "1 of 3 images can't be read" in caplog.text
 
 
 def test_a_split_with_no_usable_image_is_refused(gathered, tmp_path):
@@ -241,7 +241,7 @@ def test_the_pil_backend_is_told_apart_and_works(gathered, digits, tmp_path, mon
         model, "load_processor", lambda folder, **_: AutoImageProcessor.from_pretrained(folder, backend="pil")
     )
     with_pil = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path)
-    assert (with_torchvision.about["processor"]["backend"], with_pil.about["processor"]["backend"]) == (
+    assert (with_torchvision.manifest.run.processor["backend"], with_pil.manifest.run.processor["backend"]) == (
         "torchvision",
         "pil",
     )

@@ -86,8 +86,8 @@ def test_others_search_it_without_images_and_without_checkpoints(pushed, zoo, tm
     estimates = pushed.score(propose(3, proposals="subsets").weights)
     known = next(one for one in soup.measurements if one.measured is None)
     assert known.estimate >= max(estimates[3:]) and known.images == 0
-    assert soup.about["measured"] is (len(soup.recipe.used) == 1) and soup.about["passes"]["soups"] == 0
-    assert not [one for one in soup.results if one.name in ("soup", "uniform")] or soup.about["measured"]
+    assert soup.report.measured is (len(soup.recipe.used) == 1) and soup.report.passes.soups == 0
+    assert not [one for one in soup.results if one.name in ("soup", "uniform")] or soup.report.measured
 
 
 @pytest.fixture
@@ -102,15 +102,15 @@ def estimated(pushed, zoo, tmp_path, monkeypatch):
 
 
 def test_a_soup_that_was_not_measured_says_so(estimated, tmp_path, pushed):
-    assert estimated.about["measured"] is False
+    assert estimated.report.measured is False
     estimated.save_pretrained(tmp_path / "soup", license="mit")
     text = (tmp_path / "soup" / "README.md").read_text()
     assert "**Estimated, not measured** is how good it is" in text and "| not measured |" in text
-    assert f"dataset `{estimated.about['bank']}`" in text
+    assert f"dataset `{estimated.report.bank}`" in text
     fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
     assert fields["measured"] is False and fields["measurements"][-1]["measured"] is None
     again = hf_radin.Soup.from_pretrained(tmp_path / "soup")
-    assert again.measurements == estimated.measurements and again.about["measured"] is False
+    assert again.measurements == estimated.measurements and again.report.measured is False
     from huggingface_hub import metadata_load
 
     results = metadata_load(tmp_path / "soup" / "README.md").get("model-index")
@@ -124,7 +124,7 @@ def test_where_all_is_on_the_hub_soups_can_be_measured(pushed, zoo, tmp_path):
     bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
     soups = [hf_radin.radin(one, budget=2, test_split="test") for one in (bank, pushed)]
     assert soups[0].measurements == soups[1].measurements and soups[0].results == soups[1].results
-    assert soups[0].about["bank"] == bank.origin and soups[1].about["bank"] is None
+    assert soups[0].report.bank == bank.origin and soups[1].report.bank is None
 
 
 def test_statistics_of_batchnorm_are_estimated_from_the_hub_too(hub, nets, digits, tmp_path):

@@ -69,7 +69,7 @@ def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
     assert launch(tmp_path, 1, *options, mixed_precision="bf16").returncode == 0
     (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
     bank = hf_radin.LogitBank.open(folder)
-    assert bank.about["mixed_precision"] == "bf16"
+    assert bank.manifest.run.mixed_precision == "bf16"
     exact = bank.logits(0).astype("float32")
     assert (exact.view("uint32") & 0xFFFF == 0).all()  # the head's outputs have the bits of bfloat16
     with pytest.raises(ValueError, match="computed with mixed precision 'bf16', this run has 'no'"):

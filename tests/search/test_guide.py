@@ -25,7 +25,7 @@ def accelerator():
 
 
 def shown_all(bank, recipe):
-    one = measure.trial_of(bank, recipe, bank.pruned())
+    one = measure.measured_soup(bank, recipe, bank.pruned())
     one.look(np.ones(len(bank), dtype=bool))
     return one
 

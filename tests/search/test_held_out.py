@@ -79,7 +79,7 @@ def test_shared_images_are_counted_and_refused(gathered, tmp_path, caplog, kind)
     folders = list((tmp_path / "cache" / "banks").glob("*/bank.json"))
     assert len(folders) == 1  # nothing of the test split was computed to its end
     soup = hf_radin.uniform(bank, test_split="test", allow_overlap=True)
-    assert soup.about["overlap"] == {"of": 30, "images": SHARED, "batchnorm": None}
+    assert soup.report.overlap == {"of": 30, "images": SHARED, "batchnorm": None}
     assert "7 of 30 images of the split 'test' are in 'validation' too." in caplog.text
 
 
@@ -93,13 +93,13 @@ def test_a_bank_that_shares_images_does_not_prove(gathered, tmp_path, method):
     with pytest.raises(ValueError, match="7 of the 30 images"):
         search(banks["validation"], test_split=banks["test"])
     soup = search(banks["validation"], test_split=banks["test"], allow_overlap=True)
-    assert soup.about["overlap"]["images"] == SHARED
+    assert soup.report.overlap.images == SHARED
 
 
 def test_splits_that_share_none_say_nothing(gathered, digits, cache, caplog):
     bank = hf_radin.compute_logits(gathered, digits, cache_dir=cache)
     soup = hf_radin.best_single(bank, test_split="test")
-    assert soup.about["overlap"] == {"of": 497, "images": 0, "batchnorm": None}
+    assert soup.report.overlap == {"of": 497, "images": 0, "batchnorm": None}
     assert (
         "images of the split" not in caplog.text
         and "in common" not in card.files(soup.to_dict())["README.md"].decode()
@@ -122,7 +122,7 @@ def test_a_bank_without_digests_can_not_tell_and_says_so(gathered, tmp_path, cap
     bank = hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
     (bank.folder / "digests.npy").unlink()  # as an earlier version left it
     soup = hf_radin.best_single(LogitBank.open(bank.folder), test_split="test")
-    assert soup.about["overlap"]["images"] is None
+    assert soup.report.overlap.images is None
     assert "Whether the splits 'test' and 'validation' share images can't be told" in caplog.text
     assert "have images in common can't be told" in card.files(soup.to_dict())["README.md"].decode()
 
@@ -161,7 +161,7 @@ def test_images_are_read_once_until_they_change(gathered, tmp_path, monkeypatch)
     write_images(folder, "test", slice(40, 70))
     assert held_out.check_split(bank, "test").is_here
     soup = hf_radin.best_single(bank, test_split="test")
-    assert soup.about["overlap"]["images"] == 0
+    assert soup.report.overlap.images == 0
 
 
 def test_images_that_gave_batchnorm_its_statistics_are_told(nets, tmp_path, caplog):
@@ -169,7 +169,7 @@ def test_images_that_gave_batchnorm_its_statistics_are_told(nets, tmp_path, capl
     found = hf_radin.gather(f"{nets}/ft-*")
     bank = hf_radin.compute_logits(found, source, cache_dir=tmp_path / "cache")
     soup = hf_radin.uniform(bank, test_split="test")
-    assert soup.about["overlap"] == {"of": 20, "images": 0, "batchnorm": 10}
+    assert soup.report.overlap == {"of": 20, "images": 0, "batchnorm": 10}
     assert "10 of 20 images of the split 'test' are among those that give BatchNorm its statistics." in caplog.text
     assert (
         "10 of the 20 images of test gave BatchNorm its statistics too"

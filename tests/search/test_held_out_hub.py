@@ -34,7 +34,7 @@ def test_it_is_refused_at_the_first_block_and_again(bank, tmp_path, monkeypatch)
     tried = 1  # image that models are tried with before the pass
     assert len(decoded) == tried + 16  # the second time they are known
     soup = hf_radin.radin(bank, budget=1, test_split="test", allow_overlap=True)
-    assert soup.about["overlap"] == {"of": 80, "images": 40, "batchnorm": None} and len(decoded) == tried + 80
+    assert soup.report.overlap == {"of": 80, "images": 40, "batchnorm": None} and len(decoded) == tried + 80
 
 
 def test_a_bank_that_was_pushed_knows_its_images(bank, hub, tmp_path):
@@ -50,5 +50,5 @@ def test_one_of_an_earlier_version_does_not(bank, hub, tmp_path, caplog):
     bank.push_to_hub("org/old")
     fetched = LogitBank.from_hub("org/old", cache_dir=tmp_path / "other")
     soup = hf_radin.best_single(fetched, test_split="test")
-    assert soup.about["overlap"]["images"] is None
+    assert soup.report.overlap.images is None
     assert "Whether the splits 'test' and 'validation' share images can't be told" in caplog.text

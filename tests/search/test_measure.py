@@ -28,15 +28,15 @@ def test_what_was_kept_is_told_again(runs, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
     took = seconds(bank.folder)
     assert len(took) == 3 and all(value > 0 for value in took.values())
-    first = hf_radin.radin(bank, budget=2, test_split="test").about["time"]
+    first = hf_radin.radin(bank, budget=2, test_split="test").report.time
     assert first["logits"] == pytest.approx(sum(took.values())) and first["soups"] > 0
     assert re.fullmatch(r"CPU \(\w+, \d+ threads?\)", *first["devices"])
     again = hf_radin.radin(bank, budget=2)
-    assert again.about["time"] == first
+    assert again.report.time == first
     assert sum(one.seconds for one in again.measurements if one.passes) == pytest.approx(first["soups"])
     hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01234]"), digits, cache_dir=tmp_path)
     assert took.items() <= seconds(bank.folder).items()
-    more = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).about["time"]
+    more = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).report.time
     assert more["logits"] == pytest.approx(sum(seconds(bank.folder).values()))
     text = card.render(again.to_dict())
     assert re.search(
@@ -72,7 +72,7 @@ def test_after_a_pilot_all_its_logits_are_counted(pilot, lenient):
     assert told["seconds"] > sum(seconds(pilot.folder).values()) + sum(
         seconds(found.folder)[one.key] for one in found.ingredients.select(told["whole"][:2])
     )
-    time = hf_radin.radin(pilot, budget=2).about["time"]
+    time = hf_radin.radin(pilot, budget=2).report.time
     assert time["logits"] == pytest.approx(told["seconds"], abs=1e-3) and len(time["devices"]) == 1
 
 
@@ -85,8 +85,8 @@ def test_a_soup_takes_as_long_as_it_was_shown_images(runs, digits, tmp_path):
     soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
     soups = [one for one in soup.measurements if one.passes]
     assert [one.seconds for one in soups] == [0.5 * one.images for one in soups] and len(soups) > 1
-    assert soup.about["time"]["soups"] == sum(0.5 * one.images for one in soups)
-    assert "an abacus" in soup.about["time"]["devices"] and len(soup.about["time"]["devices"]) == 2
+    assert soup.report.time.soups == sum(0.5 * one.images for one in soups)
+    assert "an abacus" in soup.report.time.devices and len(soup.report.time.devices) == 2
 
 
 def test_what_two_devices_took_names_both():
@@ -101,7 +101,7 @@ def test_of_soups_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
     for content in ("", "[]", '{"seconds": "x"}', None):
         path.unlink() if content is None else path.write_text(content)
         soup = hf_radin.uniform(bank)
-        assert soup.about["time"]["soups"] is None
+        assert soup.report.time.soups is None
         text = card.render(soup.to_dict())
         assert "| measuring soups | 1 | |" in text and re.search(
             r"\| logits of 2 checkpoints \| 2 \| [\d.]+ m?s \|", text
@@ -127,7 +127,7 @@ def test_of_logits_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: record[name] for name in record if name not in ("seconds", "device")}))
     soup = hf_radin.best_single(bank)
-    assert soup.about["time"] == {"logits": None, "soups": 0, "devices": soup.about["time"]["devices"]}
+    assert soup.report.time == {"logits": None, "soups": 0, "devices": soup.report.time.devices}
     assert "| logits of 2 checkpoints | 2 | |" in card.render(soup.to_dict())
     assert re.search(r"\| measuring soups \| 1 \| [\d.]+ m?s \|", card.render(hf_radin.uniform(bank).to_dict()))
     fields = soup.to_dict()

@@ -53,7 +53,7 @@ def lenient(two_lead, monkeypatch):
 def test_most_see_only_the_images_that_tell_recipes_apart(pilot, bank, lenient):
     found, told = telling.complete(pilot)
     assert not found.is_pilot and len(found) == 600 and found.ingredients.ids == bank.ingredients.ids
-    rest, whole = found.partly.rest, found.partly.whole
+    rest, whole = found.partial.rest, found.partial.whole
     assert 0 < len(rest) < 600 - len(pilot) and not set(rest) & set(pilot.places)
     assert (told["share"], told["seed"], told["given"], told["whole"]) == (0.25, 0, 5, list(whole))
     assert told["shown"] == 600 - len(rest) and told["margin"] > 0
@@ -64,7 +64,7 @@ def test_most_see_only_the_images_that_tell_recipes_apart(pilot, bank, lenient):
 
 def test_what_is_known_is_what_all_logits_say_and_the_rest_is_what_the_leading_agree_on(pilot, bank, lenient, cache):
     found, told = telling.complete(pilot)
-    rest = found.partly.rest
+    rest = found.partial.rest
     shown = np.setdiff1d(np.arange(600), rest)
     recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=50)
     for row in recipes:
@@ -83,17 +83,17 @@ def test_what_is_known_is_what_all_logits_say_and_the_rest_is_what_the_leading_a
 def test_where_all_images_tell_recipes_apart_it_is_the_search_with_all_logits(pilot, bank, two_lead, monkeypatch):
     monkeypatch.setattr(telling, "ASTRAY", -1.0)
     soup, other = hf_radin.radin(pilot, budget=3, seed=2), hf_radin.radin(bank, budget=3, seed=2)
-    assert soup.about["pilot"]["margin"] is None and soup.about["pilot"]["shown"] == 600
+    assert soup.report.pilot.margin is None and soup.report.pilot.shown == 600
     assert soup.recipe == other.recipe and soup.results == other.results
     assert soup.measurements == other.measurements
-    assert soup.about["passes"]["logits"] == pytest.approx(5 + 2 * len(pilot) / 600)
+    assert soup.report.passes.logits == pytest.approx(5 + 2 * len(pilot) / 600)
 
 
 def test_few_ingredients_all_see_all_images(pilot, bank):
     soup, other = hf_radin.radin(pilot, budget=3, seed=2), hf_radin.radin(bank, budget=3, seed=2)
-    assert soup.about["pilot"]["whole"] == list(bank.ingredients.ids)
+    assert soup.report.pilot.whole == list(bank.ingredients.ids)
     assert (soup.recipe, soup.measurements, soup.results) == (other.recipe, other.measurements, other.results)
-    assert soup.about["passes"]["logits"] == pytest.approx(5 + 5 * len(pilot) / 600)
+    assert soup.report.passes.logits == pytest.approx(5 + 5 * len(pilot) / 600)
 
 
 def test_the_figures_are_of_the_whole_split_and_a_held_out_one_takes_few_logits(pilot, bank, lenient, monkeypatch):
@@ -105,11 +105,11 @@ def test_the_figures_are_of_the_whole_split_and_a_held_out_one_takes_few_logits(
     soup = hf_radin.radin(pilot, budget=3, test_split="test")
     rows = {(one.name, one.split): one.images for one in soup.results}
     assert rows["soup", "validation"] == rows["best single", "validation"] == 600
-    assert rows["ensemble", "validation"] == soup.about["pilot"]["shown"] < 600
+    assert rows["ensemble", "validation"] == soup.report.pilot.shown < 600
     assert rows["soup", "test"] == rows["best single", "test"] == 497 and ("ensemble", "test") not in rows
-    assert asked == [tuple(soup.about["pilot"]["whole"])] and soup.about["held_out_logits"] == len(asked[0])
+    assert asked == [tuple(soup.report.pilot.whole)] and soup.report.held_out_logits == len(asked[0])
     singles = {one.recipe.ingredients[0]: one.images for one in soup.measurements if one.proposal == "single"}
-    whole = soup.about["pilot"]["whole"]
+    whole = soup.report.pilot.whole
     assert all((images == 600) == (name in whole) for name, images in singles.items())
     assert all(one.images == 600 for one in soup.measurements if one.recipe == soup.recipe)
 
@@ -129,7 +129,7 @@ def test_the_best_single_model_is_known_on_all_images(pilot, bank, lenient, monk
 
 def test_without_measuring_recipes_are_estimated(pilot):
     soup = hf_radin.radin(pilot, budget=0)
-    assert soup.measurements[-1].measured is None and soup.about["measured"] is False
+    assert soup.measurements[-1].measured is None and soup.report.measured is False
 
 
 def test_what_was_not_computed_is_estimated_without_a_bias(bank, digits, cache, lenient):
@@ -140,9 +140,9 @@ def test_what_was_not_computed_is_estimated_without_a_bias(bank, digits, cache, 
         made = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=sample.Pilot(0.25, seed))
         found, _ = telling.complete(made)
         for place, name in enumerate(bank.ingredients.ids):
-            if name not in found.partly.whole:
+            if name not in found.partial.whole:
                 hits = found.predict(np.eye(5)[place]) == bank.labels
-                value, (low, high) = found.partly.estimate(hits)
+                value, (low, high) = found.partial.estimate(hits)
                 errors.append(value - true[place])
                 assumed.append(float(hits.mean()) - true[place])
                 inside.append(low <= true[place] <= high)
@@ -177,8 +177,8 @@ def test_the_card_says_what_was_not_computed(pilot, tmp_path, lenient):
     soup = hf_radin.radin(pilot, budget=2, test_split="test")
     soup.save_pretrained(tmp_path / "soup")
     text = " ".join((tmp_path / "soup" / "README.md").read_text().split())
-    shown = soup.about["pilot"]["shown"]
-    whole = len(soup.about["pilot"]["whole"])
+    shown = soup.report.pilot.shown
+    whole = len(soup.report.pilot.whole)
     assert (
         f"Each checkpoint was run on a random 25% of the 600 images of validation first, and {whole} of 5 then on all"
         in text
@@ -188,7 +188,7 @@ def test_the_card_says_what_was_not_computed(pilot, tmp_path, lenient):
         in text
     )
     soups = 2 if len(soup.recipe.used) > 1 else 1
-    assert f"| the figures on test, in passes over it | {len(soup.about['pilot']['whole']) + soups} | |" in text
+    assert f"| the figures on test, in passes over it | {len(soup.report.pilot.whole) + soups} | |" in text
     assert f"{whole} of 5 ingredients were run on all 600 images: what the others" in tables.table(soup)
     hf_radin.radin(pilot, budget=0).save_pretrained(tmp_path / "estimated")
     assert "The images that chose are a random 25% of the split" in (tmp_path / "estimated" / "README.md").read_text()
@@ -241,11 +241,11 @@ def test_ingredients_that_are_lost_on_the_rest_are_named(runs, digits, tmp_path,
 
     monkeypatch.setattr(telling, "compute_logits", losing)
     soup = hf_radin.radin(made, budget=1)
-    told = [tuple(one) for one in soup.about["remarks"]]
+    told = [tuple(one) for one in soup.report.remarks]
     assert all((name, "gives logits that are no finite numbers.") in told for name in lost)
-    assert soup.about["pilot"]["given"] == 5 and len(soup.about["ingredients"]) == 5 - count
+    assert soup.report.pilot.given == 5 and len(soup.report.ingredients) == 5 - count
     assert not {*lost} & {*soup.recipe.used}
-    mine = hf_radin.Recipe.uniform([lost[0], soup.about["ingredients"][0]["id"]])
+    mine = hf_radin.Recipe.uniform([lost[0], soup.report.ingredients[0]["id"]])
     with pytest.raises(ValueError, match=r"which a recipe uses or is the start, gives logits that are no finite"):
         hf_radin.radin(made, budget=1, recipes=[mine])
 
@@ -290,14 +290,14 @@ def test_the_least_margin_is_the_first_from_which_on_few_recipes_go_astray(margi
 
 def test_a_best_single_model_that_gives_no_numbers_on_the_rest_is_left_out(pilot, bank, lenient, monkeypatch):
     """Nothing is known of it there until it turns out to be the best of all; here none of the two that lead is."""
-    score, look, lost = type(pilot).score, measure.Trial.look, []
+    score, look, lost = type(pilot).score, measure.MeasuredSoup.look, []
     monkeypatch.setattr(type(pilot), "score", lambda self, rows, **options: -score(self, rows, **options))
 
     def no_numbers(self, some, **options):
         lost.append(self.recipe.ingredients[0])
         return np.where(some, -1, look(self, some, **options))
 
-    monkeypatch.setattr(measure.Trial, "look", no_numbers)
+    monkeypatch.setattr(measure.MeasuredSoup, "look", no_numbers)
     found, told = telling.complete(pilot)
     assert 0 < len(lost) <= 3 and not {*lost} & {*found.ingredients.ids}
     assert all((name, "gives NaN or infinite logits: left out of the soup.") in found.remarks for name in lost)

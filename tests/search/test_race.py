@@ -33,7 +33,7 @@ def test_the_winner_is_measured_on_the_whole_split_and_the_budget_is_kept(bank):
         assert won.interval[0] < won.measured < won.interval[1]
         (uniform,) = (one for one in soup.measurements if one.proposal == "uniform")
         images = uniform.images + sum(one.images for one in raced)
-        assert soup.about["passes"]["soups"] == pytest.approx(images / 600)
+        assert soup.report.passes.soups == pytest.approx(images / 600)
 
 
 def test_more_candidates_are_measured_for_the_same_budget(bank):
@@ -70,7 +70,7 @@ def test_each_soup_is_averaged_once_or_twice_and_what_was_measured_is_not_measur
 
 @pytest.mark.parametrize("stopped", [1, 4, 9])
 def test_a_killed_race_goes_on_to_the_same_end(fresh, monkeypatch, stopped):
-    measure, count = evaluate.Trial._measure, [0]
+    measure, count = evaluate.MeasuredSoup._measure, [0]
 
     def killed(*args):
         count[0] += 1
@@ -78,7 +78,7 @@ def test_a_killed_race_goes_on_to_the_same_end(fresh, monkeypatch, stopped):
             raise SystemExit
         return measure(*args)
 
-    monkeypatch.setattr(evaluate.Trial, "_measure", killed)
+    monkeypatch.setattr(evaluate.MeasuredSoup, "_measure", killed)
     with contextlib.suppress(SystemExit):
         hf_radin.radin(fresh, budget=2, seed=3)
     resumed = hf_radin.radin(fresh, budget=2, seed=3)
@@ -110,22 +110,22 @@ def test_an_interrupt_before_anything_was_measured_is_one(fresh, monkeypatch):
 
 def test_a_duration_is_kept(fresh, monkeypatch):
     clock = [0.0]
-    measure = evaluate.Trial._measure
+    measure = evaluate.MeasuredSoup._measure
 
     def slow(self, todo, on_block):
         clock[0] += float(todo.sum())  # a second an image
         return measure(self, todo, on_block)
 
-    monkeypatch.setattr(evaluate.Trial, "_measure", slow)
+    monkeypatch.setattr(evaluate.MeasuredSoup, "_measure", slow)
     monkeypatch.setattr(race.time, "perf_counter", lambda: clock[0])
     soup, raced = shown(fresh, budget="40m")
-    assert len(raced) > 1 and 1200 < clock[0] <= 2400 + 600 and soup.about["budget"] == "2400s"
+    assert len(raced) > 1 and 1200 < clock[0] <= 2400 + 600 and soup.report.budget == "2400s"
 
 
 def test_soups_that_are_far_behind_cost_little(bank, monkeypatch):
     """All of them wrong everywhere: dropped at the first look, and no soup is returned."""
     wrong = np.full(600, 11)
-    monkeypatch.setattr(evaluate.Trial, "look", lambda self, some, **_: np.where(some, wrong, evaluate.UNKNOWN))
+    monkeypatch.setattr(evaluate.MeasuredSoup, "look", lambda self, some, **_: np.where(some, wrong, evaluate.UNKNOWN))
     soup, raced = shown(bank, budget=4)
     assert len(soup.recipe.used) == 1 and all(one.images < 300 for one in raced) and len(raced) > 4
 
@@ -134,7 +134,7 @@ def test_a_share_held_out_takes_no_part_in_the_choice(bank):
     soup = hf_radin.radin(bank, budget=3, hold_out=0.25, seed=1)
     images = {(one.split, one.images) for one in soup.results if one.name != "uniform"}
     assert images == {("validation", 450), ("validation (held out)", 150)}
-    assert soup.about["held_out"] == "validation (held out)" and soup.about["hold_out"] == 0.25
+    assert soup.report.held_out == "validation (held out)" and soup.report.hold_out == 0.25
     chosen = next(one for one in soup.measurements if one.recipe == soup.recipe)
     assert chosen.images == 450
     rest, out = bank.divided(0.25, 1)
@@ -159,11 +159,11 @@ def test_a_share_held_out_takes_no_part_in_the_choice(bank):
 
 def test_soup_and_best_single_are_compared_image_by_image(bank):
     soup = hf_radin.radin(bank, budget=2, test_split="test")
-    for one in soup.about["against_best_single"]:
+    for one in soup.report.against_best_single:
         gain = soup.accuracy("soup", one["split"]) - soup.accuracy("best single", one["split"])
         assert one["gain"] == pytest.approx(gain) and one["interval"][0] <= gain <= one["interval"][1]
         assert 0 < one["p_value"] <= 1
-    assert [one["split"] for one in soup.about["against_best_single"]] == ["validation", "test"]
+    assert [one["split"] for one in soup.report.against_best_single] == ["validation", "test"]
 
 
 class Equal:
@@ -190,7 +190,7 @@ class Equal:
 def test_candidates_that_are_as_good_are_seldom_dropped(bank, digits, cache, monkeypatch, pilot):
     """Each is compared with the luckiest so far, on the same sample: the rule has to make up for that."""
     found = bank if pilot is None else hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=pilot)
-    monkeypatch.setattr(race, "trial_of", Equal)
+    monkeypatch.setattr(race, "measured_soup", Equal)
     dropped = []
     for seed in range(12):
         rows = np.random.default_rng(seed).dirichlet(np.ones(5), size=24)
@@ -207,13 +207,13 @@ def test_candidates_that_are_as_good_are_seldom_dropped(bank, digits, cache, mon
 @pytest.mark.parametrize("seed", range(3))
 def test_no_budget_is_overspent(bank, monkeypatch, budget, seed):
     """Soups that differ from their ensembles on decided images too: the audit would like to grow."""
-    monkeypatch.setattr(race, "trial_of", Equal)
+    monkeypatch.setattr(race, "measured_soup", Equal)
     _, raced = shown(bank, budget=budget, seed=seed)
     assert sum(one.images for one in raced) <= budget * 600
 
 
 def test_an_interrupted_candidate_is_as_if_it_had_not_begun(fresh, monkeypatch):
-    look, looks, stopped = evaluate.Trial.look, [0], [0]
+    look, looks, stopped = evaluate.MeasuredSoup.look, [0], [0]
 
     def interrupted(self, some, **options):
         looks[0] += 1
@@ -221,11 +221,11 @@ def test_an_interrupted_candidate_is_as_if_it_had_not_begun(fresh, monkeypatch):
             raise KeyboardInterrupt
         return look(self, some, **options)
 
-    monkeypatch.setattr(evaluate.Trial, "look", interrupted)
+    monkeypatch.setattr(evaluate.MeasuredSoup, "look", interrupted)
     for number in range(2, 8):
         looks[0], stopped[0] = 0, number
         soup = hf_radin.radin(fresh, budget=3)
-        assert all(one.images > 0 for one in soup.measurements) and soup.about["measured"] is True
+        assert all(one.images > 0 for one in soup.measurements) and soup.report.measured is True
         assert soup.accuracy("soup", "validation") >= soup.accuracy("uniform", "validation")
 
 
@@ -242,8 +242,8 @@ def test_broken_files_of_soups_are_measured_anew(fresh, content):
 def test_where_images_are_not_kept_each_candidate_is_shown_its_sample_at_once(bank, digits, tmp_path, monkeypatch):
     alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, pixel_cache="off")
     looks = []
-    look = evaluate.Trial.look
-    monkeypatch.setattr(evaluate.Trial, "look", lambda self, some, **o: looks.append(self) or look(self, some, **o))
+    look = evaluate.MeasuredSoup.look
+    monkeypatch.setattr(evaluate.MeasuredSoup, "look", lambda self, some, **o: looks.append(self) or look(self, some, **o))
     hf_radin.radin(alone, budget=2, proposals="monte-carlo")
     audits = 8  # at most, each a look more
     assert len(looks) <= 2 * len(set(map(id, looks))) + audits
@@ -254,8 +254,8 @@ def test_lines_need_classes_that_can_not_win(bank, tmp_path, digits, monkeypatch
 
     alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path)
     monkeypatch.setattr(pruning, "MOST", 3000)
-    assert hf_radin.radin(alone, budget=2).about["scored"] > 30  # without what would have to be sought
-    assert hf_radin.radin(alone, budget=0, proposals="auto,local").about["scored"] > 30
+    assert hf_radin.radin(alone, budget=2).report.scored > 30  # without what would have to be sought
+    assert hf_radin.radin(alone, budget=0, proposals="auto,local").report.scored > 30
     with pytest.raises(ValueError, match="proposals='line' works on the classes that can win"):
         hf_radin.radin(alone, budget=2, proposals="line")
 
@@ -274,7 +274,7 @@ class Odd(Equal):
 @pytest.mark.parametrize("budget", [2, 3, 5])
 def test_no_budget_is_overspent_where_audits_grow(bank, monkeypatch, budget):
     """The best so far may have been shown less than the last: what it lacks is counted before another begins."""
-    monkeypatch.setattr(race, "trial_of", Odd)
+    monkeypatch.setattr(race, "measured_soup", Odd)
     for seed in range(40):
         rows = np.random.default_rng(seed).dirichlet(np.ones(5), size=24)
         entries = [race.Entry(bank.recipe(row), "own", 0.8) for row in rows]

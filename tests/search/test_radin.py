@@ -63,7 +63,7 @@ def test_the_budget_is_kept(bank):
         proposals = [one.proposal for one in soup.measurements]
         assert proposals.count("single") == 5 and proposals.count("uniform") == 1
         assert len(proposals) - 5 == budget + 1  # the uniform soup is beside them
-        assert soup.about["passes"] == {"logits": 5, "soups": budget + 1}
+        assert soup.report.passes == {"logits": 5, "soups": budget + 1}
 
 
 def test_a_budget_larger_than_the_candidates_measures_them_all(bank):
@@ -84,7 +84,7 @@ def test_singles_cost_nothing_to_measure(bank, monkeypatch):
     monkeypatch.setattr(measure, "average_model", lambda *_: pytest.fail("a soup was made"))
     single = hf_radin.best_single(bank)
     assert single.accuracy("soup", "validation") == bank.score(np.eye(5)).max()
-    assert single.about["passes"] == {"logits": 5, "soups": 0}
+    assert single.report.passes == {"logits": 5, "soups": 0}
     assert len(single.recipe.used) == 1
 
 
@@ -110,7 +110,7 @@ def greedy_by_hand(bank, accept) -> set[str]:
 def test_greedy_is_the_official_algorithm(bank, rule, accept):
     soup = hf_radin.greedy(bank, accept=rule)
     assert set(soup.recipe.used) == greedy_by_hand(bank, accept)
-    assert soup.about["passes"] == {"logits": 5, "soups": 4} and soup.about["accept"] == rule
+    assert soup.report.passes == {"logits": 5, "soups": 4} and soup.report.accept == rule
     assert soup.accuracy("soup", "validation") >= bank.score(np.eye(5)).max()
 
 
@@ -208,7 +208,7 @@ def test_the_split_that_chooses_can_not_prove(bank, given):
     ],
 )
 def test_bad_input_is_refused_before_a_soup_is_made(bank, monkeypatch, options, message):
-    monkeypatch.setattr(measure.Trial, "look", lambda *_: pytest.fail("a soup was measured"))
+    monkeypatch.setattr(measure.MeasuredSoup, "look", lambda *_: pytest.fail("a soup was measured"))
     with pytest.raises(ValueError, match=message):
         hf_radin.radin(bank, **options)
 
@@ -268,7 +268,7 @@ def test_soups_that_give_nan_are_never_right(bank, monkeypatch):
     model = AutoModelForImageClassification.from_pretrained(bank.ingredients[0].folder)
     model.classifier.bias.data.fill_(float("nan"))
     recipe = Recipe(bank.ingredients.ids[:2], (0.111, 0.889))
-    predictions = measure.Trial(bank, recipe, lambda: model).look(np.ones(600, dtype=bool))
+    predictions = measure.MeasuredSoup(bank, recipe, lambda: model).look(np.ones(600, dtype=bool))
     assert (predictions == -1).all()
 
 
@@ -285,7 +285,7 @@ def test_a_held_out_bank_of_other_models_or_settings_is_refused(bank, runs, two,
 
 @pytest.mark.parametrize("returned", ["'text'", "None", "missing_input"])
 def test_a_metric_that_can_not_be_computed_is_refused_before_a_soup_is_made(bank, tmp_path, monkeypatch, returned):
-    monkeypatch.setattr(measure.Trial, "look", lambda *_: pytest.fail("a soup was measured"))
+    monkeypatch.setattr(measure.MeasuredSoup, "look", lambda *_: pytest.fail("a soup was measured"))
     name = f"odd{abs(hash(returned))}"
     (tmp_path / name).mkdir()
     (tmp_path / name / f"{name}.py").write_text(
@@ -305,7 +305,7 @@ def test_a_metric_that_can_not_be_computed_is_refused_before_a_soup_is_made(bank
 def test_numbers_of_numpy_are_numbers(bank, tmp_path):
     soup = hf_radin.radin(bank, budget=np.int64(2), seed=np.int64(1), metrics="accuracy")
     soup.save_pretrained(tmp_path / "soup")
-    assert hf_radin.Soup.from_pretrained(tmp_path / "soup").about["seed"] == 1
+    assert hf_radin.Soup.from_pretrained(tmp_path / "soup").report.seed == 1
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_the_start_is_an_ingredient_to_mix_with(start, runs, digits, tmp_path):
     bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
     soup = hf_radin.radin(bank, budget=100, proposals="wise-ft,model-stock,local", start=found.ids[0])
     raced = {one.proposal: one for one in soup.measurements}
-    assert {"wise-ft", "model-stock"} <= raced.keys() and soup.about["start"] == found.ids[0]
+    assert {"wise-ft", "model-stock"} <= raced.keys() and soup.report.start == found.ids[0]
     assert all(found.ids[0] in raced[kind].recipe.used for kind in ("wise-ft", "model-stock"))
 
 

@@ -79,8 +79,8 @@ def test_the_figures_of_models_and_the_ensemble_are_those_of_their_logits(soup, 
 
 def test_what_it_takes_to_know_the_probabilities_of_soups_is_told(soup, tmp_path):
     """On the split that chose, a pass more of each soup; that which proves is seen once, for classes or for logits."""
-    soups = len({soup.recipe, hf_radin.Recipe.uniform([one["id"] for one in soup.about["ingredients"]])})
-    assert soup.about["passes"]["probabilities"] == soups and soup.about["time"]["probabilities"] > 0
+    soups = len({soup.recipe, hf_radin.Recipe.uniform([one["id"] for one in soup.report.ingredients])})
+    assert soup.report.passes.probabilities == soups and soup.report.time.probabilities > 0
     assert f"{soups} to run soups once more for metrics of probabilities" in tables.table(soup)
     text = card.render(soup.to_dict())
     assert f"| running soups once more, for metrics of probabilities | {soups} | " in text
@@ -107,7 +107,7 @@ def test_a_table_of_many_metrics_fits_into_a_terminal(soup):
 def test_without_such_a_metric_no_soup_is_run_once_more(bank, monkeypatch):
     monkeypatch.setattr(measure, "compute_soup", lambda *_: pytest.fail("a soup was run"))
     found = hf_radin.radin(bank, budget=2, metrics=("accuracy", "f1", "mcc"))
-    assert "probabilities" not in found.about["passes"] and "probabilities" not in found.about["time"]
+    assert "probabilities" not in found.report.passes and "probabilities" not in found.report.time
 
 
 def test_the_split_that_proves_is_seen_once(runs, digits, tmp_path, predictions):
@@ -116,7 +116,7 @@ def test_the_split_that_proves_is_seen_once(runs, digits, tmp_path, predictions)
     predictions.clear()
     first = hf_radin.uniform(bank, metrics=("accuracy", "log_loss"), test_split=test)
     assert sum(predictions) == 600 + 600 + 497  # measured, its probabilities there, and the proof
-    assert first.about["passes"] == {"logits": 3, "soups": 1, "probabilities": 1}
+    assert first.report.passes == {"logits": 3, "soups": 1, "probabilities": 1}
     predictions.clear()
     again = hf_radin.uniform(bank, metrics=("log_loss", "roc_auc"), test_split=test)
     assert not predictions  # all is kept
@@ -172,7 +172,7 @@ def test_after_a_pilot_what_is_not_known_is_left_out_and_said(runs, start, digit
     found = hf_radin.gather([f"{runs}/ft-*", str(start)])
     pilot = hf_radin.compute_logits(found, digits, cache_dir=tmp_path, pilot=0.25)
     soup = hf_radin.radin(pilot, budget=2, metrics=("accuracy", "f1", "log_loss"))
-    assert soup.about["pilot"]["shown"] < 600
+    assert soup.report.pilot.shown < 600
     scores = {one.name: one.metrics for one in soup.results}
     assert scores["soup"].keys() == {"accuracy", "f1", "log_loss"}
     assert scores["ensemble"].keys() == {"accuracy"}

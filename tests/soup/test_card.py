@@ -263,7 +263,7 @@ def test_cards_of_all_methods_are_sound(bank, tmp_path, find, options):
     assert lint(tmp_path / "README.md") == []
     assert {*re.findall(r"\]\((\w+\.png)\)", text)} == {path.name for path in tmp_path.glob("*.png")}
     assert ("| this model |" in text) == (len(soup.recipe.used) == 1) and text.count("(**this one**)") <= 1
-    if soup.about["measured"] and options:
+    if soup.report.measured and options:
         reached = 100 * soup.accuracy("soup", "test")
         assert re.search(rf"On the split test (the soup's|its) accuracy is {reached:.2f}%", text)
 
@@ -315,7 +315,7 @@ def test_costs_are_in_passes_of_one_size(bank):
     soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
     text = card.render(soup.to_dict())
     assert (
-        soup.about["passes"]["logits"] == pytest.approx(5 * 600 / 420) and "| logits of 5 checkpoints | 7.14 |" in text
+        soup.report.passes.logits == pytest.approx(5 * 600 / 420) and "| logits of 5 checkpoints | 7.14 |" in text
     )
     assert "A pass is as many images as chose" in text and "is a random 30% of the split, which" in text
 

@@ -137,7 +137,7 @@ def test_an_average_over_a_soup_leaves_no_recipe_of_another(saved, soup, tmp_pat
     soup.save_pretrained(tmp_path / "out")
     hf_radin.average(soup.ingredients, soup.recipe, output=tmp_path / "out", overwrite=True)
     again = hf_radin.Soup.from_pretrained(tmp_path / "out")
-    assert again.about["method"] == "average" and not again.results and not again.measurements
+    assert again.report.method == "average" and not again.results and not again.measurements
     assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -201,7 +201,7 @@ def test_an_average_that_nobody_measured_can_be_read_carded_cooked_and_saved(ban
     recipe = hf_radin.Recipe(ingredients.ids, weights)
     hf_radin.average(ingredients, recipe, output=tmp_path / "out")
     soup = hf_radin.Soup.from_pretrained(tmp_path / "out")
-    assert soup.recipe == recipe and not soup.results and not soup.measurements and soup.about["data"] is None
+    assert soup.recipe == recipe and not soup.results and not soup.measurements and soup.report.data is None
     expected = hf_radin.average(ingredients, recipe)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in soup.model.state_dict().items())
     assert soup.processor.to_dict() == ingredients[0].processor.to_dict()
