@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from hf_radin.cli.options import soup_options
+from hf_radin.cli.main import command_parser
 
 PAGE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
 LAUNCHES = [words for words in map(shlex.split, re.findall(r"\| `(.*?)` \|", PAGE)) if "launch" in words]
@@ -20,7 +20,7 @@ def understood(words: list[str]):
     launch = launch_command_parser().parse_args(words)
     command, *options = launch.training_script_args
     assert (launch.module, launch.training_script, command) == (True, "hf_radin", "soup")
-    return launch, soup_options().parse_args(["--models", "m"] if options == ["ARGS"] else options)
+    return launch, command_parser().parse_args(["soup", *(["--models", "m"] if options == ["ARGS"] else options)])
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)

@@ -188,8 +188,8 @@ class Latest:
     """
 
     keys: tuple[str, ...]
-    remarks: tuple[tuple[str, str], ...] = ()
-    statistics: StatisticsPlace | None = None
+    remarks: tuple[tuple[str, str], ...]
+    statistics: StatisticsPlace | None
 
     @classmethod
     def read(cls, folder: Path) -> Latest:

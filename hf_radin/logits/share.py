@@ -246,7 +246,7 @@ def _problems(manifest: BankManifest, latest: Latest) -> Iterator[str]:
             yield f"its {name!r} is {getattr(manifest, name)!r}"
     if not manifest.classes:
         yield "it has no classes"
-    if manifest.pilot is not None or manifest.chosen:
+    if manifest.pilot is not None or manifest.chosen or manifest.rows != manifest.samples:
         yield "it is of a part of its split only"
     if manifest.data.revision:
         validate_repo_id(manifest.data.name)

@@ -13,6 +13,9 @@ T = TypeVar("T")
 # Letters of a value that an error shows.
 SHOWN = 100
 
+# Whole numbers up to here are also floats.
+LARGEST = 1 << 53
+
 
 def to_json(value: Any) -> Any:
     """A record as JSON: dataclasses become objects by their fields, tuples become lists."""
@@ -75,7 +78,7 @@ def _read(kind: Any, value: Any, place: str) -> Any:
             )
     if get_origin(kind) is dict and isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {name: _read(get_args(kind)[1], entry, f"{place}.{name}") for name, entry in value.items()}
-    if kind is float and type(value) in (int, float):
+    if kind is float and (type(value) is float or (type(value) is int and abs(value) <= LARGEST)):
         return float(value)
     if kind in (str, int, bool) and type(value) is kind:
         return value

@@ -330,10 +330,10 @@ def test_without_peft_it_is_said_what_to_install(adapters, monkeypatch):
 
 
 def test_a_soup_of_adapters_is_cooked_again(adapters, digits, tmp_path):
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
     ingredients = hf_radin.gather(f"{adapters}/*")
     soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
-    cooked = hf_radin.average(*cook(tmp_path / "soup"))
+    cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())

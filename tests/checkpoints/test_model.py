@@ -274,7 +274,7 @@ def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, caplog
 
 
 def test_a_soup_without_the_ingredient_whose_processor_prepared_the_images_is_saved_and_cooked(two, digits, tmp_path):
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
     tensors = load_file(two / "ft-0" / WEIGHTS)
     tensors["classifier.weight"].zero_()  # which leaves it out
@@ -285,10 +285,10 @@ def test_a_soup_without_the_ingredient_whose_processor_prepared_the_images_is_sa
     soup = hf_radin.best_single(bank)
     assert [Path(name).name for name in soup.recipe.used] == ["ft-1"]
     soup.save_pretrained(tmp_path / "soup")
-    assert len(cook(tmp_path / "soup")[0]) == 1
+    assert len(find_ingredients(tmp_path / "soup")[0]) == 1
     change(two / "ft-1", "preprocessor_config.json", image_mean=[0.4] * 3)
     with pytest.raises(ValueError, match=r"ft-1 has changed|is not the checkpoint that the recipe was made with"):
-        cook(tmp_path / "soup")
+        find_ingredients(tmp_path / "soup")
 
 
 # Configurations

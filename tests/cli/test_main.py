@@ -53,9 +53,7 @@ def test_the_whole_road(runs, digits, cache, cwd, capsys):
     for name in ("soup", "best single", "uniform", "ensemble"):
         for split in ("validation", "test"):
             assert f"{100 * saved.accuracy(name, split):.2f}%" in printed
-    assert (
-        f"Spent in all: 5 passes over validation for logits, {saved.report.passes.soups:.3g} for soups" in printed
-    )
+    assert f"Spent in all: 5 passes over validation for logits, {saved.report.passes.soups:.3g} for soups" in printed
 
 
 def test_the_shell_may_expand_the_pattern(runs, digits, cache, cwd):

@@ -166,9 +166,9 @@ def test_an_image_processor_is_named_for_all(runs, two, digits, tmp_path):
     assert saved["image_mean"] == [0.5, 0.5, 0.5]
     opened = hf_radin.LogitBank.open(bank.folder).ingredients[0]
     assert list(opened.processor.image_mean) == [0.5, 0.5, 0.5]
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
-    assert list(cook(tmp_path / "soup")[0][0].processor.image_mean) == [0.5, 0.5, 0.5]
+    assert list(find_ingredients(tmp_path / "soup")[0][0].processor.image_mean) == [0.5, 0.5, 0.5]
 
 
 def test_an_image_processor_that_changed_since_is_not_saved(runs, two, digits, tmp_path):
@@ -181,20 +181,20 @@ def test_an_image_processor_that_changed_since_is_not_saved(runs, two, digits, t
 
 
 def test_nor_is_a_soup_cooked_with_it(runs, two, digits, tmp_path, caplog):
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
     shutil.copytree(runs / "ft-2", tmp_path / "processor")
     ingredients = hf_radin.gather(f"{two}/*", image_processor=tmp_path / "processor")
     hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")).save_pretrained(
         tmp_path / "soup"
     )
-    assert len(cook(tmp_path / "soup")[0]) == 2
+    assert len(find_ingredients(tmp_path / "soup")[0]) == 2
     change(tmp_path / "processor", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
     with pytest.raises(ValueError, match="The image processor is not the one that the logits were computed with"):
-        cook(tmp_path / "soup")
+        find_ingredients(tmp_path / "soup")
     recipe = tmp_path / "soup" / "recipe.json"
     recipe.write_text(recipe.read_text().replace('"transformers": "', '"transformers": "0.'))  # other words, perhaps
-    assert len(cook(tmp_path / "soup")[0]) == 2 and "Another version of transformers" in caplog.text
+    assert len(find_ingredients(tmp_path / "soup")[0]) == 2 and "Another version of transformers" in caplog.text
 
 
 def test_code_of_its_own_is_part_of_a_checkpoint(two):

@@ -15,8 +15,6 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import hf_radin
 from hf_radin import Recipe
 from hf_radin.cli.main import main
-from hf_radin.ingredients.inspect import Options, read_places
-from hf_radin.ingredients.resolve import Place
 
 LIMIT = 110_000  # bytes a checkpoint
 

@@ -72,9 +72,9 @@ def test_the_first_says_the_order_and_the_soup_has_it(shuffled, digits, tmp_path
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
     assert tuple(soup.config.id2label.values()) == ingredients.labels
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
-    cooked = hf_radin.average(*cook(tmp_path / "soup"))
+    cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.state_dict().items())
 
 
@@ -130,9 +130,9 @@ def test_placeholders_are_cooked_as_they_were(shuffled, digits, tmp_path):
     gathered = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
     soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
-    ingredients, recipe = cook(tmp_path / "soup", models=[str(shuffled / "ft-2"), str(shuffled / "ft-0")])
+    ingredients, recipe = find_ingredients(tmp_path / "soup", models=[str(shuffled / "ft-2"), str(shuffled / "ft-0")])
     cooked = hf_radin.average(ingredients, recipe)
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
 
@@ -149,9 +149,11 @@ def test_another_named_checkpoint_does_not_change_what_placeholders_mean(two, ru
     soup = hf_radin.uniform(bank)
     soup.recipe = recipe
     soup.save_pretrained(tmp_path / "soup")
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
-    ingredients, cooked = cook(tmp_path / "soup", models=[str(two / f"ft-{number}") for number in (0, 1, 3)])
+    ingredients, cooked = find_ingredients(
+        tmp_path / "soup", models=[str(two / f"ft-{number}") for number in (0, 1, 3)]
+    )
     assert [ingredient.order for ingredient in ingredients] == [None, None] and ingredients.labels == tuple(NAMES)
     tensors = hf_radin.average(ingredients, cooked)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in soup.model.state_dict().items())

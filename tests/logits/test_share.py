@@ -7,20 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_radin.ingredients.ingredient import to_record
-from hf_radin.logits import bank_files
-from hf_radin.logits import share as foreign
-from hf_radin.logits import share as sharing
+from hf_radin.logits import share
+from hf_radin.logits.manifest import LATEST
 
 
 @pytest.fixture(scope="module")
 def whole(bank, tmp_path_factory) -> Path:
     """A bank as it is pushed."""
     folder = tmp_path_factory.mktemp("pushed")
-    latest = {"keys": list(bank.ingredients.keys), "remarks": [], "statistics": None}
-    records = [{**to_record(one), "finite": True} for one in bank.ingredients]
-    files = sharing.public_files(bank.folder, bank.about, latest, records, [0.5] * 5, "org/bank")
-    for name, content in files.items():
+    for name, content in bank.published().files("org/bank").items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     return folder
@@ -38,14 +33,14 @@ def first(folder: Path, ending: str) -> Path:
 
 def refused(folder: Path) -> str:
     with pytest.raises(ValueError, match="The dataset org/bank is no logit bank: ") as error:
-        foreign.check_bank_files(folder, "org/bank")
+        share.check_bank_files(folder, "org/bank")
     assert str(error.value).isprintable()
     return str(error.value)
 
 
 def test_a_bank_as_it_is_pushed_is_believed(whole, bank):
-    about, latest, records = foreign.check_bank_files(whole, "org/bank")
-    assert about["samples"] == 600 and list(records) == latest["keys"] == list(bank.ingredients.keys)
+    manifest, latest, records = share.check_bank_files(whole, "org/bank")
+    assert manifest.samples == 600 and tuple(records) == latest.keys == bank.ingredients.keys
 
 
 @pytest.mark.parametrize(
@@ -83,16 +78,27 @@ def test_labels_and_ids_that_can_not_be_are_refused(folder, name, change):
     refused(folder)
 
 
-@pytest.mark.parametrize("name", [*foreign._ABOUT, *(f"data {name}" for name in foreign._DATA)])
+FIELDS = [
+    *("classes", "samples", "batch_size", "block_size", "skipped", "rows", "blocks", "pixels", "hf_radin"),
+    *("data name", "data split", "data key", "data image_column", "data label_column", "data config_name"),
+    *("data revision", "run processor", "run dtype", "run logits_dtype", "run mixed_precision", "run channels_last"),
+    *("run torch_compile", "run on_error"),
+]
+# What may be left out.
+OPTIONAL = {"data key", "data image_column", "data label_column", "data config_name", "data revision"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
 def test_what_it_says_of_itself_is_looked_at(folder, name):
     path, content = folder / "bank.json", json.loads((folder / "bank.json").read_text())
-    where = content["data"] if name.startswith("data ") else content
-    key = name.removeprefix("data ")
-    for value in ({"odd": -5} if key != "processor" else -5, [["a"]], "\x1b[2J", -(10**30), ...):
-        spoilt = {one: bank_files for one, bank_files in where.items() if one != key} | (
-            {} if value is ... else {key: value}
-        )
-        path.write_text(json.dumps({**content, "data": spoilt} if where is not content else spoilt))
+    *inner, field = name.split()
+    for value in ({"odd": -5} if field != "processor" else -5, [["a"]], "\x1b[2J", -(10**30), ...):
+        if value is ... and name in OPTIONAL:
+            continue
+        fields = content[inner[0]] if inner else content
+        spoilt = {key: entry for key, entry in fields.items() if key != field}
+        spoilt |= {} if value is ... else {field: value}
+        path.write_text(json.dumps({**content, inner[0]: spoilt} if inner else spoilt))
         refused(folder)
 
 
@@ -105,12 +111,12 @@ def spoil(path: Path, change) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda about: about["data"].update(name="/etc", revision="a" * 40),
-        lambda about: about["data"].update(name="..", revision="a" * 40),
-        lambda about: about.update(blocks=[[0, 0, 10**9]]),
-        lambda about: about["classes"].reverse(),
-        lambda about: about.update(classes=["a"] * 10),
-        lambda about: about.update(samples=10**30),
+        lambda manifest: manifest["data"].update(name="/etc", revision="a" * 40),
+        lambda manifest: manifest["data"].update(name="..", revision="a" * 40),
+        lambda manifest: manifest.update(blocks=[[0, 0, 10**9]]),
+        lambda manifest: manifest["classes"].reverse(),
+        lambda manifest: manifest.update(classes=["a"] * 10),
+        lambda manifest: manifest.update(samples=10**30),
     ],
 )
 def test_data_that_can_not_be_are_refused(folder, change):
@@ -126,28 +132,28 @@ def test_data_that_can_not_be_are_refused(folder, change):
         lambda latest: latest.update(keys=["../../../etc", *latest["keys"]]),
         lambda latest: latest.update(keys=None),
         lambda latest: latest.update(statistics={}),
-        lambda latest: latest.update(statistics={"about": {}, "size": 64}),
-        lambda latest: latest.update(statistics={"about": {}, "size": 0}),
+        lambda latest: latest.update(statistics={"record": {}, "size": 64, "pixels": ""}),
+        lambda latest: latest.update(statistics={"record": {}, "size": 0, "pixels": ""}),
         lambda latest: latest.update(remarks=[["a"]]),
         lambda latest: latest.pop("remarks"),
     ],
 )
 def test_a_list_of_ingredients_that_is_none_is_refused(folder, change):
-    spoil(folder / bank_files.LATEST, change)
+    spoil(folder / LATEST, change)
     refused(folder)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record.update(id="\x1b]0;owned\x07"),
-        lambda record: record.update(revision="../../../../etc"),
-        lambda record: record.update(subfolder="../../other"),
-        lambda record: record.update(repo_id="/etc"),
-        lambda record: record.update(repo_id="org/other"),
-        lambda record: record.update(labels=None),
-        lambda record: record["labels"].reverse(),
-        lambda record: record.update(order=[0] * 10),
+        lambda record: record["ingredient"].update(id="\x1b]0;owned\x07"),
+        lambda record: record["ingredient"].update(revision="../../../../etc"),
+        lambda record: record["ingredient"].update(subfolder="../../other"),
+        lambda record: record["ingredient"].update(repo_id="/etc"),
+        lambda record: record["ingredient"].update(repo_id="org/other"),
+        lambda record: record["ingredient"].update(labels=None),
+        lambda record: record["ingredient"]["labels"].reverse(),
+        lambda record: record["ingredient"].update(order=[0] * 10),
         lambda record: record.update(finite="no"),
         lambda record: record.update(seconds=-1),
         lambda record: record.update(seconds=10**400),
@@ -156,7 +162,7 @@ def test_a_list_of_ingredients_that_is_none_is_refused(folder, change):
         lambda record: record.update(seconds=float("nan")),
         lambda record: record.update(seconds="1"),
         lambda record: record.update(device=["CPU"]),
-        lambda record: record.pop("revision"),
+        lambda record: record["ingredient"].pop("revision"),
     ],
 )
 def test_an_ingredient_that_can_not_be_is_refused(folder, change):

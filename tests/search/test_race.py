@@ -243,7 +243,9 @@ def test_where_images_are_not_kept_each_candidate_is_shown_its_sample_at_once(ba
     alone = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, pixel_cache="off")
     looks = []
     look = evaluate.MeasuredSoup.look
-    monkeypatch.setattr(evaluate.MeasuredSoup, "look", lambda self, some, **o: looks.append(self) or look(self, some, **o))
+    monkeypatch.setattr(
+        evaluate.MeasuredSoup, "look", lambda self, some, **o: looks.append(self) or look(self, some, **o)
+    )
     hf_radin.radin(alone, budget=2, proposals="monte-carlo")
     audits = 8  # at most, each a look more
     assert len(looks) <= 2 * len(set(map(id, looks))) + audits

@@ -314,9 +314,7 @@ def test_a_uniform_soup_stands_once_and_is_counted_once(bank):
 def test_costs_are_in_passes_of_one_size(bank):
     soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
     text = card.render(soup.to_dict())
-    assert (
-        soup.report.passes.logits == pytest.approx(5 * 600 / 420) and "| logits of 5 checkpoints | 7.14 |" in text
-    )
+    assert soup.report.passes.logits == pytest.approx(5 * 600 / 420) and "| logits of 5 checkpoints | 7.14 |" in text
     assert "A pass is as many images as chose" in text and "is a random 30% of the split, which" in text
 
 

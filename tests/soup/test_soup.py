@@ -296,7 +296,7 @@ def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
     """The order in which numbers are added decides about their last bits."""
     from hf_radin.recipes.recipe import Measurement
     from hf_radin.search.report import Report
-    from hf_radin.soup.cook import cook
+    from hf_radin.soup.cook import find_ingredients
 
     ids = bank.ingredients.ids
     recipe = hf_radin.Recipe((ids[4], ids[0], ids[2]), (0.4, 0.35, 0.25))
@@ -304,7 +304,7 @@ def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
     singles = [Measurement(hf_radin.Recipe.uniform([name]), "single", 0.5, 0.5, len(bank)) for name in ids]
     soup = Report(bank, None, "accuracy", ["accuracy"]).soup("greedy", [*singles, chosen], {}, chosen=chosen)
     soup.save_pretrained(tmp_path / "soup")
-    ingredients, cooked = cook(tmp_path / "soup")
+    ingredients, cooked = find_ingredients(tmp_path / "soup")
     assert ingredients.ids == (ids[4], ids[0], ids[2])
     tensors = hf_radin.average(ingredients, cooked)
     assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())

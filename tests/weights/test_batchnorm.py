@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
-from hf_radin.soup.cook import cook, cook_statistics
+from hf_radin.soup.cook import find_ingredients, find_statistics
 from hf_radin.weights import batchnorm
 
 
@@ -172,8 +172,8 @@ def test_it_is_cooked_again(nets, digits, bank_cache, tmp_path, caplog):
     soup.save_pretrained(tmp_path / "soup")
     about = json.loads((tmp_path / "soup" / "recipe.json").read_text())["batchnorm"]
     assert (about["split"], about["used"], about["seed"]) == ("train", 256, 0)
-    ingredients, recipe = cook(tmp_path / "soup")
-    statistics = cook_statistics(tmp_path / "soup", ingredients, cache_dir=tmp_path / "cache")
+    ingredients, recipe = find_ingredients(tmp_path / "soup")
+    statistics = find_statistics(tmp_path / "soup", ingredients, cache_dir=tmp_path / "cache")
     again = hf_radin.average(ingredients, recipe, statistics=statistics)
     assert all(torch.equal(again[name], tensor) for name, tensor in soup.model.state_dict().items())
     assert not warned(caplog)
