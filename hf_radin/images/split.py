@@ -202,7 +202,7 @@ def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
                 sample[place : place + 1] = [(number, row)]
         sample.sort(key=lambda pair: pair[0])
         rows = datasets.Dataset.from_list([row for _, row in sample], features=stream.features)
-    # positions are those in the sample, so an error must not name those of the split
+    # errors name a sample by its position, which is not the one in the split: hence another name
     return replace(split, rows=rows, name=f"{split.name} (a sample of {count})", key=f"{split.key}~{count}~{seed}")
 
 
@@ -212,7 +212,7 @@ class _Loaded:
 
     Args:
         data: the rows of one split, or a mapping of these by the names of the splits.
-        name: Hub id or folder; OBJECT if it came as an object.
+        name: Hub id or folder; OBJECT if it was passed as an object.
         key: identifies the content; None of an object.
         revision: the commit of a dataset on the Hub.
         folder: that it was read from.
