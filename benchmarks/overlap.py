@@ -23,8 +23,8 @@ import datasets
 from PIL import Image
 from zoo.fashion import SOURCE, read_idx
 
+from hf_radin.images.digests import refuse_shared_splits
 from hf_radin.images.split import DataSource, Split, open_split
-from hf_radin.search.held_out import refuse_shared_splits
 
 datasets.disable_progress_bars()
 

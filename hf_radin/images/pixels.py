@@ -1,8 +1,8 @@
-"""Pixels of one byte that stand for exactly what the image processor makes of them.
+"""Pixels as codes of one byte that stand for exactly what the image processor makes of them.
 
-A processor that decodes, resizes and crops in bytes and rescales and normalises last can only give 256 values for a
-channel. Kept by their numbers these take a quarter of the room, and are looked up where the model runs. The values
-are the processor's own, so that nothing is rounded; each image is compared, and one that has others is kept in full.
+A processor that decodes, resizes and crops in bytes, and rescales and normalises last, can only give 256 values in
+each channel. As codes they take a quarter of the space, and are looked up where the model runs. The values are the
+processor's own, so nothing is rounded. Each image is compared, and one with other values is stored in full.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Prepare = Callable[[Image.Image], "dict[str, torch.Tensor]"]
 
-# What models take for some samples, by name.
+# The models' inputs for some samples, by name.
 Inputs = dict[str, "torch.Tensor | Pixels"]
 
 _VALUES = 256
@@ -27,7 +27,7 @@ _VALUES = 256
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images as a float tensor `(samples, channels, height, width)`, of which only the codes are kept.
+    """Images as a float tensor `(samples, channels, height, width)`, of which only the codes are stored.
 
     Args:
         codes: uint8, of that shape.
@@ -45,7 +45,7 @@ class Pixels:
 
     @property
     def nbytes(self) -> int:
-        """Of the codes; the table is one for many images."""
+        """The bytes of the codes; many images share a table."""
         return self.codes.nbytes
 
     def pin_memory(self) -> Pixels:
@@ -57,7 +57,7 @@ class Pixels:
     def to(
         self, device: torch.device, dtype: torch.dtype | None = None, *, non_blocking: bool = False
     ) -> torch.Tensor:
-        """The images themselves; only bytes travel to the device."""
+        """The images themselves; only the codes are copied to the device."""
         import torch
 
         codes = self.codes.to(device, non_blocking=non_blocking).int()  # (samples, channels, height, width)
@@ -77,31 +77,31 @@ def select(inputs: Inputs, rows: np.ndarray) -> Inputs:
 
 
 def find_tables(prepare: Prepare) -> dict[str, torch.Tensor]:
-    """Those of a model's inputs that have at most 256 values in each channel, and which: `(channels, 256)`.
+    """The values of the inputs that have just 256 in each channel, by name: `(channels, 256)`, ascending.
 
     Args:
-        prepare: from an image to the inputs `(channels, height, width)` by name. It is shown all shades of grey.
+        prepare: from an image to the inputs `(channels, height, width)` by name. It is given all shades of grey.
     """
     import torch
 
-    seen: dict[str, list[torch.Tensor]] = {}
+    seen: dict[str, list[torch.Tensor]] = {}  # the distinct values of each channel
     for image in _greys():
         for name, value in prepare(image).items():
             if value.is_floating_point() and value.ndim == 3:
                 before = seen.get(name, [value.new_zeros(0)] * len(value))
-                both = zip(before, value.flatten(1), strict=True)
-                seen[name] = [torch.unique(torch.cat(values)) for values in both]
-        if all(len(values) >= _VALUES for channels in seen.values() for values in channels):
+                channels = zip(before, value.flatten(1), strict=True)
+                seen[name] = [torch.unique(torch.cat(values)) for values in channels]
+        if all(len(values) >= _VALUES for tables in seen.values() for values in tables):
             break
     return {
-        name: torch.stack(channels).float()
-        for name, channels in seen.items()
-        if all(len(values) == _VALUES for values in channels)
+        name: torch.stack(tables).float()
+        for name, tables in seen.items()
+        if all(len(values) == _VALUES for values in tables)
     }
 
 
 def encode(values: torch.Tensor, table: torch.Tensor) -> Pixels | None:
-    """Images `(samples, channels, height, width)` as codes; None if one has a value that is not in the table."""
+    """Images `(samples, channels, height, width)` as codes; None if some value is not in the table."""
     import torch
 
     first, last = table[:, :1, None], table[:, -1:, None]
@@ -111,16 +111,16 @@ def encode(values: torch.Tensor, table: torch.Tensor) -> Pixels | None:
 
 
 def pack(samples: Sequence[Mapping[str, torch.Tensor]], tables: Mapping[str, torch.Tensor]) -> Inputs:
-    """The inputs of some images, each of one shape, as `(samples, ...)`: as codes where they have them."""
+    """The inputs of some images, which have one shape, as `(samples, ...)`: as codes if they have a table."""
     import torch
 
-    full = {name: torch.stack([one[name] for one in samples]) for name in samples[0]}
+    full = {name: torch.stack([inputs[name] for inputs in samples]) for name in samples[0]}
     codes = {name: encode(value, tables[name]) for name, value in full.items() if name in tables}
     return {name: codes.get(name) or value for name, value in full.items()}
 
 
 def join(parts: Sequence[Inputs]) -> Inputs:
-    """What was packed in parts as one: as codes if all of them are, else in full."""
+    """Put packed inputs together: as codes if all parts are codes, else in full."""
     return {name: _join([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
@@ -134,7 +134,7 @@ def _join(parts: Sequence[torch.Tensor | Pixels]) -> torch.Tensor | Pixels:
 
 
 def _greys() -> Iterator[Image.Image]:
-    """All shades on one image, amid room that may be cropped; then, where that would blur them, one by one."""
+    """All shades of grey in one image, with a margin that may be cropped; then one by one, in case that blurs them."""
     shades = np.arange(_VALUES, dtype=np.uint8)
     squares = np.kron(shades.reshape(16, 16), np.ones((24, 24), np.uint8))  # 384 pixels wide
     yield Image.fromarray(np.pad(squares, 128)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Parts of a split: a pilot, which is drawn at random, and images that were chosen one by one."""
+"""Parts of a split: a pilot, which is drawn at random, and images that are chosen one by one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-# Of so many images of a pilot, one case of a thousand is some.
+# A pilot of fewer images says too little about cases of one in a thousand.
 ENOUGH = 500
 
-# How many models say which images tell recipes apart, and the share of images that are such, in zoos of ours.
+# How many leading models decide which images tell recipes apart, and the share of such images in the zoos we measured.
 LEADING, TELLING = 3, 0.2
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """A random sample of a split, drawn in each block by itself: the same ones for any number of processes.
+    """A random sample of a split, drawn in each block separately: the same for any number of processes.
 
     Args:
         share: of the images, in (0, 1).
@@ -42,28 +42,37 @@ class Pilot:
 
     @classmethod
     def of(cls, value: float | Pilot | None) -> Pilot | None:
-        """A share as a sample; None is all of the split."""
+        """A pilot of a share; None stands for the whole split."""
         return value if value is None or isinstance(value, Pilot) else cls(value)
 
     @property
     def key(self) -> list[float]:
+        """What identifies the sample."""
         return [self.share, self.seed]
 
     def describe(self) -> dict[str, Any]:
+        """The sample in `bank.json`."""
         return {"share": self.share, "seed": self.seed}
 
     @staticmethod
     def whole(models: int) -> int:
-        """Of how many models the logits of all images are computed in the end; of a few models, of all."""
+        """For how many models the logits of all images are computed in the end; if there are few, for all."""
         return LEADING if models >= 2 * LEADING else models
 
     def passes(self, models: int) -> float:
-        """Over the split, for all logits: its own, those of all images, and about those of the telling ones."""
+        """About how many passes over the split all logits take: of the pilot, of the leading models on all images,
+        and of the others on the images that tell recipes apart.
+        """
         whole = self.whole(models)
         return self.share * models + whole + (models - whole) * (1 - self.share) * TELLING
 
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
-        """Positions of the drawn images among those of a block, ascending; their number is right on average."""
+        """Positions in a block of the drawn images, ascending; their number has the right mean.
+
+        Args:
+            block: its shard and number.
+            count: how many images it has.
+        """
         generator = np.random.default_rng([self.seed, *block])
         drawn = int(count * self.share + generator.random())
         return np.sort(generator.permutation(count)[:drawn])
@@ -71,11 +80,11 @@ class Pilot:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Images of a split that were chosen one by one.
+    """Images of a split that are chosen one by one.
 
     Args:
-        places: positions in the split, ascending; None for all of them.
-        blocks: of the split in order: of each the shard, its number there and how many images it has.
+        places: positions in the split, ascending; None for all images.
+        blocks: of the split, in order: for each its shard, its number there, and how many images it has.
     """
 
     places: np.ndarray | None = None
@@ -83,18 +92,20 @@ class Chosen:
 
     @property
     def share(self) -> float:
-        """Of all images."""
+        """Of the split's images."""
         return len(self._places) / sum(count for *_, count in self.blocks)
 
     @property
     def key(self) -> list[int]:
+        """What identifies the choice."""
         return list(map(int, self._places))
 
     def describe(self) -> dict[str, Any]:
+        """The choice in `bank.json`."""
         return {"places": self.key}
 
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
-        """Positions of the chosen images among those of a block, ascending."""
+        """Positions in a block of the chosen images, ascending."""
         start = self._starts[block]
         first, last = np.searchsorted(self._places, (start, start + count))
         return self._places[first:last] - start
@@ -110,10 +121,10 @@ class Chosen:
 
 
 def drawn_places(blocks: Sequence[Sequence[int]], pilot: Pilot | Chosen | None) -> np.ndarray | None:
-    """Positions in the split of a pilot's images; None without one.
+    """Positions in the split of a pilot's images; None without a pilot.
 
     Args:
-        blocks: of each the shard, its number there and how many images it has.
+        blocks: for each its shard, its number there, and how many images it has.
     """
     if pilot is None:
         return None

@@ -1,4 +1,4 @@
-"""A split's rows in blocks, undecoded: in shards that processes read apart from each other."""
+"""A split's undecoded rows in blocks, from shards that processes read independently of each other."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_radin.runtime.hub_errors import is_of_network
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-# A block's place: its shard, and its number in that shard.
+# A block: its shard, and its number in that shard.
 Block = tuple[int, int]
 
-# Steps of a stream that do the same to each row wherever it stands, so that shards can be read apart. A `take` counts
-# rows over the whole stream, an interleaving ends with one of its sources: these stay one shard.
+# Steps of a stream that treat each row alike wherever it is, so that shards can be read independently. A `take` counts
+# rows over the whole stream, an interleaving ends with one of its sources: such a stream is one shard.
 _ROW_BY_ROW = {
     "ExamplesIterable",
     "ArrowExamplesIterable",
@@ -27,7 +27,7 @@ _ROW_BY_ROW = {
 
 
 def count_shards(rows: Dataset | IterableDataset) -> int:
-    """How many parts of a split can be read apart; a `Dataset` is read at any place and counts as one."""
+    """How many parts of a split can be read independently; a `Dataset` has random access and counts as one."""
     if hasattr(rows, "select"):
         return 1
     step = getattr(rows, "_ex_iterable", None)
@@ -41,8 +41,8 @@ def count_shards(rows: Dataset | IterableDataset) -> int:
 def reader(block: Block, shards: int, world: int) -> int:
     """The process that a block belongs to.
 
-    Shards go round the processes. What is left of them after the last whole round is read by several processes each,
-    block by block in turn, so that nobody waits for one that has a shard more.
+    Shards are dealt to the processes in rounds. Those that do not fill a round are shared, block by block in turn, so
+    that no process waits for another that has one shard more.
     """
     shard, number = block
     whole = shards - shards % world
@@ -60,14 +60,14 @@ def reads(shard: int, shards: int, world: int) -> set[int]:
 def raw_blocks(
     rows: Dataset | IterableDataset, shard: int, shards: int, size: int, name: str
 ) -> Iterator[tuple[int, Any]]:
-    """The numbers of a shard's blocks in order, and their rows; a `Dataset` reads none that are not looked at.
+    """The numbers of a shard's blocks in order, and their rows; the rows of a `Dataset` are read on access.
 
     Args:
         size: rows in a block.
-        name: of the dataset, to be named in an error.
+        name: of the dataset, for errors.
 
     Raises:
-        OSError: if a stream breaks off and can't be taken up again.
+        OSError: if a stream breaks off and can't be resumed.
         ValueError: if datasets can't read it.
     """
     if hasattr(rows, "select"):
@@ -78,17 +78,17 @@ def raw_blocks(
     for number in itertools.count():
         try:
             block = list(itertools.islice(stream, size))
-        except Exception as error:  # the client of the Hub has tried several times, and its errors are no OSErrors
+        except Exception as error:  # the Hub's client has tried several times, and its errors are not OSErrors
             if isinstance(error, OSError) or is_of_network(error):
                 raise OSError(
                     f"The stream of {name} broke off: {error}. All that was finished is kept; run the same again to "
                     "go on from there."
                 ) from error
-            if name == OBJECT or isinstance(error, MemoryError):  # what a user's own generator does is theirs to see
+            if name == OBJECT or isinstance(error, MemoryError):  # users should see the errors of their own generators
                 raise
             raise ValueError(
-                f"The dataset {name} can't be read on from row {number * size} of shard {shard}: {error}. See that "
-                "datasets reads it, or write it anew, as parquet files."
+                f"The dataset {name} can't be read on from row {number * size} of shard {shard}: {error}. Check that "
+                "datasets reads it, or write it again, as parquet files."
             ) from error
         if not block:
             return

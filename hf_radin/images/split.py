@@ -1,4 +1,4 @@
-"""The labelled images: open a split and find its columns."""
+"""Labelled images: open a split of a dataset and find its columns."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How many times a sample's size is read of a stream that can't be read whole.
+# How many times the size of a sample is read of a stream from the Hub.
 POOL = 16
 
-# The name of a dataset that has none: it came as an object.
+# The name of a dataset that was passed as an object.
 OBJECT = "Dataset"
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Which labelled images: what it takes to open a split.
+    """Which labelled images: all that is needed to open a split.
 
     Args:
         dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
-        split: its name.
+        split: the split's name.
         config_name, revision: of the dataset, as in `load_dataset`.
         image_column, label_column: needed where the dataset has several candidates.
-        token: for the Hub.
+        token: of the Hub.
     """
 
     dataset: Any
@@ -55,16 +55,19 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Split:
-    """A labelled split, opened, with its columns known and nothing decoded.
+    """An opened split, with its columns known and nothing decoded.
 
     Args:
         rows: its rows; the image column holds undecoded files.
-        name: Hub id or folder; OBJECT if it came as an object.
-        split: its name; of an object the one that it gives itself, if any.
+        name: of the dataset: Hub id or folder; OBJECT if it was passed as an object.
+        config_name: of the dataset.
+        split: the split's name; an object may have its own.
+        revision: the commit of a dataset on the Hub.
         key: identifies the content: commit, file listing or fingerprint.
+        image_column, label_column: of its columns; without labels, the latter is empty.
         class_names: of the label column, if it has any.
-        label_dtype: of the label column's values, as datasets calls it; None if that is not one type.
         image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
+        label_dtype: of the label column, as datasets calls it; None if it has no simple type.
     """
 
     rows: Dataset | IterableDataset
@@ -81,11 +84,11 @@ class Split:
 
     @property
     def is_here(self) -> bool:
-        """Whether its rows are on this machine and can be read as often as one likes: no stream of the Hub's."""
+        """Whether its rows are on this machine and can be read again and again: not streamed from the Hub."""
         return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
 
     def describe(self) -> dict[str, Any]:
-        """What a reader needs to find the same images again."""
+        """What identifies the images, for banks and model cards."""
         names = ("name", "config_name", "split", "revision", "key", "image_column", "label_column")
         return {name: getattr(self, name) for name in names}
 
@@ -105,7 +108,7 @@ def open_split(source: DataSource, *, labelled: bool = True) -> Split:
 
     loaded = _load(source)
     rows, split = _pick_split(loaded, source.split)
-    rows = rows.with_format(None)  # a format or transform of the user's is for their own eyes
+    rows = rows.with_format(None)  # the user's format or transform is not for the models
     key = loaded.split_key(split) or getattr(rows, "_fingerprint", None)
     if key is None:
         key = uuid.uuid4().hex
@@ -118,7 +121,7 @@ def open_split(source: DataSource, *, labelled: bool = True) -> Split:
         label_column = _label_column(loaded.name, features, source.label_column) if labelled else ""
     except ValueError as error:
         if loaded.folder and find_archives(loaded.folder):  # of a .tar, datasets sees no folders
-            raise ValueError(f"{error} Or, if folders in them are the classes: {_way_out(loaded.folder)}") from error
+            raise ValueError(f"{error} Or, if folders in them are the classes: {_advice(loaded.folder)}") from error
         raise
     label = features.get(label_column)
     class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
@@ -149,10 +152,11 @@ def open_split(source: DataSource, *, labelled: bool = True) -> Split:
 
 
 def count_rows(split: Split) -> int | None:
-    """How many rows a split has, as far as that can be told without reading them; None if it can't.
+    """How many rows a split has; None if that is not known without reading them.
 
-    Of local parquet files the footers tell, of a folder of images the names of its files, and a dataset on the Hub
-    may say it. An `IterableDataset` object tells nothing: a `take` or a `filter` of the user's changes the number.
+    It is known from the footers of local parquet files, from the names of the files in a folder of images, and often
+    from the card of a dataset on the Hub. It is not known of an `IterableDataset` object: a `take` or a `filter` of
+    the user's changes the number.
     """
     import datasets
     import pyarrow.parquet
@@ -169,15 +173,16 @@ def count_rows(split: Split) -> int | None:
         return sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
     if split.revision is None and split.rows.info.builder_name == "imagefolder":
         return sum(1 for _ in split.rows)  # nothing is decoded, and so no file is opened
-    said = (split.rows.info.splits or {}).get(split.split)
-    return said.num_examples if said else None
+    info = (split.rows.info.splits or {}).get(split.split)
+    return info.num_examples if info else None
 
 
 def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
-    """Some of a split's rows, drawn at random: the same ones in every process and every run.
+    """A random sample of a split's rows: the same in every process and every run.
 
-    From a `Dataset` and from local files all rows have the same chance. A stream from the Hub is read as far as
-    `POOL` times the sample goes, from shards in random order: all of it may be more than anybody wants to download.
+    All rows of a `Dataset` or of local files have the same chance. Of a stream from the Hub only the first rows are
+    read, `POOL` times as many as the sample has, from shards in random order: the whole of it may be too much to
+    download.
     """
     import datasets
     import numpy as np
@@ -190,14 +195,14 @@ def sample_split(split: Split, count: int, *, seed: int = 0) -> Split:
         stream = split.rows
         if split.revision is not None:
             stream = stream.shuffle(seed=seed, buffer_size=1).take(POOL * count)
-        kept: list[tuple[int, dict[str, Any]]] = []
+        sample: list[tuple[int, dict[str, Any]]] = []
         for number, row in enumerate(stream):  # reservoir sampling: nothing is held but the sample
             place = number if number < count else int(generator.integers(number + 1))
             if place < count:
-                kept[place : place + 1] = [(number, row)]
-        kept.sort(key=lambda pair: pair[0])
-        rows = datasets.Dataset.from_list([row for _, row in kept], features=stream.features)
-    # samples are counted anew, and an error should not name the wrong one
+                sample[place : place + 1] = [(number, row)]
+        sample.sort(key=lambda pair: pair[0])
+        rows = datasets.Dataset.from_list([row for _, row in sample], features=stream.features)
+    # errors name a sample by its position, which is not the one in the split: hence another name
     return replace(split, rows=rows, name=f"{split.name} (a sample of {count})", key=f"{split.key}~{count}~{seed}")
 
 
@@ -207,7 +212,7 @@ class _Loaded:
 
     Args:
         data: the rows of one split, or a mapping of these by the names of the splits.
-        name: Hub id or folder; OBJECT if it came as an object.
+        name: Hub id or folder; OBJECT if it was passed as an object.
         key: identifies the content; None of an object.
         revision: the commit of a dataset on the Hub.
         folder: that it was read from.
@@ -239,7 +244,7 @@ def _load(source: DataSource) -> _Loaded:
     if source.revision is not None:
         raise ValueError(f"The dataset {name} is a folder here, which has no revision {source.revision!r}.")
     folder = Path(source.dataset).resolve()
-    listing = _listing_hash(folder)
+    listing = listing_hash(folder)
     splits, files = _load_folder(folder, source.config_name, listing)
     key = f"{listing}{files and hashlib.sha256(repr(files.patterns).encode()).hexdigest()[:16]}"
     return _Loaded(splits, name, key, folder=folder, files=files)
@@ -265,9 +270,9 @@ def _pick_split(loaded: _Loaded, split: str) -> tuple[Dataset | IterableDataset,
 
 @lru_cache(maxsize=2)
 def _load_folder(folder: Path, config_name: str | None, listing: str) -> tuple[Any, SplitFiles | None]:
-    """All splits of a folder as it is now, and their files if datasets did not have to find these.
+    """All splits of a folder, and their files unless these were left to datasets to find.
 
-    Looking through a folder of images takes a second for 1,500 of them.
+    It is cached by the folder's listing: looking through a folder of images takes a second for 1,500 of them.
     """
     import datasets
 
@@ -279,21 +284,21 @@ def _load_folder(folder: Path, config_name: str | None, listing: str) -> tuple[A
         splits = datasets.load_dataset(str(folder), name=config_name, data_files=patterns, streaming=True)
         for split in splits.values():
             if split.info.builder_name != "parquet":  # whose first row may be a gigabyte away from its schema
-                next(iter(split.take(1)), None)  # of archives, datasets only finds here that it can't read them
-    except Exception as error:  # an empty folder, several configurations, files of no known kind or broken
+                next(iter(split.take(1)), None)  # only here does datasets notice archives that it can't read
+    except Exception as error:  # an empty folder, several configurations, broken files or files of no known kind
         reason = " ".join(str(error).split()).rstrip(".")
-        way_out = "Name one with config_name (--dataset-config)." if "Config name" in reason else _way_out(folder)
-        raise ValueError(f"{folder} can't be read as a dataset: {reason}. {way_out}") from error
+        advice = "Name one with config_name (--dataset-config)." if "Config name" in reason else _advice(folder)
+        raise ValueError(f"{folder} can't be read as a dataset: {reason}. {advice}") from error
     for remark in files.remarks if files else ():
         logger.warning("%s: %s", folder, remark)
     return splits, files
 
 
-def _way_out(folder: Path) -> str:
-    """What can be done where datasets can't read a folder."""
+def _advice(folder: Path) -> str:
+    """What to do about a folder that datasets can't read."""
     if archives := find_archives(folder):
-        more = ", ..." if len(archives) > 3 else ""
-        return f"Unpack its archives ({', '.join(archives[:3])}{more}) into folders, as in validation/cat/1.png."
+        names = ", ".join(archives[:3]) + (", ..." if len(archives) > 3 else "")
+        return f"Unpack its archives ({names}) into folders, as in validation/cat/1.png."
     return (
         "A dataset is a folder of images (as in validation/cat/1.png), of parquet files (as in validation.parquet), "
         "or what save_to_disk wrote."
@@ -301,7 +306,7 @@ def _way_out(folder: Path) -> str:
 
 
 def _load_hub(name: str, config_name: str | None, revision: str | None, token: str | bool | None) -> tuple[Any, str]:
-    """The splits of a dataset on the Hub, streamed, and the commit that they are read at."""
+    """The splits of a dataset on the Hub, streamed, and the commit that they are read from."""
     import datasets
     from huggingface_hub import HfApi
 
@@ -316,8 +321,8 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
         raise ValueError(f"The dataset {name} can't be read: {error}") from error
 
 
-def _listing_hash(folder: Path) -> str:
-    """Place, sizes and times of a folder's files: reading them all to hash them would cost a pass of its own."""
+def listing_hash(folder: Path) -> str:
+    """A hash of the names, sizes and times of a folder's files: hashing the contents would take as long as a pass."""
     digest = hashlib.sha256(str(folder).encode())
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -332,13 +337,13 @@ def _listing_hash(folder: Path) -> str:
 def _file_stamp(path: str) -> str:
     try:
         stat = os.stat(path)
-    except OSError:  # a link into nowhere, or a name that is no file here
+    except OSError:  # a broken link, or a name that is not a file here
         return "none"
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 def _paths_hash(rows: Dataset | IterableDataset, image_column: str) -> str:
-    """Of a `Dataset` that only names image files, their sizes and times: its fingerprint knows the names alone."""
+    """A hash of the sizes and times of image files that a `Dataset` only names: its fingerprint covers just names."""
     if not hasattr(rows, "select"):
         return ""
     import pyarrow as pa
@@ -346,15 +351,15 @@ def _paths_hash(rows: Dataset | IterableDataset, image_column: str) -> str:
     stamps: list[str] = []
     for chunk in rows.data.column(image_column).chunks:
         if pa.types.is_struct(chunk.type):  # (bytes, path)
-            named = chunk.filter(chunk.field("bytes").is_null()).field("path")
-            stamps += [_file_stamp(str(path)) for path in named.to_pylist() if path is not None]
+            paths = chunk.filter(chunk.field("bytes").is_null()).field("path")
+            stamps += [_file_stamp(str(path)) for path in paths.to_pylist() if path is not None]
     return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest() if stamps else ""
 
 
 def _outside_hash(rows: Dataset | IterableDataset, image_column: str, folder: Path) -> str:
-    """Of files in a folder that name images elsewhere, the sizes and times of these: the folder's listing has others.
+    """A hash of the sizes and times of images that a folder's files name elsewhere, which its listing does not cover.
 
-    Where the first row holds its image, or names one in the folder, all are taken to do so.
+    If the first row holds its image, or names one in the folder, all rows are taken to do so.
     """
 
     def outside(row: dict[str, Any]) -> str | None:
@@ -370,32 +375,32 @@ def _outside_hash(rows: Dataset | IterableDataset, image_column: str, folder: Pa
     return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest()
 
 
-def _image_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
-    """The column of images: the one that is wanted, else the only one of datasets' type.
+def _image_column(name: str, features: Mapping[str, Any], named: str | None) -> str:
+    """The column of images: the one that is named, else the only one of the type Image.
 
-    Without one, the only struct with image bytes: parquet that pandas or polars wrote has no types of datasets'
-    (datasets#7765, #4692).
+    If there is none of that type, it is the only struct with image bytes: parquet files written by pandas or polars
+    lack the types of datasets (datasets#7765, #4692).
     """
     import datasets
 
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     structs = [column for column, feature in features.items() if _holds_bytes(feature)]
-    if wanted is None and not images and len(structs) == 1:
+    if named is None and not images and len(structs) == 1:
         logger.warning("The images of %s are taken from the bytes in its column %r.", name, structs[0])
         return structs[0]
-    column = images[0] if wanted is None and len(images) == 1 else wanted
+    column = images[0] if named is None and len(images) == 1 else named
     if column is not None and column in features and _may_be_images(features[column]):
         return column
-    have = f"{len(images)} image columns" if wanted is None else f"no image column {wanted!r}"
+    have = f"{len(images)} image columns" if named is None else f"no image column {named!r}"
     raise ValueError(
-        f"The dataset {name} has {have}; {_listed(features)}. Name one with image_column (--image-column); it is of "
+        f"The dataset {name} has {have}; {_describe(features)}. Name one with image_column (--image-column); it is of "
         "datasets' type Image, of image files' bytes (binary, or a struct of bytes and path) or of their paths "
         "(string); write what else holds images as one of these."
     )
 
 
 def _may_be_images(feature: Any) -> bool:
-    """Whether images can be read from a column: what datasets casts to its type Image, without a guess."""
+    """Whether a column can hold images: of the type Image, or of one that datasets casts to it without guessing."""
     import datasets
 
     files = ("binary", "large_binary", "string", "large_string")
@@ -404,31 +409,32 @@ def _may_be_images(feature: Any) -> bool:
 
 
 def _holds_bytes(feature: Any) -> bool:
-    """Whether a column holds the bytes of files, and beside them perhaps their paths."""
+    """Whether a column is a struct of files' bytes and perhaps their paths."""
     if not isinstance(feature, dict) or not {"bytes"} <= feature.keys() <= {"bytes", "path"}:
         return False
     return "binary" in str(getattr(feature["bytes"], "dtype", ""))
 
 
-def _label_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
-    """The column of labels: the one that is wanted, else the only one that is named so or has class labels."""
+def _label_column(name: str, features: Mapping[str, Any], named: str | None) -> str:
+    """The column of labels: the one that is named, else the only one called `label` or `labels` or of class labels."""
     import datasets
 
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [column for column in ("label", "labels") if column in features]
     candidates = list(dict.fromkeys([*usual, *classes]))
-    column = candidates[0] if wanted is None and len(candidates) == 1 else wanted
+    column = candidates[0] if named is None and len(candidates) == 1 else named
     if column in features:
         return str(column)
-    have = f"no label column {wanted!r}" if wanted is not None else "0 columns of class labels"
-    if candidates and wanted is None:  # transformers#28408: the one beside `label` may be about something else
+    have = f"no label column {named!r}" if named is not None else "0 columns of class labels"
+    if candidates and named is None:  # transformers#28408: the one beside `label` may be about something else
         have = f"{len(candidates)} columns that could be the labels, {' and '.join(map(repr, candidates))}"
     raise ValueError(
-        f"The dataset {name} has {have}; {_listed(features)}. Name one with label_column (--label-column)."
+        f"The dataset {name} has {have}; {_describe(features)}. Name one with label_column (--label-column)."
     )
 
 
-def _listed(features: Mapping[str, Any]) -> str:
+def _describe(features: Mapping[str, Any]) -> str:
+    """The columns and their types, for errors."""
     import datasets
 
     kinds = {

@@ -1,7 +1,7 @@
-"""Which files of a local folder make which split.
+"""Which files of a local folder belong to which split.
 
-datasets looks for the words of splits anywhere in a path, so that a class folder called `test` moves images between
-splits (datasets#7201, #5650). Here the first folder level says it, or else a file's own name.
+datasets looks for the names of splits anywhere in a path, so that a class folder called `test` moves images between
+splits (datasets#7201, #5650). Here only the first folder level counts, or else a file's own name.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pathlib import Path, PurePosixPath
 
 logger = logging.getLogger(__name__)
 
-# What splits are called, by what datasets makes of it.
+# Names of splits, and the split that datasets takes each for.
 KEYWORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 
-# Files that hold many images each, as datasets reads them; and those that say more of images that lie beside them.
+# Files that hold many images each, as datasets reads them; archives; and files with labels of images beside them.
 TABLES = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar", ".zip", ".h5", ".hdf5"}
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
-# Files that are about a dataset and none of its data.
+# Files that describe a dataset and hold no data.
 ABOUT = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5,}\.")
 
-# How many of the files that are left out are named.
+# How many of the files that are left out a warning names.
 NAMED = 5
 
 
@@ -45,7 +45,7 @@ class SplitFiles:
 
     Args:
         patterns: by the name of the split, as `load_dataset` takes `data_files`.
-        remarks: what the user should know of it, in sentences.
+        remarks: what the user should know about them, in sentences.
     """
 
     patterns: dict[str, list[str]]
@@ -53,57 +53,61 @@ class SplitFiles:
 
     @property
     def folders(self) -> set[str]:
-        """The names of folders that are splits as they are."""
-        whole = "/**"
-        names = (
-            path.removesuffix(whole) for paths in self.patterns.values() for path in paths if path.endswith(whole)
-        )
-        return {PurePosixPath(name).name for name in names}
+        """The names of folders that belong to a split as a whole."""
+        patterns = (pattern for patterns in self.patterns.values() for pattern in patterns)
+        return {PurePosixPath(pattern).parent.name for pattern in patterns if pattern.endswith("/**")}
 
 
 def find_splits(folder: Path) -> SplitFiles | None:
-    """The files of each split of a folder, an absolute path; None if datasets has to say it.
+    """The files of each split of a folder.
 
-    That is where the folder's README.md or a file of datasets' own names the files, or there is nothing to be read.
+    Args:
+        folder: an absolute path.
+
+    Returns:
+        None if it is left to datasets: the folder's README.md lists its files, or there is nothing to be read.
     """
-    if _says_itself(folder):
+    if _card_lists_files(folder):
         return None
     kinds = {path: _kind(path) for path in _walk(folder) if path.name not in ABOUT}
     counts = Counter(kind for kind in kinds.values() if kind not in (None, "metadata"))
     if not counts:
         return None
-    most = max(counts, key=lambda kind: (counts[kind], kind == ".parquet"))  # others can't be read with them
-    files = [path for path, kind in kinds.items() if kind == most]
+    # datasets reads files of one kind only
+    main_kind = max(counts, key=lambda kind: (counts[kind], kind == ".parquet"))
+    files = [path for path, kind in kinds.items() if kind == main_kind]
     level = _first_level(files)
     folders = _split_folders(_names(files, level))
-    if most == "image":
-        _refuse_classes_called_so(files, level, folders)
+    if main_kind == "image":
+        _refuse_class_or_split(files, level, folders)
     if folders:
-        splits = _grouped((path, folders.get(path.relative_to(level).parts[0])) for path in files)
-    elif most == "image":  # of its own file an image says no split, and all else in the folder is about the images
-        return SplitFiles({"train": [f"{_exactly(folder)}/**"]})
+        splits = _group_by_split((path, folders.get(path.relative_to(level).parts[0])) for path in files)
+    elif main_kind == "image":  # the names of images say nothing of splits, and other files are about these images
+        return SplitFiles({"train": [f"{_escaped(folder)}/**"]})
     else:
-        splits = _grouped((path, _split_of_file(path)) for path in files) or {"train": files}
-    inside = {path for paths in splits.values() for path in paths}
-    own = {level / name for name in folders} if most == "image" else set()
-    outside = [path for path, kind in kinds.items() if kind and path not in inside and not own & {*path.parents}]
+        splits = _group_by_split((path, _split_of_file(path)) for path in files) or {"train": files}
+    used = {path for paths in splits.values() for path in paths}
+    split_folders = {level / name for name in folders} if main_kind == "image" else set()
+    left_out = [path for path, kind in kinds.items() if kind and path not in used]
+    left_out = [path for path in left_out if not split_folders & {*path.parents}]
     patterns = {
-        # of folders one pattern each: there may be a hundred thousand images in them
-        name: sorted({f"{_exactly(folder / _top(path, level))}/**" for path in paths})
-        if most == "image"
-        else [_exactly(folder / path) for path in paths]
+        # one pattern for each folder: there may be a hundred thousand images in it
+        name: sorted({f"{_escaped(folder / _top(path, level))}/**" for path in paths})
+        if main_kind == "image"
+        else [_escaped(folder / path) for path in paths]
         for name, paths in splits.items()
     }
-    return SplitFiles(patterns, (*_both(folders), *_outside(sorted({str(_top(path, level)) for path in outside}))))
+    names = sorted({str(_top(path, level)) for path in left_out})
+    return SplitFiles(patterns, (*_merged_folders(folders), *_left_out(names)))
 
 
 def find_archives(folder: Path) -> list[str]:
-    """Files of a folder that others are packed into."""
+    """The archives in a folder."""
     return [str(path) for path in _walk(folder) if path.suffix.lower() in ARCHIVES]
 
 
-def _both(folders: dict[str, str]) -> list[str]:
-    """Which folders make one split together."""
+def _merged_folders(folders: dict[str, str]) -> list[str]:
+    """A remark for each split that several folders make together."""
     names = {split: [name for name in folders if folders[name] == split] for split in folders.values()}
     return [
         f"The folders {' and '.join(sorted(names[split]))} are both taken as the split {split!r}."
@@ -112,19 +116,19 @@ def _both(folders: dict[str, str]) -> list[str]:
     ]
 
 
-def _outside(names: list[str]) -> list[str]:
-    """What belongs to no split."""
+def _left_out(names: list[str]) -> list[str]:
+    """A remark about files and folders that belong to no split, if there are any."""
     if not names:
         return []
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    text = f"{', '.join(names[:NAMED])}{more}: in no folder of a split, and without one in the name; left out."
+    others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    text = f"{', '.join(names[:NAMED])}{others}: in no folder of a split, and without one in the name; left out."
     if notes := METADATA.intersection(names):
         text += f" Of {', '.join(sorted(notes))}, put one into the folder of each split, which it is then read from."
     return [text]
 
 
-def _says_itself(folder: Path) -> bool:
-    """Whether a dataset's card lists its files."""
+def _card_lists_files(folder: Path) -> bool:
+    """Whether a dataset's card lists the files of its splits."""
     from huggingface_hub import metadata_load
 
     if (folder / ".huggingface.yaml").is_file():
@@ -134,7 +138,7 @@ def _says_itself(folder: Path) -> bool:
 
 
 def _walk(folder: Path) -> list[PurePosixPath]:
-    """All files below a folder but hidden ones, relative to it; links are followed, and may run in circles."""
+    """All files below a folder except hidden ones, relative to it; links are followed, and may run in circles."""
     paths: list[PurePosixPath] = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -147,7 +151,7 @@ def _walk(folder: Path) -> list[PurePosixPath]:
 
 
 def _kind(path: PurePosixPath) -> str | None:
-    """What a file holds: `image`, `metadata` of images, a table by its suffix; None if that is no data."""
+    """The kind of a file: `image`, `metadata` of images, the suffix of a table, or None if it holds no data."""
     if path.name in METADATA:
         return "metadata"
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]  # .tar.gz is a .tar
@@ -164,7 +168,7 @@ def _image_suffixes() -> frozenset[str]:
 
 
 def _first_level(files: list[PurePosixPath]) -> PurePosixPath:
-    """The folder whose folders may be splits: the deepest that holds all files, but none that is a split itself."""
+    """The folder whose subfolders may be splits: the deepest that holds all files and is not in a split itself."""
     level = PurePosixPath()
     while True:
         names = _names(files, level)
@@ -174,29 +178,32 @@ def _first_level(files: list[PurePosixPath]) -> PurePosixPath:
 
 
 def _names(files: list[PurePosixPath], level: PurePosixPath) -> set[str | None]:
-    """The folders below a level that hold files; None stands for a file that lies there itself."""
+    """The folders directly below a level that hold files; None stands for files directly in it."""
     parts = [path.relative_to(level).parts for path in files]
     return {names[0] if len(names) > 1 else None for names in parts}
 
 
 def _split_folders(names: set[str | None]) -> dict[str, str]:
-    """Of folders the split that each is: by its name, or where all are called so by a word of it (`val_images`)."""
+    """The split of each folder: by its whole name or, if all have one, by a word in its name (`val_images`)."""
     exact = {name: KEYWORDS[name.lower()] for name in names if name and name.lower() in KEYWORDS}
     by_word = {name: split for name in names if name is not None and (split := _split_in(name)) is not None}
     return exact or (by_word if len(by_word) == len(names) else {})
 
 
 def _split_in(name: str) -> str | None:
-    """The one split that is a word of a name."""
+    """The split that a name contains as a word; None if there is none, or several."""
     splits = {KEYWORDS[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in KEYWORDS}
     return splits.pop() if len(splits) == 1 else None
 
 
-def _refuse_classes_called_so(files: list[PurePosixPath], level: PurePosixPath, folders: dict[str, str]) -> None:
-    """Refuse folders of classes of which some are called like splits: which they are can't be told.
+def _refuse_class_or_split(files: list[PurePosixPath], level: PurePosixPath, folders: dict[str, str]) -> None:
+    """Refuse folders that may be classes or splits: they are named like splits, and lie among folders of classes.
+
+    Args:
+        folders: those that are named like splits.
 
     Raises:
-        ValueError: if folders hold images, and those that are called like a split hold theirs directly, too.
+        ValueError: if these hold images directly, as folders with other names do.
     """
     others = sorted({name for name in _names(files, level) if name is not None and name not in folders})
     below = [path.relative_to(level).parts for path in files]
@@ -208,8 +215,8 @@ def _refuse_classes_called_so(files: list[PurePosixPath], level: PurePosixPath, 
         )
 
 
-def _grouped(files: Iterable[tuple[PurePosixPath, str | None]]) -> dict[str, list[PurePosixPath]]:
-    """The files of each split, train, validation and test first; those without one are left out."""
+def _group_by_split(files: Iterable[tuple[PurePosixPath, str | None]]) -> dict[str, list[PurePosixPath]]:
+    """The files of each split, with train, validation and test first; files without a split are left out."""
     splits: dict[str, list[PurePosixPath]] = {}
     for path, split in files:
         if split is not None:
@@ -219,19 +226,19 @@ def _grouped(files: Iterable[tuple[PurePosixPath, str | None]]) -> dict[str, lis
 
 
 def _split_of_file(path: PurePosixPath) -> str | None:
-    """The split that a file's own name says; in `data`, datasets takes all that stands before a shard's number."""
+    """The split in a file's own name. In the folder `data`, datasets takes all that precedes a shard's number."""
     shard = _SHARD.match(path.name)
-    own = shard["split"] if shard else None
-    return own if own and str(path.parent) == "data" else _split_in(path.name) or own
+    prefix = shard["split"] if shard else None
+    return prefix if prefix and str(path.parent) == "data" else _split_in(path.name) or prefix
 
 
 def _top(path: PurePosixPath, level: PurePosixPath) -> PurePosixPath:
-    """The file or folder directly below a level that a path is in; outside of it, directly below the root."""
+    """The file or folder directly below a level that contains a path; outside the level, directly below the root."""
     if level in path.parents:
         return level / path.relative_to(level).parts[0]
     return PurePosixPath(path.parts[0])
 
 
-def _exactly(path: Path) -> str:
-    """A pattern of one path: datasets takes brackets in the folder's own path for patterns too."""
+def _escaped(path: Path) -> str:
+    """A pattern that matches one path: datasets takes brackets in it for patterns otherwise."""
     return glob.escape(path.as_posix())

@@ -21,7 +21,7 @@ MIXED_AT_ONCE = 1 << 23
 BINS = 15
 
 
-# What is told after each block how many predictions were made, for a progress bar.
+# Called after each block with the number of predictions that were made, for a progress bar.
 OnBlock = Callable[[int], object]
 
 

@@ -136,20 +136,13 @@ class Measurement:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Measurement:
         recipe = Recipe(tuple(fields["ingredients"]), tuple(fields["weights"]))
-        interval = fields.get("interval")  # recipes of the first version have none
-        return cls(
-            recipe,
-            fields["proposal"],
-            fields["estimate"],
-            fields["measured"],
-            fields["images"],
-            interval=interval and tuple(interval),
-            passes=fields.get("passes", 0.0),
-            predicted=fields.get("predicted"),
-            dropped=fields.get("dropped", False),
-            seconds=fields.get("seconds"),
-            device=fields.get("device"),
-        )
+        required = [fields[name] for name in ("proposal", "estimate", "measured", "images")]
+        # files of earlier versions lack some of these
+        optional = ("interval", "passes", "predicted", "dropped", "seconds", "device")
+        values = {name: fields[name] for name in optional if name in fields}
+        if values.get("interval"):
+            values["interval"] = tuple(values["interval"])
+        return cls(recipe, *required, **values)
 
 
 @dataclass(frozen=True)

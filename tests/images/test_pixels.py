@@ -41,7 +41,7 @@ def pictures() -> list[Image.Image]:
     noise = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((300, 260), (41, 57), (224, 224))]
     rows, columns = np.mgrid[0:200, 0:310]
     smooth = np.stack([rows + 20, columns * 0.8, (rows + columns) / 2], axis=-1).astype(np.uint8)
-    return [Image.fromarray(one) for one in [*noise, smooth]]
+    return [Image.fromarray(values) for values in [*noise, smooth]]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -66,8 +66,8 @@ def test_a_value_that_is_none_of_the_256_is_kept_in_full():
     values = table()[:, :64].view(3, 8, 8)
     other = values.clone()
     other[1, 2, 3] += 1e-6
-    parts = [pixels.pack([{"pixel_values": one}], {"pixel_values": table()}) for one in (values, other)]
-    assert [isinstance(one["pixel_values"], pixels.Pixels) for one in parts] == [True, False]
+    parts = [pixels.pack([{"pixel_values": image}], {"pixel_values": table()}) for image in (values, other)]
+    assert [isinstance(part["pixel_values"], pixels.Pixels) for part in parts] == [True, False]
     assert torch.equal(pixels.join(parts)["pixel_values"], torch.stack([values, other]))
     joined = pixels.join([parts[0]] * 3)["pixel_values"]
     assert isinstance(joined, pixels.Pixels) and torch.equal(joined.to(values.device), torch.stack([values] * 3))

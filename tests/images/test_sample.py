@@ -15,26 +15,26 @@ GROUPS = [np.arange(0, 1000, 4), np.setdiff1d(np.arange(1000), np.arange(0, 1000
 def values(seed: int, rare: float = 0.01) -> np.ndarray:
     """Differences of hits: many where images are contested, few where they are not."""
     generator = np.random.default_rng(seed)
-    some = generator.choice([-1, 0, 1], size=1000, p=[0.1, 0.8, 0.1])
-    some[GROUPS[1]] = generator.choice([-1, 0], size=750, p=[rare, 1 - rare])
-    return some
+    differences = generator.choice([-1, 0, 1], size=1000, p=[0.1, 0.8, 0.1])
+    differences[GROUPS[1]] = generator.choice([-1, 0], size=750, p=[rare, 1 - rare])
+    return differences
 
 
 def test_a_whole_split_is_known_exactly():
-    found = values(0)
-    mean, error = Strata.shuffled(GROUPS, 0).mean(found, np.ones(1000, dtype=bool))
-    assert mean == pytest.approx(found.mean(), abs=1e-12) and error == 0
+    differences = values(0)
+    mean, error = Strata.shuffled(GROUPS, 0).mean(differences, np.ones(1000, dtype=bool))
+    assert mean == pytest.approx(differences.mean(), abs=1e-12) and error == 0
 
 
 def test_estimates_are_right_on_average_and_as_sure_as_they_say():
-    found = values(1, rare=0.05)
+    differences = values(1, rare=0.05)
     means, errors = [], []
     for seed in range(400):
         strata = Strata.shuffled(GROUPS, seed)
-        mean, error = strata.mean(found, strata.first([100, 150]))
+        mean, error = strata.mean(differences, strata.first([100, 150]))
         means.append(mean)
         errors.append(error)
-    assert np.mean(means) == pytest.approx(found.mean(), abs=4 * np.std(means) / 20)
+    assert np.mean(means) == pytest.approx(differences.mean(), abs=4 * np.std(means) / 20)
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
 
 
@@ -49,8 +49,8 @@ def test_a_few_equal_images_are_no_certainty():
 def test_what_is_not_known_is_not_looked_at():
     strata = Strata.shuffled(GROUPS, 3)
     known = strata.first([50, 60])
-    found = values(2)
-    assert strata.mean(found, known) == strata.mean(np.where(known, found, 1), known)
+    differences = values(2)
+    assert strata.mean(differences, known) == strata.mean(np.where(known, differences, 1), known)
 
 
 def test_samples_grow_and_an_empty_group_is_none():
@@ -64,7 +64,8 @@ SECONDS = [("90s", 90), ("15m", 900), ("1.5h", 5400), ("2 min", 120)]
 
 
 @pytest.mark.parametrize(
-    ("given", "passes", "seconds"), [(one, n, np.inf) for one, n in PASSES] + [(one, np.inf, n) for one, n in SECONDS]
+    ("given", "passes", "seconds"),
+    [(given, n, np.inf) for given, n in PASSES] + [(given, np.inf, n) for given, n in SECONDS],
 )
 def test_a_budget_is_passes_or_time(given, passes, seconds):
     budget = Budget.of(given)

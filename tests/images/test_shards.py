@@ -33,7 +33,7 @@ def test_shards_in_order_are_the_stream():
     rows = stream(4).cast_column("label", datasets.Value("int32"))
     assert count_shards(rows) == 4
     blocks = [raw_blocks(rows, shard, 4, 3, "d") for shard in range(4)]
-    assert [row["label"] for one in blocks for _, block in one for row in block] == list(range(30))
+    assert [row["label"] for shard in blocks for _, block in shard for row in block] == list(range(30))
 
 
 @pytest.mark.parametrize(

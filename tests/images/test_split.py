@@ -11,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from shared.training import NAMES, PARTS, digit_images, image_dataset
-from transformers import pipeline
+from transformers import ViTImageProcessor, pipeline
 
 import hf_radin
-from hf_radin.images import split as data
-from hf_radin.ingredients import labels as matching
-from hf_radin.logits import compute as logits
+from hf_radin.images.cache import block_size
+from hf_radin.images.split import DataSource, Split, listing_hash, open_split
+from hf_radin.ingredients.labels import match_labels
 
 
 def as_file(image: Image.Image, **options) -> dict:
@@ -64,12 +63,12 @@ def compute(gathered, tmp_path, images, labels=None, **options):
 
 def test_images_of_any_mode_are_read_as_the_pipeline_reads_them(gathered, tmp_path):
     bank = compute(gathered, tmp_path, list(FILES.values()))
-    for index, one in enumerate(gathered):
-        classify = pipeline("image-classification", model=str(one.folder), device="cpu")
+    for index, ingredient in enumerate(gathered):
+        classify = pipeline("image-classification", model=str(ingredient.folder), device="cpu")
         for sample, (name, file) in enumerate(FILES.items()):
             image = Image.open(io.BytesIO(file["bytes"]))
-            found = {row["label"]: row["score"] for row in classify(image, top_k=10, function_to_apply="none")}
-            expected = [found[label] for label in NAMES]
+            scores = {row["label"]: row["score"] for row in classify(image, top_k=10, function_to_apply="none")}
+            expected = [scores[label] for label in NAMES]
             np.testing.assert_allclose(bank.logits(index)[sample], expected, atol=1e-4, err_msg=name)
 
 
@@ -138,12 +137,12 @@ def test_a_split_with_no_usable_image_is_refused(gathered, tmp_path):
         compute(gathered, tmp_path, [])
 
 
-def test_a_block_may_be_skipped_whole(gathered, tmp_path, monkeypatch):
-    monkeypatch.setattr(logits, "block_size", lambda samples: 2)
+def test_a_block_may_be_skipped_whole(gathered, tmp_path):
+    size = block_size(200)
     broken = {"bytes": b"no image", "path": None}
     files = [*FILES.values()]
-    bank = compute(gathered, tmp_path, [files[0], broken, broken, broken, files[1]], on_error="skip")
-    assert bank.ids.tolist() == [0, 4] and bank.logits(0).shape == (2, 10)
+    bank = compute(gathered, tmp_path, [files[0], *[broken] * (2 * size - 1), files[1]], on_error="skip")
+    assert bank.ids.tolist() == [0, 2 * size] and bank.logits(0).shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -250,16 +249,12 @@ def test_the_pil_backend_is_told_apart_and_works(gathered, digits, tmp_path, mon
     np.testing.assert_allclose(with_pil.logits(0), with_torchvision.logits(0), atol=1e-4)
 
 
-def test_images_that_are_not_of_one_size_are_refused(gathered, tmp_path, monkeypatch):
-    from hf_radin.checkpoints import processor as processors
-
-    def without_resizing(processor, image):
-        return {"pixel_values": torch.zeros(3, image.height, image.width)}
-
-    monkeypatch.setattr(processors, "prepare_image", without_resizing)
-    monkeypatch.setattr(logits, "compute", lambda *args, **options: pytest.fail("the passes began"))
+def test_images_that_are_not_of_one_size_are_refused(two, tmp_path):
+    for folder in two.iterdir():
+        ViTImageProcessor(do_resize=False).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"pixel_values of different shapes: \(3, 20, 14\) of sample 0, \(3, 8, 8\)"):
-        compute(gathered, tmp_path, [gradient("RGB"), Image.new("RGB", (8, 8))])
+        compute(hf_radin.gather(f"{two}/*"), tmp_path, [gradient("RGB"), Image.new("RGB", (8, 8))])
+    assert not list(tmp_path.rglob("*.npy"))  # no pass began
 
 
 def test_a_saved_split_has_no_other(gathered, digits, tmp_path):
@@ -291,26 +286,24 @@ def test_linked_folders_are_looked_into_and_links_may_run_in_circles(gathered, d
         (tmp_path / "real" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "data").symlink_to(tmp_path / "real")
-    before = data._listing_hash(tmp_path / "linked")
+    before = listing_hash(tmp_path / "linked")
     (tmp_path / "real" / "validation-00000-of-00001.parquet").write_bytes(b"other")
-    assert data._listing_hash(tmp_path / "linked") != before
+    assert listing_hash(tmp_path / "linked") != before
     (tmp_path / "real" / "circle").symlink_to(tmp_path / "linked")
-    assert data._listing_hash(tmp_path / "linked")
+    assert listing_hash(tmp_path / "linked")
 
 
 def test_classes_that_are_numbers_in_another_order_are_matched_by_number():
-    split = data.Split([], "d", None, "s", None, "k", "image", "label", None, label_dtype="int64")
-    to_class = matching.match_labels(split, ("1", "0", "2"))
+    split = Split([], "d", None, "s", None, "k", "image", "label", None, label_dtype="int64")
+    to_class = match_labels(split, ("1", "0", "2"))
     assert [to_class(label) for label in (0, 1, 2)] == [1, 0, 2]
 
 
 def test_what_is_not_the_images_fault_is_not_skipped(gathered, tmp_path, monkeypatch):
-    from hf_radin.images import decode
-
-    def fail(*_):
+    def fail(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "open_image", fail)
+    monkeypatch.setattr(datasets.Image, "decode_example", fail)
     with pytest.raises(MemoryError):
         compute(gathered, tmp_path, list(FILES.values()), on_error="skip")
 
@@ -332,17 +325,17 @@ def test_a_folder_is_looked_through_once_until_it_changes(digits, tmp_path, monk
     shutil.copytree(digits, tmp_path / "digits")
     looked, load = [], datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: looked.append(1) or load(*args, **options))
-    source = data.DataSource(tmp_path / "digits")
-    opened = [data.open_split(source.at(name)) for name in ("train", "validation", "validation")]
-    streams = [iter(one.rows) for one in opened[1:]]
+    source = DataSource(tmp_path / "digits")
+    opened = [open_split(source.at(name)) for name in ("train", "validation", "validation")]
+    streams = [iter(split.rows) for split in opened[1:]]
     next(streams[0])
-    rest = [[row["label"] for row in one] for one in streams]  # one does not go on where another stopped
-    assert len(looked) == 1 and [len(one) for one in rest] == [599, 600] and rest[0] == rest[1][1:]
+    labels = [[row["label"] for row in stream] for stream in streams]  # neither goes on where the other stopped
+    assert len(looked) == 1 and [*map(len, labels)] == [599, 600] and labels[0] == labels[1][1:]
     shutil.copy(
         digits / "data" / "test-00000-of-00001.parquet",
         tmp_path / "digits" / "data" / "validation-00000-of-00001.parquet",
     )
-    again = data.open_split(source)
+    again = open_split(source)
     assert len(looked) == 2 and sum(1 for _ in again.rows) == 497
 
 
