@@ -119,9 +119,8 @@ def check_adapter(
     merged, _ = check_header(where, config, base_header, given=given, trust_remote_code=trust_remote_code)
     named = {fitted.names[name]: shape for name, (_, shape) in header.items()}
     beginning, fitted.options.init_lora_weights = fitted.options.init_lora_weights, False  # tensors without memory
-    with _blaming(
-        where, "does not fit its base model"
-    ):  # it may name layers that don't exist, or options of another version
+    # it may name layers that don't exist, or options of another version
+    with _blaming(where, "does not fit its base model"):
         expected = get_peft_model_state_dict(_inject(model, fitted.options), save_embedding_layers=False)
     misfits = sorted(
         name

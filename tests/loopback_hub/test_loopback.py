@@ -270,7 +270,7 @@ def test_headers_of_safetensors_are_read_by_range(hub, vit):
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "content"),
+    ("requested", "status", "content"),
     [
         ("bytes=2-4", 206, b"234"),
         ("bytes=8-", 206, b"89"),
@@ -280,9 +280,9 @@ def test_headers_of_safetensors_are_read_by_range(hub, vit):
         ("bytes=0-1,4-5", 200, b"0123456789"),
     ],
 )
-def test_ranges(hub, asked, status, content):
+def test_ranges(hub, requested, status, content):
     hub.add_repo("org/model", {"digits.txt": b"0123456789"})
-    response = get_session().get(f"{hub.url}/org/model/resolve/main/digits.txt", headers={"Range": asked})
+    response = get_session().get(f"{hub.url}/org/model/resolve/main/digits.txt", headers={"Range": requested})
     assert response.status_code == status
     assert content is None or response.content == content
 
