@@ -143,8 +143,8 @@ def check_adapter(
     if "niter" in str(beginning):
         notes.append(
             f"began as {beginning}: what was taken out of its base was drawn at random, and peft draws it anew at "
-            "each load. The exact decomposition stands in for it here, so that the model is not quite the one that "
-            "was trained. Merged where it was trained (merge_and_unload) it would be."
+            "each load. Here the exact decomposition takes its place, so that the model is not quite the one that was "
+            "trained. To get that one, merge the adapter where it was trained (merge_and_unload)."
         )
     return merged, tuple(notes)
 

@@ -71,7 +71,7 @@ def reread_environment() -> None:
 
 @contextlib.contextmanager
 def only(server: LoopbackHub, home: Path, **settings: str) -> Iterator[LoopbackHub]:
-    """The only Hub that this process knows, with all caches in `home` and with further variables of the environment."""
+    """The only Hub that this process knows, with all caches in `home` and further variables of the environment."""
     with server, pytest.MonkeyPatch.context() as patch:
         environ = server.environ(home) | settings
         for name in os.environ.keys() - environ.keys():
