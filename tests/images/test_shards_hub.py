@@ -38,7 +38,7 @@ def test_one_pass_downloads_the_split_once(hub, shards, tmp_path, monkeypatch, a
     hf_radin.radin(bank, budget=8)
     tried = 1  # images that models are tried with before the pass
     assert len(decoded) == tried + len(bank) == 301 and len({shard for shard, _ in bank.blocks}) == 2
-    served = sum(one.served for one in hub.asked("GET", PLACE))
+    served = sum(one.served for one in hub.logged("GET", PLACE))
     headers = 2 * 2 * 65536  # of each file the end, which says what is in it: on opening, and on reading
     assert shards <= served <= shards + headers + first_rows(shards)
 
@@ -51,7 +51,7 @@ def first_rows(shards: int) -> int:
 def test_without_a_cache_it_is_downloaded_once_a_pass(hub, shards, tmp_path):
     found = hf_radin.gather("org/ft-*")
     hf_radin.compute_logits(found, "org/noise", cache_dir=tmp_path / "cache", models_in_memory=2, pixel_cache="off")
-    served = sum(one.served for one in hub.asked("GET", PLACE))
+    served = sum(one.served for one in hub.logged("GET", PLACE))
     assert 3 * shards <= served <= 3 * (shards + 2 * 2 * 65536) + first_rows(shards)
 
 

@@ -62,7 +62,7 @@ def test_shards_are_vetted_by_their_headers(hub, large):
     hub.add_repo("org/ft-1", large[3])
     assert len([name for name in large[3] if name.endswith(".safetensors")]) > 1
     found = hf_radin.gather("org/ft-*")
-    assert all(request.status == 206 for request in hub.asked("GET", ".safetensors") if "index" not in request.path)
+    assert all(request.status == 206 for request in hub.logged("GET", ".safetensors") if "index" not in request.path)
     soup = hf_radin.average(found, Recipe(found.ids, (0.0, 1.0)))
     parts = [part for name, part in large[3].items() if name.endswith(".safetensors")]
     expected = {name: tensor for part in parts for name, tensor in read(part).items()}
@@ -141,7 +141,7 @@ def test_a_header_beyond_its_file_is_not_read(hub, large):
     hub.add_repo("org/ft-0", {**large[0], "model.safetensors": (1 << 40).to_bytes(8, "little") + bytes(1000)})
     (verdict,) = hf_radin.inspect("org/ft-0")
     assert "is not a whole file of weights" in verdict.problem
-    assert sum(request.served for request in hub.asked("GET", ".safetensors")) == 8
+    assert sum(request.served for request in hub.logged("GET", ".safetensors")) == 8
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -151,7 +151,7 @@ def test_what_is_wrong_is_seen_before_the_weights_are_there(hub, large, kind):
     hub.add_repo("org/ft-1", spoil(large[1]))
     with pytest.raises(ValueError, match=f"org/ft-1: .*{message}"):
         hf_radin.gather("org/ft-*")
-    assert all(request.status != 200 for request in hub.asked("GET", ".safetensors"))
+    assert all(request.status != 200 for request in hub.logged("GET", ".safetensors"))
 
 
 def test_copies_are_known_by_their_hashes(hub, large, caplog):
@@ -305,7 +305,7 @@ def test_inspect_prints_a_verdict_for_each_and_fails_if_one_is_bad(hub, large, c
     assert "No soup can be made of these: 2 of 5 must be mended or left out" in printed.err
     assert main(["inspect", "--models", "org/ft-0", "org/ft-copy"]) == 2
     assert "at least two different checkpoints; here is 1" in capsys.readouterr().err
-    assert all(request.status != 200 for request in hub.asked("GET", ".safetensors"))
+    assert all(request.status != 200 for request in hub.logged("GET", ".safetensors"))
 
 
 def test_a_token_is_used_and_not_kept(hub, large, tmp_path, monkeypatch):
@@ -338,7 +338,7 @@ def test_weights_that_were_redirected_are_refused_before_a_header_is_read(hub, l
     hub.add_repo("org/ft-1", {**large[1], "config.json": redirected, "other.safetensors": b"none"})
     with pytest.raises(ValueError, match=r"org/ft-1: config.json names 'other.safetensors' as its weights"):
         hf_radin.gather("org/ft-*")
-    asked = [request.path for request in hub.asked("GET", ".safetensors")]
+    asked = [request.path for request in hub.logged("GET", ".safetensors")]
     assert any("/ft-0/" in path for path in asked) and not any("/ft-1/" in path for path in asked)
 
 

@@ -147,7 +147,7 @@ class LoopbackHub:
         """The newest first. If a client made the repository, the last is an "initial commit" of a .gitattributes."""
         return list(self.repos[repo_type, repo_id].log(revision or "main"))
 
-    def asked(self, method: str, fragment: str = "") -> list[Request]:
+    def logged(self, method: str, fragment: str = "") -> list[Request]:
         """The lines of the access log with this method and this text in the path."""
         return [request for request in self.requests if request.method == method and fragment in request.path]
 

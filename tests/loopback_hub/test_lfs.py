@@ -36,15 +36,15 @@ def test_what_is_larger_than_a_part_comes_in_parts(parts):
     operations = [CommitOperationAdd("model.safetensors", WEIGHTS), CommitOperationAdd("small.bin", WEIGHTS[:1000])]
     HfApi().create_commit("org/soup", operations, commit_message="words")
     assert parts.files("org/soup") == {"model.safetensors": WEIGHTS, "small.bin": WEIGHTS[:1000]}
-    assert sorted(request.received for request in parts.asked("PUT")) == [560, 1000, 1000, 1000]
-    assert len(parts.asked("POST", "/complete")) == 1
+    assert sorted(request.received for request in parts.logged("PUT")) == [560, 1000, 1000, 1000]
+    assert len(parts.logged("POST", "/complete")) == 1
 
 
 def test_a_part_that_is_lost_is_sent_again(parts):
     parts.faults += [Fault("PUT", "/2", 503), Fault("PUT", "/3", None, halfway=True), Fault("POST", "/complete", 503)]
     HfApi().upload_file(path_or_fileobj=WEIGHTS, path_in_repo="model.safetensors", repo_id="org/soup")
     assert parts.files("org/soup") == {"model.safetensors": WEIGHTS}
-    assert [request.status for request in parts.asked("PUT")] == [200, 503, 200, 0, 200]
+    assert [request.status for request in parts.logged("PUT")] == [200, 503, 200, 0, 200]
 
 
 def test_parts_of_something_else_are_refused(parts):
@@ -113,4 +113,4 @@ def test_a_push_in_parts_happens_whole_or_not_at_all(hub, folder, fault, message
         assert held(hub, "org/soup") == {}
     push.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder) and len(hub.commits("org/soup")) == 2
-    assert not hub.faults and len(hub.asked("PUT")) >= 4
+    assert not hub.faults and len(hub.logged("PUT")) >= 4
