@@ -57,7 +57,7 @@ def renamed_fields(options: LoraConfig, names: Mapping[str, str]) -> dict[str, A
 
     unsupported = ("trainable_token_indices", "target_parameters", "layer_replication")
     if used := [name for name in unsupported if getattr(options, name, None)]:
-        raise ValueError(f"its {used[0]} can't be said in the names that layers have now")
+        raise ValueError(f"its {used[0]} can't be translated into the names that layers have now")
     layers = {
         earlier.removesuffix(".weight"): now.removesuffix(".weight")
         for earlier, now in names.items()

@@ -259,7 +259,7 @@ def read_layout(file: IO[bytes], size: int, *, limit: int = HEADER_LIMIT) -> Lay
         places = sorted((*field["data_offsets"], name) for name, field in fields.items())
         header = {name: (str(field["dtype"]), tuple(field["shape"])) for name, field in fields.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"its header is none: {' '.join(str(error).split())[:100]}") from error
+        raise ValueError(f"its header is not valid: {' '.join(str(error).split())[:100]}") from error
     end = 0
     for first, last, name in places:
         dtype, shape = header[name]
@@ -277,7 +277,7 @@ def read_layout(file: IO[bytes], size: int, *, limit: int = HEADER_LIMIT) -> Lay
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a name stands there twice")
+        raise ValueError("a name is in it twice")
     return fields
 
 

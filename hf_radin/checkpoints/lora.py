@@ -119,9 +119,8 @@ def check_adapter(
     merged, _ = check_header(where, config, base_header, given=given, trust_remote_code=trust_remote_code)
     named = {fitted.names[name]: shape for name, (_, shape) in header.items()}
     beginning, fitted.options.init_lora_weights = fitted.options.init_lora_weights, False  # tensors without memory
-    with _blaming(
-        where, "does not fit its base model"
-    ):  # it may name layers that don't exist, or options of another version
+    # it may name layers that don't exist, or options of another version
+    with _blaming(where, "does not fit its base model"):
         expected = get_peft_model_state_dict(_inject(model, fitted.options), save_embedding_layers=False)
     misfits = sorted(
         name
@@ -144,8 +143,8 @@ def check_adapter(
     if "niter" in str(beginning):
         notes.append(
             f"began as {beginning}: what was taken out of its base was drawn at random, and peft draws it anew at "
-            "each load. The exact decomposition stands in for it here, so that the model is not quite the one that "
-            "was trained. Merged where it was trained (merge_and_unload) it would be."
+            "each load. Here the exact decomposition takes its place, so that the model is not quite the one that was "
+            "trained. To get that one, merge the adapter where it was trained (merge_and_unload)."
         )
     return merged, tuple(notes)
 

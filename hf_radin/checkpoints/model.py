@@ -80,7 +80,7 @@ def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProc
             except Exception as error:  # each class has its own checks
                 raise ValueError(
                     f"{folder}: {name} loads and can't be saved, and so no soup of it could be: {_first_line(error)} "
-                    f"Mend {name}."
+                    f"Correct {name}."
                 ) from error
 
 
@@ -108,7 +108,7 @@ def check_task(name: str, config: PretrainedConfig) -> None:
         says = f"problem_type {config.problem_type!r}" if config.problem_type else f"{config.num_labels} output"
         raise ValueError(
             f"{name}: it is made for {task} (its {CONFIG} says {says}), and soups are made here of classifiers that "
-            "give each image one class. If it is one, mend its problem_type."
+            "give each image one class. If it is such a classifier, correct its problem_type."
         )
 
 

@@ -144,7 +144,7 @@ def check_processor(processor: BaseImageProcessor, described: Mapping[str, Any])
     if before_text == now_text:
         return
     if described.get("transformers") != now["transformers"]:
-        logger.warning("Another version of transformers describes the image processor in other words; it may differ.")
+        logger.warning("Another version of transformers describes the image processor differently; it may differ.")
         return
     before = _rebuilt(described)
     if before is None or not make_same_pixels(processor, before, _made_up_images()):

@@ -86,7 +86,7 @@ def _naming_place(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{path} can't be written: {error}. All that was finished is kept: make room, or name another place, and "
+            f"{path} can't be written: {error}. Finished work is kept: free some space or name another place, and "
             "run the same again."
         ) from error
 

@@ -381,7 +381,7 @@ def _who(api: HfApi) -> dict[str, Any]:
     """The Hub's account of the user. Raises a ValueError if the answer is not one."""
     user = api.whoami()
     if not isinstance(user, dict) or "name" not in user:
-        raise ValueError(f"The Hub does not say who asks ({str(user)[:100]}); is HF_ENDPOINT a Hub?")
+        raise ValueError(f"The Hub does not say whose token it is ({str(user)[:100]}); is HF_ENDPOINT a Hub?")
     return user
 
 

@@ -70,7 +70,9 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         hint = " Log in with `hf auth login`, or pass a token." if _status(error) == 401 else ""
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{what}: the Hub's answer is none ({_first_line(error)}); is HF_ENDPOINT a Hub?") from error
+        raise ValueError(
+            f"{what}: the Hub's answer is invalid ({_first_line(error)}); is HF_ENDPOINT a Hub?"
+        ) from error
     except UnicodeEncodeError as error:  # in a header or in a name
         raise ValueError(f"{what}: {error if error.encoding == 'utf-8' else MALFORMED}") from error
     except ValueError as error:
@@ -89,7 +91,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
             subject = f"{missing}, and" if missing else f"{what}:"
             raise ValueError(f"{subject} the Hub can't be reached: {_first_line(error)}") from error
         if isinstance(error, (TypeError, KeyError, AttributeError)) and _is_of_client(error):
-            raise ValueError(f"{what}: the Hub's answer is none ({error!r}); is HF_ENDPOINT a Hub?") from error
+            raise ValueError(f"{what}: the Hub's answer is invalid ({error!r}); is HF_ENDPOINT a Hub?") from error
         raise
 
 

@@ -149,5 +149,5 @@ def test_layers_that_never_were_are_answered_with_those_that_are(tmp_path):
 def test_what_can_not_be_said_in_the_names_of_now_is_refused(tmp_path):
     folder = save_adapter(VIT, tmp_path, target_modules=["q_proj"])
     earlier = rename(folder, RENAMED[VIT], target_modules=["query"], layer_replication=[[0, 2]])
-    with pytest.raises(ValueError, match="its layer_replication can't be said in the names that layers have now"):
+    with pytest.raises(ValueError, match="its layer_replication can't be translated into the names that layers have"):
         hf_radin.gather([earlier, folder])

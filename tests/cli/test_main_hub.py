@@ -38,7 +38,7 @@ def card(dataset: str, license: str = "mit", split: str = "validation") -> str:
 
 def headers_only(hub) -> bool:
     """Whether of all weights only the beginning was asked for."""
-    return all(request.status == 206 for request in hub.asked("GET", "safetensors"))
+    return all(request.status == 206 for request in hub.logged("GET", "safetensors"))
 
 
 @pytest.fixture
@@ -129,12 +129,12 @@ def test_a_dataset_on_the_hub_is_streamed_at_one_commit(zoo, digits, tmp_path):
     assert bank.manifest.data.revision == sha and len(bank) == 600
     local = hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
     assert (bank.logits(0) == local.logits(0)).all() and bank.folder != local.folder
-    assert not zoo.asked("GET", "test-00000")  # the other splits stay where they are
-    before = len(zoo.asked("GET", "validation-00000"))
+    assert not zoo.logged("GET", "test-00000")  # the other splits stay where they are
+    before = len(zoo.logged("GET", "validation-00000"))
     again = hf_radin.compute_logits(found, "org/digits", cache_dir=tmp_path)
     assert again.folder == bank.folder
     # what is computed is not streamed again: what is asked of the file now is its header
-    assert len(zoo.asked("GET", "validation-00000")) <= 2 * before
+    assert len(zoo.logged("GET", "validation-00000")) <= 2 * before
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_two_processes_push_once(zoo, tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert len(zoo.commits("org/soup")) == 2 and len(zoo.asked("POST", "/commit/")) == 1
+    assert len(zoo.commits("org/soup")) == 2 and len(zoo.logged("POST", "/commit/")) == 1
     assert run.stdout.count("The models' cards agree") == 1
 
 
@@ -330,9 +330,9 @@ def test_statistics_of_batchnorm_come_from_a_stream_of_the_hub(hub, nets, digits
     bank = hf_radin.compute_logits(found, "org/digits", **options)
     assert bank.statistics.record.split == "train" and bank.statistics.record.used == 128
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
-    first = len(hub.asked("GET", "train-00000"))
+    first = len(hub.logged("GET", "train-00000"))
     hf_radin.compute_logits(found, "org/digits", **options)
-    assert len(hub.asked("GET", "train-00000")) - first < first  # opened, and not read: what was drawn is kept
+    assert len(hub.logged("GET", "train-00000")) - first < first  # opened, and not read: what was drawn is kept
 
     hub.add_commit("org/digits", {"README.md": b"# moved on"}, repo_type="dataset")
     again = tmp_path / "again"

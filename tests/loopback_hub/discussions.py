@@ -1,6 +1,6 @@
-"""Pull requests once they are open: listed, looked at, closed, reopened and merged.
+"""Pull requests: listed, shown, closed, reopened and merged.
 
-Discussions about nothing in particular it has none: all numbers are those of pull requests.
+There are no other discussions: all numbers are those of pull requests.
 """
 
 import hashlib
@@ -16,57 +16,61 @@ if TYPE_CHECKING:
 
 routes = Routes()
 
-ONE = rf"{API}/discussions/(?P<number>\d+)"
+PULL_REQUEST = rf"{API}/discussions/(?P<number>\d+)"
 
 
 @routes.on("GET", rf"{API}/discussions")
 def list_all(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
-    """Newest first. What is merged counts as closed."""
+    """The newest first. A merged pull request counts as closed."""
     status, author = call.option("status") or "all", call.option("author") or USER
-    found = [
-        describe(repo, one)
-        for one in reversed(repo.pull_requests.values())
-        if status in ("all", "open" if one.status == "open" else "closed")
+    discussions = [
+        describe(repo, pull_request)
+        for pull_request in reversed(repo.pull_requests.values())
+        if status in ("all", "open" if pull_request.status == "open" else "closed")
         and author == USER
         and call.option("type") != "discussion"
     ]
     start = int(call.option("p") or 0) * hub.page_size
-    shown = found[start : start + hub.page_size]
-    return json_reply({"discussions": shown, "count": len(found), "start": start})
+    page = discussions[start : start + hub.page_size]
+    return json_reply({"discussions": page, "count": len(discussions), "start": start})
 
 
-@routes.on("GET", ONE)
+@routes.on("GET", PULL_REQUEST)
 def details(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
-    one = find(repo, number)
-    changes = {"base": one.base, **({"mergeCommitId": one.merged} if one.merged else {})}
-    conflicts = merge_into_base(repo, one)[1] if one.status == "open" else []
-    return json_reply(
-        {**describe(repo, one), "events": events(repo, one), "changes": changes, "filesWithConflicts": conflicts}
-    )
+    pull_request = find(repo, number)
+    changes = {"base": pull_request.base}
+    if pull_request.merged:
+        changes["mergeCommitId"] = pull_request.merged
+    facts = {
+        "events": events(repo, pull_request),
+        "changes": changes,
+        "filesWithConflicts": merge_into_base(repo, pull_request)[1] if pull_request.status == "open" else [],
+    }
+    return json_reply(describe(repo, pull_request) | facts)
 
 
-@routes.on("POST", rf"{ONE}/status")
+@routes.on("POST", rf"{PULL_REQUEST}/status")
 def change_status(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
-    """Open to whoever opened the pull request, and that is everybody with the token."""
+    """For whoever opened the pull request, which is everybody with the token."""
     hub.require_write(call)
-    one, status = find(repo, number), call.json()["status"]
-    if one.status not in {"open", "closed"} - {status}:
-        raise HubError(409, f"The pull request {number} is {one.status}")
-    one.changes.append((datetime.now(timezone.utc), status))
-    return json_reply({"newStatus": events(repo, one)[-1]})
+    pull_request, status = find(repo, number), call.json()["status"]
+    if pull_request.status not in {"open", "closed"} - {status}:
+        raise HubError(409, f"The pull request {number} is {pull_request.status}")
+    pull_request.changes.append((datetime.now(timezone.utc), status))
+    return json_reply({"newStatus": events(repo, pull_request)[-1]})
 
 
-@routes.on("POST", rf"{ONE}/merge")
+@routes.on("POST", rf"{PULL_REQUEST}/merge")
 def merge(hub: "LoopbackHub", call: Call, repo: Repo, number: str) -> Reply:
-    """One commit on the base, as the Hub makes of a pull request however many it has."""
+    """One commit on the base, however many the pull request has, as on the Hub."""
     hub.require_write(call, repo.namespace)
-    one = find(repo, number)
-    files, conflicts = merge_into_base(repo, one)
-    if one.status != "open" or conflicts:
-        raise HubError(409, f"The pull request {number} is {one.status}, and conflicts in {conflicts}")
-    parent = repo.resolve(one.base).sha
-    one.merged = repo.commit(one.base, files, f"{one.title} (#{number})", one.text, parent).sha
-    one.changes.append((datetime.now(timezone.utc), "merged"))
+    pull_request = find(repo, number)
+    files, conflicts = merge_into_base(repo, pull_request)
+    if pull_request.status != "open" or conflicts:
+        raise HubError(409, f"The pull request {number} is {pull_request.status}, and conflicts in {conflicts}")
+    base, title = pull_request.base, f"{pull_request.title} (#{number})"
+    pull_request.merged = repo.commit(base, files, title, pull_request.text, repo.resolve(base).sha).sha
+    pull_request.changes.append((datetime.now(timezone.utc), "merged"))
     return json_reply({})
 
 
@@ -76,28 +80,29 @@ def find(repo: Repo, number: str) -> PullRequest:
     return repo.pull_requests[int(number)]
 
 
-def describe(repo: Repo, one: PullRequest) -> dict[str, Any]:
+def describe(repo: Repo, pull_request: PullRequest) -> dict[str, Any]:
     return {
-        "num": one.number,
-        "title": one.title,
-        "status": one.status,
+        "num": pull_request.number,
+        "title": pull_request.title,
+        "status": pull_request.status,
         "author": {"name": USER},
-        "createdAt": timestamp(one.date),
+        "createdAt": timestamp(pull_request.date),
         "repo": {"name": repo.id, "type": repo.type},
         "isPullRequest": True,
     }
 
 
-def events(repo: Repo, one: PullRequest) -> list[dict[str, Any]]:
-    """The text it was opened with, its commits, and what became of it."""
-    kept = {commit.sha for commit in repo.log(one.base)}
-    text = {"edited": False, "hidden": False, "latest": {"raw": one.text}}
-    facts: list[tuple[datetime, str, dict[str, Any]]] = [(one.date, "comment", text)]
-    facts += [(c.date, "commit", {"subject": c.title, "oid": c.sha}) for c in repo.log(one.ref) if c.sha not in kept]
-    facts += [(date, "status-change", {"status": status}) for date, status in one.changes]
+def events(repo: Repo, pull_request: PullRequest) -> list[dict[str, Any]]:
+    """The text that it was opened with, its commits, and the changes of its status."""
+    base = {commit.sha for commit in repo.log(pull_request.base)}
+    commits = [commit for commit in repo.log(pull_request.ref) if commit.sha not in base]
+    text = {"edited": False, "hidden": False, "latest": {"raw": pull_request.text}}
+    facts: list[tuple[datetime, str, dict[str, Any]]] = [(pull_request.date, "comment", text)]
+    facts += [(commit.date, "commit", {"subject": commit.title, "oid": commit.sha}) for commit in commits]
+    facts += [(date, "status-change", {"status": status}) for date, status in pull_request.changes]
     return [
         {
-            "id": hashlib.sha1(f"{repo.id} {one.number} {position}".encode()).hexdigest()[:24],
+            "id": hashlib.sha1(f"{repo.id} {pull_request.number} {position}".encode()).hexdigest()[:24],
             "type": kind,
             "createdAt": timestamp(date),
             "author": {"name": USER},
@@ -107,11 +112,11 @@ def events(repo: Repo, one: PullRequest) -> list[dict[str, Any]]:
     ]
 
 
-def merge_into_base(repo: Repo, one: PullRequest) -> tuple[dict[str, Blob], list[str]]:
-    """The files of the base with what the pull request changes, and the names of those that both have changed."""
-    ours, theirs = repo.resolve(one.base).files, repo.resolve(one.ref).files
-    kept = {commit.sha for commit in repo.log(one.base)}
-    fork = next(commit for commit in repo.log(one.ref) if commit.sha in kept).files
+def merge_into_base(repo: Repo, pull_request: PullRequest) -> tuple[dict[str, Blob], list[str]]:
+    """The files of the base with the changes of the pull request, and the names of files that both have changed."""
+    ours, theirs = repo.resolve(pull_request.base).files, repo.resolve(pull_request.ref).files
+    base = {commit.sha for commit in repo.log(pull_request.base)}
+    fork = next(commit for commit in repo.log(pull_request.ref) if commit.sha in base).files
     changed = {path for path in fork | theirs if fork.get(path) != theirs.get(path)}
     conflicts = [path for path in changed if ours.get(path) not in (fork.get(path), theirs.get(path))]
     files = {path: blob for path, blob in ours.items() if path not in changed}

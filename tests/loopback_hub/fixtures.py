@@ -1,4 +1,4 @@
-"""The `hub` fixture: a fresh loopback Hub, and the client libraries of this process pointed at it."""
+"""Fixtures of the loopback Hub: a fresh one for each test, which the client libraries of this process know alone."""
 
 import contextlib
 import importlib
@@ -11,17 +11,17 @@ import pytest
 
 from .loopback import LoopbackHub
 
-# They read the environment when they are imported, and the code behind them looks the values up here at each use.
+# These modules read the environment when they are imported; the libraries look their values up at each use.
 SETTINGS = ("huggingface_hub.constants", "datasets.config", "evaluate.config")
-# Values that some modules hold a copy of (`from ..constants import HF_HUB_CACHE`), by the module they come from.
+# Values that other modules have copies of (`from ..constants import HF_HUB_CACHE`), by the module that they are from.
 COPIED = {
     "huggingface_hub.constants": ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"),
     "evaluate.config": ("HF_LIST_ENDPOINT",),
 }
 LIBRARIES = ("huggingface_hub", "transformers", "datasets", "evaluate")
-# Where the libraries import code from that they downloaded: a second Hub's code must not be shadowed by the first's.
+# Packages of downloaded code: that of a second Hub must not be hidden by that of the first.
 DOWNLOADED = ("evaluate_modules", "datasets_modules", "transformers_modules")
-# hf_xet would wait 3, 9, 27 and 81 seconds for what fails in passing.
+# hf_xet would wait 3, 9, 27 and 81 seconds before it tries again.
 QUICK = {"HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
 
 
@@ -36,7 +36,7 @@ def _set_copies(name: str, value: object) -> None:
 
 
 def _set_endpoint_of_shared_clients() -> None:
-    """huggingface_hub.model_info and its like are methods of one HfApi; transformers shares another."""
+    """Functions such as huggingface_hub.model_info are methods of a shared HfApi; transformers has another one."""
     hub = sys.modules["huggingface_hub"]
     for module in map(sys.modules.get, _loaded(LIBRARIES)):
         for value in list(vars(module).values()):
@@ -45,10 +45,10 @@ def _set_endpoint_of_shared_clients() -> None:
 
 
 def reread_environment() -> None:
-    """Make the libraries imported so far forget the Hub they know, and take the one of os.environ.
+    """Make the libraries that are imported forget their Hub, and use that of os.environ.
 
-    Reloading the modules of settings leaves it to them to derive every URL and folder from HF_ENDPOINT and HF_HOME,
-    and what is imported later than this reads the environment anyway.
+    Their modules of settings are reloaded, and derive all URLs and folders from HF_ENDPOINT and HF_HOME again. Modules
+    that are imported later read the environment anyway.
     """
     for module in SETTINGS:
         if module in sys.modules:
@@ -63,7 +63,7 @@ def reread_environment() -> None:
         _set_copies("HF_MODULES_CACHE", os.path.join(hub.constants.HF_HOME, "modules"))
         _set_endpoint_of_shared_clients()
     if "datasets.config" in sys.modules:
-        # datasets would ask http://datasets-server.127.0.0.1 for what is known of a dataset; no variable prevents it.
+        # datasets would ask http://datasets-server.127.0.0.1 about a dataset, which no variable prevents
         sys.modules["datasets.config"].USE_PARQUET_EXPORT = False
     for name in _loaded(DOWNLOADED):
         del sys.modules[name]
@@ -71,7 +71,7 @@ def reread_environment() -> None:
 
 @contextlib.contextmanager
 def only(server: LoopbackHub, home: Path, **settings: str) -> Iterator[LoopbackHub]:
-    """The one Hub that this process knows, with all caches in `home`, and with more settings of the environment."""
+    """The only Hub that this process knows, with all caches in `home` and further variables of the environment."""
     with server, pytest.MonkeyPatch.context() as patch:
         environ = server.environ(home) | settings
         for name in os.environ.keys() - environ.keys():
@@ -87,9 +87,9 @@ def only(server: LoopbackHub, home: Path, **settings: str) -> Iterator[LoopbackH
 
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
-    """A fresh Hub, the only one this process knows, with fresh caches; logged in as "tester", member of "org".
+    """A fresh Hub, the only one that this process knows, with fresh caches; logged in as "tester", a member of "org".
 
-    For a process of its own use `hub.environ(folder)`; what a test starts inherits this Hub in any case.
+    Processes that a test starts inherit this Hub; `hub.environ(folder)` gives them caches of their own.
     """
     with only(LoopbackHub(), tmp_path_factory.mktemp("hf-home")) as server:
         yield server
@@ -97,7 +97,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def xet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
-    """A fresh Hub as above, to which large files go by Xet; the client's pauses between its tries are short."""
+    """A fresh Hub like `hub`, to which large files go by Xet; the client's pauses between attempts are short."""
     pytest.importorskip("hf_xet")
     pytest.importorskip("lz4.frame")
     with only(LoopbackHub(xet=True), tmp_path_factory.mktemp("hf-home"), **QUICK) as server:

@@ -1,4 +1,4 @@
-"""Uploads of large files by git LFS: the batch that announces them, then the bytes, in one piece or in parts."""
+"""Uploads of large files by git LFS: a batch announces them, then come the bytes, in one piece or in parts."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 routes = Routes()
 
 OID = r"(?P<oid>[0-9a-f]{64})"
-# Clients send no token here: having the batch's URL is the permission, for just the object that it announced. So these
-# are no routes of a repository, which for a private one would want a token.
+# Clients send no token here: the URL from the batch is the permission, for the announced object alone. So these routes
+# are not those of a repository, which want a token if it is private.
 STORAGE = rf"/storage/(?P<type>[^/]+)/(?P<place>[^/]+/[^/]+)/lfs/{OID}"
 
 
 @routes.on("POST", rf"{WEB}\.git/info/lfs/objects/batch")
 def batch(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
     hub.require_write(call)
-    asked = call.json()
-    offered = asked.get("transfers", ())
-    if hub.xet and "xet" in offered:
-        return json_reply({"transfer": "xet", "objects": asked["objects"]})
-    transfer = "multipart" if hub.part_size and "multipart" in offered else "basic"
+    request = call.json()
+    transfers = request.get("transfers", ())
+    if hub.xet and "xet" in transfers:
+        return json_reply({"transfer": "xet", "objects": request["objects"]})
+    transfer = "multipart" if hub.part_size and "multipart" in transfers else "basic"
     answers = []
-    for one in asked["objects"]:
-        oid, size = one["oid"], one["size"]
+    for announced in request["objects"]:
+        oid, size = announced["oid"], announced["size"]
         if oid in repo.objects:
-            answers.append(one)
+            answers.append(announced)
             continue
         repo.announced[oid] = size
         storage = f"{hub.url}/storage/{repo.type}/{repo.id}/lfs/{oid}"
@@ -39,13 +39,13 @@ def batch(hub: "LoopbackHub", call: Call, repo: Repo) -> Reply:
             parts = {f"{number:05}": f"{storage}/{number}" for number in range(1, -(-size // hub.part_size) + 1)}
             upload = {"href": f"{storage}/complete", "header": {"chunk_size": str(hub.part_size), **parts}}
         verify = {"href": f"{hub.url}/api/{repo.type}s/{repo.id}/lfs/{oid}/verify"}
-        answers.append({**one, "actions": {"upload": upload, "verify": verify}})
+        answers.append({**announced, "actions": {"upload": upload, "verify": verify}})
     return json_reply({"transfer": transfer, "objects": answers})
 
 
 @routes.on("PUT", STORAGE)
 def put(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str) -> Reply:
-    keep(hub.repos[type, place], oid, call.body)
+    store_object(hub.repos[type, place], oid, call.body)
     return Reply()
 
 
@@ -60,14 +60,14 @@ def put_part(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str, nu
 
 @routes.on("POST", rf"{STORAGE}/complete")
 def complete(hub: "LoopbackHub", call: Call, type: str, place: str, oid: str) -> Reply:
-    repo, asked = hub.repos[type, place], call.json()
+    repo = hub.repos[type, place]
     if oid not in repo.parts:
         raise HubError(404, f"No upload of {oid} has begun, or it is complete")
     parts = repo.parts[oid]
     received = [{"partNumber": number, "etag": etag(part)} for number, part in sorted(parts.items())]
-    if asked != {"oid": oid, "parts": received}:
+    if call.json() != {"oid": oid, "parts": received}:
         raise HubError(400, f"The parts received of {oid} are not those of the completion, or in another order")
-    keep(repo, oid, b"".join(parts[number] for number in sorted(parts)))
+    store_object(repo, oid, b"".join(parts[number] for number in sorted(parts)))
     del repo.parts[oid]
     return json_reply({})
 
@@ -79,7 +79,8 @@ def verify(hub: "LoopbackHub", call: Call, repo: Repo, oid: str) -> Reply:
     return json_reply({})
 
 
-def keep(repo: Repo, oid: str, data: bytes) -> None:
+def store_object(repo: Repo, oid: str, data: bytes) -> None:
+    """Raises a HubError if it is not the object that was announced."""
     if repo.announced.get(oid) != len(data) or hashlib.sha256(data).hexdigest() != oid:
         raise HubError(400, f"The {len(data)} bytes received are not the object announced as {oid}")
     repo.objects[oid] = data

@@ -1,6 +1,6 @@
-"""A Hugging Face Hub on the loopback interface, in memory: what the client libraries ask of one, and no more.
+"""A Hugging Face Hub on the loopback interface, in memory, with the requests that the client libraries make.
 
-It has Xet only on demand (xet=True): without, uploads need HF_HUB_DISABLE_XET=1, which `environ` sets.
+It has Xet only with xet=True: without it, uploads need HF_HUB_DISABLE_XET=1, which `environ` sets.
 """
 
 import base64
@@ -39,18 +39,23 @@ routes = Routes()
 
 
 class LoopbackHub:
-    """Repositories in memory behind an HTTP server of their own; a context manager."""
+    """Repositories in memory behind an HTTP server; a context manager."""
 
-    # Well formed and worthless; put together here so that no scanner takes it for a leaked secret.
+    # Well formed and worthless; written in parts so that no scanner takes it for a leaked secret.
     token = "hf_" + "loopback" * 4 + "OK"
 
     def __init__(self, *, page_size: int = 1000, part_size: int | None = None, xet: bool = False) -> None:
-        """Large files of more than `part_size` bytes are asked for in parts of that size."""
+        """
+        Args:
+            page_size: items on a page of a listing.
+            part_size: large files of more than so many bytes are uploaded in parts of that size.
+            xet: whether large files are uploaded by Xet.
+        """
         self.page_size = page_size
         self.part_size = part_size
         self.requests: list[Request] = []
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.moved: dict[tuple[str, str], Repo] = {}  # by the names that they had
+        self.moved: dict[tuple[str, str], Repo] = {}  # by their earlier names
         self.collections: dict[str, list[tuple[str, str]]] = {}
         self._lock = threading.RLock()
         self._breaking: list[tuple[str, int]] = []
@@ -60,7 +65,7 @@ class LoopbackHub:
     def start(self) -> "LoopbackHub":
         self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests, self.faults)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        # stop() waits for one poll: the default of half a second would be felt in every test.
+        # stop() waits for one poll: with the default, every test would take half a second longer.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.xet = xet.Storage(self) if self._has_xet else None
         return self
@@ -77,8 +82,13 @@ class LoopbackHub:
         self.stop()
 
     def environ(self, home: str | os.PathLike[str], *, token: str | None = token) -> dict[str, str]:
-        """The environment of a process that knows only this Hub, with all caches in `home`; token=None: nobody."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
+        """The environment of a process that knows only this Hub, with all caches in `home`.
+
+        Args:
+            token: of the login; None for a process that is not logged in.
+        """
+        libraries = ("HF_", "HUGGING", "TRANSFORMERS_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(libraries)}
         settings = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -87,7 +97,7 @@ class LoopbackHub:
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate would tell s3.amazonaws.com of each load
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else datasets and evaluate report each load to s3.amazonaws.com
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
@@ -104,7 +114,7 @@ class LoopbackHub:
     ) -> str:
         """Create a repository of one commit, in any namespace, and return the commit's sha.
 
-        The files of a gated one stay closed to everybody until `grant`.
+        Nobody can read the files of a gated one until `grant`.
         """
         if (repo_type, repo_id) in self.repos:
             raise ValueError(f"{repo_type} {repo_id} exists; use add_commit")
@@ -114,15 +124,15 @@ class LoopbackHub:
     def add_commit(
         self, repo_id: str, files: Mapping[str, bytes | None], repo_type: str = "model", *, revision: str = "main"
     ) -> str:
-        """Commit behind the clients' back and return the sha; None deletes a file."""
+        """Commit without any client and return the sha; None deletes a file."""
         repo = self.repos[repo_type, repo_id]
         before = repo.resolve(revision)
-        kept = {path: blob for path, blob in before.files.items() if path not in files}
+        unchanged = {path: blob for path, blob in before.files.items() if path not in files}
         new = make_blobs({path: data for path, data in files.items() if data is not None})
-        return repo.commit(repo.branch(revision), kept | new, "update", parent=before.sha).sha
+        return repo.commit(repo.branch(revision), unchanged | new, "update", parent=before.sha).sha
 
     def add_collection(self, slug: str, items: list[tuple[str, str]]) -> None:
-        """A public collection of what is there, as pairs of type ("model", "dataset", "paper", ...) and id."""
+        """Create a public collection of pairs of type ("model", "dataset", "paper", ...) and id."""
         self.collections[slug] = items
 
     def grant(self, repo_id: str, repo_type: str = "model") -> None:
@@ -134,30 +144,36 @@ class LoopbackHub:
         return {path: blob.data for path, blob in commit.files.items()}
 
     def commits(self, repo_id: str, revision: str | None = None, repo_type: str = "model") -> list[Commit]:
-        """Newest first. What a client created starts with an "initial commit" of a .gitattributes, as on the Hub."""
+        """The newest first. If a client made the repository, the last is an "initial commit" of a .gitattributes."""
         return list(self.repos[repo_type, repo_id].log(revision or "main"))
 
-    def asked(self, method: str, fragment: str = "") -> list[Request]:
+    def logged(self, method: str, fragment: str = "") -> list[Request]:
         """The lines of the access log with this method and this text in the path."""
         return [request for request in self.requests if request.method == method and fragment in request.path]
 
     def break_off(self, fragment: str, *, times: int, after: int = 1000) -> None:
-        """The connection drops in the middle of the next replies to such GETs: those longer than so many bytes."""
+        """Drop the connection in the middle of the next replies to GETs whose path has this fragment.
+
+        Args:
+            times: how often.
+            after: so many bytes of the body; shorter replies are whole.
+        """
         self._breaking += [(fragment, after)] * times
 
     def answer(self, call: Call) -> Reply:
         try:
             with self._lock:
                 reply = self._dispatch(call)
-                broken = [one for one in self._breaking if one[0] in call.path and len(reply.body) > one[1]]
-                if call.method == "GET" and broken:
-                    self._breaking.remove(broken[0])
-                    reply.breaks_off_after = broken[0][1]
+                for fragment, after in self._breaking if call.method == "GET" else ():
+                    if fragment in call.path and len(reply.body) > after:
+                        self._breaking.remove((fragment, after))
+                        reply.breaks_off_after = after
+                        break
                 return reply
         except HubError as error:
             return json_reply({"error": str(error)}, error.status, error.headers)
         except (KeyError, TypeError, ValueError) as error:
-            # Not 500: the clients would retry that for half a minute.
+            # not 500, which the clients would retry for half a minute
             return json_reply({"error": f"{type(error).__name__}: {error}"}, 400)
 
     def _dispatch(self, call: Call) -> Reply:
@@ -166,8 +182,8 @@ class LoopbackHub:
             raise HubError(401, "Invalid credentials in Authorization header")
         call.user = USER if authorization else None
         for methods, pattern, answer in (*routes, *repos.routes, *lfs.routes, *xet.routes, *discussions.routes):
-            if call.method in methods and (found := pattern.fullmatch(call.path)):
-                arguments: dict[str, Any] = {name: text and unquote(text) for name, text in found.groupdict().items()}
+            if call.method in methods and (match := pattern.fullmatch(call.path)):
+                arguments: dict[str, Any] = {name: text and unquote(text) for name, text in match.groupdict().items()}
                 if "kind" in arguments:
                     arguments["kind"] = (arguments["kind"] or "models").strip("/").removesuffix("s")
                 if "id" in arguments:
@@ -191,7 +207,7 @@ class LoopbackHub:
         return repo
 
     def require_write(self, call: Call, namespace: str | None = None) -> None:
-        """A token, and the right to the namespace unless it is None: anybody may open a pull request."""
+        """Raises a HubError without a token or the right to the namespace, unless that is None."""
         if call.user is None:
             raise HubError(401, "Invalid username or password.")
         if namespace is not None and namespace not in NAMESPACES:
@@ -219,8 +235,8 @@ class LoopbackHub:
     @routes.on("POST", "/api/validate-yaml")
     def _validate_yaml(self, call: Call) -> Reply:
         content = call.json()["content"]
-        if wrong := problems(content):
-            return json_reply({"errors": [{"message": one} for one in wrong], "warnings": []}, 400)
+        if errors := problems(content):
+            return json_reply({"errors": [{"message": error} for error in errors], "warnings": []}, 400)
         missing = [] if content.startswith("---") else [{"message": "empty or missing yaml metadata in repo card"}]
         return json_reply({"errors": [], "warnings": missing})
 
@@ -228,22 +244,22 @@ class LoopbackHub:
     def _list(self, call: Call, kind: str) -> Reply:
         author, search = call.option("author"), (call.option("search") or "").lower()
         wanted = {*call.query.get("filter", ()), *call.query.get("pipeline_tag", ())}
-        seen = [repo for repo in self.repos.values() if repo.type == kind and repo.visible_to(call.user)]
-        seen = [repo for repo in seen if author in (None, repo.namespace) and search in repo.id.lower()]
-        found = [info for repo in seen if wanted <= {*(info := describe(repo, repo.resolve("main")))["tags"]}]
+        repos = [repo for repo in self.repos.values() if repo.type == kind and repo.visible_to(call.user)]
+        repos = [repo for repo in repos if author in (None, repo.namespace) and search in repo.id.lower()]
+        infos = [info for repo in repos if wanted <= {*(info := describe(repo, repo.resolve("main")))["tags"]}]
         if not call.flag("full"):
             extra = [name for name in ("cardData", "config") if call.flag(name)]
             fields = {"id", *call.query.get("expand", [*LISTED, *extra])}
-            found = [{name: info[name] for name in info.keys() & fields} for info in found]
-        return self.page(call, found)
+            infos = [{name: info[name] for name in info.keys() & fields} for info in infos]
+        return self.page(call, infos)
 
     @routes.on("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)")
     def _collection(self, call: Call, slug: str) -> Reply:
-        """Without the repositories that the caller may not see, or that were deleted."""
+        """The items that exist and that the caller may see."""
         if slug not in self.collections:
             raise HubError(404, f"Collection not found: {slug}")
-        seen = {place for place, repo in self.repos.items() if repo.visible_to(call.user)}
-        items = [item for item in self.collections[slug] if item in seen or item[0] in ("paper", "collection")]
+        visible = {place for place, repo in self.repos.items() if repo.visible_to(call.user)}
+        items = [item for item in self.collections[slug] if item in visible or item[0] in ("paper", "collection")]
         return json_reply(describe_collection(slug, items))
 
     @routes.on("GET", rf"{API}(?:/revision/{REV})?")
@@ -273,10 +289,17 @@ class LoopbackHub:
 
     @routes.on("GET", rf"{API}/commits/{REV}")
     def _commits(self, call: Call, repo: Repo, rev: str) -> Reply:
-        facts = [(c.sha, c.title, c.description, timestamp(c.date), [{"user": USER}]) for c in repo.log(rev)]
-        return self.page(
-            call, [dict(zip(("id", "title", "message", "date", "authors"), c, strict=True)) for c in facts]
-        )
+        commits = [
+            {
+                "id": commit.sha,
+                "title": commit.title,
+                "message": commit.description,
+                "date": timestamp(commit.date),
+                "authors": [{"user": USER}],
+            }
+            for commit in repo.log(rev)
+        ]
+        return self.page(call, commits)
 
     @routes.on("GET", rf"{API}/refs")
     def _refs(self, call: Call, repo: Repo) -> Reply:

@@ -1,4 +1,4 @@
-"""What a Hub says of the metadata at the head of a card."""
+"""What the Hub finds wrong with the metadata at the head of a card."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 
 
 def problems(content: str) -> list[str]:
-    """Why a card is refused; nothing if it isn't."""
+    """The reasons why a card is refused; empty if it isn't."""
     if not content.startswith("---"):
         return []
     if "\n---" not in content:
@@ -33,10 +33,10 @@ def _of_fields(data: dict[str, Any]) -> Iterator[str]:
     if license is not None and not {*_listed(license)} <= LICENSES:
         yield f'"license" must be one of {sorted(LICENSES)}'
     for name in ("base_model", "datasets"):
-        if not all(isinstance(one, str) and ID.fullmatch(one) for one in _listed(data.get(name))):
+        if not all(isinstance(repo_id, str) and ID.fullmatch(repo_id) for repo_id in _listed(data.get(name))):
             yield f'"{name}" with value {data[name]!r} is not valid: use ids of repositories'
     for name in ("tags", "metrics"):
-        if not all(isinstance(one, str) and one for one in _listed(data.get(name))):
+        if not all(isinstance(text, str) and text for text in _listed(data.get(name))):
             yield f'"{name}" must be strings'
     if data.get("base_model_relation", "merge") not in RELATIONS:
         yield f'"base_model_relation" must be one of {sorted(RELATIONS)}'
@@ -48,10 +48,11 @@ def _of_results(index: Any) -> Iterator[str]:
             yield '"model-index" needs a name and results'
             continue
         for result in model["results"]:
-            wanted = (result.get("task") or {}).get("type"), *map((result.get("dataset") or {}).get, ("type", "name"))
-            if not all(isinstance(one, str) and one for one in wanted) or not result.get("metrics"):
+            dataset = result.get("dataset") or {}
+            names = ((result.get("task") or {}).get("type"), dataset.get("type"), dataset.get("name"))
+            if not all(isinstance(name, str) and name for name in names) or not result.get("metrics"):
                 yield '"model-index[0].results" need a task.type, a dataset.type, a dataset.name and metrics'
-            elif not all(isinstance(one.get("type"), str) and "value" in one for one in result["metrics"]):
+            elif not all(isinstance(metric.get("type"), str) and "value" in metric for metric in result["metrics"]):
                 yield '"model-index[0].results[0].metrics" need a type and a value'
 
 

@@ -1,4 +1,4 @@
-"""Repositories as their owners deal with them: created, set, moved and deleted."""
+"""Repositories are created, configured, moved and deleted."""
 
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def create(hub: "LoopbackHub", call: Call) -> Reply:
     exists = (repo_type, repo_id) in hub.repos
     if not exists:
         hub.add_repo(repo_id, {".gitattributes": b""}, repo_type, private=body.get("visibility") == "private")
-    # The client reads the url of the 409 as well, when asked with exist_ok.
+    # with exist_ok, the client reads the url from the answer 409, too
     answer = {"name": repo_id, "url": hub.url + hub.repos[repo_type, repo_id].web_path}
     return json_reply({**answer, "error": f"{repo_id} exists"}, 409) if exists else json_reply(answer)
 

@@ -1,4 +1,4 @@
-"""What answers which request: each module lists its answers with the methods and the pattern of paths they are for."""
+"""Routes: each module registers its answers for methods and for a pattern of paths."""
 
 import re
 from collections.abc import Callable
@@ -12,10 +12,10 @@ REV = r"(?P<rev>[^/]+)"
 
 
 class Routes(list[tuple[list[str], re.Pattern[str], Callable[..., Reply]]]):
-    """The answers of a module, asked in turn."""
+    """The answers of a module; the first that matches answers."""
 
     def on(self, methods: str, pattern: str) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
-        """The function below answers such requests; it is given the groups of the pattern by name."""
+        """A decorator: the function answers such requests, and takes the groups of the pattern by name."""
 
         def add(answer: Callable[..., Reply]) -> Callable[..., Reply]:
             self.append((methods.split(), re.compile(pattern), answer))

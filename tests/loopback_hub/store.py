@@ -1,4 +1,4 @@
-"""What the loopback Hub keeps: repositories as git sees them, without the network."""
+"""What the loopback Hub stores: repositories as in git, and how the Hub describes them."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ LFS_SIZE = 1 << 20  # bytes
 
 
 class HubError(Exception):
-    """A refusal. `code` is what the clients choose the class of their exception by."""
+    """A refusal. The clients choose the class of their exception by the `code`."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
         super().__init__(message)
@@ -60,7 +60,13 @@ class Commit:
 
 @dataclass
 class PullRequest:
-    """What became of it are pairs of a date and a status; `merged` is the commit of that."""
+    """A pull request.
+
+    Args:
+        base: the branch that it is for.
+        changes: dates and statuses of its changes.
+        merged: the commit that merged it.
+    """
 
     number: int
     base: str
@@ -109,10 +115,10 @@ class Repo:
         for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
             if name in self.refs:
                 return self.commits[self.refs[name]]
-        found = [commit for sha, commit in self.commits.items() if len(revision) >= 7 and sha.startswith(revision)]
-        if len(found) != 1:
+        commits = [commit for sha, commit in self.commits.items() if len(revision) >= 7 and sha.startswith(revision)]
+        if len(commits) != 1:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found[0]
+        return commits[0]
 
     def branch(self, revision: str) -> str:
         """The full name of a ref that can be committed to."""
@@ -148,7 +154,7 @@ def make_blobs(files: Mapping[str, bytes]) -> dict[str, Blob]:
 
 
 def apply_operations(repo: Repo, files: Mapping[str, Blob], operations: list[dict[str, Any]]) -> dict[str, Blob]:
-    """The files after a commit's operations. Raises, and so changes nothing, if one of them cannot be carried out."""
+    """The files after a commit's operations. Raises a HubError, and changes nothing, if one is impossible."""
     files = dict(files)
     for operation in operations:
         kind, value = operation["key"], operation["value"]
@@ -179,7 +185,7 @@ def timestamp(date: datetime) -> str:
 
 
 def tree_entries(files: Mapping[str, Blob]) -> dict[str, dict[str, Any]]:
-    """Every file and every folder by its path."""
+    """All files and folders, by path."""
     entries: dict[str, dict[str, Any]] = {}
     for path, blob in files.items():
         entries[path] = {"type": "file", "oid": blob.git_oid, "size": len(blob.data), "path": path}
@@ -192,16 +198,16 @@ def tree_entries(files: Mapping[str, Blob]) -> dict[str, dict[str, Any]]:
 
 
 def flat_metadata(readme: str) -> dict[str, Any]:
-    """The scalars and the lists of scalars at the head of a card; anything nested is left out."""
+    """The scalars and lists of scalars at the head of a card, without nested fields."""
     card: dict[str, Any] = {}
     key = ""
     head = readme[4:].split("\n---", 1)[0] if readme.startswith("---\n") else ""
     for line in head.splitlines():
-        if found := re.fullmatch(r"([\w-]+):\s*(.*)", line):
-            key, value = found.groups()
+        if match := re.fullmatch(r"([\w-]+):\s*(.*)", line):
+            key, value = match.groups()
             card[key] = value.strip("[]").split(", ") if value.startswith("[") else value.strip("'\"") or []
-        elif (found := re.fullmatch(r"\s*- (?!.*:(?: |$))(.+)", line)) and isinstance(card.get(key), list):
-            card[key].append(found[1].strip("'\""))
+        elif (match := re.fullmatch(r"\s*- (?!.*:(?: |$))(.+)", line)) and isinstance(card.get(key), list):
+            card[key].append(match[1].strip("'\""))
     return {key: value for key, value in card.items() if value}
 
 
@@ -214,7 +220,7 @@ def model_config(files: Mapping[str, Blob]) -> dict[str, Any]:
 
 
 def describe(repo: Repo, commit: Commit) -> dict[str, Any]:
-    """What model_info and its like report. Task and tags come from the card and config.json, as on the Hub."""
+    """What functions such as model_info report. Task and tags come from the card and config.json, as on the Hub."""
     readme = commit.files.get("README.md", Blob(b"", False)).data.decode(errors="replace")
     card, config = flat_metadata(readme), model_config(commit.files)
     task = card.get("pipeline_tag")
@@ -246,7 +252,7 @@ def describe(repo: Repo, commit: Commit) -> dict[str, Any]:
 
 
 def describe_collection(slug: str, items: list[tuple[str, str]]) -> dict[str, Any]:
-    """What get_collection reports. Items are pairs of type and id, in order; that of a collection is its slug."""
+    """What get_collection reports. Items are pairs of type and id, in order; the id of a collection is its slug."""
     namespace, _, name = slug.partition("/")
     entries = []
     for position, (kind, item) in enumerate(items):
@@ -267,7 +273,7 @@ def describe_collection(slug: str, items: list[tuple[str, str]]) -> dict[str, An
 
 
 def siblings_with_sizes(files: Mapping[str, Blob]) -> list[dict[str, Any]]:
-    """The siblings as `files_metadata=True` shows them: the tree's facts under other names."""
+    """The siblings as `files_metadata=True` shows them, with the same facts as the tree."""
     siblings = []
     for path, entry in tree_entries(files).items():
         if entry["type"] == "file":

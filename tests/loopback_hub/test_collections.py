@@ -13,14 +13,18 @@ def test_a_collection_lists_its_items_in_order(hub):
     hub.add_repo("org/digits", {}, "dataset")
     items = [("model", "org/ft-2"), ("paper", "2203.05482"), ("dataset", "org/digits"), ("model", "stranger/ft-1")]
     hub.add_collection(SLUG, [*items, ("collection", "org/more-64f9a55bb3115b4f513ec027")])
-    found = get_collection(SLUG)
-    *listed, nested = found.items
+    collection = get_collection(SLUG)
+    *listed, nested = collection.items
     assert [(item.item_type, item.item_id) for item in listed] == items
     assert (nested.item_type, nested.item_id) == ("collection", "org/more-64f9a55bb3115b4f513ec027")
-    assert [item.position for item in found.items] == [0, 1, 2, 3, 4]
-    assert len({item.item_object_id for item in found.items}) == 5
-    assert (found.slug, found.title, found.url) == (SLUG, "Digits soups", f"{hub.url}/collections/{SLUG}")
-    assert found.owner["name"] == "org" and not found.private
+    assert [item.position for item in collection.items] == [0, 1, 2, 3, 4]
+    assert len({item.item_object_id for item in collection.items}) == 5
+    assert (collection.slug, collection.title, collection.url) == (
+        SLUG,
+        "Digits soups",
+        f"{hub.url}/collections/{SLUG}",
+    )
+    assert collection.owner["name"] == "org" and not collection.private
 
 
 def test_a_collection_hides_what_the_caller_may_not_see(hub):

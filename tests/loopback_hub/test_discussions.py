@@ -24,12 +24,12 @@ def test_it_is_listed_by_what_became_of_it(hub, opened):
     hub.page_size = 2
     for name in "ef":
         api.upload_file(path_or_fileobj=b"", path_in_repo=name, repo_id="org/soup", create_pr=True)
-    assert [one.num for one in api.get_repo_discussions("org/soup")] == [3, 2, 1]
+    assert [discussion.num for discussion in api.get_repo_discussions("org/soup")] == [3, 2, 1]
     api.change_discussion_status("org/soup", 2, "closed")
     api.merge_pull_request("org/soup", 3)
-    assert [one.num for one in api.get_repo_discussions("org/soup", discussion_status="open")] == [1]
+    assert [discussion.num for discussion in api.get_repo_discussions("org/soup", discussion_status="open")] == [1]
     closed = api.get_repo_discussions("org/soup", discussion_status="closed", discussion_type="pull_request")
-    assert [(one.num, one.status) for one in closed] == [(3, "merged"), (2, "closed")]
+    assert [(discussion.num, discussion.status) for discussion in closed] == [(3, "merged"), (2, "closed")]
     assert not list(api.get_repo_discussions("org/soup", discussion_type="discussion"))
     assert not list(api.get_repo_discussions("org/soup", author="stranger"))
 
@@ -37,12 +37,16 @@ def test_it_is_listed_by_what_became_of_it(hub, opened):
 def test_it_is_looked_at(hub, opened):
     api = HfApi()
     second = api.upload_file(path_or_fileobj=b"e", path_in_repo="e", repo_id="org/soup", revision="refs/pr/1")
-    found = api.get_discussion_details("org/soup", opened.pr_num)
-    assert (found.title, found.status, found.author) == ("A change", "open", "tester")
-    assert (found.git_reference, found.target_branch, found.url) == ("refs/pr/1", "refs/heads/main", opened.pr_url)
-    assert [event.type for event in found.events] == ["comment", "commit", "commit"]
-    assert found.events[0].content == "and why"
-    assert [event.oid for event in found.events[1:]] == [opened.oid, second.oid]
+    discussion = api.get_discussion_details("org/soup", opened.pr_num)
+    assert (discussion.title, discussion.status, discussion.author) == ("A change", "open", "tester")
+    assert (discussion.git_reference, discussion.target_branch, discussion.url) == (
+        "refs/pr/1",
+        "refs/heads/main",
+        opened.pr_url,
+    )
+    assert [event.type for event in discussion.events] == ["comment", "commit", "commit"]
+    assert discussion.events[0].content == "and why"
+    assert [event.oid for event in discussion.events[1:]] == [opened.oid, second.oid]
 
 
 def test_merging_it_is_one_commit_that_keeps_what_others_did_meanwhile(hub, opened):
@@ -50,9 +54,9 @@ def test_merging_it_is_one_commit_that_keeps_what_others_did_meanwhile(hub, open
     hub.add_commit("org/soup", {"b.txt": b"a colleague's"})
     api.merge_pull_request("org/soup", 1)
     assert hub.files("org/soup") == {"a.txt": b"new", "b.txt": b"a colleague's", "d.txt": b"d"}
-    assert [one.title for one in hub.commits("org/soup")] == ["A change (#1)", "update", "initial commit"]
-    found = api.get_discussion_details("org/soup", 1)
-    assert (found.status, found.merge_commit_oid) == ("merged", hub.commits("org/soup")[0].sha)
+    assert [commit.title for commit in hub.commits("org/soup")] == ["A change (#1)", "update", "initial commit"]
+    discussion = api.get_discussion_details("org/soup", 1)
+    assert (discussion.status, discussion.merge_commit_oid) == ("merged", hub.commits("org/soup")[0].sha)
     with pytest.raises(HfHubHTTPError, match="409"):
         api.merge_pull_request("org/soup", 1)
 

@@ -36,15 +36,15 @@ def test_what_is_larger_than_a_part_comes_in_parts(parts):
     operations = [CommitOperationAdd("model.safetensors", WEIGHTS), CommitOperationAdd("small.bin", WEIGHTS[:1000])]
     HfApi().create_commit("org/soup", operations, commit_message="words")
     assert parts.files("org/soup") == {"model.safetensors": WEIGHTS, "small.bin": WEIGHTS[:1000]}
-    assert sorted(one.received for one in parts.asked("PUT")) == [560, 1000, 1000, 1000]
-    assert len(parts.asked("POST", "/complete")) == 1
+    assert sorted(request.received for request in parts.logged("PUT")) == [560, 1000, 1000, 1000]
+    assert len(parts.logged("POST", "/complete")) == 1
 
 
 def test_a_part_that_is_lost_is_sent_again(parts):
     parts.faults += [Fault("PUT", "/2", 503), Fault("PUT", "/3", None, halfway=True), Fault("POST", "/complete", 503)]
     HfApi().upload_file(path_or_fileobj=WEIGHTS, path_in_repo="model.safetensors", repo_id="org/soup")
     assert parts.files("org/soup") == {"model.safetensors": WEIGHTS}
-    assert [one.status for one in parts.asked("PUT")] == [200, 503, 200, 0, 200]
+    assert [request.status for request in parts.logged("PUT")] == [200, 503, 200, 0, 200]
 
 
 def test_parts_of_something_else_are_refused(parts):
@@ -73,16 +73,17 @@ def test_the_completion_must_be_of_the_parts_received(parts, completed, status):
     assert header.pop("chunk_size") == "1000" and len(header) == 3
     urls = [url for _, url in sorted(header.items())]
     sent = [get_session().put(url, content=WEIGHTS[i * 1000 :][:1000]) for i, url in enumerate(urls)]
-    told = [{"partNumber": number, "etag": tag} for number, tag in completed([one.headers["etag"] for one in sent])]
-    assert get_session().post(upload["href"], json={"oid": oid, "parts": told}).status_code == status
+    numbered = completed([response.headers["etag"] for response in sent])
+    completion = {"oid": oid, "parts": [{"partNumber": number, "etag": tag} for number, tag in numbered]}
+    assert get_session().post(upload["href"], json=completion).status_code == status
     assert (oid in parts.repos["model", "org/soup"].objects) == (status == 200)
 
 
 def test_a_part_that_never_came_is_missed(parts):
     oid, upload = announced(WEIGHTS)
     tag = get_session().put(upload["header"]["00001"], content=WEIGHTS[:1000]).headers["etag"]
-    told = {"oid": oid, "parts": [{"partNumber": 1, "etag": tag}]}
-    assert get_session().post(upload["href"], json=told).status_code == 400
+    completion = {"oid": oid, "parts": [{"partNumber": 1, "etag": tag}]}
+    assert get_session().post(upload["href"], json=completion).status_code == 400
 
 
 def test_a_part_of_what_was_not_announced_is_refused(parts):
@@ -92,7 +93,7 @@ def test_a_part_of_what_was_not_announced_is_refused(parts):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (Fault("PUT", "/2", None), None),
         (Fault("PUT", "/2", None, answered=True), None),
@@ -103,13 +104,13 @@ def test_a_part_of_what_was_not_announced_is_refused(parts):
     ],
     ids=lambda value: f"{value.method} {value.status} {value.answered}" if isinstance(value, Fault) else str(value),
 )
-def test_a_push_in_parts_happens_whole_or_not_at_all(hub, folder, fault, told):
+def test_a_push_in_parts_happens_whole_or_not_at_all(hub, folder, fault, message):
     hub.part_size = (folder / "model.safetensors").stat().st_size // 3
     hub.faults.append(replace(fault))
-    if told:
-        with pytest.raises(ValueError, match=rf"^org/soup: .*{told}"):
+    if message:
+        with pytest.raises(ValueError, match=rf"^org/soup: .*{message}"):
             push.push_folder(folder, "org/soup", PushOptions())
         assert held(hub, "org/soup") == {}
     push.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder) and len(hub.commits("org/soup")) == 2
-    assert not hub.faults and len(hub.asked("PUT")) >= 4
+    assert not hub.faults and len(hub.logged("PUT")) >= 4

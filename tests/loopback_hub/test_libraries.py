@@ -65,7 +65,7 @@ def test_datasets_streams_a_split(hub, pets):
     rows = list(stream)
     assert [row["label"] for row in rows] == [0, 1, 1, 0]
     assert rows[0]["image"].size == (8, 8)
-    assert {request.status for request in hub.asked("GET", ".parquet")} == {206}
+    assert {request.status for request in hub.logged("GET", ".parquet")} == {206}
 
 
 def test_datasets_knows_configurations_and_splits(hub, pets):
@@ -90,4 +90,7 @@ def test_evaluate_fetches_a_metric(hub, line):
     metric = evaluate.load("hits")
     assert metric.compute(predictions=[0, 1, 1], references=[0, 1, 0]) == {"hits": 2}
     # The tag of evaluate's own version first, then main.
-    assert [request.status for request in hub.asked("HEAD", "/spaces/evaluate-metric/hits/resolve/")] == [404, 200]
+    assert [request.status for request in hub.logged("HEAD", "/spaces/evaluate-metric/hits/resolve/")] == [
+        404,
+        200,
+    ]

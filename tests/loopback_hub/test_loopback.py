@@ -115,7 +115,7 @@ def test_a_folder_is_one_commit_and_weights_go_through_lfs(hub, tmp_path):
     api.upload_folder(repo_id="org/soup", folder_path=write_model(tmp_path), commit_message="Add a soup")
     assert [commit.title for commit in hub.commits("org/soup")] == ["Add a soup", "initial commit"]
     assert hub.files("org/soup")["model.safetensors"] == b"weights"
-    assert [request.received for request in hub.asked("PUT", "/lfs/")] == [len(b"weights")]
+    assert [request.received for request in hub.logged("PUT", "/lfs/")] == [len(b"weights")]
     info = api.model_info("org/soup", files_metadata=True)
     assert {sibling.rfilename: sibling.size for sibling in info.siblings if sibling.lfs} == {"model.safetensors": 7}
 
@@ -127,7 +127,7 @@ def test_what_is_unchanged_is_neither_uploaded_nor_committed_again(hub, tmp_path
     again = api.upload_folder(repo_id="org/soup", folder_path=write_model(tmp_path))
     assert again.oid == first.oid
     assert len(hub.commits("org/soup")) == 2
-    assert len(hub.asked("PUT")) == 1
+    assert len(hub.logged("PUT")) == 1
 
 
 def test_large_files_go_through_lfs_and_text_does_not(hub):
@@ -135,7 +135,7 @@ def test_large_files_go_through_lfs_and_text_does_not(hub):
     api.create_repo("org/soup")
     for name, content in {"big.txt": b"x" * (2 << 20), "small.txt": b"x", "empty.safetensors": b""}.items():
         api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="org/soup")
-    assert [request.received for request in hub.asked("PUT")] == [2 << 20]
+    assert [request.received for request in hub.logged("PUT")] == [2 << 20]
 
 
 def test_one_commit_adds_and_deletes(hub):
@@ -222,8 +222,8 @@ def test_a_file_is_downloaded_once(hub):
     hub.add_repo("org/model", {"config.json": CONFIG, "model.safetensors": b"weights"})
     for _ in range(2):
         assert Path(hf_hub_download("org/model", "model.safetensors")).read_bytes() == b"weights"
-    assert [request.served for request in hub.asked("GET", "model.safetensors")] == [7]
-    assert len(hub.asked("HEAD", "model.safetensors")) == 2
+    assert [request.served for request in hub.logged("GET", "model.safetensors")] == [7]
+    assert len(hub.logged("HEAD", "model.safetensors")) == 2
 
 
 def test_a_snapshot(hub):
@@ -266,11 +266,11 @@ def test_headers_of_safetensors_are_read_by_range(hub, vit):
     hub.add_repo("org/model", vit | padding)
     metadata = get_safetensors_metadata("org/model")
     assert "classifier.weight" in metadata.weight_map
-    assert [(request.status, request.served) for request in hub.asked("GET", "model.safetensors")] == [(206, 100_001)]
+    assert [(request.status, request.served) for request in hub.logged("GET", "model.safetensors")] == [(206, 100_001)]
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "content"),
+    ("requested", "status", "content"),
     [
         ("bytes=2-4", 206, b"234"),
         ("bytes=8-", 206, b"89"),
@@ -280,9 +280,9 @@ def test_headers_of_safetensors_are_read_by_range(hub, vit):
         ("bytes=0-1,4-5", 200, b"0123456789"),
     ],
 )
-def test_ranges(hub, asked, status, content):
+def test_ranges(hub, requested, status, content):
     hub.add_repo("org/model", {"digits.txt": b"0123456789"})
-    response = get_session().get(f"{hub.url}/org/model/resolve/main/digits.txt", headers={"Range": asked})
+    response = get_session().get(f"{hub.url}/org/model/resolve/main/digits.txt", headers={"Range": requested})
     assert response.status_code == status
     assert content is None or response.content == content
 
@@ -307,7 +307,7 @@ def test_listings_come_in_pages(hub):
     for i in range(5):
         hub.add_repo(f"org/ft-{i}", {"config.json": CONFIG})
     assert len(list(list_models(author="org"))) == 5
-    assert len(hub.asked("GET", "/api/models?")) == 3
+    assert len(hub.logged("GET", "/api/models?")) == 3
 
 
 def test_what_is_known_of_a_model(hub):

@@ -1,4 +1,4 @@
-"""HTTP for the loopback Hub: requests in, replies out, and an access log."""
+"""HTTP for the loopback Hub: requests, replies, injected faults and an access log."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the access log. `path` is as asked, query included; the bytes are those of the bodies."""
+    """A line of the access log. The path includes the query; the bytes are those of the bodies."""
 
     method: str
     path: str
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass
 class Call:
-    """A request on its way to what answers it; `path` without the query, still percent-encoded."""
+    """A request that is to be answered. The path is without the query, and still percent-encoded."""
 
     method: str
     path: str
@@ -48,7 +48,7 @@ class Reply:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    breaks_off_after: int | None = None  # bytes of the body, when the connection drops; -1: before any answer
+    breaks_off_after: int | None = None  # the connection drops after so many bytes of the body; -1: before any answer
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -57,15 +57,15 @@ def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None 
 
 @dataclass
 class Fault:
-    """What goes wrong with requests of this method whose path has this fragment.
+    """A fault of requests of this method whose path has this fragment.
 
     Args:
-        status: answered in place of the real answer; None drops the connection.
-        times: how often.
+        status: of the answer in place of the real one; None drops the connection.
+        times: how often it happens.
         headers: of the answer.
-        answered: whether the request did its work all the same, and only its answer is lost.
-        delay: seconds that a true answer takes, in place of all that.
-        halfway: the connection drops when half of the request's body was received, in place of all that.
+        answered: whether the request has its effect nevertheless, and only its answer is lost.
+        delay: seconds before the real answer; then there is no other fault.
+        halfway: the connection drops after half of the request's body; then there is no other fault.
     """
 
     method: str
@@ -80,15 +80,13 @@ class Fault:
     def reply(self) -> Reply:
         if self.status is None:
             return Reply(b"", 200, {}, breaks_off_after=-1)
-        answer = {
-            "error": f"an injected {self.status}",
-            "url": "https://huggingface.co/org/soup",
-        }  # read of a 409, too
+        # clients read the url of an answer 409
+        answer = {"error": f"an injected {self.status}", "url": "https://huggingface.co/org/soup"}
         return json_reply(answer, self.status, self.headers)
 
 
 class Faults(list[Fault]):
-    """What goes wrong with the requests to come."""
+    """The faults of requests to come."""
 
     def cuts(self, method: str, path: str) -> bool:
         """Whether this request is cut off in the middle of its body."""
@@ -106,14 +104,14 @@ class Faults(list[Fault]):
         return fault.reply()
 
     def _next(self, method: str, path: str, *, halfway: bool) -> Fault | None:
-        """What goes wrong with this request; it has one time less to go wrong."""
-        mine = (one for one in self if one.halfway == halfway and one.method == method and one.fragment in path)
-        fault = next(mine, None)
-        if fault is not None:
-            fault.times -= 1
-            if not fault.times:
-                self.remove(fault)
-        return fault
+        """The first fault of this request, which happens one time less from now on; None if there is none."""
+        for fault in self:
+            if fault.halfway == halfway and fault.method == method and fault.fragment in path:
+                fault.times -= 1
+                if not fault.times:
+                    self.remove(fault)
+                return fault
+        return None
 
 
 class Server(ThreadingHTTPServer):
@@ -133,7 +131,7 @@ class Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        for connection in self._connections:  # those that clients keep alive must not outlive the Hub
+        for connection in self._connections:  # clients keep them alive
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -141,12 +139,12 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two writes: with Nagle each answer could cost 40 ms
+    disable_nagle_algorithm = True  # with Nagle's algorithm, the two writes of an answer could take 40 ms
 
     def _serve(self) -> None:
         if self.server.faults.cuts(self.command, self.path):
-            got = self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
-            self.server.log.append(Request(self.command, self.path, 0, len(got), 0))
+            half = self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            self.server.log.append(Request(self.command, self.path, 0, len(half), 0))
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
@@ -154,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         target = urlsplit(self.path)
         reply = self.server.answer(Call(self.command, target.path, parse_qs(target.query), self.headers, body))
         served = b"" if self.command == "HEAD" else reply.body
-        # Logged first: a client that has its answer must find its request in the log.
+        # before the answer: a client that has it must find its request in the log
         self.server.log.append(Request(self.command, self.path, reply.status, len(body), len(served)))
         try:
             if reply.breaks_off_after == -1:
@@ -169,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             if reply.breaks_off_after is not None:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
-        except ConnectionError:  # the reader of a stream has left
+        except ConnectionError:  # the client has closed the connection
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
@@ -185,4 +183,4 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def log_message(self, *_: object) -> None:
-        """Silence: the access log is a list."""
+        """Print nothing: the access log is a list."""

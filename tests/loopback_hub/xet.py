@@ -1,8 +1,8 @@
-"""Xet, as far as uploads go: the storage next to a Hub, which takes chunks of files and puts the files together.
+"""Uploads by Xet: a storage beside the Hub, which takes chunks of files and puts the files together.
 
-The chunks come in xorbs, and then shards say which of them make a file (https://huggingface.co/docs/xet). What this
-storage does not have it says so, and clients go another way: it knows of no chunks that others have, and grants no
-uploads to elsewhere.
+The chunks come in xorbs; then shards say which of them make a file (https://huggingface.co/docs/xet). The storage
+knows no chunks that others have uploaded, and grants no uploads to other places: it answers 404, and clients do
+without.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 routes = Routes()
 
-ENTRY = 48  # bytes of everything in a shard
+ENTRY = 48  # bytes of each entry of a shard
 NO_MORE = b"\xff" * 32
 VERIFIED, HAS_SHA256 = 1 << 31, 1 << 30
 
 
 class Storage:
-    """What a Hub's tokens for Xet lead to: a server of its own, with the Hub's log and the Hub's faults."""
+    """A server for Xet with tokens from the Hub, and with the Hub's log and faults."""
 
     def __init__(self, hub: "LoopbackHub") -> None:
         self.xorbs: dict[str, list[bytes]] = {}
-        self.tokens: dict[str, tuple[Repo, str]] = {}  # what they are for: a repository, and read or write
+        self.tokens: dict[str, tuple[Repo, str]] = {}  # of each the repository and the scope, read or write
         self._lock = threading.Lock()
         self._server = Server(lambda call: hub.faults.around(call, self.answer), hub.requests, hub.faults)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -63,17 +63,17 @@ class Storage:
         repo, scope = self.tokens[token]
         if call.method == "POST" and scope != "write":
             raise HubError(403, "The token may only read")
-        if found := re.fullmatch(r"/v1/xorbs/default/([0-9a-f]{64})", call.path):
-            is_new = found[1] not in self.xorbs
-            self.xorbs[found[1]] = list(chunks_of(call.body))
+        if match := re.fullmatch(r"/v1/xorbs/default/([0-9a-f]{64})", call.path):
+            is_new = match[1] not in self.xorbs
+            self.xorbs[match[1]] = list(chunks_of(call.body))
             return json_reply({"was_inserted": is_new})
-        if found := re.fullmatch(r"/v([12])/shards", call.path):
+        if match := re.fullmatch(r"/v([12])/shards", call.path):
             files = [(sha256, self._put_together(terms)) for sha256, terms in files_of(call.body)]
             for sha256, data in files:
                 if hashlib.sha256(data).hexdigest() != sha256:
                     raise HubError(400, f"The chunks do not make the file {sha256}")
             repo.objects |= dict(files)
-            return json_reply({"result": 1}) if found[1] == "1" else Reply(b'{"type": "result"}\n')
+            return json_reply({"result": 1}) if match[1] == "1" else Reply(b'{"type": "result"}\n')
         raise HubError(404, f"This storage has no {call.method} {call.path}")
 
     def _put_together(self, terms: list[tuple[str, int, int, int]]) -> bytes:
@@ -89,7 +89,7 @@ class Storage:
 
 @routes.on("GET", rf"{API}/xet-(?P<scope>read|write)-token/{REV}")
 def token(hub: "LoopbackHub", call: Call, repo: Repo, scope: str, rev: str) -> Reply:
-    """What the storage takes, and where that is."""
+    """A token for the storage, and its address."""
     if hub.xet is None:
         raise HubError(404, "This Hub has no Xet")
     if scope == "write":
@@ -101,7 +101,7 @@ def token(hub: "LoopbackHub", call: Call, repo: Repo, scope: str, rev: str) -> R
 
 
 def chunks_of(xorb: bytes) -> Iterator[bytes]:
-    """Each has a head of eight bytes: a version, how many bytes follow, how they are packed, how many they make."""
+    """The chunks of a xorb. Each has a head of eight bytes: version, packed size, way of packing, size."""
     at = 0
     while at < len(xorb):
         version, scheme = xorb[at], xorb[at + 4]
@@ -114,7 +114,7 @@ def chunks_of(xorb: bytes) -> Iterator[bytes]:
 
 
 def unpack(data: bytes, scheme: int) -> bytes:
-    """Packed not at all, by LZ4, or by LZ4 after all first bytes of four were put in front, then all second ones..."""
+    """A chunk, unpacked: it is as it was (0), by LZ4 (1), or by LZ4 with all first bytes of four in front (2)."""
     if scheme == 0:
         return data
     import lz4.frame
@@ -133,7 +133,7 @@ def unpack(data: bytes, scheme: int) -> bytes:
 
 
 def files_of(shard: bytes) -> Iterator[tuple[str, list[tuple[str, int, int, int]]]]:
-    """Of each file the sha256, and its terms in order: a xorb, the bytes, the first chunk and that after the last."""
+    """The sha256 of each file, and its terms: a xorb, the bytes, the first chunk and the one after the last."""
     version, _ = struct.unpack_from("<QQ", shard, 32)
     if version != 2:
         raise ValueError(f"a shard of version {version}")
@@ -153,5 +153,5 @@ def files_of(shard: bytes) -> Iterator[tuple[str, list[tuple[str, int, int, int]
 
 
 def name_at(shard: bytes, at: int) -> str:
-    """A hash as it is written in paths: four numbers."""
+    """A hash as paths have it: four numbers."""
     return "".join(f"{number:016x}" for number in struct.unpack_from("<4Q", shard, at))

@@ -80,7 +80,7 @@ def test_the_faults_are_tried_at_each_request_of_a_push(hub, folder):
     for request in hub.requests:
         assert any(request.method == method and part in request.path for method, part in REQUESTS), request
     for method, part in REQUESTS:
-        assert hub.asked(method, part), (method, part)
+        assert hub.logged(method, part), (method, part)
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
@@ -126,8 +126,8 @@ def test_a_drop_in_the_middle_of_an_upload(hub, folder):
     hub.faults.append(Fault("PUT", "/storage/", status=None, halfway=True))
     pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder)
-    (half,) = [request for request in hub.asked("PUT", "/storage/") if request.status == 0]
-    (whole,) = [request for request in hub.asked("PUT", half.path) if request.status == 200]
+    (half,) = [request for request in hub.logged("PUT", "/storage/") if request.status == 0]
+    (whole,) = [request for request in hub.logged("PUT", half.path) if request.status == 200]
     assert 0 < half.received < whole.received
 
 
@@ -138,10 +138,10 @@ def test_a_token_that_expires_during_the_upload(hub, folder):
         pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == {}
     hub.faults.clear()
-    sent = len(hub.asked("PUT", "/storage/"))
+    sent = len(hub.logged("PUT", "/storage/"))
     pushing.push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == contents(folder)
-    assert len(hub.asked("PUT", "/storage/")) == sent  # what the Hub has is not sent again
+    assert len(hub.logged("PUT", "/storage/")) == sent  # what the Hub has is not sent again
 
 
 def test_nothing_that_a_push_writes_or_says_has_the_token(hub, folder, tmp_path):

@@ -48,7 +48,7 @@ def test_files_of_every_kind_arrive_in_one_commit(xet_hub, tmp_path):
     HfApi().create_commit("org/soup", operations, commit_message="words")
     assert xet_hub.files("org/soup") == files | {"path.bin": NOISE[::-1]}
     assert len(xet_hub.commits("org/soup")) == 2
-    assert not xet_hub.asked("PUT") and not xet_hub.asked("POST", "/lfs/")
+    assert not xet_hub.logged("PUT") and not xet_hub.logged("POST", "/lfs/")
     assert set.union(*map(schemes, xorbs)) == {0, 1, 2}
 
 
@@ -64,7 +64,7 @@ def test_chunks_that_are_known_are_not_sent_again(xet_hub):
         xet_hub.add_repo(repo_id, {})
         HfApi().upload_file(path_or_fileobj=NOISE, path_in_repo="a.bin", repo_id=repo_id)
         assert xet_hub.files(repo_id) == {"a.bin": NOISE}
-    assert len(xet_hub.asked("POST", "/v1/xorbs/")) == 1 and len(xet_hub.asked("POST", "/shards")) == 2
+    assert len(xet_hub.logged("POST", "/v1/xorbs/")) == 1 and len(xet_hub.logged("POST", "/shards")) == 2
 
 
 def test_clients_that_know_but_the_first_version_of_shards(xet_hub, monkeypatch):
@@ -72,7 +72,7 @@ def test_clients_that_know_but_the_first_version_of_shards(xet_hub, monkeypatch)
     abort_xet_session()
     xet_hub.add_repo("org/soup", {})
     upload(TEXT)
-    assert xet_hub.files("org/soup") == {"0.bin": TEXT} and xet_hub.asked("POST", "/v1/shards")
+    assert xet_hub.files("org/soup") == {"0.bin": TEXT} and xet_hub.logged("POST", "/v1/shards")
 
 
 def test_a_client_that_asks_first_is_told_to_use_xet(xet_hub):
@@ -130,7 +130,7 @@ def test_a_push_of_a_soup(xet_hub, folder):
     assert held(xet_hub, "org/soup") == contents(folder)
     assert [commit.title for commit in xet_hub.commits("org/soup")] == [push.COMMIT_MESSAGE, "initial commit"]
     assert xet_hub.commits("org/soup")[0].sha == made.oid
-    assert len(xet_hub.asked("POST", "/v1/xorbs/")) == 1 and not xet_hub.asked("PUT")
+    assert len(xet_hub.logged("POST", "/v1/xorbs/")) == 1 and not xet_hub.logged("PUT")
 
 
 def test_a_hub_without_xet_says_how_to_push_all_the_same(hub, folder, monkeypatch, capsys):
@@ -172,7 +172,7 @@ def test_the_faults_are_tried_at_each_request_to_xet(xet_hub, folder):
     for request in to_xet:
         assert any(request.method == method and part in request.path for method, part in REQUESTS), request
     for method, part in REQUESTS:
-        assert xet_hub.asked(method, part), (method, part)
+        assert xet_hub.logged(method, part), (method, part)
 
 
 FAULTS = {
@@ -196,14 +196,14 @@ def test_whatever_xet_does_the_repository_holds_the_old_or_the_new(xet_hub, fold
         if existing:
             xet_hub.add_repo(repo_id, OLD)
         forget_chunks()
-        asked_before = len(xet_hub.asked(method, part))
+        asked_before = len(xet_hub.logged(method, part))
         xet_hub.faults.append(Fault(method, part, **FAULTS[fault]))
         if "always" in fault and part != "/v1/chunks/":  # what others have it can do without
             with pytest.raises(ValueError, match=rf"^{repo_id}: Xet fails: .*HF_HUB_DISABLE_XET=1") as error:
                 push.push_folder(folder, repo_id, PushOptions(overwrite=existing))
             assert len(str(error.value).splitlines()) == 1 and xet_hub.token not in str(error.value)
             assert held(xet_hub, repo_id) == before
-            assert len(xet_hub.asked(method, part)) - asked_before < (2 if "403" in fault else 10)
+            assert len(xet_hub.logged(method, part)) - asked_before < (2 if "403" in fault else 10)
             xet_hub.faults.clear()
         push.push_folder(folder, repo_id, PushOptions(overwrite=existing))
         assert held(xet_hub, repo_id) == new and len(xet_hub.commits(repo_id)) == 2

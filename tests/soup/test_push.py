@@ -23,7 +23,7 @@ __all__ = ["folder", "quick"]  # fixtures
 
 def test_what_was_pushed_is_read_back(hub, folder):
     made = pushing.push_folder(folder, "org/soup", PushOptions())
-    asked = [one.path for one in hub.asked("GET", "/resolve/")]
+    asked = [one.path for one in hub.logged("GET", "/resolve/")]
     assert all(any(f"/resolve/{made.oid}/{name}" in path for path in asked) for name in contents(folder))
 
 
@@ -128,7 +128,7 @@ def test_a_target_is_looked_at_before_anything_is_computed(
 def test_a_target_that_will_be_made_is_not_made_before(hub):
     check_target("org/soup", PushOptions())
     check_target("soup", PushOptions())
-    assert not hub.asked("POST")
+    assert not hub.logged("POST")
 
 
 def test_an_id_without_a_namespace_is_ones_own(hub, folder):
@@ -184,7 +184,7 @@ def test_of_two_processes_one_pushes_a_saved_soup_and_both_end_as_it_does(hub, f
     codes = set(re.findall(r"exitcode *: (-?\d+)", run.stderr))
     assert codes <= {str(status), "-15"} and bool(codes) == bool(status)  # or it was told to end
     assert "terminate called" not in run.stderr
-    assert len(hub.asked("POST", "/commit/")) == run.stdout.count("/commit/") == (status == 0)
+    assert len(hub.logged("POST", "/commit/")) == run.stdout.count("/commit/") == (status == 0)
     assert run.stderr.count("holds something else") == (status == 2)
 
 

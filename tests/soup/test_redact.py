@@ -123,7 +123,7 @@ def test_a_folder_is_no_private_repository(hub, bank, runs, tmp_path, caplog):
     path.write_text(json.dumps(fields))
     push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
     assert "private" not in caplog.text and b"private-" not in hub.files("org/soup")["recipe.json"]
-    assert not [one for one in hub.asked("GET", "/api/") if "org/soup" not in one.path]
+    assert not [one for one in hub.logged("GET", "/api/") if "org/soup" not in one.path]
 
 
 def test_a_gated_ingredient_may_be_named(hub, runs, digits, tmp_path, caplog):
