@@ -63,10 +63,10 @@ def _write(folder: Path) -> None:
         if architecture.model_type in EXCEPTIONS:
             rows.append([*names, *[""] * 6, EXCEPTIONS[architecture.model_type]])
             continue
-        found = walk(architecture, folder / str(architecture))
-        counts = [f"{found.parameters:,}", str(found.batch_norms), "yes" if found.keys_differ else "no"]
-        differences = [_rounded(one) for one in (found.average, found.logits, found.batch)]
-        outcome = "; ".join(f"not so: {law}" for law in broken_laws(architecture, found)) or WHOLE_ROAD
+        findings = walk(architecture, folder / str(architecture))
+        counts = [f"{findings.parameters:,}", str(findings.batch_norms), "yes" if findings.keys_differ else "no"]
+        differences = [_rounded(difference) for difference in (findings.average, findings.logits, findings.batch)]
+        outcome = "; ".join(f"not so: {law}" for law in broken_laws(architecture, findings)) or WHOLE_ROAD
         rows.append([*names, *counts, *differences, outcome])
         print(*rows[-1], sep="  ", flush=True)
     head = HEAD.format(transformers=transformers.__version__, torch=torch.__version__, timm=timm.__version__)
