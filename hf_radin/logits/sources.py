@@ -42,7 +42,7 @@ def sampled_source_of(
         _gone(folder, about)
     split = _opened(request, sampled.split, sampled.data, folder, labelled=False)
     processor = _processor(ingredients, about)
-    return statistics_source(split, processor, images=sampled.images, seed=sampled.seed, on_error=sampled.on_error)
+    return statistics_source(split, processor, count=sampled.images, seed=sampled.seed, on_error=sampled.on_error)
 
 
 def _opened(request: dict[str, Any], split: str, key: str, folder: Path, *, labelled: bool = True) -> Split:
