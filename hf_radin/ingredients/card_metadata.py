@@ -216,7 +216,7 @@ def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, s
     paths = [name for name in hub_datasets if name and is_path(name)]
     if paths:
         raise ValueError(
-            f"Name the dataset with --dataset: the models' cards name {paths[0]!r}, a folder of somebody else's."
+            f"Name the dataset with --dataset: the models' cards name {paths[0]!r}, a folder on another machine."
         )
     agreed, *others = {replace(origin, config_name=origin.config_name or "default") for origin in origins.values()}
     lines = "\n".join(f"  {name}: {origin}" for name, origin in origins.items())
@@ -233,8 +233,8 @@ def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, s
     if split is None and agreed.split and is_training(agreed.split):
         raise ValueError(
             f"Name the split to choose with, by --split: the models' cards agree on {agreed.split!r} of the dataset "
-            f"{agreed.dataset}, whose images the models learnt from. If it has no other, name that, and the choice "
-            "favours what was learnt by heart."
+            f"{agreed.dataset}, whose images the models learnt from. If it has no other split, name this one: the "
+            "choice will then favour models that memorised its images."
         )
     config_names = {origin.config_name for origin in origins.values()}  # of None alone, if no card names one
     return replace(agreed, config_name=max(filter(None, config_names), default=None))

@@ -316,13 +316,13 @@ def _notes_of_files(files: CheckpointFiles, config: PretrainedConfig, trust_remo
     if files.wrapped:
         notes.append(
             f"{name}: it was saved as torch.compile or DistributedDataParallel wrapped it ({files.wrapped}): its "
-            "tensors are read by the names that they have without."
+            "tensors are read under their names without the wrapper."
         )
     elsewhere = [str(value) for value in (getattr(config, "auto_map", None) or {}).values() if "--" in str(value)]
     if trust_remote_code and elsewhere:
         notes.append(
-            f"{name}: its code comes from {elsewhere[0].partition('--')[0]} on the Hub as it is there now, and not "
-            "from the checkpoint."
+            f"{name}: its code is not in the checkpoint: it is the current code of {elsewhere[0].partition('--')[0]} "
+            "on the Hub."
         )
     return tuple(notes)
 

@@ -256,7 +256,7 @@ def reopen_sample(folder: Path, ingredients: Ingredients, source: DataSource, re
         _refuse_object(folder, manifest)
     split = _reopen(replace(source, split=record.split), record.data, folder, labelled=False)
     processor = _same_processor(ingredients, manifest)
-    return statistics_source(split, processor, images=record.images, seed=record.seed, on_error=record.on_error)
+    return statistics_source(split, processor, count=record.images, seed=record.seed, on_error=record.on_error)
 
 
 def is_object(source: DataSource) -> bool:

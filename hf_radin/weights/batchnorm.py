@@ -153,13 +153,16 @@ def prepare_statistics(
         split: to draw from.
         count: of images.
         home: the cache folder.
+        processor: that prepares them.
+        on_error: what to do with images that can't be read: `raise` or `skip`.
+        seed: to draw with.
 
     Raises:
         ValueError: if fewer than two images are left.
     """
     key = digest(split.key, count, seed, BATCH, describe_processor(processor), on_error)
     folder = home / "pixels" / key
-    source = partial(statistics_source, split, processor, images=count, seed=seed, on_error=on_error)
+    source = partial(statistics_source, split, processor, count=count, seed=seed, on_error=on_error)
     images = Images(folder, BATCH, cache(source))
     sync_files(processes, folder, "*.json", "*.safetensors")
     if not processes.decide(images.is_cached):
@@ -179,9 +182,9 @@ def prepare_statistics(
     return Statistics(images, record, processes)
 
 
-def statistics_source(split: Split, processor: BaseImageProcessor, *, images: int, seed: int, on_error: str) -> Source:
-    """The source of a random sample of a split's images, as many as `images`. Their labels are not read."""
-    sample = sample_split(split, images, seed=seed)
+def statistics_source(split: Split, processor: BaseImageProcessor, *, count: int, seed: int, on_error: str) -> Source:
+    """The source of `count` images that are drawn at random from a split. Their labels are not read."""
+    sample = sample_split(split, count, seed=seed)
     return Source(sample, partial(prepare_image, processor), lambda label: 0, on_error, BATCH)
 
 

@@ -202,7 +202,7 @@ def pictures(count: int = 6) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     colours = generator.integers(0, 192, (count, 1, 1, 3))
     noise = generator.integers(0, 64, (count, 40, 50, 3))
-    return [Image.fromarray(one) for one in (colours + noise).astype(np.uint8)]
+    return [Image.fromarray(image) for image in (colours + noise).astype(np.uint8)]
 
 
 def build(architecture: Architecture) -> PreTrainedModel:
@@ -257,9 +257,9 @@ def save_fine_tunes(architecture: Architecture, folder: Path, count: int = 3) ->
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
-            for one in (module for module in model.modules() if isinstance(module, BatchNorm)):
-                one.momentum = None  # the statistics of all batches count alike
-                one.train()
+            for module in filter(lambda module: isinstance(module, BatchNorm), model.modules()):
+                module.momentum = None  # the statistics of all batches count alike
+                module.train()
             for _ in range(index + 1):  # so that the counters of batches differ
                 model(**inputs)
         model.eval().save_pretrained(folder / f"ft-{index}")

@@ -34,6 +34,6 @@ def launch(
         capture_output=True,
         text=True,
     )
-    found = sorted(path.name for path in folder.glob("process-*"))
-    assert found == [f"process-{index}-of-{processes}" for index in range(processes)], run.stderr
+    witnesses = sorted(path.name for path in folder.glob("process-*"))
+    assert witnesses == [f"process-{index}-of-{processes}" for index in range(processes)], run.stderr
     return run

@@ -24,5 +24,5 @@ def without_times(path: Path) -> bytes:
 def timeless(value: object) -> object:
     if isinstance(value, dict):
         times = ("seconds", "time", "device", "devices")
-        return {name: timeless(one) for name, one in value.items() if name not in times}
-    return [timeless(one) for one in value] if isinstance(value, list) else value
+        return {name: timeless(content) for name, content in value.items() if name not in times}
+    return [timeless(content) for content in value] if isinstance(value, list) else value

@@ -65,19 +65,19 @@ class Findings:
     ingredients: float
 
 
-def broken_laws(architecture: Architecture, found: Findings) -> list[str]:
+def broken_laws(architecture: Architecture, findings: Findings) -> list[str]:
     """What should hold and does not; NaN breaks any law."""
     laws = {
-        f"the soup is a {architecture.class_name}": found.class_name == architecture.class_name,
-        "each weight of a soup on disk has its place in the model": not found.misfits,
-        "the soup is the average, rounded to float32": found.average <= 2**-24,
-        "files and loaded models give the same bits": found.ways == 0,
-        "its logits are those of a model set by hand": found.logits <= 1e-5,
-        "the bank's logits are those of the ingredients": found.bank <= 1e-5,
-        "what was pushed is pulled bit by bit": found.pulled == 0,
-        "an image's logits do not depend on its neighbours in the batch": found.batch <= 1e-9,
-        "the model tells images apart, so that the test can fail": found.images >= 1e-4,
-        "the soup is none of its ingredients, so that the test can fail": found.ingredients >= 1e-3,
+        f"the soup is a {architecture.class_name}": findings.class_name == architecture.class_name,
+        "each weight of a soup on disk has its place in the model": not findings.misfits,
+        "the soup is the average, rounded to float32": findings.average <= 2**-24,
+        "files and loaded models give the same bits": findings.ways == 0,
+        "its logits are those of a model set by hand": findings.logits <= 1e-5,
+        "the bank's logits are those of the ingredients": findings.bank <= 1e-5,
+        "what was pushed is pulled bit by bit": findings.pulled == 0,
+        "an image's logits do not depend on its neighbours in the batch": findings.batch <= 1e-9,
+        "the model tells images apart, so that the test can fail": findings.images >= 1e-4,
+        "the soup is none of its ingredients, so that the test can fail": findings.ingredients >= 1e-3,
     }
     return [law for law, holds in laws.items() if not holds]
 
@@ -88,7 +88,7 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
     ingredients = hf_radin.gather(f"{folder}/ft-*")
     bank = hf_radin.compute_logits(ingredients, _dataset(), cache_dir=folder / "cache")
     inputs = plain_inputs(bank)[0]
-    models = [_load(one.folder)[0] for one in ingredients]
+    models = [_load(ingredient.folder)[0] for ingredient in ingredients]
     set_by_hand = copy.deepcopy(models[0])  # before it has run: levit keeps what it made of its weights
     logits = [_logits(model, inputs) for model in models]
 
@@ -113,19 +113,19 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
     return Findings(
         class_name=type(soup).__name__,
         tensors=len(tensors),
-        parameters=sum(one.numel() for one in soup.parameters()),
-        batch_norms=sum(isinstance(one, BatchNorm) for one in soup.modules()),
-        integers=sum(not one.is_floating_point() for one in tensors.values()),
+        parameters=sum(parameter.numel() for parameter in soup.parameters()),
+        batch_norms=sum(isinstance(module, BatchNorm) for module in soup.modules()),
+        integers=sum(not tensor.is_floating_point() for tensor in tensors.values()),
         keys_differ=on_disk != tensors.keys(),
         misfits=(*report, *pulled_report),
         average=_relative_difference(tensors, by_hand, weights),
-        ways=sum(not torch.equal(one, of_models[name]) for name, one in tensors.items()),
+        ways=sum(not torch.equal(tensor, of_models[name]) for name, tensor in tensors.items()),
         logits=_difference(soup_logits, _logits(set_by_hand, inputs)),
-        bank=_largest(_difference(torch.tensor(bank.logits(k)), own) for k, own in enumerate(logits)),
-        pulled=_largest(_difference(one, pushed[name]) for name, one in pulled.state_dict().items()),
+        bank=_largest(_difference(torch.tensor(bank.logits(index)), rows) for index, rows in enumerate(logits)),
+        pulled=_largest(_difference(tensor, pushed[name]) for name, tensor in pulled.state_dict().items()),
         batch=batch,
         images=float(torch.max(soup_logits.amax(0) - soup_logits.amin(0))),
-        ingredients=min(_difference(soup_logits, own) for own in logits),
+        ingredients=min(_difference(soup_logits, rows) for rows in logits),
     )
 
 
@@ -150,27 +150,29 @@ def _logits(model: PreTrainedModel, inputs: Tensors) -> torch.Tensor:
 def _average(weights: list[Tensors]) -> dict[str, torch.Tensor]:
     """In the names of the modules, in float64; of integers the first ingredient's."""
     return {
-        name: sum(share * one[name].double() for share, one in zip(WEIGHTS, weights, strict=True))
+        name: sum(share * tensors[name].double() for share, tensors in zip(WEIGHTS, weights, strict=True))
         if first.is_floating_point()
         else first
         for name, first in weights[0].items()
     }
 
 
-def _relative_difference(found: Tensors, wanted: Tensors, weights: list[Tensors]) -> float:
-    scale = {name: max(float(one[name].abs().max()) for one in weights) for name in wanted}
-    return _largest(_difference(found[name], wanted[name]) / (scale[name] or 1) for name in wanted)
+def _relative_difference(tensors: Tensors, wanted: Tensors, weights: list[Tensors]) -> float:
+    scale = {name: max(float(state[name].abs().max()) for state in weights) for name in wanted}
+    return _largest(_difference(tensors[name], wanted[name]) / (scale[name] or 1) for name in wanted)
 
 
 def _dependence_on_batch(model: PreTrainedModel, inputs: Tensors) -> float:
-    inputs = {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in inputs.items()}
+    inputs = {
+        name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+    }
     together = _logits(model, inputs)
-    alone = [_logits(model, {name: one[k : k + 1] for name, one in inputs.items()}) for k in range(len(together))]
-    return _difference(together, torch.cat(alone))
+    parts = [{name: tensor[k : k + 1] for name, tensor in inputs.items()} for k in range(len(together))]
+    return _difference(together, torch.cat([_logits(model, part) for part in parts]))
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one.double() - other.double()).abs().max())
+def _difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first.double() - second.double()).abs().max())
 
 
 def _largest(values: Iterable[float]) -> float:

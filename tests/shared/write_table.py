@@ -1,4 +1,4 @@
-"""Write docs/architectures.md: what each architecture showed on the whole road, here and now. `make architectures`."""
+"""Write docs/architectures.md: what each architecture shows on the whole road, here and now. `make architectures`."""
 
 import os
 import re
@@ -26,10 +26,11 @@ HEAD = """# Architectures
 Each class with which transformers classifies images (those of `AutoModelForImageClassification`), as a tiny model with
 random weights. Three checkpoints about one start go the whole road: they are gathered, run on six images, averaged,
 saved and loaded; their uniform soup is pushed to a Hub on this machine, and pulled. `make architectures` wrote this
-page with transformers {transformers}, torch {torch} and timm {timm}; `tests/hub/test_architectures.py` holds the
-classes to it whenever the tests run. Three differences are given, the largest each: *weights*, of the saved soup to
-the average by hand in float64, relative to the largest number in the tensor; *logits*, of the saved soup to a model
-set by hand; *batch*, of the logits of six images together to those of each alone, in float64.
+page with transformers {transformers}, torch {torch} and timm {timm};
+`tests/checkpoints/test_model_architectures.py` holds the classes to it whenever the tests run. Three differences are
+given, the largest each: *weights*, of the saved soup to the average by hand in float64, relative to the largest number
+in the tensor; *logits*, of the saved soup to a model set by hand; *batch*, of the logits of six images together to
+those of each alone, in float64.
 """
 
 
@@ -63,10 +64,10 @@ def _write(folder: Path) -> None:
         if architecture.model_type in EXCEPTIONS:
             rows.append([*names, *[""] * 6, EXCEPTIONS[architecture.model_type]])
             continue
-        found = walk(architecture, folder / str(architecture))
-        counts = [f"{found.parameters:,}", str(found.batch_norms), "yes" if found.keys_differ else "no"]
-        differences = [_rounded(one) for one in (found.average, found.logits, found.batch)]
-        outcome = "; ".join(f"not so: {law}" for law in broken_laws(architecture, found)) or WHOLE_ROAD
+        findings = walk(architecture, folder / str(architecture))
+        counts = [f"{findings.parameters:,}", str(findings.batch_norms), "yes" if findings.keys_differ else "no"]
+        differences = [_rounded(difference) for difference in (findings.average, findings.logits, findings.batch)]
+        outcome = "; ".join(f"not so: {law}" for law in broken_laws(architecture, findings)) or WHOLE_ROAD
         rows.append([*names, *counts, *differences, outcome])
         print(*rows[-1], sep="  ", flush=True)
     head = HEAD.format(transformers=transformers.__version__, torch=torch.__version__, timm=timm.__version__)
