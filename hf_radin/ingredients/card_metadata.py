@@ -176,15 +176,15 @@ def card_origin(card: dict[str, Any]) -> Origin:
     """The dataset, configuration and evaluation split that a card's metadata names."""
     results = [
         result.get("dataset") or {}
-        for entry in _list(card.get("model-index"))
+        for entry in _as_list(card.get("model-index"))
         if isinstance(entry, dict)
-        for result in _list(entry.get("results"))
+        for result in _as_list(entry.get("results"))
         if isinstance(result, dict)
     ]
     evaluated = [data for data in results if isinstance(data, dict)]
-    names = _without_loaders([data.get("type") for data in evaluated]) or _without_loaders(_list(card.get("datasets")))
+    types, datasets = [data.get("type") for data in evaluated], _as_list(card.get("datasets"))
     return Origin(
-        _only(names),
+        _only(_without_loaders(types) or _without_loaders(datasets)),
         _only([data.get("config") for data in evaluated]),
         _only([data.get("split") for data in evaluated]),
     )
@@ -254,7 +254,7 @@ def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
     """What a recipe says of an ingredient, with what the ingredient's own card and trainer state add to it."""
     card = read_card(ingredient)
     base = ingredient.base
-    base_model = base.id if base else _only(_list(card.get("base_model")))
+    base_model = base.id if base else _only(_as_list(card.get("base_model")))
     return IngredientEntry(
         id=ingredient.id,
         repo_id=ingredient.repo_id,
@@ -263,7 +263,7 @@ def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
         stamp=ingredient.stamp,
         base=BaseEntry(base.id, base.repo_id, base.revision) if base else None,
         order=ingredient.order,
-        license=_only(_list(card.get("license"))),
+        license=_only(_as_list(card.get("license"))),
         dataset=card_origin(card).dataset,
         base_model=base_model,
         base_model_repo_id=_base_repo_id(ingredient, base_model),
@@ -285,7 +285,7 @@ def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:
     return base_model if is_named_on_hub or is_cached(base_model) else None
 
 
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

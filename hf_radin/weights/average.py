@@ -93,7 +93,7 @@ def average_model(
 
 @contextmanager
 def open_weights(used: Ingredients) -> Iterator[list[dict[str, tensors.Tensor]]]:
-    """Download what is missing; the tensors of each ingredient and, after these, of each base model of adapters."""
+    """Download weights and open them: the tensors of each ingredient and, after these, of adapters' base models."""
     for ingredient in used:
         ingredient.download()
     bases = dict.fromkeys(ingredient.base for ingredient in used if ingredient.base)
