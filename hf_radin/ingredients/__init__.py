@@ -1,0 +1,1 @@
+"""From names to vetted ingredients: where they are, whether they fit together, what their cards say."""

@@ -1,0 +1,1 @@
+"""The paper's first step: the bank of logits, computed, stored, published, and what that costs."""

@@ -37,7 +37,6 @@ from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions,
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
 from hf_radin.logits.preflight import Remark, check_models, usable_ingredients
 from hf_radin.runtime.autotune import BATCH_SIZE, settle_threads
-from hf_radin.runtime.file_sync import on_each_disk, sync_files
 from hf_radin.runtime.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.runtime.processes import Processes
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
@@ -160,7 +159,7 @@ def make_bank(
             f"{', '.join(broken)} give NaN or infinite logits, and a soup needs two ingredients: "
             f"{len(bank.ingredients)} of {len(ingredients)} are left."
         )
-    on_each_disk(processes, bank.folder, lambda: bank.latest.write(bank.folder))
+    processes.on_each_disk(bank.folder, lambda: bank.latest.write(bank.folder))
     processes.wait()
     return replace(bank, seconds=processes.decide(lambda: time.perf_counter() - begun))
 
@@ -306,9 +305,9 @@ def _plan(
 def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     """Check the models, show them the images, and open what was written."""
     processes, folder, options = task.processes, task.folder, task.options
-    sync_files(processes, folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
-    on_each_disk(processes, folder, lambda: discard_broken(folder, task.ingredients))
-    on_each_disk(processes, task.pixels, lambda: remove_partials(task.pixels))
+    processes.sync_files(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
+    processes.on_each_disk(folder, lambda: discard_broken(folder, task.ingredients))
+    processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels))
     processes.wait()
     missing = processes.decide(lambda: _without_logits(folder, task.ingredients))
     images = task.images(apart_from)
@@ -320,7 +319,7 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     _log_beginning(task, len(ingredients), len(missing))
     statistics = _statistics(task)
     batch_size = processes.decide(lambda: _batch_size(task, example))
-    sync_files(processes, folder, BATCH_SIZE_FILE)
+    processes.sync_files(folder, BATCH_SIZE_FILE)
     compute(
         folder,
         images,
@@ -330,7 +329,7 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
         finished=len(ingredients) - len(missing),
         write_index=lambda: _write_index(task, images, batch_size),
     )
-    on_each_disk(processes, folder, lambda: _rewrite_records(folder, ingredients))
+    processes.on_each_disk(folder, lambda: _rewrite_records(folder, ingredients))
     processes.wait()
     return _open(task, ingredients, images, remarks, statistics)
 

@@ -22,7 +22,6 @@ from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingred
 from hf_radin.logits.bank_files import LogitsRecord, Target, join_parts, remove_broken_parts, target_of, write_part
 from hf_radin.logits.manifest import BANK, BankManifest
 from hf_radin.runtime.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
-from hf_radin.runtime.file_sync import on_each_disk, sync_files
 from hf_radin.runtime.processes import Processes, progress_bar
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def compute(
     models_in_all = finished + len(waiting)
     total = None if samples is None else samples * models_in_all
     all_targets = [target_of(folder, ingredient) for ingredient in waiting]
-    on_each_disk(processes, folder, lambda: remove_broken_parts(all_targets))
+    processes.on_each_disk(folder, lambda: remove_broken_parts(all_targets))
     processes.wait()
     earlier = processes.decide(lambda: finished * (samples or 0) + _count_earlier(all_targets, images, passes.sample))
     if waiting and earlier:
@@ -174,7 +173,7 @@ def compute_soup(
         the seconds that devices took for them, added up.
     """
     processes, folder = passes.processes, target.path.parent
-    on_each_disk(processes, folder, lambda: remove_broken_parts([target]))
+    processes.on_each_disk(folder, lambda: remove_broken_parts([target]))
     processes.wait()
     earlier = processes.decide(lambda: _count_earlier([target], images, None))
     if earlier < samples:
@@ -183,8 +182,8 @@ def compute_soup(
             meter = _Meter(bar, processes, samples, earlier, time.perf_counter())
             _run_group([target], images, [passes.running.ready(make_model())], passes, meter)
     processes.wait()
-    sync_files(processes, images.folder, "*.json")
-    sync_files(processes, folder, f"{target.parts.name}/*.npz")
+    processes.sync_files(images.folder, "*.json")
+    processes.sync_files(folder, f"{target.parts.name}/*.npz")
     joined: list[float] = []
 
     def join() -> None:
@@ -192,7 +191,7 @@ def compute_soup(
         joined.append(join_parts(target, images.blocks, samples, passes.logits_dtype)[1])
         shutil.rmtree(target.parts)
 
-    on_each_disk(processes, folder, join)
+    processes.on_each_disk(folder, join)
     processes.wait()
     return processes.decide(lambda: joined[0])
 
@@ -327,8 +326,8 @@ def _join_group(
     processes = passes.processes
     targets = [target_of(folder, ingredient) for ingredient in group]
     processes.wait()
-    sync_files(processes, images.folder, "*.json")
-    sync_files(processes, folder, *(f"{target.parts.relative_to(folder)}/*.npz" for target in targets))
+    processes.sync_files(images.folder, "*.json")
+    processes.sync_files(folder, *(f"{target.parts.relative_to(folder)}/*.npz" for target in targets))
     device = processes.device_name
 
     def join() -> None:
@@ -346,5 +345,5 @@ def _join_group(
             LogitsRecord(IngredientRecord.of(ingredient), is_finite, *timing).write(folder, ingredient.key)
             shutil.rmtree(target.parts)  # last: without a record they are all that is known
 
-    on_each_disk(processes, folder, join)
+    processes.on_each_disk(folder, join)
     processes.wait()

@@ -15,7 +15,6 @@ from hf_radin.checkpoints.forward import forward
 from hf_radin.checkpoints.model import class_axes
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.kinship import ENTRIES, KIN, Relation, Weights, inner_products, relate, sample
-from hf_radin.runtime.file_sync import sync_files
 from hf_radin.runtime.files import digest, write_atomically
 from hf_radin.runtime.processes import Processes, is_main_process
 
@@ -62,7 +61,7 @@ def check_models(
         if example is not None and ingredient.id in to_run and not weights.broken:
             _show(example, ingredient.id, model.to(processes.device), processes.accelerator)
     processes.wait()
-    sync_files(processes, home / "weights", *(path.name for path in paths.values()))
+    processes.sync_files(home / "weights", *(path.name for path in paths.values()))
 
 
 def usable_ingredients(

@@ -1,0 +1,1 @@
+"""What every room stands on: processes, atomic files, records as JSON, the Hub's errors and commits, text."""

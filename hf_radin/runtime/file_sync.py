@@ -6,9 +6,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_radin.runtime.files import write_atomically
-from hf_radin.runtime.processes import Processes, local_processes
+
+if TYPE_CHECKING:
+    from hf_radin.runtime.processes import Processes
 
 # Bytes that go from machine to machine at a time: a whole file may be more than should be in memory.
 CHUNK = 1 << 25
@@ -58,7 +61,7 @@ def sync_files(processes: Processes, folder: Path, *patterns: str) -> None:
 
 def _look_apart(processes: Processes, folder: Path) -> bool:
     """Let the main process leave a file in the folder, and see who finds it."""
-    if processes.count == local_processes():
+    if processes.count == processes.local_count:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     name = processes.decide(lambda: f".{uuid.uuid4().hex}")

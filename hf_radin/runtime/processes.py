@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from hf_radin.runtime import file_sync
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -61,6 +63,11 @@ class Processes:
     def count(self) -> int:
         """How many processes there are."""
         return int(self.accelerator.num_processes)
+
+    @property
+    def local_count(self) -> int:
+        """How many of them share this machine."""
+        return local_processes()
 
     @property
     def index(self) -> int:
@@ -148,6 +155,14 @@ class Processes:
         from accelerate.utils import gather_object
 
         return int(min(gather_object([number])))
+
+    def on_each_disk(self, folder: Path, change: Callable[[], object]) -> None:
+        """Let one process of each disk change a folder: the main one where all machines share it."""
+        file_sync.on_each_disk(self, folder, change)
+
+    def sync_files(self, folder: Path, *patterns: str) -> None:
+        """Copy the files of a folder that match a pattern to each machine that lacks them. See `file_sync`."""
+        file_sync.sync_files(self, folder, *patterns)
 
     def track(self, trackers: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
         """Log to trackers that accelerate knows (trackio, tensorboard, wandb) from here on.

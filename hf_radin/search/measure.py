@@ -19,7 +19,6 @@ from hf_radin.logits.bank_files import Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.file_sync import sync_files
 from hf_radin.runtime.files import digest, write_atomically, write_json
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.weights.average import average_model
@@ -136,7 +135,7 @@ class MeasuredSoup:
             seconds = compute_soup(target, bank.images, self._make_model, passes, bank.samples)
             pace = Pace().after(seconds, bank.samples, bank.processes.device_name)
             decide(lambda: write_json(pace_path, to_json(pace)))
-        sync_files(bank.processes, target.path.parent, target.path.name)
+        bank.processes.sync_files(target.path.parent, target.path.name)
         pace = decide(lambda: Pace.read(pace_path))
         logits = np.load(target.path, mmap_mode="r")
         unknown = np.flatnonzero(self._classes == UNKNOWN)
@@ -169,7 +168,7 @@ class MeasuredSoup:
             if count:
                 on_block(count * processes.count)
         processes.wait()
-        sync_files(processes, bank.images.folder, "*.json")
+        processes.sync_files(bank.images.folder, "*.json")
         processes.decide(bank.images.check_order)
         classes = processes.sum(tally.classes)
         if classes[-1] != missing.sum():

@@ -21,7 +21,6 @@ from hf_radin.images.decode import Source
 from hf_radin.images.shards import Block
 from hf_radin.images.split import OBJECT, DataSource, Split, open_split, sample_split
 from hf_radin.ingredients.ingredient import Ingredient
-from hf_radin.runtime.file_sync import sync_files
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes
 
@@ -164,12 +163,12 @@ def prepare_statistics(
     folder = home / "pixels" / key
     source = partial(statistics_source, split, processor, count=count, seed=seed, on_error=on_error)
     images = Images(folder, BATCH, cache(source))
-    sync_files(processes, folder, "*.json", "*.safetensors")
+    processes.sync_files(folder, "*.json", "*.safetensors")
     if not processes.decide(images.is_cached):
         for _ in images.stream(processes.index, processes.count, room=ALL):
             pass
         processes.wait()
-        sync_files(processes, folder, "*.json", "*.safetensors")
+        processes.sync_files(folder, "*.json", "*.safetensors")
     sizes = images.index().counts
     largest = max([1, *sizes])
     used = largest * sizes.count(largest)
