@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,10 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     check_search(args)
     start_tracking(args, processes)
     if Path(args.bank).is_dir():
-        bank = LogitBank.open_with(args.bank, processes)
+        bank = LogitBank.open(args.bank, processes=processes)
     else:
         options = {"revision": args.revision, "cache_dir": args.cache_dir}
-        bank = LogitBank.fetch(args.bank, processes, **options)
+        bank = LogitBank.from_hub(args.bank, **options, processes=processes)
     away = [ingredient.id for ingredient in bank.ingredients if ingredient.is_away]
     if away and args.push_to:
         raise ValueError(
@@ -356,21 +357,7 @@ def data_source(args: argparse.Namespace, ingredients: Ingredients) -> DataSourc
 
 def run_options(args: argparse.Namespace) -> RunOptions:
     """How the models run."""
-    return RunOptions(
-        batch_size=args.batch_size,
-        models_in_memory=args.models_in_memory,
-        pixel_cache=args.pixel_cache,
-        workers=args.workers,
-        channels_last=args.channels_last,
-        torch_compile=args.torch_compile,
-        dtype=args.dtype,
-        logits_dtype=args.logits_dtype,
-        on_error=args.on_error,
-        strangers=args.strangers,
-        batchnorm_split=args.batchnorm_split,
-        batchnorm_images=args.batchnorm_images,
-        cache_dir=args.cache_dir,
-    )
+    return RunOptions(**{field.name: getattr(args, field.name) for field in fields(RunOptions)})
 
 
 def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:

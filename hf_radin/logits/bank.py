@@ -79,13 +79,19 @@ class LogitBank:
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> LogitBank:
+    def open(cls, path: str | Path, *, processes: Processes | None = None) -> LogitBank:
         """What was last computed into a folder, but for checkpoints that are no longer where and what they were.
+
+        Args:
+            processes: that share the work on the bank; by default those that accelerate knows of.
 
         Raises:
             ValueError: if the folder is no bank.
         """
-        return cls.open_with(path, Processes())
+        bank = cls._read(Path(path).resolve(), processes or Processes())
+        if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
+            return bank
+        return replace(bank, ingredients=Ingredients(filter(is_available, bank.ingredients)))
 
     @classmethod
     def from_hub(
@@ -95,6 +101,7 @@ class LogitBank:
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
+        processes: Processes | None = None,
     ) -> LogitBank:
         """A bank that somebody pushed: recipes can be scored and searched without images and without a GPU.
 
@@ -102,32 +109,12 @@ class LogitBank:
 
         Args:
             cache_dir: where banks are cached; by default `hf_radin` in HF_HOME.
+            processes: as in `open`.
 
         Raises:
             ValueError: if there is no such bank.
         """
-        return cls.fetch(repo_id, Processes(), revision=revision, token=token, cache_dir=cache_dir)
-
-    @classmethod
-    def open_with(cls, path: str | Path, processes: Processes) -> LogitBank:
-        """As `open`, for these processes."""
-        bank = cls._read(Path(path).resolve(), processes)
-        if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
-            return bank
-        return replace(bank, ingredients=Ingredients(filter(is_available, bank.ingredients)))
-
-    @classmethod
-    def fetch(
-        cls,
-        repo_id: str,
-        processes: Processes,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> LogitBank:
-        """As `from_hub`, for these processes."""
-        home = find_home(cache_dir)
+        processes, home = processes or Processes(), find_home(cache_dir)
         folder = processes.decide(lambda: share.fetch_bank(repo_id, home, revision=revision, token=token))
         return cls._read(folder, processes, token)
 
@@ -254,10 +241,10 @@ class LogitBank:
 
     def logits(self, ingredient: int | str) -> np.memmap:
         """One ingredient's logits by position or id: float32 or float16 `(samples, classes)`, memory-mapped."""
-        position = self.ingredients.ids.index(ingredient) if ingredient in self.ingredients.ids else ingredient
-        if isinstance(position, str):
-            self.ingredients.select([position])  # names those that there are
-        logits: Any = open_array(logits_path(self.folder, self.ingredients[position].key))
+        chosen = (
+            self.ingredients.select([ingredient])[0] if isinstance(ingredient, str) else self.ingredients[ingredient]
+        )
+        logits: Any = open_array(logits_path(self.folder, chosen.key))
         return logits if self.is_pilot else logits[self._rows]
 
     @property

@@ -24,8 +24,8 @@ from hf_radin.search.guide import Guide
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
-from hf_radin.search.report import Reporter, ReportOptions, Settings, best_known, check_report
-from hf_radin.soup.report import PilotReport
+from hf_radin.search.report import Reporter, ReportOptions, best_known, check_report
+from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class _Search:
             result = self._race(bank, ranked, singles, is_guided, begun)
         else:
             result = RaceResult([_estimated(ranked)], "", ())
-        settings = Settings(
+        settings = SearchSettings(
             budget=str(self.budget),
             measure=self.measure,
             proposals=self.proposals,
@@ -283,7 +283,7 @@ def greedy(
             if soup.known > chosen.known or (accept == ">=" and soup.known == chosen.known):
                 chosen = soup
             curve.append((float(len(measured)), chosen.known))
-    return reporter.soup("greedy", singles + measured, Settings(accept=accept, curve=tuple(curve)), chosen)
+    return reporter.soup("greedy", singles + measured, SearchSettings(accept=accept, curve=tuple(curve)), chosen)
 
 
 def uniform(
@@ -300,7 +300,7 @@ def uniform(
     recipe = Recipe.uniform(bank.ingredients.ids)
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", bar.update)
-    return reporter.soup("uniform", [*single_measurements(bank), measured], Settings(), measured)
+    return reporter.soup("uniform", [*single_measurements(bank), measured], SearchSettings(), measured)
 
 
 def best_single(
@@ -313,7 +313,7 @@ def best_single(
 ) -> Soup:
     """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
-    return Reporter.of(bank, options, takes_all=True).soup("best_single", single_measurements(bank), Settings())
+    return Reporter.of(bank, options, takes_all=True).soup("best_single", single_measurements(bank), SearchSettings())
 
 
 def single_measurements(bank: LogitBank) -> list[Measurement]:

@@ -24,6 +24,7 @@ from hf_radin.soup.report import (
     PassCounts,
     PilotReport,
     SearchReport,
+    SearchSettings,
     TimeSpent,
     versions,
 )
@@ -42,24 +43,6 @@ class ReportOptions:
     hold_out: float | None = None
     allow_overlap: bool = False
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a soup was searched for, as the report says it. See `SearchReport`."""
-
-    budget: str | None = None
-    measure: str | None = None
-    proposals: str | None = None
-    candidates: int | None = None
-    seed: int | None = None
-    hold_out: float | None = None
-    ended: str | None = None
-    start: str | None = None
-    accept: str | None = None
-    scored: int | None = None
-    pilot: PilotReport | None = None
-    curve: tuple[tuple[float, float], ...] = ()
 
 
 def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = False) -> tuple[Metric, ...]:
@@ -139,7 +122,11 @@ class Reporter:
         return cls(bank, held_out, metrics, overlap, options.hold_out)
 
     def soup(
-        self, method: str, measurements: Sequence[Measurement], settings: Settings, chosen: Measurement | None = None
+        self,
+        method: str,
+        measurements: Sequence[Measurement],
+        settings: SearchSettings,
+        chosen: Measurement | None = None,
     ) -> Soup:
         """The soup of a search, with its report.
 
@@ -172,7 +159,7 @@ class Reporter:
         self,
         method: str,
         measurements: Sequence[Measurement],
-        settings: Settings,
+        settings: SearchSettings,
         chosen: Measurement,
         proof: _Proof,
     ) -> SearchReport:

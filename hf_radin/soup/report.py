@@ -138,17 +138,38 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchReport:
+class SearchSettings:
+    """How a soup was searched for.
+
+    Args:
+        budget, measure, proposals, candidates, seed, hold_out, start, accept: as in `radin` and `greedy`.
+        ended: what ended the search: `candidates`, `budget` or `interrupt`.
+        scored: how many recipes were scored by their ensembles.
+        pilot: the part of the split whose logits were computed first.
+        curve: passes for soups, and the accuracy of the best so far.
+    """
+
+    budget: str | None = None
+    measure: str | None = None
+    proposals: str | None = None
+    candidates: int | None = None
+    seed: int | None = None
+    hold_out: float | None = None
+    ended: str | None = None
+    start: str | None = None
+    accept: str | None = None
+    scored: int | None = None
+    pilot: PilotReport | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport(SearchSettings):
     """The contents of `recipe.json`: what a soup is made of, how it was found, and what was measured.
 
     Args:
         recipe: the ingredients used and their weights.
         method: `radin`, `greedy`, `uniform`, `best_single`, or `average` if nothing was searched.
-        budget, measure, proposals, candidates, seed, hold_out, start, accept: settings of the search.
-        ended: what ended it: `candidates`, `budget` or `interrupt`.
-        scored: how many recipes were scored by their ensembles.
-        pilot: the part of the split whose logits were computed first.
-        curve: passes for soups, and the accuracy of the best so far.
         passes, time: what it cost.
         against_best_single: the soup against the best single model, on each split.
         by_class: the same class by class, on the last of these splits.
@@ -176,18 +197,6 @@ class SearchReport:
 
     recipe: Recipe
     method: str = "average"
-    budget: str | None = None
-    measure: str | None = None
-    proposals: str | None = None
-    candidates: int | None = None
-    seed: int | None = None
-    hold_out: float | None = None
-    ended: str | None = None
-    start: str | None = None
-    accept: str | None = None
-    scored: int | None = None
-    pilot: PilotReport | None = None
-    curve: tuple[tuple[float, float], ...] = ()
     passes: PassCounts | None = None
     time: TimeSpent | None = None
     against_best_single: tuple[Comparison, ...] = ()
