@@ -59,10 +59,10 @@ def radin(
 
     Args:
         bank: logits of the ingredients on the split that chooses.
-        budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, of which the time
-            that this process took to compute the logits is part. With 0 no model
-            runs and no image is read: the candidate of the best estimate is returned, and its recipe and card say that
-            it was not measured. An interrupt ends the search early with the best so far.
+        budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, which counts the
+            time that this process took to compute the logits. With 0 no model runs and no image is read: the candidate
+            of the best estimate is returned, and its recipe and card say that it was not measured. An interrupt ends
+            the search early with the best so far.
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
             that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
             procedure: those of the best estimates (the accuracy of the ensemble), as many as the budget has passes,
@@ -93,9 +93,7 @@ def radin(
     Raises:
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    search = _Search(
-        Budget.of(budget), measure, proposals, int(candidates), _checked_recipes(recipes), start, int(seed)
-    )
+    search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, seed)
     options = ReportOptions(metric, metrics, test_split, hold_out, allow_overlap, seed)
     begun = time.perf_counter() - bank.seconds
     check_start(search.kinds, start, bank.ingredients.ids)
@@ -162,8 +160,8 @@ class _Search:
             budget=str(self.budget),
             measure=self.measure,
             proposals=self.proposals,
-            candidates=self.candidates,
-            seed=self.seed,
+            candidates=int(self.candidates),
+            seed=int(self.seed),
             hold_out=reporter.hold_out,
             ended=result.ended or None,
             start=self.start,
