@@ -145,9 +145,9 @@ def estimate_table(job: Estimate) -> str:
         f"each with {_count(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
     )
     once, again = map(_decoded, job.decodings)
-    some = f"{images} x {models}"
+    work = f"{images} x {models}"
     if job.pilot is not None:
-        some = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
+        work = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
     share = job.cached_bytes / job.pixel_bytes
@@ -157,14 +157,14 @@ def estimate_table(job: Estimate) -> str:
             ("one model", f"{1 / probe.forward_seconds:,.0f} a second", clock(probe.forward_seconds)),
         ],
         f"time of {_count(job.processes, 'process')}, {decodes}": [
-            ("logits", f"{some}, {once}", clock(job.logits_seconds)),
+            ("logits", f"{work}, {once}", clock(job.logits_seconds)),
             ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", clock(job.soups_seconds)),
             ("together", "", clock(job.logits_seconds + job.soups_seconds)),
         ],
         "memory and disk": [
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
             ("weights", "to download", _bytes(job.download_bytes)),
-            ("bank", f"{some} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
+            ("bank", f"{work} x {job.classes:,} classes x {job.logit_bytes} B", _bytes(job.bank_bytes)),
             ("pixels", f"{images} x {probe.image_bytes:,} B, {share:.0%} of it cached", _bytes(job.cached_bytes)),
             ("disk", f"{_bytes(job.free_disk)} free", _bytes(job.disk_bytes)),
         ],

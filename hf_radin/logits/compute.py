@@ -342,7 +342,8 @@ def _open(
     statistics: Statistics | None,
 ) -> LogitBank:
     """The bank of those ingredients whose logits are all finite."""
-    finite = [one.id for one in ingredients if LogitsRecord.read(task.folder, one.key).finite]
+    folder = task.folder
+    finite = [ingredient.id for ingredient in ingredients if LogitsRecord.read(folder, ingredient.key).finite]
     broken = [name for name in ingredients.ids if name not in finite]
     if broken and len(finite) >= 2:
         logger.warning("%s give NaN or infinite logits: left out of the soup.", ", ".join(broken))
@@ -363,7 +364,7 @@ def _open(
 
 def _without_logits(folder: Path, ingredients: Ingredients) -> list[str]:
     """The ids of those whose logits are not complete."""
-    return [one.id for one in ingredients if not record_path(folder, one.key).exists()]
+    return [ingredient.id for ingredient in ingredients if not record_path(folder, ingredient.key).exists()]
 
 
 def _log_beginning(task: _Task, models: int, missing: int) -> None:

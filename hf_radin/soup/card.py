@@ -323,8 +323,11 @@ def check_task(task: str) -> tuple[str, str]:
     return dataset, name
 
 
-def licensed(card: bytes, license: str, where: Path) -> bytes:
+def licensed(card: bytes, license: str, path: Path) -> bytes:
     """A card with this licence in its head; all else stays.
+
+    Args:
+        path: of the card, to be named in an error.
 
     Raises:
         ValueError: if the head can't be read.
@@ -332,34 +335,35 @@ def licensed(card: bytes, license: str, where: Path) -> bytes:
     from huggingface_hub import ModelCard
 
     try:
-        found = ModelCard(card.decode())
+        parsed = ModelCard(card.decode())
     except Exception as error:  # somebody's own YAML
-        raise ValueError(f"{where} has no head that can be read, and so takes no licence: {error}") from error
-    found.data.license = license
-    return str(found).encode()
+        raise ValueError(f"{path} has no head that can be read, and so takes no licence: {error}") from error
+    parsed.data.license = license
+    return str(parsed).encode()
 
 
 def naming(card: bytes, repo_id: str) -> bytes:
     """A card that says to load the model from this repository; what the user wrote stays."""
-    before, first, rest = card.partition(MARKS[0].encode())
+    generated, mark, written = card.partition(MARKS[0].encode())
     place = rb'(?<=^classify = pipeline\("image-classification", model=")[^"\n]*'
-    return re.sub(place, lambda _: repo_id.encode(), before, count=1, flags=re.MULTILINE) + first + rest
+    generated = re.sub(place, lambda _: repo_id.encode(), generated, count=1, flags=re.MULTILINE)
+    return generated + mark + written
 
 
-def with_notes(text: str, old: str, where: Path) -> str:
-    """A card with what stands between the marked lines of an old one. Raises as `anew` does."""
+def with_notes(text: str, old: str, path: Path) -> str:
+    """A card with what stands between the marked lines of an old card. Arguments and errors as of `renewed_card`."""
     first, last = MARKS
     if (first in old) != (last in old) or old.find(first) > old.find(last):
-        raise ValueError(f"{where} has lost one of its marked lines, {first!r} and {last!r}: put it back.")
+        raise ValueError(f"{path} has lost one of its marked lines, {first!r} and {last!r}: put it back.")
     if first not in old:
         if old:
             raise ValueError(
-                f"{where} has no lines {first!r} and {last!r}: put them around what shall stay, or take the file away."
+                f"{path} has no lines {first!r} and {last!r}: put them around what shall stay, or take the file away."
             )
         return text
     notes = old.partition(first)[2].partition(last)[0]
-    before, _, rest = text.partition(first)
-    return f"{before}{first}{notes}{last}{rest.partition(last)[2]}"
+    before, _, after = text.partition(first)
+    return f"{before}{first}{notes}{last}{after.partition(last)[2]}"
 
 
 def license_beside(recipe: Path) -> str | None:
@@ -369,14 +373,14 @@ def license_beside(recipe: Path) -> str | None:
 
 
 def _license_of(text: str) -> str | None:
-    """What a card's metadata says; None if it says nothing, or can't be read."""
+    """The licence in a card's metadata; None if there is none, or it can't be read."""
     from huggingface_hub import ModelCard
 
     try:
-        found = ModelCard(text, ignore_metadata_errors=True).data.license
+        license = ModelCard(text, ignore_metadata_errors=True).data.license
     except Exception:  # somebody's own YAML
         return None
-    return found if isinstance(found, str) else None
+    return license if isinstance(license, str) else None
 
 
 def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
