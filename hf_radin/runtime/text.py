@@ -36,10 +36,8 @@ def shown(name: str) -> str:
 
 def escape(text: Any) -> str:
     """Text from outside, escaped so that Markdown and HTML show it as it is."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    quoted = re.sub(
-        r"([\\`*_\[\]|~$]|:(?=\S)|(?<=www)\.)", r"\\\1", printable.replace("&", "&amp;").replace("<", "&lt;")
-    )
+    entities = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
+    quoted = re.sub(r"([\\`*_\[\]|~$]|:(?=\S)|(?<=www)\.)", r"\\\1", entities)
     # at the beginning, these would make it a list, a heading or a quotation
     return re.sub(
         r"^(\s*)(>|[-+#]+(?=\s|$)|\d+[.)](?=\s|$))",
@@ -50,9 +48,11 @@ def escape(text: Any) -> str:
 
 def code(text: Any) -> str:
     """Text from outside, for use between backticks, where only the end of a table's cell can be escaped."""
-    return (
-        "".join(letter if letter.isprintable() else " " for letter in str(text)).replace("`", "'").replace("|", r"\|")
-    )
+    return _printable(text).replace("`", "'").replace("|", r"\|")
+
+
+def _printable(text: Any) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
 
 def clock(seconds: float) -> str:

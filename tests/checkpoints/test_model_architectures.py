@@ -28,8 +28,8 @@ EXCEPTED = {
     "architecture", [architecture for architecture in INSTALLED if architecture.model_type not in EXCEPTIONS], ids=str
 )
 def test_the_whole_road(hub, tmp_path, architecture):
-    found = walk(architecture, tmp_path)
-    assert broken_laws(architecture, found) == [], found
+    findings = walk(architecture, tmp_path)
+    assert broken_laws(architecture, findings) == [], findings
 
 
 def test_few_architectures_are_excepted():

@@ -176,11 +176,16 @@ def test_lfs_content_that_is_not_what_was_announced_is_refused(hub):
     assert hub.files("org/soup") == {}
 
 
-def test_a_commit_cannot_point_to_an_object_that_was_not_uploaded(hub, monkeypatch):
+def test_a_commit_cannot_point_to_an_object_that_was_not_uploaded(hub):
     hub.add_repo("org/soup", {})
-    monkeypatch.setattr("huggingface_hub._commit_api._upload_lfs_files", lambda **_: None)
-    with pytest.raises(HfHubHTTPError, match="not uploaded"):
-        HfApi().create_commit("org/soup", [CommitOperationAdd("model.safetensors", b"weights")], commit_message="Hope")
+    pointer = {"path": "model.safetensors", "algo": "sha256", "oid": "0" * 64, "size": 7}
+    lines = [{"key": "header", "value": {"summary": "Hope"}}, {"key": "lfsFile", "value": pointer}]
+    response = get_session().post(
+        f"{hub.url}/api/models/org/soup/commit/main",
+        content="\n".join(map(json.dumps, lines)).encode(),
+        headers={"Authorization": f"Bearer {hub.token}"},
+    )
+    assert response.status_code == 400 and "not uploaded" in response.text
     assert hub.files("org/soup") == {}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, lfs
 from huggingface_hub.utils._xet import abort_xet_session
+from loopback_hub.fixtures import reread_environment
 from loopback_hub.wire import Fault, Reply
 from shared.pushed import OLD, contents, folder, held, quick
 
@@ -133,14 +134,16 @@ def test_a_push_of_a_soup(xet_hub, folder):
     assert len(xet_hub.logged("POST", "/v1/xorbs/")) == 1 and not xet_hub.logged("PUT")
 
 
-def test_a_hub_without_xet_says_how_to_push_all_the_same(hub, folder, monkeypatch, capsys):
+def test_a_hub_without_xet_says_how_to_push_all_the_same(hub, folder, capsys):
     hub.add_repo("org/soup", OLD)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
-    assert main(["push", str(folder), "org/soup", "--overwrite"]) == 2
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_DISABLE_XET", "0")
+        reread_environment()
+        assert main(["push", str(folder), "org/soup", "--overwrite"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Xet" in line]
     assert "org/soup: Xet fails" in line and "404" in line and "set HF_HUB_DISABLE_XET=1" in line
     assert held(hub, "org/soup") == OLD
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    reread_environment()  # the fixture has set HF_HUB_DISABLE_XET=1
     assert main(["push", str(folder), "org/soup", "--overwrite"]) == 0
     assert held(hub, "org/soup") == contents(folder) | {"notes.txt": OLD["notes.txt"]}
 
@@ -220,14 +223,15 @@ def test_an_answer_of_xet_that_is_none_is_told_in_a_line(xet_hub, folder):
         assert held(xet_hub, "org/soup") == {}
 
 
-def test_a_file_that_is_gone_when_xet_reads_it_is_told_in_a_line(xet_hub, folder, monkeypatch):
-    create_commit = HfApi.create_commit
+def test_a_file_that_is_gone_when_xet_reads_it_is_told_in_a_line(xet_hub, folder):
+    answer = xet_hub.answer
 
-    def late(*args, **options):
-        (folder / "model.safetensors").unlink()
-        return create_commit(*args, **options)
+    def remove_weights(call):
+        if "/preupload/" in call.path:
+            (folder / "model.safetensors").unlink()
+        return answer(call)
 
-    monkeypatch.setattr(HfApi, "create_commit", late)
+    xet_hub.answer = remove_weights
     with pytest.raises(ValueError, match=r"^org/soup: Xet fails: I/O error: .*No such file"):
         commit_files("org/soup", push.uploaded(folder), PushOptions(), small=0)  # read when they are sent
     assert held(xet_hub, "org/soup") == {}
