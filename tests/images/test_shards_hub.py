@@ -36,7 +36,7 @@ def test_one_pass_downloads_the_split_once(hub, shards, tmp_path, monkeypatch, a
     hf_radin.radin(bank, budget=8)
     checked = 1  # images that models are checked with before the pass
     assert len(decoded) == checked + len(bank) == 601 and [*bank.blocks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    served = sum(request.served for request in hub.asked("GET", PLACE))
+    served = sum(request.served for request in hub.logged("GET", PLACE))
     headers = 2 * 2 * 65536  # of each file the end, which says what is in it: on opening, and on reading
     assert shards <= served <= shards + headers + first_rows(shards)
 
@@ -49,7 +49,7 @@ def first_rows(shards: int) -> int:
 def test_without_a_cache_it_is_downloaded_once_a_pass(hub, shards, tmp_path):
     gathered = hf_radin.gather("org/ft-*")
     hf_radin.compute_logits(gathered, "org/noise", cache_dir=tmp_path / "cache", models_in_memory=2, pixel_cache="off")
-    served = sum(request.served for request in hub.asked("GET", PLACE))
+    served = sum(request.served for request in hub.logged("GET", PLACE))
     assert 3 * shards <= served <= 3 * (shards + 2 * 2 * 65536) + first_rows(shards)
 
 

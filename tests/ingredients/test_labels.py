@@ -147,7 +147,7 @@ def test_another_named_checkpoint_does_not_change_what_placeholders_mean(two, ru
     recipe = Recipe.uniform(gathered.ids[:2])
     bank = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
     soup = hf_radin.uniform(bank)
-    soup.recipe = recipe
+    soup.report = replace(soup.report, recipe=recipe)
     soup.save_pretrained(tmp_path / "soup")
     from hf_radin.soup.cook import find_ingredients
 

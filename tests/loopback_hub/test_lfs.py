@@ -109,8 +109,8 @@ def test_a_push_in_parts_happens_whole_or_not_at_all(hub, folder, fault, message
     hub.faults.append(replace(fault))
     if message:
         with pytest.raises(ValueError, match=rf"^org/soup: .*{message}"):
-            push.push_folder(folder, "org/soup", PushOptions())
+            push.push_folder(folder, "org/soup", PushOptions(), push.CardOptions())
         assert held(hub, "org/soup") == {}
-    push.push_folder(folder, "org/soup", PushOptions())
+    push.push_folder(folder, "org/soup", PushOptions(), push.CardOptions())
     assert held(hub, "org/soup") == contents(folder) and len(hub.commits("org/soup")) == 2
     assert not hub.faults and len(hub.logged("PUT")) >= 4

@@ -104,7 +104,7 @@ def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, bank_ca
     assert named.folder == bank.folder  # logits don't depend on it
     opened = hf_radin.LogitBank.open(named.folder)
     assert opened.statistics == named.statistics
-    assert (opened.request["batchnorm_split"], opened.request["batchnorm_images"]) == ("validation", 100)
+    assert (opened.options.batchnorm_split, opened.options.batchnorm_images) == ("validation", 100)
     soups = [hf_radin.uniform(bank) for bank in (named, opened)]
     assert soups[0].measurements == soups[1].measurements
     assert not torch.equal(
@@ -157,9 +157,9 @@ def test_the_split_that_gives_statistics_does_not_prove(nets, digits, bank_cache
 def test_the_held_out_split_is_shown_the_same_soup(bank):
     soup = hf_radin.uniform(bank, test_split="test")
     model = soup.model
-    from hf_radin.search.held_out import of_split
+    from hf_radin.search.held_out import bank_of_split
 
-    test = of_split(bank, "test")
+    test = bank_of_split(bank, "test")
     predicted = []
     for inputs in plain_inputs(test):
         with torch.inference_mode():
