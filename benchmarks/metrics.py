@@ -1,4 +1,4 @@
-"""The two libraries that the reported metrics could come from: torchmetrics and scikit-learn, by size, import and time.
+"""Two libraries that the reported metrics could come from, torchmetrics and scikit-learn: size, import and time.
 
 10 000 images x 1 000 classes, one thread. Both give the same values.
 """

@@ -1,8 +1,8 @@
-"""The whole road on scikit-learn's digits, without a network: data, a start, 16 fine-tunes, and the soup of them.
+"""From data to a soup on scikit-learn's digits, without a network: a start, 16 fine-tunes, and their soup.
 
     python demo.py --output demo
 
-What it makes stays in the output folder: `demo/soup` is an ordinary transformers checkpoint with its card.
+All files stay in the output folder: `demo/soup` is an ordinary transformers checkpoint with its card.
 """
 
 import argparse
