@@ -27,10 +27,10 @@ Every class with which transformers classifies images (those of `AutoModelForIma
 model with random weights. Three checkpoints near one start go the whole road: they are gathered, run on six images,
 averaged, saved and loaded. Their uniform soup is pushed to a Hub on this machine, and pulled. `make architectures`
 wrote this page with transformers {transformers}, torch {torch} and timm {timm};
-`tests/checkpoints/test_model_architectures.py` checks the classes against it whenever the tests run. Three largest
-differences are given. *weights*: of the saved soup from the average by hand in float64, relative to the largest number
-in the tensor. *logits*: of the saved soup from a model set by hand. *batch*: of the logits of six images together from
-those of each image alone, in float64.
+`tests/checkpoints/test_model_architectures.py` checks the classes against it whenever the tests run. The table
+has the largest of three kinds of differences. *weights*: of the saved soup from the average by hand in float64,
+relative to the largest number in the tensor. *logits*: of the saved soup from a model set by hand. *batch*: of the
+logits of six images together from those of each image alone, in float64.
 """
 
 
