@@ -1,13 +1,13 @@
-"""Averaging files: hf_radin against mergekit, against a plain loop over state dicts, and against the disk.
+"""Time and memory for averaging files: hf_radin, mergekit, a plain loop over state dicts, and the disk alone.
 
     pip install mergekit==0.1.5 --target DIR   # with its own dependencies; hf_radin does not need it
     python benchmarks/average.py --mergekit DIR
 
-Sixteen checkpoints of the size of a ViT-B in float32 and eight of a ViT-L in bfloat16, with random weights. Each side
-is a process of its own that writes the same uniform soup. Ours is `hf-radin average --recipe`, where the recipe was
-made: files whose names, sizes and times are those that it saw are not hashed again. The sides take turns, and medians
-and ranges are of the ratios within a round. Memory is the most private memory (RssAnon) that a process had, sampled a
-thousand times a second: pages of files that are mapped don't count.
+Sixteen checkpoints of the size of a ViT-B in float32 and eight of a ViT-L in bfloat16, with random weights. Each
+program is a separate process that writes the same uniform soup. hf_radin is `hf-radin average --recipe`, on the
+machine that made the recipe: files with the names, sizes and times in the recipe are not hashed again. The programs
+take turns, and medians and ranges are of the ratios within a round. Memory is the largest private memory (RssAnon) of
+a process, sampled a thousand times a second. Pages of mapped files don't count.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def compare(title: str, folders: Sequence[Path], place: Path, mergekit: Path | N
         cold(folders)
         cold_times.append((ours, read_and_write(folders, place / "out").seconds))
         shutil.rmtree(place / "out")
-    print(f"- caches asked to forget: averaging alone over read and write: time {ratio(cold_times)}", flush=True)
+    print(f"- files dropped from the cache: averaging alone over read and write: time {ratio(cold_times)}", flush=True)
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> str:

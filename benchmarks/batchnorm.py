@@ -1,10 +1,11 @@
-"""BatchNorm statistics of a soup of ResNets: an ingredient's, averaged, or estimated anew; and the ensemble beside it.
+"""Test accuracy of a soup of ResNets by its BatchNorm statistics: an ingredient's, averaged, or estimated anew.
 
     python benchmarks/batchnorm.py --seeds 3
 
 Each seed draws the data, trains a small ResNet on Fashion-MNIST and eight fine-tunes of it, and measures all rows of
-the table on the same images. Nothing is chosen but the best single model, by validation. The zoo's learning rates (up
-to four times that of the start) were picked so that the rows differ: at mild ones averaged statistics do as well.
+the table, the ensemble included, on the same images. Only the best single model is chosen, by validation. The learning
+rates of the zoo (up to four times that of the start) were chosen so that the rows differ: at lower rates averaged
+statistics are as good.
 """
 
 import argparse

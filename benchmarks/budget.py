@@ -1,9 +1,9 @@
-"""What the search's budget buys: two zoos of fine-tunes of Fashion-MNIST, and the greedy soup to be reached.
+"""What the budget of a search buys, on two zoos of fine-tunes of Fashion-MNIST, against the greedy soup.
 
     python benchmarks/budget.py --folder zoo
 
-Zoo "alike": 16 ResNets with BatchNorm, of one learning rate, that differ in seed, augmentation and the 2 000 images
-that they saw. Zoo "spread": 32 ViTs with learning rates spread over a factor of 30. Both are made with
+Zoo "alike" is 16 ResNets with BatchNorm and one learning rate, which differ in seed, augmentation and the 2 000 images
+that they saw. Zoo "spread" is 32 ViTs with learning rates spread over a factor of 30. Both are made with
 `examples/finetune_sweep.py`. Each seed of the search draws its candidates and samples anew. A pass is as many images
 through one model as the validation split has.
 """

@@ -1,4 +1,4 @@
-"""Soup against best single model, uniform soup and greedy soup on the digits demo, over seeds of everything.
+"""Soup, best single model, uniform soup and greedy soup on the digits demo, with seeds for data, training and search.
 
     python benchmarks/digits.py --seeds 5
 

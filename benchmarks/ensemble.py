@@ -1,15 +1,15 @@
-"""What it takes to score recipes from the classes that can win, beside all of them mixed densely.
+"""Time for scoring recipes from only the classes that can win, and from all classes mixed densely.
 
     python benchmarks/ensemble.py [--rounds 5] [--seed 0] [--folder DIR]
     python benchmarks/ensemble.py --images 4000 --classes 1000 --models 72 --parts synthetic
 
 `synthetic` is a bank of ImageNet's size in float16, made to resemble fine-tunes of one start: images are noisy
-prototypes of their class in a space of 128 features, models differ in the features that they see and in their heads.
-`real` is fine-tunes of a small ResNet on Fashion-MNIST, made by `zoo/fashion.py`, on the validation split.
+prototypes of their class in a space of 128 features, and models differ in the features that they see and in their
+heads. `real` is fine-tunes of a small ResNet on Fashion-MNIST, made by `zoo/fashion.py`, on the validation split.
 
-The dense side is what one would write with torch: in blocks of images, one matrix product in float32 for all recipes,
-then whether the label's logit is the largest, on all cores; reading and converting the logits is timed apart and not
-held against it. Both sides run in each round; what is printed is the median of the rounds and its range.
+The dense computation is a plain one in torch, on all cores: for each block of images, one matrix product in float32
+for all recipes, then a check whether the label's logit is the largest. Reading and converting the logits is timed
+apart and not counted. Both computations run in each round; the median of the rounds and its range are printed.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Who is kin: cosines between weights of fine-tunes of one start, of two, and of strangers; and the rule's alarms.
+"""Cosines between the weights of models that share a start and of models that don't, and the alarms of the rule.
 
     python benchmarks/kinship.py --seeds 1
 
 Each seed trains, on Fashion-MNIST, 15 small ViTs and 15 small ResNets of four families: six fine-tunes of one start
 with learning rates a factor of 25 apart, three of a second start, three of the first start's body with new heads, and
-three from scratch. The rule sees them in mixtures; the truth is in their names. What is at stake is in the last table:
-the test accuracy of soups of two, beside that of the same two as an ensemble.
+three from scratch. The rule is applied to mixtures of these; their names tell which start they have. The last table
+shows what a different start costs: the test accuracy of soups of two models, beside that of their ensemble.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def main() -> None:
         for name, values in found.items():
             low, middle, high = min(values), statistics.median(values), max(values)
             print(f"| {name} | {len(values)} | {low:.3f} | {middle:.3f} | {high:.3f} |")
-        print("\n| mixture | false alarms | strangers found |\n|---|---:|---:|")
+        print("\n| mixture | false alarms | different starts found |\n|---|---:|---:|")
         for name, (false, kin, hits, strangers) in counts.items():
             print(f"| {name} | {false} of {kin} | {hits} of {strangers} |")
         print("\n| soup of two | | soup, test | ensemble, test |\n|---|---|---:|---:|")

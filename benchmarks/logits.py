@@ -1,12 +1,12 @@
-"""What caching logits costs beside the models themselves, and beside what one would write instead.
+"""What computing and caching logits costs, against the bare models and against plain loops.
 
     python benchmarks/logits.py [--rounds 5] [--seed 0]
     python benchmarks/logits.py --parts overhead peers processes decoded growth batches memory
 
-Images are Fashion-MNIST's; models start from one random checkpoint and differ by a little noise: nothing but time,
-memory and counts is measured here, and these don't depend on what a model learnt. All on the CPU, one thread a process
-unless said otherwise. Each ratio is of two runs in one round, one after the other; what is printed is the median of
-the rounds and its range.
+Images are Fashion-MNIST's. Models are one random checkpoint with a little noise: only time, memory and counts are
+measured, which don't depend on what a model learnt. All runs are on the CPU, with one thread a process unless stated
+otherwise. Each ratio is of two runs in one round, one after the other. The median of the rounds and its range are
+printed.
 """
 
 import argparse

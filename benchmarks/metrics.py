@@ -1,6 +1,6 @@
-"""Which library the reported metrics come from: torchmetrics against scikit-learn, by size, import and time.
+"""Two libraries that the reported metrics could come from, torchmetrics and scikit-learn: size, import and time.
 
-10 000 images x 1 000 classes, one thread. The values of the two are the same.
+10 000 images x 1 000 classes, one thread. Both give the same values.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
         [measure(names[library]) for library in ("torchmetrics", "scikit-learn")]
         for measure, names in ((megabytes, DISTRIBUTIONS), (import_seconds, IMPORTS))
     )
-    print(f"| on the disk, with what it needs beside torch and numpy | {sizes[0]:.0f} MB | {sizes[1]:.0f} MB |")
+    print(f"| size on disk, with dependencies beside torch and numpy | {sizes[0]:.0f} MB | {sizes[1]:.0f} MB |")
     print(f"| import, after torch and transformers | {imports[0]:.1f} s | {imports[1]:.1f} s |")
     for name, reference in pairs.items():
         compute = OF_PREDICTIONS.get(name) or OF_LOGITS[name]

@@ -1,10 +1,10 @@
-"""What it costs to find out whether two splits share images, before anything is computed.
+"""What it costs to find images that two splits share, before anything is computed.
 
     python benchmarks/overlap.py [--images 10000] [--rounds 5]
 
-Images are Fashion-MNIST's, as PNG files: in parquet, and a file each in a folder a class. Two splits of so many each
-are listed, read and digested; then asked again, when their digests are known; and beside that, each image of one split
-is decoded once, which computing logits has to do in any case. On a CPU, one thread; medians of the rounds and ranges.
+Images are Fashion-MNIST's, as PNG files: in parquet, or a file each in a folder for each class. Two splits are listed,
+read and digested, then compared again from their cached digests. For comparison, each image of one split is decoded
+once, which computing logits needs in any case. On a CPU, one thread; medians and ranges of the rounds.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What it costs to vet 72 checkpoints on a Hub, against downloading them: bytes served and seconds, in one run.
+"""Bytes and seconds for vetting 72 checkpoints on a Hub, against downloading them.
 
     python benchmarks/vetting.py [--checkpoints 72] [--rounds 3]
 
-The Hub is one on this machine (that of the tests), so that bytes are exact and seconds flatter the download: no
-network is as fast. The checkpoints have the size of ViT-Ti/16, a thousand classes and random weights, which nothing
-here runs. Each round starts a process with empty caches, which gathers all checkpoints and then downloads them.
+The Hub is that of the tests, on this machine. Bytes are therefore exact, and the download is faster than over any
+network. The checkpoints have the size of ViT-Ti/16, a thousand classes and random weights; they are never run. Each
+round starts a process with empty caches, which gathers all checkpoints and then downloads them.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The whole road on scikit-learn's digits, without a network: data, a start, 16 fine-tunes, and the soup of them.
+"""From data to a soup on scikit-learn's digits, without a network: a start, 16 fine-tunes, and their soup.
 
     python demo.py --output demo
 
-What it makes stays in the output folder: `demo/soup` is an ordinary transformers checkpoint with its card.
+All files stay in the output folder: `demo/soup` is an ordinary transformers checkpoint with its card.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
     print(f"validation ({images['validation']} images) chose, test ({images['test']}) did not take part.")
     shown = next(result.images for result in soup.results if (result.name, result.split) == ("uniform", "validation"))
     if shown < images["validation"]:
-        print(f"On validation, the uniform soup's figure is what {shown} images say of all.")
+        print(f"The uniform soup's validation accuracy is an estimate from {shown} images.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""All that a soup needs, made without a network: scikit-learn's handwritten digits, a small ViT and its fine-tunes.
+"""Data and models for a soup, made without a network: scikit-learn's digits, a small ViT and its fine-tunes.
 
     python digits.py --output digits
 
 writes a dataset (`digits/data`), a start that was trained on turned digits (`digits/start`) and a sweep of fine-tunes
-(`digits/runs/ft-00`, ...). Digits are easy, so the training split is small: that leaves the fine-tunes errors to make,
-different ones, and leaves the two other splits large enough to tell a better soup from a lucky one.
+(`digits/runs/ft-00`, ...). Digits are easy, so the training split is small: the fine-tunes then make errors, and
+different ones, and the two other splits are large enough to tell a better soup from a lucky one.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""Makes ingredients for a soup: many fine-tunes of one start on one image dataset.
+"""Make ingredients for a soup: many fine-tunes of one start on one image dataset.
 
     python finetune_sweep.py --model google/vit-base-patch16-224-in21k --dataset org/pets --output runs
 
-Fine-tunes can only be averaged if they share their start, the classifier head included. A start without a head for
-the dataset's classes is therefore given one first, once, by a linear probe (`OUTPUT/start`). The fine-tunes
-`OUTPUT/ft-00`, `OUTPUT/ft-01`, ... differ in learning rate, weight decay, augmentation, label smoothing, seed and
-(`--fraction`) in the images they see. A sweep that was cut off goes on where it stopped, and a larger
-`--count` adds to it.
+Fine-tunes can only be averaged if they share their start, the classifier head included. If the start has no head for
+the dataset's classes, a linear probe therefore first trains one (`OUTPUT/start`). The fine-tunes `OUTPUT/ft-00`,
+`OUTPUT/ft-01`, ... differ in learning rate, weight decay, augmentation, label smoothing, seed and (`--fraction`) in
+the images they see. A sweep that was stopped continues where it stopped, and a larger `--count` adds to it.
 """
 
 import copy

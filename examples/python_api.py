@@ -9,14 +9,14 @@ models, dataset = sys.argv[1:3]
 # Vetted from their small files; nothing large is downloaded yet.
 ingredients = hf_radin.gather(models)
 
-# Each ingredient runs once; what is computed is kept, so running this again costs nothing.
+# Each ingredient runs once; logits are cached, so running this again costs nothing.
 bank = hf_radin.compute_logits(ingredients, dataset, split="validation")
 
 # The ensemble of any recipe is scored from the logits, without a forward pass.
 n = len(ingredients)
 print("estimate of the uniform soup:", bank.score([[1 / n] * n])[0])
 
-# The best soup that eight measured candidates find, proved on a split that took no part in the choice.
+# The best soup within a budget of eight passes, proved on a split that took no part in the choice.
 soup = hf_radin.radin(bank, budget=8, test_split="test")
 print(soup)
 for row in soup.results:

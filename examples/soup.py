@@ -2,7 +2,7 @@
 
     accelerate launch examples/soup.py --models 'runs/ft-*' --dataset DATA --budget 8 --test-split test
 
-Run each checkpoint once on a validation split and store its logits; score candidate recipes by their ensembles; really
+Run each checkpoint once on a validation split and store its logits; score candidate recipes by their ensembles;
 average and measure only as many as the budget allows; return the best (RADIN, arXiv 2401.17790). This is the command
 `hf-radin soup` as a script for launchers; `examples/python_api.py` has the same steps from Python.
 """

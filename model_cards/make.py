@@ -1,10 +1,10 @@
-"""The cards in this folder, made anew by the runs that they are of: what a user of hf_radin gets.
+"""Make the cards in this folder again, by the runs that they describe.
 
     python model_cards/make.py --folder zoos            # all three; the zoos of Fashion-MNIST take half an hour
     python model_cards/make.py digits --folder zoos
 
 `digits`: 16 ViTs of examples/digits.py. `fashion-mnist-resnets` and `fashion-mnist-vits`: the zoos of
-benchmarks/budget.py; the first with BatchNorm and a pilot, the second of models whose learning rates lie far apart.
+benchmarks/budget.py; the first with BatchNorm and a pilot, the second of models with widely spread learning rates.
 """
 
 import argparse

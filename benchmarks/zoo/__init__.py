@@ -1,1 +1,1 @@
-"""Real checkpoints on real images, made anew by whoever runs a benchmark."""
+"""Checkpoints and images that the benchmarks make and run on."""

@@ -1,10 +1,10 @@
-"""Zoos of tiny ResNets and ViTs on Fashion-MNIST: fine-tunes of one start, of two, and models that share none.
+"""Zoos of tiny ResNets and ViTs on Fashion-MNIST: fine-tunes of one or two starts, and models with different starts.
 
     data = make_data(folder / "data")
     zoo = resnet_zoo(folder / "resnets", data, seed=0)
 
 The images are those of the Debian package dataset-fashion-mnist (github.com/zalandoresearch/fashion-mnist, MIT). All
-training reads the training split alone. What is already there is not made again: a benchmark that was cut off goes on.
+training reads only the training split. Finished models are kept: a benchmark that was stopped continues.
 """
 
 import gzip
@@ -81,7 +81,7 @@ def batch_norm_runs() -> tuple[Run, ...]:
 
 
 def kinship_runs() -> tuple[Run, ...]:
-    """Two starts, fine-tunes of each, fine-tunes of the first one's body with heads of their own, and strangers."""
+    """Two starts, fine-tunes of each, fine-tunes of the first one's body with new heads, and models from scratch."""
     rates = (0.1, 0.2, 0.4, 0.8, 1.6, 2.5)  # as far apart as a bold sweep
     few = rates[1::2]
     return (

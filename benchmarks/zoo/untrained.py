@@ -1,4 +1,4 @@
-"""Models that learnt nothing, and images to show them: for what depends on shapes alone."""
+"""Untrained models, and images to run them on, for benchmarks that depend on shapes alone."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -23,14 +23,14 @@ WHOLE_ROAD = "whole road"
 
 HEAD = """# Architectures
 
-Each class with which transformers classifies images (those of `AutoModelForImageClassification`), as a tiny model with
-random weights. Three checkpoints about one start go the whole road: they are gathered, run on six images, averaged,
-saved and loaded; their uniform soup is pushed to a Hub on this machine, and pulled. `make architectures` wrote this
-page with transformers {transformers}, torch {torch} and timm {timm};
-`tests/checkpoints/test_model_architectures.py` holds the classes to it whenever the tests run. Three differences are
-given, the largest each: *weights*, of the saved soup to the average by hand in float64, relative to the largest number
-in the tensor; *logits*, of the saved soup to a model set by hand; *batch*, of the logits of six images together to
-those of each alone, in float64.
+Every class with which transformers classifies images (those of `AutoModelForImageClassification`), tested as a tiny
+model with random weights. Three checkpoints near one start go the whole road: they are gathered, run on six images,
+averaged, saved and loaded. Their uniform soup is pushed to a Hub on this machine, and pulled. `make architectures`
+wrote this page with transformers {transformers}, torch {torch} and timm {timm};
+`tests/checkpoints/test_model_architectures.py` checks the classes against it whenever the tests run. The table
+has the largest of three kinds of differences. *weights*: of the saved soup from the average by hand in float64,
+relative to the largest number in the tensor. *logits*: of the saved soup from a model set by hand. *batch*: of the
+logits of six images together from those of each image alone, in float64.
 """
 
 
