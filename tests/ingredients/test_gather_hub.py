@@ -195,7 +195,7 @@ def test_subfolders(hub, runs, digits, tmp_path):
     assert np.array_equal(bank.logits(1), local.logits(1)) and not np.array_equal(bank.logits(0), local.logits(1))
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
-    assert soup.report.ingredients[1]["license"] == "mit"
+    assert soup.report.ingredients[1].license == "mit"
     from hf_radin.soup.cook import find_ingredients
 
     cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
