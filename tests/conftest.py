@@ -21,7 +21,7 @@ from shared.models import watched
 from shared.training import NAMES, PARTS, digit_images, image_dataset, save, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-pytest_plugins = ["loopback_hub.fixtures"]
+pytest_plugins = ["loopback_hub.fixtures", "shared.outside"]
 
 # What a configuration says of the classes.
 CLASSES = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
