@@ -204,7 +204,7 @@ def test_a_bad_option_is_argparses_to_refuse(capsys):
 
 
 def test_ctrl_c_says_how_to_go_on(runs, digits, cwd, capsys):
-    with interrupted(calls=1):
+    with interrupted(calls=2):  # the first shows what a model takes, the second is of a block
         assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cwd / "cache") == 130
     assert "run the same command again" in capsys.readouterr().err
     assert len(list(cwd.glob("cache/banks/*/logits/*.parts/*"))) == 1

@@ -39,7 +39,7 @@ def card(dataset: str, license: str = "mit", split: str = "validation") -> str:
 
 def headers_only(hub) -> bool:
     """Whether of all weights only the beginning was asked for."""
-    return {request.status for request in hub.logged("GET", "safetensors")} == {206}
+    return {request.status for request in hub.logged("GET", "safetensors")} <= {206}
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_pattern_lists_the_authors_models_and_no_weights_are_downloaded(zoo):
     ingredients = hf_radin.gather("org/ft-*")
     assert ingredients.ids == ("org/ft-0", "org/ft-1", "org/ft-2")
     assert [ingredient.revision for ingredient in ingredients] == [zoo.commits(id)[0].sha for id in ingredients.ids]
-    assert headers_only(zoo)
+    assert headers_only(zoo) and zoo.logged("GET", "safetensors")
 
 
 def test_a_revision_is_kept(zoo, runs):

@@ -367,9 +367,7 @@ def test_a_model_that_does_not_take_what_the_processor_makes_is_named_first(two,
 def test_two_runs_at_once_end_as_one(runs, digits, tmp_path):
     arguments = [sys.executable, "-c", SCRIPT, runs, digits, tmp_path / "cache"]
     both = [
-        subprocess.Popen(
-            map(str, [*arguments, tmp_path / name]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(map(str, [*arguments, tmp_path / name]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         for name in ("a", "b")
     ]
     errors = [run.communicate()[1] for run in both]

@@ -56,9 +56,7 @@ def rows(count: int) -> datasets.Dataset:
     ],
     ids=["a part of a block", "two blocks", "groups", "pilot", "stream", "shards"],
 )
-def test_what_was_computed_is_never_computed_again(
-    sweep, tmp_path, predictions, caplog, data, share, options
-):
+def test_what_was_computed_is_never_computed_again(sweep, tmp_path, predictions, caplog, data, share, options):
     caplog.set_level(logging.INFO, logger="hf_radin")
     options = {"models_in_memory": 100, **options}  # else a model is run to see what that takes
     ingredients = hf_radin.gather(f"{sweep}/ft-0*")

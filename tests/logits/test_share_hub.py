@@ -143,9 +143,7 @@ def test_statistics_of_batchnorm_are_estimated_from_the_hub_too(hub, nets, digit
     yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
     assert yours.statistics.record == mine.statistics.record
     recipe = hf_radin.Recipe.uniform(ingredients.ids)
-    first, second = (
-        hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics) for bank in (mine, yours)
-    )
+    first, second = (hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics) for bank in (mine, yours))
     assert first.keys() == second.keys() and any("running_mean" in name for name in first)
     assert all((first[name] == second[name]).all() for name in first)
 
