@@ -12,14 +12,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from shared.models import watched
 from shared.training import NAMES, PARTS, digit_images, image_dataset, save, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-pytest_plugins = ["loopback_hub.fixtures"]
+pytest_plugins = ["loopback_hub.fixtures", "shared.outside"]
 
 # What a configuration says of the classes.
 CLASSES = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
@@ -121,6 +123,24 @@ def predictions(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(passes.Running, "logits", count)
     return made
+
+
+@pytest.fixture
+def model_calls() -> Iterator[list[int]]:
+    """How many images each call of a model is shown in this process, whoever makes it."""
+    sizes: list[int] = []
+    with watched(sizes.append):
+        yield sizes
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Has an entry for each image that this process decodes."""
+    from hf_radin.images import decode
+
+    images, open_image = [], decode.open_image
+    monkeypatch.setattr(decode, "open_image", lambda *args: images.append(1) or open_image(*args))
+    return images
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ class LogitBank:
         part: positions in the split, ascending, of the images that this bank is about; None for all.
         partial: where some ingredients have no logits of some images; None where all have all.
         seconds: that computing it took just now, in this process; a search's budget of time counts them.
+        most_pruned: bytes of logits that may be held in memory.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class LogitBank:
     part: np.ndarray | None = None
     partial: PartialLogits | None = None
     seconds: float = 0.0
+    most_pruned: int = field(default=pruning.MOST, repr=False)
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -135,15 +137,6 @@ class LogitBank:
         Raises:
             ValueError: if the id is none, or the token may not write there.
         """
-        options = PushOptions(
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message or share.COMMIT_MESSAGE,
-            overwrite=True,  # logits of other checkpoints stay beside these
-            repo_type="dataset",
-        )
         if self.is_pilot:
             raise ValueError("A bank of a part of the split (pilot) can't be published; compute it without.")
         options = PushOptions(
@@ -333,6 +326,8 @@ class LogitBank:
             run.logits_dtype,
             pixel_cache=self.options.pixel_cache,
             workers=self.options.workers,
+            write_every=self.options.write_every,
+            log_every=self.options.log_every,
         )
 
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
@@ -471,10 +466,11 @@ class LogitBank:
 
     def _pruned_parts(self, top: int) -> Iterator[tuple[slice, pruning.Pruned]]:
         """Where too much is left to be held in memory: parts of the samples, each pruned when it is its turn."""
-        step = max(1, pruning.MOST // (4 * len(self.ingredients) * len(self.classes)))
+        step = max(1, self.most_pruned // (4 * len(self.ingredients) * len(self.classes)))
         for start in range(0, len(self), step):
             samples = slice(start, min(start + step, len(self)))
-            yield samples, pruning.prune([_part(logits, samples) for logits in self._all_logits()], top=top)
+            parts = [_part(logits, samples) for logits in self._all_logits()]
+            yield samples, pruning.prune(parts, top=top, most=self.most_pruned)
 
     def pruned(self, top: int = 1) -> pruning.Pruned:
         """Of each image the classes that can be among the best `top` under some recipe of these ingredients.
@@ -489,7 +485,9 @@ class LogitBank:
         def make() -> pruning.Pruned:
             threads = min(MOST_THREADS, os.cpu_count() or 1)
             with progress_bar(total=self.samples, desc="Pruning logits", unit="image") as bar:
-                return pruning.prune(self._stored(), top=top, threads=threads, on_block=bar.update)
+                return pruning.prune(
+                    self._stored(), top=top, threads=threads, on_block=bar.update, most=self.most_pruned
+                )
 
         if top not in self._pruned:
             sources = [logits_path(self.folder, key) for key in self.ingredients.keys]

@@ -24,7 +24,7 @@ from hf_radin.checkpoints.processor import (
     prepare_image,
     read_alike,
 )
-from hf_radin.images.cache import Images, block_size, find_home
+from hf_radin.images.cache import Images, find_home
 from hf_radin.images.decode import Source, example_images, prepared_example
 from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
@@ -218,7 +218,7 @@ class _Task:
     @property
     def block(self) -> int:
         """Samples in a block."""
-        return block_size(self.samples)
+        return self.options.samples_in_block(self.samples)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -250,6 +250,8 @@ class _Task:
             options.workers,
             self.sample,
             example,
+            options.write_every,
+            options.log_every,
         )
 
 
@@ -285,7 +287,7 @@ def _plan(
     home = find_home(options.cache_dir)
     # what the data are called may vary (`data`, `./data`); what they are is in the key
     data = asdict(replace(DataRecord.of(split), name=""))
-    content = (block_size(samples), data, ingredients.labels, run.processor, run.on_error)
+    content = (options.samples_in_block(samples), data, ingredients.labels, run.processor, run.on_error)
     return _Task(
         ingredients=ingredients,
         source=source,

@@ -16,7 +16,7 @@ from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import prepare_image
-from hf_radin.images.cache import SPARED, Images, block_size, find_home, parse_size
+from hf_radin.images.cache import SPARED, Images, find_home, parse_size
 from hf_radin.images.decode import Source, decode
 from hf_radin.images.pixels import Inputs, join
 from hf_radin.images.sample import Pilot
@@ -232,7 +232,7 @@ def estimate_job(
     check_ingredients(ingredients)
     home, split = find_home(options.cache_dir), open_split(source)
     count = _count_images(split, size.images)
-    block = block_size(count)
+    block = options.samples_in_block(count)
     prepare = partial(prepare_image, ingredients[0].processor)
     images = Source(split, prepare, match_labels(split, ingredients.labels), options.on_error, block)
     settle_threads()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_radin.checkpoints.processor import check_processor, prepare_image
-from hf_radin.images.cache import parse_size
+from hf_radin.images.cache import block_size, parse_size
 from hf_radin.images.decode import Source
 from hf_radin.images.sample import Pilot
 from hf_radin.images.split import OBJECT, DataSource, Split, open_split
@@ -26,10 +26,22 @@ if TYPE_CHECKING:
 BANK = "bank.json"
 LATEST = "latest.json"
 
+# Seconds of work after which a process writes what it has, and so what a killed run loses at most: where a block takes
+# all models longer, it is shown to a few after others. One model's logits of one block are not divided.
+WRITE_EVERY = 5.0
+
+# Seconds between two lines of a log, where there is no bar.
+LOG_EVERY = 60.0
+
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How ingredients are run over images. The names are those of `compute_logits`, which explains them.
+    """How ingredients are run over images. The names are those of `compute_logits`, which explains the others.
+
+    Args:
+        write_every: seconds of work after which a process writes what it has.
+        log_every: seconds between two lines of a log, where there is no bar.
+        block_size: samples in a block of images and logits; by default what suits the split.
 
     Raises:
         ValueError: for a value that can't be used.
@@ -48,6 +60,9 @@ class RunOptions:
     batchnorm_split: str | None = None
     batchnorm_images: int = IMAGES
     cache_dir: str | Path | None = None
+    write_every: float = WRITE_EVERY
+    log_every: float = LOG_EVERY
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         check_number("batch_size", self.batch_size)
@@ -61,6 +76,10 @@ class RunOptions:
         if self.strangers not in ("warn", "drop", "keep"):
             raise ValueError(f"strangers={self.strangers!r}: it is 'warn', 'drop' or 'keep'.")
         check_images(self.batchnorm_images)
+
+    def samples_in_block(self, samples: int | None) -> int:
+        """Samples in a block of a split with so many samples; None if that is not known before it is read."""
+        return self.block_size or block_size(samples)
 
 
 @dataclass(frozen=True)

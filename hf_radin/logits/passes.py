@@ -20,7 +20,7 @@ from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.bank_files import LogitsRecord, Target, join_parts, remove_broken_parts, target_of, write_part
-from hf_radin.logits.manifest import BANK, BankManifest
+from hf_radin.logits.manifest import BANK, LOG_EVERY, WRITE_EVERY, BankManifest
 from hf_radin.runtime.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 from hf_radin.runtime.processes import Processes, progress_bar
 
@@ -32,13 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Images of a batch that show on a CPU what the whole batch takes, in a fraction of its time.
 SHOWN = 8
-
-# Seconds between two lines of a log, where there is no bar.
-PAUSE = 60
-
-# Seconds of work after which a process writes what it has, and so what a killed run loses at most: where a block takes
-# all models longer, it is shown to a few after others. One model's logits of one block are not divided.
-LOST = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,8 @@ class Passes:
         workers: processes that decode beside each that runs models, or `auto`.
         sample: which images the models see; all by default.
         example: an image of the split, prepared, to see what a model takes.
+        write_every: seconds of work after which a process writes what it has.
+        log_every: seconds between two lines of a log, where there is no bar.
     """
 
     processes: Processes
@@ -64,6 +59,8 @@ class Passes:
     workers: int | str = "auto"
     sample: Pilot | Chosen | None = None
     example: Mapping[str, torch.Tensor] | None = None
+    write_every: float = WRITE_EVERY
+    log_every: float = LOG_EVERY
 
     def stream(
         self, images: Images, wanted: Callable[[Block], bool] = lambda block: True
@@ -88,6 +85,7 @@ class _Meter:
     Args:
         total: of all models, if that is known.
         earlier: those of them that an earlier run made.
+        log_every: seconds between two lines of the log.
     """
 
     bar: Any
@@ -95,6 +93,7 @@ class _Meter:
     total: int | None
     earlier: int
     begun: float
+    log_every: float
     made: int = 0
     logged: float = 0.0
 
@@ -104,7 +103,7 @@ class _Meter:
         self.made += predictions
         seconds = time.perf_counter() - self.begun
         rate = self.made / seconds
-        if self.bar.disable and seconds > self.logged + PAUSE:
+        if self.bar.disable and seconds > self.logged + self.log_every:
             self.logged, done = seconds, self.earlier + self.made
             of = "" if self.total is None else f" of {self.total:,}, {(self.total - done) / rate:,.0f} s left"
             logger.info("%s predictions%s (%.0f a second).", f"{done:,}", of, rate)
@@ -147,7 +146,7 @@ def compute(
     processes.count_images(earlier)
     at_once = 0
     with progress_bar(total=total, initial=earlier, desc="Logits", unit="prediction") as bar:
-        meter = _Meter(bar, processes, total, earlier, time.perf_counter())
+        meter = _Meter(bar, processes, total, earlier, time.perf_counter(), passes.log_every)
         while waiting:
             models = [_load(waiting[0], passes.running)]
             at_once = at_once or passes.models_at_once(models[0])
@@ -179,7 +178,7 @@ def compute_soup(
     if earlier < samples:
         processes.count_images(earlier)
         with progress_bar(total=samples, initial=earlier, desc=target.name, unit="image") as bar:
-            meter = _Meter(bar, processes, samples, earlier, time.perf_counter())
+            meter = _Meter(bar, processes, samples, earlier, time.perf_counter(), passes.log_every)
             _run_group([target], images, [passes.running.ready(make_model())], passes, meter)
     processes.wait()
     processes.sync_files(images.folder, "*.json")
@@ -272,7 +271,7 @@ def _run_group(
                     write_part(target.part(block), part.astype(passes.logits_dtype), preparing + seconds)
             if len(logits[0]):
                 meter.update(len(logits[0]) * len(places) * passes.processes.count)
-            at_once = max(1, int(LOST / max(seconds, 1e-6)))
+            at_once = max(1, int(passes.write_every / max(seconds, 1e-6)))
         begun = time.perf_counter()
 
 

@@ -206,6 +206,7 @@ def prune(
     on_block: Callable[[int], object] = lambda samples: None,
     read_at_once: int = READ_AT_ONCE,
     rounds: int = ROUNDS,
+    most: int = MOST,
 ) -> Pruned:
     """Drop the classes that no recipe puts among the best `top`, reading each logit once.
 
@@ -216,10 +217,11 @@ def prune(
         on_block: is told how many samples were read, for a progress bar.
         read_at_once: how many logits of all models a thread reads at a time.
         rounds: with how many of an image's classes the others are compared; fewer keep more, and are as right.
+        most: how many bytes of logits may be left.
 
     Raises:
         ValueError: for logits of another type, or if a logit that is left is not finite.
-        TooMuchLeftError: if more than `MOST` bytes are left.
+        TooMuchLeftError: if more than `most` bytes are left.
     """
     samples, classes = logits[0].shape
     dtypes = {str(array.dtype) for array in logits}
@@ -247,7 +249,7 @@ def prune(
                 parts.append(part)
                 left += part.logits.nbytes
                 on_block(min(step, samples - start))
-            if left > MOST:
+            if left > most:
                 raise TooMuchLeftError(f"{left} bytes of logits are left of {start + step} samples.")
     if not parts:
         parts = [_prune_block([array[:0] for array in logits], 0, top, rounds)]

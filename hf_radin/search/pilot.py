@@ -21,7 +21,7 @@ from hf_radin.logits.bank import LogitBank, PartialLogits
 from hf_radin.logits.bank_files import Spent, time_spent
 from hf_radin.logits.compute import NOT_FINITE, extend_bank
 from hf_radin.logits.manifest import is_object, reopen_images
-from hf_radin.recipes import pruning, scoring
+from hf_radin.recipes import scoring
 from hf_radin.recipes.propose import monte_carlo
 from hf_radin.recipes.pruning import Pruned, join, prune
 from hf_radin.recipes.recipe import Recipe
@@ -171,7 +171,7 @@ def _check(bank: LogitBank) -> None:
         ValueError: if it can't.
     """
     share, decide = len(bank) / bank.samples, bank.processes.decide
-    if not decide(lambda: bank.is_prunable() and bank.pruned().logits.nbytes <= share * pruning.MOST):
+    if not decide(lambda: bank.is_prunable() and bank.pruned().logits.nbytes <= share * bank.most_pruned):
         raise ValueError(
             f"The logits in {bank.folder} are of a part of the split, and of too many classes that can win to say "
             "which images matter: compute them without pilot (--pilot)."
@@ -220,7 +220,8 @@ def _check_left(bank: LogitBank, wanted: Collection[str]) -> None:
 
 def _extended(bank: LogitBank, ingredients: Ingredients, chosen: Chosen | None) -> LogitBank:
     """The logits of ingredients on chosen images of the bank's split, or on all."""
-    return extend_bank(ingredients, bank.source.at(bank.split), bank.options, bank.processes, sample=chosen)
+    extended = extend_bank(ingredients, bank.source.at(bank.split), bank.options, bank.processes, sample=chosen)
+    return replace(extended, most_pruned=bank.most_pruned)
 
 
 def _with_others(bank: LogitBank, first: LogitBank, others: Ingredients) -> tuple[LogitBank, float | None, _Cost]:
@@ -254,7 +255,8 @@ def _with_others(bank: LogitBank, first: LogitBank, others: Ingredients) -> tupl
             (_decided(agreement.classes[unseen], len(ingredients)), unseen),
         ]
         if telling is not None:
-            parts.append((prune(_telling_logits(first, telling, ingredients, places)), places))
+            telling_logits = _telling_logits(first, telling, ingredients, places)
+            parts.append((prune(telling_logits, most=bank.most_pruned), places))
         partial = PartialLogits(unseen, (*first.ingredients.ids, *singles), join(parts), clear, right, singles)
         completed = replace(first, ingredients=ingredients, remarks=tuple(remarks), partial=partial)
         best = max(ingredients.ids, key=lambda name: _accuracy(completed, name))

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from datasets import packaged_modules
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from shared.models import interrupted
 from shared.training import PARTS, digit_images, image_dataset
 
 import hf_radin
 from hf_radin.cli.main import command_parser, main
 from hf_radin.ingredients.card_metadata import LOADERS
+from hf_radin.soup.report import SearchReport
 
 
 def card(folder, *, dataset, split="validation", config=None, datasets=None):
@@ -92,15 +94,15 @@ def test_the_card_of_a_run_speaks_for_its_checkpoints(runs, digits, cache, cwd, 
 
 def test_cards_that_say_nothing_are_told_apart_from_those_that_disagree(two, digits, cwd, capsys):
     assert soup("--models", f"{two}/*") == 2
-    said = capsys.readouterr().err
-    assert f"{two}/ft-0: no dataset, no configuration, no split" in said
-    assert said.startswith("hf-radin: Name the dataset with --dataset")
+    errors = capsys.readouterr().err
+    assert f"{two}/ft-0: no dataset, no configuration, no split" in errors
+    assert errors.startswith("hf-radin: Name the dataset with --dataset")
     card(two / "ft-0", dataset="org/pets")
     card(two / "ft-1", dataset="org/birds", config="small")
     assert soup("--models", f"{two}/*") == 2
-    said = capsys.readouterr().err
-    assert "ft-0: dataset 'org/pets', no configuration, split 'validation'" in said
-    assert "ft-1: dataset 'org/birds', configuration 'small', split 'validation'" in said
+    errors = capsys.readouterr().err
+    assert "ft-0: dataset 'org/pets', no configuration, split 'validation'" in errors
+    assert "ft-1: dataset 'org/birds', configuration 'small', split 'validation'" in errors
 
 
 @pytest.mark.parametrize("beside", [None, ["imagefolder"], ["Image_Folder", "parquet"]])
@@ -112,11 +114,11 @@ def test_a_loader_is_no_dataset_though_a_folder_of_its_name_is_here(two, cwd, ca
         card(folder, dataset="imagefolder", split="train", config="default", datasets=beside)
     capsys.readouterr()
     assert soup("--models", f"{two}/*") == 2
-    said = capsys.readouterr().err
-    assert said.startswith(
+    errors = capsys.readouterr().err
+    assert errors.startswith(
         "hf-radin: Name the dataset with --dataset (a Hub id or a folder), and its split with --split"
     )
-    assert "no dataset, configuration 'default', split 'train'" in said
+    assert "no dataset, configuration 'default', split 'train'" in errors
 
 
 def test_a_trainers_card_names_the_dataset_beside_the_loader(two, digits, cache, cwd):
@@ -137,8 +139,8 @@ def test_images_that_models_learnt_from_do_not_choose_by_themselves(two, digits,
     for folder in two.iterdir():
         card(folder, dataset=digits, split=split)
     assert soup("--models", f"{two}/*") == 2
-    said = capsys.readouterr().err
-    assert said.startswith(
+    errors = capsys.readouterr().err
+    assert errors.startswith(
         f"hf-radin: Name the split to choose with, by --split: the models' cards agree on {split!r}"
     )
 
@@ -189,8 +191,8 @@ def test_what_is_wrong_is_one_line_before_any_model_runs(runs, digits, cwd, tmp_
     (cwd / "full" / "mine.txt").write_text("mine")
     cache = tmp_path / "cache"
     assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cache, *options) == 2
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
     assert not list(cache.glob("banks/*/logits/*"))
     assert not (cwd / "soup").exists()
 
@@ -201,15 +203,11 @@ def test_a_bad_option_is_argparses_to_refuse(capsys):
     assert error.value.code == 2 and "invalid choice: 'magic'" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(runs, digits, cwd, monkeypatch, capsys):
-    from hf_radin.logits import passes
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(passes, "_run_group", interrupt)
-    assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cwd / "cache") == 130
+def test_ctrl_c_says_how_to_go_on(runs, digits, cwd, capsys):
+    with interrupted(calls=2):  # the first shows what a model takes, the second is of a block
+        assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, "--cache-dir", cwd / "cache") == 130
     assert "run the same command again" in capsys.readouterr().err
+    assert len(list(cwd.glob("cache/banks/*/logits/*.parts/*"))) == 1
 
 
 def test_the_console_script_is_installed():
@@ -225,13 +223,11 @@ def test_the_example_reads_like_the_paper_in_80_lines():
     "options",
     [["--models", "rnus/ft-*"], ["--models", "org/a", "org/b"], ["--dataset", "digtis"], ["--push-to", "org/soup"]],
 )
-def test_a_typo_without_a_network_is_one_line(runs, digits, cwd, monkeypatch, capsys, options):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_a_typo_without_a_network_is_one_line(runs, digits, cwd, go_offline, capsys, options):
+    go_offline()
     assert soup("--models", f"{runs}/ft-[01]", "--dataset", digits, *options) == 2
-    said = capsys.readouterr().err
-    assert ("the Hub can't be asked" in said or "HF_HUB_OFFLINE is set" in said) and "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert ("the Hub can't be asked" in errors or "HF_HUB_OFFLINE is set" in errors) and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("option", ["--output", "--cache-dir"])
@@ -242,15 +238,13 @@ def test_a_place_that_can_not_be_written_is_one_line(runs, digits, cwd, capsys, 
 
 
 def test_a_test_split_without_labels_is_refused_before_any_model_runs(runs, cwd, capsys):
-    from conftest import digit_images, image_dataset
-
     images, labels = digit_images(slice(700, 720))
     image_dataset(images, labels).to_parquet("data/validation.parquet")
     image_dataset(images, [-1] * 20).to_parquet("data/test.parquet")
     options = ["--dataset", "data", "--test-split", "test", "--cache-dir", "cache"]
     assert soup("--models", f"{runs}/ft-[01]", *options) == 2
-    said = capsys.readouterr().err
-    assert "Sample 0 of data, split 'test', has the label" in said and not list(cwd.glob("cache/banks/*/logits/*"))
+    errors = capsys.readouterr().err
+    assert "Sample 0 of data, split 'test', has the label" in errors and not list(cwd.glob("cache/banks/*/logits/*"))
 
 
 def test_an_odd_card_of_an_ingredient_does_no_harm(two, digits, cache, cwd):
@@ -263,11 +257,11 @@ def test_an_odd_card_of_an_ingredient_does_no_harm(two, digits, cache, cwd):
 def test_an_estimate_may_be_proved_on_another_split(runs, digits, cache, cwd, capsys):
     options = ["--dataset", digits, "--cache-dir", cache, "--test-split", "test"]
     assert soup("--models", f"{runs}/ft-*", *options, "--budget", "0") == 0
-    said = capsys.readouterr().out
-    row = next(line for line in said.splitlines() if line.startswith("soup "))
-    single = "Estimated, not measured" not in said  # then the best single model is returned, which is known
-    assert ("not measured" in row) != single and row.count("%") == 1 + single
-    assert "ensemble of 5" in said
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("soup "))
+    # the ensembles of these are better than the best single model, which would be known
+    assert "Estimated, not measured" in printed and "not measured" in row and row.count("%") == 1
+    assert "ensemble of 5" in printed
 
 
 @pytest.mark.parametrize("method", ["greedy", "uniform", "best_single"])
@@ -276,31 +270,29 @@ def test_a_budget_that_nobody_keeps_to_is_refused(runs, digits, cwd, capsys, met
     assert f"--budget 0: only radin has a budget; {method} measures" in capsys.readouterr().err
 
 
-def test_a_log_without_a_terminal_says_how_it_goes(runs, digits, tmp_path, cwd, caplog, monkeypatch):
-    from hf_radin.logits import passes
-
-    monkeypatch.setattr(passes, "PAUSE", 0)
+def test_a_log_without_a_terminal_says_how_it_goes(runs, digits, tmp_path, cwd, caplog):
+    """How many predictions were made, it says every minute: see `test_passes`."""
     assert soup("--models", f"{runs}/ft-[012]", "--dataset", digits, "--cache-dir", tmp_path, "--budget", "1") == 0
-    assert (
-        "Logits of 3 checkpoints on the split 'validation' of" in caplog.text and "3 to compute, on cpu" in caplog.text
-    )
-    assert "768 predictions of 1,800, " in caplog.text and "Soup of " in caplog.text
+    assert "Logits of 3 checkpoints on the split 'validation' of" in caplog.text
+    assert "3 to compute, on cpu" in caplog.text and "Soup of " in caplog.text
 
 
-def test_a_duration_is_for_logits_and_soups(runs, digits, cwd, capsys, tmp_path, monkeypatch):
-    options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--cache-dir", tmp_path / "cache"]
-    assert soup(*options, "--budget", "10m", "--output", "long") == 0
-    said = capsys.readouterr().out
-    assert "of the split are computed" not in said and "Spent in all: 5 passes" in said
-    assert soup(*options, "--budget", "0.01s", "--output", "few") == 0
+def test_a_duration_is_for_logits_and_soups(runs, start, digits, cwd, capsys, tmp_path):
+    options = ["--models", f"{runs}/ft-*", start, "--cache-dir", tmp_path / "cache"]
+    assert soup(*options, "--dataset", digits, "--budget", "10m", "--output", "long") == 0
+    printed = capsys.readouterr().out
+    assert "of the split are computed" not in printed and "Spent in all: 6 passes" in printed
+    assert soup(*options, "--dataset", digits, "--budget", "0.01s", "--output", "few") == 0
     assert "of the split are computed" not in capsys.readouterr().out  # of 600 images, a part is no sample
-    monkeypatch.setattr("hf_radin.cli.options.LEAST_IMAGES", 25)
-    monkeypatch.setattr("hf_radin.images.sample.LEADING", 2)  # of five ingredients
-    assert soup(*options, "--budget", "0.01s", "--output", "short") == 0
-    assert "Logits of 5% of the split are computed" in capsys.readouterr().out
-    fields = json.loads((cwd / "short" / "recipe.json").read_text())
-    assert (fields["pilot"]["share"], fields["pilot"]["given"], len(fields["pilot"]["whole"])) == (0.05, 5, 2)
-    assert fields["measured"] is True and fields["budget"] == "0.01s"
+    images, labels = digit_images(PARTS["validation"])
+    image_dataset(images * 17, labels * 17).to_parquet(cwd / "large" / "validation.parquet")
+    assert soup(*options, "--dataset", "large", "--budget", "0.01s", "--output", "short") == 0
+    printed = capsys.readouterr().out
+    assert "Logits of 5% of the split are computed, then of images on which 3 of 6 disagree" in printed
+    report = SearchReport.read(cwd / "short" / "recipe.json")
+    assert (report.pilot.share, report.pilot.given, report.pilot.leading) == (0.05, 6, 3)
+    assert len(report.pilot.whole) < 6 and report.pilot.shown < report.images == 10_200
+    assert report.measured is True and report.budget == "0.01s"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +316,7 @@ def test_options_that_do_not_go_together_are_refused_before_a_model_is_looked_at
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (actions,) = (one for one in command_parser()._actions if isinstance(one.choices, dict))
+    (actions,) = (action for action in command_parser()._actions if isinstance(action.choices, dict))
     return dict(actions.choices)
 
 
@@ -339,8 +331,8 @@ def test_a_shortened_option_is_refused_by_every_command(name):
         parser = commands()[name]
         for action in parser._actions:
             action.required = False
-        _, rest = parser.parse_known_args([f"{shortened}=1"])
-        assert rest == [f"{shortened}=1"], option
+        _, unknown = parser.parse_known_args([f"{shortened}=1"])
+        assert unknown == [f"{shortened}=1"], option
 
 
 def test_a_shortened_option_is_named(runs, capsys):

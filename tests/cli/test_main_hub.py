@@ -22,9 +22,10 @@ from hf_radin.cli.main import main
 ROOT = Path(__file__).parents[2]
 
 
-def files(folder: Path, **more: str) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return found | {name.replace("_md", ".md"): text.encode() for name, text in more.items()}
+def files(folder: Path, **texts: str) -> dict[str, bytes]:
+    """The files of a folder, and further ones: `README_md="..."`."""
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return contents | {name.replace("_md", ".md"): text.encode() for name, text in texts.items()}
 
 
 def card(dataset: str, license: str = "mit", split: str = "validation") -> str:
@@ -38,7 +39,7 @@ def card(dataset: str, license: str = "mit", split: str = "validation") -> str:
 
 def headers_only(hub) -> bool:
     """Whether of all weights only the beginning was asked for."""
-    return all(request.status == 206 for request in hub.logged("GET", "safetensors"))
+    return {request.status for request in hub.logged("GET", "safetensors")} <= {206}
 
 
 @pytest.fixture
@@ -54,20 +55,20 @@ def zoo(hub, runs, digits):
 
 
 def test_a_pattern_lists_the_authors_models_and_no_weights_are_downloaded(zoo):
-    found = hf_radin.gather("org/ft-*")
-    assert found.ids == ("org/ft-0", "org/ft-1", "org/ft-2")
-    assert [one.revision for one in found] == [zoo.commits(name)[0].sha for name in found.ids]
-    assert headers_only(zoo)
+    ingredients = hf_radin.gather("org/ft-*")
+    assert ingredients.ids == ("org/ft-0", "org/ft-1", "org/ft-2")
+    assert [ingredient.revision for ingredient in ingredients] == [zoo.commits(id)[0].sha for id in ingredients.ids]
+    assert headers_only(zoo) and zoo.logged("GET", "safetensors")
 
 
 def test_a_revision_is_kept(zoo, runs):
     first = zoo.commits("org/ft-0")[0].sha
     zoo.add_commit("org/ft-0", {"model.safetensors": (runs / "ft-4" / "model.safetensors").read_bytes()})
     for models in (f"org/ft-0@{first}", "org/ft-1"), ("org/ft-0", "org/ft-1"):
-        found = hf_radin.gather(models)
-        old = found[0].id != "org/ft-0"
-        assert (found[0].revision == first) == old
-        soup = hf_radin.average(found, hf_radin.Recipe.uniform([found.ids[0]]))
+        ingredients = hf_radin.gather(models)
+        old = ingredients[0].id != "org/ft-0"
+        assert (ingredients[0].revision == first) == old == (models[0] != "org/ft-0")
+        soup = hf_radin.average(ingredients, hf_radin.Recipe.uniform([ingredients.ids[0]]))
         expected = AutoModelForImageClassification.from_pretrained(runs / ("ft-0" if old else "ft-4"))
         assert torch.equal(soup["classifier.weight"], expected.classifier.weight)
 
@@ -108,30 +109,28 @@ def test_what_can_not_be_had_is_named(zoo, runs, models, message):
         hf_radin.gather(models)
 
 
-def test_what_is_cached_works_offline(zoo, monkeypatch):
-    import huggingface_hub.constants
-
+def test_what_is_cached_works_offline(zoo, go_offline):
     online = hf_radin.gather(["org/ft-0", "org/ft-1"])
-    for one in online:
-        one.download()
+    for ingredient in online:
+        ingredient.download()
     before = len(zoo.requests)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    go_offline()
     offline = hf_radin.gather(["org/ft-0", "org/ft-1"])
-    assert [one.revision for one in offline] == [one.revision for one in online]
+    assert [ingredient.revision for ingredient in offline] == [ingredient.revision for ingredient in online]
     assert hf_radin.average(offline, hf_radin.Recipe.uniform(offline.ids))
     assert len(zoo.requests) == before
 
 
 def test_a_dataset_on_the_hub_is_streamed_at_one_commit(zoo, digits, tmp_path):
-    found = hf_radin.gather("org/ft-*")
-    bank = hf_radin.compute_logits(found, "org/digits", cache_dir=tmp_path)
+    ingredients = hf_radin.gather("org/ft-*")
+    bank = hf_radin.compute_logits(ingredients, "org/digits", cache_dir=tmp_path)
     sha = zoo.commits("org/digits", repo_type="dataset")[0].sha
     assert bank.manifest.data.revision == sha and len(bank) == 600
-    local = hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
+    local = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path)
     assert (bank.logits(0) == local.logits(0)).all() and bank.folder != local.folder
     assert not zoo.logged("GET", "test-00000")  # the other splits stay where they are
     before = len(zoo.logged("GET", "validation-00000"))
-    again = hf_radin.compute_logits(found, "org/digits", cache_dir=tmp_path)
+    again = hf_radin.compute_logits(ingredients, "org/digits", cache_dir=tmp_path)
     assert again.folder == bank.folder
     # what is computed is not streamed again: what is asked of the file now is its header
     assert len(zoo.logged("GET", "validation-00000")) <= 2 * before
@@ -172,18 +171,18 @@ def test_saved_equals_pushed_equals_loaded(hub, soup, tmp_path):
     assert AutoImageProcessor.from_pretrained("org/soup").to_dict() == soup.processor.to_dict()
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     here = pipeline("image-classification", model=soup.model, image_processor=soup.processor)(image)
-    there = pipeline("image-classification", model="org/soup")(image)
-    assert [one["label"] for one in there] == [one["label"] for one in here]
+    loaded = pipeline("image-classification", model="org/soup")(image)
+    assert [answer["label"] for answer in loaded] == [answer["label"] for answer in here]
     # where weights lie in memory decides on some processors how products are rounded
-    assert [one["score"] for one in there] == pytest.approx([one["score"] for one in here], rel=1e-5)
+    assert [answer["score"] for answer in loaded] == pytest.approx([answer["score"] for answer in here], rel=1e-5)
 
     again = hf_radin.Soup.from_pretrained("org/soup")
     assert (again.recipe.weights, again.results) == (soup.recipe.weights, soup.results)
     shorter = [
-        replace(one, recipe=other.recipe) for one, other in zip(soup.measurements, again.measurements, strict=True)
+        replace(entry, recipe=other.recipe) for entry, other in zip(soup.measurements, again.measurements, strict=True)
     ]
     assert again.measurements == shorter  # of local folders the last two names
-    assert again.recipe.ingredients == tuple("/".join(Path(one).parts[-2:]) for one in soup.recipe.ingredients)
+    assert again.recipe.ingredients == tuple("/".join(Path(name).parts[-2:]) for name in soup.recipe.ingredients)
 
 
 def test_a_saved_folder_is_pushed_as_it_is(hub, soup, tmp_path, capsys):
@@ -310,7 +309,7 @@ def test_any_metric_of_evaluate_by_name(hub, bank):
     weights = [soup.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
     expected = hamming_loss(bank.labels, bank.predict(weights))
     assert soup.results[0].metrics["hamming"] == pytest.approx(expected)
-    assert f"{expected:.4f}" in tables.table(soup)
+    assert f"{expected:.4f}" in tables.soup_table(soup)
 
 
 def test_streams_of_the_hub_are_what_datasets_streams(zoo):
@@ -325,14 +324,14 @@ def test_statistics_of_batchnorm_come_from_a_stream_of_the_hub(hub, nets, digits
     hub.add_repo(
         "org/digits", {f"data/{path.name}": path.read_bytes() for path in (digits / "data").iterdir()}, "dataset"
     )
-    found = hf_radin.gather("org/net-*")
+    ingredients = hf_radin.gather("org/net-*")
     options = {"cache_dir": tmp_path / "cache", "batchnorm_images": 128}
-    bank = hf_radin.compute_logits(found, "org/digits", **options)
+    bank = hf_radin.compute_logits(ingredients, "org/digits", **options)
     assert bank.statistics.record.split == "train" and bank.statistics.record.used == 128
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     first = len(hub.logged("GET", "train-00000"))
-    hf_radin.compute_logits(found, "org/digits", **options)
-    assert len(hub.logged("GET", "train-00000")) - first < first  # opened, and not read: what was drawn is kept
+    hf_radin.compute_logits(ingredients, "org/digits", **options)
+    assert len(hub.logged("GET", "train-00000")) - first < first  # opened, and not read: what was drawn is cached
 
     hub.add_commit("org/digits", {"README.md": b"# moved on"}, repo_type="dataset")
     again = tmp_path / "again"

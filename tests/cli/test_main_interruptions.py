@@ -26,7 +26,7 @@ def command(runs: Path, digits: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("limit", "place"), [(10_000, "cache/weights/"), (72_000, "soup")])
-def test_a_full_disk_is_named_and_what_was_finished_is_kept(runs, digits, tmp_path, limit, place):
+def test_a_full_disk_is_named_and_what_was_finished_stays(runs, digits, tmp_path, limit, place):
     start = [sys.executable, "-W", "ignore", "-c", LIMITED, str(limit), *command(runs, digits, tmp_path)]
     run = subprocess.run(start, capture_output=True, text=True)
     assert run.returncode == 2 and "Traceback" not in run.stderr
@@ -34,8 +34,9 @@ def test_a_full_disk_is_named_and_what_was_finished_is_kept(runs, digits, tmp_pa
     assert line.startswith(f"hf-radin: {tmp_path}/{place}") and "can't be written" in line and "is kept" in line
     assert not (tmp_path / "soup").exists()
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]  # no half of a file is left
-    found = hf_radin.gather(f"{runs}/ft-*")
-    assert len(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")) == 600  # and goes on from there
+    ingredients = hf_radin.gather(f"{runs}/ft-*")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")  # and goes on from there
+    assert len(bank) == 600
 
 
 def test_a_run_that_is_told_to_end_says_how_to_go_on(runs, digits, tmp_path):

@@ -8,19 +8,18 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
-# Says a line in each way in which one comes while the logits are computed, from this package and from others.
+# Says a line in each way in which lines come while models run, from this package and from others.
 TALKING = """
 import logging, sys, time, warnings
 import transformers, datasets
 from hf_radin.cli.main import main
-from hf_radin.logits import passes
+from shared.models import watched
 
-write_part = passes.write_part
-def talk(*arguments):
-    write_part(*arguments)
+def talk(images):
     logging.getLogger("hf_radin.logits.passes").info("said by hf_radin")
     logging.getLogger("transformers.models").warning("said by transformers")
     logging.getLogger("datasets.load").warning("said by datasets")
@@ -28,8 +27,8 @@ def talk(*arguments):
     warnings.warn("said by warnings")
     time.sleep(0.02)
 
-passes.write_part = talk
-sys.exit(main(sys.argv[1:]))
+with watched(talk):
+    sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -38,6 +37,7 @@ def in_terminal(command: list[str]) -> tuple[int, str]:
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))  # of 40 lines, 160 columns
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, Path(__file__).parents[1:3]))  # what tests share
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=side, env=environment) as run:
         os.close(side)
         sent = b""

@@ -1,4 +1,4 @@
-"""A bank's scores come from the classes that can win, are those of the dense computation, and are kept beside it."""
+"""A bank's scores come from the classes that can win, are those of the dense computation, and are cached beside it."""
 
 import os
 from dataclasses import replace
@@ -8,12 +8,12 @@ import pytest
 from sklearn import metrics
 
 import hf_radin
-from hf_radin.recipes import ensemble, pruning, scoring
+from hf_radin.recipes import ensemble, scoring
 from hf_radin.recipes.metrics import NAMES, load_metrics, only_score
 
 
-def some_recipes(models: int, count: int = 2000) -> np.ndarray:
-    """Vertices, edges, sparse and dense ones."""
+def many_recipes(models: int, count: int = 2000) -> np.ndarray:
+    """Vertices, edges, sparse and dense recipes."""
     generator = np.random.default_rng(0)
     edges = np.zeros((count // 4, models))
     for row in edges:
@@ -41,41 +41,48 @@ def files(bank) -> list:
 
 def test_predictions_of_2000_recipes_equal_the_dense_ones_image_by_image(either):
     logits = np.stack([either.logits(index) for index in range(5)])
-    recipes = some_recipes(5)
-    found = scoring.predict(either.pruned(), recipes)
+    recipes = many_recipes(5)
+    predictions = scoring.predict(either.pruned(), recipes)
     mixed = np.zeros((len(recipes), *logits.shape[1:]))
-    for weights, one in zip(recipes.T, logits, strict=True):
-        mixed += weights[:, None, None] * one.astype(np.float64)
-    assert (found == mixed.argmax(axis=-1)).all()
-    assert (either.score(recipes) == (found == either.labels).mean(axis=1)).all()
-    assert (either.predict(recipes[7]) == found[7]).all()
+    for weights, model_logits in zip(recipes.T, logits, strict=True):
+        mixed += weights[:, None, None] * model_logits.astype(np.float64)
+    expected = mixed.argmax(axis=-1)
+    assert (predictions == expected).all()
+    assert (either.score(recipes) == (expected == either.labels).mean(axis=1)).all()
+    assert (either.predict(recipes[7]) == expected[7]).all()
     assert 0.3 < len(either.pruned().decided) / len(either) < 1
 
 
 def test_metrics_are_those_of_scikit_learn_on_the_predictions(bank):
-    recipes = some_recipes(5, 40)
-    found = {name: bank.score(recipes, metric=name) for name in scoring.METRICS}
+    recipes = many_recipes(5, 40)
+    scores = {name: bank.score(recipes, metric=name) for name in scoring.METRICS}
     for row, recipe in enumerate(recipes):
-        one = bank.predict(recipe)
-        assert found["accuracy"][row] == metrics.accuracy_score(bank.labels, one)
-        assert found["balanced_accuracy"][row] == pytest.approx(metrics.balanced_accuracy_score(bank.labels, one))
-        assert found["f1"][row] == pytest.approx(metrics.f1_score(bank.labels, one, average="macro"))
-        assert found["mcc"][row] == pytest.approx(metrics.matthews_corrcoef(bank.labels, one))
+        classes = bank.predict(recipe)
+        assert scores["accuracy"][row] == metrics.accuracy_score(bank.labels, classes)
+        assert scores["balanced_accuracy"][row] == pytest.approx(metrics.balanced_accuracy_score(bank.labels, classes))
+        assert scores["f1"][row] == pytest.approx(metrics.f1_score(bank.labels, classes, average="macro"))
+        assert scores["mcc"][row] == pytest.approx(metrics.matthews_corrcoef(bank.labels, classes))
     mixed = np.einsum("rm,msc->rsc", recipes, np.stack([bank.logits(index) for index in range(5)]).astype(float))
-    expected = [metrics.top_k_accuracy_score(bank.labels, one, k=5) for one in mixed]
-    assert found["top5_accuracy"] == pytest.approx(np.array(expected), abs=1 / 600)
-    expected = [metrics.log_loss(bank.labels, np.exp(one) / np.exp(one).sum(axis=1, keepdims=True)) for one in mixed]
-    assert found["cross_entropy"] == pytest.approx(np.array(expected))
+    expected = [metrics.top_k_accuracy_score(bank.labels, logits, k=5) for logits in mixed]
+    assert scores["top5_accuracy"] == pytest.approx(np.array(expected), abs=1 / 600)
+    odds = np.exp(mixed)
+    expected = [metrics.log_loss(bank.labels, row / row.sum(axis=1, keepdims=True)) for row in odds]
+    assert scores["cross_entropy"] == pytest.approx(np.array(expected))
 
 
-def test_the_pruned_logits_are_kept_and_read_once(alone, monkeypatch):
+def test_the_pruned_logits_are_cached_and_read_once(alone):
     scores = alone.score(np.eye(3))
     (path,) = files(alone)
-    monkeypatch.setattr(pruning, "prune", lambda *_, **__: pytest.fail("the logits were read again"))
+    for key in alone.ingredients.keys:  # whoever reads these logits again gets other scores
+        logits = alone.folder / "logits" / f"{key}.npy"
+        made_at = logits.stat().st_mtime_ns
+        np.save(logits, -np.load(logits))
+        os.utime(logits, ns=(made_at, made_at))
     opened = hf_radin.LogitBank.open(alone.folder)
     assert (opened.score(np.eye(3)) == scores).all()
     path.unlink()
     assert (opened.score(np.eye(3)) == scores).all()
+    assert (hf_radin.LogitBank.open(alone.folder).score(np.eye(3)) < scores).all()
 
 
 def test_other_ingredients_and_another_order_get_another_file(alone):
@@ -104,17 +111,17 @@ def test_a_broken_file_and_one_of_other_logits_are_made_anew(alone):
 
 
 @pytest.mark.parametrize("most", [1000, 20_000])
-def test_where_too_much_is_left_the_scores_are_the_same_and_nothing_is_kept(alone, monkeypatch, most):
-    recipes = some_recipes(3, 50)
+def test_where_too_much_is_left_the_scores_are_the_same_and_nothing_is_cached(alone, most):
+    recipes = many_recipes(3, 50)
     expected = {name: replace(alone).score(recipes, metric=name) for name in scoring.METRICS}
     predicted = replace(alone).predict(recipes[-1])
     for path in files(alone):
         path.unlink()
-    monkeypatch.setattr(pruning, "MOST", most)
+    small = replace(alone, most_pruned=most)
     for name in scoring.METRICS:
-        assert (replace(alone).score(recipes, metric=name) == expected[name]).all()
-    assert (replace(alone).predict(recipes[-1]) == predicted).all()
-    assert most > 1000 or not files(alone)
+        assert (replace(small).score(recipes, metric=name) == expected[name]).all()
+    assert (replace(small).predict(recipes[-1]) == predicted).all()
+    assert small.is_prunable() == bool(files(alone)) == (most > 1000)
 
 
 ERRORS = """
@@ -155,5 +162,5 @@ def test_the_ensemble_that_is_mixed_predicts_what_the_bank_does(bank):
     recipe = np.array([0.2, 0.0, 0.5, 0.3, 0.0])
     answers = bank.answers(recipe, with_logits=True)
     assert answers.logits.shape == (600, 10) and (answers.logits.argmax(axis=1) == answers.predictions).all()
-    mixed = sum(weight * bank.logits(at).astype(float) for at, weight in enumerate(recipe))
+    mixed = sum(weight * bank.logits(position).astype(float) for position, weight in enumerate(recipe))
     np.testing.assert_allclose(answers.logits, mixed, atol=1e-12)

@@ -8,22 +8,23 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from shared.banks import make_bank
+from shared.models import interrupted
 from shared.training import NAMES, digit_images, image_dataset
 
 import hf_radin
-from hf_radin.logits import compute as logits
 
 
 @pytest.fixture
-def cache(runs, digits, tmp_path, monkeypatch) -> Path:
+def cache(runs, digits, tmp_path) -> Path:
     """The cache of a finished run."""
-    monkeypatch.setattr(logits, "block_size", lambda samples: 100)
     hf_radin.uniform(compute(runs, digits, tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def compute(runs: Path, digits: Path, cache: Path, **options) -> hf_radin.LogitBank:
-    return hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=cache, **options)
+def compute(runs: Path, data: object, cache: Path, **options) -> hf_radin.LogitBank:
+    """The bank of two checkpoints, in blocks of 100 images."""
+    return make_bank(f"{runs}/ft-[01]", data, cache, block_size=100, **options)
 
 
 def outcome(bank: hf_radin.LogitBank) -> list:
@@ -31,8 +32,8 @@ def outcome(bank: hf_radin.LogitBank) -> list:
     return [*(bank.logits(index).tolist() for index in range(2)), bank.labels.tolist(), soup.measurements]
 
 
-def one(cache: Path, pattern: str) -> Path:
-    return sorted(path for path in cache.glob(pattern) if not path.name.startswith("."))[0]
+def first_file(cache: Path, pattern: str) -> Path:
+    return min(path for path in cache.glob(pattern) if not path.name.startswith("."))
 
 
 FILES = ["banks/*/bank.json", "banks/*/latest.json", "banks/*/batch_size.json", "banks/*/ids.npy"]
@@ -45,20 +46,20 @@ FILES += ["pixels/*/block-*.json", "pixels/*/shard-*.json", "weights/*.npz"]
 @pytest.mark.parametrize("pattern", FILES)
 def test_a_broken_file_is_made_anew(runs, digits, cache, pattern):
     expected = outcome(compute(runs, digits, cache))
-    path = one(cache, pattern)
+    path = first_file(cache, pattern)
     content = path.read_bytes()
     for broken in (None, content[: len(content) // 2], b"{}"):
         path.unlink(missing_ok=True)
         if pattern.startswith("pixels"):
-            shutil.rmtree(one(cache, "banks/*/bank.json").parent)  # else nobody asks for pixels
+            shutil.rmtree(first_file(cache, "banks/*/bank.json").parent)  # else nobody asks for pixels
         if broken is not None:
             path.write_bytes(broken)
         assert outcome(compute(runs, digits, cache)) == expected
-        hf_radin.LogitBank.open(one(cache, "banks/*/bank.json").parent)
+        hf_radin.LogitBank.open(first_file(cache, "banks/*/bank.json").parent)
 
 
 def test_a_broken_block_of_pixels_is_named_removed_and_made_anew(runs, digits, cache):
-    path = one(cache, "pixels/*/block-*.safetensors")
+    path = first_file(cache, "pixels/*/block-*.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
     shutil.rmtree(cache / "banks")
     with pytest.raises(OSError, match=r"block-00000-000000\.safetensors was broken .* run the same again"):
@@ -67,23 +68,20 @@ def test_a_broken_block_of_pixels_is_named_removed_and_made_anew(runs, digits, c
 
 
 @pytest.mark.parametrize("broken", [lambda part: part[:200], lambda part: part[:300] + bytes(80) + part[380:]])
-def test_broken_parts_are_named_removed_and_made_anew(broken, runs, digits, tmp_path, monkeypatch, caplog):
-    from hf_radin.logits import passes
-
-    monkeypatch.setattr(logits, "block_size", lambda samples: 100)
-    with monkeypatch.context() as patch:
-        patch.setattr(passes, "join_parts", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            compute(runs, digits, tmp_path)
-    paths = sorted(tmp_path.glob("banks/*/logits/*.parts/*.npz"))[:3]
-    for path in paths:
+def test_broken_parts_are_named_removed_and_made_anew(broken, runs, digits, tmp_path, caplog):
+    # each block is two batches of each model: of the last block the second model is shown one
+    with pytest.raises(KeyboardInterrupt), interrupted(calls=23):
+        compute(runs, digits, tmp_path, models_in_memory=2, write_every=0)
+    paths = sorted(tmp_path.glob("banks/*/logits/*.parts/*.npz"))
+    assert len(paths) == 2 * 6 - 1
+    for path in paths[:3]:
         path.write_bytes(broken(path.read_bytes()))
     assert len(compute(runs, digits, tmp_path)) == 600  # in the same run, however many there are
     assert ": 3 blocks of its logits were broken; they are computed anew" in caplog.text
 
 
 def test_what_a_killed_writer_left_harms_nobody(runs, digits, cache):
-    folder = one(cache, "banks/*/bank.json").parent
+    folder = first_file(cache, "banks/*/bank.json").parent
     (folder / "logits" / ".0123456789ab.x.json").touch()
     bank = compute(runs, digits, cache)
     assert len(hf_radin.LogitBank.open(bank.folder).ingredients) == 2
@@ -137,12 +135,12 @@ def test_a_stream_that_mixes_images_of_one_class_between_passes_is_refused(runs,
         compute(runs, stream, tmp_path, models_in_memory=1, pixel_cache="off")
 
 
-def test_the_mode_that_a_dataset_wants_is_kept(runs, tmp_path):
+def test_the_mode_that_a_dataset_wants_stays(runs, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     banks = []
     for mode in ("L", None):
         features = {"image": datasets.Image(mode=mode), "label": datasets.ClassLabel(names=NAMES)}
-        rows = {"image": [Image.fromarray(one) for one in pixels], "label": [0] * 40}
+        rows = {"image": [Image.fromarray(image) for image in pixels], "label": [0] * 40}
         rows = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
         banks.append((compute(runs, rows, tmp_path / str(mode)), rows))
     grey, colour = banks
@@ -153,11 +151,11 @@ def test_the_mode_that_a_dataset_wants_is_kept(runs, tmp_path):
     assert (grey[0].logits(0) == plain.logits(0)).all() and (colour[0].logits(0) != plain.logits(0)).any()
 
 
-def test_batchnorm_has_its_images_on_a_disk_that_is_nearly_full(nets, digits, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900_000_000))
-    found = hf_radin.gather(f"{nets}/ft-[01]")
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path, batchnorm_images=128)
+def test_batchnorm_has_its_images_on_a_disk_that_is_nearly_full(nets, digits, tmp_path, free_bytes):
+    free_bytes(900_000_000)
+    ingredients = hf_radin.gather(f"{nets}/ft-[01]")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path, batchnorm_images=128)
+    assert not list(bank.images.folder.glob("*.safetensors"))  # nothing else was cached
     assert hf_radin.uniform(bank).accuracy("uniform", "validation") > 0
 
 
@@ -180,23 +178,23 @@ def test_a_folder_may_be_called_dataset(runs, digits, tmp_path, monkeypatch):
     ],
 )
 def test_what_makes_no_sense_is_one_line(runs, digits, tmp_path, options, message):
-    found = hf_radin.gather(f"{runs}/ft-[01]")
+    ingredients = hf_radin.gather(f"{runs}/ft-[01]")
     with pytest.raises(ValueError, match=message):
-        hf_radin.compute_logits(found, options.pop("dataset", digits), cache_dir=tmp_path, **options)
+        hf_radin.compute_logits(ingredients, options.pop("dataset", digits), cache_dir=tmp_path, **options)
     assert len(compute(runs, digits, tmp_path)) == 600  # nothing of it stays
 
 
 def test_a_recipe_that_is_saved_alone_says_what_the_soup_says(runs, digits, cache, tmp_path):
     hf_radin.uniform(compute(runs, digits, cache)).save_pretrained(tmp_path / "soup")
     hf_radin.Soup.from_pretrained(tmp_path / "soup").save_recipe(tmp_path / "recipe.json")
-    told = [json.loads(path.read_text()) for path in (tmp_path / "soup" / "recipe.json", tmp_path / "recipe.json")]
-    assert told[0] == told[1]
+    first, second = (json.loads((folder / "recipe.json").read_text()) for folder in (tmp_path / "soup", tmp_path))
+    assert first == second and first["recipe"]
 
 
 def test_parts_that_a_killed_run_left_beside_whole_logits_go(runs, digits, tmp_path):
     compute(runs, digits, tmp_path)
-    left = one(tmp_path, "banks/*/logits/*.npy").with_suffix(".parts")
-    left.mkdir()
-    (left / "block-00000-000000.npz").write_bytes(b"of a run that was killed")
+    parts = first_file(tmp_path, "banks/*/logits/*.npy").with_suffix(".parts")
+    parts.mkdir()
+    (parts / "block-00000-000000.npz").write_bytes(b"of a run that was killed")
     compute(runs, digits, tmp_path)
-    assert not left.exists()
+    assert not parts.exists()

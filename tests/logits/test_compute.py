@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shared.banks import make_bank
 from shared.timeless import contents, without_times
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
-from hf_radin.checkpoints import forward as adapter
-from hf_radin.images import decode as decoding
-from hf_radin.logits import compute as logits
 from hf_radin.search import held_out
 
 
@@ -64,26 +62,20 @@ def test_a_bank_can_be_opened_again(runs, digits, tmp_path):
             hf_radin.LogitBank.open(path)
 
 
-def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, tmp_path, monkeypatch):
-    ran, decoded = [], []
-    forward, decode = adapter.forward, decoding.open_image
-    monkeypatch.setattr(
-        adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
-    )
-    monkeypatch.setattr(decoding, "open_image", lambda *args: decoded.append(1) or decode(*args))
-
+def test_nothing_is_computed_twice_and_new_ingredients_are_added(runs, digits, tmp_path, model_calls, decoded):
     def compute(pattern):
-        ran.clear(), decoded.clear()
+        model_calls.clear(), decoded.clear()
         bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/{pattern}"), digits, cache_dir=tmp_path)
-        return bank, len(ran), len(decoded)
+        return bank, sorted(model_calls), len(decoded)
 
-    two, passes, images = compute("ft-[01]")
-    # an image to try it with and ten blocks a model, and one is measured
-    assert (passes, images) == (2 * (1 + 10) + 1, 1 + 600)
-    again, passes, images = compute("ft-[01]")
-    assert (passes, images) == (0, 0) and (again.logits(0) == two.logits(0)).all()
-    three, passes, images = compute("ft-[012]")
-    assert (passes, images) == (1 + 10 + 1, 0) and len(three.ingredients) == 3
+    # a model is tried with an image and shown ten blocks; eight copies of an image show what one takes
+    shown = [1, 24, *[64] * 9]
+    two, calls, images = compute("ft-[01]")
+    assert (calls, images) == (sorted([*shown, *shown, 8]), 1 + 600)
+    again, calls, images = compute("ft-[01]")
+    assert (calls, images) == ([], 0) and (again.logits(0) == two.logits(0)).all()
+    three, calls, images = compute("ft-[012]")
+    assert (calls, images) == (sorted([*shown, 8]), 0) and len(three.ingredients) == 3
 
 
 @pytest.mark.parametrize(
@@ -104,10 +96,10 @@ def test_what_changes_the_outcome_changes_the_bank(runs, digits, cache, bank, ch
 def test_a_dataset_that_changed_is_not_mixed_with_the_old(runs, digits, tmp_path):
     copy = tmp_path / "digits"
     shutil.copytree(digits, copy)
-    found = hf_radin.gather(f"{runs}/ft-[01]")
-    before = hf_radin.compute_logits(found, copy, cache_dir=tmp_path / "cache")
+    ingredients = hf_radin.gather(f"{runs}/ft-[01]")
+    before = hf_radin.compute_logits(ingredients, copy, cache_dir=tmp_path / "cache")
     shutil.copy(digits / "data" / "test-00000-of-00001.parquet", copy / "data" / "validation-00000-of-00001.parquet")
-    after = hf_radin.compute_logits(found, copy, cache_dir=tmp_path / "cache")
+    after = hf_radin.compute_logits(ingredients, copy, cache_dir=tmp_path / "cache")
     assert (len(before), len(after)) == (600, 497)
 
 
@@ -118,7 +110,7 @@ def test_bfloat16_is_near_float32_and_stored_as_float32(bank, digits, cache):
     assert 0 < difference < 0.5
 
 
-def test_logits_kept_in_float16_are_those_of_float32_rounded(bank, digits, cache):
+def test_logits_stored_in_float16_are_those_of_float32_rounded(bank, digits, cache):
     half = hf_radin.compute_logits(bank.ingredients, digits, logits_dtype="float16", cache_dir=cache)
     exact = [bank.logits(index) for index in range(5)]
     assert all((half.logits(index) == exact[index].astype(np.float16)).all() for index in range(5))
@@ -126,7 +118,7 @@ def test_logits_kept_in_float16_are_those_of_float32_rounded(bank, digits, cache
     recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=50)
     assert np.abs(half.score(recipes) - bank.score(recipes)).max() <= 2 / 600
     single = hf_radin.best_single(half)
-    assert hf_radin.LogitBank.open(half.folder).request["logits_dtype"] == "float16"
+    assert hf_radin.LogitBank.open(half.folder).options.logits_dtype == "float16"
     assert single.accuracy("soup", "validation") == half.score(np.eye(5)).max()
 
 
@@ -163,19 +155,21 @@ def test_nan_logits_leave_the_ingredient_out_with_a_warning(runs, two, digits, t
 def test_what_overflows_in_half_precision_is_a_number_in_float32(runs, two, digits, tmp_path):
     shutil.copytree(runs / "ft-2", two / "ft-2")
     spoil(two / "ft-1", lambda tensors: tensors["classifier.bias"][:1].fill_(1e5))
-    found = hf_radin.gather(f"{two}/*")
-    banks = [hf_radin.compute_logits(found, digits, dtype=one, cache_dir=tmp_path) for one in ("float16", None)]
+    ingredients = hf_radin.gather(f"{two}/*")
+    banks = [
+        hf_radin.compute_logits(ingredients, digits, dtype=dtype, cache_dir=tmp_path) for dtype in ("float16", None)
+    ]
     assert [len(bank.ingredients) for bank in banks] == [2, 3]
 
 
 def test_a_sample_of_weights_that_is_broken_is_taken_anew(two, digits, tmp_path):
-    found = hf_radin.gather(f"{two}/*")
-    hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
-    samples = sorted((tmp_path / "weights").iterdir())
-    samples[0].write_bytes(b"broken")
-    samples[1].unlink()
-    assert len(hf_radin.compute_logits(found, digits, cache_dir=tmp_path)) == 600
-    assert all(path.stat().st_size > 1000 for path in samples)
+    ingredients = hf_radin.gather(f"{two}/*")
+    hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path)
+    first, second = sorted((tmp_path / "weights").iterdir())
+    first.write_bytes(b"broken")
+    second.unlink()
+    assert len(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path)) == 600
+    assert first.stat().st_size > 1000 and second.stat().st_size > 1000
 
 
 def test_recipes_are_scored_as_they_are(bank):
@@ -219,10 +213,9 @@ def test_a_missing_or_misshapen_head_is_refused_before_an_image_is_read(two, dig
 
 SCRIPT = """
 import sys
-import datasets, hf_radin.search.radin, transformers
-from hf_radin.logits import compute
-compute.block_size = lambda samples: 16
-bank = hf_radin.compute_logits(hf_radin.gather(sys.argv[1] + "/ft-*"), sys.argv[2], cache_dir=sys.argv[3])
+import hf_radin
+from shared.banks import make_bank
+bank = make_bank(sys.argv[1] + "/ft-*", sys.argv[2], sys.argv[3], block_size=16)
 soup = hf_radin.radin(bank, budget=6)
 soup.save_pretrained(sys.argv[4], overwrite=True)
 """
@@ -233,10 +226,10 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 import datasets, hf_radin.search.radin, transformers
-from hf_radin.logits import bank_files, compute
+from hf_radin.logits import bank_files
+from shared.banks import make_bank
 
 runs, digits, folder, kills, seed = sys.argv[1:]
-compute.block_size = lambda samples: 16
 generator = random.Random(int(seed))
 
 def run(name):
@@ -246,7 +239,7 @@ def run(name):
         write(path, fill, **options)
         os.write(log, f"{path}\\n".encode())
     bank_files.write_atomically = logged
-    bank = hf_radin.compute_logits(hf_radin.gather(runs + "/ft-*"), digits, cache_dir=f"{folder}/{name}")
+    bank = make_bank(runs + "/ft-*", digits, f"{folder}/{name}", block_size=16)
     hf_radin.radin(bank, budget=6).save_pretrained(f"{folder}/{name}-soup", overwrite=True)
 
 def start(name, seconds):
@@ -260,8 +253,8 @@ def start(name, seconds):
             os._exit(1)
         os._exit(0)
     while time.monotonic() - begun < seconds:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             assert status == 0, status
             return None
         time.sleep(0.002)
@@ -282,25 +275,31 @@ start(f"killed-{finished}", 600)
 """
 
 
+# So that scripts find what tests share.
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+
+
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(runs, digits, tmp_path):
     arguments = [sys.executable, "-W", "ignore", "-c", KILLING, runs, digits, tmp_path, 20, 0]
-    run = subprocess.run([str(one) for one in arguments], stderr=subprocess.PIPE, text=True)
+    run = subprocess.run(map(str, arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 0, run.stderr
     expected = contents(tmp_path / "whole")
-    logged = (tmp_path / "whole.log").read_text().splitlines()
-    blocks = [line for line in logged if ".parts/" in line]
+    blocks = blocks_written(tmp_path / "whole.log")
     assert len(blocks) == 5 * 38  # all that there are
     caches = [path for path in tmp_path.glob("killed-*") if path.name.removeprefix("killed-").isdigit()]
     assert caches
     for cache in caches:
-        found = contents(cache)
-        whole = {name for name in found if not Path(name).name.startswith(".")}  # a killed writer leaves a dot file
-        assert whole == expected.keys()
-        assert all(found[name] == expected[name] for name in expected)
+        files = contents(cache)  # a killed writer leaves a dot file
+        assert {name: file for name, file in files.items() if not Path(name).name.startswith(".")} == expected
         recipes = [without_times(tmp_path / f"{name}-soup" / "recipe.json") for name in ("whole", cache.name)]
         assert recipes[0] == recipes[1]
-        lines = [line for line in (tmp_path / f"{cache.name}.log").read_text().splitlines() if ".parts/" in line]
+        lines = blocks_written(tmp_path / f"{cache.name}.log")
         assert len(lines) == len(set(lines)) >= len(blocks) - 20  # none twice; a kill may come before the log
+
+
+def blocks_written(log: Path) -> list[str]:
+    """The files of blocks of logits that a log names."""
+    return [line for line in log.read_text().splitlines() if ".parts/" in line]
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -333,19 +332,18 @@ def test_a_dataset_that_changed_does_not_pass_for_the_one_that_is_gone(runs, dig
         hf_radin.uniform(hf_radin.LogitBank.open(bank.folder))
 
 
-def test_blocks_do_not_change_the_logits(runs, digits, bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(logits, "block_size", lambda samples: 7)
-    small = hf_radin.compute_logits(bank.ingredients.select(bank.ingredients.ids[:2]), digits, cache_dir=tmp_path)
+def test_blocks_do_not_change_the_logits(digits, bank, tmp_path):
+    small = make_bank(bank.ingredients.select(bank.ingredients.ids[:2]), digits, tmp_path, block_size=7)
+    assert len(small.blocks) == 86 and len(bank.blocks) == 10
     np.testing.assert_allclose(small.logits(1), bank.logits(1), atol=1e-5)
     assert small.ids.tolist() == bank.ids.tolist()
 
 
 def test_an_opened_bank_is_computed_for_another_split_under_the_same_settings(bank):
     again = hf_radin.LogitBank.open(bank.folder)
-    test = held_out.of_split(again, "test")
+    test = held_out.bank_of_split(again, "test")
     assert len(test) == 497 and test.folder.parent == bank.folder.parent
-    for name in ("dtype", "processor", "batch_size", "on_error"):
-        assert test.about[name] == bank.about[name]
+    assert test.manifest.run == bank.manifest.run and test.manifest.batch_size == bank.manifest.batch_size
 
 
 def test_a_block_of_pixels_that_is_gone_is_prepared_again(runs, digits, tmp_path):
@@ -369,11 +367,11 @@ def test_a_model_that_does_not_take_what_the_processor_makes_is_named_first(two,
 def test_two_runs_at_once_end_as_one(runs, digits, tmp_path):
     arguments = [sys.executable, "-c", SCRIPT, runs, digits, tmp_path / "cache"]
     both = [
-        subprocess.Popen([str(one) for one in [*arguments, tmp_path / name]], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(map(str, [*arguments, tmp_path / name]), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         for name in ("a", "b")
     ]
-    said = [run.communicate()[1] for run in both]
-    assert [run.returncode for run in both] == [0, 0], said
+    errors = [run.communicate()[1] for run in both]
+    assert [run.returncode for run in both] == [0, 0], errors
     assert without_times(tmp_path / "a" / "recipe.json") == without_times(tmp_path / "b" / "recipe.json")
     assert not list(tmp_path.glob("cache/banks/*/logits/*.parts"))
 
@@ -396,8 +394,8 @@ def test_a_bank_does_not_follow_the_process_to_another_folder(runs, digits, tmp_
     )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    for one in (bank, hf_radin.LogitBank.open(bank.folder)):
-        assert len(held_out.of_split(one, "test")) == 497
+    for opened in (bank, hf_radin.LogitBank.open(bank.folder)):
+        assert len(held_out.bank_of_split(opened, "test")) == 497
 
 
 def test_checkpoints_that_moved_are_found_again_and_lost_ones_left_out(runs, two, digits, tmp_path, caplog):

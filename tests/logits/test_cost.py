@@ -1,4 +1,4 @@
-"""What a job costs is told before it starts: bytes as they will be, seconds by arithmetic, and no weights are read."""
+"""What a job costs is known before it starts: bytes as they will be, seconds by arithmetic, and no weights are read."""
 
 import shutil
 from dataclasses import replace
@@ -18,30 +18,21 @@ from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.logits.cost import Estimate, Probe
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short():
-    """Probes of no length: no test here is about how fast this machine is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_radin.logits.cost.SECONDS", 0)
-        yield
-
-
 @pytest.fixture(scope="module")
 def job(runs, digits, tmp_path_factory) -> Estimate:
-    found = hf_radin.gather(f"{runs}/ft-*")
-    return hf_radin.estimate(found, digits, cache_dir=tmp_path_factory.mktemp("estimate"))
+    return hf_radin.estimate(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=tmp_path_factory.mktemp("estimate"))
 
 
 def test_the_bytes_are_those_that_are_written(job, bank):
     headers = [np.lib.format.open_memmap(path).offset for path in (bank.folder / "logits").glob("*.npy")]
     written = sum(path.stat().st_size for path in (bank.folder / "logits").glob("*.npy"))
     assert job.images == len(bank) and job.bank_bytes == written - sum(headers)
-    kept = 0
+    cached = 0
     for path in bank.images.folder.glob("block-*.safetensors"):
         with safe_open(path, "np") as file:
-            kept += file.get_tensor("inputs.pixel_values").nbytes
-    assert job.pixel_bytes == job.kept_bytes == kept
-    assert job.disk_bytes == job.bank_bytes + job.kept_bytes
+            cached += file.get_tensor("inputs.pixel_values").nbytes
+    assert job.pixel_bytes == job.cached_bytes == cached
+    assert job.disk_bytes == job.bank_bytes + job.cached_bytes
 
 
 def test_a_model_takes_what_its_weights_do(job, runs):
@@ -51,12 +42,12 @@ def test_a_model_takes_what_its_weights_do(job, runs):
 
 
 def test_no_weights_are_read(runs, digits, tmp_path):
-    found = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
-    gone = [replace(one, folder=tmp_path / f"{number}") for number, one in enumerate(found)]
-    for one, other in zip(found, gone, strict=True):
-        shutil.copytree(one.folder, other.folder)
-        (other.folder / "model.safetensors").unlink()
-    job = hf_radin.estimate(hf_radin.Ingredients(gone), digits, cache_dir=tmp_path / "cache")
+    ingredients = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
+    without = [replace(ingredient, folder=tmp_path / f"{number}") for number, ingredient in enumerate(ingredients)]
+    for ingredient, copy in zip(ingredients, without, strict=True):
+        shutil.copytree(ingredient.folder, copy.folder)
+        (copy.folder / "model.safetensors").unlink()
+    job = hf_radin.estimate(hf_radin.Ingredients(without), digits, cache_dir=tmp_path / "cache")
     assert (job.ingredients, job.classes) == (2, 10) and job.probe.forward_seconds > 0
 
 
@@ -90,12 +81,12 @@ def test_the_arithmetic():
     assert LARGE.logits_seconds == pytest.approx(50_000 * (2e-3 + 72 * 1e-3) / 4)
     assert LARGE.soups_seconds == pytest.approx(50_000 * 9 * 1e-3 / 4)
     half = replace(LARGE, pixel_room=LARGE.pixel_bytes // 2)
-    assert half.decodings == (5, 4.5)  # what is not kept is decoded again in each pass
+    assert half.decodings == (5, 4.5)  # what is not cached is decoded again in each pass
     assert half.soups_seconds == pytest.approx(50_000 * (4.5 * 2e-3 + 9 * 1e-3) / 4)
     assert replace(half, workers=1).soups_seconds == pytest.approx(50_000 * 9 * 2e-3 / 2 / 4 * 1)
     assert replace(LARGE, statistics=1024).soups_seconds == LARGE.soups_seconds + 9 * 1.024
     assert replace(LARGE, logit_bytes=2).bank_bytes == LARGE.bank_bytes / 2
-    assert replace(LARGE, free_disk=SPARED).kept_bytes == 0
+    assert replace(LARGE, free_disk=SPARED).cached_bytes == 0
 
 
 def test_the_worked_example_of_the_docs_is_this_arithmetic():
@@ -140,10 +131,10 @@ def test_local_images_are_counted(tmp_path, kind):
 
 def test_a_stream_that_does_not_say_its_number_has_to_be_told(runs, tmp_path):
     rows = image_dataset(*digit_images(slice(700, 720))).to_iterable_dataset()
-    found = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
+    ingredients = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
     with pytest.raises(ValueError, match=r"does not say how many images it has\. Give .* \(--images N\)"):
-        hf_radin.estimate(found, rows, cache_dir=tmp_path)
-    assert hf_radin.estimate(found, rows, images=10**6, cache_dir=tmp_path).bank_bytes == 10**6 * 2 * 10 * 4
+        hf_radin.estimate(ingredients, rows, cache_dir=tmp_path)
+    assert hf_radin.estimate(ingredients, rows, images=10**6, cache_dir=tmp_path).bank_bytes == 10**6 * 2 * 10 * 4
 
 
 def test_batchnorm_costs_its_statistics(nets, digits, tmp_path):
@@ -153,9 +144,9 @@ def test_batchnorm_costs_its_statistics(nets, digits, tmp_path):
 
 @pytest.mark.parametrize("option", ["images", "processes", "budget"])
 def test_numbers_are_numbers(runs, digits, tmp_path, option):
-    found = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
+    ingredients = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
     with pytest.raises(ValueError, match=f"{option}=0"):
-        hf_radin.estimate(found, digits, cache_dir=tmp_path, **{option: 0})
+        hf_radin.estimate(ingredients, digits, cache_dir=tmp_path, **{option: 0})
 
 
 def test_the_command_prints_it(runs, digits, tmp_path, capsys):

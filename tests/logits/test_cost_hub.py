@@ -27,15 +27,15 @@ def test_nothing_large_is_downloaded(hub, runs, tmp_path, card):
     image_dataset(*digit_images(slice(700, 740)), names=None).to_parquet(tmp_path / "rows.parquet")
     files = {"data/validation-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()}
     hub.add_repo("org/digits", files | ({"README.md": card.encode()} if card else {}), "dataset")
-    found = hf_radin.gather("org/ft-*")
+    ingredients = hf_radin.gather("org/ft-*")
     if not card:
         with pytest.raises(ValueError, match=r"org/digits, split 'validation', does not say how many.*--images N"):
-            hf_radin.estimate(found, "org/digits", cache_dir=tmp_path / "cache")
+            hf_radin.estimate(ingredients, "org/digits", cache_dir=tmp_path / "cache")
         return
-    job = hf_radin.estimate(found, "org/digits", cache_dir=tmp_path / "cache")
+    job = hf_radin.estimate(ingredients, "org/digits", cache_dir=tmp_path / "cache")
     weights = sum((runs / f"ft-{number}" / "model.safetensors").stat().st_size for number in range(2))
     assert (job.images, job.download_bytes) == (40, weights)
-    assert all(one.status == 206 for one in hub.logged("GET", "model.safetensors"))
-    assert not any(one.is_here for one in found)
-    found[0].download()
-    assert hf_radin.estimate(found, "org/digits", cache_dir=tmp_path / "cache").download_bytes == weights // 2
+    assert {request.status for request in hub.logged("GET", "model.safetensors")} == {206}  # parts of files
+    assert not any(ingredient.is_here for ingredient in ingredients)
+    ingredients[0].download()
+    assert hf_radin.estimate(ingredients, "org/digits", cache_dir=tmp_path / "cache").download_bytes == weights // 2

@@ -1,22 +1,21 @@
 """However the images go by, the bank is the same, and no image is decoded once more than it has to be."""
 
 import io
-import os
-import shutil
+import logging
+import re
 import tarfile
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from shared.banks import make_bank
 from shared.launching import launch
+from shared.models import interrupted, little_memory
 from shared.timeless import contents
 from shared.training import NAMES, digit_images, image_dataset
 
 import hf_radin
-from hf_radin.checkpoints import forward as adapter
-from hf_radin.images import decode as decoding
-from hf_radin.logits import compute, passes
 
 
 def rows() -> datasets.Dataset:
@@ -53,17 +52,9 @@ def as_webdataset(folder: Path) -> None:
 TRIED = 1
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """How many images are decoded."""
-    count, decode = [], decoding.open_image
-    monkeypatch.setattr(decoding, "open_image", lambda *args: count.append(1) or decode(*args))
-    return count
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(compute, "block_size", lambda samples: 32)
+def compute(models, data, folder: Path, **options) -> hf_radin.LogitBank:
+    """A bank in blocks of 32 images."""
+    return make_bank(models, data, folder, block_size=32, **options)
 
 
 def all_logits(bank: hf_radin.LogitBank) -> np.ndarray:
@@ -73,10 +64,7 @@ def all_logits(bank: hf_radin.LogitBank) -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(runs, tmp_path_factory):
     """The bank of the plainest run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compute, "block_size", lambda samples: 32)
-        found = hf_radin.gather(f"{runs}/ft-[012]")
-        return hf_radin.compute_logits(found, rows(), cache_dir=tmp_path_factory.mktemp("plain"))
+    return compute(f"{runs}/ft-[012]", rows(), tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.parametrize("write", [as_parquet, as_folders, as_webdataset])
@@ -85,10 +73,7 @@ def test_streams_of_files_are_read_in_shards(runs, tmp_path, write, workers, exp
     (tmp_path / "data").mkdir()
     write(tmp_path / "data")
     options = {"label_column": "cls"} if write is as_webdataset else {}
-    found = hf_radin.gather(f"{runs}/ft-[012]")
-    bank = hf_radin.compute_logits(
-        found, str(tmp_path / "data"), cache_dir=tmp_path / "cache", workers=workers, **options
-    )
+    bank = compute(f"{runs}/ft-[012]", str(tmp_path / "data"), tmp_path / "cache", workers=workers, **options)
     assert len(bank) == 300 and bank.ids.tolist() == list(range(300))
     shards = {shard for shard, _ in bank.blocks}
     assert len(shards) == {as_parquet: 3, as_folders: 1, as_webdataset: 2}[write]
@@ -112,89 +97,68 @@ def test_streams_of_files_are_read_in_shards(runs, tmp_path, write, workers, exp
     ],
 )
 def test_how_images_go_by_changes_no_bit(runs, tmp_path, expected, options):
-    found = hf_radin.gather(f"{runs}/ft-[012]")
-    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, **options)
+    bank = compute(f"{runs}/ft-[012]", rows(), tmp_path, **options)
     assert (all_logits(bank) == all_logits(expected)).all()
-    recipe = hf_radin.Recipe.uniform(found.ids)
-    soups = [hf_radin.uniform(one).accuracy("soup", "validation") for one in (bank, expected)]
-    assert recipe == hf_radin.uniform(bank).recipe and soups[0] == soups[1]
+    soup, plain = hf_radin.uniform(bank), hf_radin.uniform(expected)
+    assert soup.recipe == plain.recipe and soup.measurements == plain.measurements
 
 
 @pytest.mark.parametrize(("models", "at_once"), [(2, 1), (5, 2), (5, "auto")])
 def test_images_are_decoded_once_for_all_models_and_soups(runs, tmp_path, decoded, models, at_once):
-    found = hf_radin.gather(f"{runs}/ft-[{''.join(map(str, range(models)))}]")
-    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, models_in_memory=at_once)
-    hf_radin.radin(bank, budget=8)
-    assert len(decoded) == TRIED + 300
+    names = "".join(map(str, range(models)))
+    bank = compute(f"{runs}/ft-[{names}]", rows(), tmp_path, models_in_memory=at_once)
+    soup = hf_radin.radin(bank, budget=8)
+    assert len(decoded) == TRIED + 300 and soup.report.passes.soups >= 1
 
 
 def test_without_a_cache_images_are_decoded_once_a_group_and_a_soup(runs, tmp_path, decoded):
-    found = hf_radin.gather(f"{runs}/ft-[012]")
-    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, models_in_memory=2, pixel_cache="off")
+    bank = compute(f"{runs}/ft-[012]", rows(), tmp_path, models_in_memory=2, pixel_cache="off")
     assert len(decoded) == TRIED + 2 * 300 and not list(tmp_path.glob("pixels/*/*.safetensors"))
     hf_radin.uniform(bank)
     assert len(decoded) == TRIED + 3 * 300
 
 
 def test_the_cache_keeps_to_its_bound_and_what_it_has_is_used(runs, tmp_path, decoded):
-    found = hf_radin.gather(f"{runs}/ft-[012]")
-    hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, models_in_memory=2, pixel_cache=30_000)
-    kept = list(tmp_path.glob("pixels/*/*.safetensors"))
-    assert 2 <= len(kept) <= 5 and sum(path.stat().st_size for path in kept) < 40_000
-    assert len(decoded) == TRIED + 300 + 300 - 32 * len(kept)
+    compute(f"{runs}/ft-[012]", rows(), tmp_path, models_in_memory=2, pixel_cache=30_000)
+    cached = list(tmp_path.glob("pixels/*/*.safetensors"))
+    assert 2 <= len(cached) <= 5 and sum(path.stat().st_size for path in cached) < 40_000
+    assert len(decoded) == TRIED + 300 + 300 - 32 * len(cached)
 
 
-def test_pixels_are_not_kept_on_a_disk_that_is_nearly_full(runs, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500_000_000))
-    found = hf_radin.gather(f"{runs}/ft-[01]")
-    bank = hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, pixel_cache="10GB")
+def test_pixels_are_not_cached_on_a_disk_that_is_nearly_full(runs, tmp_path, free_bytes):
+    free_bytes(500_000_000)
+    bank = compute(f"{runs}/ft-[01]", rows(), tmp_path, pixel_cache="10GB")
     assert len(bank) == 300 and not list(tmp_path.glob("pixels/*/*.safetensors"))
 
 
-def test_a_model_that_was_added_sees_only_what_it_has_not_seen(runs, tmp_path, monkeypatch):
-    ran, forward = [], adapter.forward
-    hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), rows(), cache_dir=tmp_path)
-    monkeypatch.setattr(
-        adapter, "forward", lambda models, *args, **options: ran.extend(models) or forward(models, *args, **options)
-    )
-    join = passes.join_parts
-    monkeypatch.setattr(passes, "join_parts", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):  # all blocks are there, and nothing is put together
-        hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
-    assert len(ran) == 1 + 1 + 10
-    monkeypatch.setattr(passes, "join_parts", join)
+def test_a_model_that_was_added_sees_only_what_it_has_not_seen(runs, tmp_path, model_calls):
+    options = {"models_in_memory": 3}  # else a model is run to see what that takes
+    compute(f"{runs}/ft-[01]", rows(), tmp_path, **options)
+    model_calls.clear()
+    with pytest.raises(KeyboardInterrupt), interrupted(calls=9):  # all blocks but the last are there
+        compute(f"{runs}/ft-[012]", rows(), tmp_path, **options)
+    assert model_calls == [1, *[32] * 9, 12]  # it is tried with an image, and what comes last is lost
     (part,) = tmp_path.glob("banks/*/logits/*.parts/block-00000-000004.npz")
     part.unlink()
-    ran.clear()
-    hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
-    assert len(ran) == 1 + 1 + 1  # blank, measured, and the block that was missing
+    model_calls.clear()
+    compute(f"{runs}/ft-[012]", rows(), tmp_path, **options)
+    assert model_calls == [1, 32, 12]
 
 
-def test_running_out_of_memory_halves_the_batch_and_changes_nothing_else(
-    runs, tmp_path, expected, monkeypatch, caplog
-):
-    one_batch = adapter._logits
-
-    def run(model, batch, context):
-        if len(batch["pixel_values"]) > 5:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return one_batch(model, batch, context)
-
-    monkeypatch.setattr(adapter, "_logits", run)
-    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), rows(), cache_dir=tmp_path)
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing_else(runs, tmp_path, expected, caplog):
+    with little_memory(images=5):
+        bank = compute(f"{runs}/ft-[012]", rows(), tmp_path)
     np.testing.assert_allclose(all_logits(bank), all_logits(expected), atol=1e-5)
     assert caplog.text.count("going on with 4 images") == 1
 
 
-@pytest.mark.parametrize("knob", ["channels_last", "compiled"])
+@pytest.mark.parametrize("knob", ["channels_last", "torch_compile"])
 def test_knobs_of_speed_give_a_bank_of_their_own(runs, tmp_path, expected, knob):
-    found = hf_radin.gather(f"{runs}/ft-[012]")
-    banks = [hf_radin.compute_logits(found, rows(), cache_dir=tmp_path, **{knob: value}) for value in (True, False)]
+    banks = [compute(f"{runs}/ft-[012]", rows(), tmp_path, **{knob: value}) for value in (True, False)]
     assert banks[0].folder != banks[1].folder
     np.testing.assert_allclose(all_logits(banks[0]), all_logits(expected), atol=1e-4)
     again = hf_radin.LogitBank.open(banks[0].folder)
-    assert again.request[knob] is True and hf_radin.uniform(again).accuracy("soup", "validation") > 0.5
+    assert getattr(again.options, knob) is True and hf_radin.uniform(again).accuracy("soup", "validation") > 0.5
 
 
 @pytest.mark.parametrize(
@@ -207,12 +171,25 @@ def test_what_makes_no_sense_is_refused_first(runs, tmp_path, option):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_log_without_a_terminal_counts_predictions(runs, digits, tmp_path, caplog):
+    """Block by block here, each minute for a user."""
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    make_bank(f"{runs}/ft-[012]", digits, tmp_path, log_every=0)
+    lines = re.findall(r"([\d,]+) predictions of 1,800, [\d,]+ s left \([\d,]+ a second\)", caplog.text)
+    counts = [int(line.replace(",", "")) for line in lines]
+    # of the first block, a model says how long it takes
+    assert counts == [64, *(192 * block for block in range(1, 10)), 1800]
+
+
 SHARDED = """
-import sys, datasets, hf_radin
-from hf_radin.logits import compute
-compute.block_size = lambda samples: 32
+import sys, hf_radin
+from hf_radin.images.split import DataSource
+from hf_radin.logits.compute import make_bank
+from hf_radin.logits.manifest import RunOptions
+from hf_radin.runtime.processes import Processes
 models, data, _, cache = sys.argv[1:]
-hf_radin.compute_logits(hf_radin.gather(models), data, cache_dir=cache)
+options = RunOptions(block_size=32, cache_dir=cache)
+make_bank(hf_radin.gather(models), DataSource(data), options, Processes())
 """
 
 
@@ -222,15 +199,15 @@ def test_one_two_and_three_processes_give_one_bank_of_any_number_of_shards(runs,
     few = rows().select(range(70))
     for shard in range(shards):
         few.shard(shards, shard, contiguous=True).to_parquet(tmp_path / "data" / f"validation-{shard}.parquet")
-    found = []
+    caches = []
     for processes in (1, 2, 3):
         folder = tmp_path / f"{processes}"
         folder.mkdir()
         (folder / "sharded.py").write_text(SHARDED)
         run = launch(folder, processes, f"{runs}/ft-[01]", tmp_path / "data", script=folder / "sharded.py")
         assert run.returncode == 0, run.stderr
-        found.append(contents(folder / "cache"))
-    assert found[0] == found[1] == found[2] and len(found[0]) > 10
+        caches.append(contents(folder / "cache"))
+    assert caches[0] == caches[1] == caches[2] and len(caches[0]) > 10
 
 
 def test_a_split_smaller_than_the_number_of_processes(runs, tmp_path):
@@ -240,4 +217,4 @@ def test_a_split_smaller_than_the_number_of_processes(runs, tmp_path):
     run = launch(tmp_path, 3, f"{runs}/ft-[01]", tmp_path / "data", script=tmp_path / "sharded.py")
     assert run.returncode == 0, run.stderr
     (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
-    assert len(hf_radin.LogitBank.open(folder)) == 2 and os.path.exists(folder / "latest.json")
+    assert len(hf_radin.LogitBank.open(folder)) == 2 and (folder / "latest.json").exists()

@@ -1,6 +1,5 @@
-"""What is said of a run that was stopped is so: it goes on where it was, whatever the size of the group and blocks."""
+"""What a run says after it was stopped is so: it goes on where it was, whatever the size of the group and blocks."""
 
-import itertools
 import logging
 import os
 import re
@@ -15,12 +14,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from shared.banks import make_bank
+from shared.models import interrupted
 from shared.timeless import contents
 from shared.training import digit_images, image_dataset
 from transformers import ViTForImageClassification
 
 import hf_radin
-from hf_radin.logits import passes
 
 MODELS = 60
 
@@ -40,18 +40,6 @@ def sweep(start, tmp_path_factory) -> Path:
     return folder
 
 
-def stop_after(monkeypatch, count: int) -> None:
-    """Let the run be interrupted when it has written so many parts."""
-    write, written = passes.write_part, itertools.count(1)
-
-    def write_or_stop(*arguments):
-        write(*arguments)
-        if next(written) == count:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(passes, "write_part", write_or_stop)
-
-
 def rows(count: int) -> datasets.Dataset:
     return image_dataset(*digit_images(slice(700, 700 + count)))
 
@@ -68,65 +56,66 @@ def rows(count: int) -> datasets.Dataset:
     ],
     ids=["a part of a block", "two blocks", "groups", "pilot", "stream", "shards"],
 )
-def test_what_was_computed_is_never_computed_again(
-    sweep, tmp_path, monkeypatch, predictions, caplog, data, share, options
-):
+def test_what_was_computed_is_never_computed_again(sweep, tmp_path, predictions, caplog, data, share, options):
     caplog.set_level(logging.INFO, logger="hf_radin")
-    monkeypatch.setattr(passes, "models_at_once", lambda *_: 100)  # it runs a model to see what that takes
-    found = hf_radin.gather(f"{sweep}/ft-0*")
+    options = {"models_in_memory": 100, **options}  # else a model is run to see what that takes
+    ingredients = hf_radin.gather(f"{sweep}/ft-0*")
     samples = 300 if isinstance(data, int) else len(data)
     if isinstance(data, int):  # files, which are read as streams
         for shard in range(data):
             rows(300).shard(data, shard, contiguous=True).to_parquet(tmp_path / "data" / f"validation-{shard}.parquet")
         data = tmp_path / "data"
-    whole = hf_radin.compute_logits(found, data, cache_dir=tmp_path / "whole", **options)
-    wanted = len(found) * len(whole)
-    assert sum(predictions) == wanted == len(found) * round(samples * share)
+    whole = hf_radin.compute_logits(ingredients, data, cache_dir=tmp_path / "whole", **options)
+    wanted = len(ingredients) * len(whole)
+    assert sum(predictions) == wanted == len(ingredients) * round(samples * share)
 
-    monkeypatch.setattr(passes, "LOST", 0)  # as where each model takes long for a block: it is kept, model by model
+    options["write_every"] = 0  # as where each model takes long for a block: it is written model by model
     earlier = 0
-    for count in (5, 3):
+    for calls in (5, 3):
         predictions.clear()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_after(patch, count)
-            hf_radin.compute_logits(found, data, cache_dir=tmp_path / "stopped", **options)
+        with pytest.raises(KeyboardInterrupt), interrupted(calls):
+            make_bank(ingredients, data, tmp_path / "stopped", **options)
         earlier += sum(predictions)
         assert 0 < earlier < wanted
     predictions.clear()
     caplog.clear()
-    resumed = hf_radin.compute_logits(found, data, cache_dir=tmp_path / "stopped", **options)
+    resumed = make_bank(ingredients, data, tmp_path / "stopped", **options)
     assert sum(predictions) == wanted - earlier
-    assert f"{earlier:,}" in caplog.text and "predictions are there from earlier: going on from these." in caplog.text
-    assert all((resumed.logits(at) == whole.logits(at)).all() for at in range(len(found)))
+    total = re.findall(r"([\d,]+)(?: of .*)? predictions are there from earlier: going on from these\.", caplog.text)
+    assert total == [f"{earlier:,}"]
+    assert len(resumed.ingredients) == len(whole.ingredients) == 10
+    assert all((resumed.logits(name) == whole.logits(name)).all() for name in ingredients.ids)
     assert contents(resumed.folder) == contents(whole.folder)
 
 
-def test_where_all_models_take_a_block_in_no_time_they_see_it_together(sweep, tmp_path, predictions, monkeypatch):
-    """What is kept more often costs: a block goes to the device once for each model."""
-    monkeypatch.setattr(passes, "models_at_once", lambda *_: 100)
-    hf_radin.compute_logits(hf_radin.gather(f"{sweep}/ft-0*"), rows(300), cache_dir=tmp_path)
+def test_where_all_models_take_a_block_in_no_time_they_see_it_together(sweep, tmp_path, predictions):
+    """To write more often costs: a block goes to the device once for each model."""
+    ingredients = hf_radin.gather(f"{sweep}/ft-0*")
+    hf_radin.compute_logits(ingredients, rows(300), cache_dir=tmp_path, models_in_memory=100)
     assert len(predictions) == 1 + 5  # of the first block, one model says how long it takes
 
 
-# Each call of the models takes a while, says how many predictions it made, and is one of all that a run makes.
+# The command, where each call of the models takes a while and writes down how many predictions it made, and what is
+# computed is written ten times a second.
 SLOW = """
 import os, sys, time
+from dataclasses import replace
+from hf_radin.checkpoints.forward import Running
+from hf_radin.cli import commands
 from hf_radin.cli.main import main
-from hf_radin.logits import passes
-logits = passes.Running.logits
+logits, run_options = Running.logits, commands.run_options
 
 def count(self, models, inputs):
     time.sleep(0.005 * len(models))
-    found = logits(self, models, inputs)
+    answers = logits(self, models, inputs)
     with open("predictions", "a") as file:
-        file.write(f"{sum(map(len, found))}\\n")
-    return found
+        file.write(f"{sum(map(len, answers))}\\n")
+    return answers
 
-passes.Running.logits = count
-passes.models_at_once = lambda *arguments: 100
-passes.LOST = 0.1
+Running.logits = count
+commands.run_options = lambda args: replace(run_options(args), write_every=0.1)
 open(f"process-{os.getpid()}", "w").close()
-sys.exit(main(["logits", *sys.argv[1:]]))
+sys.exit(main(["logits", "--models-in-memory", "100", *sys.argv[1:]]))
 """
 
 
@@ -173,17 +162,16 @@ def test_a_run_that_was_stopped_begins_where_it_was(sweep, digits, tmp_path, uni
     assert run.returncode != 0
     if number != signal.SIGKILL:
         assert "run the same command again to go on from here" in errors
-    kept = sum(len(np.load(part)["logits"]) for part in tmp_path.glob("cache/banks/*/logits/*.parts/block-*.npz"))
+    written = sum(len(np.load(part)["logits"]) for part in tmp_path.glob("cache/banks/*/logits/*.parts/block-*.npz"))
     # a call of each process was cut off, or its logits not yet written: that is all that is lost
-    assert made(tmp_path) - kept <= processes * 10 * 64 and kept >= 0.35 * MODELS * 600
+    assert made(tmp_path) - written <= processes * 10 * 64 and written >= 0.35 * MODELS * 600
 
     (tmp_path / "predictions").unlink()
     again = begin(tmp_path, processes, options)
     _, errors = again.communicate()
     assert again.returncode == 0, errors
-    (there, of, share) = re.findall(r"([\d,]+) of ([\d,]+) \((\d+)%\) predictions are there from earlier", errors)[0]
-    assert (int(there.replace(",", "")), int(of.replace(",", ""))) == (kept, MODELS * 600)
-    assert int(share) == round(100 * kept / (MODELS * 600))
-    assert made(tmp_path) == MODELS * 600 - kept
-    found = contents(tmp_path / "cache" / "banks")
-    assert {name: found[name] for name in uninterrupted} == uninterrupted
+    line = f"{written:,} of {MODELS * 600:,} ({written / (MODELS * 600):.0%}) predictions are there from earlier"
+    assert line in errors
+    assert made(tmp_path) == MODELS * 600 - written
+    files = contents(tmp_path / "cache" / "banks")
+    assert {name: files[name] for name in uninterrupted} == uninterrupted

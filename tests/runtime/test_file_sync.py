@@ -15,9 +15,9 @@ from shared.timeless import contents
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 def launch_on_two(
@@ -41,40 +41,39 @@ def launch_on_two(
                 text=True,
             )
         )
-    said = [run.communicate(timeout=300) for run in runs]
+    outputs = [run.communicate(timeout=300) for run in runs]
     for rank, folder in enumerate(folders):
-        assert (folder / f"process-{rank}-of-2").exists(), said
+        assert (folder / f"process-{rank}-of-2").exists(), outputs
     return [
-        subprocess.CompletedProcess(run.args, run.returncode, *texts) for run, texts in zip(runs, said, strict=True)
+        subprocess.CompletedProcess(run.args, run.returncode, *texts) for run, texts in zip(runs, outputs, strict=True)
     ]
 
 
 @pytest.fixture(scope="module")
 def options(runs, nets, digits) -> dict[str, list[object]]:
-    rest = ["--dataset", digits, "--budget", "2", "--test-split", "test"]
+    common = ["--dataset", digits, "--budget", "2", "--test-split", "test"]
     return {
-        "vit": ["--models", f"{runs}/ft-*", *rest],
-        "resnet": ["--models", f"{nets}/ft-*", *rest, "--batchnorm-images", "128"],
+        "vit": ["--models", f"{runs}/ft-*", *common],
+        "resnet": ["--models", f"{nets}/ft-*", *common, "--batchnorm-images", "128"],
     }
 
 
 @pytest.fixture(scope="module")
 def expected(options, tmp_path_factory) -> dict[str, Path]:
     """The folders of runs in one process."""
-    found = {}
-    for name, mine in options.items():
-        found[name] = tmp_path_factory.mktemp(name)
-        run = launch(found[name], 1, *mine)
+    folders = {name: tmp_path_factory.mktemp(name) for name in options}
+    for name, folder in folders.items():
+        run = launch(folder, 1, *options[name])
         assert run.returncode == 0, run.stderr
-    return found
+    return folders
 
 
 @pytest.fixture
 def folders(tmp_path) -> list[Path]:
-    found = [tmp_path / name for name in "ab"]
-    for folder in found:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
         folder.mkdir()
-    return found
+    return folders
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
@@ -82,19 +81,19 @@ def test_machines_with_a_disk_each_collect_what_they_computed(options, expected,
     runs = launch_on_two(folders, [folder / "cache" for folder in folders], *options[kind])
     assert [run.returncode for run in runs] == [0, 0], runs
     whole = contents(expected[kind] / "cache")
-    kept = [contents(folder / "cache") for folder in folders]
-    for machine, found in enumerate(kept):
+    caches = [contents(folder / "cache") for folder in folders]
+    for machine, cache in enumerate(caches):
         banks = {name for name in whole if name.startswith("banks/") and "/soups/" not in name and ".lock" not in name}
-        assert banks <= found.keys()
-        assert not found.keys() - whole.keys()
+        assert banks and banks <= cache.keys()
+        assert not cache.keys() - whole.keys()
         # logits of soups may differ in their last bits, where images are few and threads are not as many
-        logits = {name for name in found if re.fullmatch(r".*/soups/\w+-\w+\.npy", name)}
-        assert [name for name in found if found[name] != whole[name] and name not in logits] == []
+        logits = {name for name in cache if re.fullmatch(r".*/soups/\w+-\w+\.npy", name)}
+        assert [name for name in cache if cache[name] != whole[name] and name not in logits] == []
         for name in logits:
-            one, other = (np.load(BytesIO(kept[name])) for kept in (found, whole))
-            np.testing.assert_allclose(one, other, atol=1e-5)
-        assert any("/soups/" in name for name in found) == (machine == 0)
-    pixels = [{name for name in found if name.startswith("pixels/") and "safetensors" in name} for found in kept]
+            values, expected_values = (np.load(BytesIO(files[name])) for files in (cache, whole))
+            np.testing.assert_allclose(values, expected_values, atol=1e-5)
+        assert any("/soups/" in name for name in cache) == (machine == 0)
+    pixels = [{name for name in cache if name.startswith("pixels/") and "safetensors" in name} for cache in caches]
     assert pixels[0] | pixels[1] == {name for name in whole if name.startswith("pixels/") and "safetensors" in name}
     assert pixels[0] != pixels[1]  # each machine prepares images of its own
     assert contents(folders[0] / "soup") == contents(expected[kind] / "soup")
@@ -108,18 +107,18 @@ def test_machines_with_a_shared_folder_make_the_same(options, expected, folders,
     assert contents(folders[0] / "soup") == contents(expected["vit"] / "soup")
 
 
-def test_what_one_machine_has_already_is_not_computed_again(options, expected, folders, tmp_path):
+def test_what_one_machine_has_already_is_not_computed_again(options, expected, folders):
     """The second machine comes with the bank of an earlier run; the first gets it and runs no model but soups."""
-    (folders[1] / "cache").symlink_to(expected["vit"] / "cache")
-    script = tmp_path / "counting.py"
-    script.write_text(
-        "import sys, runpy\n"
-        "from hf_radin.logits import passes\n"
-        "def refuse(*_): raise AssertionError('computed again')\n"
-        "passes._run_group = refuse\n"
-        f"sys.argv[0] = {str(EXAMPLE)!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    runs = launch_on_two(folders, [folder / "cache" for folder in folders], *options["vit"], script=script)
+    earlier = expected["vit"] / "cache"
+    (folders[1] / "cache").symlink_to(earlier)
+    runs = launch_on_two(folders, [folder / "cache" for folder in folders], *options["vit"])
     assert [run.returncode for run in runs] == [0, 0], runs
     assert contents(folders[0] / "soup") == contents(expected["vit"] / "soup")
+    assert re.findall(r"Logits of 5 checkpoints on the split '(\w+)' .*: (\d+) to compute", runs[0].stderr) == [
+        ("validation", "0"),
+        ("test", "0"),
+    ]
+    records = {path.relative_to(earlier): path.read_bytes() for path in earlier.glob("banks/*/logits/*.json")}
+    assert len(records) == 10
+    for path, record in records.items():  # with the seconds that the earlier run took
+        assert (folders[0] / "cache" / path).read_bytes() == record

@@ -3,36 +3,37 @@
 import pytest
 from shared.launching import launch
 from shared.timeless import contents
+from shared.training import digit_images, image_dataset
 
 import hf_radin
 
 
 @pytest.fixture(scope="module")
 def folders(runs, digits, tmp_path_factory):
-    found = {}
-    for processes in (1, 2):
-        found[processes] = tmp_path_factory.mktemp(f"processes-{processes}")
+    """Of a run in one process, and of the same run in two."""
+    folders = [tmp_path_factory.mktemp(f"processes-{processes}") for processes in (1, 2)]
+    for processes, folder in enumerate(folders, start=1):
         options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "4", "--test-split", "test"]
-        run = launch(found[processes], processes, *options)
+        run = launch(folder, processes, *options)
         assert run.returncode == 0, run.stderr
-        (found[processes] / "stdout").write_text(run.stdout)
-    return found
+        (folder / "stdout").write_text(run.stdout)
+    return folders
 
 
 def test_the_banks_are_equal(folders):
-    one, two = (contents(folders[processes] / "cache") for processes in (1, 2))
-    assert one.keys() == two.keys() and len(one) > 20
-    assert all(one[name] == two[name] for name in one)
+    single, double = (contents(folder / "cache") for folder in folders)
+    assert single.keys() == double.keys() and len(single) > 20
+    assert [name for name in single if single[name] != double[name]] == []
 
 
 def test_the_soups_are_equal(folders):
-    one, two = (contents(folders[processes] / "soup") for processes in (1, 2))
-    assert one == two
+    single, double = (contents(folder / "soup") for folder in folders)
+    assert single == double and "model.safetensors" in single
 
 
 def test_the_main_process_alone_speaks(folders):
-    one, two = ((folders[processes] / "stdout").read_text() for processes in (1, 2))
-    assert one == two and one.count("\nbest single") == 1
+    single, double = ((folder / "stdout").read_text() for folder in folders)
+    assert single == double and single.count("\nbest single") == 1
 
 
 def test_after_a_pilot_the_banks_and_the_soups_are_equal(runs, start, digits, tmp_path):
@@ -42,8 +43,8 @@ def test_after_a_pilot_the_banks_and_the_soups_are_equal(runs, start, digits, tm
         (tmp_path / str(processes)).mkdir()
         run = launch(tmp_path / str(processes), processes, *options)
         assert run.returncode == 0, run.stderr
-    one, two = (contents(tmp_path / str(processes) / "cache") for processes in (1, 2))
-    assert one == two and sum(name.endswith("bank.json") for name in one) == 3
+    single, double = (contents(tmp_path / str(processes) / "cache") for processes in (1, 2))
+    assert single == double and sum(name.endswith("bank.json") for name in single) == 3
     assert contents(tmp_path / "1" / "soup") == contents(tmp_path / "2" / "soup")
 
 
@@ -55,8 +56,6 @@ def test_bad_input_ends_all_processes(runs, digits, tmp_path):
 
 
 def test_an_unreadable_image_of_another_process_ends_them_all(runs, tmp_path):
-    from conftest import digit_images, image_dataset
-
     images, labels = digit_images(slice(700, 1300))
     broken = {"bytes": b"no image", "path": None}
     image_dataset([*images[:300], broken, *images[301:]], labels).to_parquet(tmp_path / "data" / "validation.parquet")

@@ -16,7 +16,7 @@ TENSORBOARD = ["--log-with", "tensorboard", "--log-dir", "logs"]
 
 @pytest.fixture
 def scalars(runs, digits, tmp_path) -> dict[str, list[tuple[int, float]]]:
-    """What tensorboard was told by a run of its own process: the accelerator of this one has no trackers."""
+    """What a run in its own process logged to tensorboard: the accelerator of this process has no trackers."""
     options = {"--models": f"{runs}/ft-[012]", "--dataset": digits, "--budget": 2, "--log-with": "tensorboard"}
     options |= {"--output": tmp_path / "soup", "--cache-dir": tmp_path / "cache", "--log-dir": tmp_path / "logs"}
     command = [sys.executable, "-W", "ignore", "-m", "hf_radin", "soup"]
@@ -29,12 +29,12 @@ def scalars(runs, digits, tmp_path) -> dict[str, list[tuple[int, float]]]:
     assert run.returncode == 0, run.stderr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = {}
+    scalars = {}
     for folder in {path.parent for path in (tmp_path / "logs").rglob("events.*")}:
         events = EventAccumulator(str(folder)).Reload()
         for name in events.Tags()["scalars"]:
-            found[name] = [(one.step, one.value) for one in events.Scalars(name)]
-    return found
+            scalars[name] = [(event.step, event.value) for event in events.Scalars(name)]
+    return scalars
 
 
 def test_tensorboard_hears_the_rate_each_soup_and_the_results(scalars):
@@ -49,12 +49,23 @@ def test_tensorboard_hears_the_rate_each_soup_and_the_results(scalars):
     assert 0.5 < scalars["validation/soup accuracy"][0][1] <= 1
 
 
-def test_a_tracker_that_is_not_installed_is_refused_first(runs, digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
-    command = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--log-with", "wandb"]
-    assert main([*command, "--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "soup")]) == 2
-    assert "--log-with wandb: it is not installed. pip install wandb" in capsys.readouterr().err
+# The command on a machine without wandb, whatever is installed here.
+WITHOUT_WANDB = """
+import sys
+sys.modules["wandb"] = None
+from hf_radin.cli.main import main
+sys.exit(main(["soup", *sys.argv[1:]]))
+"""
+
+
+def test_a_tracker_that_is_not_installed_is_refused_first(runs, digits, tmp_path):
+    options = {"--models": f"{runs}/ft-*", "--dataset": digits, "--log-with": "wandb"}
+    options |= {"--output": tmp_path / "soup", "--cache-dir": tmp_path / "cache"}
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_WANDB]
+    command += [str(part) for pair in options.items() for part in pair]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "hf-radin: --log-with wandb: it is not installed. pip install wandb\n"
     assert not (tmp_path / "cache").exists()
 
 
