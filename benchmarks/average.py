@@ -26,13 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from hf_radin.soup.recipe_file import FORMAT, versions
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_radin
 from hf_radin.ingredients.card_metadata import describe_ingredient
 from hf_radin.recipes.recipe import Measurement
-from hf_radin.soup.recipe_file import FORMAT, versions
 
 SIZES = {
     "ViT-B, float32": (16, torch.float32, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),

@@ -19,7 +19,8 @@ import budget
 import digits
 
 import hf_radin
-from hf_radin.soup import card
+from hf_radin.soup.card import card_files
+from hf_radin.soup.report import SearchReport
 
 HERE = Path(__file__).parent
 
@@ -42,8 +43,7 @@ def of_vits(folder: Path) -> hf_radin.Soup:
 
 
 def search(models: str, data: Path, folder: Path, *, pilot: float | None = None) -> hf_radin.Soup:
-    found = hf_radin.gather(models)
-    bank = hf_radin.compute_logits(found, str(data), pilot=pilot, cache_dir=folder / "cache")
+    bank = hf_radin.compute_logits(hf_radin.gather(models), str(data), pilot=pilot, cache_dir=folder / "cache")
     return hf_radin.radin(bank, budget=8, test_split="test")
 
 
@@ -53,7 +53,8 @@ RUNS = {"digits": of_digits, "fashion-mnist-resnets": of_resnets, "fashion-mnist
 def make(name: str, folder: Path, output: Path) -> None:
     """Write one card and its pictures."""
     output.mkdir(parents=True, exist_ok=True)
-    for file, content in card.files(RUNS[name](folder).to_dict()).items():
+    report = SearchReport.from_fields(RUNS[name](folder).to_dict())
+    for file, content in card_files(report).items():
         (output / file).write_bytes(content)
 
 

@@ -258,6 +258,8 @@ def report_files(report: SearchReport, place: Path, *, license: str | None = Non
     Raises:
         ValueError: if the report says too little for a card.
     """
+    if report.results and report.passes is None:
+        raise ValueError(f"{place} says too little for a card: it does not say 'passes'.")
     try:
         return {RECIPE: report.text.encode(), **card_files(report, license=license)}
     except Exception as error:  # a recipe that somebody edited may fail in any way

@@ -37,7 +37,11 @@ class CardOptions:
     eval_task: str | None = None
 
 
-def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOptions) -> CommitInfo:
+# The card and the recipe as they were saved, but for paths.
+AS_SAVED = CardOptions()
+
+
+def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOptions = AS_SAVED) -> CommitInfo:
     """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
     Raises:
@@ -48,13 +52,15 @@ def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOpt
     return commit_files(repo_id, files, options, replaces=REPLACED)
 
 
-def files_to_push(folder: Path, repo_id: str, options: PushOptions, shown: CardOptions) -> dict[str, Path | bytes]:
+def files_to_push(
+    folder: Path, repo_id: str, options: PushOptions, shown: CardOptions = AS_SAVED
+) -> dict[str, Path | bytes]:
     """The files of a saved soup as they are uploaded, by name. Errors as of `push_folder`."""
     refuse_offline(repo_id)
     if shown.license is not None:
         check_license(shown.license)
     files = saved_files(folder)
-    original = SearchReport.read(folder / RECIPE)
+    original = SearchReport.read(folder / RECIPE, is_saved=True)
     report = without_paths(original)
     files[RECIPE] = report.text.encode()
     if shown.eval_task is not None:

@@ -22,6 +22,9 @@ RECIPE = "recipe.json"
 # Version 1 called it `format`, and a few fields otherwise.
 FORMAT_VERSION = 2
 
+# What the file of every saved soup says, though a recipe that somebody wrote to be cooked may do without.
+ALWAYS = ("method", "results", "measurements", "versions")
+
 
 @dataclass(frozen=True)
 class PilotReport:
@@ -234,14 +237,20 @@ class SearchReport(SearchSettings):
         return {"format_version": FORMAT_VERSION, **contents}
 
     @classmethod
-    def from_fields(cls, contents: Any) -> SearchReport:
+    def from_fields(cls, contents: Any, *, is_saved: bool = False) -> SearchReport:
         """The report that JSON holds, of this or an earlier version.
+
+        Args:
+            is_saved: whether it is that of a saved soup, which says more than cooking takes.
 
         Raises:
             ValueError: if it is none, or of a later version.
         """
         if not isinstance(contents, Mapping):
             raise ValueError("it is no JSON object")
+        missing = [name for name in ALWAYS if contents.get(name) is None]
+        if is_saved and missing:
+            raise ValueError(f"it does not say {missing[0]!r}")
         contents = _upgraded(contents)
         measurements = contents.pop("measurements", None) or ()
         report = from_json(cls, contents)
@@ -252,11 +261,12 @@ class SearchReport(SearchSettings):
         _check_entries(report.ingredients)
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")
+        _check_statistics(report.batchnorm)
         return report
 
     @classmethod
-    def read(cls, path: Path) -> SearchReport:
-        """The report in a `recipe.json`.
+    def read(cls, path: Path, *, is_saved: bool = False) -> SearchReport:
+        """The report in a `recipe.json`. Arguments as in `from_fields`.
 
         Raises:
             ValueError: if it is not there, or not one.
@@ -272,7 +282,7 @@ class SearchReport(SearchSettings):
         if not isinstance(contents, dict) or contents.get("format_version", contents.get("format")) not in (1, 2):
             raise ValueError(f"{path} is not a recipe of format {FORMAT_VERSION} or 1, which this version reads.")
         try:
-            return cls.from_fields(contents)
+            return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a whole recipe: {error}.") from error
 
@@ -409,3 +419,16 @@ def _check_entries(entries: Sequence[IngredientEntry]) -> None:
         subfolder = Path(entry.subfolder or "")
         if ".." in subfolder.parts or subfolder.is_absolute():
             raise ValueError(f"its ingredient {entry.id!r} lies in {entry.subfolder!r}, outside of its repository")
+
+
+def _check_statistics(record: StatisticsRecord | None) -> None:
+    """Refuse BatchNorm statistics that no images can give.
+
+    Raises:
+        ValueError: for fewer than two images, a seed below zero, or another way to treat images that can't be read.
+    """
+    if record is None:
+        return
+    if record.images < 2 or record.seed < 0 or record.on_error not in ("raise", "skip"):
+        values = f"images={record.images}, seed={record.seed}, on_error={record.on_error!r}"
+        raise ValueError(f"its 'batchnorm' says {values}")

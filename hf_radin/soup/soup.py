@@ -167,7 +167,7 @@ class Soup:
             missing = f"There is no folder {str(pretrained)!r} here and no such model on the Hub"
             with asking_the_hub(str(pretrained), revision=revision, missing=missing):
                 folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
-        report = SearchReport.read(folder / RECIPE)
+        report = SearchReport.read(folder / RECIPE, is_saved=True)
         needed = ("saved_dtype", "versions", *(("data", "passes") if report.results else ()))
         missing_fields = [name for name in needed if not getattr(report, name)]
         if missing_fields:

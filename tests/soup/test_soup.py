@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,15 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import hf_radin
 from hf_radin.cli.main import main
-from hf_radin.soup import card
+from hf_radin.soup.cook import find_ingredients
+from hf_radin.soup.report import SearchReport
+from hf_radin.soup.soup import Soup
 
 __all__ = ["saved", "soup"]  # fixtures
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_it_is_an_ordinary_checkpoint(saved, soup):
@@ -29,16 +36,13 @@ def test_it_is_an_ordinary_checkpoint(saved, soup):
         "assert 'hf_radin' not in sys.modules"
     )
     label = subprocess.check_output([sys.executable, "-c", code, str(saved)], text=True).strip()
-    assert (
-        label
-        == pipeline("image-classification", model=soup.model, image_processor=soup.processor)(Image.new("L", (8, 8)))[
-            0
-        ]["label"]
-    )
+    classify = pipeline("image-classification", model=soup.model, image_processor=soup.processor)
+    assert label == classify(Image.new("L", (8, 8)))[0]["label"]
 
 
 def test_what_is_saved_is_what_was_measured(saved, soup):
     loaded = AutoModelForImageClassification.from_pretrained(saved).state_dict()
+    assert loaded.keys() == soup.model.state_dict().keys()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in soup.model.state_dict().items())
     assert AutoImageProcessor.from_pretrained(saved).to_dict() == soup.processor.to_dict()
 
@@ -61,13 +65,12 @@ def test_it_reads_back(saved, soup):
     again = hf_radin.Soup.from_pretrained(saved)
     assert (again.recipe, again.measurements, again.results) == (soup.recipe, soup.measurements, soup.results)
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), soup.model.parameters(), strict=True))
-    assert again.about == {**soup.about, "saved_dtype": "float32"}
+    assert again.report == replace(soup.report, saved_dtype="float32")
 
 
 def test_a_soup_that_was_read_can_be_saved(saved, tmp_path):
     hf_radin.Soup.from_pretrained(saved).save_pretrained(tmp_path / "again")
-    for path in saved.iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    assert contents(tmp_path / "again") == contents(saved)
 
 
 def test_a_recipe_read_back_cooks_the_same_bits(saved, tmp_path):
@@ -80,8 +83,8 @@ def test_even_where_the_ingredients_have_moved(saved, runs, tmp_path, capsys):
     fields = json.loads((saved / "recipe.json").read_text())
     for part in (fields["recipe"], fields["measurements"][0]):
         part["ingredients"] = [name.replace(str(runs), "/gone") for name in part["ingredients"]]
-    for one in fields["ingredients"]:
-        one["id"] = one["id"].replace(str(runs), "/gone")
+    for entry in fields["ingredients"]:
+        entry["id"] = entry["id"].replace(str(runs), "/gone")
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
     command = ["average", "--recipe", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "cooked")]
     assert main(command) == 2
@@ -99,7 +102,7 @@ def test_an_ingredient_that_changed_is_not_cooked(saved, runs, two, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", [None, "no json", "[]", "{}", '{"format": 99}'])
+@pytest.mark.parametrize("text", [None, "no json", "[]", "{}", '{"format": 99}', '{"format_version": 99}'])
 def test_what_is_no_soup_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "recipe.json").write_text(text)
@@ -120,16 +123,17 @@ def test_an_output_folder_that_holds_something_is_refused(soup, tmp_path):
     assert AutoModelForImageClassification.from_pretrained(tmp_path)
 
 
-def test_an_ingredient_is_never_written_over(bank, two, digits, cache):
-    found = hf_radin.gather(f"{two}/*")
+def test_an_ingredient_is_never_written_over(two, digits, cache, capsys):
+    ingredients = hf_radin.gather(f"{two}/*")
     before = (two / "ft-0" / "model.safetensors").read_bytes()
-    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=cache))
+    soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=cache))
     with pytest.raises(ValueError, match=r"is the ingredient .*ft-0, which would be lost"):
         soup.save_pretrained(two / "ft-0", overwrite=True)
     with pytest.raises(ValueError, match=r"is the ingredient .*ft-0, which would be lost"):
-        hf_radin.average(found, soup.recipe, output=two / "ft-0", overwrite=True)
+        hf_radin.average(ingredients, soup.recipe, output=two / "ft-0", overwrite=True)
     options = ["--models", f"{two}/*", "--dataset", str(digits), "--overwrite", "--output", str(two / "ft-0")]
     assert main(["soup", *options]) == 2
+    assert "ft-0, which would be lost" in capsys.readouterr().err
     assert (two / "ft-0" / "model.safetensors").read_bytes() == before
 
 
@@ -143,24 +147,21 @@ def test_an_average_over_a_soup_leaves_no_recipe_of_another(saved, soup, tmp_pat
 
 def test_a_recipe_read_back_writes_the_same_card(saved, tmp_path):
     assert main(["average", "--recipe", str(saved / "recipe.json"), "--output", str(tmp_path / "cooked")]) == 0
-    names = {path.name for path in saved.iterdir()}
-    assert {path.name for path in (tmp_path / "cooked").iterdir()} == names and "README.md" in names
-    for name in names:
-        assert (tmp_path / "cooked" / name).read_bytes() == (saved / name).read_bytes()
+    assert contents(tmp_path / "cooked") == contents(saved) and (saved / "README.md").exists()
 
 
 @pytest.mark.parametrize("models", [[], ["--models"]])
-def test_weights_kept_in_another_dtype_say_that_the_figures_are_of_others(saved, soup, runs, tmp_path, models):
-    more = [*models, f"{runs}/ft-*"] if models else []
+def test_weights_saved_in_another_dtype_say_that_the_figures_are_of_others(saved, soup, runs, tmp_path, models):
+    places = [*models, f"{runs}/ft-*"] if models else []
 
     def cook(source, output, *options):
-        command = ["average", "--recipe", str(source / "recipe.json"), "--output", str(output), *options, *more]
+        command = ["average", "--recipe", str(source / "recipe.json"), "--output", str(output), *options, *places]
         assert main(command) == 0
         return json.loads((output / "recipe.json").read_text()), (output / "README.md").read_text()
 
     fields, text = cook(saved, tmp_path / "half", "--dtype", "bfloat16")
     assert (fields["saved_dtype"], fields["measured_dtype"]) == ("bfloat16", "float32")
-    line = "These figures are of the weights in float32. They are kept in bfloat16 here, and were not measured so."
+    line = "These figures are of the weights in float32. They are saved in bfloat16 here, and were not measured so."
     assert line in text and "weights saved in bfloat16" in text
     half = hf_radin.Soup.from_pretrained(tmp_path / "half")
     assert half.model.dtype == torch.bfloat16 and half.results == soup.results
@@ -187,9 +188,11 @@ def test_the_licence_stays_with_the_recipe(saved, tmp_path):
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_recipe_that_is_too_short_for_a_card_is_refused_before_anything_is_averaged(saved, tmp_path, capsys):
-    fields = json.loads((saved / "recipe.json").read_text())
-    del fields["passes"]
+@pytest.mark.parametrize("change", [{"passes": ...}, {"method": "other"}])
+def test_a_recipe_that_says_too_little_for_a_card_is_refused_before_anything_is_averaged(
+    saved, tmp_path, capsys, change
+):
+    fields = json.loads(spoilt(json.loads((saved / "recipe.json").read_text()), **change))
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
     assert main(["average", "--recipe", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "out")]) == 2
     assert "says too little for a card" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -213,14 +216,16 @@ def test_an_average_that_nobody_measured_can_be_read_carded_cooked_and_saved(ban
         assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "cooked" / name).read_bytes() == content
 
 
-def test_a_save_that_fails_leaves_nothing_behind(soup, tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "render", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        soup.save_pretrained(tmp_path / "soup")
+def test_a_save_that_fails_leaves_nothing_behind(soup, tmp_path):
+    """The card is written after the weights, and this report is none that a card can be made of."""
+    broken = Soup(replace(soup.report, method="other"), soup.ingredients)
+    with pytest.raises(KeyError, match="other"):
+        broken.save_pretrained(tmp_path / "soup")
     assert not list(tmp_path.iterdir())
 
 
-def spoilt(fields, **changes):
+def spoilt(fields, **changes) -> str:
+    """The JSON with other values of some fields; `...` takes a field away."""
     return json.dumps({name: value for name, value in {**fields, **changes}.items() if value is not ...})
 
 
@@ -257,14 +262,42 @@ def spoilt(fields, **changes):
         ({"results": [{"name": "soup", "other": 1}]}, "read"),
     ],
 )
-def test_a_recipe_that_was_tampered_with_is_refused(soup, tmp_path, changes, readers):
+def test_a_recipe_that_was_tampered_with_is_refused(soup, tmp_path, capsys, changes, readers):
     path = tmp_path / "recipe.json"
     path.write_text(spoilt(soup.to_dict(), **changes))
     if "read" in readers:
-        with pytest.raises(ValueError, match="recipe"):
+        with pytest.raises(ValueError, match=r"recipe\.json is not a whole recipe"):
             hf_radin.Soup.from_pretrained(tmp_path)
     if "cook" in readers:
         assert main(["average", "--recipe", str(path), "--output", str(tmp_path / "out")]) == 2
+        assert "recipe.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_was_not_tampered_with_is_read_and_cooked(soup, tmp_path):
+    (tmp_path / "recipe.json").write_text(spoilt(soup.to_dict()))
+    assert hf_radin.Soup.from_pretrained(tmp_path).recipe == soup.recipe
+    assert main(["average", "--recipe", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_a_recipe_written_by_hand_is_cooked(soup, tmp_path):
+    """It says of each ingredient what finds it again, and nothing of a search."""
+    fields = soup.to_dict()
+    names = ("format_version", "recipe", "ingredients", "processor", "classes", "data")
+    (tmp_path / "recipe.json").write_text(json.dumps({name: fields[name] for name in names}))
+    assert main(["average", "--recipe", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    tensors = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
+def test_a_recipe_of_the_first_version_is_read(soup, tmp_path):
+    """It named its version otherwise, and the hits of the best single model."""
+    fields = soup.to_dict()
+    fields["format"] = 1
+    del fields["format_version"]
+    fields["by_class"]["best single"] = fields["by_class"].pop("best_single")
+    (tmp_path / "recipe.json").write_text(json.dumps(fields))
+    report = SearchReport.read(tmp_path / "recipe.json")
+    assert report == replace(soup.report, saved_dtype="float32") and report.by_class is not None
 
 
 def test_a_recipe_without_a_bottom_is_refused(tmp_path):
@@ -292,22 +325,16 @@ def test_a_recipe_is_not_lost_to_the_soup_it_cooks(saved, soup, tmp_path, capsys
     assert (tmp_path / "out" / "recipe.json").exists()
 
 
-def test_a_recipe_is_cooked_in_its_own_order(bank, tmp_path):
+def test_a_recipe_is_cooked_in_its_own_order(bank, soup, tmp_path):
     """The order in which numbers are added decides about their last bits."""
-    from hf_radin.recipes.recipe import Measurement
-    from hf_radin.search.report import Report
-    from hf_radin.soup.cook import find_ingredients
-
     ids = bank.ingredients.ids
     recipe = hf_radin.Recipe((ids[4], ids[0], ids[2]), (0.4, 0.35, 0.25))
-    chosen = Measurement(recipe, "greedy", 0.5, 0.5, len(bank))
-    singles = [Measurement(hf_radin.Recipe.uniform([name]), "single", 0.5, 0.5, len(bank)) for name in ids]
-    soup = Report(bank, None, "accuracy", ["accuracy"]).soup("greedy", [*singles, chosen], {}, chosen=chosen)
-    soup.save_pretrained(tmp_path / "soup")
+    reordered = Soup(replace(soup.report, recipe=recipe), bank.ingredients)
+    reordered.save_pretrained(tmp_path / "soup")
     ingredients, cooked = find_ingredients(tmp_path / "soup")
     assert ingredients.ids == (ids[4], ids[0], ids[2])
     tensors = hf_radin.average(ingredients, cooked)
-    assert all(torch.equal(tensors[name], one) for name, one in soup.model.state_dict().items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in reordered.model.state_dict().items())
 
 
 def test_files_of_a_soup_can_be_read_by_whoever_may_read_the_folder(saved):
