@@ -93,9 +93,7 @@ def radin(
     Raises:
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    search = _Search(
-        Budget.of(budget), measure, proposals, int(candidates), _checked_recipes(recipes), start, int(seed)
-    )
+    search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, seed)
     options = ReportOptions(metric, metrics, test_split, hold_out, allow_overlap, seed)
     begun = time.perf_counter() - bank.seconds
     check_start(search.kinds, start, bank.ingredients.ids)
@@ -162,8 +160,8 @@ class _Search:
             budget=str(self.budget),
             measure=self.measure,
             proposals=self.proposals,
-            candidates=self.candidates,
-            seed=self.seed,
+            candidates=int(self.candidates),
+            seed=int(self.seed),
             hold_out=reporter.hold_out,
             ended=result.ended or None,
             start=self.start,
