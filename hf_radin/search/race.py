@@ -26,6 +26,7 @@ import numpy as np
 
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.intervals import LEVEL, Strata, accuracy_interval
+from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.budget import Budget
@@ -43,6 +44,9 @@ LOOKS, LEAST = (0.25, 0.5, 1.0), 64
 # The audit begins with this share of the decided images, and doubles until it adds less than this share
 # to the standard error that the accuracy has anyway, because the split has no more images.
 AUDIT, SURE = 1 / 32, 0.5
+
+# From a bank, a recipe of its ingredients and the entries whose logits are wanted, as `measured_soup` takes them.
+MakeSoup = Callable[[LogitBank, Recipe, Pruned | None], MeasuredSoup]
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def race(
     best: np.ndarray | None,
     beside: Sequence[Entry] = (),
     learn: Callable[[Recipe, np.ndarray], object] | None = None,
+    soup_of: MakeSoup = measured_soup,
 ) -> RaceResult:
     """Measure candidates as long as the budget lasts, and the best of them on the whole split.
 
@@ -142,11 +147,12 @@ def race(
         beside: baselines, which are shown their whole sample and are not counted.
         learn: hears of each soup, in all processes alike, its logits for the classes that can win
             (`MeasuredSoup.values`).
+        soup_of: makes the soup of a candidate, which is shown the images.
     """
     ended, passes = "candidates", options.budget.passes
     total = None if math.isinf(passes) else math.ceil((passes + len(beside)) * len(bank))
     with progress_bar(total=total, desc="Measuring soups", unit="image") as bar:
-        course = _Race(bank, options, best, learn, bar)
+        course = _Race(bank, options, best, learn, bar, soup_of)
         try:
             for entry in beside:
                 course.enter(entry, stays=True)
@@ -183,7 +189,9 @@ class _Race:
         best: np.ndarray | None,
         learn: Callable[[Recipe, np.ndarray], object] | None,
         bar: Any,
+        soup_of: MakeSoup,
     ):
+        self.soup_of = soup_of
         self.bank, self.budget, self.full, self.learn, self.bar = bank, options.budget, options.full, learn, bar
         self.labels, self.images = np.asarray(bank.labels), len(bank)
         self.strata = Strata.shuffled(_groups(bank, options.full), options.seed)
@@ -224,7 +232,7 @@ class _Race:
     def enter(self, entry: Entry, *, stays: bool = False) -> None:
         """Show a candidate more and more images until it is behind or the sample is over; if it stays, all at once."""
         bank, recipe = self.bank, entry.recipe
-        soup = measured_soup(bank, recipe, bank.pruned() if self.learn else None)
+        soup = self.soup_of(bank, recipe, bank.pruned() if self.learn else None)
         runner = _Runner(entry, soup, bank.predict(bank.row(recipe)) == bank.labels)
         for look, images in enumerate(self._samples(runner, (1.0,) if stays else self.looks), start=1):
             self._show(runner, images)

@@ -1,4 +1,4 @@
-"""What logits and soups took is kept beside them, and a search says all of it, whenever it is made."""
+"""What logits and soups took is written beside them, and a search says all of it, whenever it is made."""
 
 import json
 import re
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared.training import NAMES, digit_images, image_dataset
+from shared.stopping import Stopping
+from shared.zoo import LEADING, zoo, zoo_pilot
 
 import hf_radin
-from hf_radin.logits import passes
 from hf_radin.runtime.text import clock
-from hf_radin.search import pilot as telling
 from hf_radin.search.measure import Pace
+from hf_radin.search.pilot import complete
 from hf_radin.soup import card
-from search.test_pilot import lenient, pilot, two_lead
+from hf_radin.soup.report import SearchReport
 
-__all__ = ["lenient", "pilot", "two_lead"]  # fixtures
+__all__ = ["zoo", "zoo_pilot"]  # fixtures
 
 
 def seconds(folder: Path) -> dict[str, float]:
@@ -24,68 +24,71 @@ def seconds(folder: Path) -> dict[str, float]:
     return {path.stem: json.loads(path.read_text())["seconds"] for path in folder.glob("logits/*.json")}
 
 
-def test_what_was_kept_is_told_again(runs, digits, tmp_path):
+def test_what_was_timed_once_is_reported_again(runs, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
     took = seconds(bank.folder)
     assert len(took) == 3 and all(value > 0 for value in took.values())
     first = hf_radin.radin(bank, budget=2, test_split="test").report.time
-    assert first["logits"] == pytest.approx(sum(took.values())) and first["soups"] > 0
-    assert re.fullmatch(r"CPU \(\w+, \d+ threads?\)", *first["devices"])
+    assert first.logits == pytest.approx(sum(took.values()), abs=1e-3) and first.soups > 0
+    (device,) = first.devices
+    assert re.fullmatch(r"CPU \(\w+, \d+ threads?\)", device)
     again = hf_radin.radin(bank, budget=2)
     assert again.report.time == first
-    assert sum(one.seconds for one in again.measurements if one.passes) == pytest.approx(first["soups"])
+    assert sum(soup.seconds for soup in again.measurements if soup.passes) == pytest.approx(first.soups, abs=1e-3)
     hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01234]"), digits, cache_dir=tmp_path)
     assert took.items() <= seconds(bank.folder).items()
-    more = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).report.time
-    assert more["logits"] == pytest.approx(sum(seconds(bank.folder).values()))
-    text = card.render(again.to_dict())
+    larger = hf_radin.radin(hf_radin.LogitBank.open(bank.folder), budget=2).report.time
+    assert larger.logits > first.logits
+    assert larger.logits == pytest.approx(sum(seconds(bank.folder).values()), abs=1e-3)
+    text = card.render(again.report)
     assert re.search(
         r"\n\| logits of 3 checkpoints \| 3 \| [\d.]+ m?s \|\n\| measuring soups \| [\d.]+ \| [\d.]+ m?s \|\n", text
     )
-    assert re.search(r"Time is that of CPU \(x86", text)
+    escaped = device.replace("_", r"\_")
+    assert f"Time is that of {escaped}" in " ".join(text.split())
 
 
-def resumed(runs, tmp_path, monkeypatch, **told) -> hf_radin.LogitBank:
-    """Of a run that was killed when all parts were there; beside the logits one of each model says this."""
-    split = image_dataset(*digit_images(slice(0, 96)))
-    monkeypatch.setattr("hf_radin.logits.compute.block_size", lambda samples: 32)
-    join = passes.join_parts
-    monkeypatch.setattr(passes, "join_parts", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    found = hf_radin.gather(f"{runs}/ft-[01]")
+def resumed(runs, digits, tmp_path, **fields) -> hf_radin.LogitBank:
+    """Of a run that was killed after a few blocks; beside the logits the first block of each model says this."""
+    ingredients, options = hf_radin.gather(f"{runs}/ft-[01]"), {"cache_dir": tmp_path, "models_in_memory": 2}
     with pytest.raises(KeyboardInterrupt):
-        hf_radin.compute_logits(found, split, cache_dir=tmp_path)
-    monkeypatch.setattr(passes, "join_parts", join)
-    for path in tmp_path.glob("banks/*/logits/*.parts/block-00000-000001.npz"):
+        hf_radin.compute_logits(ingredients, digits, accelerator=Stopping("log", 5), **options)
+    paths = list(tmp_path.glob("banks/*/logits/*.parts/block-00000-000000.npz"))
+    assert len(paths) == 2
+    for path in paths:
         with np.load(path) as part:
-            np.savez(path, logits=part["logits"], **told)
-    return hf_radin.compute_logits(found, split, cache_dir=tmp_path)
+            np.savez(path, logits=part["logits"], **fields)
+    return hf_radin.compute_logits(ingredients, digits, **options)
 
 
-def test_a_run_that_was_killed_counts_what_it_took_before(runs, tmp_path, monkeypatch):
-    bank = resumed(runs, tmp_path, monkeypatch, seconds=1000.0)
-    assert len(bank.classes) == len(NAMES)
-    assert all(1000 < value < 1100 for value in seconds(bank.folder).values())
+def test_a_run_that_was_killed_counts_what_it_took_before(runs, digits, tmp_path):
+    bank = resumed(runs, digits, tmp_path, seconds=1000.0)
+    took = seconds(bank.folder).values()
+    assert len(took) == 2 and all(1000 < value < 1100 for value in took)
 
 
-def test_after_a_pilot_all_its_logits_are_counted(pilot, lenient):
-    found, told = telling.complete(pilot)
-    assert told["seconds"] > sum(seconds(pilot.folder).values()) + sum(
-        seconds(found.folder)[one.key] for one in found.ingredients.select(told["whole"][:2])
-    )
-    time = hf_radin.radin(pilot, budget=2).report.time
-    assert time["logits"] == pytest.approx(told["seconds"], abs=1e-3) and len(time["devices"]) == 1
+def test_after_a_pilot_all_its_logits_are_counted(zoo_pilot):
+    bank, pilot = complete(zoo_pilot)
+    leading = bank.ingredients.select(pilot.whole[:LEADING])
+    known = sum(seconds(zoo_pilot.folder)[key] for key in zoo_pilot.ingredients.keys)
+    known += sum(seconds(bank.folder)[key] for key in leading.keys)
+    assert pilot.seconds > known
+    time = hf_radin.radin(zoo_pilot, budget=2).report.time
+    assert time.logits == pytest.approx(pilot.seconds, abs=1e-3) and len(time.devices) == 1
 
 
 def test_a_soup_takes_as_long_as_it_was_shown_images(runs, digits, tmp_path):
     """Also where another search, or the proof on images that were held out, has shown it more."""
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
     hf_radin.radin(bank, budget=2, hold_out=0.3)
-    for path in bank.folder.glob("soups/*.json"):
+    paces = list(bank.folder.glob("soups/*.json"))
+    assert len(paces) > 1
+    for path in paces:
         path.write_text(json.dumps({"seconds": 500.0, "images": 1000, "device": "an abacus"}))
     soup = hf_radin.radin(bank, budget=2, hold_out=0.3)
-    soups = [one for one in soup.measurements if one.passes]
-    assert [one.seconds for one in soups] == [0.5 * one.images for one in soups] and len(soups) > 1
-    assert soup.report.time.soups == sum(0.5 * one.images for one in soups)
+    soups = [entry for entry in soup.measurements if entry.passes]
+    assert [entry.seconds for entry in soups] == [0.5 * entry.images for entry in soups] and len(soups) > 1
+    assert soup.report.time.soups == sum(0.5 * entry.images for entry in soups)
     assert "an abacus" in soup.report.time.devices and len(soup.report.time.devices) == 2
 
 
@@ -97,20 +100,20 @@ def test_what_two_devices_took_names_both():
 def test_of_soups_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[01]"), digits, cache_dir=tmp_path)
     hf_radin.uniform(bank)
-    (path,) = (path for path in bank.folder.glob("soups/*.json"))
+    (path,) = bank.folder.glob("soups/*.json")
     for content in ("", "[]", '{"seconds": "x"}', None):
         path.unlink() if content is None else path.write_text(content)
         soup = hf_radin.uniform(bank)
         assert soup.report.time.soups is None
-        text = card.render(soup.to_dict())
+        text = card.render(soup.report)
         assert "| measuring soups | 1 | |" in text and re.search(
             r"\| logits of 2 checkpoints \| 2 \| [\d.]+ m?s \|", text
         )
 
 
-def test_parts_of_a_run_that_timed_nothing_are_used(runs, tmp_path, monkeypatch):
-    bank = resumed(runs, tmp_path, monkeypatch)
-    assert len(bank) == 96 and {*seconds(bank.folder).values()} == {None}
+def test_parts_of_a_run_that_timed_nothing_are_used(runs, digits, tmp_path, predictions):
+    bank = resumed(runs, digits, tmp_path)
+    assert {*seconds(bank.folder).values()} == {None} and sum(predictions) == 2 * len(bank)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +130,10 @@ def test_of_logits_that_nobody_timed_nothing_is_said(runs, digits, tmp_path):
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: record[name] for name in record if name not in ("seconds", "device")}))
     soup = hf_radin.best_single(bank)
-    assert soup.report.time == {"logits": None, "soups": 0, "devices": soup.report.time.devices}
-    assert "| logits of 2 checkpoints | 2 | |" in card.render(soup.to_dict())
-    assert re.search(r"\| measuring soups \| 1 \| [\d.]+ m?s \|", card.render(hf_radin.uniform(bank).to_dict()))
+    assert soup.report.time.logits is None and soup.report.time.soups == 0
+    assert "| logits of 2 checkpoints | 2 | |" in card.render(soup.report)
+    assert re.search(r"\| measuring soups \| 1 \| [\d.]+ m?s \|", card.render(hf_radin.uniform(bank).report))
     fields = soup.to_dict()
     del fields["time"]  # a recipe of an earlier version
-    assert "| logits of 2 checkpoints | 2 | |" in card.render(fields) and "Time is" not in card.render(fields)
+    text = card.render(SearchReport.from_fields(fields))
+    assert "| logits of 2 checkpoints | 2 | |" in text and "Time is" not in text

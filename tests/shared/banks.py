@@ -1,7 +1,8 @@
-"""Banks: made with options that users don't have, and read as a user of plain transformers would."""
+"""Banks: made with options that users don't have, of other kinds, and read as a user of plain transformers would."""
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +12,8 @@ from hf_radin.images.split import DataSource
 from hf_radin.logits import compute
 from hf_radin.logits.manifest import RunOptions
 from hf_radin.runtime.processes import Processes
+
+Kind = TypeVar("Kind", bound=hf_radin.LogitBank)
 
 
 def plain_inputs(bank: hf_radin.LogitBank) -> list[dict[str, torch.Tensor]]:
@@ -32,3 +35,8 @@ def make_bank(models: Any, data: Any, folder: Path, **options: Any) -> hf_radin.
     ingredients = models if isinstance(models, hf_radin.Ingredients) else hf_radin.gather(models)
     source = DataSource(data, **columns)
     return compute.make_bank(ingredients, source, RunOptions(cache_dir=folder, **options), Processes(), pilot=pilot)
+
+
+def as_kind(bank: hf_radin.LogitBank, kind: type[Kind]) -> Kind:
+    """The same bank as one of a subclass."""
+    return kind(**{field.name: getattr(bank, field.name) for field in fields(bank) if field.init})
