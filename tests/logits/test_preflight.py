@@ -1,4 +1,4 @@
-"""Real checkpoints of one start are distinguished from those of another, and from any that were trained from scratch."""
+"""Real checkpoints of one start are distinguished from those of another, and from any trained from scratch."""
 
 import shutil
 from pathlib import Path
