@@ -1,4 +1,4 @@
-"""What a job costs is known before it starts: bytes as they will be, seconds by arithmetic, and no weights are read."""
+"""What a job costs is known before it starts: bytes as written, seconds by arithmetic, and no weights are read."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Real checkpoints of one start are distinguished from those of another, and from such as were trained from scratch."""
+"""Checkpoints of one start are distinguished from those of another, and from such as were trained from scratch."""
 
 import shutil
 from pathlib import Path

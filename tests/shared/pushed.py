@@ -1,13 +1,12 @@
 """What tests of a push share: a soup as it was saved, and what a repository holds."""
 
-import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 import hf_radin
-from hf_radin.soup import card, redact
 
 OLD = {
     "README.md": b"# A soup of last week",
@@ -15,6 +14,9 @@ OLD = {
     "model.safetensors": b"old weights",
     "notes.txt": b"mine",
 }
+
+# What a card says to load until it is pushed.
+UNNAMED = "path/or/id/of/this/model"
 
 
 @pytest.fixture
@@ -31,14 +33,22 @@ def quick(monkeypatch):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, the recipe as it is pushed."""
+    """The files of a folder as they are pushed: of each absolute path in the recipe the last two parts."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    recipe = json.loads(files.get("recipe.json", b"null"))
-    text = json.dumps(redact.without_paths(recipe), indent=2) + "\n" if recipe else ""
-    return files | ({"recipe.json": text.encode()} if recipe else {})
+    if "recipe.json" in files:
+        files["recipe.json"] = re.sub(rb'"/(?:[^"/]+/)*([^"/]+/[^"/]+)"', rb'"\1"', files["recipe.json"])
+    return files
 
 
 def held(hub, repo_id: str) -> dict[str, bytes]:
-    """What a repository holds, with the card as it was before the push named the repository in it."""
+    """What a repository holds, with the card as it was before the push wrote the repository's name into it."""
     files = {name: bytes(data) for name, data in hub.files(repo_id).items() if name != ".gitattributes"}
-    return files | {name: card.naming(files[name], card.PLACE) for name in files.keys() & {"README.md"}}
+    if "README.md" in files:
+        assert line_to_load(UNNAMED) not in files["README.md"], "the card does not say what to load"
+        files["README.md"] = files["README.md"].replace(line_to_load(repo_id), line_to_load(UNNAMED))
+    return files
+
+
+def line_to_load(name: str) -> bytes:
+    """The line of a card that loads the model of this name."""
+    return f'classify = pipeline("image-classification", model="{name}")\n'.encode()
