@@ -74,11 +74,13 @@ def only(server: LoopbackHub, home: Path, **settings: str) -> Iterator[LoopbackH
     """The only Hub that this process knows, with all caches in `home` and further variables of the environment."""
     with server, pytest.MonkeyPatch.context() as patch:
         environ = server.environ(home) | settings
+        modules = os.path.join(os.environ.get("HF_HOME", ""), "modules")  # code that was downloaded before
         for name in os.environ.keys() - environ.keys():
             patch.delenv(name)
         for name, value in environ.items():
             patch.setenv(name, value)
-        patch.setattr(sys, "path", [*sys.path])  # evaluate and transformers append their folder of downloaded code
+        # evaluate and transformers append their folder of downloaded code; that of an earlier home would hide it
+        patch.setattr(sys, "path", [place for place in sys.path if place != modules])
         reread_environment()
         yield server
         patch.undo()
