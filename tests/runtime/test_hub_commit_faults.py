@@ -198,7 +198,7 @@ def test_what_changes_while_it_is_pushed_is_not_pushed(hub, folder):
 
     hub.answer = change_config
     with pytest.raises(ValueError, match=r"org/soup: config\.json has changed meanwhile"):
-        commit_files("org/soup", pushing.uploaded(folder), PushOptions(), small=0)
+        commit_files("org/soup", pushing.saved_files(folder), PushOptions(), small=0)
     assert held(hub, "org/soup") == {}
 
 

@@ -15,8 +15,7 @@ OLD = {
     "notes.txt": b"mine",
 }
 
-# The line of a card that loads the model, and what stands in it until the card is pushed.
-LOAD = 'classify = pipeline("image-classification", model="{}")\n'
+# What a card says to load until it is pushed.
 UNNAMED = "path/or/id/of/this/model"
 
 
@@ -45,6 +44,11 @@ def held(hub, repo_id: str) -> dict[str, bytes]:
     """What a repository holds, with the card as it was before the push wrote the repository's name into it."""
     files = {name: bytes(data) for name, data in hub.files(repo_id).items() if name != ".gitattributes"}
     if "README.md" in files:
-        assert LOAD.format(UNNAMED).encode() not in files["README.md"], "the card does not say what to load"
-        files["README.md"] = files["README.md"].replace(LOAD.format(repo_id).encode(), LOAD.format(UNNAMED).encode())
+        assert line_to_load(UNNAMED) not in files["README.md"], "the card does not say what to load"
+        files["README.md"] = files["README.md"].replace(line_to_load(repo_id), line_to_load(UNNAMED))
     return files
+
+
+def line_to_load(name: str) -> bytes:
+    """The line of a card that loads the model of this name."""
+    return f'classify = pipeline("image-classification", model="{name}")\n'.encode()

@@ -1,6 +1,7 @@
 """Names of what is private are told before they are public, or left out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard, snapshot_download
@@ -8,10 +9,28 @@ from shared.pushed import contents, folder, held, quick
 
 import hf_radin
 from hf_radin.cli.main import main
+from hf_radin.ingredients.card_metadata import IngredientEntry
+from hf_radin.logits.manifest import DataRecord
+from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.hub_commit import PushOptions
-from hf_radin.soup import card, push, redact
+from hf_radin.soup import redact
+from hf_radin.soup.card import MARKS
+from hf_radin.soup.push import CardOptions, push_folder
+from hf_radin.soup.report import SearchReport
 
 __all__ = ["folder", "quick"]  # fixtures
+
+
+HIDDEN = CardOptions(hide_private=True)
+
+
+def entry_of(name: str, **values) -> IngredientEntry:
+    return IngredientEntry(**{"id": name, "repo_id": None, "revision": "r", **values})
+
+
+def report_of(*entries: IngredientEntry, data: DataRecord | None = None, **values) -> SearchReport:
+    recipe = Recipe.uniform([entry.id for entry in entries])
+    return SearchReport(recipe=recipe, processor={}, ingredients=entries, data=data, **values)
 
 
 @pytest.fixture
@@ -36,34 +55,31 @@ def test_names_of_what_is_private_are_told_before_they_are_public(hub, secret, c
     assert "private" not in caplog.text
 
 
-def test_private_names_are_told_before_anything_is_computed(hub, secret, tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_radin.compute_logits", lambda *_, **__: (_ for _ in ()).throw(ValueError("begun")))
+@pytest.mark.parametrize(("options", "is_told"), [([], True), (["--hide-private"], False), (["--private"], False)])
+def test_private_names_are_told_before_anything_is_computed(hub, secret, tmp_path, capsys, caplog, options, is_told):
+    """What is computed is written into the cache, and here is none."""
+    (tmp_path / "file").touch()
     command = ["soup", "--models", "org/ft-*", "--dataset", "org/digits", "--push-to", "org/soup"]
-    for options, told in (([], True), (["--hide-private"], False), (["--private"], False)):
-        caplog.clear()
-        assert main([*command, *options]) == 2
-        assert ("name what is private, and everybody can read them: org/digits, org/ft-1" in caplog.text) is told
+    places = ["--output", str(tmp_path / "soup"), "--cache-dir", str(tmp_path / "file")]
+    assert main([*command, *places, *options]) == 2
+    assert f"The cache can't be kept in {tmp_path / 'file'}" in capsys.readouterr().err
+    assert ("name what is private, and everybody can read them: org/digits, org/ft-1" in caplog.text) is is_told
 
 
 def test_no_path_of_the_machine_is_pushed(hub, bank, runs, tmp_path):
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
-    push.push_folder(tmp_path / "soup", "org/soup", PushOptions())
+    push_folder(tmp_path / "soup", "org/soup", PushOptions())
     pushed = hub.files("org/soup")
+    assert {"README.md", "recipe.json", "model.safetensors"} <= pushed.keys()
     assert not any(str(runs.parent).encode() in data for data in pushed.values())
-    ids = [one["id"] for one in json.loads(pushed["recipe.json"])["ingredients"]]
+    ids = [entry["id"] for entry in json.loads(pushed["recipe.json"])["ingredients"]]
     assert ids == [f"{runs.name}/ft-{number}" for number in range(5)]
     assert str(runs) in (tmp_path / "soup" / "recipe.json").read_text()  # where they are found again
     again = hf_radin.Soup.from_pretrained("org/soup")
     assert list(again.recipe.used) == ids
-    command = [
-        "average",
-        "--recipe",
-        snapshot_download("org/soup") + "/recipe.json",
-        "--output",
-        str(tmp_path / "made"),
-    ]
-    assert main([*command, "--models", f"{runs}/ft-*"]) == 0
+    recipe = snapshot_download("org/soup") + "/recipe.json"
+    command = ["average", "--recipe", recipe, "--output", str(tmp_path / "made"), "--models", f"{runs}/ft-*"]
+    assert main(command) == 0
     assert (tmp_path / "made" / "model.safetensors").read_bytes() == pushed["model.safetensors"]
 
 
@@ -77,53 +93,56 @@ def test_paths_that_end_alike_keep_what_tells_them_apart():
         "runs/ft-1",
         "org/x",
     ]
-    fields = {"ingredients": [{"id": name} for name in names], "data": {"name": "/home/me/data"}}
-    fields |= {"classes": ["/m/0abc"], "remarks": [["/home/me/other", "is a copy of /home/me/b/runs/ft-10."]]}
-    found = redact.without_paths(fields)
-    ids = [one["id"] for one in found["ingredients"]]
-    assert ids == ["a/runs/ft-1", "b/runs/ft-1", "runs/ft-10", "x", "org/ft", "runs/ft-1", "org/x"]
-    assert found["data"]["name"] == "me/data" and found["classes"] == ["/m/0abc"]
-    assert found["remarks"] == [["me/other", "is a copy of runs/ft-10."]]
+    report = report_of(
+        *map(entry_of, names),
+        data=DataRecord("/home/me/data", "validation"),
+        classes=("/m/0abc",),
+        remarks=(("/home/me/other", "is a copy of /home/me/b/runs/ft-10."),),
+    )
+    short = redact.without_paths(report)
+    ids = ["a/runs/ft-1", "b/runs/ft-1", "runs/ft-10", "x", "org/ft", "runs/ft-1", "org/x"]
+    assert [entry.id for entry in short.ingredients] == list(short.recipe.ingredients) == ids
+    assert short.data.name == "me/data" and short.classes == ("/m/0abc",)
+    assert short.remarks == (("me/other", "is a copy of runs/ft-10."),)
 
 
 def test_of_what_a_card_was_made_of_no_path_is_left_and_none_becomes_an_id():
-    one = {"id": "/home/me/runs/ft-1", "base_model": "/home/me/start", "dataset": "/home/me/pets", "repo_id": None}
-    one["hyperparameters"] = {"output_dir": "/home/me/runs/out", "seed": "1"}
-    fields = {
-        "ingredients": [one],
-        "data": {"name": "org/pets", "revision": "r"},
-        "image_processor": "/home/me/proc@1",
-    }
-    found = redact.without_paths(fields)
-    assert "/home" not in json.dumps(found)
-    assert found["ingredients"][0]["base_model"] is None and found["ingredients"][0]["dataset"] is None
-    assert (
-        found["image_processor"] == "proc@1" and found["ingredients"][0]["hyperparameters"]["output_dir"] == "runs/out"
+    entry = entry_of(
+        "/home/me/runs/ft-1",
+        base_model="/home/me/start",
+        dataset="/home/me/pets",
+        hyperparameters={"output_dir": "/home/me/runs/out", "seed": "1"},
     )
-    assert fields["ingredients"][0]["base_model"] == "/home/me/start"
+    data = DataRecord("org/pets", "validation", revision="r")
+    report = report_of(entry, data=data, image_processor="/home/me/proc@1")
+    short = redact.without_paths(report)
+    assert "/home" not in short.text
+    expected = entry_of("runs/ft-1", hyperparameters={"output_dir": "runs/out", "seed": "1"})
+    assert short.ingredients == (expected,) and short.image_processor == "proc@1" and short.data == data
+    assert report.ingredients[0].base_model == "/home/me/start"
 
 
 @pytest.mark.parametrize(
     "names", [["/a/b/org/ft", "org/ft"], ["/org/ft", "org/ft"], ["/x/org/ft", "/y/org/ft", "x/org/ft"]]
 )
 def test_a_shortened_path_is_no_other_name(names):
-    fields = {"ingredients": [{"id": name} for name in names], "data": {"name": "org/data"}}
-    ids = [one["id"] for one in redact.without_paths(fields)["ingredients"]]
-    assert len({*ids}) == len(names) and ids[-1] == names[-1] and not any(one.startswith("/") for one in ids)
+    short = redact.without_paths(report_of(*map(entry_of, names), data=DataRecord("org/data", "validation")))
+    ids = [entry.id for entry in short.ingredients]
+    assert len({*ids}) == len(names) and ids[-1] == names[-1] and not any(name.startswith("/") for name in ids)
 
 
 def test_a_folder_is_no_private_repository(hub, bank, runs, tmp_path, caplog):
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
     path = tmp_path / "soup" / "recipe.json"
-    fields = json.loads(path.read_text())
-    for one in fields["ingredients"]:
-        one |= {"base_model": str(runs / "start"), "dataset": str(runs / "digits")}
-    fields["image_processor"] = f"{runs}/processor@sha"
-    path.write_text(json.dumps(fields))
-    push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
+    report = SearchReport.read(path)
+    paths = {"base_model": str(runs / "start"), "dataset": str(runs / "digits")}
+    entries = tuple(replace(entry, **paths) for entry in report.ingredients)
+    path.write_text(replace(report, ingredients=entries, image_processor=f"{runs}/processor@sha").text)
+    push_folder(tmp_path / "soup", "org/soup", PushOptions(), HIDDEN)
     assert "private" not in caplog.text and b"private-" not in hub.files("org/soup")["recipe.json"]
-    assert not [one for one in hub.logged("GET", "/api/") if "org/soup" not in one.path]
+    requests = hub.logged("GET", "/api/")
+    assert requests and all("org/soup" in request.path for request in requests)
 
 
 def test_a_gated_ingredient_may_be_named(hub, runs, digits, tmp_path, caplog):
@@ -152,7 +171,7 @@ def test_names_of_what_is_private_are_left_out(hub, secret, tmp_path, capsys):
     pushed = held(hub, "org/soup")
     assert not any(name in data for name in (b"org/ft-1", b"org/digits") for data in pushed.values())
     fields = json.loads(pushed["recipe.json"])
-    assert [one["repo_id"] for one in fields["ingredients"]] == ["org/ft-0", None, "org/ft-2"]
+    assert [entry["repo_id"] for entry in fields["ingredients"]] == ["org/ft-0", None, "org/ft-2"]
     assert hub.commits("org/ft-1")[0].sha.encode() not in pushed["recipe.json"]
     assert b"private-" in pushed["README.md"] and b"license: mit" in pushed["README.md"]
     again = hf_radin.Soup.from_pretrained("org/soup")
@@ -162,33 +181,35 @@ def test_names_of_what_is_private_are_left_out(hub, secret, tmp_path, capsys):
     assert held(hub, "org/other")["recipe.json"] == pushed["recipe.json"]
 
 
-FIELDS = {
-    "recipe": {"ingredients": ["org/ft", "org/ft-public", "private-1"], "weights": [0.5, 0.25, 0.25]},
-    "ingredients": [
-        {"id": "org/ft", "repo_id": "org/ft", "revision": "abc", "subfolder": "", "base_model": "org/secret"},
-        {"id": "org/ft-public", "repo_id": "org/ft-public", "revision": "def", "dataset": "org/images"},
-        {"id": "private-1", "repo_id": None, "revision": "ghi"},
-    ],
-    "data": {"name": "org/open", "revision": "r"},
-    "bank": "org/logits@sha",
-    "remarks": [["org/ft@abc:inner", "is a stranger"]],
-    "image_processor": "org/processor@main",
-}
-
-
 def test_every_repository_that_a_recipe_names_is_asked_for(hub):
     hub.add_repo("org/ft-public", {"a": b""})
     hub.add_repo("org/ft", {"a": b""}, "dataset")  # a public dataset of that name is no public model
     hub.add_repo("org/open", {"a": b""}, "dataset")
-    names = redact.private_names(FIELDS)
+    private = entry_of("org/ft", repo_id="org/ft", revision="abc", subfolder="", base_model="org/secret")
+    public = entry_of("org/ft-public", repo_id="org/ft-public", revision="def", dataset="org/images")
+    folder = entry_of("private-1", revision="ghi")
+    report = replace(
+        report_of(private, public, folder, data=DataRecord("org/open", "validation", revision="r")),
+        recipe=Recipe(("org/ft", "org/ft-public", "private-1"), (0.5, 0.25, 0.25)),
+        bank="org/logits@sha",
+        remarks=(("org/ft@abc:inner", "is a stranger"),),
+        image_processor="org/processor@main",
+    )
+    names = redact.private_names(report)
     assert sorted(names) == ["org/ft", "org/images", "org/logits", "org/processor", "org/secret"]
-    hidden = json.dumps(redact.without(FIELDS, names))
-    assert not any(f'"{name}{end}' in hidden for name in names for end in '"@:') and "inner" not in hidden
-    assert "abc" not in hidden
-    found = json.loads(hidden)
-    assert found["ingredients"][1]["repo_id"] == "org/ft-public" and found["data"]["name"] == "org/open"
-    ids = [one["id"] for one in found["ingredients"]]
-    assert len({*ids}) == 3 and ids[1:] == ["org/ft-public", "private-1"] and found["recipe"]["ingredients"] == ids
+    renamed = redact.without_names(report, names)
+    assert not any(f'"{name}{end}' in renamed.text for name in names for end in '"@:')
+    assert "inner" not in renamed.text and "abc" not in renamed.text
+    hidden = renamed.ingredients[0]
+    assert renamed.ingredients == (
+        entry_of(hidden.id, revision="hidden", subfolder=None),
+        replace(public, dataset=None),
+        folder,
+    )
+    assert hidden.id.startswith("private-") and hidden.id != "private-1"
+    assert renamed.recipe == Recipe((hidden.id, "org/ft-public", "private-1"), (0.5, 0.25, 0.25))
+    assert renamed.data == report.data and renamed.bank is None
+    assert renamed.remarks == ((hidden.id, "is a stranger"),)
 
 
 def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
@@ -196,23 +217,23 @@ def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
     config = json.loads((tmp_path / "soup" / "config.json").read_text())
     (tmp_path / "soup" / "config.json").write_text(json.dumps({**config, "note": "made of org/ft-1"}))
     with pytest.raises(ValueError, match=r"config\.json names org/ft-1, which is private: take it out by hand"):
-        push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
+        push_folder(tmp_path / "soup", "org/soup", PushOptions(), HIDDEN)
 
 
 def test_a_private_name_is_found_in_addresses_paths_and_large_letters(hub, secret, tmp_path, monkeypatch):
-    fields = secret.to_dict()
-    fields["ingredients"][0]["hyperparameters"] = {
+    values = {
         "start": "https://huggingface.co/org/ft-1/tree/main",
         "resumed": "org/ft-1/checkpoint-5",
         "note": "ORG/Ft-1",
         "other": "org/ft-10 myorg/ft-1",
     }
+    first, *others = secret.report.ingredients
+    report = replace(secret.report, ingredients=(replace(first, hyperparameters=values), *others))
     (tmp_path / "org" / "ft-1").mkdir(parents=True)  # a copy of it lies here, too
     monkeypatch.chdir(tmp_path)
-    names = redact.private_names(fields)
+    names = redact.private_names(report)
     assert names == ["org/digits", "org/ft-1"]
-    told = redact.without(fields, names)["ingredients"][0]["hyperparameters"]
-    assert told == {
+    assert redact.without_names(report, names).ingredients[0].hyperparameters == {
         "start": "https://huggingface.co/private-2",
         "resumed": "private-2",
         "note": "private-2",
@@ -220,26 +241,29 @@ def test_a_private_name_is_found_in_addresses_paths_and_large_letters(hub, secre
     }
     secret.save_pretrained(tmp_path / "soup")
     readme = tmp_path / "soup" / "README.md"
-    readme.write_text(readme.read_text().replace(card.MARKS[0], f"{card.MARKS[0]}\nsee https://hf.co/org/ft-1"))
+    readme.write_text(readme.read_text().replace(MARKS[0], f"{MARKS[0]}\nsee https://hf.co/org/ft-1"))
     with pytest.raises(ValueError, match=r"README\.md names org/ft-1, which is private: take it out by hand"):
-        push.push_folder(tmp_path / "soup", "org/soup", PushOptions(), hide_private=True)
+        push_folder(tmp_path / "soup", "org/soup", PushOptions(), HIDDEN)
 
 
 def test_a_public_name_that_begins_as_a_private_one_may_stay(hub, runs, digits, tmp_path):
-    for name, private_one in (("org/ft", True), ("org/ft-public", False), ("org/ft.2", False)):
-        hub.add_repo(name, contents(runs / f"ft-{len(name) % 3}"), private=private_one)
-    found = hf_radin.gather(["org/ft", "org/ft-public", "org/ft.2"])
-    soup = hf_radin.uniform(hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache"))
+    names = ["org/ft", "org/ft-public", "org/ft.2"]
+    for number, name in enumerate(names):
+        hub.add_repo(name, contents(runs / f"ft-{number}"), private=name == "org/ft")
+    bank = hf_radin.compute_logits(hf_radin.gather(names), digits, cache_dir=tmp_path / "cache")
+    soup = hf_radin.uniform(bank)
     soup.push_to_hub("org/soup", hide_private=True)
     text = held(hub, "org/soup")["README.md"].decode()
     assert "[org/ft-public](https" in text and "[org/ft.2](https" in text and "org/ft\n" not in text
 
 
-def test_a_broken_recipe_is_named(hub, secret, tmp_path, capsys):
-    secret.save_pretrained(tmp_path / "soup")
-    fields = json.loads((tmp_path / "soup" / "recipe.json").read_text())
-    for name, value in (("measurements", None), ("results", "none"), ("remarks", 3)):
-        broken = {**fields, name: value} if value is not None else {k: v for k, v in fields.items() if k != name}
-        (tmp_path / "soup" / "recipe.json").write_text(json.dumps(broken))
-        assert main(["push", str(tmp_path / "soup"), "org/soup", "--hide-private"]) == 2
-        assert "recipe.json" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "value"), [("measurements", None), ("results", "none"), ("remarks", 3)])
+def test_a_broken_recipe_is_named(hub, folder, capsys, name, value):
+    path = folder / "recipe.json"
+    fields = json.loads(path.read_text())
+    del fields[name]
+    path.write_text(json.dumps(fields if value is None else {**fields, name: value}))
+    assert main(["push", str(folder), "org/soup", "--hide-private"]) == 2
+    assert f"{path} is not a whole recipe" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        hub.files("org/soup")
