@@ -343,8 +343,8 @@ def test_recipes_of_your_own_are_candidates(bank):
     ids = bank.ingredients.ids
     mine = hf_radin.Recipe((ids[3], ids[0]), (0.75, 0.25))
     soup = hf_radin.radin(bank, budget=1000, proposals="monte-carlo", candidates=3, recipes=[mine], measure="full")
-    (own,) = [entry for entry in soup.measurements if entry.proposal == "own"]
-    assert own.recipe.used == {ids[0]: 0.25, ids[3]: 0.75} and own.images == 600
+    (candidate,) = [entry for entry in soup.measurements if entry.proposal == "own"]
+    assert candidate.recipe.used == {ids[0]: 0.25, ids[3]: 0.75} and candidate.images == 600
     with pytest.raises(ValueError, match="No ingredient 'other'"):
         hf_radin.radin(bank, recipes=[hf_radin.Recipe.uniform(["other"])])
 
