@@ -334,9 +334,12 @@ def _checked_recipes(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     Raises:
         ValueError: if they are no list of recipes.
     """
-    if isinstance(recipes, Recipe) or not all(isinstance(recipe, Recipe) for recipe in recipes):
+    if isinstance(recipes, Recipe):
         raise ValueError(f"recipes={recipes!r}: it is a list of Recipe.")
-    return tuple(recipes)
+    recipes = tuple(recipes)  # it may be an iterator
+    if not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ValueError(f"recipes={recipes!r}: it is a list of Recipe.")
+    return recipes
 
 
 def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:

@@ -17,11 +17,11 @@ from shared.training import NAMES, digit_images, image_dataset
 import hf_radin
 from hf_radin import LogitBank
 from hf_radin.cli.main import main
-from hf_radin.images.digests import find_shared, split_digests, with_copies
+from hf_radin.images.digests import count_shared, find_shared, split_digests, with_copies
 from hf_radin.images.split import DataSource, open_split
-from hf_radin.search import held_out
-from hf_radin.search import held_out as overlap
+from hf_radin.search.held_out import find_split
 from hf_radin.soup import card
+from hf_radin.soup.report import Overlap
 
 CHOSE, PROVES, SHARED = slice(0, 40), slice(33, 63), 7  # of the digits, of which no two are alike
 
@@ -67,7 +67,13 @@ def splits_of(kind: str, folder):
         datasets.DatasetDict({split: rows_of(part) for split, part in parts.items()}).save_to_disk(folder)
         return folder
     rows = {split: rows_of(part) for split, part in parts.items()}
-    return {split: one.to_iterable_dataset(num_shards=2) for split, one in rows.items()} if kind == "stream" else rows
+    return (
+        {split: part.to_iterable_dataset(num_shards=2) for split, part in rows.items()} if kind == "stream" else rows
+    )
+
+
+def card_of(soup) -> str:
+    return card.card_files(soup.report)["README.md"].decode()
 
 
 @pytest.mark.parametrize("kind", ["files", "parquet", "saved", "objects", "stream"])
@@ -79,7 +85,7 @@ def test_shared_images_are_counted_and_refused(gathered, tmp_path, caplog, kind)
     folders = list((tmp_path / "cache" / "banks").glob("*/bank.json"))
     assert len(folders) == 1  # nothing of the test split was computed to its end
     soup = hf_radin.uniform(bank, test_split="test", allow_overlap=True)
-    assert soup.report.overlap == {"of": 30, "images": SHARED, "batchnorm": None}
+    assert soup.report.overlap == Overlap(30, SHARED)
     assert "7 of 30 images of the split 'test' are in 'validation' too." in caplog.text
 
 
@@ -99,22 +105,19 @@ def test_a_bank_that_shares_images_does_not_prove(gathered, tmp_path, method):
 def test_splits_that_share_none_say_nothing(gathered, digits, cache, caplog):
     bank = hf_radin.compute_logits(gathered, digits, cache_dir=cache)
     soup = hf_radin.best_single(bank, test_split="test")
-    assert soup.report.overlap == {"of": 497, "images": 0, "batchnorm": None}
-    assert (
-        "images of the split" not in caplog.text
-        and "in common" not in card.files(soup.to_dict())["README.md"].decode()
-    )
+    assert soup.report.overlap == Overlap(497, 0)
+    assert "images of the split" not in caplog.text and "in common" not in card_of(soup)
 
 
 def test_the_card_says_it_beside_the_results(gathered, tmp_path):
     folder = splits_of("files", tmp_path / "data")
     bank = hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
     soup = hf_radin.greedy(bank, test_split="test", allow_overlap=True)
-    text = card.files(soup.to_dict())["README.md"].decode()
+    text = card_of(soup)
     assert "**7 of the 30 images of test are in validation too**, byte for byte, and so had a part in the" in text
     assert "test took no part in the choice, but for these 7 images." in text
     with pytest.raises(ValueError, match="7 of those of the split 'test' did"):
-        card.eval_results(soup.to_dict(), "org/bench:default")
+        card.eval_results(soup.report, "org/bench:default")
 
 
 def test_a_bank_without_digests_can_not_tell_and_says_so(gathered, tmp_path, caplog):
@@ -124,7 +127,7 @@ def test_a_bank_without_digests_can_not_tell_and_says_so(gathered, tmp_path, cap
     soup = hf_radin.best_single(LogitBank.open(bank.folder), test_split="test")
     assert soup.report.overlap.images is None
     assert "Whether the splits 'test' and 'validation' share images can't be told" in caplog.text
-    assert "have images in common can't be told" in card.files(soup.to_dict())["README.md"].decode()
+    assert "have images in common can't be told" in card_of(soup)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -146,35 +149,29 @@ def test_hf_radin_search_asks_too(gathered, tmp_path, capsys):
     assert main([*options, "--allow-overlap"]) == 0
 
 
-def test_images_are_read_once_until_they_change(gathered, tmp_path, monkeypatch):
+def test_images_are_read_once_until_they_change(gathered, tmp_path):
     folder = splits_of("files", tmp_path / "data")
     bank = hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
-    from hf_radin.images import digests
-
-    read, with_bytes = [], digests.with_bytes
-    monkeypatch.setattr(digests, "with_bytes", lambda image: read.append(1) or with_bytes(image))
-    for _ in range(2):
-        with pytest.raises(ValueError, match="7 of the 30 images"):
-            hf_radin.best_single(bank, test_split="test")
-    assert len(read) == 30
+    with pytest.raises(ValueError, match="7 of the 30 images"):
+        hf_radin.best_single(bank, test_split="test")
+    (path,) = (tmp_path / "cache" / "digests").glob("*.npy")  # of the split that proves; the other's are in its bank
+    np.save(path, np.tile(np.load(path), 2))
+    with pytest.raises(ValueError, match="14 of the 60 images"):  # as is written there, and not in the images
+        hf_radin.best_single(bank, test_split="test")
     shutil.rmtree(folder / "test")
     write_images(folder, "test", slice(40, 70))
-    assert held_out.check_split(bank, "test").is_here
+    assert find_split(bank, "test").is_here
     soup = hf_radin.best_single(bank, test_split="test")
     assert soup.report.overlap.images == 0
 
 
 def test_images_that_gave_batchnorm_its_statistics_are_told(nets, tmp_path, caplog):
     source = {"validation": rows_of(slice(0, 20)), "train": rows_of(slice(20, 60)), "test": rows_of(slice(50, 70))}
-    found = hf_radin.gather(f"{nets}/ft-*")
-    bank = hf_radin.compute_logits(found, source, cache_dir=tmp_path / "cache")
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{nets}/ft-*"), source, cache_dir=tmp_path / "cache")
     soup = hf_radin.uniform(bank, test_split="test")
-    assert soup.report.overlap == {"of": 20, "images": 0, "batchnorm": 10}
+    assert soup.report.overlap == Overlap(20, 0, batchnorm=10)
     assert "10 of 20 images of the split 'test' are among those that give BatchNorm its statistics." in caplog.text
-    assert (
-        "10 of the 20 images of test gave BatchNorm its statistics too"
-        in card.files(soup.to_dict())["README.md"].decode()
-    )
+    assert "10 of the 20 images of test gave BatchNorm its statistics too" in card_of(soup)
 
 
 def test_copies_of_one_image_are_never_held_out_from_each_other(gathered, tmp_path, caplog):
@@ -182,9 +179,9 @@ def test_copies_of_one_image_are_never_held_out_from_each_other(gathered, tmp_pa
     twice = image_dataset([*images, *images[:30]], [*labels, *labels[:30]])
     bank = hf_radin.compute_logits(gathered, twice, cache_dir=tmp_path)
     for seed in range(5):
-        rest, out = bank.divided(0.3, seed)
-        assert not np.isin(out.digests, rest.digests).any() and 0 < len(out) < 27
-        assert sorted([*rest.places, *out.places]) == list(range(90))
+        chooses, proves = bank.divided(0.3, seed)
+        assert not np.isin(proves.digests, chooses.digests).any() and 0 < len(proves) < 27
+        assert sorted([*chooses.places, *proves.places]) == list(range(90))
     assert "of 27 images have copies among the others: not held out." in caplog.text
     copies = hf_radin.compute_logits(gathered, image_dataset([images[0]] * 4, [0] * 4), cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"hold_out=0\.5: all of these 2 images have copies"):
@@ -207,6 +204,6 @@ def test_an_image_is_what_its_bytes_are(tmp_path):
 
 def test_what_can_not_be_read_is_like_nothing_else():
     a, b = (np.array(digests, "S32") for digests in ([b"", b"1", b"2", b"2"], [b"", b"2", b"3"]))
-    assert find_shared(a, b).tolist() == [False, False, True, True] and overlap.count_shared(a, b) == 2
-    out, rest = with_copies(np.array([0, 1, 2]), np.array([3]), a)
-    assert out.tolist() == [0, 1] and rest.tolist() == [3, 2]
+    assert find_shared(a, b).tolist() == [False, False, True, True] and count_shared(a, b) == 2
+    held_out, others = with_copies(np.array([0, 1, 2]), np.array([3]), a)
+    assert held_out.tolist() == [0, 1] and others.tolist() == [3, 2]

@@ -1,23 +1,33 @@
 """Images of a stream that another split has too are met as they go by, and what was computed up to there is kept."""
 
+from pathlib import Path
+
 import pytest
 from shared.training import digit_images, image_dataset
 
 import hf_radin
 from hf_radin import LogitBank
-from hf_radin.images import decode
-from hf_radin.logits import compute
+from hf_radin.soup.report import Overlap
 
-CHOSE, PROVES = slice(0, 60), slice(20, 100)  # two thirds of what chose come first in what proves
+CHOSE, PROVES = slice(0, 200), slice(100, 300)  # the first half of what proves chose: its first block of 64, and more
+# With the number of images, of which the size of blocks depends.
+CARD = b"""---
+dataset_info:
+  splits:
+  - name: validation
+    num_examples: 200
+  - name: test
+    num_examples: 200
+---
+"""
 
 
 @pytest.fixture
-def bank(hub, runs, tmp_path, monkeypatch):
+def bank(hub, runs, tmp_path):
     """Of two models on a split on the Hub, which shares images with its test split."""
-    monkeypatch.setattr(compute, "block_size", lambda samples: 16)
     for name in ("ft-0", "ft-1"):
         hub.add_repo(f"org/{name}", {path.name: path.read_bytes() for path in (runs / name).iterdir()})
-    parts = {}
+    parts = {"README.md": CARD}
     for split, part in {"validation": CHOSE, "test": PROVES}.items():
         image_dataset(*digit_images(part)).to_parquet(tmp_path / "part.parquet")
         parts[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / "part.parquet").read_bytes()
@@ -25,23 +35,32 @@ def bank(hub, runs, tmp_path, monkeypatch):
     return hf_radin.compute_logits(hf_radin.gather("org/ft-*"), "org/twice", cache_dir=tmp_path / "cache")
 
 
-def test_it_is_refused_at_the_first_block_and_again(bank, tmp_path, monkeypatch):
-    decoded, opened = [], decode.open_image
-    monkeypatch.setattr(decode, "open_image", lambda *args: decoded.append(1) or opened(*args))
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"16 of 16 images of the split 'test' that have just been read are in"):
-            hf_radin.radin(bank, budget=1, test_split="test")
-    tried = 1  # image that models are tried with before the pass
-    assert len(decoded) == tried + 16  # the second time they are known
+def prepared(cache: Path, *folders: Path) -> dict[Path, int]:
+    """The files of prepared images in a cache, but for those in folders, and what changes if they are rewritten."""
+    paths = (path for path in cache.glob("pixels/*/*") if path.parent not in folders)
+    return {path: path.stat().st_ino for path in paths}
+
+
+def test_it_is_refused_at_the_first_block_and_again(bank, tmp_path, predictions):
+    cache, chosen = tmp_path / "cache", bank.images.folder
+    predictions.clear()
+    with pytest.raises(ValueError, match=r"64 of 64 images of the split 'test' that have just been read are in"):
+        hf_radin.radin(bank, budget=1, test_split="test")
+    first = prepared(cache, chosen)
+    assert sum("block" in path.name for path in first) == 2  # a record and its pixels
+    with pytest.raises(ValueError, match=r"64 of 64 images of the split 'test' that have just been read are in"):
+        hf_radin.radin(bank, budget=1, test_split="test")
+    assert prepared(cache, chosen) == first  # the second time they are known
     soup = hf_radin.radin(bank, budget=1, test_split="test", allow_overlap=True)
-    assert soup.report.overlap == {"of": 80, "images": 40, "batchnorm": None} and len(decoded) == tried + 80
+    assert soup.report.overlap == Overlap(200, 100)
+    assert first.items() < prepared(cache, chosen).items()
 
 
 def test_a_bank_that_was_pushed_knows_its_images(bank, hub, tmp_path):
     bank.push_to_hub("org/bank")
     fetched = LogitBank.from_hub("org/bank", cache_dir=tmp_path / "other")
     assert (fetched.digests == bank.digests).all()
-    with pytest.raises(ValueError, match=r"16 of 16 images of the split 'test'"):
+    with pytest.raises(ValueError, match=r"64 of 64 images of the split 'test'"):
         hf_radin.best_single(fetched, test_split="test")
 
 

@@ -4,6 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,10 @@ from transformers import AutoModelForImageClassification
 import hf_radin
 from hf_radin import Measurement, Recipe
 from hf_radin.recipes.propose import propose
-from hf_radin.search import measure, report
+from hf_radin.search.measure import MeasuredSoup
+from hf_radin.search.report import choose
+from hf_radin.soup.report import PassCounts
+from hf_radin.weights.average import average_model
 
 
 def names(recipe) -> set[str]:
@@ -28,17 +32,17 @@ def soup(bank):
 
 def accuracy_of(model, bank) -> float:
     """What a user would measure, one forward pass over all prepared images."""
-    inputs = torch.cat([one["pixel_values"] for one in plain_inputs(bank)])
+    pixels = torch.cat([inputs["pixel_values"] for inputs in plain_inputs(bank)])
     with torch.inference_mode():
-        return float((model(pixel_values=inputs).logits.argmax(-1).numpy() == bank.labels).mean())
+        return float((model(pixel_values=pixels).logits.argmax(-1).numpy() == bank.labels).mean())
 
 
 def test_the_result_is_never_worse_than_the_baselines(bank):
     for budget in (1, 3):
         soup = hf_radin.radin(bank, budget=budget)
-        found = soup.accuracy("soup", "validation")
-        assert found >= soup.accuracy("best single", "validation") == bank.score(np.eye(5)).max()
-        assert found >= soup.accuracy("uniform", "validation")
+        reached = soup.accuracy("soup", "validation")
+        assert reached >= soup.accuracy("best single", "validation") == bank.score(np.eye(5)).max()
+        assert reached >= soup.accuracy("uniform", "validation")
 
 
 def test_what_is_reported_is_what_the_model_does(soup, bank):
@@ -46,24 +50,24 @@ def test_what_is_reported_is_what_the_model_does(soup, bank):
 
 
 def test_the_candidates_with_the_best_estimates_are_measured(bank):
-    found = propose(5, proposals="monte-carlo")
+    drawn = propose(5, proposals="monte-carlo")
     soup = hf_radin.radin(bank, budget=4, measure="full", proposals="monte-carlo")
-    soups = [one for one in soup.measurements if one.proposal not in ("single", "uniform")]
-    ranked = np.sort(bank.score(found.weights)[6:])[::-1]
-    assert [one.estimate for one in soups] == ranked[:4].tolist()
-    for one in soups:
-        assert one.images == 600 and one.measured == accuracy_of(
-            hf_radin.soup.average_model(bank.ingredients, one.recipe), bank
+    soups = [entry for entry in soup.measurements if entry.proposal not in ("single", "uniform")]
+    ranked = np.sort(bank.score(drawn.weights)[6:])[::-1]
+    assert [entry.estimate for entry in soups] == ranked[:4].tolist()
+    for entry in soups:
+        assert entry.images == 600 and entry.measured == accuracy_of(
+            average_model(bank.ingredients, entry.recipe), bank
         )
 
 
 def test_the_budget_is_kept(bank):
     for budget in (1, 2, 5):
         soup = hf_radin.radin(bank, budget=budget, measure="full")
-        proposals = [one.proposal for one in soup.measurements]
+        proposals = [entry.proposal for entry in soup.measurements]
         assert proposals.count("single") == 5 and proposals.count("uniform") == 1
         assert len(proposals) - 5 == budget + 1  # the uniform soup is beside them
-        assert soup.report.passes == {"logits": 5, "soups": budget + 1}
+        assert soup.report.passes == PassCounts(5, budget + 1)
 
 
 def test_a_budget_larger_than_the_candidates_measures_them_all(bank):
@@ -74,17 +78,16 @@ def test_a_budget_larger_than_the_candidates_measures_them_all(bank):
 def test_monte_carlo_is_the_papers_procedure_and_a_seed_decides_it(bank):
     def run(seed):
         soup = hf_radin.radin(bank, budget=2, proposals="monte-carlo", candidates=5, seed=seed)
-        return [one for one in soup.measurements if one.proposal == "monte-carlo"]
+        return [entry for entry in soup.measurements if entry.proposal == "monte-carlo"]
 
-    assert run(0) == run(0) and all(2 <= len(one.recipe.used) <= 4 for one in run(0))
+    assert run(0) == run(0) and all(2 <= len(entry.recipe.used) <= 4 for entry in run(0))
     assert len({str(run(seed)) for seed in range(5)}) > 1
 
 
-def test_singles_cost_nothing_to_measure(bank, monkeypatch):
-    monkeypatch.setattr(measure, "average_model", lambda *_: pytest.fail("a soup was made"))
+def test_singles_cost_nothing_to_measure(bank, predictions):
     single = hf_radin.best_single(bank)
-    assert single.accuracy("soup", "validation") == bank.score(np.eye(5)).max()
-    assert single.report.passes == {"logits": 5, "soups": 0}
+    assert not predictions and single.accuracy("soup", "validation") == bank.score(np.eye(5)).max()
+    assert single.report.passes == PassCounts(5, 0)
     assert len(single.recipe.used) == 1
 
 
@@ -99,18 +102,18 @@ def greedy_by_hand(bank, accept) -> set[str]:
     order = sorted(range(5), key=lambda index: -scores[index])
     chosen, best = [order[0]], scores[order[0]]
     for index in order[1:]:
-        ids = [bank.ingredients.ids[one] for one in [*chosen, index]]
-        trial = accuracy_of(hf_radin.soup.average_model(bank.ingredients, Recipe.uniform(ids)), bank)
-        if accept(trial, best):
-            chosen, best = [*chosen, index], trial
-    return {bank.ingredients.ids[one] for one in chosen}
+        ids = [bank.ingredients.ids[position] for position in [*chosen, index]]
+        accuracy = accuracy_of(average_model(bank.ingredients, Recipe.uniform(ids)), bank)
+        if accept(accuracy, best):
+            chosen, best = [*chosen, index], accuracy
+    return {bank.ingredients.ids[position] for position in chosen}
 
 
 @pytest.mark.parametrize(("rule", "accept"), [(">=", lambda new, old: new >= old), (">", lambda new, old: new > old)])
 def test_greedy_is_the_official_algorithm(bank, rule, accept):
     soup = hf_radin.greedy(bank, accept=rule)
     assert set(soup.recipe.used) == greedy_by_hand(bank, accept)
-    assert soup.report.passes == {"logits": 5, "soups": 4} and soup.report.accept == rule
+    assert soup.report.passes == PassCounts(5, 4) and soup.report.accept == rule
     assert soup.accuracy("soup", "validation") >= bank.score(np.eye(5)).max()
 
 
@@ -122,9 +125,9 @@ def measured(value, *, single=False, estimate=0.9):
 
 def test_of_equals_the_single_model_is_chosen_then_the_better_estimate():
     soup, single = measured(0.8, estimate=0.95), measured(0.8, single=True, estimate=0.8)
-    assert report.choose([soup, single]) is single
-    assert report.choose([soup, single, better := measured(0.81)]) is better
-    assert report.choose([soup, better := measured(0.8, estimate=0.96)]) is better
+    assert choose([soup, single]) is single
+    assert choose([soup, single, better := measured(0.81)]) is better
+    assert choose([soup, better := measured(0.8, estimate=0.96)]) is better
 
 
 def test_where_no_soup_is_better_the_best_single_is_returned_and_said(runs, start, tmp_path, digits, caplog):
@@ -135,8 +138,8 @@ def test_where_no_soup_is_better_the_best_single_is_returned_and_said(runs, star
         path = tmp_path / "runs" / f"{name}-spoilt" / "model.safetensors"
         tensors = load_file(path)
         save_file({k: -t if k.startswith("classifier") else t for k, t in tensors.items()}, path, {"format": "pt"})
-    found = hf_radin.gather([f"{tmp_path}/runs/ft-0", f"{tmp_path}/runs/*-spoilt"])
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path / "cache")
+    ingredients = hf_radin.gather([f"{tmp_path}/runs/ft-0", f"{tmp_path}/runs/*-spoilt"])
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
         soup = hf_radin.radin(bank, budget=2, proposals="monte-carlo")
     assert names(soup.recipe) == {"ft-0"} and soup.recipe.weights == (1.0,)
@@ -148,13 +151,13 @@ def test_where_no_soup_is_better_the_best_single_is_returned_and_said(runs, star
 def test_for_a_linear_classifier_the_soup_is_the_ensemble(heads, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{heads}/*"), digits, cache_dir=tmp_path)
     soup = hf_radin.radin(bank, budget=100, measure="full", proposals="monte-carlo")
-    soups = [one for one in soup.measurements if one.proposal != "single"]
-    assert len(soups) == 4 and len({one.measured for one in soup.measurements}) > 2
-    for one in soups:
-        assert one.measured == pytest.approx(one.estimate, abs=1 / 600)  # an image may lie on the edge of rounding
-        weights = [one.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
+    soups = [entry for entry in soup.measurements if entry.proposal != "single"]
+    assert len(soups) == 4 and len({entry.measured for entry in soup.measurements}) > 2
+    for entry in soups:
+        assert entry.measured == pytest.approx(entry.estimate, abs=1 / 600)  # an image may lie on the edge of rounding
+        weights = [entry.recipe.used.get(name, 0.0) for name in bank.ingredients.ids]
         expected = np.tensordot(weights, np.stack([bank.logits(index) for index in range(3)]), axes=1)
-        model = hf_radin.soup.average_model(bank.ingredients, one.recipe)
+        model = average_model(bank.ingredients, entry.recipe)
         inputs = plain_inputs(bank)[0]
         with torch.inference_mode():
             np.testing.assert_allclose(model(**inputs).logits, expected[: len(inputs["pixel_values"])], atol=1e-4)
@@ -163,8 +166,8 @@ def test_for_a_linear_classifier_the_soup_is_the_ensemble(heads, digits, tmp_pat
 def test_the_held_out_split_takes_no_part_in_the_choice(bank, soup):
     without = hf_radin.radin(bank, budget=4)
     assert without.recipe == soup.recipe and without.measurements == soup.measurements
-    assert {one.split for one in without.results} == {"validation"}
-    rows = {(one.name, one.split): one.images for one in soup.results}
+    assert {row.split for row in without.results} == {"validation"}
+    rows = {(row.name, row.split): row.images for row in soup.results}
     assert 0 < rows["uniform", "validation"] < 600  # shown a part, as a candidate is
     rows["uniform", "validation"] = 600
     assert rows == {
@@ -192,7 +195,7 @@ def test_the_split_that_chooses_can_not_prove(bank, given):
         ({"budget": 0.5}, r"budget=0\.5: .* at least the 1 that the best soup is measured on"),
         ({"budget": "15 days"}, "budget='15 days'"),
         ({"budget": float("nan")}, "budget=nan"),
-        ({"measure": "some"}, "measure='some': it is 'race' or 'full'"),
+        ({"measure": "half"}, "measure='half': it is 'race' or 'full'"),
         ({"hold_out": 1.5}, r"hold_out=1\.5: it is a share of the 600 images"),
         ({"hold_out": 0.2, "test_split": "test"}, "hold_out=0.2: the split 'test' proves the soup already"),
         ({"budget": True}, "budget=True"),
@@ -207,10 +210,21 @@ def test_the_split_that_chooses_can_not_prove(bank, given):
         ({"metrics": ["./no-such-metric"]}, "The metric './no-such-metric' is none of accuracy"),
     ],
 )
-def test_bad_input_is_refused_before_a_soup_is_made(bank, monkeypatch, options, message):
-    monkeypatch.setattr(measure.MeasuredSoup, "look", lambda *_: pytest.fail("a soup was measured"))
+def test_bad_input_is_refused_before_a_soup_is_measured(bank, caplog, options, message):
+    caplog.set_level(logging.INFO, logger="hf_radin")
     with pytest.raises(ValueError, match=message):
         hf_radin.radin(bank, **options)
+    assert "measured" not in caplog.text
+
+
+def test_what_is_measured_is_logged(bank, caplog):
+    """Otherwise the tests that nothing was measured would say nothing."""
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    hf_radin.radin(bank, budget=1)
+    hf_radin.uniform(bank)
+    lines = [record.getMessage() for record in caplog.records]
+    assert "Soup of 5 (uniform): " in lines[0] and "Soup of 5: " in lines[-1]
+    assert all("measured" in line for line in (lines[0], lines[-1]))
 
 
 def test_greedy_knows_two_rules(bank):
@@ -219,14 +233,12 @@ def test_greedy_knows_two_rules(bank):
 
 
 def test_an_object_has_no_other_splits_and_says_which_it_is(bank, tmp_path, digits):
-    import datasets
-
     rows = datasets.load_dataset(str(digits), split="test")
     direct = hf_radin.compute_logits(bank.ingredients, rows, cache_dir=tmp_path)
     assert direct.split == "test"  # whatever the argument's default says
-    for one in (direct, hf_radin.LogitBank.open(direct.folder)):
+    for chosen in (direct, hf_radin.LogitBank.open(direct.folder)):
         with pytest.raises(ValueError, match="computed from a Dataset object, which has no other splits"):
-            hf_radin.radin(one, test_split="validation")
+            hf_radin.radin(chosen, test_split="validation")
     plain = datasets.Dataset.from_dict(rows[:], features=rows.features)
     chooses = hf_radin.compute_logits(bank.ingredients, plain, split="validation", cache_dir=tmp_path)
     proves = hf_radin.compute_logits(bank.ingredients, plain, split="test", cache_dir=tmp_path)
@@ -235,11 +247,9 @@ def test_an_object_has_no_other_splits_and_says_which_it_is(bank, tmp_path, digi
 
 
 def test_a_dictionary_of_objects_has_splits(bank, digits, tmp_path):
-    import datasets
-
     both = datasets.load_dataset(str(digits))
-    found = hf_radin.compute_logits(bank.ingredients, both, cache_dir=tmp_path)
-    assert {one.split for one in hf_radin.uniform(found, test_split="test").results} == {"validation", "test"}
+    chooses = hf_radin.compute_logits(bank.ingredients, both, cache_dir=tmp_path)
+    assert {row.split for row in hf_radin.uniform(chooses, test_split="test").results} == {"validation", "test"}
 
 
 def test_an_opened_bank_can_be_searched(bank, soup, digits, tmp_path):
@@ -260,15 +270,16 @@ def test_metrics_go_through_evaluate(bank, tmp_path):
         "        return {'errors': sum(a != b for a, b in zip(predictions, references))}\n"
     )
     soup = hf_radin.uniform(bank, metrics=("accuracy", str(tmp_path / "errors")))
-    for one in soup.results:
-        assert one.metrics["errors"] == round((1 - one.metrics["accuracy"]) * 600)
+    assert soup.results
+    for row in soup.results:
+        assert row.metrics["errors"] == round((1 - row.metrics["accuracy"]) * 600)
 
 
-def test_soups_that_give_nan_are_never_right(bank, monkeypatch):
+def test_soups_that_give_nan_are_never_right(bank):
     model = AutoModelForImageClassification.from_pretrained(bank.ingredients[0].folder)
     model.classifier.bias.data.fill_(float("nan"))
     recipe = Recipe(bank.ingredients.ids[:2], (0.111, 0.889))
-    predictions = measure.MeasuredSoup(bank, recipe, lambda: model).look(np.ones(600, dtype=bool))
+    predictions = MeasuredSoup(bank, recipe, lambda: model).look(np.ones(600, dtype=bool))
     assert (predictions == -1).all()
 
 
@@ -284,9 +295,9 @@ def test_a_held_out_bank_of_other_models_or_settings_is_refused(bank, runs, two,
 
 
 @pytest.mark.parametrize("returned", ["'text'", "None", "missing_input"])
-def test_a_metric_that_can_not_be_computed_is_refused_before_a_soup_is_made(bank, tmp_path, monkeypatch, returned):
-    monkeypatch.setattr(measure.MeasuredSoup, "look", lambda *_: pytest.fail("a soup was measured"))
-    name = f"odd{abs(hash(returned))}"
+def test_a_metric_that_can_not_be_computed_is_refused_before_a_soup_is_measured(bank, tmp_path, caplog, returned):
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    name = f"odd_{returned.strip(chr(39)).lower()}"
     (tmp_path / name).mkdir()
     (tmp_path / name / f"{name}.py").write_text(
         "import datasets\n"
@@ -300,6 +311,7 @@ def test_a_metric_that_can_not_be_computed_is_refused_before_a_soup_is_made(bank
     )
     with pytest.raises(ValueError, match=f"{name}' can't be computed from predicted classes alone"):
         hf_radin.uniform(bank, metrics=(str(tmp_path / name),))
+    assert "measured" not in caplog.text
 
 
 def test_numbers_of_numpy_are_numbers(bank, tmp_path):
@@ -313,16 +325,16 @@ def test_numbers_of_numpy_are_numbers(bank, tmp_path):
 )
 def test_what_is_sought_is_estimated_no_lower_than_what_is_drawn(bank, kinds):
     drawn = hf_radin.radin(bank, budget=0, proposals="monte-carlo", candidates=3)
-    found = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
-    assert found.measurements[-1].estimate >= drawn.measurements[-1].estimate
+    sought = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
+    assert sought.measurements[-1].estimate >= drawn.measurements[-1].estimate
     again = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
-    assert again.measurements == found.measurements
+    assert again.measurements == sought.measurements
 
 
 def test_what_is_sought_is_measured_where_it_differs(bank):
     soup = hf_radin.radin(bank, budget=4, proposals="forward,local,dirichlet", measure="full")
-    found = [one for one in soup.measurements if one.proposal not in ("single", "uniform")]
-    rows = np.array([[one.recipe.used.get(name, 0) for name in bank.ingredients.ids] for one in found])
+    recipes = [entry.recipe for entry in soup.report.soups if entry.proposal != "uniform"]
+    rows = np.array([bank.row(recipe) for recipe in recipes])
     distance = np.abs(rows[:, None] - rows[None]).sum(axis=2) / 2
     assert len(rows) == 4 and (distance[~np.eye(4, dtype=bool)] > 0.1).all()
 
@@ -331,19 +343,19 @@ def test_recipes_of_your_own_are_candidates(bank):
     ids = bank.ingredients.ids
     mine = hf_radin.Recipe((ids[3], ids[0]), (0.75, 0.25))
     soup = hf_radin.radin(bank, budget=1000, proposals="monte-carlo", candidates=3, recipes=[mine], measure="full")
-    (own,) = [one for one in soup.measurements if one.proposal == "own"]
-    assert own.recipe.used == {ids[0]: 0.25, ids[3]: 0.75} and own.images == 600
+    (candidate,) = [entry for entry in soup.measurements if entry.proposal == "own"]
+    assert candidate.recipe.used == {ids[0]: 0.25, ids[3]: 0.75} and candidate.images == 600
     with pytest.raises(ValueError, match="No ingredient 'other'"):
         hf_radin.radin(bank, recipes=[hf_radin.Recipe.uniform(["other"])])
 
 
 def test_the_start_is_an_ingredient_to_mix_with(start, runs, digits, tmp_path):
-    found = hf_radin.gather([str(start), f"{runs}/ft-[012]"])
-    bank = hf_radin.compute_logits(found, digits, cache_dir=tmp_path)
-    soup = hf_radin.radin(bank, budget=100, proposals="wise-ft,model-stock,local", start=found.ids[0])
-    raced = {one.proposal: one for one in soup.measurements}
-    assert {"wise-ft", "model-stock"} <= raced.keys() and soup.report.start == found.ids[0]
-    assert all(found.ids[0] in raced[kind].recipe.used for kind in ("wise-ft", "model-stock"))
+    ingredients = hf_radin.gather([str(start), f"{runs}/ft-[012]"])
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path)
+    soup = hf_radin.radin(bank, budget=100, proposals="wise-ft,model-stock,local", start=ingredients.ids[0])
+    raced = {entry.proposal: entry for entry in soup.measurements}
+    assert {"wise-ft", "model-stock"} <= raced.keys() and soup.report.start == ingredients.ids[0]
+    assert all(ingredients.ids[0] in raced[kind].recipe.used for kind in ("wise-ft", "model-stock"))
 
 
 @pytest.mark.parametrize(
