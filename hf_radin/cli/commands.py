@@ -357,7 +357,7 @@ def data_source(args: argparse.Namespace, ingredients: Ingredients) -> DataSourc
 
 def run_options(args: argparse.Namespace) -> RunOptions:
     """How the models run."""
-    return RunOptions(**{field.name: getattr(args, field.name) for field in fields(RunOptions)})
+    return RunOptions(**{field.name: getattr(args, field.name) for field in fields(RunOptions) if field.name in args})
 
 
 def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[str, Any]:
