@@ -28,7 +28,7 @@ from hf_radin.recipes.propose import FROM_START, best_subsets, monte_carlo, prop
 from hf_radin.search.budget import Budget
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.race import Entry, race
-from hf_radin.search.report import predict
+from hf_radin.search.reporter import predict
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = 10_000

@@ -97,7 +97,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     away = [ingredient.id for ingredient in bank.ingredients if ingredient.is_away]
     if away and args.push_to:
         raise ValueError(
-            f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder of somebody else's."
+            f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder on another machine."
         )
     check_push(args, processes, push_options(args))
     warn_of_private_names(args, bank.ingredients, bank.manifest.data, processes)

@@ -87,11 +87,11 @@ def run_command(args: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         if is_main_process():  # the others are interrupted with it
-            print("hf-radin: stopped; run the same command again to go on from here.", file=sys.stderr)
+            print("hf-radin: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
     except _Terminated:
         if is_main_process():  # the others are terminated with it
-            print("hf-radin: told to end; run the same command again to go on from here.", file=sys.stderr)
+            print("hf-radin: terminated; run the same command again to continue.", file=sys.stderr)
         return 143
     finally:
         processes.leave(together=False)  # whatever ended it; after the call above there is nothing left to do

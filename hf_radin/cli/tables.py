@@ -10,7 +10,7 @@ from hf_radin.logits.cost import Estimate
 from hf_radin.runtime.hub_commit import Plan
 from hf_radin.runtime.processes import is_main_process
 from hf_radin.runtime.text import clock, show_metric
-from hf_radin.soup.card_text import comparison_text, spending
+from hf_radin.soup.card_sentences import comparison_text, spending
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 

@@ -13,9 +13,9 @@ from hf_radin.checkpoints import lora
 from hf_radin.checkpoints.files import ADAPTER_CONFIG, CONFIG, PROCESSOR_FILES
 from hf_radin.checkpoints.model import check_header, check_saves, check_task, empty_model, load_config, load_processor
 from hf_radin.checkpoints.processor import ProcessorDifference, find_processor_differences
+from hf_radin.ingredients.checkpoint_files import CheckpointFiles, Options, read_places
 from hf_radin.ingredients.compatibility import describe, find_differences
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
-from hf_radin.ingredients.inspect import CheckpointFiles, Options, read_places
 from hf_radin.ingredients.labels import align, read_labels
 from hf_radin.ingredients.resolve import find_places
 from hf_radin.runtime.hub_errors import asking_the_hub

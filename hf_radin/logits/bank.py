@@ -22,7 +22,7 @@ from hf_radin.images.sample import drawn_places
 from hf_radin.images.shards import Block
 from hf_radin.images.split import DataSource
 from hf_radin.ingredients.ingredient import Ingredients, in_hub_cache, is_available, with_distinct_ids
-from hf_radin.logits import share
+from hf_radin.logits import publish
 from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, logits_path, open_array
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
@@ -117,7 +117,7 @@ class LogitBank:
             ValueError: if there is no such bank.
         """
         processes, home = processes or Processes(), find_home(cache_dir)
-        folder = processes.decide(lambda: share.fetch_bank(repo_id, home, revision=revision, token=token))
+        folder = processes.decide(lambda: publish.fetch_bank(repo_id, home, revision=revision, token=token))
         return cls._read(folder, processes, token)
 
     def push_to_hub(
@@ -144,15 +144,15 @@ class LogitBank:
             token=token,
             revision=revision,
             create_pr=create_pr,
-            commit_message=commit_message or share.COMMIT_MESSAGE,
+            commit_message=commit_message or publish.COMMIT_MESSAGE,
             overwrite=True,  # logits of other checkpoints stay beside these
             repo_type="dataset",
         )
-        return self.processes.decide(lambda: share.push_bank(self.published(), repo_id, options))
+        return self.processes.decide(lambda: publish.push_bank(self.published(), repo_id, options))
 
-    def published(self) -> share.PublishedBank:
+    def published(self) -> publish.PublishedBank:
         """What is pushed of this bank."""
-        return share.PublishedBank(
+        return publish.PublishedBank(
             folder=self.folder,
             manifest=self.manifest,
             latest=self.latest,
@@ -182,7 +182,7 @@ class LogitBank:
             usable = with_distinct_ids([record.ingredient.load() for record in records if record.finite])
         except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{folder} is no whole logit bank ({error}); compute it again: what is there and whole is used."
+                f"{folder} is not a complete logit bank ({error}); compute it again; intact files are reused."
             ) from error
         ingredients = Ingredients(
             [in_hub_cache(ingredient, token) for ingredient in usable] if manifest.origin else usable
@@ -317,7 +317,7 @@ class LogitBank:
         if accelerator.mixed_precision != run.mixed_precision:
             raise ValueError(
                 f"The logits in {self.folder} were computed with mixed precision {run.mixed_precision!r}, this run "
-                f"has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under one and the same."
+                f"has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under the same precision."
             )
         dtype, size = as_dtype(run.dtype), self.manifest.batch_size
         return Passes(
@@ -479,7 +479,7 @@ class LogitBank:
         """
         if self.partial:
             if top != 1:
-                raise ValueError("Of these images not all logits are known: only the best class can be told.")
+                raise ValueError("After a pilot only the best class of these images is known.")
             return self.partial.pruned
 
         def make() -> pruning.Pruned:
@@ -501,7 +501,7 @@ class LogitBank:
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
         """Of each ingredient the logits of all images `(samples, classes)`."""
         if not self.knows(np.ones(len(self.ingredients))):
-            raise ValueError("Of these images not all logits are known, because of a pilot; this takes all.")
+            raise ValueError("After a pilot the logits of these images are not all known; this takes all of them.")
         if self.part is None or self.is_pilot:
             return self._stored()
         return [self.logits(position) for position in range(len(self.ingredients))]

@@ -125,7 +125,7 @@ def open_array(path: Path) -> np.memmap:
     try:
         array: np.memmap = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is broken ({error}); compute the logits again: what is whole is used.") from error
+        raise ValueError(f"{path} is broken ({error}); compute the logits again; intact files are reused.") from error
     return array
 
 
@@ -157,7 +157,7 @@ def discard_broken(folder: Path, ingredients: Ingredients) -> None:
         if is_whole:  # a run that was killed between the two left them
             shutil.rmtree(logits.with_suffix(".parts"), ignore_errors=True)
         else:
-            logger.warning("The logits of %s in %s are broken; they are computed anew.", ingredient.id, folder)
+            logger.warning("The logits of %s in %s are broken and are computed again.", ingredient.id, folder)
             record.unlink()
 
 
@@ -170,7 +170,7 @@ def _whole_manifest(folder: Path) -> BankManifest | None:
     shapes = {_or_none(partial(_shape, folder / f"{name}.npy")) for name in names}
     if manifest is not None and shapes == {(manifest.samples,)}:
         return manifest
-    logger.warning("%s is broken; what is in it is computed anew.", folder)
+    logger.warning("%s is broken and is computed again.", folder)
     (folder / BANK).unlink()
     return None
 
@@ -186,9 +186,9 @@ def write_part(path: Path, logits: np.ndarray, seconds: float) -> None:
 def remove_broken_parts(targets: Iterable[Target]) -> None:
     """Remove the blocks that can't be read, as a power cut may leave them: they are computed anew."""
     for target in targets:
-        broken = sum(_is_broken(path, target.classes) for path in target.parts.glob("block-*.npz"))
+        broken = sum(_discard_if_broken(path, target.classes) for path in target.parts.glob("block-*.npz"))
         if broken:
-            logger.warning("%s: %d blocks of its logits were broken; they are computed anew.", target.name, broken)
+            logger.warning("%s: %d blocks of its logits were broken and are computed again.", target.name, broken)
 
 
 def join_parts(target: Target, blocks: list[Block], samples: int, dtype: str) -> tuple[bool, float]:
@@ -218,7 +218,7 @@ def join_parts(target: Target, blocks: list[Block], samples: int, dtype: str) ->
     return is_finite, seconds
 
 
-def _is_broken(path: Path, classes: int) -> bool:
+def _discard_if_broken(path: Path, classes: int) -> bool:
     """Whether a block can't be read; it is removed then."""
     try:
         _read_part(path, classes)

@@ -174,7 +174,7 @@ class BankManifest:
         try:
             return from_json(cls, json.loads((folder / BANK).read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{folder} is no logit bank, or one that was never finished ({error}).") from error
+            raise ValueError(f"{folder} is not a logit bank, or was never finished ({error}).") from error
 
     def write(self, folder: Path) -> None:
         """Say that the bank in a folder has all but its logits."""

@@ -142,7 +142,7 @@ def compute(
     earlier = processes.decide(lambda: finished * (samples or 0) + _count_earlier(all_targets, images, passes.sample))
     if waiting and earlier:
         of = "" if total is None else f" of {total:,} ({earlier / total:.0%})"
-        logger.info("%s%s predictions are there from earlier: going on from these.", f"{earlier:,}", of)
+        logger.info("Continuing after %s%s predictions of an earlier run.", f"{earlier:,}", of)
     processes.count_images(earlier)
     at_once = 0
     with progress_bar(total=total, initial=earlier, desc="Logits", unit="prediction") as bar:

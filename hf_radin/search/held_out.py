@@ -158,7 +158,7 @@ def count_overlap(bank: LogitBank, held_out: LogitBank, *, allow: bool) -> Overl
     names = held_out.split, bank.split
     if overlap.images is None:
         logger.warning(
-            "Whether the splits %r and %r share images can't be told: a bank has no digests of its.", *names
+            "Whether the splits %r and %r share images is not known: a bank has no digests of its images.", *names
         )
     if overlap.images:
         if not allow:

@@ -57,7 +57,7 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     leaders = Pilot.whole(count)
     if len(bank) < ENOUGH:
         logger.warning(
-            "A pilot of %d images says little of how clearly models must agree to speak for others; take %d or more.",
+            "A pilot of %d images is too small to tell how clearly models must agree; use %d or more.",
             len(bank),
             ENOUGH,
         )

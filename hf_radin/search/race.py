@@ -175,7 +175,7 @@ def race(
             )
         course.finish()
     if ended == "budget" and len(course.runners) <= len(beside):
-        logger.warning("The budget was over before a candidate was measured.")
+        logger.warning("The budget was used up before a candidate was measured.")
     return RaceResult([course.measurement(runner) for runner in course.runners], ended, tuple(course.curve))
 
 

@@ -24,7 +24,7 @@ from hf_radin.search.guide import Guide
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
-from hf_radin.search.report import Reporter, ReportOptions, best_known, check_report
+from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_report
 from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 
@@ -209,7 +209,7 @@ class _Search:
         is_prunable = decide(bank.is_prunable)
         if "line" in kinds and not is_prunable:
             raise ValueError(
-                "proposals='line' works on the classes that can win, and of these too many can: leave it out."
+                "proposals='line' needs few classes that can win, and here there are too many: leave it out."
             )
         # what is not asked for by name would take too long where too much is left; measured soups are a better guide
         left_out = {"auto", "local"} if is_guided else set() if is_prunable else {"auto"}

@@ -15,7 +15,7 @@ from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Result
 from hf_radin.runtime.text import between, code, escape, percent, show_metric
 from hf_radin.soup import pictures
-from hf_radin.soup.card_text import comparison_text, costs, outcome, shared_images
+from hf_radin.soup.card_sentences import comparison_text, costs, outcome, shared_images
 from hf_radin.soup.redact import without_paths
 from hf_radin.soup.report import RECIPE, SearchReport
 
@@ -256,14 +256,14 @@ def report_files(report: SearchReport, place: Path, *, license: str | None = Non
         place: the file or folder that the report came from or goes to.
 
     Raises:
-        ValueError: if the report says too little for a card.
+        ValueError: if the report does not say enough for a card.
     """
     if report.results and report.passes is None:
-        raise ValueError(f"{place} says too little for a card: it does not say 'passes'.")
+        raise ValueError(f"{place} does not say enough for a card: it does not say 'passes'.")
     try:
         return {RECIPE: report.text.encode(), **card_files(report, license=license)}
     except Exception as error:  # a recipe that somebody edited may fail in any way
-        raise ValueError(f"{place} says too little for a card ({error!r}).") from error
+        raise ValueError(f"{place} does not say enough for a card ({error!r}).") from error
 
 
 def renewed_card(folder: Path, report: SearchReport, *, license: str | None = None) -> dict[str, bytes]:
@@ -280,7 +280,7 @@ def renewed_card(folder: Path, report: SearchReport, *, license: str | None = No
     try:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read, and so not kept what you wrote: {error}") from error
+        raise ValueError(f"{path} can't be read, so that what you wrote would be lost: {error}") from error
     files = report_files(report, folder / RECIPE, license=license or _license_of(old))
     del files[RECIPE]
     return {**files, "README.md": with_notes(files["README.md"].decode(), old, path).encode()}
@@ -339,7 +339,7 @@ def licensed(card: bytes, license: str, path: Path) -> bytes:
     try:
         parsed = ModelCard(card.decode())
     except Exception as error:  # somebody's own YAML
-        raise ValueError(f"{path} has no head that can be read, and so takes no licence: {error}") from error
+        raise ValueError(f"{path} has no head that can be read, so that no licence can be set: {error}") from error
     parsed.data.license = license
     return str(parsed).encode()
 

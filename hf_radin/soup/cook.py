@@ -25,7 +25,7 @@ from hf_radin.runtime.files import check_output, write_folder
 from hf_radin.runtime.processes import Processes
 from hf_radin.soup.card import license_beside, report_files
 from hf_radin.soup.report import RECIPE, SearchReport, versions
-from hf_radin.weights import tensors
+from hf_radin.weights import average_tensors
 from hf_radin.weights.average import average_model, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, prepare_statistics
@@ -277,12 +277,12 @@ def cook_files(
     used = _plain_ingredients(report)
     if used is None:
         return False
-    with ThreadPoolExecutor(tensors.THREADS) as pool:
+    with ThreadPoolExecutor(average_tensors.THREADS) as pool:
         folders = list(pool.map(Ingredient.download, used))
     refuse_ingredients(output, (_ingredient(entry, report) for entry in report.ingredients if not entry.repo_id))
     with ExitStack() as stack:
         try:
-            files = [stack.enter_context(tensors.open_files(folder)) for folder in folders]
+            files = [stack.enter_context(average_tensors.open_files(folder)) for folder in folders]
         except ValueError:  # pickles, or adapters
             return False
         config = _soup_config(folders, report)

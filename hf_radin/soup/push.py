@@ -129,7 +129,7 @@ def saved_files(folder: Path) -> dict[str, Path | bytes]:
             f"average --recipe {folder / RECIPE} --models ... --output ...`, and push what that writes."
         )
     if not config.is_file():
-        raise ValueError(f"{folder} holds no whole soup: there is no {CONFIG}. Save it again.")
+        raise ValueError(f"{folder} holds no complete soup: there is no {CONFIG}. Save it again.")
     folders = [name for name in UPLOADED if (folder / name).is_dir()]
     if folders:
         raise ValueError(f"{folder / folders[0]} is a folder where a file should be: take it away, then push again.")

@@ -284,7 +284,7 @@ class SearchReport(SearchSettings):
         try:
             return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a whole recipe: {error}.") from error
+            raise ValueError(f"{path} is not a complete recipe: {error}.") from error
 
     @property
     def text(self) -> str:

@@ -135,7 +135,7 @@ class Soup:
         """Write the files of `save_pretrained`, one after the other, into an empty folder."""
         if self.away:
             raise ValueError(
-                f"No model can be made here: {self.away[0]} is a folder of somebody else's. Save the recipe alone "
+                f"No model can be made here: {self.away[0]} is a folder on another machine. Save the recipe alone "
                 "(save_recipe), and cook it where its ingredients are, with `hf-radin average`."
             )
         report, processor = self._saved_report(), self.processor
@@ -171,7 +171,7 @@ class Soup:
         needed = ("saved_dtype", "versions", *(("data", "passes") if report.results else ()))
         missing_fields = [name for name in needed if not getattr(report, name)]
         if missing_fields:
-            raise ValueError(f"{folder / RECIPE} is not a whole recipe: it does not say {missing_fields[0]!r}.")
+            raise ValueError(f"{folder / RECIPE} is not a complete recipe: it does not say {missing_fields[0]!r}.")
         return cls(report, Ingredients(), folder=folder)
 
     def _saved_report(self) -> SearchReport:

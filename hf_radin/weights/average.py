@@ -14,7 +14,7 @@ from hf_radin.checkpoints.files import BYTES, SHARD, as_dtype, safetensors_dtype
 from hf_radin.checkpoints.model import check_header, load_model, quiet_transformers, shared_config
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.weights import tensors
+from hf_radin.weights import average_tensors
 from hf_radin.weights.average_files import Files, are_alike, header_of, stream, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, estimate_statistics
 
@@ -92,14 +92,14 @@ def average_model(
 
 
 @contextmanager
-def open_weights(used: Ingredients) -> Iterator[list[dict[str, tensors.Tensor]]]:
+def open_weights(used: Ingredients) -> Iterator[list[dict[str, average_tensors.Tensor]]]:
     """Download weights and open them: the tensors of each ingredient and, after these, of adapters' base models."""
     for ingredient in used:
         ingredient.download()
     bases = dict.fromkeys(ingredient.base for ingredient in used if ingredient.base)
     with ExitStack() as stack:
         yield [
-            stack.enter_context(tensors.open_files(ingredient.folder, allow_pickle=ingredient.allow_pickle))
+            stack.enter_context(average_tensors.open_files(ingredient.folder, allow_pickle=ingredient.allow_pickle))
             for ingredient in [*used, *bases]
         ]
 
@@ -145,7 +145,9 @@ def average_of_models(used: Ingredients, files: Files, recipe: Recipe, target: t
     config = _config_of(used)
     dtypes = (tensor.dtype for file in files for tensor in file.values())
     sum_dtype = (
-        torch.float64 if tensors.sum_dtype(dtypes, [safetensors_dtype(target)]) is np.float64 else torch.float32
+        torch.float64
+        if average_tensors.sum_dtype(dtypes, [safetensors_dtype(target)]) is np.float64
+        else torch.float32
     )
     sums: dict[str, torch.Tensor] = {}
     non_finite: dict[str, torch.Tensor] = {}  # of the first model: its NaN and infinite numbers, and 0 elsewhere
@@ -185,7 +187,7 @@ def _as_torch(content: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:
-    """Add a weighted tensor to the sum of its name, in the same way as `tensors.average`."""
+    """Add a weighted tensor to the sum of its name, in the same way as `average_tensors.average`."""
     if not tensor.is_floating_point():
         sums.setdefault(name, tensor)
     elif name not in sums:
@@ -205,7 +207,7 @@ def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     spelling = safetensors_dtype(dtype)
     flat, size = tensor.contiguous().reshape(-1).numpy(), BYTES[spelling]
     content = np.empty(size * len(flat), np.uint8)
-    for start in range(0, len(flat), tensors.CHUNK):
-        end = min(start + tensors.CHUNK, len(flat))
-        content[size * start : size * end] = tensors.rounded(flat[start:end], spelling)
+    for start in range(0, len(flat), average_tensors.CHUNK):
+        end = min(start + average_tensors.CHUNK, len(flat))
+        content[size * start : size * end] = average_tensors.rounded(flat[start:end], spelling)
     return _as_torch(content, spelling, tuple(tensor.shape))

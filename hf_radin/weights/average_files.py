@@ -13,8 +13,8 @@ from hf_radin.checkpoints.files import BYTES, FLOATS, INTEGERS, Header
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.processes import progress_bar
-from hf_radin.weights import tensors
-from hf_radin.weights.tensors import Tensor
+from hf_radin.weights import average_tensors
+from hf_radin.weights.average_tensors import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,14 @@ def header_of(files: Files, dtype: str) -> Header:
     }
 
 
-def stream(files: Files, recipe: Recipe, header: Header, sink: tensors.Sink) -> None:
+def stream(files: Files, recipe: Recipe, header: Header, sink: average_tensors.Sink) -> None:
     """Average all tensors into a sink, with a progress bar if that takes long."""
     total = sum(math.prod(shape) for _, shape in header.values())
     with progress_bar(total=total, desc="Averaging weights", unit="weight", delay=2) as bar:
         dtypes = {name: dtype for name, (dtype, _) in header.items()}
-        tensors.average(files, list(recipe.used.values()), dtypes, sink, on_chunk=bar.update, ids=list(recipe.used))
+        average_tensors.average(
+            files, list(recipe.used.values()), dtypes, sink, on_chunk=bar.update, ids=list(recipe.used)
+        )
 
 
 def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, max_shard_size: int | str) -> None:
@@ -104,7 +106,7 @@ def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, ma
             f"The soup takes {needed:,} bytes, and there are {free:,} free where it is written: make room, or name "
             "another place (--output)."
         )
-    tensors.write(folder, header, partial(stream, files, recipe, header), max_shard_size=max_shard_size)
-    with tensors.open_files(folder) as written:
+    average_tensors.write(folder, header, partial(stream, files, recipe, header), max_shard_size=max_shard_size)
+    with average_tensors.open_files(folder) as written:
         if {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()} != header:
             raise RuntimeError(f"{len(written)} tensors were written where {len(header)} were meant; this is a bug.")

@@ -47,6 +47,6 @@ def test_a_run_that_is_told_to_end_says_how_to_go_on(runs, digits, tmp_path):
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate()
     assert run.returncode == 143 and "Traceback" not in errors
-    assert "hf-radin: told to end; run the same command again to go on from here." in errors
+    assert "hf-radin: terminated; run the same command again to continue." in errors
     again = subprocess.run(start, capture_output=True, text=True)
     assert again.returncode == 0 and (tmp_path / "soup" / "recipe.json").is_file()

@@ -58,7 +58,7 @@ def test_a_bank_can_be_opened_again(runs, digits, tmp_path):
     assert again.ingredients == bank.ingredients and again.classes == bank.classes
     assert (again.logits(bank.ingredients.ids[2]) == bank.logits(2)).all()
     for path in (bank.folder.parent, "nowhere"):
-        with pytest.raises(ValueError, match="is no logit bank"):
+        with pytest.raises(ValueError, match="is not a logit bank"):
             hf_radin.LogitBank.open(path)
 
 
@@ -187,7 +187,7 @@ def test_a_bank_that_was_never_finished_is_not_opened(two, digits, tmp_path):
     with pytest.raises(ValueError, match=r"no computation of it was finished .*compute it again: what is there"):
         hf_radin.LogitBank.open(bank.folder)
     (bank.folder / "latest.json").write_text("null")
-    with pytest.raises(ValueError, match="is no whole logit bank"):
+    with pytest.raises(ValueError, match="is not a complete logit bank"):
         hf_radin.LogitBank.open(bank.folder)
 
 

@@ -22,7 +22,7 @@ from hf_radin.search.guide import Guide
 from hf_radin.search.measure import UNKNOWN, MeasuredSoup, measured_soup
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
 from hf_radin.search.radin import single_measurements
-from hf_radin.search.report import Reporter, ReportOptions, Settings, choose
+from hf_radin.search.reporter import Reporter, ReportOptions, Settings, choose
 from hf_radin.weights.average import average_model
 
 __all__ = ["clock"]  # a fixture
@@ -173,7 +173,7 @@ def test_a_duration_is_reported_in_seconds(bank):
 def test_the_time_that_the_logits_took_is_part_of_a_duration(bank, caplog):
     soup, raced = shown(replace(bank, seconds=2400.0), budget="39m")
     assert soup.report.ended == "budget" and not raced
-    assert "The budget was over before a candidate was measured." in caplog.text
+    assert "The budget was used up before a candidate was measured." in caplog.text
     assert shown(replace(bank, seconds=2400.0), budget="80m")[1]
 
 

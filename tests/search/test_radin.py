@@ -16,7 +16,7 @@ import hf_radin
 from hf_radin import Measurement, Recipe
 from hf_radin.recipes.propose import propose
 from hf_radin.search.measure import MeasuredSoup
-from hf_radin.search.report import choose
+from hf_radin.search.reporter import choose
 from hf_radin.soup.report import PassCounts
 from hf_radin.weights.average import average_model
 

@@ -130,7 +130,7 @@ def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys)
     del fields["results"]
     (tmp_path / "soup" / "recipe.json").write_text(json.dumps(fields))
     assert main(["card", str(tmp_path / "soup")]) == 2
-    assert "soup/recipe.json is not a whole recipe: it does not say 'results'." in capsys.readouterr().err
+    assert "soup/recipe.json is not a complete recipe: it does not say 'results'." in capsys.readouterr().err
 
 
 def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tmp_path):
@@ -366,13 +366,13 @@ def test_another_metric_alone(soup):
 
 
 EDITS = [
-    ({"versions": 3}, "is not a whole recipe: its 'versions' is '3'"),
-    ({"pilot": {"a": 1}}, "is not a whole recipe: it does not say 'pilot.share'"),
-    ({"time": {"logits": 10**400, "soups": 1, "devices": []}}, "is not a whole recipe: its 'time.logits' is '1000"),
-    ({"results": [3]}, "is not a whole recipe: results[0] is '3', not a Result"),
-    ({"method": "other"}, "says too little for a card (KeyError('other'))"),
-    ({"measurements": None}, "is not a whole recipe: it does not say 'measurements'"),
-    ({"passes": None}, "says too little for a card: it does not say 'passes'"),
+    ({"versions": 3}, "is not a complete recipe: its 'versions' is '3'"),
+    ({"pilot": {"a": 1}}, "is not a complete recipe: it does not say 'pilot.share'"),
+    ({"time": {"logits": 10**400, "soups": 1, "devices": []}}, "is not a complete recipe: its 'time.logits' is '1000"),
+    ({"results": [3]}, "is not a complete recipe: results[0] is '3', not a Result"),
+    ({"method": "other"}, "does not say enough for a card (KeyError('other'))"),
+    ({"measurements": None}, "is not a complete recipe: it does not say 'measurements'"),
+    ({"passes": None}, "does not say enough for a card: it does not say 'passes'"),
 ]
 
 

@@ -178,7 +178,7 @@ def test_only_what_a_soup_is_made_of_is_uploaded(hub, folder):
     push_folder(folder, "org/soup", PushOptions())
     assert held(hub, "org/soup") == expected
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"holds no whole soup: there is no config\.json"):
+    with pytest.raises(ValueError, match=r"holds no complete soup: there is no config\.json"):
         push_folder(folder, "org/other", PushOptions())
 
 

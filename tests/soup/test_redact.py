@@ -264,6 +264,6 @@ def test_a_broken_recipe_is_named(hub, folder, capsys, name, value):
     del fields[name]
     path.write_text(json.dumps(fields if value is None else {**fields, name: value}))
     assert main(["push", str(folder), "org/soup", "--hide-private"]) == 2
-    assert f"{path} is not a whole recipe" in capsys.readouterr().err
+    assert f"{path} is not a complete recipe" in capsys.readouterr().err
     with pytest.raises(KeyError):
         hub.files("org/soup")

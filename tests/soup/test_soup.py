@@ -195,7 +195,7 @@ def test_a_recipe_that_says_too_little_for_a_card_is_refused_before_anything_is_
     fields = json.loads(spoilt(json.loads((saved / "recipe.json").read_text()), **change))
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
     assert main(["average", "--recipe", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "out")]) == 2
-    assert "says too little for a card" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "does not say enough for a card" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_an_average_that_nobody_measured_can_be_read_carded_cooked_and_saved(bank, tmp_path):
@@ -266,7 +266,7 @@ def test_a_recipe_that_was_tampered_with_is_refused(soup, tmp_path, capsys, chan
     path = tmp_path / "recipe.json"
     path.write_text(spoilt(soup.to_dict(), **changes))
     if "read" in readers:
-        with pytest.raises(ValueError, match=r"recipe\.json is not a whole recipe"):
+        with pytest.raises(ValueError, match=r"recipe\.json is not a complete recipe"):
             hf_radin.Soup.from_pretrained(tmp_path)
     if "cook" in readers:
         assert main(["average", "--recipe", str(path), "--output", str(tmp_path / "out")]) == 2

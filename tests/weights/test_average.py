@@ -337,7 +337,7 @@ def test_a_recipe_stays_in_the_repository_that_it_names(runs, digits, cache, tmp
     fields = soup_of(runs, digits, cache, tmp_path)
     fields["ingredients"][0] |= {"repo_id": "org/a", "subfolder": subfolder}
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="is not a whole recipe"):
+    with pytest.raises(ValueError, match="is not a complete recipe"):
         cook.cook_files(tmp_path / "recipe.json", tmp_path / "out")
 
 

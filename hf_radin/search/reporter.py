@@ -148,7 +148,7 @@ class Reporter:
         )
         if method != "best_single" and chosen.proposal == "single":
             logger.warning(
-                "No soup that was looked at (%d) was better than the best single model, %s: it is returned.",
+                "None of %d soups was better than the best single model, %s, which is returned.",
                 len(soups),
                 *chosen.recipe.used,
             )
@@ -281,7 +281,7 @@ class Reporter:
         scores = compute_metrics((metric for metric in self.metrics if metric.name not in unknown), answers)
         for metric in (metric for metric, value in scores.items() if np.isnan(value)):
             logger.warning(
-                "%s of the %s on %s has no meaning, and is left out: all images are of one class, or logits are no "
+                "%s of the %s on %s is undefined, and is left out: all images are of one class, or logits are no "
                 "finite numbers.",
                 metric,
                 name,

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, HfApi
 
 import hf_radin
 from hf_radin.cli.main import main
-from hf_radin.logits import share
+from hf_radin.logits import publish
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def forget_downloads() -> None:
 
 def test_it_is_the_same_bank_in_one_commit_without_a_path(pushed, zoo, tmp_path):
     created, upload = reversed(zoo.commits("org/bank", repo_type="dataset"))
-    assert created.title == "initial commit" and upload.title == share.COMMIT_MESSAGE
+    assert created.title == "initial commit" and upload.title == publish.COMMIT_MESSAGE
     contents = zoo.files("org/bank", repo_type="dataset").values()
     assert len(contents) > 10
     assert not any(str(tmp_path).encode() in content for content in contents)
@@ -203,7 +203,7 @@ def test_what_can_not_be_is_refused_and_nothing_of_it_stays(pushed, zoo, tmp_pat
     place = next(name for name in names if name.startswith("logits/") and name.endswith(".npy"))
     np.save(tmp_path / "columns.npy", np.asfortranarray(pushed.logits(0)))
     zoo.add_commit("org/bank", {place: (tmp_path / "columns.npy").read_bytes()}, "dataset")
-    with pytest.raises(ValueError, match=r"org/bank@.* is no logit bank: .* is stored by columns"):
+    with pytest.raises(ValueError, match=r"org/bank@.* is not a logit bank: .* is stored by columns"):
         hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
     assert not list((tmp_path / "yours").glob("banks/*/bank.json"))
 
@@ -228,7 +228,7 @@ def test_a_repository_that_is_not_there_is_named(zoo, tmp_path, name):
 
 
 def test_a_dataset_that_is_no_bank_is_named(zoo, tmp_path):
-    with pytest.raises(ValueError, match=r"org/digits is no logit bank: it has no bank\.json"):
+    with pytest.raises(ValueError, match=r"org/digits is not a logit bank: it has no bank\.json"):
         hf_radin.LogitBank.from_hub("org/digits", cache_dir=tmp_path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_radin.logits import share
+from hf_radin.logits import publish
 from hf_radin.logits.manifest import LATEST
 
 
@@ -32,14 +32,14 @@ def first(folder: Path, ending: str) -> Path:
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(ValueError, match="The dataset org/bank is no logit bank: ") as error:
-        share.check_bank_files(folder, "org/bank")
+    with pytest.raises(ValueError, match="The dataset org/bank is not a logit bank: ") as error:
+        publish.check_bank_files(folder, "org/bank")
     assert str(error.value).isprintable()
     return str(error.value)
 
 
 def test_a_bank_as_it_is_pushed_is_believed(whole, bank):
-    manifest, latest, records = share.check_bank_files(whole, "org/bank")
+    manifest, latest, records = publish.check_bank_files(whole, "org/bank")
     assert manifest.samples == 600 and tuple(records) == latest.keys == bank.ingredients.keys
 
 

@@ -108,7 +108,7 @@ def push_bank(bank: PublishedBank, repo_id: str, options: PushOptions) -> Commit
     local = [record.ingredient.id for record in bank.records.values() if record.ingredient.repo_id is None]
     if local:
         logger.warning(
-            "%d of %d checkpoints are not on the Hub (%s, ...): others can search recipes of them, and cook none.",
+            "%d of %d checkpoints are not on the Hub (%s, ...): others can search recipes of them, but cook none.",
             len(local),
             len(bank.records),
             local[0],
@@ -135,7 +135,7 @@ def fetch_bank(repo_id: str, home: Path, *, revision: str | None, token: str | b
         except LocalEntryNotFoundError:  # the Hub could not be asked
             raise
         except EntryNotFoundError as error:
-            raise ValueError(f"The dataset {repo_id} is no logit bank: it has no {BANK}.") from error
+            raise ValueError(f"The dataset {repo_id} is not a logit bank: it has no {BANK}.") from error
         snapshot = Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), **options))
     folder = home / "banks" / digest(repo_id, snapshot.name)
     if not folder.exists():
@@ -164,9 +164,9 @@ def check_bank_files(folder: Path, origin: str) -> tuple[BankManifest, Latest, d
         if problem is None:
             problem = next(_array_problems(folder, manifest, list(records)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as error:
-        raise ValueError(f"The dataset {origin} is no logit bank: {error!r}") from error
+        raise ValueError(f"The dataset {origin} is not a logit bank: {error!r}") from error
     if problem is not None:
-        raise ValueError(f"The dataset {origin} is no logit bank: {problem}.")
+        raise ValueError(f"The dataset {origin} is not a logit bank: {problem}.")
     return manifest, latest, records
 
 

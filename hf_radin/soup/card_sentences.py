@@ -145,7 +145,7 @@ def _by_another_metric(report: SearchReport, split: str) -> str:
     name = next((name for name in soup if name in single), None)
     if name is None:
         chosen = "" if report.method == "uniform" else "The soup was chosen by its accuracy."
-        text = f"None of the metrics that were asked for has a meaning on the split {escape(split)}. "
+        text = f"None of the requested metrics is defined on the split {escape(split)}. "
         return f"{text}{chosen}{_bias(report)}".strip()
     chosen = "" if report.method == "uniform" else " It was chosen by its accuracy."
     return (

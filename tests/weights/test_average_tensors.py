@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_radin.weights.tensors import average, open_files, rounded, write
+from hf_radin.weights.average_tensors import average, open_files, rounded, write
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS = (0.123, 0.5, 0.377)
