@@ -317,7 +317,7 @@ class LogitBank:
         if accelerator.mixed_precision != run.mixed_precision:
             raise ValueError(
                 f"The logits in {self.folder} were computed with mixed precision {run.mixed_precision!r}, this run "
-                f"has {accelerator.mixed_precision!r}; a soup is compared with its ingredients under the same precision."
+                f"has {accelerator.mixed_precision!r}; compare a soup with its ingredients under the same precision."
             )
         dtype, size = as_dtype(run.dtype), self.manifest.batch_size
         return Passes(
