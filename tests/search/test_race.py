@@ -22,7 +22,8 @@ from hf_radin.search.guide import Guide
 from hf_radin.search.measure import UNKNOWN, MeasuredSoup, measured_soup
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
 from hf_radin.search.radin import single_measurements
-from hf_radin.search.reporter import Reporter, ReportOptions, Settings, choose
+from hf_radin.search.reporter import Reporter, ReportOptions, choose
+from hf_radin.soup.report import SearchSettings
 from hf_radin.weights.average import average_model
 
 __all__ = ["clock"]  # a fixture
@@ -219,7 +220,7 @@ def test_soups_that_are_far_behind_cost_little(bank):
     uniform, *raced = guided_race(bank, 4, soup_of=Wrong).measurements
     assert len(raced) > 4 and all(entry.images < 300 and entry.dropped for entry in raced)
     measurements = [*single_measurements(bank), uniform, *raced]
-    soup = Reporter.of(bank, ReportOptions()).soup("radin", measurements, Settings())
+    soup = Reporter.of(bank, ReportOptions()).soup("radin", measurements, SearchSettings())
     assert len(soup.recipe.used) == 1
 
 
