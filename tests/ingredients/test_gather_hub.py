@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import hf_radin
 from hf_radin import Recipe
 from hf_radin.cli.main import main
+from hf_radin.soup.cook import find_ingredients
 
 LIMIT = 110_000  # bytes a checkpoint
 
@@ -45,7 +46,7 @@ def served(hub, name: str) -> int:
 
 def assert_no_weights_were_served(hub) -> None:
     """Of files of weights parts were asked for, and none of them whole."""
-    statuses = [request.status for request in hub.asked("GET", ".safetensors")]
+    statuses = [request.status for request in hub.logged("GET", ".safetensors")]
     assert 206 in statuses and 200 not in statuses
 
 
@@ -68,7 +69,7 @@ def test_shards_are_vetted_by_their_headers(hub, large):
     hub.add_repo("org/ft-1", large[3])
     assert len([name for name in large[3] if name.endswith(".safetensors")]) > 1
     ingredients = hf_radin.gather("org/ft-*")
-    statuses = [request.status for request in hub.asked("GET", ".safetensors") if "index" not in request.path]
+    statuses = [request.status for request in hub.logged("GET", ".safetensors") if "index" not in request.path]
     assert statuses and set(statuses) == {206}
     soup = hf_radin.average(ingredients, Recipe(ingredients.ids, (0.0, 1.0)))
     parts = [part for name, part in large[3].items() if name.endswith(".safetensors")]
@@ -195,10 +196,8 @@ def test_subfolders(hub, runs, digits, tmp_path):
     assert np.array_equal(bank.logits(1), local.logits(1)) and not np.array_equal(bank.logits(0), local.logits(1))
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
-    assert soup.report.ingredients[1]["license"] == "mit"
-    from hf_radin.soup.cook import cook
-
-    cooked = hf_radin.average(*cook(tmp_path / "soup"))
+    assert soup.report.ingredients[1].license == "mit"
+    cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
     with pytest.raises(ValueError, match=r"org/run: no config.json.* name one as org/run:checkpoint-1"):
         hf_radin.gather(["org/run", "org/run:checkpoint-1"])
@@ -262,9 +261,7 @@ def test_adapters_and_their_base_on_the_hub(hub, start, runs, tmp_path, digits):
     soup.save_pretrained(tmp_path / "soup")
     # the base moves on; the recipe's base does not
     hub.add_commit("org/base", {"model.safetensors": (runs / "ft-1" / "model.safetensors").read_bytes()})
-    from hf_radin.soup.cook import cook
-
-    cooked = hf_radin.average(*cook(tmp_path / "soup"))
+    cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
 
 
@@ -348,7 +345,7 @@ def test_weights_that_were_redirected_are_refused_before_a_header_is_read(hub, l
     hub.add_repo("org/ft-1", {**large[1], "config.json": redirected, "other.safetensors": b"none"})
     with pytest.raises(ValueError, match=r"org/ft-1: config.json names 'other.safetensors' as its weights"):
         hf_radin.gather("org/ft-*")
-    paths = [request.path for request in hub.asked("GET", ".safetensors")]
+    paths = [request.path for request in hub.logged("GET", ".safetensors")]
     assert any("/ft-0/" in path for path in paths) and not any("/ft-1/" in path for path in paths)
 
 

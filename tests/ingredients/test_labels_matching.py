@@ -26,7 +26,7 @@ def labelled(values: list, feature=None, **others) -> datasets.Dataset:
 
 
 def indices(dataset, classes, **options) -> list[int]:
-    labels._say_once.cache_clear()
+    labels.warn_once.cache_clear()
     split = open_split(DataSource({"validation": dataset}, **options))
     to_class = labels.match_labels(split, tuple(classes))
     return [labels.label_of(row[split.label_column], number, split, to_class) for number, row in enumerate(split.rows)]
