@@ -39,8 +39,6 @@ SIZES = {
     "ViT-L, bfloat16": (8, torch.bfloat16, {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}),
 }
 
-# What a recipe says of its data, of which these have none.
-
 # As in the code of Model Soups: state dicts one after the other, added up on the CPU.
 LOOP = """
 import sys

@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 import hf_radin
 from hf_radin import Recipe
 from hf_radin.cli.main import main
+from hf_radin.soup.cook import find_ingredients
 
 LIMIT = 110_000  # bytes a checkpoint
 
@@ -196,8 +197,6 @@ def test_subfolders(hub, runs, digits, tmp_path):
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
     assert soup.report.ingredients[1].license == "mit"
-    from hf_radin.soup.cook import find_ingredients
-
     cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
     with pytest.raises(ValueError, match=r"org/run: no config.json.* name one as org/run:checkpoint-1"):
@@ -262,8 +261,6 @@ def test_adapters_and_their_base_on_the_hub(hub, start, runs, tmp_path, digits):
     soup.save_pretrained(tmp_path / "soup")
     # the base moves on; the recipe's base does not
     hub.add_commit("org/base", {"model.safetensors": (runs / "ft-1" / "model.safetensors").read_bytes()})
-    from hf_radin.soup.cook import find_ingredients
-
     cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
 

@@ -16,6 +16,8 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 import hf_radin
 from hf_radin import Recipe
 from hf_radin.checkpoints import processor
+from hf_radin.soup.cook import find_ingredients
+from hf_radin.soup.soup import Soup
 
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 
@@ -72,8 +74,6 @@ def test_the_first_says_the_order_and_the_soup_has_it(shuffled, digits, tmp_path
     hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
     soup = AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
     assert tuple(soup.config.id2label.values()) == ingredients.labels
-    from hf_radin.soup.cook import find_ingredients
-
     cooked = hf_radin.average(*find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.state_dict().items())
 
@@ -130,8 +130,6 @@ def test_placeholders_are_cooked_as_they_were(shuffled, digits, tmp_path):
     gathered = hf_radin.gather([shuffled / "ft-0", shuffled / "ft-2"])
     soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
-    from hf_radin.soup.cook import find_ingredients
-
     ingredients, recipe = find_ingredients(tmp_path / "soup", models=[str(shuffled / "ft-2"), str(shuffled / "ft-0")])
     cooked = hf_radin.average(ingredients, recipe)
     assert all(torch.equal(cooked[name], tensor) for name, tensor in soup.model.state_dict().items())
@@ -144,13 +142,10 @@ def test_another_named_checkpoint_does_not_change_what_placeholders_mean(two, ru
         placeholders(two / name)
     name_classes(two / "ft-3", NAMES[::-1])
     gathered = hf_radin.gather([two / f"ft-{number}" for number in range(3)])
-    recipe = Recipe.uniform(gathered.ids[:2])
     bank = hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
-    soup = hf_radin.uniform(bank)
-    soup.report = replace(soup.report, recipe=recipe)
+    report = replace(hf_radin.uniform(bank).report, recipe=Recipe.uniform(gathered.ids[:2]))
+    soup = Soup(report, gathered)
     soup.save_pretrained(tmp_path / "soup")
-    from hf_radin.soup.cook import find_ingredients
-
     ingredients, cooked = find_ingredients(
         tmp_path / "soup", models=[str(two / f"ft-{number}") for number in (0, 1, 3)]
     )

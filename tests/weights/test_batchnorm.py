@@ -1,6 +1,5 @@
 """BatchNorm statistics of a soup are those of its own activations, from images alone; nothing else changes."""
 
-import json
 from pathlib import Path
 
 import datasets
@@ -17,7 +16,10 @@ from transformers import AutoModelForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
+from hf_radin.images.split import DataSource, open_split, sample_split
+from hf_radin.search.held_out import bank_of_split
 from hf_radin.soup.cook import find_ingredients, find_statistics
+from hf_radin.soup.report import SearchReport
 from hf_radin.weights import batchnorm
 
 
@@ -157,8 +159,6 @@ def test_the_split_that_gives_statistics_does_not_prove(nets, digits, bank_cache
 def test_the_held_out_split_is_shown_the_same_soup(bank):
     soup = hf_radin.uniform(bank, test_split="test")
     model = soup.model
-    from hf_radin.search.held_out import bank_of_split
-
     test = bank_of_split(bank, "test")
     predicted = []
     for inputs in plain_inputs(test):
@@ -170,8 +170,8 @@ def test_the_held_out_split_is_shown_the_same_soup(bank):
 def test_it_is_cooked_again(nets, digits, bank_cache, tmp_path, caplog):
     soup = hf_radin.uniform(bank_of(nets, digits, bank_cache, batchnorm_images=256))
     soup.save_pretrained(tmp_path / "soup")
-    about = json.loads((tmp_path / "soup" / "recipe.json").read_text())["batchnorm"]
-    assert (about["split"], about["used"], about["seed"]) == ("train", 256, 0)
+    record = SearchReport.read(tmp_path / "soup" / "recipe.json").batchnorm
+    assert (record.split, record.used, record.seed) == ("train", 256, 0)
     ingredients, recipe = find_ingredients(tmp_path / "soup")
     statistics = find_statistics(tmp_path / "soup", ingredients, cache_dir=tmp_path / "cache")
     again = hf_radin.average(ingredients, recipe, statistics=statistics)
@@ -183,8 +183,6 @@ def test_it_is_cooked_again(nets, digits, bank_cache, tmp_path, caplog):
 
 
 def test_a_sample_is_drawn_evenly_and_without_holding_the_stream(digits):
-    from hf_radin.images.split import DataSource, open_split, sample_split
-
     split = open_split(DataSource(str(digits), "train"))
     drawn = [sample_split(split, 100, seed=seed) for seed in range(20)]
     assert all(len(sample.rows) == 100 for sample in drawn) and len({sample.key for sample in drawn}) == 20
