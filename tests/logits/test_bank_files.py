@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from shared.banks import make_bank
+from shared.making import make_bank
 from shared.models import interrupted
 from shared.training import NAMES, digit_images, image_dataset
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shared.banks import make_bank
+from shared.making import make_bank
 from shared.timeless import contents, without_times
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -214,7 +214,7 @@ def test_a_missing_or_misshapen_head_is_refused_before_an_image_is_read(two, dig
 SCRIPT = """
 import sys
 import hf_radin
-from shared.banks import make_bank
+from shared.making import make_bank
 bank = make_bank(sys.argv[1] + "/ft-*", sys.argv[2], sys.argv[3], block_size=16)
 soup = hf_radin.radin(bank, budget=6)
 soup.save_pretrained(sys.argv[4], overwrite=True)
@@ -227,7 +227,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import datasets, hf_radin.search.radin, transformers
 from hf_radin.logits import bank_files
-from shared.banks import make_bank
+from shared.making import make_bank
 
 runs, digits, folder, kills, seed = sys.argv[1:]
 generator = random.Random(int(seed))

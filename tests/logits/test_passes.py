@@ -9,8 +9,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from shared.banks import make_bank
 from shared.launching import launch
+from shared.making import make_bank
 from shared.models import interrupted, little_memory
 from shared.timeless import contents
 from shared.training import NAMES, digit_images, image_dataset

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from shared.banks import make_bank
+from shared.making import make_bank
 from shared.models import interrupted
 from shared.timeless import contents
 from shared.training import digit_images, image_dataset
