@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 import hf_radin
 from hf_radin import Recipe
+from hf_radin.soup.cook import find_ingredients
 
 
 def save_adapter(base: Path, folder: Path, seed: int, *, head: bool = True, processor: bool = True) -> None:
@@ -321,17 +324,13 @@ def test_a_copy_of_an_adapter_is_kept_once(adapters, caplog):
     assert "ft-copy is the same checkpoint as" in caplog.text
 
 
-def test_without_peft_it_is_said_what_to_install(adapters, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"ft-0 is a LoRA adapter: install hf_radin\[peft\]"):
-        hf_radin.gather(f"{adapters}/*")
+def test_without_peft_it_is_said_what_to_install(adapters):
+    code = "import sys; sys.modules['peft'] = None; import hf_radin; hf_radin.gather(sys.argv[1])"
+    run = subprocess.run([sys.executable, "-c", code, f"{adapters}/*"], capture_output=True, text=True)
+    assert run.returncode == 1 and "ft-0 is a LoRA adapter: install hf_radin[peft]" in run.stderr
 
 
 def test_a_soup_of_adapters_is_cooked_again(adapters, digits, tmp_path):
-    from hf_radin.soup.cook import find_ingredients
-
     ingredients = hf_radin.gather(f"{adapters}/*")
     soup = hf_radin.uniform(hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shared.calls import counted
 from shared.training import NAMES, digit_images, image_dataset, train
 from transformers import (
     AutoImageProcessor,
@@ -28,6 +29,9 @@ from hf_radin import Recipe
 from hf_radin.checkpoints import files
 from hf_radin.checkpoints import model as modeling
 from hf_radin.checkpoints.fields import comparable, shared_fields
+from hf_radin.images.decode import example_images
+from hf_radin.images.split import DataSource, open_split
+from hf_radin.soup.cook import find_ingredients
 
 WEIGHTS = "model.safetensors"
 
@@ -274,8 +278,6 @@ def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, caplog
 
 
 def test_a_soup_without_the_ingredient_whose_processor_prepared_the_images_is_saved_and_cooked(two, digits, tmp_path):
-    from hf_radin.soup.cook import find_ingredients
-
     tensors = load_file(two / "ft-0" / WEIGHTS)
     tensors["classifier.weight"].zero_()  # which leaves it out
     save_file(tensors, two / "ft-0" / WEIGHTS, {"format": "pt"})
@@ -379,13 +381,26 @@ def test_attention_maps_are_nobodys_function_and_a_soup_has_none(two, digits, tm
     assert not loaded.config.output_attentions and not loaded.config.output_hidden_states
 
 
-def test_what_can_not_be_saved_is_known_before_the_compute(two, monkeypatch):
-    def refuse(self, folder):
+UNSAVABLE = """
+from transformers import ViTConfig, ViTForImageClassification
+
+class OddConfig(ViTConfig):
+    model_type = "odd"
+
+    def save_pretrained(self, *_, **__):
         raise ValueError("The field 'x' is not valid.")
 
-    monkeypatch.setattr(type(modeling.load_config(two / "ft-0")), "save_pretrained", refuse)
+class OddModel(ViTForImageClassification):
+    config_class = OddConfig
+"""
+
+
+def test_what_can_not_be_saved_is_known_before_the_compute(two):
+    (two / "ft-0" / "odd.py").write_text(UNSAVABLE)
+    classes = {"AutoConfig": "odd.OddConfig", "AutoModelForImageClassification": "odd.OddModel"}
+    change(two / "ft-0", model_type="odd", architectures=["OddModel"], auto_map=classes)
     with pytest.raises(ValueError, match=r"ft-0: config.json loads and can't be saved, .* The field 'x' is not valid"):
-        hf_radin.gather(f"{two}/*")
+        hf_radin.gather(f"{two}/*", trust_remote_code=True)
 
 
 def test_the_task_of_a_checkpoint_without_a_head_is_named(two):
@@ -484,9 +499,6 @@ def test_images_of_a_size_that_the_models_do_not_take_are_named_before_the_passe
 
 
 def test_where_processors_read_differently_three_images_decide_and_else_one(tmp_path):
-    from hf_radin.images.decode import example_images
-    from hf_radin.images.split import DataSource, open_split
-
     images, labels = digit_images(slice(700, 710))
     split = open_split(DataSource(image_dataset(images, labels), "train"))
     assert list(example_images(split)) == [0] and list(example_images(split, least=3)) == [0, 1, 2]
@@ -497,15 +509,13 @@ def test_where_processors_read_differently_three_images_decide_and_else_one(tmp_
     assert list(example_images(split, least=3)) == [0, 1]
 
 
-def test_what_is_there_already_asks_no_image(two, digits, tmp_path, monkeypatch):
-    from hf_radin.logits import compute
-
+def test_what_is_there_already_asks_no_image(two, digits, tmp_path):
     gathered = hf_radin.gather(f"{two}/*")
-    hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(compute, "example_images", None)
-    hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
-    shutil.rmtree(tmp_path / "cache" / "banks")  # the prepared images are there
-    hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(TypeError):
+    with counted(example_images) as calls:
         hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
+    assert calls.total() == 1
+    with counted(example_images) as calls:
+        hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
+        shutil.rmtree(tmp_path / "cache" / "banks")  # the prepared images are there
+        hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
+    assert calls.total() == 0

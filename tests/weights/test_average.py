@@ -1,8 +1,6 @@
 """The average of the weights is what the formula says, whatever files they lie in."""
 
-import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,13 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from shared.averages import are_averaged_as_files, average_loaded
+from shared.calls import counted
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 import hf_radin
 from hf_radin import Recipe
 from hf_radin.checkpoints.files import files_stamp
+from hf_radin.checkpoints.model import load_model
 from hf_radin.cli.main import main
 from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.runtime.files import write_folder
 from hf_radin.soup import cook
 from hf_radin.weights.average import open_weights
 from hf_radin.weights.average_files import header_of, write_weights
@@ -189,9 +190,17 @@ def test_files_and_loaded_models_give_the_same_bits(runs, tmp_path, saved, dtype
     assert all(torch.equal(of_files[name], tensor) for name, tensor in of_models.items())
 
 
-def test_a_written_average_takes_no_model(three, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_radin.weights.average.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+def test_a_written_average_takes_no_model(three, tmp_path):
+    recipe = Recipe.uniform(three.ids)
+    with counted(load_model) as calls:
+        hf_radin.average(three, recipe, output=tmp_path / "out")
+    assert calls.total() == 0
+    with counted(load_model) as calls:
+        expected = hf_radin.average(three, recipe)
+    assert calls.total() == 1
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
 
 
 def test_large_models_are_written_in_shards(three, tmp_path):
@@ -220,29 +229,32 @@ def test_a_size_that_is_none_is_refused_before_anything_is_read(three, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))
-    message = r"The soup takes [\d,]+ bytes, and there are 10 free where it is written: make room"
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(three, tmp_path):
+    """No disk has room for a tensor of so many numbers."""
     recipe = Recipe.uniform(three.ids)
-    with pytest.raises(ValueError, match=message):
-        hf_radin.average(three, recipe, output=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    with open_weights(three) as files, pytest.raises(ValueError, match=message):
-        write_weights(tmp_path, files, recipe, header_of(files, "F32"), "5GB")
+    with open_weights(three) as files:
+        header = header_of(files, "F32") | {"classifier.weight": ("F32", (10**9, 10**9))}
+        message = r"The soup takes 4,000,[\d,]+ bytes, and there are [\d,]+ free where it is written: make room"
+        with pytest.raises(ValueError, match=message):
+            write_folder(tmp_path / "out", lambda new: write_weights(new, files, recipe, header, "5GB"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_is_killed_leaves_nothing_under_its_name(three, tmp_path, monkeypatch):
-    read, count = os.preadv, itertools.count()
+def test_an_average_that_is_killed_leaves_nothing_under_its_name(three, tmp_path):
+    """It ends when the last tensor of the second ingredient is read."""
+    recipe = Recipe.uniform(three.ids)
+    with open_weights(three) as files:
+        name, tensor = list(files[1].items())[-1]
 
-    def killed(*arguments):
-        if next(count) >= 20:
+        def be_killed(start: int, buffer: memoryview) -> None:
+            assert list(tmp_path.rglob("*.safetensors")), "nothing was written yet"
             raise SystemExit
-        return read(*arguments)
 
-    monkeypatch.setattr(os, "preadv", killed)
-    with pytest.raises(SystemExit):
-        hf_radin.average(three, Recipe.uniform(three.ids), output=tmp_path / "out")
+        files[1][name] = replace(tensor, read=be_killed)
+        with pytest.raises(SystemExit):
+            write_folder(
+                tmp_path / "out", lambda new: write_weights(new, files, recipe, header_of(files, "F32"), "5GB")
+            )
     assert list(tmp_path.iterdir()) == []
 
 

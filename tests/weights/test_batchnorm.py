@@ -1,5 +1,8 @@
 """BatchNorm statistics of a soup are those of its own activations, from images alone; nothing else changes."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -222,15 +225,22 @@ def test_levit_forgets_the_weights_that_it_remembered(tmp_path):
     model(pixel_values=torch.zeros(1, 3, 32, 32, dtype=torch.float64))  # tables of another dtype would not fit
 
 
-def test_mixed_precision_and_dtype_do_not_change_what_is_estimated(bank, monkeypatch):
+def test_mixed_precision_does_not_change_what_is_estimated(bank, tmp_path):
     """Else a soup could not be cooked again where its run was launched otherwise."""
-    recipe = hf_radin.Recipe.uniform(bank.ingredients.ids)
-    plain = hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics)
-    from accelerate import Accelerator
-
-    monkeypatch.setattr(Accelerator, "autocast", lambda self: torch.autocast("cpu", dtype=torch.bfloat16))
-    low = hf_radin.average(bank.ingredients, recipe, statistics=bank.statistics)
-    assert all(torch.equal(plain[name], low[name]) for name in plain)
+    soup = hf_radin.uniform(bank)
+    soup.save_pretrained(tmp_path / "soup")
+    code = (
+        "import sys; from hf_radin.cli.main import main; assert main(sys.argv[1:]) == 0; "
+        "from accelerate import Accelerator; assert Accelerator().mixed_precision == 'bf16'"
+    )
+    command = ["average", "--recipe", str(tmp_path / "soup"), "--output", str(tmp_path / "again")]
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, "-c", code, *command, "--cache-dir", str(tmp_path / "cache")], env=environment, check=True
+    )
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "soup" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_weights_of_a_float64_soup_keep_their_digits(bank):
