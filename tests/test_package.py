@@ -86,5 +86,5 @@ def test_no_parser_takes_shortened_options(script):
     calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
     for call in calls:
         if ast.unparse(call.func).split(".")[-1] in ("ArgumentParser", "HfArgumentParser"):
-            exact = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "allow_abbrev"]
+            exact = [ast.literal_eval(word.value) for word in call.keywords if word.arg == "allow_abbrev"]
             assert exact == [False], ast.unparse(call)
