@@ -77,7 +77,7 @@ def test_broken_parts_are_named_removed_and_made_anew(broken, runs, digits, tmp_
     for path in paths[:3]:
         path.write_bytes(broken(path.read_bytes()))
     assert len(compute(runs, digits, tmp_path)) == 600  # in the same run, however many there are
-    assert ": 3 blocks of its logits were broken; they are computed anew" in caplog.text
+    assert ": 3 blocks of its logits were broken and are computed again" in caplog.text
 
 
 def test_what_a_killed_writer_left_harms_nobody(runs, digits, cache):

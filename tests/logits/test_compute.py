@@ -184,7 +184,7 @@ def test_recipes_are_scored_as_they_are(bank):
 def test_a_bank_that_was_never_finished_is_not_opened(two, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{two}/*"), digits, cache_dir=tmp_path)
     (bank.folder / "latest.json").unlink()
-    with pytest.raises(ValueError, match=r"no computation of it was finished .*compute it again: what is there"):
+    with pytest.raises(ValueError, match=r"no computation of it was finished .*compute it again; intact files"):
         hf_radin.LogitBank.open(bank.folder)
     (bank.folder / "latest.json").write_text("null")
     with pytest.raises(ValueError, match="is not a complete logit bank"):

@@ -81,7 +81,7 @@ def test_what_was_computed_is_never_computed_again(sweep, tmp_path, predictions,
     caplog.clear()
     resumed = make_bank(ingredients, data, tmp_path / "stopped", **options)
     assert sum(predictions) == wanted - earlier
-    total = re.findall(r"([\d,]+)(?: of .*)? predictions are there from earlier: going on from these\.", caplog.text)
+    total = re.findall(r"Continuing after ([\d,]+)(?: of .*)? predictions of an earlier run\.", caplog.text)
     assert total == [f"{earlier:,}"]
     assert len(resumed.ingredients) == len(whole.ingredients) == 10
     assert all((resumed.logits(name) == whole.logits(name)).all() for name in ingredients.ids)
@@ -161,7 +161,7 @@ def test_a_run_that_was_stopped_begins_where_it_was(sweep, digits, tmp_path, uni
     _, errors = run.communicate()
     assert run.returncode != 0
     if number != signal.SIGKILL:
-        assert "run the same command again to go on from here" in errors
+        assert "run the same command again to continue" in errors
     written = sum(len(np.load(part)["logits"]) for part in tmp_path.glob("cache/banks/*/logits/*.parts/block-*.npz"))
     # a call of each process was cut off, or its logits not yet written: that is all that is lost
     assert made(tmp_path) - written <= processes * 10 * 64 and written >= 0.35 * MODELS * 600
@@ -170,7 +170,7 @@ def test_a_run_that_was_stopped_begins_where_it_was(sweep, digits, tmp_path, uni
     again = begin(tmp_path, processes, options)
     _, errors = again.communicate()
     assert again.returncode == 0, errors
-    line = f"{written:,} of {MODELS * 600:,} ({written / (MODELS * 600):.0%}) predictions are there from earlier"
+    line = f"after {written:,} of {MODELS * 600:,} ({written / (MODELS * 600):.0%}) predictions of an earlier run"
     assert line in errors
     assert made(tmp_path) == MODELS * 600 - written
     files = contents(tmp_path / "cache" / "banks")

@@ -189,12 +189,12 @@ def test_a_split_of_one_class_gives_no_area_and_says_so(runs, tmp_path, caplog):
     caplog.clear()
     soup = hf_radin.uniform(bank, metrics=NAMES)
     assert all({*NAMES} - row.metrics.keys() == {"roc_auc", "average_precision"} for row in soup.results)
-    lines = [line for line in warned(caplog) if "roc_auc of the soup on validation has no meaning" in line]
+    lines = [line for line in warned(caplog) if "roc_auc of the soup on validation is undefined" in line]
     assert len(lines) == 1
     assert "| soup | validation |" in card.render(soup.report)
     nothing = hf_radin.uniform(bank, metrics=("roc_auc",))
     nothing.save_pretrained(tmp_path / "soup")  # what was computed is not lost
-    assert "None of the metrics that were asked for has a meaning" in (tmp_path / "soup" / "README.md").read_text()
+    assert "None of the requested metrics is defined" in (tmp_path / "soup" / "README.md").read_text()
 
 
 def test_a_split_without_some_classes_gives_all_figures(runs, tmp_path):
