@@ -219,7 +219,9 @@ def start_tracking(args: argparse.Namespace, processes: Processes) -> None:
     """Start the trackers that were named."""
     if args.log_with:
         settings = {
-            name: value for name, value in vars(args).items() if name not in ("command", "log_with", "log_dir")
+            name: value
+            for name, value in vars(args).items()
+            if name not in ("command", "parser", "log_with", "log_dir")
         }
         processes.track(args.log_with, args.log_dir, settings)
 

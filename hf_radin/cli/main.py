@@ -30,7 +30,10 @@ PUSH = "upload a saved soup as it is, in one commit"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on stderr and the exit status 2."""
-    return run_command(command_parser().parse_args(arguments))
+    args, unknown = command_parser().parse_known_args(arguments)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `{args.parser.prog} --help`")
+    return run_command(args)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -41,7 +44,7 @@ def command_parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, *groups: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(command=name)
+        command.set_defaults(command=name, parser=command)
         for add_group in groups:
             add_group(command)
         return command

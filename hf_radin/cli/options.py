@@ -101,7 +101,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "how many there will be, each as fast as this one is now (default: auto, which is as many as there are)"
     )
     add("--processes", default="auto", type=number, metavar="N", help=processes)
-    add("--budget", type=float, default=8.0, help="passes over the split for soups (default 8)")
+    add("--budget", type=passes, default=8.0, help="passes over the split for soups (default 8)")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +188,15 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="allow a repository that holds something else")
     add_card_options(parser)
     add("--dry-run", action="store_true", help="say what would be uploaded, and do nothing")
+
+
+def passes(text: str) -> float:
+    """A number of passes over the split."""
+    try:
+        return float(text)
+    except ValueError as error:
+        problem = f"{text!r} is no number of passes over the split; how long they take is what `estimate` says"
+        raise argparse.ArgumentTypeError(problem) from error
 
 
 def number(text: str) -> int | str:

@@ -22,7 +22,14 @@ from hf_radin.ingredients.ingredient import IngredientRecord
 from hf_radin.logits.bank_files import DIGESTS, LogitsRecord
 from hf_radin.logits.manifest import BANK, LATEST, BankManifest, Latest
 from hf_radin.runtime.files import digest, write_folder
-from hf_radin.runtime.hub_commit import PushOptions, commit_files, hidden_repositories, is_private, is_repo_id
+from hf_radin.runtime.hub_commit import (
+    PushOptions,
+    commit_files,
+    hidden_repositories,
+    is_private,
+    is_repo_id,
+    refuse_offline,
+)
 from hf_radin.runtime.hub_errors import asking_the_hub
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import escape, percent, shown
@@ -105,6 +112,7 @@ def push_bank(bank: PublishedBank, repo_id: str, options: PushOptions) -> Commit
     Raises:
         ValueError: if the id is none, or the token may not write there.
     """
+    refuse_offline(repo_id, "Push it later: `LogitBank.open(folder).push_to_hub(id)`.")
     local = [record.ingredient.id for record in bank.records.values() if record.ingredient.repo_id is None]
     if local:
         logger.warning(
@@ -127,7 +135,7 @@ def fetch_bank(repo_id: str, home: Path, *, revision: str | None, token: str | b
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    missing = f"There is no folder {repo_id!r} here, and no such dataset on the Hub"
+    missing = f"There is no folder {repo_id!r} here and no such dataset on the Hub"
     with asking_the_hub(f"The bank {repo_id}", revision=revision, missing=missing):
         options = {"repo_type": "dataset", "revision": revision, "token": token}
         try:

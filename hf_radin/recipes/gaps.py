@@ -36,7 +36,7 @@ class Gaps:
     """Gaps of measured soups, and the soups of other recipes that they predict.
 
     Args:
-        products: of all pairs of ingredients about their mean, `(models, models)`: see `kinship.products`.
+        products: of all pairs of ingredients about their mean, `(models, models)`: see `kinship.inner_products`.
         pruned: the classes that can win, with the ingredients' logits and, below them, the gaps of measured soups:
             `(models + measured, entries)`.
         recipes: of the measured soups, `(measured, models)`.

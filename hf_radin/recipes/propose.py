@@ -193,7 +193,7 @@ def seek(
         kinds: `subsets`, `forward`, `local`, `line`, and `auto` for the last two; `wise-ft` and `model-stock`. Other
             kinds add nothing.
         start: which model the others were fine-tuned from, for `wise-ft` and `model-stock`.
-        products: of all pairs of models about their mean, for `model-stock` (see `kinship.products`).
+        products: of all pairs of models about their mean, for `model-stock` (see `kinship.inner_products`).
     """
     models, candidates = drawn.weights.shape[1], drawn
     kinds = (*kinds, *AUTO) if "auto" in kinds else kinds

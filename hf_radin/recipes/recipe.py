@@ -87,7 +87,7 @@ class Measurement:
 
     Args:
         recipe: the candidate.
-        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, or a kind of candidates.
+        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, `subset`, or a kind of candidates.
         estimate: accuracy of the ensemble on the validation split, in [0, 1].
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated.
         images: how many images the soup was measured on; if these are not all, `measured` is estimated from them.

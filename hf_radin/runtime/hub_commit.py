@@ -28,6 +28,9 @@ _OTHER_FORMATS = re.compile(
 # Files of up to so many bytes are read once, so that what is compared is what is sent.
 SMALL = 10_000_000
 
+# How a soup is pushed that can not be pushed now.
+PUSH_LATER = "Save the soup, and push it later with `hf-radin push FOLDER ID`."
+
 Files = Mapping[str, "Path | bytes"]
 
 
@@ -257,15 +260,12 @@ class _Upload:
                     )
 
 
-def refuse_offline(repo_id: str) -> None:
-    """Raises a ValueError where the Hub may not be asked."""
+def refuse_offline(repo_id: str, later: str = PUSH_LATER) -> None:
+    """Raises a ValueError, which says how to push later, where the Hub may not be asked."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(
-            f"{repo_id} can't be pushed to: HF_HUB_OFFLINE is set. Save the soup, and push it later with "
-            "`hf-radin push FOLDER ID`."
-        )
+        raise ValueError(f"{repo_id} can't be pushed to: HF_HUB_OFFLINE is set. {later}")
 
 
 def check_target(repo_id: str, options: PushOptions) -> None:

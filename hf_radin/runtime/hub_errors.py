@@ -63,7 +63,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         here = missing.partition(" and no ")[0] or what  # nobody knows what is on the Hub
         why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _first_line(error)
-        raise ValueError(f"{here}, and the Hub can't be asked: {why}.") from error
+        raise ValueError(f"{here}{', and' if missing else ':'} the Hub can't be asked: {why}.") from error
     except HfHubHTTPError as error:
         if missing and error.response is not None and error.response.status_code == 404:
             raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error

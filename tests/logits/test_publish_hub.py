@@ -222,7 +222,7 @@ def test_the_place_of_an_image_processor_is_nobodys_business(runs, digits, hub, 
 @pytest.mark.parametrize("name", ["org/nothing", "org/ft-0", "no id"])
 def test_a_repository_that_is_not_there_is_named(zoo, tmp_path, name):
     with pytest.raises(
-        ValueError, match=f"There is no folder '{name}' here, and no such dataset on the Hub|nor a Hub id"
+        ValueError, match=f"There is no folder '{name}' here and no such dataset on the Hub|nor a Hub id"
     ):
         hf_radin.LogitBank.from_hub(name, cache_dir=tmp_path)
 
