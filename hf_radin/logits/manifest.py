@@ -69,6 +69,9 @@ class RunOptions:
         check_number("models_in_memory", self.models_in_memory)
         check_number("workers", self.workers, least=0)
         parse_size(self.pixel_cache)
+        for name in ("channels_last", "torch_compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: it is True or False.")
         if self.logits_dtype not in ("float32", "float16"):
             raise ValueError(f"logits_dtype={self.logits_dtype!r}: it is 'float32' or 'float16'.")
         if self.on_error not in ("raise", "skip"):

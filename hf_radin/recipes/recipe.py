@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from hf_radin.runtime.schema import from_json
 
 # Weights further from the simplex than the first are refused; weights nearer than the second are not rescaled.
 SIMPLEX_TOLERANCE = 1e-6
@@ -134,15 +137,13 @@ class Measurement:
         }
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Measurement:
-        recipe = Recipe(tuple(fields["ingredients"]), tuple(fields["weights"]))
-        required = [fields[name] for name in ("proposal", "estimate", "measured", "images")]
-        # files of earlier versions lack some of these
-        optional = ("interval", "passes", "predicted", "dropped", "seconds", "device")
-        values = {name: fields[name] for name in optional if name in fields}
-        if values.get("interval"):
-            values["interval"] = tuple(values["interval"])
-        return cls(recipe, *required, **values)
+    def from_dict(cls, fields: Mapping[str, Any]) -> Measurement:
+        """The measurement that `to_dict` wrote.
+
+        Raises:
+            ValueError: if a field is missing or of another type.
+        """
+        return from_json(cls, {**fields, "recipe": fields})
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,3 @@ class Result:
     metrics: dict[str, float]
     images: int
     interval: tuple[float, float] | None = None
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Result:
-        interval = fields.get("interval")
-        return cls(**{**fields, "interval": interval and tuple(interval)})

@@ -256,8 +256,8 @@ class SearchReport(SearchSettings):
         report = from_json(cls, contents)
         try:
             report = replace(report, measurements=tuple(map(Measurement.from_dict, measurements)))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its 'measurements' are broken ({error!r})") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"its 'measurements' are broken ({error})") from error
         _check_entries(report.ingredients)
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")

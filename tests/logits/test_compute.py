@@ -136,6 +136,14 @@ def test_other_kinds_of_logits_are_refused(bank, digits, tmp_path, kind):
         hf_radin.compute_logits(bank.ingredients, digits, logits_dtype=kind, cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize("knob", ["channels_last", "torch_compile"])
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_what_is_neither_true_nor_false_is_refused(bank, digits, tmp_path, model_calls, knob, value):
+    with pytest.raises(ValueError, match=f"{knob}={value!r}: it is True or False"):
+        hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, **{knob: value})
+    assert not model_calls
+
+
 def spoil(folder: Path, change) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)

@@ -58,6 +58,23 @@ def test_a_measurement_survives_being_written_down():
     assert Measurement.from_dict(measurement.to_dict()) == measurement
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("estimate", "0.9"),
+        ("measured", {}),
+        ("interval", "ab"),
+        ("interval", [0.1]),
+        ("images", []),
+        ("dropped", [[]]),
+    ],
+)
+def test_a_measurement_of_other_types_is_refused(name, value):
+    measurement = Measurement(Recipe(("a", "b"), (0.25, 0.75)), "subset", 0.9, 0.8, 100)
+    with pytest.raises(ValueError, match=f"its '{name}"):
+        Measurement.from_dict({**measurement.to_dict(), name: value})
+
+
 @pytest.mark.parametrize("weights", [(10**400, 0), (1.7e308, 1.7e308), (2.0, -1.0)])
 def test_weights_that_are_too_large_are_refused(weights):
     with pytest.raises(ValueError, match=r"too large|weights are at least 0 and add up to 1"):
