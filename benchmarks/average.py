@@ -22,26 +22,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hf_radin.soup.recipe_file import FORMAT, versions
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_radin
 from hf_radin.ingredients.card_metadata import describe_ingredient
+from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement
+from hf_radin.soup.report import SearchReport, versions
 
 SIZES = {
     "ViT-B, float32": (16, torch.float32, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
     "ViT-L, bfloat16": (8, torch.bfloat16, {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}),
 }
-
-# What a recipe says of its data, of which these have none.
-NO_DATA = {"name": "none", "split": "none"}
-NO_DATA |= dict.fromkeys(("config_name", "revision", "image_column", "label_column"))
 
 # As in the code of Model Soups: state dicts one after the other, added up on the CPU.
 LOOP = """
@@ -111,19 +108,26 @@ def read_and_write(folders: Sequence[Path], output: Path) -> Cost:
 
 def write_recipe(folders: Sequence[Path], path: Path) -> None:
     """The recipe of their uniform soup, as a search leaves one."""
-    found = hf_radin.gather([str(folder) for folder in folders])
-    recipe = hf_radin.Recipe.uniform(found.ids)
-    fields = {"format": FORMAT, "recipe": json.loads(recipe.to_json()), "processor": {}, "classes": list(found.labels)}
-    fields |= {"ingredients": [asdict(describe_ingredient(one)) for one in found], "data": NO_DATA}
-    fields |= {"measurements": [Measurement(recipe, "uniform", 0.0, None, 0).to_dict()], "versions": versions()}
-    path.write_text(json.dumps(fields))
+    ingredients = hf_radin.gather([str(folder) for folder in folders])
+    recipe = hf_radin.Recipe.uniform(ingredients.ids)
+    report = SearchReport(
+        recipe=recipe,
+        method="uniform",
+        processor={},
+        classes=ingredients.labels,
+        data=DataRecord("none", "none"),
+        ingredients=tuple(map(describe_ingredient, ingredients)),
+        measurements=(Measurement(recipe, "uniform", 0.0, None, 0),),
+        versions=versions(),
+    )
+    path.write_text(report.text)
 
 
 def in_process(folders: Sequence[Path], output: Path) -> Cost:
     """Our averaging alone, without the start of an interpreter and without looking for ingredients."""
-    found = hf_radin.gather([str(folder) for folder in folders])
+    ingredients = hf_radin.gather([str(folder) for folder in folders])
     begun = time.perf_counter()
-    hf_radin.average(found, hf_radin.Recipe.uniform(found.ids), output=output)
+    hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output=output)
     return Cost(time.perf_counter() - begun, 0)
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from hub.loopback import LoopbackHub
+from loopback_hub.loopback import LoopbackHub
 
 CLIENT = """
 import json, time
