@@ -31,6 +31,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_radin
 from hf_radin.ingredients.card_metadata import describe_ingredient
+from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement
 from hf_radin.soup.report import SearchReport, versions
 
@@ -111,9 +112,11 @@ def write_recipe(folders: Sequence[Path], path: Path) -> None:
     recipe = hf_radin.Recipe.uniform(ingredients.ids)
     report = SearchReport(
         recipe=recipe,
+        method="uniform",
         processor={},
-        classes=tuple(ingredients.labels),
-        ingredients=tuple(describe_ingredient(ingredient) for ingredient in ingredients),
+        classes=ingredients.labels,
+        data=DataRecord("none", "none"),
+        ingredients=tuple(map(describe_ingredient, ingredients)),
         measurements=(Measurement(recipe, "uniform", 0.0, None, 0),),
         versions=versions(),
     )

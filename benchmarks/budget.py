@@ -27,7 +27,7 @@ from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import FROM_START, best_subsets, monte_carlo, propose
 from hf_radin.search.budget import Budget
 from hf_radin.search.measure import measured_soup
-from hf_radin.search.race import Entry, race
+from hf_radin.search.race import Entry, RaceOptions, race
 from hf_radin.search.reporter import predict
 
 ROOT = Path(__file__).parent.parent
@@ -139,9 +139,9 @@ def second_stage(zoo: Zoo, seeds: int) -> None:
             entries.append(Entry(recipe, "monte-carlo", float(zoo.bank.score(found.weights[row])[0])))
         picks = []
         for full in (False, True):
-            measured, _, _ = race(zoo.bank, entries, Budget(), best=best, full=full, seed=seed)
-            whole = [one for one in measured if one.images == len(zoo.bank)]
-            picks.append((max((one.known for one in whole), default=0.0), sum(one.images for one in measured)))
+            measured = race(zoo.bank, entries, RaceOptions(Budget(), full, seed), best=best).measurements
+            whole = [entry.known for entry in measured if entry.images == len(zoo.bank)]
+            picks.append((max(whole, default=0.0), sum(entry.images for entry in measured)))
         (raced, images), (measured_all, all_images) = picks
         single = float((best == zoo.bank.labels).mean())  # which is returned where no soup is better
         share.append(images / all_images)
