@@ -34,8 +34,8 @@ def make_dataset(folder: str | Path, *, train: int = 400, validation: int = 600,
     if folder.exists():
         return folder
     digits = load_digits()  # images (1797, 8, 8) of 0 to 16
-    rest, test = split_rows(np.arange(len(digits.target)), digits.target, train + validation, seed)
-    seen, unseen = split_rows(rest, digits.target, train, seed)
+    both, test = split_rows(np.arange(len(digits.target)), digits.target, train + validation, seed)
+    seen, unseen = split_rows(both, digits.target, train, seed)
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
     with finished_or_absent(folder) as part:
         for name, rows in {"train": seen, "validation": unseen, "test": test}.items():

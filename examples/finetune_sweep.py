@@ -137,10 +137,10 @@ def load_split(settings: Settings, split: str) -> datasets.Dataset:
 
 def only_column(features: datasets.Features, kind: type) -> str:
     """The one column of this kind, e.g. `datasets.Image`."""
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} {kind.__name__} columns among {list(features)}: name image and label column")
-    return found[0]
+    columns = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(columns) != 1:
+        raise ValueError(f"{len(columns)} {kind.__name__} columns among {list(features)}: name image and label column")
+    return columns[0]
 
 
 def pixels(split: datasets.Dataset, processor: BaseImageProcessor, augmentation: int = 0) -> datasets.Dataset:

@@ -119,11 +119,11 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 def count_levels(graph: dict[str, set[str]]) -> int:
     """The length of the longest chain of imports; modules of a circle count once."""
-    group_of = {name: group[0] for group in circles(graph) for name in group}
+    group_of = {name: names[0] for names in circles(graph) for name in names}
     joined: dict[str, set[str]] = {}
     for name, targets in graph.items():
-        own = group_of.get(name, name)
-        joined.setdefault(own, set()).update({group_of.get(target, target) for target in targets} - {own})
+        group = group_of.get(name, name)
+        joined.setdefault(group, set()).update({group_of.get(target, target) for target in targets} - {group})
     depths: dict[str, int] = {}
 
     def depth(name: str) -> int:
