@@ -98,9 +98,19 @@ class Soup:
         return [ingredient.id for ingredient in used if ingredient.is_away]
 
     def accuracy(self, name: str, split: str) -> float:
-        """Accuracy of one row of the results, in [0, 1]."""
-        results = (result for result in self.results if (result.name, result.split) == (name, split))
-        return next(results).metrics["accuracy"]
+        """Accuracy of one row of the results, in [0, 1].
+
+        Raises:
+            ValueError: if the results have none of this name and split.
+        """
+        accuracies = {
+            (result.name, result.split): result.metrics["accuracy"]
+            for result in self.results
+            if "accuracy" in result.metrics
+        }
+        if (name, split) not in accuracies:
+            raise ValueError(f"There is no accuracy of {name!r} on {split!r}; there is {sorted(accuracies)}.")
+        return accuracies[name, split]
 
     def to_dict(self) -> dict[str, Any]:
         """All that `recipe.json` holds: enough to cook the soup again bit for bit."""

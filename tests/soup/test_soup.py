@@ -61,6 +61,15 @@ def test_it_holds_what_it_should_and_nothing_else(saved):
     assert [path.name for path in saved.parent.iterdir()] == ["soup"]
 
 
+def test_an_accuracy_that_is_not_there_is_named(soup):
+    result = soup.results[0]
+    assert soup.accuracy(result.name, result.split) == result.metrics["accuracy"]
+    without = Soup(replace(soup.report, results=(replace(result, metrics={}),)), soup.ingredients)
+    for known, split in ((soup, "train"), (without, result.split)):
+        with pytest.raises(ValueError, match=f"no accuracy of '{result.name}' on '{split}'"):
+            known.accuracy(result.name, split)
+
+
 def test_it_reads_back(saved, soup):
     again = hf_radin.Soup.from_pretrained(saved)
     assert (again.recipe, again.measurements, again.results) == (soup.recipe, soup.measurements, soup.results)
