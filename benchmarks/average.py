@@ -107,7 +107,7 @@ def read_and_write(folders: Sequence[Path], output: Path) -> Cost:
 
 
 def write_recipe(folders: Sequence[Path], path: Path) -> None:
-    """The recipe of their uniform soup, as a search leaves one."""
+    """Write a recipe of the folders' uniform soup, as a search does."""
     ingredients = hf_radin.gather([str(folder) for folder in folders])
     recipe = hf_radin.Recipe.uniform(ingredients.ids)
     report = SearchReport(
@@ -169,7 +169,7 @@ def sides(folders: Sequence[Path], place: Path, mergekit: Path | None) -> dict[s
     names = [str(folder) for folder in folders]
     write_recipe(folders, place / "recipe.json")
     cook = [sys.executable, "-m", "hf_radin", "average", "--recipe", str(place / "recipe.json")]
-    found: dict[str, Callable[[Path], Cost]] = {
+    runs: dict[str, Callable[[Path], Cost]] = {
         "hf_radin": lambda output: run([*cook, "--output", str(output)], {}),
         "plain loop": lambda output: run([sys.executable, "-c", LOOP, *names, str(output)], {}),
         "averaging alone": lambda output: in_process(folders, output),
@@ -180,10 +180,10 @@ def sides(folders: Sequence[Path], place: Path, mergekit: Path | None) -> dict[s
         config = place / "linear.yml"
         config.write_text(json.dumps({"merge_method": "linear", "models": models, "parameters": {"normalize": True}}))
         command = "from mergekit.scripts.merge_raw_pytorch import main; main()"
-        found["mergekit-pytorch"] = lambda output: run(
+        runs["mergekit-pytorch"] = lambda output: run(
             [sys.executable, "-c", command, str(config), str(output)], {"PYTHONPATH": str(mergekit)}
         )
-    return found
+    return runs
 
 
 def compare(title: str, folders: Sequence[Path], place: Path, mergekit: Path | None, rounds: int) -> None:
@@ -198,14 +198,14 @@ def compare(title: str, folders: Sequence[Path], place: Path, mergekit: Path | N
             shutil.rmtree(place / "out")
     print(f"\n{title}, {len(folders)} checkpoints, caches warm:\n")
     print("| | seconds | private MB |\n|---|---:|---:|")
-    for name, found in costs.items():
-        memory = f"{statistics.median(one.private for one in found) / 1000:.0f}" if found[0].private else ""
-        print(f"| {name} | {statistics.median(one.seconds for one in found):.2f} | {memory} |")
-    for ours, other in [("hf_radin", name) for name in costs if name not in ("hf_radin", "averaging alone")] + [
+    for name, taken in costs.items():
+        memory = f"{statistics.median(cost.private for cost in taken) / 1000:.0f}" if taken[0].private else ""
+        print(f"| {name} | {statistics.median(cost.seconds for cost in taken):.2f} | {memory} |")
+    for ours, baseline in [("hf_radin", name) for name in costs if name not in ("hf_radin", "averaging alone")] + [
         ("averaging alone", "read and write")
     ]:
-        pairs = list(zip(costs[ours], costs[other], strict=True))
-        print(f"- {ours} over {other}: time {ratio([(a.seconds, b.seconds) for a, b in pairs])}", end="")
+        pairs = list(zip(costs[ours], costs[baseline], strict=True))
+        print(f"- {ours} over {baseline}: time {ratio([(a.seconds, b.seconds) for a, b in pairs])}", end="")
         print(f", memory {ratio([(a.private, b.private) for a, b in pairs])}" if pairs[0][1].private else "")
     cold_times = []
     for _ in range(rounds):
@@ -219,12 +219,12 @@ def compare(title: str, folders: Sequence[Path], place: Path, mergekit: Path | N
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> str:
-    found = [one / other for one, other in pairs]
-    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+    ratios = [ours / baseline for ours, baseline in pairs]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def errors(folder: Path, mergekit: Path | None) -> None:
-    """How far results are from those in float64."""
+    """How far the results are from an average in float64."""
     print("\nLargest error, relative to the largest number of the tensor:\n")
     print("| dtype | hf_radin | plain loop |" + (" mergekit-pytorch |" if mergekit else ""))
     print("|---|---:|---:|" + "---:|" * bool(mergekit))

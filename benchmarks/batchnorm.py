@@ -36,9 +36,9 @@ def accuracy(model: torch.nn.Module, bank: hf_radin.LogitBank) -> float:
 
 def with_statistics_of(model: torch.nn.Module, ingredient: hf_radin.Ingredient) -> torch.nn.Module:
     """The model with one ingredient's buffers, as a soup of parameters alone would have them."""
-    own = dict(ingredient.load_model(torch.float32).named_buffers())
+    buffers = dict(ingredient.load_model(torch.float32).named_buffers())
     for name, buffer in model.named_buffers():
-        buffer.copy_(own[name])
+        buffer.copy_(buffers[name])
     return model
 
 
@@ -47,7 +47,7 @@ def measure(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     data = fashion.make_data(folder / "data", seed=seed)
     zoo = fashion.resnet_zoo(folder / "resnets", data, seed=seed)
     ingredients = hf_radin.gather(f"{zoo}/ft-*")
-    found: dict[str, dict[str, float]] = {}
+    accuracies: dict[str, dict[str, float]] = {}
     best = ""
     for split in ("validation", "test"):
         bank = hf_radin.compute_logits(ingredients, data, split=split, cache_dir=folder / "cache")
@@ -62,8 +62,8 @@ def measure(folder: Path, seed: int) -> dict[str, dict[str, float]]:
         singles = dict(zip(ingredients.ids, 100 * bank.score(np.eye(len(ingredients))), strict=True))
         best = best or max(singles, key=singles.__getitem__)
         for name, value in {"best single": singles[best], **rows}.items():
-            found.setdefault(name, {})[split] = float(value)
-    return found
+            accuracies.setdefault(name, {})[split] = float(value)
+    return accuracies
 
 
 def main() -> None:
@@ -77,9 +77,9 @@ def main() -> None:
     print(f"\nFashion-MNIST, 8 ResNets a seed, {args.seeds} seeds; test is 10,000 images that took no part\n")
     print("| | validation, mean | test, mean | test minus averaged, mean ± sd | each seed |\n|---|---:|---:|---:|---|")
     for name in ("best single", RAW, AVERAGED, ANEW, "ensemble"):
-        gains = [one[name]["test"] - one[AVERAGED]["test"] for one in runs]
+        gains = [run[name]["test"] - run[AVERAGED]["test"] for run in runs]
         spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
-        means = [statistics.mean(one[name][split] for one in runs) for split in ("validation", "test")]
+        means = [statistics.mean(run[name][split] for run in runs) for split in ("validation", "test")]
         each = ", ".join(f"{gain:+.2f}" for gain in gains)
         print(
             f"| {name} | {means[0]:.2f}% | {means[1]:.2f}% | {statistics.mean(gains):+.2f} ± {spread:.2f} | {each} |"

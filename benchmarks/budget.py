@@ -75,16 +75,16 @@ class Zoo:
 
 
 def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
-    found = hf_radin.gather(f"{make_zoo(folder, name, seed)}/ft-*")
+    ingredients = hf_radin.gather(f"{make_zoo(folder, name, seed)}/ft-*")
     data, cache = str(folder / "fashion-mnist"), folder / "cache"
-    bank = hf_radin.compute_logits(found, data, cache_dir=cache)
-    test = hf_radin.compute_logits(found, data, split="test", cache_dir=cache)
+    bank = hf_radin.compute_logits(ingredients, data, cache_dir=cache)
+    test = hf_radin.compute_logits(ingredients, data, split="test", cache_dir=cache)
     return Zoo(name, bank, test, hf_radin.greedy(bank, test_split=test))
 
 
 def show(label: str, values: Sequence[float], unit: str = "", scale: float = 1) -> str:
     """Median with range."""
-    middle, low, high = (scale * one for one in (statistics.median(values), min(values), max(values)))
+    middle, low, high = (scale * value for value in (statistics.median(values), min(values), max(values)))
     return f"{label}: {middle:.2f}{unit} ({low:.2f} to {high:.2f})"
 
 
@@ -103,7 +103,7 @@ def baselines(zoo: Zoo) -> None:
 
 
 def reached(zoo: Zoo, banks: Sequence[hf_radin.LogitBank], name: str) -> None:
-    """Passes until the validation accuracy of the greedy soup is there, with a bank for each seed."""
+    """Passes until the validation accuracy of the greedy soup is reached, with a bank for each seed."""
     goal, greedy = zoo.greedy.accuracy("soup", "validation"), zoo.passes(zoo.greedy)
     ratios, gains, missed, validation = [], [], 0, []
     for seed, bank in enumerate(banks):
@@ -130,13 +130,13 @@ def second_stage(zoo: Zoo, seeds: int) -> None:
     share, lost, same = [], [], 0
     best = zoo.bank.predict(zoo.bank.row(hf_radin.best_single(zoo.bank).recipe))
     for seed in range(seeds):
-        found = propose(zoo.models, proposals="monte-carlo", seed=seed)
-        rows = np.array([row for row, kind in enumerate(found.proposals) if kind == "monte-carlo"])
-        scores = zoo.bank.score(found.weights[rows])
+        candidates = propose(zoo.models, proposals="monte-carlo", seed=seed)
+        rows = np.array([row for row, kind in enumerate(candidates.proposals) if kind == "monte-carlo"])
+        scores = zoo.bank.score(candidates.weights[rows])
         entries = []
         for row in rows[np.argsort(-scores, kind="stable")[:8]]:
-            recipe = zoo.bank.recipe(found.weights[row])
-            entries.append(Entry(recipe, "monte-carlo", float(zoo.bank.score(found.weights[row])[0])))
+            recipe = zoo.bank.recipe(candidates.weights[row])
+            entries.append(Entry(recipe, "monte-carlo", float(zoo.bank.score(candidates.weights[row])[0])))
         picks = []
         for full in (False, True):
             measured = race(zoo.bank, entries, RaceOptions(Budget(), full, seed), best=best).measurements
@@ -156,16 +156,16 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
     names = ["monte-carlo", "dirichlet", "forward", "local", "line", *["subsets"] * (zoo.models <= 20), "auto"]
     runs = {
         "the paper's": {"proposals": "monte-carlo", "measure": "full"},
-        **{one: {"proposals": one} for one in names},
+        **{kind: {"proposals": kind} for kind in names},
     }
     print(f"\nBudget {budget}; medians, and means with 95% over seeds:\n")
     print("| candidates | validation | test | test less the paper's, points |\n|---|---:|---:|---:|")
     test: dict[str, np.ndarray] = {}
     for name, options in runs.items():
         soups = [hf_radin.radin(zoo.bank, budget=budget, seed=seed, **options) for seed in range(seeds)]
-        test[name] = np.array([zoo.on_test(one.recipe) for one in soups])
+        test[name] = np.array([zoo.on_test(soup.recipe) for soup in soups])
         gain = 100 * (test[name] - test["the paper's"])
-        validation = statistics.median(one.accuracy("soup", "validation") for one in soups)
+        validation = statistics.median(soup.accuracy("soup", "validation") for soup in soups)
         cells = f"{100 * validation:.2f} | {100 * np.median(test[name]):.2f}"
         print(f"| {name} | {cells} | {gain.mean():+.2f} +- {1.96 * gain.std(ddof=1) / seeds**0.5:.2f} |", flush=True)
 
@@ -173,9 +173,9 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
 def with_start(folder: Path, zoo: Zoo, seeds: int, budget: float = 4) -> None:
     """What mixing with the start gains over the paper's procedure, which has no such ingredient."""
     start = folder / f"start-{ZOOS[zoo.name][0]}" / "start"
-    found = hf_radin.gather([str(start), *zoo.bank.ingredients.ids])
+    ingredients = hf_radin.gather([str(start), *zoo.bank.ingredients.ids])
     banks = [
-        hf_radin.compute_logits(found, str(folder / "fashion-mnist"), split=split, cache_dir=folder / "cache")
+        hf_radin.compute_logits(ingredients, str(folder / "fashion-mnist"), split=split, cache_dir=folder / "cache")
         for split in ("validation", "test")
     ]
     for kind in (*FROM_START, "auto,wise-ft"):
@@ -201,7 +201,7 @@ def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
     is fitted on measured soups. Each seed draws its soups from one pool; the uniform soup is measured first.
     """
     bank, models = zoo.bank, zoo.models
-    states = [load_file(one.folder / "model.safetensors") for one in bank.ingredients]
+    states = [load_file(ingredient.folder / "model.safetensors") for ingredient in bank.ingredients]
     names = [name for name, tensor in states[0].items() if tensor.is_floating_point() and "running" not in name]
     flat = np.stack([np.concatenate([state[name].numpy().ravel() for name in names]) for state in states])
     flat = (flat - flat.mean(axis=0)).astype(np.float64)
@@ -210,14 +210,14 @@ def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
     scores, labels = bank.score(rows), np.asarray(bank.labels)
     trials = [measured_soup(bank, bank.recipe(row), bank.pruned()) for row in rows]
     everything = np.ones(len(bank), dtype=bool)
-    measured = np.array([(one.look(everything) == labels).mean() for one in trials])
+    measured = np.array([(trial.look(everything) == labels).mean() for trial in trials])
     spreads = rows @ np.diag(gram) - np.einsum("ri,ij,rj->r", rows, gram, rows)
     products = gram / (gram.trace() / models)
 
     def predicted(known: np.ndarray) -> np.ndarray:
         gaps = Gaps.none(products, bank.pruned())
-        for one in known:
-            gaps = gaps.learn(rows[one], trials[one].values)
+        for row in known:
+            gaps = gaps.learn(rows[row], trials[row].values)
         return gaps.score(labels, rows)
 
     def by_spread(known: np.ndarray) -> np.ndarray:
@@ -226,12 +226,12 @@ def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
 
     ranks: dict[str, list[float]] = {}
     for seed in range(seeds):
-        some = np.append(0, 1 + np.random.default_rng(seed).permutation(pool)[: count - 1])
-        some[1:] = some[1:][np.argsort(-scores[some[1:]], kind="stable")]
-        left = some[4:]
-        found = {"estimate": scores, "estimate and spread, fitted on four measured soups": by_spread(some[:4])}
-        found |= {f"prediction after {known} measured": predicted(some[:known]) for known in (1, 4)}
-        for name, values in found.items():
+        indices = np.append(0, 1 + np.random.default_rng(seed).permutation(pool)[: count - 1])
+        indices[1:] = indices[1:][np.argsort(-scores[indices[1:]], kind="stable")]
+        left = indices[4:]
+        estimates = {"estimate": scores, "estimate and spread, fitted on four measured soups": by_spread(indices[:4])}
+        estimates |= {f"prediction after {known} measured": predicted(indices[:known]) for known in (1, 4)}
+        for name, values in estimates.items():
             ranks.setdefault(name, []).append(spearman(values[left], measured[left]))
             best = max(measured[left[np.argsort(-values[left], kind="stable")[:4]]])
             ranks.setdefault(f"{name}: its best four, best of them less the best of all, points", []).append(
@@ -242,8 +242,8 @@ def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
         print(show(f"  - {name}", values))
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (one, other)]
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
     return float(np.corrcoef(*ranks)[0, 1])
 
 

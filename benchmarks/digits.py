@@ -36,10 +36,10 @@ def measure(folder: Path, seed: int, count: int) -> dict[str, float]:
         for budget in BUDGETS
     }
     last = soups[f"RADIN, budget {BUDGETS[-1]}"]
-    found = {name: last.accuracy(name, "test") for name in ("best single", "uniform", "ensemble")}
-    found["greedy"] = hf_radin.greedy(bank, test_split=test).accuracy("soup", "test")
-    found |= {name: soup.accuracy("soup", "test") for name, soup in soups.items()}
-    return {name: 100 * value for name, value in found.items()}
+    accuracies = {name: last.accuracy(name, "test") for name in ("best single", "uniform", "ensemble")}
+    accuracies["greedy"] = hf_radin.greedy(bank, test_split=test).accuracy("soup", "test")
+    accuracies |= {name: soup.accuracy("soup", "test") for name, soup in soups.items()}
+    return {name: 100 * value for name, value in accuracies.items()}
 
 
 def main() -> None:

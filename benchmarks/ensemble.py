@@ -38,9 +38,9 @@ CORES = len(os.sched_getaffinity(0))
 FEATURES = 128
 
 # How far an image is from its prototype, and how differently models see it: singles near 0.71, their ensemble 0.73.
-SPREAD, OWN, HEAD = 1.43, 0.28, 0.03
+SPREAD, VIEW, HEAD = 1.43, 0.28, 0.03
 
-# Imported, a process has its libraries; then it prunes and scores, and says how high its memory rose.
+# A process that imports its libraries, then prunes and scores, and prints how high its memory rose.
 MEMORY = """
 import json, sys
 from pathlib import Path
@@ -76,7 +76,7 @@ def make_bank(folder: Path, images: int, classes: int, models: int, seed: int, b
         out = np.lib.format.open_memmap(folder / f"{model}.npy", "w+", np.float16, (images, classes))
         for start in range(0, images, block):
             part = seen[start : start + block]
-            out[start : start + block] = ((part + 2 * OWN * noise(*part.shape)) @ head.T).half().numpy()
+            out[start : start + block] = ((part + 2 * VIEW * noise(*part.shape)) @ head.T).half().numpy()
         del out
     np.save(folder / "labels.npy", labels.numpy())
 
@@ -89,14 +89,14 @@ def dense(logits: list[np.ndarray], labels: np.ndarray, recipes: np.ndarray) -> 
     hits, spent = torch.zeros(len(rows), dtype=torch.int64), 0.0
     mixed = torch.empty(len(rows), step * classes)
     for start in range(0, samples, step):
-        block = torch.stack([torch.from_numpy(one[start : start + step]) for one in logits]).float()
+        block = torch.stack([torch.from_numpy(array[start : start + step]) for array in logits]).float()
         target = torch.from_numpy(labels[start : start + step])
         begun = time.perf_counter()
         out = mixed[:, : block[0].numel()]
         torch.mm(rows, block.view(len(logits), -1), out=out)
-        found = out.view(len(rows), -1, classes)  # (recipes, samples, classes)
-        own = found.gather(2, target[None, :, None].expand(len(rows), -1, 1))[..., 0]
-        hits += (own >= found.amax(dim=2)).sum(dim=1)
+        scores = out.view(len(rows), -1, classes)  # (recipes, samples, classes)
+        label_scores = scores.gather(2, target[None, :, None].expand(len(rows), -1, 1))[..., 0]
+        hits += (label_scores >= scores.amax(dim=2)).sum(dim=1)
         spent += time.perf_counter() - begun
     return hits.numpy(), spent
 
@@ -120,10 +120,10 @@ def compare(logits: list[ensemble.Stored], labels: np.ndarray, rounds: int, seed
     for _ in range(rounds):
         pruned, pruning_took = timed(partial(prune, logits, threads=CORES))
         (hits, mixing), whole = timed(partial(dense, logits, labels, recipes[:few]))
-        found, took = timed(partial(scoring.count_hits, pruned, labels, recipes))
+        pruned_hits, took = timed(partial(scoring.count_hits, pruned, labels, recipes))
         _, single = timed(partial(scoring.count_hits, pruned, labels, recipes[:1]))
-        if np.abs(found[:few] - hits).max() > max(5, 1e-3 * len(labels)):  # that side's ties, and float32's rounding
-            raise AssertionError(f"hits differ: {found[:few]} against {hits}")
+        if np.abs(pruned_hits[:few] - hits).max() > max(5, 1e-3 * len(labels)):  # ties are hits there; float32 rounds
+            raise AssertionError(f"hits differ: {pruned_hits[:few]} against {hits}")
         for name, value in {
             "dense": few / mixing,
             "pruned": many / took,
@@ -139,7 +139,7 @@ def compare(logits: list[ensemble.Stored], labels: np.ndarray, rounds: int, seed
     if (scoring.count_hits(pruned, labels, checked) != expected).any():
         raise AssertionError("the dense reference in float64 has other hits")
     accuracy = scoring.count_hits(pruned, labels, np.concatenate([np.eye(models), checked[2:]])) / len(labels)
-    size = sum(one.nbytes for one in (pruned.logits, pruned.classes)) / 1e6
+    size = sum(array.nbytes for array in (pruned.logits, pruned.classes)) / 1e6
     print(f"Singles {accuracy[:-1].mean():.3f}, their ensemble {accuracy[-1]:.3f}.")
     print(
         f"{len(pruned.decided) / len(labels):.0%} of the images are decided; {len(pruned.classes) / len(labels):.1f} "
@@ -184,7 +184,7 @@ def real(folder: Path, args: argparse.Namespace) -> None:
     compare(logits, np.asarray(bank.labels), args.rounds, args.seed, 2000, 2000)
 
 
-PARTS = {one.__name__: one for one in (synthetic, real)}
+PARTS = {part.__name__: part for part in (synthetic, real)}
 
 
 def main() -> None:

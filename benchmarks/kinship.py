@@ -24,7 +24,7 @@ import hf_radin
 from hf_radin.checkpoints import model as modeling
 from hf_radin.ingredients.kinship import KIN, Weights, relate, sample
 
-# Families that share a start are kin; which of them are in a mixture, and which of these are strangers to most.
+# Families that share a start are kin. For each mixture: its families, and which of them are strangers to most.
 MIXTURES = {
     "one start": (["start-a"], []),
     "one start, some with heads of their own": (["start-a", "heads"], []),
@@ -48,11 +48,11 @@ def family(name: str) -> str:
 
 def read_samples(zoo: Path) -> dict[str, Weights]:
     """A sample of the weights of each checkpoint, by its name."""
-    found = {}
-    for one in hf_radin.gather(f"{zoo}/*-[0-9]"):
-        model = one.load_model(torch.float32)
-        found[one.folder.name] = sample(model, modeling.class_axes(model.config))
-    return found
+    samples = {}
+    for ingredient in hf_radin.gather(f"{zoo}/*-[0-9]"):
+        model = ingredient.load_model(torch.float32)
+        samples[ingredient.folder.name] = sample(model, modeling.class_axes(model.config))
+    return samples
 
 
 def relation(a: str, b: str) -> str:
@@ -65,14 +65,14 @@ def relation(a: str, b: str) -> str:
 
 def cosines(samples: dict[str, Weights]) -> Iterator[tuple[str, float]]:
     for a, b in itertools.combinations(samples, 2):
-        one, other = (samples[name].entries.astype(np.float64) for name in (a, b))
-        yield relation(a, b), float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+        entries_a, entries_b = (samples[name].entries.astype(np.float64) for name in (a, b))
+        yield relation(a, b), float(entries_a @ entries_b / np.linalg.norm(entries_a) / np.linalg.norm(entries_b))
 
 
 def alarms(samples: dict[str, Weights], families: list[str], strangers: list[str]) -> tuple[int, int, int, int]:
     """Of a mixture: kin that are called strangers, kin, strangers that are found, strangers."""
-    mixture = {name: one for name, one in samples.items() if family(name) in families}
-    called = {one.id for one in relate(mixture) if not one.is_kin}
+    mixture = {name: weights for name, weights in samples.items() if family(name) in families}
+    called = {relationship.id for relationship in relate(mixture) if not relationship.is_kin}
     true = {name for name in mixture if family(name) in strangers}
     return len(called - true), len(mixture) - len(true), len(called & true), len(true)
 
@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the number of threads changes what a model learns
     logging.getLogger("hf_radin").setLevel(logging.ERROR)  # copies and heads are what this is about
     for architecture in ("vit", "resnet"):
-        found: dict[str, list[float]] = {}
+        by_relation: dict[str, list[float]] = {}
         counts = {name: np.zeros(4, int) for name in MIXTURES}
         soups: dict[tuple[str, str], list[tuple[float, float]]] = {pair: [] for pair in PAIRS}
         with tempfile.TemporaryDirectory() as temporary:
@@ -103,14 +103,14 @@ def main() -> None:
                 zoo = fashion.kinship_zoo(folder / architecture, data, architecture, seed=seed)
                 samples = read_samples(zoo)
                 for name, value in cosines(samples):
-                    found.setdefault(name, []).append(value)
+                    by_relation.setdefault(name, []).append(value)
                 for name, (families, strangers) in MIXTURES.items():
                     counts[name] += alarms(samples, families, strangers)
                 for pair in PAIRS:
                     soups[pair].append(soup_and_ensemble(zoo, data, folder / "cache", pair))
         print(f"\n{architecture}, {args.seeds} seed(s): cosines between the weights of two (kin: above {KIN})\n")
         print("| | pairs | least | median | largest |\n|---|---:|---:|---:|---:|")
-        for name, values in found.items():
+        for name, values in by_relation.items():
             low, middle, high = min(values), statistics.median(values), max(values)
             print(f"| {name} | {len(values)} | {low:.3f} | {middle:.3f} | {high:.3f} |")
         print("\n| mixture | false alarms | different starts found |\n|---|---:|---:|")
@@ -118,7 +118,7 @@ def main() -> None:
             print(f"| {name} | {false} of {kin} | {hits} of {strangers} |")
         print("\n| soup of two | | soup, test | ensemble, test |\n|---|---|---:|---:|")
         for pair, values in soups.items():
-            soup, ensemble = (statistics.mean(one) for one in zip(*values, strict=True))
+            soup, ensemble = (statistics.mean(accuracies) for accuracies in zip(*values, strict=True))
             print(f"| {' + '.join(pair)} | {relation(*pair)} | {soup:.2f}% | {ensemble:.2f}% |")
 
 

@@ -49,9 +49,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 def ours(models: Path, data: Path, **options: object) -> hf_radin.LogitBank:
     """All of it, with nothing in the cache: try each checkpoint, decode, run, put together."""
-    found = hf_radin.gather(f"{models}/*")
+    ingredients = hf_radin.gather(f"{models}/*")
     with tempfile.TemporaryDirectory() as cache:
-        return hf_radin.compute_logits(found, str(data), cache_dir=cache, **options)
+        return hf_radin.compute_logits(ingredients, str(data), cache_dir=cache, **options)
 
 
 def bare(models: Path, data: Path) -> float:
@@ -104,9 +104,9 @@ def evaluators(models: Path, data: Path) -> None:
         )
 
 
-def show(title: str, ratios: list[float], more: str = "") -> None:
+def show(title: str, ratios: list[float], note: str = "") -> None:
     middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-    print(f"- {title}: {middle:.2f} ({low:.2f} to {high:.2f}){more}", flush=True)
+    print(f"- {title}: {middle:.2f} ({low:.2f} to {high:.2f}){note}", flush=True)
 
 
 def overhead(folder: Path, rounds: int, seed: int) -> None:
@@ -114,10 +114,10 @@ def overhead(folder: Path, rounds: int, seed: int) -> None:
     for key, case in CASES.items():
         models, data = folder / f"models-{key}", make_split(folder / f"data-{key}", case.images)
         make_models(models, case, 8, seed)
-        found = [(seconds(lambda m=models, d=data: ours(m, d)), bare(models, data)) for _ in range(rounds)]
-        mine, theirs = (statistics.median(one) for one in zip(*found, strict=True))
-        more = f"; medians {mine:.1f} s and {theirs:.1f} s, {case.images} images"
-        show(case.name, [one / other for one, other in found], more)
+        pairs = [(seconds(lambda m=models, d=data: ours(m, d)), bare(models, data)) for _ in range(rounds)]
+        mine, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+        note = f"; medians {mine:.1f} s and {theirs:.1f} s, {case.images} images"
+        show(case.name, [our_time / bare_time for our_time, bare_time in pairs], note)
 
 
 def peers(folder: Path, rounds: int, seed: int) -> None:
@@ -125,12 +125,16 @@ def peers(folder: Path, rounds: int, seed: int) -> None:
     case = CASES["28"]
     models, data = folder / "models-peers", make_split(folder / "data-peers", 2048)
     make_models(models, case, 8, seed)
-    for name, other in (("pipeline", pipelines), ("evaluator", evaluators)):
-        found = [
-            (seconds(lambda run=other: run(models, data)), seconds(lambda: ours(models, data))) for _ in range(rounds)
+    for name, loop in (("pipeline", pipelines), ("evaluator", evaluators)):
+        pairs = [
+            (seconds(lambda run=loop: run(models, data)), seconds(lambda: ours(models, data))) for _ in range(rounds)
         ]
-        theirs, mine = (statistics.median(one) for one in zip(*found, strict=True))
-        show(name, [one / two for one, two in found], f"; medians {theirs:.1f} s against {mine:.1f} s")
+        theirs, mine = (statistics.median(times) for times in zip(*pairs, strict=True))
+        show(
+            name,
+            [loop_time / our_time for loop_time, our_time in pairs],
+            f"; medians {theirs:.1f} s against {mine:.1f} s",
+        )
 
 
 TIMED = """
@@ -139,10 +143,10 @@ import datasets, torch, transformers, hf_radin
 from accelerate import Accelerator
 accelerator = Accelerator()
 models, data, cache, out = sys.argv[1:]
-found = hf_radin.gather(models + "/*")
+ingredients = hf_radin.gather(models + "/*")
 accelerator.wait_for_everyone()
 begun = time.perf_counter()
-hf_radin.compute_logits(found, data, cache_dir=cache)
+hf_radin.compute_logits(ingredients, data, cache_dir=cache)
 if accelerator.is_main_process:
     open(out, "w").write(json.dumps(time.perf_counter() - begun))
 """
@@ -169,12 +173,12 @@ def processes(folder: Path, rounds: int, seed: int) -> None:
     for (key, case), images in zip(CASES.items(), (256, 50_000), strict=True):  # enough to outlast the start
         models, data = folder / f"models-processes-{key}", make_split(folder / f"data-processes-{key}", images)
         make_models(models, case, 8, seed)
-        found = [[launched(folder, models, data, count) for count in (1, 2)] for _ in range(rounds)]
-        one, two = (statistics.median(times) for times in zip(*found, strict=True))
+        pairs = [[launched(folder, models, data, count) for count in (1, 2)] for _ in range(rounds)]
+        single, double = (statistics.median(times) for times in zip(*pairs, strict=True))
         show(
             case.name,
-            [first / second for first, second in found],
-            f"; medians {one:.1f} s and {two:.1f} s, {images} images",
+            [first / second for first, second in pairs],
+            f"; medians {single:.1f} s and {double:.1f} s, {images} images",
         )
 
 
@@ -192,9 +196,9 @@ def decoded(folder: Path, rounds: int, seed: int) -> None:
     for number in (2, 8, 24):  # one ingredient is no soup
         make_models(folder / f"models-decoded-{number}", case, number, seed)
         opened[0] = 0
-        found = hf_radin.gather(f"{folder}/models-decoded-{number}/*")
+        ingredients = hf_radin.gather(f"{folder}/models-decoded-{number}/*")
         with tempfile.TemporaryDirectory() as cache:
-            bank = hf_radin.compute_logits(found, str(data), cache_dir=cache)
+            bank = hf_radin.compute_logits(ingredients, str(data), cache_dir=cache)
             hf_radin.radin(bank, budget=8, proposals="monte-carlo")
         print(f"- {number} ingredients, {images} images: {opened[0]} decoded", flush=True)
     decoding.open_image = open_image
@@ -205,12 +209,12 @@ import json, resource, sys, tempfile, time
 import torch, transformers, hf_radin
 from PIL import Image
 models, data, at_once = sys.argv[1:]
-found = hf_radin.gather(models + "/*")
+ingredients = hf_radin.gather(models + "/*")
 with tempfile.TemporaryDirectory() as warm:  # imports are not what grows
-    hf_radin.compute_logits(found[:2], data, cache_dir=warm)
+    hf_radin.compute_logits(ingredients[:2], data, cache_dir=warm)
 with tempfile.TemporaryDirectory() as cache:
     begun = time.perf_counter()
-    hf_radin.compute_logits(found, data, cache_dir=cache, models_in_memory=int(at_once))
+    hf_radin.compute_logits(ingredients, data, cache_dir=cache, models_in_memory=int(at_once))
     took = time.perf_counter() - begun
 print(json.dumps([took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
@@ -239,16 +243,16 @@ def growth(folder: Path, rounds: int, seed: int) -> None:
         if not place.exists():
             make_models(place, case, models, seed)
         split = data if factor == 1 else make_split(folder / f"data-growth-{factor}", images * factor)
-        found = [grown(place, split, 4) for _ in range(rounds)]
-        took, peak = (statistics.median(one) for one in zip(*found, strict=True))
+        costs = [grown(place, split, 4) for _ in range(rounds)]
+        took, peak = (statistics.median(values) for values in zip(*costs, strict=True))
         print(f"| {models} | {images * factor} | 4 | {took:.2f} | {peak:.0f} |", flush=True)
         return took, peak
 
     numbers, factors = (2, 4, 8, 16), (1, 2, 4, 8)
     by_models = [row(number, 1) for number in numbers]
     by_images = [row(4, factor) for factor in factors]
-    for what, sizes, found in (("model", numbers, by_models), (f"{images} images", factors, by_images)):
-        for unit, values in zip(("s", "MB"), zip(*found, strict=True), strict=True):
+    for what, sizes, costs in (("model", numbers, by_models), (f"{images} images", factors, by_images)):
+        for unit, values in zip(("s", "MB"), zip(*costs, strict=True), strict=True):
             slope, start = np.polyfit(sizes, values, 1)
             print(f"- slope: {slope:.3f} {unit} a {what}, from {start:.2f} {unit}")
 
@@ -271,7 +275,10 @@ def batches(folder: Path, rounds: int, seed: int) -> None:
         for _ in range(rounds):
             for size in sizes:
                 rates[size].append(len(images) / seconds(lambda size=size: run(size)))
-        cells = (f" {statistics.median(one):,.0f} ({min(one):,.0f} to {max(one):,.0f}) |" for one in rates.values())
+        cells = (
+            f" {statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f}) |"
+            for values in rates.values()
+        )
         print(f"| {case.name} |" + "".join(cells), flush=True)
 
 
@@ -289,18 +296,20 @@ models, data, cache, limit = sys.argv[1:]
 def status(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name + ":"))
 
-found = hf_radin.gather(models + "/*")
+ingredients = hf_radin.gather(models + "/*")
 most = status("VmData") + int(limit)
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 before, took = status("VmRSS"), []
 for step in ("compute", "open", "score"):
     begun = time.perf_counter()
     if step == "compute":
-        computed = hf_radin.compute_logits(found, data, cache_dir=cache, logits_dtype="float16", pixel_cache="off")
+        computed = hf_radin.compute_logits(
+            ingredients, data, cache_dir=cache, logits_dtype="float16", pixel_cache="off"
+        )
     elif step == "open":
         opened = hf_radin.LogitBank.open(computed.folder)
     else:
-        opened.score(np.random.default_rng(0).dirichlet(np.ones(len(found)), size=8))
+        opened.score(np.random.default_rng(0).dirichlet(np.ones(len(ingredients)), size=8))
     took.append(time.perf_counter() - begun)
 size = sum(path.stat().st_size for path in opened.folder.glob("logits/*.npy"))
 weights = sum(path.stat().st_size for path in Path(models).glob("*/model.safetensors"))
@@ -330,7 +339,7 @@ def memory(folder: Path, rounds: int, seed: int) -> None:
     )
 
 
-PARTS = {one.__name__: one for one in (overhead, peers, processes, decoded, growth, batches, memory)}
+PARTS = {part.__name__: part for part in (overhead, peers, processes, decoded, growth, batches, memory)}
 
 
 def main() -> None:

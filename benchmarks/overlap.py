@@ -73,7 +73,7 @@ def main(source: Path, images: int, rounds: int) -> None:
             taken: dict[str, list[float]] = {step: [] for step in steps}
             for number in range(rounds):
                 home = Path(place) / f"cache-{name}-{number}"
-                (folder / "round.txt").write_text(str(number))  # the listing is another one: nothing is remembered
+                (folder / "round.txt").write_text(str(number))  # the listing differs, so no cached one fits
                 splits: list[Split] = []
 
                 def open_both(folder: Path = folder, splits: list[Split] = splits) -> None:
@@ -86,7 +86,10 @@ def main(source: Path, images: int, rounds: int) -> None:
                 taken["read and compare both"].append(seconds(compare))
                 taken["again"].append(seconds(compare))
                 taken["decode one"].append(seconds(lambda splits=splits: decode(splits[0])))
-            cells = (f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" for of in taken.values())
+            cells = (
+                f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+                for values in taken.values()
+            )
             print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -27,19 +27,19 @@ import json, time
 import hf_radin, torch, transformers.models.vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 started = time.perf_counter()
-found = hf_radin.gather("org/ft-*")
+ingredients = hf_radin.gather("org/ft-*")
 vetted = time.perf_counter()
-print(json.dumps({"checkpoints": len(found), "vet": vetted - started}), flush=True)
+print(json.dumps({"checkpoints": len(ingredients), "vet": vetted - started}), flush=True)
 input()
 vetted = time.perf_counter()
-for one in found:
-    one.download()
+for ingredient in ingredients:
+    ingredient.download()
 print(json.dumps({"download": time.perf_counter() - vetted}), flush=True)
 """
 
 
 def make_checkpoints(hub: LoopbackHub, count: int) -> int:
-    """Put them on the Hub; returns the bytes of one."""
+    """Put them on the Hub; returns the bytes of one checkpoint."""
     config = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=1000)
     with tempfile.TemporaryDirectory() as folder:
         model = ViTForImageClassification(config)
@@ -93,15 +93,15 @@ def main() -> None:
     with LoopbackHub() as hub:
         size = make_checkpoints(hub, args.checkpoints)
         rounds = [run_round(hub, args.checkpoints) for _ in range(args.rounds)]
-    median = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    median = {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
     print(f"{args.checkpoints} checkpoints of {size / 1e6:.1f} MB, medians of {args.rounds} rounds\n")
     print("| | bytes | bytes a checkpoint | seconds |\n|---|---:|---:|---:|")
     for what in ("vet", "download"):
         total = median[f"{what}, bytes"]
         seconds = median[f"{what}, seconds"]
         print(f"| {what} | {total / 1e6:,.1f} MB | {total / args.checkpoints / 1e3:,.1f} kB | {seconds:.1f} |")
-    ratios = [one["vet, bytes"] / one["download, bytes"] for one in rounds]
-    slower = [one["vet, seconds"] / one["download, seconds"] for one in rounds]
+    ratios = [figures["vet, bytes"] / figures["download, bytes"] for figures in rounds]
+    slower = [figures["vet, seconds"] / figures["download, seconds"] for figures in rounds]
     print(
         f"\nvetting against downloading: {statistics.median(ratios):.4f} of the bytes, "
         f"{statistics.median(slower):.2f} of the seconds ({min(slower):.2f} to {max(slower):.2f}); "

@@ -135,7 +135,7 @@ def make_data(
 
     def fill(new: Path) -> None:
         for name, (pixels, classes) in splits.items():
-            columns = {"image": [Image.fromarray(one) for one in pixels], "label": classes}
+            columns = {"image": [Image.fromarray(image) for image in pixels], "label": classes}
             split = datasets.Dataset.from_dict(columns, features=features)
             split.to_parquet(new / "data" / f"{name}-00000-of-00001.parquet")
 
@@ -160,7 +160,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def make(folder: Path, data: Path, runs: Sequence[Run], architecture: Architecture, seed: int) -> Path:
-    """Train those that are not there yet, each a folder with model and image processor; a start comes before its own.
+    """Train the missing runs, each a folder with model and image processor; a start comes before its fine-tunes.
 
     A run's result depends on the data, its own row, its start and the seed, not on what was trained before it.
     """

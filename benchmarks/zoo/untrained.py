@@ -59,14 +59,14 @@ def make_split(folder: Path, images: int, side: int = 28, classes: int = len(LAB
         (SOURCE / f"{part}-images-idx3-ubyte.gz", SOURCE / f"{part}-labels-idx1-ubyte.gz")
         for part in ("t10k", "train")
     ]
-    pixels = np.concatenate([read_idx(one) for one, _ in parts])
-    labels = np.concatenate([read_idx(one) for _, one in parts])
+    pixels = np.concatenate([read_idx(images_path) for images_path, _ in parts])
+    labels = np.concatenate([read_idx(labels_path) for _, labels_path in parts])
     if images > len(pixels):
         raise SystemExit(f"Fashion-MNIST has {len(pixels)} images; {images} were asked for.")
     names = [str(number) for number in range(classes)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     rows = {
-        "image": [Image.fromarray(one[:side, :side]) for one in pixels[:images]],
+        "image": [Image.fromarray(image[:side, :side]) for image in pixels[:images]],
         "label": labels[:images].tolist(),
     }
     (folder / "data").mkdir(parents=True, exist_ok=True)
