@@ -14,8 +14,8 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)  ## scikit-learn's digits: train ingredients, cook a soup, print the table
 	$(BIN)/python examples/demo.py
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: $(READY)  ## lint, format check and types
 	$(BIN)/ruff check .
