@@ -233,7 +233,7 @@ def test_a_file_that_is_gone_when_xet_reads_it_is_told_in_a_line(xet_hub, folder
 
     xet_hub.answer = remove_weights
     with pytest.raises(ValueError, match=r"^org/soup: Xet fails: I/O error: .*No such file"):
-        commit_files("org/soup", push.uploaded(folder), PushOptions(), small=0)  # read when they are sent
+        commit_files("org/soup", push.saved_files(folder), PushOptions(), small=0)  # read when they are sent
     assert held(xet_hub, "org/soup") == {}
 
 
