@@ -163,8 +163,8 @@ def test_a_run_that_was_stopped_begins_where_it_was(sweep, digits, tmp_path, uni
     if number != signal.SIGKILL:
         assert "run the same command again to continue" in errors
     written = sum(len(np.load(part)["logits"]) for part in tmp_path.glob("cache/banks/*/logits/*.parts/block-*.npz"))
-    # a call of each process was cut off, or its logits not yet written: that is all that is lost. A model takes at least
-    # 0.005 s for a block of 64 images, so that there are at most twenty models in a call of 0.1 s
+    # a call of each process was cut off, or its logits not yet written: that is all that is lost. A model takes
+    # 0.005 s or more for a block of 64 images, so that there are at most twenty models in a call of 0.1 s
     assert made(tmp_path) - written <= processes * 20 * 64 and written >= 0.3 * MODELS * 600
 
     (tmp_path / "predictions").unlink()
