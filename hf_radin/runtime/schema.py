@@ -41,8 +41,9 @@ def from_json(record: type[T], value: Any, *, place: str = "") -> T:
     if not isinstance(value, Mapping):
         raise ValueError(f"{place or 'it'} is {_shown(value)}, not a {record.__name__}")
     arguments: dict[str, Any] = {}
-    hints: dict[str, Any] = _hints(record)  # type: ignore[arg-type]
-    for field in fields(record):  # type: ignore[arg-type]
+    dataclass_type: Any = record  # that a type has fields can't be said of a type variable
+    hints = _hints(dataclass_type)
+    for field in fields(dataclass_type):
         inner = f"{place}.{field.name}" if place else field.name
         if field.name in value:
             arguments[field.name] = _read(hints[field.name], value[field.name], inner)
