@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and files from anywhere that are read with care."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,15 @@ from safetensors import SafetensorError
 # Prefix of folders that are being filled; a killed run may leave one behind.
 PARTIAL = ".hf_radin."
 
+# Bytes of a small file: configurations, records, cards and lists have kilobytes; what has more is something else.
+SMALL = 16 << 20
+
+# What to do about a broken file where whoever reads it knows nothing better.
+WAY_OUT = "Write it anew, or take it away."
+
+# Bytes that are hashed at a time.
+HASHED_BLOCK = 1 << 20
+
 # The card and its pictures, which are ours where there is a recipe beside them.
 _CARD_FILES = ("README.md", "estimates.png", "passes.png", "classes.png")
 
@@ -28,6 +39,87 @@ _CHECKPOINT_FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|adapter_config|recipe)\.json"
     r"|(model|adapter_model)(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
+
+
+class BrokenFileError(ValueError):
+    """A file that is not what it should be.
+
+    Args:
+        path: of the file.
+        reason: what is wrong with it.
+        way_out: a sentence that says what to do.
+    """
+
+    def __init__(self, path: Path | str, reason: object, way_out: str = WAY_OUT) -> None:
+        super().__init__(f"{path} can't be read: {str(reason).rstrip('.')}. {way_out}")
+
+
+def read_small(path: Path, *, way_out: str = WAY_OUT) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        BrokenFileError: if it is no regular file (a pipe or a device may be read for ever), is too large, or can't be
+            read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BrokenFileError(path, "it is no regular file", way_out)
+            content = file.read(SMALL + 1)
+    except (FileNotFoundError, BrokenFileError):
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+        raise BrokenFileError(path, getattr(error, "strerror", None) or error, way_out) from error
+    if len(content) > SMALL:
+        raise BrokenFileError(path, f"it has more than {SMALL >> 20} MB", way_out)
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, as one would for a pipe that nobody writes to."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_text(path: Path, *, way_out: str = WAY_OUT) -> str:
+    """The text of a small file, which is UTF-8 whatever the locale. Errors as of `read_small`, and for other bytes."""
+    try:
+        return read_small(path, way_out=way_out).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BrokenFileError(path, f"it is no UTF-8 text ({error.reason} at byte {error.start})", way_out) from error
+
+
+def read_json(path: Path, *, way_out: str = WAY_OUT) -> Any:
+    """What a small file of JSON holds. Errors as of `read_text`, and for what is no JSON."""
+    text = read_text(path, way_out=way_out)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise BrokenFileError(path, reason, way_out) from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal. Raises OSError if it can't be read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(HASHED_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+def sha256_of_each(paths: Iterable[Path]) -> list[str | None]:
+    """The SHA-256 of files, several at a time; None of one that can't be read."""
+
+    def hash_or_none(path: Path) -> str | None:
+        try:
+            return sha256_of(path)
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(hash_or_none, paths))
 
 
 def is_of_a_checkpoint(name: str) -> bool:

@@ -6,7 +6,10 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hf_radin.runtime.files import WAY_OUT, BrokenFileError, read_json
 
 T = TypeVar("T")
 
@@ -26,6 +29,20 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: to_json(entry) for name, entry in value.items()}
     return value
+
+
+def read_record(record: type[T], path: Path, *, way_out: str = WAY_OUT) -> T:
+    """The record of a type that a small file of JSON holds.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        BrokenFileError: if it can't be read or holds another record.
+    """
+    content = read_json(path, way_out=way_out)
+    try:
+        return from_json(record, content)
+    except ValueError as error:
+        raise BrokenFileError(path, error, way_out) from error
 
 
 def from_json(record: type[T], value: Any, *, place: str = "") -> T:

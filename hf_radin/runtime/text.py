@@ -34,6 +34,11 @@ def shown(name: str) -> str:
     return "/".join(path.parts[-2:]) if path.is_absolute() else name
 
 
+def printable(text: Any) -> str:
+    r"""Text from outside in one line of a terminal: what would move the cursor or forge a line is shown as `\n`."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
 def escape(text: Any) -> str:
     """Text from outside, escaped so that Markdown and HTML show it as it is."""
     entities = _printable(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,94 @@
+"""Small files from anywhere are read at once or refused in a line, whatever lies under their name."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+
+import pytest
+
+from hf_radin.runtime.files import SMALL, BrokenFileError, read_json, read_small, sha256_of, sha256_of_each
+from hf_radin.runtime.schema import read_record
+from hf_radin.runtime.text import printable
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record with one field."""
+
+    number: int
+
+
+def fill(path, kind):
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "too large":
+        with path.open("wb") as file:
+            file.truncate(SMALL + 1)
+    else:
+        path.write_bytes(CONTENTS[kind])
+
+
+CONTENTS = {
+    "nested": b"[" * 100_000,
+    "not UTF-8": b'"\xe9"',
+    "cut": b'{"number": ',
+    "empty": b"",
+    "list": b"[1]",
+    "another type": b'{"number": "3"}',
+}
+
+REASONS = {
+    "pipe": "no regular file",
+    "device": "no regular file",
+    "folder": "[Dd]irectory",
+    "circle": "symbolic links",
+    "too large": "more than 16 MB",
+    "nested": "nested too deeply",
+    "not UTF-8": "no UTF-8 text",
+    "cut": "Expecting value",
+    "empty": "Expecting value",
+    "list": "not a Record",
+    "another type": "'number'",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_is_no_record_is_refused_in_one_line_that_names_the_file(tmp_path, kind):
+    fill(tmp_path / "record.json", kind)
+    with pytest.raises(BrokenFileError, match=REASONS[kind]) as error:
+        read_record(Record, tmp_path / "record.json", way_out="Make it again.")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'record.json'} can't be read: ") and message.endswith(". Make it again.")
+    assert len(message.splitlines()) == 1
+
+
+def test_no_file_is_no_broken_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_small(tmp_path / "record.json")
+
+
+def test_what_is_whole_is_read_in_any_locale(tmp_path):
+    (tmp_path / "record.json").write_bytes('\ufeff{"number": 3, "name": "é"}'.encode())
+    assert read_json(tmp_path / "record.json") == {"number": 3, "name": "é"}
+    assert read_record(Record, tmp_path / "record.json") == Record(3)
+
+
+def test_hashes_are_those_of_the_bytes(tmp_path):
+    contents = [b"", b"a" * (3 << 20), json.dumps([1]).encode()]
+    paths = [tmp_path / str(place) for place in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+    assert [sha256_of(path) for path in paths] == hashes
+    assert sha256_of_each([*paths, tmp_path / "none", tmp_path]) == [*hashes, None, None]
+
+
+def test_what_moves_the_cursor_is_shown():
+    assert printable("a\n\x1b[2J\u202eb\ud800 é") == r"a\n\x1b[2J\u202eb\ud800 é"
