@@ -18,6 +18,7 @@ from hf_radin.ingredients.compatibility import describe, find_differences
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import align, read_labels
 from hf_radin.ingredients.resolve import find_places
+from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_errors import asking_the_hub
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def gather(
     """Find checkpoints and vet them from their small files and the headers of their weights.
 
     No weights are downloaded. Of checkpoints with equal weights the first one is used. Classes that stand in another
-    order are brought into that of the first; placeholders (`LABEL_0`) are matched to names by their numbers.
+    order are brought into that of most; placeholders (`LABEL_0`) are matched to names by their numbers.
 
     Args:
         models: a pattern (`runs/ft-*`, `org/ft-*`), a Hub id (`org/a`, `org/a@rev`, `org/a@rev:subfolder`), the
@@ -378,20 +379,22 @@ def _pixel_note(difference: ProcessorDifference) -> str:
 
 
 def _without_copies(verdicts: list[Verdict]) -> list[Verdict]:
-    """Of checkpoints that are the same, only the first stays an ingredient; the others get a note.
+    """Of checkpoints that are the same, only the first stays an ingredient, with their content; others get a note.
 
     They are the same if their weights are equal, and the classes that their numbers mean, and for adapters their
     configurations and base models.
     """
-    first_ids: dict[Any, str] = {}
+    first_ids: dict[str, str] = {}
     vetted = []
     for verdict in verdicts:
-        files = verdict.files
-        if verdict.ingredient and files and files.weights:
+        files, ingredient = verdict.files, verdict.ingredient
+        if ingredient and files and files.weights:
             base = files.base.weights if files.base else None
-            content = (files.weights, verdict.ingredient.order, _adapter_config(files), base)
+            content = digest(files.weights, ingredient.order, _adapter_config(files), base)
             first = first_ids.setdefault(content, verdict.id)
-            if first != verdict.id:
+            if first == verdict.id:
+                verdict = replace(verdict, ingredient=replace(ingredient, content=content))
+            else:
                 note = f"{verdict.id} is the same checkpoint as {first}: kept once."
                 verdict = replace(verdict, ingredient=None, notes=(*verdict.notes, note))
         vetted.append(verdict)

@@ -57,6 +57,8 @@ class Ingredient:
         trust_remote_code: whether the checkpoint's own code may run.
         token: for the Hub.
         size: bytes of its weights when it was vetted; 0 for an ingredient of a bank, which does not record it.
+        content: a hash of all that decides about its weights, whatever its name and place: equal contents make equal
+            models. Empty if the Hub does not know it.
     """
 
     id: str
@@ -75,6 +77,7 @@ class Ingredient:
     trust_remote_code: bool = False
     token: str | bool | None = None
     size: int = field(default=0, compare=False)
+    content: str = field(default="", compare=False)
 
     def __repr__(self) -> str:  # without the token
         return f"Ingredient({self.id!r}, {self.architecture}, {len(self.labels)} classes, {self.revision[:19]})"
@@ -239,6 +242,16 @@ class Ingredients(tuple[Ingredient, ...]):
         """Class names in the order of the logits."""
         return self[0].labels
 
+    @property
+    def by_content(self) -> Ingredients:
+        """The same ingredients in the order of their contents, so that nothing depends on how a user names them."""
+        return Ingredients(sorted(self, key=lambda ingredient: (ingredient.content, ingredient.key)))
+
+    @property
+    def processor(self) -> BaseImageProcessor:
+        """The image processor of all: the others make the same pixels."""
+        return self.by_content[0].processor
+
     def select(self, ids: Iterable[str]) -> Ingredients:
         """The ingredients with these ids, in this order.
 
@@ -268,6 +281,7 @@ class IngredientRecord:
     base: IngredientRecord | None = None
     image_processor: str | None = None
     processor_folder: str | None = None
+    content: str = ""
 
     @classmethod
     def of(cls, ingredient: Ingredient) -> IngredientRecord:

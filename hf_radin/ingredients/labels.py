@@ -6,7 +6,7 @@ import logging
 import numbers
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -69,9 +69,10 @@ def are_placeholders(labels: Sequence[str]) -> bool:
 
 
 def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
-    """Bring the classes of ingredients with equally many of them into the order of the first that names them.
+    """Bring the classes of ingredients with equally many of them into the order that most of them have.
 
-    Names in another order are permuted. Placeholders are matched by number. Ingredients with other names than most
+    Of equally frequent orders it is the first as words are sorted, whichever ingredient is named first. Names in
+    another order are permuted. Placeholders are matched by number. Ingredients with other names than most
     have a problem.
 
     Returns:
@@ -80,12 +81,19 @@ def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
     named = [ingredient for ingredient in ingredients if not are_placeholders(ingredient.labels)]
     if not named:
         return {ingredient.id: Alignment(ingredient.labels) for ingredient in ingredients}
-    common = Counter(tuple(sorted(ingredient.labels)) for ingredient in named).most_common(1)[0][0]
+    common = _most_frequent(tuple(sorted(ingredient.labels)) for ingredient in named)
+    alike = [ingredient for ingredient in named if tuple(sorted(ingredient.labels)) == common]
     references: dict[tuple[str, ...], Ingredient] = {}  # by the order of their classes
-    for ingredient in named:
-        if tuple(sorted(ingredient.labels)) == common:
-            references.setdefault(ingredient.labels, ingredient)
-    return {ingredient.id: _alignment(ingredient, list(references.values())) for ingredient in ingredients}
+    for ingredient in alike:
+        references.setdefault(ingredient.labels, ingredient)
+    first = references.pop(_most_frequent(ingredient.labels for ingredient in alike))
+    return {ingredient.id: _alignment(ingredient, [first, *references.values()]) for ingredient in ingredients}
+
+
+def _most_frequent(labels: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Of equally frequent ones the first as words are sorted, not the first that is met."""
+    counts = Counter(labels)
+    return min(counts, key=lambda names: (-counts[names], names))
 
 
 def _alignment(ingredient: Ingredient, references: list[Ingredient]) -> Alignment:

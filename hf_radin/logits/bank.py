@@ -257,6 +257,11 @@ class LogitBank:
         return as_digests(open_array(path))[self._rows] if path.exists() else None
 
     @property
+    def by_content(self) -> LogitBank:
+        """The same bank with its ingredients in the order of their contents: see `Ingredients.by_content`."""
+        return replace(self, ingredients=self.ingredients.by_content)
+
+    @property
     def whole(self) -> LogitBank:
         """The bank of all images of the split, whatever part this one is about."""
         return replace(self, part=None)

@@ -84,7 +84,7 @@ def compute_logits(
     computed again, so a killed run goes on where it was; the outcome is the same for any number of processes.
 
     Args:
-        ingredients: from `gather`.
+        ingredients: from `gather`. Their order changes nothing but the order in which they are shown.
         dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
         split: used to choose; never the split that shall prove the choice.
         config_name, revision: of the dataset, as in `load_dataset`.
@@ -185,9 +185,11 @@ def extend_bank(
     settle_threads()
     if isinstance(sample, Chosen) and sample.places is None:
         sample = None
-    task = _plan(ingredients, source, options, processes, sample)
+    task = _plan(ingredients.by_content, source, options, processes, sample)
     with _alone(task.folder, processes):
-        return _run(task, apart_from)
+        bank = _run(task, apart_from)
+    usable = bank.ingredients.ids
+    return replace(bank, ingredients=bank.ingredients.select([name for name in ingredients.ids if name in usable]))
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class _Task:
     """What a bank is computed from; nothing of it has cost a pass yet.
 
     Args:
+        ingredients: by their content, whatever order the user named them in.
         split: opened.
         sampled: whose images BatchNorm statistics are estimated from; None without BatchNorm.
         samples: in the split; None if that is not known before it was read.
@@ -233,7 +236,7 @@ class _Task:
     def images(self, apart_from: LogitBank | None) -> Images:
         """The images as the models take them; those of another bank are refused."""
         to_class = match_labels(self.split, self.ingredients.labels)
-        prepare = partial(prepare_image, self.ingredients[0].processor)
+        prepare = partial(prepare_image, self.ingredients.processor)
         source = Source(self.split, prepare, to_class, self.options.on_error, self.block)
         return Images(self.pixels, self.block, lambda: source, on_digests=_refusal(apart_from, self.split))
 
@@ -275,7 +278,7 @@ def _plan(
         key = sampled.key
         sampled = replace(sampled, key=processes.decide(lambda: key))
     run = RunRecord(
-        processor=describe_processor(ingredients[0].processor),
+        processor=describe_processor(ingredients.processor),
         dtype=options.dtype,
         mixed_precision=processes.accelerator.mixed_precision,
         channels_last=options.channels_last,
@@ -390,7 +393,7 @@ def _statistics(task: _Task) -> Statistics | None:
         task.sampled,
         task.options.batchnorm_images,
         task.home,
-        processor=task.ingredients[0].processor,
+        processor=task.ingredients.processor,
         on_error=task.options.on_error,
         processes=task.processes,
     )

@@ -233,7 +233,7 @@ def estimate_job(
     home, split = find_home(options.cache_dir), open_split(source)
     count = _count_images(split, size.images)
     block = options.samples_in_block(count)
-    prepare = partial(prepare_image, ingredients[0].processor)
+    prepare = partial(prepare_image, ingredients.processor)
     images = Source(split, prepare, match_labels(split, ingredients.labels), options.on_error, block)
     settle_threads()
     dtype = as_dtype(options.dtype)

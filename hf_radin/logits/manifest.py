@@ -294,8 +294,8 @@ def _reopen(source: DataSource, key: str, folder: Path, *, labelled: bool = True
 
 
 def _same_processor(ingredients: Ingredients, manifest: BankManifest) -> BaseImageProcessor:
-    ingredients[0].download()
-    processor = ingredients[0].processor
+    ingredients.by_content[0].download()
+    processor = ingredients.processor
     check_processor(processor, manifest.run.processor)
     return processor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,12 @@ class Recipe:
     def used(self) -> dict[str, float]:
         """The ingredients with a weight above 0, in order."""
         return {name: weight for name, weight in zip(self.ingredients, self.weights, strict=True) if weight > 0}
+
+    def in_order(self, ids: Sequence[str]) -> Recipe:
+        """The same mixture, with the ingredients that it uses in the order of these ids."""
+        used = self.used
+        names = [name for name in ids if name in used]
+        return Recipe(tuple(names), tuple(used[name] for name in names))
 
     def to_json(self) -> str:
         """The recipe as JSON, exactly: Python prints the shortest digits that read back as the same float."""

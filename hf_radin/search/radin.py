@@ -96,6 +96,7 @@ def radin(
     search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, seed)
     options = ReportOptions(metric, metrics, test_split, hold_out, allow_overlap, seed)
     begun = time.perf_counter() - bank.seconds
+    ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, bank.ingredients.ids)
     drawn, pilot = search.draw(bank), None
     if bank.is_pilot and search.budget.passes:
@@ -104,7 +105,7 @@ def radin(
         bank, pilot = complete(bank, wanted)
         drawn = search.draw(bank)
     paused = time.perf_counter()
-    reporter = Reporter.of(bank, options)
+    reporter = Reporter.of(bank, options, ids=ids)
     begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
     return search.soup(reporter, drawn, pilot, begun)
 
@@ -269,7 +270,7 @@ def greedy(
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
     reporter = Reporter.of(bank, options, takes_all=True)
-    singles = single_measurements(bank)
+    bank, singles = reporter.bank, single_measurements(reporter.bank)
     order = sorted(singles, key=lambda single: -single.known)
     chosen, measured = order[0], []
     curve = [(0.0, chosen.known)]
@@ -295,7 +296,7 @@ def uniform(
     """All ingredients in equal parts. Arguments as in `radin`."""
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
     reporter = Reporter.of(bank, options, takes_all=True)
-    recipe = Recipe.uniform(bank.ingredients.ids)
+    bank, recipe = reporter.bank, Recipe.uniform(reporter.bank.ingredients.ids)
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", bar.update)
     return reporter.soup("uniform", [*single_measurements(bank), measured], SearchSettings(), measured)
@@ -309,9 +310,10 @@ def best_single(
     test_split: str | LogitBank | None = None,
     allow_overlap: bool = False,
 ) -> Soup:
-    """The ingredient that is best on the bank's split, the first of equals. Arguments as in `radin`."""
+    """The ingredient that is best on the bank's split, of equals the first by content. Arguments as in `radin`."""
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
-    return Reporter.of(bank, options, takes_all=True).soup("best_single", single_measurements(bank), SearchSettings())
+    reporter = Reporter.of(bank, options, takes_all=True)
+    return reporter.soup("best_single", single_measurements(reporter.bank), SearchSettings())
 
 
 def single_measurements(bank: LogitBank) -> list[Measurement]:

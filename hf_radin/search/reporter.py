@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_radin.images.split import Split
 from hf_radin.ingredients.card_metadata import describe_ingredient
+from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent, time_spent
 from hf_radin.recipes.intervals import accuracy_interval, difference_interval, mcnemar
@@ -84,11 +85,12 @@ class Reporter:
     """Makes the report of a search.
 
     Args:
-        bank: of the images that choose.
+        bank: of the images that choose, its ingredients by content.
         held_out: of the images that prove; None without any.
         metrics: that are reported.
         overlap: images that the two share.
         hold_out: the share of the images that was held out, if any.
+        ids: of the ingredients in the user's order, for reading.
         probed: soups that the split that chose was shown once more for their logits, and what that took.
     """
 
@@ -97,15 +99,23 @@ class Reporter:
     metrics: tuple[Metric, ...]
     overlap: Overlap | None
     hold_out: float | None = None
+    ids: tuple[str, ...] = ()
     probed: dict[Recipe, Spent] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bank: LogitBank, options: ReportOptions, *, takes_all: bool = False) -> Reporter:
+    def of(
+        cls, bank: LogitBank, options: ReportOptions, *, takes_all: bool = False, ids: tuple[str, ...] = ()
+    ) -> Reporter:
         """Check the options, and open the split that proves.
+
+        Args:
+            takes_all: whether the search takes the logits of all images.
+            ids: of the ingredients in the user's order; by default that of the bank.
 
         Raises:
             ValueError: as `check_report` does.
         """
+        ids, bank = ids or bank.ingredients.ids, bank.by_content
         metrics = check_report(bank, options, takes_all=takes_all)
         held_out = None
         if options.hold_out is not None:
@@ -119,7 +129,7 @@ class Reporter:
         elif options.test_split is not None:
             held_out = open_held_out(bank, options.test_split, allow_overlap=options.allow_overlap)
         overlap = None if held_out is None else count_overlap(bank, held_out, allow=options.allow_overlap)
-        return cls(bank, held_out, metrics, overlap, options.hold_out)
+        return cls(bank, held_out, metrics, overlap, options.hold_out, ids)
 
     def soup(
         self,
@@ -153,7 +163,20 @@ class Reporter:
                 *chosen.recipe.used,
             )
         report = self._report(method, measurements, settings, chosen, proof)
-        return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics)
+        return Soup(report, self._named_ingredients, processes=bank.processes, statistics=bank.statistics)
+
+    @property
+    def _named_ingredients(self) -> Ingredients:
+        """Those of the bank in the user's order."""
+        ingredients = self.bank.ingredients
+        return ingredients.select([name for name in self.ids if name in ingredients.ids])
+
+    def _in_named_order(self, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+        """Measurements as a user reads them: the singles in the user's order, and so the ingredients of recipes."""
+        named = [replace(entry, recipe=entry.recipe.in_order(self.ids)) for entry in measurements]
+        singles = [entry for entry in named if entry.proposal == "single"]
+        singles.sort(key=lambda entry: self.ids.index(entry.recipe.ingredients[0]))
+        return (*singles, *(entry for entry in named if entry.proposal != "single"))
 
     def _report(
         self,
@@ -169,7 +192,7 @@ class Reporter:
         if pilot is None and manifest.pilot is not None:
             pilot = PilotReport(manifest.pilot.share, manifest.pilot.seed)
         return SearchReport(
-            recipe=chosen.recipe,
+            recipe=chosen.recipe.in_order(self.ids),
             method=method,
             **{**vars(settings), "pilot": pilot},
             passes=self._passes(measurements, pilot),
@@ -193,10 +216,10 @@ class Reporter:
             batchnorm=bank.statistics.record if bank.statistics else None,
             classes=bank.classes,
             architecture=bank.ingredients[0].architecture,
-            ingredients=tuple(map(describe_ingredient, bank.ingredients)),
+            ingredients=tuple(map(describe_ingredient, self._named_ingredients)),
             versions=versions(),
             results=tuple(proof.results),
-            measurements=tuple(measurements),
+            measurements=self._in_named_order(measurements),
         )
 
     def _proof(self, rows: Sequence[tuple[str, Measurement]], *, is_compared: bool) -> _Proof:

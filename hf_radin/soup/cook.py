@@ -106,7 +106,7 @@ def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics
     return SearchReport(
         recipe=Recipe(tuple(recipe.used), tuple(recipe.used.values())),
         measured=False,
-        processor=describe_processor(used[0].processor),
+        processor=describe_processor(used.processor),
         classes=used.labels,
         architecture=used[0].architecture,
         image_processor=used[0].image_processor,
@@ -202,7 +202,7 @@ def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) 
         ingredients = Ingredients(
             [replace(ingredient, labels=report.classes, order=entry.order) for ingredient, entry in orders]
         )
-    check_processor(ingredients[0].processor, report.processor)
+    check_processor(ingredients.processor, report.processor)
     return ingredients, Recipe(ingredients.ids, tuple(recipe.used[entry.id] for entry in entries))
 
 
@@ -245,7 +245,7 @@ def find_statistics(
         split,
         record.images,
         find_home(cache_dir),
-        processor=ingredients[0].processor,
+        processor=ingredients.processor,
         on_error=record.on_error,
         processes=Processes(),
         seed=record.seed,

@@ -87,7 +87,7 @@ class Soup:
         """The ingredients' image processor."""
         if self._folder is not None:
             return load_processor(self._folder)
-        processor = self.ingredients.select(self.recipe.used)[0].processor
+        processor = self.ingredients.select(self.recipe.used).processor
         check_processor(processor, self.report.processor)
         return processor
 

@@ -34,7 +34,7 @@ def write_average(
     statistics: Statistics | None = None,
 ) -> None:
     """Write an average into an empty folder: weights, configuration and image processor. See `average`."""
-    used = ingredients.select(recipe.used)
+    used, recipe = by_content(ingredients, recipe)
     with open_weights(used) as files:
         if statistics is None and are_alike(used, files):
             target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
@@ -45,10 +45,10 @@ def write_average(
             write_weights(folder, files, recipe, header, max_shard_size)
             config.architectures, config.dtype = [type(model).__name__], target
             config.save_pretrained(folder)
-            used[0].processor.save_pretrained(folder)
+            used.processor.save_pretrained(folder)
             return
-    model = average_model(ingredients, recipe, dtype=dtype, statistics=statistics)
-    save_checkpoint(model, used[0].processor, folder, max_shard_size=max_shard_size)
+    model = average_model(used, recipe, dtype=dtype, statistics=statistics)
+    save_checkpoint(model, used.processor, folder, max_shard_size=max_shard_size)
 
 
 def save_checkpoint(
@@ -79,7 +79,7 @@ def average_model(
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
     and so are adapters, and classes that stand in different orders. Both ways give the same bits.
     """
-    used = ingredients.select(recipe.used)
+    used, recipe = by_content(ingredients, recipe)
     with open_weights(used) as files:
         target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
         if are_alike(used, files):
@@ -89,6 +89,15 @@ def average_model(
     if statistics is not None and len(recipe.used) > 1:
         estimate_statistics(model, statistics)
     return model
+
+
+def by_content(ingredients: Ingredients, recipe: Recipe) -> tuple[Ingredients, Recipe]:
+    """The ingredients that a recipe uses, and the recipe, in the order in which weights are added up.
+
+    Sums are rounded, so that in the order of a user's list equal recipes would give different bits.
+    """
+    used = ingredients.select(recipe.used).by_content
+    return used, recipe.in_order(used.ids)
 
 
 @contextmanager
