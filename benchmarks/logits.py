@@ -289,7 +289,7 @@ from pathlib import Path
 import numpy as np
 import torch, transformers, datasets, hf_radin
 from hf_radin.logits import bank, passes
-from hf_radin.runtime import autotune
+from hf_radin.checkpoints import autotune
 from hf_radin.search import radin
 models, data, cache, limit = sys.argv[1:]
 

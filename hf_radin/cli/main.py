@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -72,6 +73,7 @@ def run_command(args: argparse.Namespace) -> int:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        sys.unraisablehook = _signal_again
     for stream in (sys.stdout, sys.stderr):  # names that a terminal can't show are no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -103,6 +105,20 @@ def run_command(args: argparse.Namespace) -> int:
 
 class _Terminated(BaseException):
     """SIGTERM came."""
+
+
+# Seconds after which a signal that was lost is sent again.
+AGAIN = 0.05
+
+
+def _signal_again(unraisable: Any) -> None:
+    """Where an object was just being deleted, Python drops what a signal raises, and the run would go on."""
+    error = unraisable.exc_value
+    if isinstance(error, (KeyboardInterrupt, _Terminated)):
+        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+        threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -93,6 +93,7 @@ class IngredientEntry:
         subfolder: inside the repository; empty for none.
         revision: commit sha on the Hub; `sha256:` and the hash of its files on disk.
         stamp: sizes and times of a folder's files: while they stay the same, the files need not be hashed again.
+        content: see `Ingredient`; weights are added up in its order.
         base: of a LoRA adapter the model that it is merged into.
         order: for each class of the soup its number in the checkpoint; None if it is the same.
         license: as the card names it.
@@ -107,6 +108,7 @@ class IngredientEntry:
     subfolder: str | None = None
     revision: str
     stamp: str | None = None
+    content: str = ""
     base: BaseEntry | None = None
     order: tuple[int, ...] | None = None
     license: str | None = None
@@ -261,6 +263,7 @@ def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
         subfolder=ingredient.subfolder,
         revision=ingredient.revision,
         stamp=ingredient.stamp,
+        content=ingredient.content,
         base=BaseEntry(base.id, base.repo_id, base.revision) if base else None,
         order=ingredient.order,
         license=_only(_as_list(card.get("license"))),

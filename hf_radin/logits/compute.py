@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import hf_radin
+from hf_radin.checkpoints.autotune import BATCH_SIZE, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.processor import (
@@ -36,7 +37,7 @@ from hf_radin.logits.bank_files import BATCH_SIZE_FILE, DIGESTS, LogitsRecord, d
 from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
 from hf_radin.logits.preflight import Remark, check_models, usable_ingredients
-from hf_radin.runtime.autotune import BATCH_SIZE, settle_threads
+from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, remove_partials, write_atomically, write_json
 from hf_radin.runtime.processes import Processes
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
@@ -186,7 +187,7 @@ def extend_bank(
     if isinstance(sample, Chosen) and sample.places is None:
         sample = None
     task = _plan(ingredients.by_content, source, options, processes, sample)
-    with _alone(task.folder, processes):
+    with _alone(task):
         bank = _run(task, apart_from)
     usable = bank.ingredients.ids
     return replace(bank, ingredients=bank.ingredients.select([name for name in ingredients.ids if name in usable]))
@@ -415,25 +416,13 @@ def _refusal(bank: LogitBank | None, split: Split) -> Callable[[list[str]], None
 
 
 @contextmanager
-def _alone(folder: Path, processes: Processes) -> Iterator[None]:
+def _alone(task: _Task) -> Iterator[None]:
     """Only one run at a time computes a bank; another waits, and finds it computed."""
-    from filelock import FileLock, Timeout
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-
-    def acquire() -> None:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("Another run computes the same logits; waiting for it.")
-            lock.acquire()
-
-    processes.decide(acquire)
-    try:
+    models, split = len(task.ingredients), f"{task.split.split!r} of {task.split.name}"
+    with ExitStack() as stack:
+        lock = liveness.lock(task.folder.with_suffix(".lock"), f"logits of {models} models on the split {split}")
+        task.processes.decide(lambda: stack.enter_context(lock) and None)
         yield
-    finally:
-        lock.release()
 
 
 def _example(images: Images, ingredients: Ingredients) -> dict[str, torch.Tensor] | None:

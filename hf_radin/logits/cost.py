@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, default_workers, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
@@ -26,7 +27,6 @@ from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.compute import dtype_name
 from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number
 from hf_radin.logits.passes import choose_batch_size, models_at_once
-from hf_radin.runtime.autotune import BATCH_SIZE, bytes_of, default_workers, settle_threads
 from hf_radin.runtime.processes import Processes
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_radin.checkpoints.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 from hf_radin.checkpoints.forward import Running, forward
 from hf_radin.images.cache import BLOCK, Images, parse_size
 from hf_radin.images.pixels import Inputs, select
@@ -21,7 +22,6 @@ from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.bank_files import LogitsRecord, Target, join_parts, remove_broken_parts, target_of, write_part
 from hf_radin.logits.manifest import BANK, LOG_EVERY, WRITE_EVERY, BankManifest
-from hf_radin.runtime.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
 from hf_radin.runtime.processes import Processes, progress_bar
 
 if TYPE_CHECKING:

@@ -191,6 +191,8 @@ class Reporter:
         pilot = settings.pilot
         if pilot is None and manifest.pilot is not None:
             pilot = PilotReport(manifest.pilot.share, manifest.pilot.seed)
+        if pilot is not None:
+            pilot = replace(pilot, whole=tuple(name for name in self.ids if name in pilot.whole))
         return SearchReport(
             recipe=chosen.recipe.in_order(self.ids),
             method=method,

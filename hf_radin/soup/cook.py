@@ -26,7 +26,7 @@ from hf_radin.runtime.processes import Processes
 from hf_radin.soup.card import license_beside, report_files
 from hf_radin.soup.report import RECIPE, SearchReport, versions
 from hf_radin.weights import average_tensors
-from hf_radin.weights.average import average_model, saved_dtype, write_average
+from hf_radin.weights.average import average_model, by_content, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, prepare_statistics
 
@@ -202,6 +202,7 @@ def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) 
         ingredients = Ingredients(
             [replace(ingredient, labels=report.classes, order=entry.order) for ingredient, entry in orders]
         )
+    ingredients = _added_up_as_then(ingredients, entries)
     check_processor(ingredients.processor, report.processor)
     return ingredients, Recipe(ingredients.ids, tuple(recipe.used[entry.id] for entry in entries))
 
@@ -274,9 +275,10 @@ def cook_files(
     """
     path = recipe_path(path)
     report = SearchReport.read(path)
-    used = _plain_ingredients(report)
-    if used is None:
+    plain = _plain_ingredients(report)
+    if plain is None:
         return False
+    used, recipe = by_content(plain, report.recipe)
     with ThreadPoolExecutor(average_tensors.THREADS) as pool:
         folders = list(pool.map(Ingredient.download, used))
     refuse_ingredients(output, (_ingredient(entry, report) for entry in report.ingredients if not entry.repo_id))
@@ -296,7 +298,7 @@ def cook_files(
         contents = report_files(report.cooked(saved), path, license=license_beside(path))
 
         def fill(new: Path) -> None:
-            write_weights(new, files, report.recipe, header, max_shard_size)
+            write_weights(new, files, recipe, header, max_shard_size)
             text = json.dumps({**config, "dtype": saved}, indent=2) + "\n"
             (new / CONFIG).write_text(text, encoding="utf-8")
             for name in PROCESSOR_FILES:
@@ -318,7 +320,8 @@ def _plain_ingredients(report: SearchReport) -> Ingredients | None:
         return None
     if not (report.measurements and report.classes and report.versions):  # made by hand
         return None
-    used = Ingredients([_ingredient(entries[name], report) for name in report.recipe.used])
+    listed = [entries[name] for name in report.recipe.used]
+    used = _added_up_as_then(Ingredients([_ingredient(entry, report) for entry in listed]), listed)
     return None if any(ingredient.is_away for ingredient in used) else used
 
 
@@ -355,7 +358,7 @@ def _ingredient(entry: IngredientEntry, report: SearchReport) -> Ingredient:
 
 
 def _entries(report: SearchReport, path: Path) -> list[IngredientEntry]:
-    """The ingredients of a recipe, in its order: the order in which numbers are added decides about their last bits.
+    """The ingredients of a recipe, in its order.
 
     Raises:
         ValueError: if the recipe uses an ingredient that it does not list.
@@ -365,6 +368,17 @@ def _entries(report: SearchReport, path: Path) -> list[IngredientEntry]:
     if unlisted:
         raise ValueError(f"{path} gives {unlisted[0]!r} a weight, but does not say which checkpoint that is.")
     return [entries[name] for name in report.recipe.used]
+
+
+def _added_up_as_then(ingredients: Ingredients, entries: Sequence[IngredientEntry]) -> Ingredients:
+    """Ingredients with the contents that a recipe names, in whose order it was cooked; an earlier one in its own."""
+    pairs = zip(ingredients, entries, strict=True)
+    return Ingredients(
+        [
+            replace(ingredient, content=entry.content or f"{place:020}")
+            for place, (ingredient, entry) in enumerate(pairs)
+        ]
+    )
 
 
 def _place(entry: IngredientEntry) -> str:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_radin.checkpoints.autotune import peak_of
 from hf_radin.recipes import ensemble
-from hf_radin.runtime.autotune import peak_of
 
 
 @pytest.fixture

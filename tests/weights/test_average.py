@@ -22,7 +22,7 @@ from hf_radin.cli.main import main
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.runtime.files import write_folder
 from hf_radin.soup import cook
-from hf_radin.weights.average import open_weights
+from hf_radin.weights.average import by_content, open_weights
 from hf_radin.weights.average_files import header_of, write_weights
 
 
@@ -38,7 +38,8 @@ def states(ingredients) -> list[dict[str, torch.Tensor]]:
 def test_it_is_the_weighted_sum(three):
     weights = (0.5, 0.2, 0.3)
     soup = hf_radin.average(three, Recipe(three.ids, weights))
-    parts = states(three)
+    added, recipe = by_content(three, Recipe(three.ids, weights))
+    weights, parts = recipe.weights, states(added)
     assert soup.keys() == parts[0].keys()
     for name, tensor in soup.items():
         expected = sum(weight * part[name].double() for weight, part in zip(weights, parts, strict=True))

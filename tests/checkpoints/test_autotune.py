@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_radin.checkpoints import autotune
 from hf_radin.images import cache
-from hf_radin.runtime import autotune
 
 CPU = torch.device("cpu")
 
