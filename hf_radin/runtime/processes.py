@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
@@ -57,6 +58,7 @@ class Processes:
         if self._accelerator is None:
             # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
             self._accelerator = _make_accelerator()
+            atexit.register(self.leave, together=False)  # for scripts: they know of no connection
         return self._accelerator
 
     @property
@@ -207,7 +209,10 @@ class Processes:
         self._images += images
 
     def leave(self, *, together: bool = True) -> None:
-        """Disconnect from the other processes: an interpreter that ends while connected may abort. Trackers end too.
+        """Disconnect from the other processes, and end trackers.
+
+        An interpreter that ends while it is connected may abort: a thread of gloo drops the tensors of the last
+        exchange, and needs for that an interpreter that is no more.
 
         A second call does nothing.
 

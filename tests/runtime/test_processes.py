@@ -88,3 +88,23 @@ def test_a_stream_that_each_process_sees_in_another_order_is_refused(runs, digit
     run = launch(tmp_path, 2, f"{runs}/ft-[01]", digits, script=tmp_path / "stream.py")
     assert run.returncode != 0 and "in different orders. Shuffle it with a seed, or not at all." in run.stderr
     assert not list(tmp_path.glob("cache/banks/*/logits/*"))
+
+
+ENDING = """
+import atexit, os, torch.distributed as distributed
+from pathlib import Path
+from hf_radin.runtime.processes import Processes
+place = Path(f"end-of-{os.environ['RANK']}")
+# what is registered first runs last
+atexit.register(lambda: place.write_text(f"{distributed.is_initialized()}, {len(os.listdir('/proc/self/task'))}"))
+processes = Processes()
+assert processes.smallest(processes.index + 5) == 5
+"""
+
+
+def test_a_script_that_says_nothing_at_its_end_is_disconnected(tmp_path):
+    """An interpreter that ends while threads of gloo drop tensors, for which they need it, aborts now and then."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    run = launch(tmp_path, 2, "models", "data", script=tmp_path / "ending.py")
+    assert run.returncode == 0, run.stderr
+    assert [path.read_text() for path in sorted(tmp_path.glob("end-of-*"))] == ["False, 1"] * 2

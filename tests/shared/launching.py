@@ -30,7 +30,7 @@ def launch(
     run = subprocess.run(
         [sys.executable, *command, "witness.py", str(script), *map(str, options), "--cache-dir", "cache"],
         cwd=folder,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"},  # says where a process aborts
         capture_output=True,
         text=True,
     )
