@@ -272,7 +272,7 @@ def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, caplog
     gathered = hf_radin.gather(f"{two}/*", trust_remote_code=True)
     assert "They make the same pixels" in caplog.text
     dataset = image_dataset([Image.new("RGB", (20, 30), "white"), Image.new("RGB", (9, 8))], [0, 1])
-    with pytest.raises(ValueError, match=r"ft-1 makes other pixels of images of the split than that of .*ft-0.*class"):
+    with pytest.raises(ValueError, match=r"ft-[01] makes other pixels of images of the split than .*ft-[01].*class"):
         hf_radin.compute_logits(gathered, dataset, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
@@ -494,7 +494,7 @@ def test_images_of_a_size_that_the_models_do_not_take_are_named_before_the_passe
     images, labels = digit_images(slice(700, 710))
     gathered = hf_radin.gather(f"{as_they_are}/*")
     larger = image_dataset([image.resize((16, 16)) for image in images], labels)
-    with pytest.raises(ValueError, match=r"ft-0: its model can't be run on what its image processor makes of an im"):
+    with pytest.raises(ValueError, match=r"ft-[0-9]: its model can't be run on what its image processor makes"):
         hf_radin.compute_logits(gathered, larger, cache_dir=tmp_path / "cache")
 
 

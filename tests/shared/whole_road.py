@@ -96,8 +96,9 @@ def walk(architecture: Architecture, folder: Path) -> Findings:
     hf_radin.average(ingredients, recipe, output=folder / "soup")
     soup, report = _load(folder / "soup")
     of_models = average_loaded(ingredients, recipe)
-    weights = [model.state_dict() for model in models]
-    by_hand = _average(weights)
+    by_content = sorted(range(len(models)), key=lambda index: ingredients[index].content)
+    weights = [models[index].state_dict() for index in by_content]
+    by_hand = _average(weights, [WEIGHTS[index] for index in by_content])
     set_by_hand.load_state_dict(by_hand)
     batch = _dependence_on_batch(copy.deepcopy(soup).double(), inputs)
     soup_logits = _logits(soup, inputs)
@@ -147,10 +148,10 @@ def _logits(model: PreTrainedModel, inputs: Tensors) -> torch.Tensor:
     return output.logits if "logits" in output else output.last_hidden_state  # pp_lcnet calls them otherwise
 
 
-def _average(weights: list[Tensors]) -> dict[str, torch.Tensor]:
-    """In the names of the modules, in float64; of integers the first ingredient's."""
+def _average(weights: list[Tensors], shares: list[float]) -> dict[str, torch.Tensor]:
+    """In the names of the modules, in float64; integers are those of the first ingredient by content."""
     return {
-        name: sum(share * tensors[name].double() for share, tensors in zip(WEIGHTS, weights, strict=True))
+        name: sum(share * tensors[name].double() for share, tensors in zip(shares, weights, strict=True))
         if first.is_floating_point()
         else first
         for name, first in weights[0].items()

@@ -14,7 +14,8 @@ NAMES = ("digits", "fashion-mnist-resnets", "fashion-mnist-vits")
 
 # Lines of a table: how many there are depends on how many soups were worth measuring.
 ROW = re.compile(r"^\|")
-# What another processor or another day may round or spend otherwise.
+# What another processor or another day may round or spend otherwise; whether a difference may be chance hangs on it.
+CHANCE = re.compile(r", which may be chance \(p = [^()]* test\)")
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e-\d+)?( m?s\b)?")
 
 
@@ -23,7 +24,11 @@ def frame(text: str) -> list[str]:
     lines, framing = text.splitlines(), []
     for before, line in zip(["", *lines], lines, strict=False):
         if not (ROW.match(line) and ROW.match(before)) and "backend); hf_radin" not in line:
-            line = NUMBER.sub("#", line).replace("better than", "as good as").replace("worse than", "as good as")
+            line = (
+                NUMBER.sub("#", CHANCE.sub("", line))
+                .replace("better than", "as good as")
+                .replace("worse than", "as good as")
+            )
             framing.append(line)
     return framing
 
