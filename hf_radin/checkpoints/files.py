@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -237,7 +237,13 @@ class Layout(NamedTuple):
     starts: dict[str, int]
 
 
-def read_layout(file: IO[bytes], size: int, *, limit: int = HEADER_LIMIT) -> Layout:
+class _Readable(Protocol):
+    """A file, here or on the Hub."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def read_layout(file: _Readable, size: int, *, limit: int = HEADER_LIMIT) -> Layout:
     """Read the beginning of a safetensors file, and hold it to the rest of the file, which is not read.
 
     Args:

@@ -28,6 +28,11 @@ AVERAGE = "cook the soup of a recipe.json again"
 CARD = "make the card of a saved soup anew; what you wrote between its marked lines stays"
 PUSH = "upload a saved soup as it is, in one commit"
 
+# Seconds from an interrupt to the end of a process, whatever its threads wait for.
+GRACE = 5
+INTERRUPTED = "hf-radin: interrupted; run the same command again to continue."
+TERMINATED = "hf-radin: terminated; run the same command again to continue."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on stderr and the exit status 2."""
@@ -74,6 +79,8 @@ def run_command(args: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
         sys.unraisablehook = _signal_again
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it otherwise
+            signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # names that a terminal can't show are no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -81,7 +88,16 @@ def run_command(args: argparse.Namespace) -> int:
     logging.captureWarnings(is_main_process())  # such that they, too, go above a bar (see `progress_bar`)
     # what all processes see is logged once; an error is logged by the process that has it
     logging.getLogger("hf_radin").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    processes = Processes()
+    status = _run(args, Processes())
+    if hasattr(signal, "SIGALRM") and signal.alarm(0):  # told to end, and Python would wait for all threads
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
+    """The exit status of a command."""
     try:
         # loaded when the options were read: `--help` takes nothing of what runs the commands
         getattr(import_module("hf_radin.cli.commands"), args.command)(args, processes)
@@ -92,11 +108,11 @@ def run_command(args: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         if is_main_process():  # the others are interrupted with it
-            print("hf-radin: interrupted; run the same command again to continue.", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
         return 130
     except _Terminated:
         if is_main_process():  # the others are terminated with it
-            print("hf-radin: terminated; run the same command again to continue.", file=sys.stderr)
+            print(TERMINATED, file=sys.stderr)
         return 143
     finally:
         processes.leave(together=False)  # whatever ended it; after the call above there is nothing left to do
@@ -122,4 +138,25 @@ def _signal_again(unraisable: Any) -> None:
 
 
 def _terminate(number: int, frame: Any) -> None:
+    _end_soon(143, TERMINATED)
     raise _Terminated
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    _end_soon(130, INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _end_soon(status: int, message: str) -> None:
+    """End the process within GRACE seconds, whatever it waits for: threads that wait for a Hub don't hear of signals.
+
+    What is written to disk may be cut off anywhere.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        os.write(2, f"{message}\n".encode() if is_main_process() else b"")
+        os._exit(status)
+
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.signal(signal.SIGALRM, end)
+        signal.alarm(GRACE)

@@ -32,6 +32,7 @@ from hf_radin.checkpoints.files import (
 )
 from hf_radin.ingredients.resolve import Place
 from hf_radin.runtime.files import is_dir
+from hf_radin.runtime.hub_commit import list_files
 from hf_radin.runtime.hub_errors import asking_the_hub
 from hf_radin.runtime.processes import progress_bar
 
@@ -124,11 +125,12 @@ def _read_in_parallel(places: list[Place], options: Options, title: str) -> list
         finally:
             bar.update()
 
-    with (
-        progress_bar(total=len(places), desc=title, unit="checkpoint") as bar,
-        ThreadPoolExecutor(THREADS) as pool,
-    ):
-        return list(pool.map(attempt, places))
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        with progress_bar(total=len(places), desc=title, unit="checkpoint") as bar:
+            return list(pool.map(attempt, places))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt waits for no Hub
 
 
 def _read_folder(place: Place, given: Path, options: Options) -> CheckpointFiles:
@@ -203,8 +205,7 @@ def _read_from_hub(place: Place, options: Options) -> CheckpointFiles:
             return replace(files, folder=snapshot / place.subfolder, revision=snapshot.name, stamp=None)
         # under the name that the user gave, so that the cache has it when there is no network
         snapshot = Path(snapshot_download(repo_id, revision=revision, allow_patterns=small, token=options.token))
-        info = HfApi(token=options.token).model_info(repo_id, revision=snapshot.name, files_metadata=True)
-    repo_files = {file.rfilename: file for file in info.siblings or []}
+        _, repo_files = list_files(HfApi(token=options.token), repo_id, "model", snapshot.name)
     listed = {path.removeprefix(inside): file for path, file in repo_files.items() if path.startswith(inside)}
     _refuse_incomplete_repo(place, set(repo_files), {name for name in listed if "/" not in name}, options)
     entry = choose_weights(set(listed), allow_pickle=options.allow_pickle) or ""
@@ -219,15 +220,14 @@ def _read_from_hub(place: Place, options: Options) -> CheckpointFiles:
         shard = _read_hub_header(place, f"{inside}{name}", snapshot, listed[name].size or 0, options)
         header = None if shard is None or header is None else {**header, **shard}
     header, wrapped = (None, "") if header is None else _unwrapped(place.name, header)
-    hashes = {
-        name: file.lfs.sha256 if file.lfs else f"blob:{file.blob_id}" for name in names for file in [listed[name]]
-    }
+    contents = {name: listed[name].sha256 or f"blob:{listed[name].blob}" for name in names}
+    are_known = all(listed[name].content for name in names)  # else different weights would look the same
     return CheckpointFiles(
         place=place,
         folder=snapshot / place.subfolder,
         revision=snapshot.name,  # the folder of a snapshot is named after the commit
         header=header,
-        weights=weights_hash(hashes),
+        weights=weights_hash(contents) if are_known else None,
         size=sum(listed[name].size or 0 for name in names),
         wrapped=wrapped,
     )
@@ -259,17 +259,56 @@ def _read_hub_header(place: Place, path: str, snapshot: Path, size: int, options
         path: in the repository.
         size: bytes of the file.
     """
-    from huggingface_hub import HfFileSystem
+    from huggingface_hub import hf_hub_url
 
     if not path.endswith(".safetensors"):
         return None
+    file = _HubFile(hf_hub_url(place.repo_id or "", path, revision=snapshot.name), options.token)
     with asking_the_hub(place.name, revision=snapshot.name):
-        files = HfFileSystem(token=options.token)
-        with files.open(f"{place.repo_id}/{path}", revision=snapshot.name, cache_type="none") as file:
-            try:
-                return read_layout(file, size, limit=options.header_limit).header
-            except ValueError as error:
-                raise ValueError(f"{place.name}: {path} is not a whole file of weights ({error}).") from error
+        try:
+            return read_layout(file, size, limit=options.header_limit).header
+        except ValueError as error:
+            raise ValueError(f"{place.name}: {path} is not a whole file of weights ({error}).") from error
+
+
+@dataclass
+class _HubFile:
+    """The beginning of a file on the Hub. Of a server that sends all of it, no more is taken than was asked for.
+
+    Args:
+        url: of the file.
+        token: for the Hub.
+        place: the byte that is read next.
+    """
+
+    url: str
+    token: str | bool | None = field(repr=False)
+    place: int = 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        from huggingface_hub import constants
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        start, end = self.place, self.place + size
+        if not size:
+            return b""
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with http_stream_backoff(
+            "GET",
+            self.url,
+            headers=build_hf_headers(token=self.token) | headers,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        ) as response:
+            hf_raise_for_status(response)
+            skipped = 0 if response.status_code == 206 else start
+            content = b""
+            for part in response.iter_bytes():
+                content += part
+                if len(content) >= skipped + size:
+                    break
+        self.place = end
+        return content[skipped : skipped + size]
 
 
 def _download(place: Place, path: str, revision: str, options: Options) -> str:

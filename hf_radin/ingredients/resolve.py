@@ -20,6 +20,9 @@ from hf_radin.runtime.hub_errors import asking_the_hub
 
 logger = logging.getLogger(__name__)
 
+# A listing that ends with so many entries, or with twice as many, may be a page of a longer one.
+PAGE = 50
+
 # How the names of files end that list checkpoints.
 LISTS = (".txt", ".yaml", ".yml")
 
@@ -195,7 +198,7 @@ def _places_on_hub(name: str, token: str | bool | None) -> Iterator[Place]:
     if short.startswith("collections/"):
         with asking_the_hub(f"The collection {name}", missing=f"There is no collection {name!r} on the Hub"):
             items = HfApi().get_collection(short.removeprefix("collections/"), token=token).items
-        models = [item.item_id for item in items if item.item_type == "model"]
+        models = [str(item.item_id) for item in items if item.item_type == "model"]
         if not models:
             raise ValueError(f"The collection {name} holds no models.")
         yield from (Place(model, repo_id=model) for model in models)
@@ -234,7 +237,14 @@ def _matching_models(pattern: str, name: str, token: str | bool | None) -> list[
             "'org/ft-*')."
         )
     with asking_the_hub(f"The pattern {name!r}", missing=f"The pattern {name!r} matches no folder here"):
-        listed = [model.id for model in HfApi().list_models(author=author, token=token)]
+        listed = [str(model.id) for model in HfApi().list_models(author=author, token=token)]
+    if listed and len(listed) % PAGE == 0:
+        logger.warning(
+            "The Hub lists %d models of %s: there may be more, since some Hubs list no further. Name those that are "
+            "missing.",
+            len(listed),
+            author,
+        )
     matches = sorted((model for model in listed if matches_pattern(model, pattern)), key=_natural_key)
     if not matches:
         raise ValueError(

@@ -26,6 +26,7 @@ from hf_radin.runtime.hub_commit import (
     PushOptions,
     commit_files,
     hidden_repositories,
+    hub_address,
     is_private,
     is_repo_id,
     refuse_offline,
@@ -121,7 +122,7 @@ def push_bank(bank: PublishedBank, repo_id: str, options: PushOptions) -> Commit
             len(bank.records),
             local[0],
         )
-    if not is_private(repo_id, options) and (names := hidden_repositories(bank.repositories())):
+    if not is_private(repo_id, options) and (names := hidden_repositories(bank.repositories(), options.token)):
         logger.warning("The bank names what is private, and everybody can read it: %s.", ", ".join(names))
     return commit_files(repo_id, bank.files(repo_id), options)
 
@@ -354,8 +355,8 @@ def _card(
     configuration = f", configuration {escape(data.config_name)}" if data.config_name else ""
     place = f"the folder {escape(data.name)} of its author"
     if data.revision:
-        url = f"https://huggingface.co/datasets/{data.name}"
-        place = f"[{escape(data.name)}]({url}){configuration}, commit `{escape(data.revision)}`"
+        link = f"[{escape(data.name)}]({hub_address(data.name, 'dataset')})"
+        place = f"{link}{configuration}, commit `{escape(data.revision)}`"
     rows = [
         f"| {_linked(ingredient)} | `{escape(ingredient.revision)}` | {percent(score)} |"
         for ingredient, score in zip(ingredients, scores, strict=True)
@@ -395,4 +396,4 @@ files, to find images that two splits share) `(samples,)`, all of them plain Num
 
 def _linked(ingredient: IngredientRecord) -> str:
     name = escape(ingredient.id)
-    return f"[{name}](https://huggingface.co/{ingredient.repo_id})" if ingredient.repo_id else name
+    return f"[{name}]({hub_address(ingredient.repo_id)})" if ingredient.repo_id else name

@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_radin.runtime.files import is_of_a_checkpoint
-from hf_radin.runtime.hub_errors import asking_the_hub, is_passing, patiently
+from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_passing, patiently, status_of, without_password
+from hf_radin.runtime.text import printable
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import (
+        CommitInfo,
+        CommitOperationAdd,
+        CommitOperationDelete,
+        DatasetInfo,
+        HfApi,
+        ModelInfo,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +38,9 @@ SMALL = 10_000_000
 
 # How a soup is pushed that can not be pushed now.
 PUSH_LATER = "Save the soup, and push it later with `hf-radin push FOLDER ID`."
+
+# Files that a Hub may put into a repository as it makes it; a first push replaces them.
+GIVEN = ("README.md",)
 
 Files = Mapping[str, "Path | bytes"]
 
@@ -47,6 +58,25 @@ class ContentHash(NamedTuple):
 
 
 Hashes = Mapping[str, ContentHash]
+
+
+class HubFile(NamedTuple):
+    """A file in a repository, as far as the Hub says.
+
+    Args:
+        size: bytes; None if it does not say.
+        sha256: of a large file.
+        blob: what its content is called in git.
+    """
+
+    size: int | None
+    sha256: str | None
+    blob: str | None
+
+    @property
+    def content(self) -> str | None:
+        """What its content is called; None if the Hub does not say."""
+        return self.sha256 or self.blob
 
 
 @dataclass(frozen=True)
@@ -78,7 +108,7 @@ class Plan:
     """What a push does to a repository.
 
     Args:
-        head: the commit that it builds on; None if there is no repository yet.
+        head: the commit that it builds on, empty if there is none; None if there is no repository yet.
         changed: names of the files that are new there or differ.
         removed: names of files there that belong to another model, and that the push deletes.
         replaced: names of the changed files that exist there with other content.
@@ -100,15 +130,24 @@ def hashes_of(files: Files) -> Hashes:
     return {name: _hash(content) for name, content in files.items()}
 
 
-def plan_commit(repo_id: str, hashes: Hashes, options: PushOptions, *, replaces: Collection[str] = ()) -> Plan:
+def plan_commit(
+    repo_id: str,
+    hashes: Hashes,
+    options: PushOptions,
+    *,
+    replaces: Collection[str] = (),
+    given: Collection[str] = (),
+) -> Plan:
     """What a push of these files would do. Nothing is changed.
 
     Args:
         hashes: of the files, by name (`hashes_of`).
         replaces: names of files that an earlier soup may have left there, and that are removed with it.
+        given: names of files that may be there, since the Hub put them there.
 
     Raises:
-        ValueError: if the repository holds something else, which neither `overwrite` nor a pull request allows.
+        ValueError: if the repository holds something else, which neither `overwrite` nor a pull request allows, or is
+            not private and should be.
     """
     repo_id = full_id(repo_id, options.token)
     contents = _read_contents(repo_id, options)
@@ -120,10 +159,11 @@ def plan_commit(repo_id: str, hashes: Hashes, options: PushOptions, *, replaces:
                 f"There is no repository {repo_id} yet, and so no branch {options.revision!r}: push to it first."
             )
         return Plan(None, tuple(hashes), ())
+    _refuse_public(repo_id, contents.is_private, options)
     changed = tuple(name for name, content_hash in hashes.items() if contents.files.get(name) not in content_hash)
     removed = _files_to_remove(contents, hashes, replaces)
     if changed or removed:
-        foreign = [name for name in contents.files if name not in hashes or name in changed]
+        foreign = [name for name in contents.files if name not in given and (name not in hashes or name in changed)]
         _refuse_foreign_files(repo_id, foreign, options)
     return Plan(contents.head, changed, removed, tuple(name for name in changed if name in contents.files))
 
@@ -167,6 +207,7 @@ class _Upload:
         hashes: of the files.
         replaces: as in `plan_commit`.
         base: the commit that the first attempt saw; no later attempt builds on another.
+        given: names of files that the Hub may have put into the repository, if an attempt made it.
     """
 
     repo_id: str
@@ -175,6 +216,7 @@ class _Upload:
     options: PushOptions
     replaces: Collection[str]
     base: str | None = None
+    given: Collection[str] = ()
 
     def attempt(self) -> CommitInfo:
         """Commit the files, unless the repository holds just them.
@@ -196,31 +238,61 @@ class _Upload:
         from huggingface_hub import HfApi
 
         api, options = HfApi(token=self.options.token), self.options
-        message = options.commit_message or "Upload with hf_radin"
-        plan = plan_commit(self.repo_id, self.hashes, options, replaces=self.replaces)
+        plan = self._plan(options)
         if plan.is_done and plan.head:
             logger.info("%s holds just that already.", self.repo_id)
-            return _existing_commit(self.repo_id, options.repo_type, plan.head, message)
+            return _commit_info(self.repo_id, options, plan.head)
         if plan.head is None:
-            api.create_repo(self.repo_id, repo_type=options.repo_type, private=options.private, exist_ok=True)
+            if self._make_repository(api):
+                self.given = GIVEN
             # what somebody else put into it meanwhile is not overwritten unseen
-            unseen = replace(options, overwrite=False)
-            plan = plan_commit(self.repo_id, self.hashes, unseen, replaces=self.replaces)
-        self.base = self.base or plan.head
+            plan = self._plan(replace(options, overwrite=False))
+        if plan.head is None:
+            raise ValueError(f"{self.repo_id} can't be made: the Hub says that it is there, and does not show it.")
+        if self.base is None:
+            self.base = plan.head
         if plan.head != self.base:  # and it is not what is pushed
             raise ValueError(f"{self.repo_id} has changed while it was pushed to: look at it, and push again.")
-        # not `upload_folder`: with Xet it splits a large folder into several commits
-        commit = api.create_commit(
-            self.repo_id,
-            self._operations(plan),
-            commit_message=message,
-            parent_commit=None if options.create_pr else plan.head,
-            repo_type=options.repo_type,
-            revision=options.revision,
-            create_pr=options.create_pr,
-        )
+        commit = self._send(api, plan)
         self._read_back(commit)
         return commit
+
+    def _plan(self, options: PushOptions) -> Plan:
+        return plan_commit(self.repo_id, self.hashes, options, replaces=self.replaces, given=self.given)
+
+    def _make_repository(self, api: HfApi) -> bool:
+        """Make the repository; False if somebody else has."""
+        try:
+            api.create_repo(self.repo_id, repo_type=self.options.repo_type, private=self.options.private)
+        except OSError as error:
+            if status_of(error) != 409:
+                raise
+            return False
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # whether it was made is looked at next
+            logger.info("The Hub's answer is invalid (%r).", error)
+        return True
+
+    def _send(self, api: HfApi, plan: Plan) -> CommitInfo:
+        """Upload and commit."""
+        options = self.options
+        try:
+            # not `upload_folder`: with Xet it splits a large folder into several commits
+            commit = api.create_commit(
+                self.repo_id,
+                self._operations(plan),
+                commit_message=_message(options),
+                # ids of 64 digits are longer than the client takes; the Hub knows them by their beginnings
+                parent_commit=None if options.create_pr or not plan.head else plan.head[:40],
+                repo_type=options.repo_type,
+                revision=options.revision,
+                create_pr=options.create_pr,
+            )
+            return _commit_info(self.repo_id, options, str(commit.oid), commit.pr_num)
+        except (ValueError, LookupError, TypeError, AttributeError):  # of the answer, perhaps: the commit may be there
+            arrived = None if options.create_pr else self._plan(options)
+            if arrived is None or not arrived.is_done or not arrived.head:
+                raise
+            return _commit_info(self.repo_id, options, arrived.head)
 
     def _operations(self, plan: Plan) -> list[CommitOperationAdd | CommitOperationDelete]:
         """What the commit does.
@@ -240,24 +312,39 @@ class _Upload:
         """Download what was pushed, as anybody would.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: if it is something else, or is not there.
         """
+        for name in self.hashes:
+            try:
+                # a Hub may take a moment until all of its machines know a commit
+                patiently(partial(self._compare, name, commit.oid), lambda error: is_passing(error) or _is_gone(error))
+            except ValueError as error:
+                if not _is_gone(error):
+                    raise
+                raise ValueError(
+                    f"{self.repo_id}: commit {commit.oid} was made, and {name} can't be read there. Look at "
+                    f"{commit.commit_url}."
+                ) from error
+
+    def _compare(self, name: str, commit: str) -> None:
         from huggingface_hub import hf_hub_download
 
-        for name, content_hash in self.hashes.items():
-            with tempfile.TemporaryDirectory() as folder, asking_the_hub(self.repo_id, revision=commit.oid):
-                path = hf_hub_download(
-                    self.repo_id,
-                    name,
-                    repo_type=self.options.repo_type,
-                    revision=commit.oid,
-                    token=self.options.token,
-                    local_dir=folder,
-                )
-                if _hash(Path(path)) != content_hash:
-                    raise ValueError(
-                        f"{self.repo_id}: {name} at commit {commit.oid} is not what was pushed. Push again."
-                    )
+        with tempfile.TemporaryDirectory() as folder, asking_the_hub(self.repo_id, revision=commit):
+            path = hf_hub_download(
+                self.repo_id,
+                name,
+                repo_type=self.options.repo_type,
+                revision=commit,
+                token=self.options.token,
+                local_dir=folder,
+            )
+            if _hash(Path(path)) != self.hashes[name]:
+                raise ValueError(f"{self.repo_id}: {name} at commit {commit} is not what was pushed. Push again.")
+
+
+def _is_gone(error: ValueError) -> bool:
+    """Whether the Hub said that there is no such thing."""
+    return status_of(error.__cause__) == 404
 
 
 def refuse_offline(repo_id: str, later: str = PUSH_LATER) -> None:
@@ -281,21 +368,46 @@ def check_target(repo_id: str, options: PushOptions) -> None:
     api = HfApi(token=options.token)
     contents = patiently(lambda: _read_contents(repo_id, options))
     with asking_the_hub(repo_id, revision=options.revision):
-        user = _who(api)
-        if (user.get("auth") or {}).get("accessToken", {}).get("role") == "read":
-            raise ValueError(f"{repo_id}: the token may only read. Make one that may write (hf.co/settings/tokens).")
+        account = _who(api)
+        if account.only_reads:
+            settings = f"{_hub()}/settings/tokens"
+            raise ValueError(f"{repo_id}: the token may only read. Make one that may write ({settings}).")
         if contents is not None:
             if not options.create_pr:
-                api.auth_check(repo_id, repo_type=options.repo_type, write=True)
+                _check_write(api, repo_id, options)
         elif options.create_pr:
             raise ValueError(f"There is no repository {repo_id} to open a pull request in.")
-        elif (namespace := repo_id.partition("/")[0]) not in _namespaces(user):
+        elif account.namespaces is not None and (namespace := repo_id.partition("/")[0]) not in account.namespaces:
             raise ValueError(
-                f"{repo_id} can't be made: {user.get('name')} may not write under {namespace!r}, only under "
-                f"{', '.join(_namespaces(user))}."
+                f"{repo_id} can't be made: {account.name} may not write under {namespace!r}, only under "
+                f"{', '.join(account.namespaces)}."
             )
     if contents is not None and options.repo_type == "model" and "recipe.json" not in contents.files:
         _refuse_foreign_files(repo_id, contents.files, options)
+
+
+def _check_write(api: HfApi, repo_id: str, options: PushOptions) -> None:
+    """Ask whether the token may write there; of a Hub that can't be asked it is not known."""
+    try:
+        api.auth_check(repo_id, repo_type=options.repo_type, write=True)
+    except OSError as error:
+        if status_of(error) not in UNKNOWN:
+            raise
+
+
+def _refuse_public(repo_id: str, is_private: bool | None, options: PushOptions) -> None:
+    """Raises a ValueError if a private repository was asked for, and this one is not, or nobody knows."""
+    if not options.private or is_private:
+        return
+    if is_private is None:
+        raise ValueError(
+            f"{repo_id}: the Hub does not say whether it is private, so nothing is pushed there. Name another, or "
+            "push without private (--private)."
+        )
+    raise ValueError(
+        f"{repo_id} is there and everybody can read it, so nothing is pushed there: make it private in its settings, "
+        "if this Hub knows private repositories, or name another."
+    )
 
 
 def _refuse_foreign_files(repo_id: str, names: Collection[str], options: PushOptions) -> None:
@@ -324,11 +436,8 @@ def is_private(repo_id: str, options: PushOptions) -> bool:
                 )
             except RepositoryNotFoundError:
                 return bool(options.private)
-        if options.private and not info.private:
-            raise ValueError(
-                f"{repo_id} is there and everybody can read it: make it private in its settings, or name another."
-            )
-        return bool(info.private)
+        _refuse_public(repo_id, _bool(info.private), options)
+        return _bool(info.private) is True
 
     return patiently(ask)
 
@@ -338,32 +447,60 @@ def is_repo_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
 
 
-def hidden_repositories(repositories: Iterable[tuple[str, str]]) -> list[str]:
+def hidden_repositories(repositories: Iterable[tuple[str, str]], token: str | bool | None = None) -> list[str]:
     """The ids of repositories that nobody finds without logging in.
 
     Args:
         repositories: ids and types (`model`, `dataset`).
+        token: of somebody who may see more of them.
 
     Raises:
         ValueError: if the Hub can't be asked.
     """
     hidden = [
-        repo_id for repo_id, repo_type in sorted({*repositories}) if patiently(partial(_is_hidden, repo_id, repo_type))
+        repo_id
+        for repo_id, repo_type in sorted({*repositories})
+        if patiently(partial(_is_hidden, repo_id, repo_type, token))
     ]
     return list(dict.fromkeys(hidden))
 
 
-def _is_hidden(repo_id: str, repo_type: str) -> bool:
-    """Whether nobody finds a repository without logging in."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+def _is_hidden(repo_id: str, repo_type: str, token: str | bool | None) -> bool:
+    """Whether nobody finds a repository without logging in.
+
+    Where a Hub shows nothing at all without a login, it is asked with the token whether a repository is private.
+    """
+    from huggingface_hub.errors import DisabledRepoError, GatedRepoError
 
     with asking_the_hub(repo_id):
         try:
-            HfApi(token=False).repo_info(repo_id, repo_type=repo_type, expand=["private"])
-        except RepositoryNotFoundError:
-            return True
-    return False
+            return _look(repo_id, repo_type, False) is True  # a proxy may log in for everybody
+        except (DisabledRepoError, GatedRepoError):  # as everybody is told
+            return False
+        except OSError as error:
+            if status_of(error) not in (401, 403, 404):
+                raise
+        try:
+            is_private = _look(repo_id, repo_type, token)
+        except OSError as error:
+            if status_of(error) not in (401, 403, 404):
+                raise
+            return True  # it is not there, or not for this user
+    if is_private is None:
+        logger.warning("The Hub does not say whether %s is private: it is taken to be.", repo_id)
+    return is_private is not False
+
+
+def _look(repo_id: str, repo_type: str, token: str | bool | None) -> bool | None:
+    """Whether a repository is private; None if the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    return _bool(HfApi(token=token).repo_info(repo_id, repo_type=repo_type, expand=["private"]).private)
+
+
+def _bool(value: Any) -> bool | None:
+    """What a Hub says, if it is true or false."""
+    return value if isinstance(value, bool) else None
 
 
 def full_id(repo_id: str, token: str | bool | None) -> str:
@@ -372,23 +509,42 @@ def full_id(repo_id: str, token: str | bool | None) -> str:
 
     def ask() -> str:
         with asking_the_hub(repo_id):
-            return f"{_who(HfApi(token=token))['name']}/{repo_id}"
+            return f"{_who(HfApi(token=token)).name}/{repo_id}"
 
     return repo_id if "/" in repo_id else patiently(ask)
 
 
-def _who(api: HfApi) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Account:
+    """Whose token it is.
+
+    Args:
+        namespaces: where it may make repositories; None if the Hub does not say.
+        only_reads: whether the token is known to be for reading alone.
+    """
+
+    name: str
+    namespaces: tuple[str, ...] | None
+    only_reads: bool
+
+
+def _who(api: HfApi) -> _Account:
     """The Hub's account of the user. Raises a ValueError if the answer is not one."""
     user = api.whoami()
-    if not isinstance(user, dict) or "name" not in user:
-        raise ValueError(f"The Hub does not say whose token it is ({str(user)[:100]}); is HF_ENDPOINT a Hub?")
-    return user
+    name = _fields(user).get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"The Hub does not say whose token it is ({printable(user)[:100]}); is HF_ENDPOINT a Hub?")
+    organisations, access = _fields(user).get("orgs"), _fields(_fields(_fields(user).get("auth")).get("accessToken"))
+    namespaces = None
+    if isinstance(organisations, list):
+        writing = (_fields(org).get("name") for org in organisations if _fields(org).get("roleInOrg") != "read")
+        namespaces = (name, *(org for org in writing if isinstance(org, str)))
+    return _Account(name, namespaces, access.get("role") == "read")
 
 
-def _namespaces(user: Mapping[str, Any]) -> list[str]:
-    """Where a user may make repositories."""
-    organisations = [org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg", "write") != "read"]
-    return [str(user.get("name")), *organisations]
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a part of an answer; none if it is no object."""
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -396,12 +552,14 @@ class _Contents:
     """What a repository holds.
 
     Args:
-        head: its last commit.
+        head: its last commit; empty if it has none.
         files: by name, what their content is called (`ContentHash` has which).
+        is_private: None if the Hub does not say.
     """
 
     head: str
-    files: Mapping[str, str]
+    files: Mapping[str, str | None]
+    is_private: bool | None
 
 
 def _read_contents(repo_id: str, options: PushOptions) -> _Contents | None:
@@ -411,17 +569,45 @@ def _read_contents(repo_id: str, options: PushOptions) -> _Contents | None:
 
     with asking_the_hub(repo_id, revision=options.revision):
         try:
-            info = HfApi(token=options.token).repo_info(
-                repo_id, repo_type=options.repo_type, revision=options.revision, files_metadata=True
-            )
+            info, files = list_files(HfApi(token=options.token), repo_id, options.repo_type, options.revision)
         except RepositoryNotFoundError:
             return None
-        files = {
-            file.rfilename: str(file.lfs.sha256 if file.lfs else file.blob_id)
-            for file in info.siblings or ()
-            if file.rfilename != ".gitattributes"
-        }
-    return _Contents(str(info.sha), files)
+    contents = {name: file.content for name, file in files.items() if name != ".gitattributes"}
+    if contents and not isinstance(info.sha, str):
+        raise ValueError(f"{repo_id}: the Hub does not say at which commit it is; is HF_ENDPOINT a Hub?")
+    return _Contents(info.sha or "", contents, _bool(info.private))
+
+
+def list_files(
+    api: HfApi, repo_id: str, repo_type: str, revision: str | None
+) -> tuple[ModelInfo | DatasetInfo, dict[str, HubFile]]:
+    """What the Hub says of a repository, and of its files by name. Errors are those of the client."""
+    info: Any = api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
+    files = {file.rfilename: _hub_file(file) for file in info.siblings or ()}
+    if info.siblings is None or any(file.content is None or file.size is None for file in files.values()):
+        # not every Hub says so much of files here
+        entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha or revision, repo_type=repo_type)
+        files = {entry.path: _hub_file(entry) for entry in entries if hasattr(entry, "blob_id")}
+    if not all(isinstance(name, str) for name in files):
+        raise ValueError(f"{repo_id}: the Hub lists a file that has no name; is HF_ENDPOINT a Hub?")
+    return info, files
+
+
+def _hub_file(file: Any) -> HubFile:
+    size = file.size if isinstance(file.size, int) else None
+    return HubFile(size, file.lfs.sha256 if file.lfs else None, file.blob_id)
+
+
+def hub_address(repo_id: str, repo_type: str = "model") -> str:
+    """The page of a repository on the Hub that is asked."""
+    return f"{_hub()}/{repo_id if repo_type == 'model' else f'{repo_type}s/{repo_id}'}"
+
+
+def _hub() -> str:
+    """The address of the Hub (HF_ENDPOINT), as it may be shown."""
+    from huggingface_hub import constants
+
+    return without_password(constants.ENDPOINT)
 
 
 def _hash(content: Path | bytes) -> ContentHash:
@@ -451,8 +637,20 @@ def _files_to_remove(contents: _Contents, hashes: Hashes, replaces: Collection[s
     )
 
 
-def _existing_commit(repo_id: str, repo_type: str, head: str, message: str) -> CommitInfo:
-    from huggingface_hub import CommitInfo, constants
+def _message(options: PushOptions) -> str:
+    return options.commit_message or "Upload with hf_radin"
 
-    place = repo_id if repo_type == "model" else f"{repo_type}s/{repo_id}"
-    return CommitInfo(f"{constants.ENDPOINT}/{place}/commit/{head}", message, "", head)
+
+def _commit_info(repo_id: str, options: PushOptions, commit: str, pull_request: int | None = None) -> CommitInfo:
+    """A commit, with its address on the Hub that is asked: others give that of the Hub that they mirror, or none."""
+    from huggingface_hub import CommitInfo
+
+    page = hub_address(repo_id, options.repo_type)
+    return CommitInfo(
+        f"{page}/commit/{commit}",
+        _message(options),
+        "",
+        commit,
+        _endpoint=_hub(),
+        pr_url=None if pull_request is None else f"{page}/discussions/{pull_request}",
+    )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from hf_radin.runtime.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +22,17 @@ PAUSES = (1.0, 4.0, 16.0)
 
 MALFORMED = "the token is malformed: it has letters, or a line end, that no token has. Log in anew, or pass another."
 
-# Characters of an error that are shown.
-LONG = 300
+# Characters of an error that are shown, and of the reason that a Hub itself gives.
+LONG, REASON = 300, 2000
+
+# Seconds that a request waits for a Hub that neither takes nor sends anything, unless HF_HUB_DOWNLOAD_TIMEOUT says how
+# many. A Hub may think about a large commit for a while.
+TIMEOUT = 60.0
 
 
 @contextmanager
 def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "") -> Iterator[None]:
-    """Turn the Hub's and the network's errors into a ValueError of one line.
+    """Turn the Hub's and the network's errors into a ValueError of one line. Requests don't wait for ever (`TIMEOUT`).
 
     Args:
         what: the subject of the message, as in `The dataset org/pets`.
@@ -47,6 +54,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         RevisionNotFoundError,
     )
 
+    _bound_requests()
     try:
         yield
     except GatedRepoError as error:
@@ -62,13 +70,13 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: log in with `hf auth login`, or pass a token ({error}).") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         here = missing.partition(" and no ")[0] or what  # nobody knows what is on the Hub
-        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _first_line(error)
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _why(error.__cause__ or error)
         raise ValueError(f"{here}{', and' if missing else ':'} the Hub can't be asked: {why}.") from error
     except HfHubHTTPError as error:
         if missing and error.response is not None and error.response.status_code == 404:
             raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
         hint = " Log in with `hf auth login`, or pass a token." if _status(error) == 401 else ""
-        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}{hint}") from error
+        raise ValueError(f"{what}: the Hub refuses: {_reason(error)}{hint}") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{what}: the Hub's answer is invalid ({_first_line(error)}); is HF_ENDPOINT a Hub?"
@@ -77,7 +85,9 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         raise ValueError(f"{what}: {error if error.encoding == 'utf-8' else MALFORMED}") from error
     except ValueError as error:
         if not str(error).startswith("Invalid metadata"):  # about a card's metadata; all others are ours
-            raise
+            if not _is_of_client(error):
+                raise
+            raise ValueError(f"{what}: {_first_line(error)}") from error
         raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
     except Exception as error:
         if _is_of_xet(error):
@@ -89,11 +99,14 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
             if "header value" in str(error):  # and shows the token
                 raise ValueError(f"{what}: {MALFORMED}") from None
             subject = f"{missing}, and" if missing else f"{what}:"
-            raise ValueError(f"{subject} the Hub can't be reached: {_first_line(error)}") from error
-        if isinstance(error, (TypeError, KeyError, AttributeError)) and _is_of_client(error):
+            raise ValueError(f"{subject} the Hub can't be reached: {_why(error)}") from error
+        if isinstance(error, (TypeError, LookupError, AttributeError, AssertionError)) and _is_of_client(error):
             raise ValueError(f"{what}: the Hub's answer is invalid ({error!r}); is HF_ENDPOINT a Hub?") from error
         raise
 
+
+# Status of a Hub that does not know a request: what it would have answered is not known.
+UNKNOWN = {404, 405, 501}
 
 # Status of a Hub that is busy, broken for a moment, or asked by two clients at once.
 _PASSING = {408, 409, 412, 429, 500, 502, 503, 504}
@@ -140,13 +153,20 @@ def _status(error: Any) -> int | None:
     return None if error.response is None else int(error.response.status_code)
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """Ask, and ask again after errors that pass (`is_passing`); for requests that may be made twice."""
+def status_of(error: BaseException | None) -> int | None:
+    """The status of the Hub's answer that an error is about; None if it is about something else."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return _status(error) if isinstance(error, HfHubHTTPError) else None
+
+
+def patiently(ask: Callable[[], T], passes: Callable[[ValueError], bool] = is_passing) -> T:
+    """Ask, and ask again after errors that pass; for requests that may be made twice."""
     for pause in PAUSES:
         try:
             return ask()
         except ValueError as error:
-            if not is_passing(error):
+            if not passes(error):
                 raise
             logger.warning("%s. Trying again in %g s.", str(error).rstrip("."), pause)
             time.sleep(pause)
@@ -154,6 +174,85 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong, in one line, since the Hub's reason may be below the first; without passwords in addresses."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"//[^/@\s]+@", "//", text[:LONG] + ("..." if len(text) > LONG else ""))
+    """What went wrong, in one line, since the Hub's reason may be below the first; without secrets."""
+    return _one_line(str(error), error, LONG) or type(error).__name__
+
+
+def _why(error: BaseException) -> str:
+    """Why the Hub could not be asked."""
+    if type(error).__name__.endswith("Timeout"):
+        return f"it takes longer than HF_HUB_DOWNLOAD_TIMEOUT allows, by default {TIMEOUT:g} s ({_first_line(error)})"
+    return _first_line(error).rstrip(".") if status_of(error) is None else _reason(error).rstrip(".")
+
+
+def _reason(error: Any) -> str:
+    """Why a Hub refuses: its own words first, the status and the address last."""
+    reasons = [_one_line(text, error, REASON).rstrip(".") for text in _reasons(error.response)]
+    reasons = list(dict.fromkeys(filter(None, reasons)))
+    address = without_password(str(error.response.request.url).partition("?")[0])
+    return f"{'; '.join(reasons)} ({_status(error)}, {address})." if reasons else _first_line(error)
+
+
+def _one_line(text: str, error: BaseException, limit: int) -> str:
+    """A text of an error for a terminal; a server may repeat the token that it refuses."""
+    for cause in (error, error.__cause__):
+        token = _authorization(cause).removeprefix("Bearer ")
+        text = text.replace(token, "...") if token else text
+    text = printable(" ".join(text.split()))
+    return without_password(text[:limit] + ("..." if len(text) > limit else ""))
+
+
+def _authorization(error: Any) -> str:
+    request = getattr(getattr(error, "response", None), "request", None)
+    return "" if request is None else str(request.headers.get("Authorization") or "")
+
+
+def without_password(text: str) -> str:
+    """A text without the names and passwords that addresses in it may have."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
+def _reasons(response: Any) -> Iterator[str]:
+    """What an answer gives as reasons, in its header and in its body, as the Hub and as other servers write it."""
+    yield response.headers.get("X-Error-Message") or ""
+    try:
+        body = response.json()
+    except Exception:  # it is no JSON, or was never read
+        if "text/plain" in response.headers.get("Content-Type", ""):
+            yield response.text
+        return
+    for name in ("error", "error_description", "detail", "message", "errors"):
+        yield from _messages(body.get(name) if isinstance(body, dict) else None)
+
+
+def _messages(value: Any) -> Iterator[str]:
+    """The texts of a reason: one, several, or several with where each belongs (`{"loc": ["body"], "msg": "..."}`)."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        place = ".".join(map(str, value["loc"])) + ": " if isinstance(value.get("loc"), list) else ""
+        for text in (value.get("message"), value.get("msg")):
+            if isinstance(text, str):
+                yield place + text
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _messages(entry)
+
+
+def _bound_requests() -> None:
+    """Let no request of this process wait for ever: the client gives a time-out to downloads alone."""
+    from huggingface_hub import get_session
+
+    client = get_session()  # one for all requests, made anew when a connection fails
+    hooks = client.event_hooks
+    if _add_timeout not in hooks["request"]:
+        client.event_hooks = {**hooks, "request": [*hooks["request"], _add_timeout]}
+
+
+def _add_timeout(request: Any) -> None:
+    """Give a request the time-outs that it lacks."""
+    from huggingface_hub import constants
+
+    seconds = constants.HF_HUB_DOWNLOAD_TIMEOUT if "HF_HUB_DOWNLOAD_TIMEOUT" in os.environ else TIMEOUT
+    given = {step: value for step, value in request.extensions.get("timeout", {}).items() if value is not None}
+    request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds) | given

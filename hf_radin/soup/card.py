@@ -13,6 +13,7 @@ from hf_radin.images.sample import ENOUGH
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Result
+from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.runtime.text import between, code, escape, percent, show_metric
 from hf_radin.soup import pictures
 from hf_radin.soup.card_sentences import comparison_text, costs, outcome, shared_images
@@ -234,6 +235,7 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         between=between,
         count="{:,}".format,
         hub_id=_hub_id,
+        hub_address=hub_address,
         marks=MARKS,
         place=PLACE,
         most=MOST,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_radin.checkpoints.files import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
-from hf_radin.runtime.hub_errors import asking_the_hub, patiently
+from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, patiently, status_of
 from hf_radin.soup import card, pictures
 from hf_radin.soup.redact import find_name, private_names, without_names, without_paths
 from hf_radin.soup.report import RECIPE, SearchReport
@@ -58,7 +58,7 @@ def files_to_push(
     """The files of a saved soup as they are uploaded, by name. Errors as of `push_folder`."""
     refuse_offline(repo_id)
     if shown.license is not None:
-        check_license(shown.license)
+        check_license(shown.license, options.token)
     files = saved_files(folder)
     original = SearchReport.read(folder / RECIPE, is_saved=True)
     report = without_paths(original)
@@ -66,7 +66,8 @@ def files_to_push(
     if shown.eval_task is not None:
         files[card.EVAL_RESULTS] = card.eval_results(report, shown.eval_task)
     is_public = not is_private(repo_id, options)
-    names = private_names(original) if shown.hide_private or is_public else []  # a folder is no repository
+    # of the original: a folder is no repository
+    names = private_names(original, options.token) if shown.hide_private or is_public else []
     if names and not shown.hide_private:
         warn_of_names(names)
     elif names:
@@ -93,25 +94,33 @@ def warn_of_names(names: list[str]) -> None:
     )
 
 
-def check_license(license: str) -> None:
-    """See that the Hub takes a card with such a licence.
+def check_license(license: str, token: str | bool | None = None) -> None:
+    """See that the Hub takes a card with such a licence; of a Hub that reads no cards it is not known.
 
     Raises:
         ValueError: if it does not.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData, constants, get_session
+    from huggingface_hub.errors import BadRequestError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    text = f"---\n{ModelCardData(license=license)}\n---\n"
+    content = {"repoType": "model", "content": f"---\n{ModelCardData(license=license)}\n---\n"}
 
     def ask() -> None:
         with asking_the_hub(f"license={license!r}"):
+            # not `ModelCard.validate`, which asks without the token
+            address, headers = f"{constants.ENDPOINT}/api/validate-yaml", build_hf_headers(token=token)
+            answer = get_session().post(address, json=content, headers=headers)
             try:
-                ModelCard(text).validate()
-            except ValueError as error:
+                hf_raise_for_status(answer)
+            except BadRequestError as error:
                 raise ValueError(
                     f"license={license!r}: the Hub knows no such licence; hf.co/docs/hub/repositories-licenses has "
                     "those that it knows, and for any else there is 'other'."
                 ) from error
+            except OSError as error:
+                if status_of(error) not in UNKNOWN:
+                    raise
 
     patiently(ask)
 

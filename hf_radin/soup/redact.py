@@ -36,13 +36,16 @@ def without_paths(report: SearchReport) -> SearchReport:
     return _with_texts(report, lambda text: pattern.sub(lambda match: short[match[1]], text))
 
 
-def private_names(report: SearchReport) -> list[str]:
+def private_names(report: SearchReport, token: str | bool | None = None) -> list[str]:
     """The repositories in a report that somebody who is not logged in does not find.
+
+    Args:
+        token: of somebody who may see more of them.
 
     Raises:
         ValueError: if the Hub can't be asked.
     """
-    return hidden_repositories(set(_repositories(report)))
+    return hidden_repositories(set(_repositories(report)), token)
 
 
 def without_names(report: SearchReport, names: Sequence[str]) -> SearchReport:

@@ -64,7 +64,7 @@ def test_its_card_says_what_it_is(pushed, zoo):
     data = DatasetCard(text).data
     assert data.tags == ["model-soup", "logits", "hf-radin", "arxiv:2401.17790"]
     for score, name in zip(pushed.score(np.eye(3)), pushed.ingredients.ids, strict=True):
-        assert f"| [{name}](https://huggingface.co/{name}) | `" in text and f"| {100 * score:.2f}% |" in text
+        assert f"| [{name}]({zoo.url}/{name}) | `" in text and f"| {100 * score:.2f}% |" in text
     assert "600 images in 10 classes" in text and "split validation" in text and 'from_hub("org/bank")' in text
     assert data.source_datasets == ["org/digits"]
 

@@ -21,6 +21,7 @@ import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.ingredients.card_metadata import card_origin, is_path
 from hf_radin.recipes.recipe import Recipe
+from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.search.budget import Budget
 from hf_radin.soup import card, pictures
 from hf_radin.soup.report import ClassHits, SearchReport
@@ -170,7 +171,7 @@ def uniform_report(folder, digits, cache, base_model: str | None = None) -> Sear
 
 def test_a_base_model_that_was_loaded_from_the_hub_is_linked(cached, two, digits, cache):
     text = card.render(uniform_report(two, digits, cache, "google/vit-base"))
-    assert "name the base model [google/vit-base](https://huggingface.co/google/vit-base)." in text
+    assert f"name the base model [google/vit-base]({hub_address('google/vit-base')})." in text
     data = ModelCard(text).data
     assert data.base_model == ["google/vit-base"] and data.to_dict()["base_model_relation"] == "finetune"
 

@@ -374,7 +374,7 @@ def test_what_cards_on_the_hub_name_as_their_base(hub, runs, tmp_path, monkeypat
         text = Path(output, "README.md").read_text()
         named = expected if output == "before" else None
         assert ModelCard(text).data.base_model == ["org/ft-0", "org/ft-1", *([named] if named else [])]
-        assert ("](https://huggingface.co/org/base)" in text) == bool(named)
+        assert (f"]({hub.url}/org/base)" in text) == bool(named)
         Path("org/base").mkdir(parents=True, exist_ok=True)
 
 

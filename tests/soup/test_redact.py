@@ -254,7 +254,7 @@ def test_a_public_name_that_begins_as_a_private_one_may_stay(hub, runs, digits, 
     soup = hf_radin.uniform(bank)
     soup.push_to_hub("org/soup", hide_private=True)
     text = held(hub, "org/soup")["README.md"].decode()
-    assert "[org/ft-public](https" in text and "[org/ft.2](https" in text and "org/ft\n" not in text
+    assert "[org/ft-public](http" in text and "[org/ft.2](http" in text and "org/ft\n" not in text
 
 
 @pytest.mark.parametrize(("name", "value"), [("measurements", None), ("results", "none"), ("remarks", 3)])
