@@ -312,13 +312,15 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
 
     missing = f"There is no folder {name!r} here and no such dataset on the Hub"
     with asking_the_hub(f"The dataset {name}", revision=revision, missing=missing):
-        sha = str(HfApi().dataset_info(name, revision=revision, token=token).sha)
-    try:
-        return datasets.load_dataset(name, name=config_name, revision=sha, token=token, streaming=True), sha
-    except Exception as error:  # files of no known kind, several configurations, a script
-        if is_of_network(error):
-            raise
-        raise ValueError(f"The dataset {name} can't be read: {error}") from error
+        sha = HfApi().dataset_info(name, revision=revision, token=token).sha
+        if not isinstance(sha, str):
+            raise ValueError(f"The dataset {name}: the Hub does not say at which commit it is; is HF_ENDPOINT a Hub?")
+        try:
+            return datasets.load_dataset(name, name=config_name, revision=sha, token=token, streaming=True), sha
+        except Exception as error:  # files of no known kind, several configurations, a script
+            if is_of_network(error):
+                raise
+            raise ValueError(f"The dataset {name} can't be read: {error}") from error
 
 
 def listing_hash(folder: Path) -> str:

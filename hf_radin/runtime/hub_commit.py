@@ -575,7 +575,7 @@ def _read_contents(repo_id: str, options: PushOptions) -> _Contents | None:
     contents = {name: file.content for name, file in files.items() if name != ".gitattributes"}
     if contents and not isinstance(info.sha, str):
         raise ValueError(f"{repo_id}: the Hub does not say at which commit it is; is HF_ENDPOINT a Hub?")
-    return _Contents(info.sha or "", contents, _bool(info.private))
+    return _Contents(info.sha if isinstance(info.sha, str) else "", contents, _bool(info.private))
 
 
 def list_files(
@@ -583,14 +583,14 @@ def list_files(
 ) -> tuple[ModelInfo | DatasetInfo, dict[str, HubFile]]:
     """What the Hub says of a repository, and of its files by name. Errors are those of the client."""
     info: Any = api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
-    files = {file.rfilename: _hub_file(file) for file in info.siblings or ()}
-    if info.siblings is None or any(file.content is None or file.size is None for file in files.values()):
+    files = [(file.rfilename, _hub_file(file)) for file in info.siblings or ()]
+    if info.siblings is None or any(file.content is None or file.size is None for _, file in files):
         # not every Hub says so much of files here
         entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha or revision, repo_type=repo_type)
-        files = {entry.path: _hub_file(entry) for entry in entries if hasattr(entry, "blob_id")}
-    if not all(isinstance(name, str) for name in files):
+        files = [(entry.path, _hub_file(entry)) for entry in entries if hasattr(entry, "blob_id")]
+    if not all(isinstance(name, str) for name, _ in files):
         raise ValueError(f"{repo_id}: the Hub lists a file that has no name; is HF_ENDPOINT a Hub?")
-    return info, files
+    return info, dict(files)
 
 
 def _hub_file(file: Any) -> HubFile:

@@ -30,6 +30,10 @@ LONG, REASON = 300, 2000
 TIMEOUT = 60.0
 
 
+# What the client raises where an answer is not what it takes it to be.
+_OF_ANSWERS = (TypeError, LookupError, AttributeError, AssertionError, NameError)
+
+
 @contextmanager
 def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "") -> Iterator[None]:
     """Turn the Hub's and the network's errors into a ValueError of one line. Requests don't wait for ever (`TIMEOUT`).
@@ -54,6 +58,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         RevisionNotFoundError,
     )
 
+    absent = f"{missing or f'{what} is not on the Hub'} (or it is private: log in or pass a token)."
     _bound_requests()
     try:
         yield
@@ -62,33 +67,30 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
     except RevisionNotFoundError as error:
         raise ValueError(f"{what} has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
-        missing = missing or f"{what} is not on the Hub"
-        raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
+        raise ValueError(absent) from error
     except HFValidationError as error:
         raise ValueError(f"{what} is {'neither a folder here nor' if missing else 'not'} a Hub id: {error}") from error
     except LocalTokenNotFoundError as error:
         raise ValueError(f"{what}: log in with `hf auth login`, or pass a token ({error}).") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        here = missing.partition(" and no ")[0] or what  # nobody knows what is on the Hub
+        here = f"{missing.partition(' and no ')[0]}, and" if missing else f"{what}:"  # who knows what is on the Hub
         why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _why(error.__cause__ or error)
-        raise ValueError(f"{here}{', and' if missing else ':'} the Hub can't be asked: {why}.") from error
+        raise ValueError(f"{here} the Hub can't be asked: {why}.") from error
     except HfHubHTTPError as error:
-        if missing and error.response is not None and error.response.status_code == 404:
-            raise ValueError(f"{missing} (or it is private: log in or pass a token).") from error
+        if missing and _status(error) == 404:
+            raise ValueError(absent) from error
         hint = " Log in with `hf auth login`, or pass a token." if _status(error) == 401 else ""
         raise ValueError(f"{what}: the Hub refuses: {_reason(error)}{hint}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{what}: the Hub's answer is invalid ({_first_line(error)}); is HF_ENDPOINT a Hub?"
-        ) from error
+        reason = _first_line(error)
+        raise ValueError(f"{what}: the Hub's answer is invalid ({reason}); is HF_ENDPOINT a Hub?") from error
     except UnicodeEncodeError as error:  # in a header or in a name
         raise ValueError(f"{what}: {error if error.encoding == 'utf-8' else MALFORMED}") from error
     except ValueError as error:
-        if not str(error).startswith("Invalid metadata"):  # about a card's metadata; all others are ours
-            if not _is_of_client(error):
-                raise
-            raise ValueError(f"{what}: {_first_line(error)}") from error
-        raise ValueError(f"{what}: the Hub refuses: {_first_line(error)}") from error
+        if not _is_of_client(error):
+            raise
+        refusal = "the Hub refuses: " if str(error).startswith("Invalid metadata") else ""  # of a card
+        raise ValueError(f"{what}: {refusal}{_first_line(error)}") from error
     except Exception as error:
         if _is_of_xet(error):
             way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
@@ -100,7 +102,7 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
                 raise ValueError(f"{what}: {MALFORMED}") from None
             subject = f"{missing}, and" if missing else f"{what}:"
             raise ValueError(f"{subject} the Hub can't be reached: {_why(error)}") from error
-        if isinstance(error, (TypeError, LookupError, AttributeError, AssertionError)) and _is_of_client(error):
+        if isinstance(error, _OF_ANSWERS) and _is_of_client(error):
             raise ValueError(f"{what}: the Hub's answer is invalid ({error!r}); is HF_ENDPOINT a Hub?") from error
         raise
 
@@ -142,11 +144,13 @@ def _is_of_xet(error: BaseException) -> bool:
 
 
 def _is_of_client(error: Exception) -> bool:
-    """Whether an error was raised in the Hub's client, which doesn't check what an answer looks like."""
-    last = error.__traceback__
-    while last and last.tb_next:
-        last = last.tb_next
-    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub")
+    """Whether an error was raised in the Hub's client, which doesn't check what an answer looks like, or below it."""
+    traceback, last = error.__traceback__, ""
+    while traceback:
+        package = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        last = package if package in ("huggingface_hub", "hf_radin") else last
+        traceback = traceback.tb_next
+    return last == "huggingface_hub"
 
 
 def _status(error: Any) -> int | None:
