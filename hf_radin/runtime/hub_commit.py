@@ -314,19 +314,19 @@ class _Upload:
         Raises:
             ValueError: if it is something else, or is not there.
         """
-        for name in self.hashes:
+        for name, content_hash in self.hashes.items():
             try:
                 # a Hub may take a moment until all of its machines know a commit
-                patiently(partial(self._compare, name, commit.oid), lambda error: is_passing(error) or _is_gone(error))
-            except ValueError as error:
-                if not _is_gone(error):
-                    raise
+                arrived = patiently(partial(self._arrived, name, commit.oid), _may_come)
+            except ValueError as error:  # not to be tried again as a whole
                 raise ValueError(
-                    f"{self.repo_id}: commit {commit.oid} was made, and {name} can't be read there. Look at "
-                    f"{commit.commit_url}."
+                    f"{self.repo_id}: commit {commit.oid} was made, and {name} can't be read there: look at "
+                    f"{commit.commit_url} ({error})"
                 ) from error
+            if arrived != content_hash:
+                raise ValueError(f"{self.repo_id}: {name} at commit {commit.oid} is not what was pushed. Push again.")
 
-    def _compare(self, name: str, commit: str) -> None:
+    def _arrived(self, name: str, commit: str) -> ContentHash:
         from huggingface_hub import hf_hub_download
 
         with tempfile.TemporaryDirectory() as folder, asking_the_hub(self.repo_id, revision=commit):
@@ -338,13 +338,12 @@ class _Upload:
                 token=self.options.token,
                 local_dir=folder,
             )
-            if _hash(Path(path)) != self.hashes[name]:
-                raise ValueError(f"{self.repo_id}: {name} at commit {commit} is not what was pushed. Push again.")
+            return _hash(Path(path))
 
 
-def _is_gone(error: ValueError) -> bool:
-    """Whether the Hub said that there is no such thing."""
-    return status_of(error.__cause__) == 404
+def _may_come(error: ValueError) -> bool:
+    """Whether what could not be read may be there in a moment."""
+    return is_passing(error) or status_of(error.__cause__) == 404
 
 
 def refuse_offline(repo_id: str, later: str = PUSH_LATER) -> None:

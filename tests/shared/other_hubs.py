@@ -25,7 +25,7 @@ def alter_json(hub: LoopbackHub, method: str, fragment: str, change: Callable[[A
     """Change what stands in answers that are JSON and no refusals."""
 
     def changed(call: Call, reply: Reply) -> Reply:
-        if reply.status != 200 or not reply.headers.get("Content-Type") == "application/json":
+        if reply.status != 200 or reply.headers.get("Content-Type") != "application/json":
             return reply
         return json_reply(change(json.loads(reply.body)), headers=reply.headers)
 
