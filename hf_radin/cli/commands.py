@@ -147,7 +147,14 @@ def average(args: argparse.Namespace, processes: Processes) -> None:
 def card(args: argparse.Namespace, processes: Processes) -> None:
     """Make the card of a saved soup anew."""
     report = SearchReport.read(args.folder / RECIPE, is_saved=True)
-    for name, content in renewed_card(args.folder, report, license=args.license).items():
+    if args.accept_changes:
+        report = report.accepted(args.folder)
+    else:
+        report.check_files(args.folder)
+    files = renewed_card(args.folder, report, license=args.license)
+    if args.accept_changes:
+        files[RECIPE] = report.text.encode()
+    for name, content in files.items():
         write_atomically(args.folder / name, partial(Path.write_bytes, data=content))
     say(f"The card is in {args.folder / 'README.md'}.")
 

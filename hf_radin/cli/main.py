@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from hf_radin import __version__
@@ -64,9 +63,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("inspect", INSPECT, options.add_model_options)
     add("estimate", ESTIMATE, *runs, options.add_job_options)
     add("average", AVERAGE, options.add_average_options)
-    card = add("card", CARD)
-    card.add_argument("folder", type=Path, help="a folder that `hf-radin soup` wrote")
-    card.add_argument("--license", help="for the card (default: the one it has)")
+    add("card", CARD, options.add_renewal_options)
     add("push", PUSH, options.add_push_options)
     return parser
 

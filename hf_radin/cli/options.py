@@ -176,6 +176,15 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     add_trust_options(parser)
 
 
+def add_renewal_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `hf-radin card`."""
+    add = parser.add_argument
+    add("folder", type=Path, help="a folder that `hf-radin soup` wrote")
+    add("--license", help="for the card (default: the one it has)")
+    edited = "record the configuration and image processor as you edited them, where another one than saved is refused"
+    add("--accept-changes", action="store_true", help=edited)
+
+
 def add_push_options(parser: argparse.ArgumentParser) -> None:
     """The options of `hf-radin push`."""
     add = parser.add_argument

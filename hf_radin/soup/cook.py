@@ -93,8 +93,7 @@ def average(
         written = (report or _unmeasured(ingredients, recipe, statistics)).cooked(saved)
         contents = report_files(written, folder / RECIPE, license=license)  # refused before anything is averaged
         write_average(ingredients, recipe, new, **options)
-        for name, content in contents.items():
-            (new / name).write_bytes(content)
+        _write_report(new, written, contents)
 
     Processes().decide(lambda: write_folder(folder, fill, overwrite=overwrite))
     return None
@@ -295,7 +294,8 @@ def cook_files(
         kind = DTYPES[dtype] if dtype else widest(files)
         header = header_of(files, kind)
         saved = next(name for name, spelling in DTYPES.items() if spelling == kind)
-        contents = report_files(report.cooked(saved), path, license=license_beside(path))
+        written = report.cooked(saved)
+        contents = report_files(written, path, license=license_beside(path))
 
         def fill(new: Path) -> None:
             write_weights(new, files, recipe, header, max_shard_size)
@@ -304,11 +304,17 @@ def cook_files(
             for name in PROCESSOR_FILES:
                 if (folders[0] / name).is_file():
                     shutil.copyfile(folders[0] / name, new / name)
-            for name, content in contents.items():
-                (new / name).write_bytes(content)
+            _write_report(new, written, contents)
 
         write_folder(output, fill, overwrite=overwrite)
     return True
+
+
+def _write_report(folder: Path, report: SearchReport, contents: Mapping[str, bytes]) -> None:
+    """Write recipe and card beside a model that has been written, and record its files in the recipe."""
+    recorded = {**contents, RECIPE: report.recorded(folder).text.encode()}
+    for name, content in recorded.items():
+        (folder / name).write_bytes(content)
 
 
 def _plain_ingredients(report: SearchReport) -> Ingredients | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_radin.checkpoints.files import CONFIG, PROCESSOR_FILES, WEIGHTS_INDEX, weight_files
+from hf_radin.checkpoints.files import CONFIG, WEIGHTS_INDEX, weight_files
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
 from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, patiently, status_of
 from hf_radin.soup import card, pictures
 from hf_radin.soup.redact import find_name, private_names, without_names, without_paths
-from hf_radin.soup.report import RECIPE, SearchReport
+from hf_radin.soup.report import RECIPE, SETTINGS_FILES, SearchReport
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The files of a saved soup beside its weights; code is uploaded where the configuration names it.
-UPLOADED = (CONFIG, "generation_config.json", *PROCESSOR_FILES, RECIPE, "README.md", *pictures.NAMES)
+UPLOADED = (*SETTINGS_FILES, RECIPE, "README.md", *pictures.NAMES)
 # What an earlier soup says of itself, which is replaced with it.
 REPLACED = (card.EVAL_RESULTS, *pictures.NAMES)
 # Files that a name may stand in.
@@ -45,7 +45,7 @@ def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOpt
     """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
     Raises:
-        ValueError: if the folder holds no weights, or as `commit_files` does.
+        ValueError: if the folder holds no weights or others than were saved, or as `commit_files` does.
     """
     files = files_to_push(folder, repo_id, options, shown)
     options = replace(options, commit_message=options.commit_message or COMMIT_MESSAGE)
@@ -61,6 +61,8 @@ def files_to_push(
         check_license(shown.license, options.token)
     files = saved_files(folder)
     original = SearchReport.read(folder / RECIPE, is_saved=True)
+    original.check_files(folder)
+    files |= {name: folder / name for name in original.files}
     report = without_paths(original)
     files[RECIPE] = report.text.encode()
     if shown.eval_task is not None:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import hf_radin
+from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSOR_FILES, WEIGHTS, WEIGHTS_INDEX
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
+from hf_radin.runtime.files import sha256_of_each
 from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
 
+logger = logging.getLogger(__name__)
+
 RECIPE = "recipe.json"
+
+# The files of a model beside its weights, which somebody may want to edit.
+SETTINGS_FILES = (CONFIG, "generation_config.json", *PROCESSOR_FILES)
+
+# Files that make another model of a folder, if they were put there.
+_DECISIVE = (*SETTINGS_FILES, WEIGHTS, WEIGHTS_INDEX, ADAPTER, ADAPTER_CONFIG)
+
+# Digits of a hash that an error shows.
+_SHORT = 12
 
 # Version 1 called it `format`, and a few fields otherwise.
 FORMAT_VERSION = 2
@@ -196,6 +211,8 @@ class SearchReport(SearchSettings):
         measured_dtype: of the weights that were measured, where these are others.
         results: what soup, best single, uniform soup and ensemble reach on each split.
         measurements: of each measured candidate, singles included.
+        files: the SHA-256 of each file of the saved model, by name; empty where none was saved, and in what earlier
+            versions wrote.
     """
 
     recipe: Recipe
@@ -227,6 +244,7 @@ class SearchReport(SearchSettings):
     measured_dtype: str | None = None
     results: tuple[Result, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
         """The report as JSON."""
@@ -259,6 +277,7 @@ class SearchReport(SearchSettings):
         except (ValueError, TypeError) as error:
             raise ValueError(f"its 'measurements' are broken ({error})") from error
         _check_entries(report.ingredients)
+        _check_names(report.files)
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")
         _check_statistics(report.batchnorm)
@@ -285,6 +304,51 @@ class SearchReport(SearchSettings):
             return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a complete recipe: {error}.") from error
+
+    def recorded(self, folder: Path) -> SearchReport:
+        """The report of the model whose files a folder holds, and nothing else yet."""
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        return replace(self, files=_hashes(paths))
+
+    def check_files(self, folder: Path, *, way_out: str = "") -> None:
+        """See that the model in a folder is the one that was saved with this report.
+
+        All its files are read once.
+
+        Args:
+            way_out: in place of the usual sentence that says what to do.
+
+        Raises:
+            ValueError: if a file has other content or is gone, or if there is one that makes another model of it.
+        """
+        names = self._names(folder)
+        if not self.files:
+            if names:
+                logger.warning(
+                    "%s records no hashes of the model beside it, which is taken as it is.", folder / RECIPE
+                )
+            return
+        hashes = _hashes(folder / name for name in names)
+        for name in sorted({*hashes, *self.files}):
+            if problem := _difference(hashes.get(name), self.files.get(name)):
+                raise ValueError(f"{folder / printable(name)} {problem}. {way_out or _way_out(folder, name)}")
+
+    def accepted(self, folder: Path) -> SearchReport:
+        """The report of a model whose configuration or image processor somebody edited.
+
+        Raises:
+            ValueError: as `check_files` does, for all other files.
+        """
+        hashes = _hashes(folder / name for name in self._names(folder))
+        edited = {name: hashes[name] for name in SETTINGS_FILES if name in hashes}
+        others = {name: value for name, value in self.files.items() if name not in SETTINGS_FILES}
+        report = replace(self, files=dict(sorted({**others, **edited}.items()))) if self.files else self
+        report.check_files(folder)
+        return report
+
+    def _names(self, folder: Path) -> set[str]:
+        """The files that are there of those that are recorded, or that make another model of the folder."""
+        return {name for name in (*self.files, *_DECISIVE) if (folder / name).is_file()}
 
     @property
     def text(self) -> str:
@@ -373,6 +437,40 @@ def versions() -> dict[str, str]:
     }
 
 
+def _hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 of files, by name.
+
+    Raises:
+        ValueError: if one can't be read.
+    """
+    paths = list(paths)
+    hashes = {}
+    for path, value in zip(paths, sha256_of_each(paths), strict=True):
+        if value is None:
+            raise ValueError(f"{path} can't be read: look at its permissions and at the disk.")
+        hashes[path.name] = value
+    return hashes
+
+
+def _difference(present: str | None, recorded: str | None) -> str:
+    """How the hash of a file differs from what is recorded of it, in words; nothing if it does not."""
+    if present == recorded:
+        return ""
+    if present is None:
+        return f"is gone, and {RECIPE} records it"
+    if recorded is None:
+        return f"makes another model of the folder, and {RECIPE} does not record it"
+    return f"is not what was saved (SHA-256 {present[:_SHORT]}..., {RECIPE} says {recorded[:_SHORT]}...)"
+
+
+def _way_out(folder: Path, name: str) -> str:
+    """What to do about a file that is not what was saved."""
+    again = f"cook the soup again with `hf-radin average --recipe {folder / RECIPE} --output ...`"
+    if name not in SETTINGS_FILES:
+        return f"Put back what was saved, or {again}."
+    return f"If you edited it, say so with `hf-radin card {folder} --accept-changes`; else {again}."
+
+
 def _upgraded(contents: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of a file of any version as this version writes them."""
     contents = {name: value for name, value in contents.items() if name not in ("format", "format_version")}
@@ -419,6 +517,17 @@ def _check_entries(entries: Sequence[IngredientEntry]) -> None:
         subfolder = Path(entry.subfolder or "")
         if ".." in subfolder.parts or subfolder.is_absolute():
             raise ValueError(f"its ingredient {entry.id!r} lies in {entry.subfolder!r}, outside of its repository")
+
+
+def _check_names(files: Mapping[str, str]) -> None:
+    """Refuse names of files that lead out of the folder.
+
+    Raises:
+        ValueError: for such a name.
+    """
+    for name in files:
+        if name in ("", ".", "..") or PurePath(name).name != name:
+            raise ValueError(f"its 'files' name {name!r}, which is outside of the folder")
 
 
 def _check_statistics(record: StatisticsRecord | None) -> None:

@@ -113,7 +113,7 @@ class Soup:
         return accuracies[name, split]
 
     def to_dict(self) -> dict[str, Any]:
-        """All that `recipe.json` holds: enough to cook the soup again bit for bit."""
+        """All that `recipe.json` holds but for the hashes of files: enough to cook the soup again bit for bit."""
         return self._saved_report().to_fields()
 
     def save_pretrained(
@@ -138,7 +138,7 @@ class Soup:
 
     def save_recipe(self, path: str | Path) -> None:
         """Write the `recipe.json` alone, which takes no checkpoint; `hf-radin average` cooks it where they are."""
-        text = self.report.text
+        text = replace(self.report, files={}).text  # no model lies beside it
         self.processes.decide(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
 
     def write_into(self, folder: Path, *, license: str | None = None) -> None:
@@ -153,8 +153,8 @@ class Soup:
             save_checkpoint(self.model, processor, folder)
         else:  # without a model in memory
             write_average(self.ingredients, self.recipe, folder)
-        (folder / RECIPE).write_text(report.text, encoding="utf-8")
-        for name, content in card_files(report, license=license).items():
+        report = report.recorded(folder)
+        for name, content in {RECIPE: report.text.encode(), **card_files(report, license=license)}.items():
             (folder / name).write_bytes(content)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
@@ -165,23 +165,28 @@ class Soup:
     def from_pretrained(
         cls, pretrained: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Soup:
-        """Read a saved or pushed soup: its recipe, measurements and model.
+        """Read a saved or pushed soup: its recipe, measurements and model, whose files are read once to check them.
 
         Raises:
-            ValueError: if there is no soup.
+            ValueError: if there is no soup, or its model is not the one that was saved with it.
         """
-        folder = Path(pretrained)
+        folder, way_out = Path(pretrained), ""
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
             missing = f"There is no folder {str(pretrained)!r} here and no such model on the Hub"
             with asking_the_hub(str(pretrained), revision=revision, missing=missing):
                 folder = Path(snapshot_download(str(pretrained), revision=revision, token=token))
+            way_out = (
+                f"Remove {folder.parents[1]} to have it downloaded again. If it was changed on the Hub, transformers "
+                f"loads what is there, and `hf-radin average --recipe {folder / RECIPE} --output ...` cooks the soup."
+            )
         report = SearchReport.read(folder / RECIPE, is_saved=True)
         needed = ("saved_dtype", "versions", *(("data", "passes") if report.results else ()))
         missing_fields = [name for name in needed if not getattr(report, name)]
         if missing_fields:
             raise ValueError(f"{folder / RECIPE} is not a complete recipe: it does not say {missing_fields[0]!r}.")
+        report.check_files(folder, way_out=way_out)
         return cls(report, Ingredients(), folder=folder)
 
     def _saved_report(self) -> SearchReport:
