@@ -98,8 +98,9 @@ def forward(
                 for name, value in inputs.items()
             }
             try:
-                batch_logits = [
-                    _logits(model, batch, accelerator.autocast() if autocast else nullcontext()) for model in models
+                of_models = [
+                    batch_logits(model, batch, accelerator.autocast() if autocast else nullcontext())
+                    for model in models
                 ]
             except Exception as error:
                 if batch_size == 1 or not should_reduce_batch_size(error):
@@ -107,13 +108,13 @@ def forward(
                 batch_size //= 2
                 _warn_of_batch_size(batch_size)
                 continue
-            for batches, of_batch in zip(logits, batch_logits, strict=True):
+            for batches, of_batch in zip(logits, of_models, strict=True):
                 batches.append(of_batch)
             start += batch_size
     return [torch.cat(batches) for batches in logits]
 
 
-def _logits(
+def batch_logits(
     model: PreTrainedModel, batch: dict[str, torch.Tensor], context: AbstractContextManager[Any]
 ) -> torch.Tensor:
     """The logits of one batch, float32 `(batch, classes)` on the CPU."""

@@ -82,7 +82,7 @@ def find_processor_differences(processors: Mapping[str, BaseImageProcessor]) -> 
         return {}
     common = Counter(texts.values()).most_common(1)[0][0]
     reference_name = next(name for name, text in texts.items() if text == common)
-    reference, images = processors[reference_name], _made_up_images()
+    reference, images = processors[reference_name], made_up_images()
     resized = _resize_as(reference, images)
     compared: dict[str, tuple[bool | None, bool]] = {}
     differences = {}
@@ -147,7 +147,7 @@ def check_processor(processor: BaseImageProcessor, described: Mapping[str, Any])
         logger.warning("Another version of transformers describes the image processor differently; it may differ.")
         return
     before = _rebuilt(described)
-    if before is None or not make_same_pixels(processor, before, _made_up_images()):
+    if before is None or not make_same_pixels(processor, before, made_up_images()):
         raise ValueError("The image processor is not the one that the logits were computed with. Restore it.")
 
 
@@ -230,7 +230,7 @@ def _resize_as(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> 
     return [images[0].resize((shape[2], shape[1])) for shape in shapes[:1]]
 
 
-def _made_up_images() -> list[Image.Image]:
+def made_up_images() -> list[Image.Image]:
     """Images of different sizes and shapes, of noise that any two ways to resize treat differently."""
     generator = np.random.default_rng(0)
     return [

@@ -173,6 +173,7 @@ def _pushed(args: argparse.Namespace) -> str:
         create_pr=args.create_pr,
         commit_message=args.commit_message,
         overwrite=args.overwrite,
+        verify=args.verify,
     )
     if args.dry_run:
         check_target(args.repo_id, options)
@@ -390,7 +391,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
 
 def push_options(args: argparse.Namespace) -> PushOptions:
     """How a soup is pushed."""
-    return PushOptions(private=args.private, overwrite=args.overwrite)
+    return PushOptions(private=args.private, overwrite=args.overwrite, verify=args.verify)
 
 
 def card_options(args: argparse.Namespace) -> CardOptions:

@@ -135,6 +135,7 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")
     add_card_options(parser)
     add_visibility_option(parser)
+    add_verification_option(parser)
 
 
 def add_card_options(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +151,12 @@ def add_card_options(parser: argparse.ArgumentParser) -> None:
 def add_visibility_option(parser: argparse.ArgumentParser) -> None:
     """The option that makes a new repository private."""
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+
+
+def add_verification_option(parser: argparse.ArgumentParser) -> None:
+    """The option that leaves out what is done after a push."""
+    without = "don't load the pushed model once from the Hub, to compare its predictions of three images"
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help=without)
 
 
 def add_bank_options(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +198,7 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, help="a folder that `hf-radin soup` wrote")
     add("repo_id", help="where to, as in org/soup")
     add_visibility_option(parser)
+    add_verification_option(parser)
     add("--create-pr", action="store_true", help="open a pull request instead of committing")
     add("--revision", help="branch to commit to (default: main)")
     add("--commit-message", help="(default: what it is, in a line)")

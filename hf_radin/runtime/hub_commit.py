@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_radin.runtime.files import is_of_a_checkpoint
-from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_passing, patiently, status_of, without_password
+from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_late, patiently, status_of, without_password
 from hf_radin.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class PushOptions:
         commit_message: first line of the commit's message.
         overwrite: allow a repository that holds something else.
         repo_type: `model` or `dataset`.
+        verify: load a pushed model once from what the Hub has, and compare its predictions.
     """
 
     private: bool | None = None
@@ -101,6 +102,7 @@ class PushOptions:
     commit_message: str | None = None
     overwrite: bool = False
     repo_type: str = "model"
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,13 @@ def plan_commit(
 
 
 def commit_files(
-    repo_id: str, files: Files, options: PushOptions, *, replaces: Collection[str] = (), small: int = SMALL
+    repo_id: str,
+    files: Files,
+    options: PushOptions,
+    *,
+    replaces: Collection[str] = (),
+    small: int = SMALL,
+    arrived: Path | None = None,
 ) -> CommitInfo:
     """Upload files under their names in one commit, make the repository if need be, and compare what arrived.
 
@@ -180,6 +188,7 @@ def commit_files(
         files: their content, or where it is, by name.
         replaces: as in `plan_commit`.
         small: files of up to so many bytes are read once.
+        arrived: a folder for the files as they are read back; by default each is removed when it was compared.
 
     Raises:
         ValueError: if the id is not valid, the token may not write there, or the repository holds something else.
@@ -191,7 +200,7 @@ def commit_files(
             name: content if isinstance(content, bytes) or content.stat().st_size > small else content.read_bytes()
             for name, content in files.items()
         }
-        upload = _Upload(repo_id, files, hashes_of(files), options, replaces)
+        upload = _Upload(repo_id, files, hashes_of(files), options, replaces, arrived)
     except OSError as error:
         raise ValueError(f"{repo_id}: what is to be pushed can't be read: {error}.") from error
     return patiently(upload.attempt)
@@ -206,6 +215,7 @@ class _Upload:
         files: their content, or where it is, by name.
         hashes: of the files.
         replaces: as in `plan_commit`.
+        arrived: as in `commit_files`.
         base: the commit that the first attempt saw; no later attempt builds on another.
         given: names of files that the Hub may have put into the repository, if an attempt made it.
     """
@@ -215,6 +225,7 @@ class _Upload:
     hashes: Hashes
     options: PushOptions
     replaces: Collection[str]
+    arrived: Path | None = None
     base: str | None = None
     given: Collection[str] = ()
 
@@ -315,21 +326,25 @@ class _Upload:
             ValueError: if it is something else, or is not there.
         """
         for name, content_hash in self.hashes.items():
-            try:
-                # a Hub may take a moment until all of its machines know a commit
-                arrived = patiently(partial(self._arrived, name, commit.oid), _may_come)
-            except ValueError as error:  # not to be tried again as a whole
-                raise ValueError(
-                    f"{self.repo_id}: commit {commit.oid} was made, and {name} can't be read there: look at "
-                    f"{commit.commit_url} ({error})"
-                ) from error
-            if arrived != content_hash:
-                raise ValueError(f"{self.repo_id}: {name} at commit {commit.oid} is not what was pushed. Push again.")
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = self.arrived or Path(temporary)
+                try:
+                    path = patiently(partial(self._download, name, commit.oid, folder), passes=is_late)
+                except ValueError as error:  # not to be tried again as a whole
+                    raise ValueError(
+                        f"{self.repo_id}: commit {commit.oid} was made, and {name} can't be read there: look at "
+                        f"{commit.commit_url} ({error})"
+                    ) from error
+                if _hash(path) != content_hash:
+                    raise ValueError(
+                        f"{self.repo_id}: {name} at commit {commit.oid} is not what was pushed. Push again."
+                    )
 
-    def _arrived(self, name: str, commit: str) -> ContentHash:
+    def _download(self, name: str, commit: str, folder: Path) -> Path:
+        """Where a file of a commit was downloaded to."""
         from huggingface_hub import hf_hub_download
 
-        with tempfile.TemporaryDirectory() as folder, asking_the_hub(self.repo_id, revision=commit):
+        with asking_the_hub(self.repo_id, revision=commit):
             path = hf_hub_download(
                 self.repo_id,
                 name,
@@ -338,12 +353,7 @@ class _Upload:
                 token=self.options.token,
                 local_dir=folder,
             )
-            return _hash(Path(path))
-
-
-def _may_come(error: ValueError) -> bool:
-    """Whether what could not be read may be there in a moment."""
-    return is_passing(error) or status_of(error.__cause__) == 404
+        return Path(path)
 
 
 def refuse_offline(repo_id: str, later: str = PUSH_LATER) -> None:

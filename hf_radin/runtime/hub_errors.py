@@ -126,6 +126,14 @@ def is_passing(error: ValueError) -> bool:
     return isinstance(cause, OSError) or type(cause).__module__.partition(".")[0].startswith("httpx")
 
 
+def is_late(error: ValueError) -> bool:
+    """Whether an error that `asking_the_hub` raised of what was written a moment ago may be over in a moment.
+
+    A Hub of several machines may say of a new commit for a while that it is not there.
+    """
+    return is_passing(error) or status_of(error.__cause__) == 404
+
+
 # What the messages of hf_xet begin with.
 _XET = re.compile(r"(Network|Server|Internal|I/O) error: |Rate limited: ")
 
@@ -164,7 +172,7 @@ def status_of(error: BaseException | None) -> int | None:
     return _status(error) if isinstance(error, HfHubHTTPError) else None
 
 
-def patiently(ask: Callable[[], T], passes: Callable[[ValueError], bool] = is_passing) -> T:
+def patiently(ask: Callable[[], T], *, passes: Callable[[ValueError], bool] = is_passing) -> T:
     """Ask, and ask again after errors that pass; for requests that may be made twice."""
     for pause in PAUSES:
         try:

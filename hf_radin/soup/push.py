@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_radin.checkpoints.files import CONFIG, WEIGHTS_INDEX, weight_files
+from hf_radin.checkpoints.forward import batch_logits
+from hf_radin.checkpoints.model import load_processor, quiet_transformers
+from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
-from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, patiently, status_of
+from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_late, patiently, status_of
 from hf_radin.soup import card, pictures
 from hf_radin.soup.redact import find_name, private_names, without_names, without_paths
 from hf_radin.soup.report import RECIPE, SETTINGS_FILES, SearchReport
 
 if TYPE_CHECKING:
+    import torch
     from huggingface_hub import CommitInfo
 
 logger = logging.getLogger(__name__)
@@ -44,12 +51,109 @@ AS_SAVED = CardOptions()
 def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOptions = AS_SAVED) -> CommitInfo:
     """Upload a saved soup in one commit: its checkpoint, recipe, card and pictures, and nothing else that lies there.
 
+    Then the model is loaded once from what the Hub has, and predicts three images, unless `options.verify` is False.
+
     Raises:
-        ValueError: if the folder holds no weights or others than were saved, or as `commit_files` does.
+        ValueError: if the folder holds no weights or others than were saved, as `commit_files` does, or if the pushed
+            model is loaded or predicts otherwise than that of the folder.
     """
     files = files_to_push(folder, repo_id, options, shown)
     options = replace(options, commit_message=options.commit_message or COMMIT_MESSAGE)
-    return commit_files(repo_id, files, options, replaces=REPLACED)
+    if _names_code(folder):
+        logger.info("The model takes code that comes with it, which nobody allowed to run: it is pushed unseen.")
+        options = replace(options, verify=False)
+    if not options.verify:
+        return commit_files(repo_id, files, options, replaces=REPLACED)
+    before = _Loaded.read(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        arrived, repo_id = Path(temporary), full_id(repo_id, options.token)
+        commit = commit_files(repo_id, files, options, replaces=REPLACED, arrived=arrived)
+        patiently(lambda: _complete(arrived, repo_id, commit.oid, files, options.token), passes=is_late)
+        try:
+            before.compare(_Loaded.read(arrived))
+        except ValueError as error:
+            place = f"{repo_id} at commit {commit.oid}"
+            problem = str(error).replace(str(arrived), place)
+            raise ValueError(f"{place} was pushed, but is not the model of {folder}: {problem}") from error
+    return commit
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What transformers makes of the checkpoint in a folder.
+
+    Args:
+        misfits: what its loading report names.
+        logits: for made-up images, each `(1, classes)`; none if the model takes no such images.
+    """
+
+    misfits: dict[str, list[str]]
+    logits: list[torch.Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Loaded:
+        """Load a checkpoint as anybody would, and run it.
+
+        Raises:
+            ValueError: if it can't be loaded, or if weights are missing or don't fit.
+        """
+        import torch
+        from transformers import AutoModelForImageClassification
+
+        processor = load_processor(folder)
+        try:
+            with quiet_transformers():
+                model, report = AutoModelForImageClassification.from_pretrained(
+                    folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+                )
+        except Exception as error:  # each model has its own errors
+            raise ValueError(f"{folder} can't be loaded by transformers: {' '.join(str(error).split())}") from error
+        misfits = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+        for kind in ("missing_keys", "mismatched_keys"):
+            if kind in misfits:
+                raise ValueError(f"{folder}: transformers reports {kind} for {', '.join(misfits[kind][:3])}.")
+        try:
+            with torch.inference_mode():
+                batches = [_as_batch(prepare_image(processor, image), model.dtype) for image in made_up_images()]
+                logits = [batch_logits(model.eval(), batch, nullcontext()) for batch in batches]
+        except Exception as error:  # such as for images of another size than the one that the model takes
+            logger.warning("The model of %s takes no made-up images, and is only loaded: %s", folder, error)
+            logits = []
+        return cls(misfits, logits)
+
+    def compare(self, other: _Loaded) -> None:
+        """Raises a ValueError if another checkpoint is loaded or predicts otherwise."""
+        import torch
+
+        if other.misfits != self.misfits:
+            raise ValueError(f"transformers reports {other.misfits} of it where it was {self.misfits}.")
+        if len(other.logits) != len(self.logits):
+            raise ValueError(f"it takes {len(other.logits)} of three images where it was {len(self.logits)}.")
+        for number, (now, before) in enumerate(zip(other.logits, self.logits, strict=True), 1):
+            if now.shape != before.shape or not torch.allclose(now, before, rtol=1e-4, atol=1e-4, equal_nan=True):
+                shown = [f"{logits.max():.6g} for class {logits.argmax()}" for logits in (now, before)]
+                raise ValueError(f"the largest logit of image {number} is {' where it was '.join(shown)}.")
+
+
+def _as_batch(values: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The inputs of a model for one image as a batch."""
+    return {
+        name: value[None].to(dtype) if value.is_floating_point() else value[None] for name, value in values.items()
+    }
+
+
+def _complete(folder: Path, repo_id: str, commit: str, names: Collection[str], token: str | bool | None) -> None:
+    """Download what else a commit has that decides about a model; what was read back already is there.
+
+    Args:
+        names: of the files that were pushed.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with asking_the_hub(f"{repo_id} at commit {commit}, which was pushed", revision=commit):
+        for name in HfApi(token=token).list_repo_files(repo_id, revision=commit):
+            if name in names or ("/" not in name and name.endswith(".json")):
+                hf_hub_download(repo_id, name, revision=commit, token=token, local_dir=folder)
 
 
 def files_to_push(
@@ -144,11 +248,16 @@ def saved_files(folder: Path) -> dict[str, Path | bytes]:
     folders = [name for name in UPLOADED if (folder / name).is_dir()]
     if folders:
         raise ValueError(f"{folder / folders[0]} is a folder where a file should be: take it away, then push again.")
-    patterns = [*UPLOADED, *(["*.py"] if b'"auto_map"' in config.read_bytes() else [])]
+    patterns = [*UPLOADED, *(["*.py"] if _names_code(folder) else [])]
     weights = weight_files(folder)
     names = {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     names |= {path.name for path in weights} | ({WEIGHTS_INDEX} if len(weights) > 1 else set())
     return {name: folder / name for name in sorted(names)}
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether the configuration in a folder names code that comes with the model."""
+    return b'"auto_map"' in (folder / CONFIG).read_bytes()
 
 
 def _without_names(folder: Path, report: SearchReport, names: list[str], license: str | None) -> dict[str, bytes]:

@@ -209,6 +209,7 @@ def push_soup_to_hub(
     overwrite: bool = False,
     hide_private: bool = False,
     eval_task: str | None = None,
+    verify: bool = True,
 ) -> CommitInfo:
     """Create the repository if need be and upload the whole soup, card included, in one commit.
 
@@ -225,11 +226,13 @@ def push_soup_to_hub(
             lists them where they would be published.
         eval_task: of a benchmark, as in `org/bench:default`, that the accuracy on the held-out split is a result of:
             written to `.eval_results`.
+        verify: load the pushed model once from what the Hub has, and compare its predictions of three images.
 
     Raises:
-        ValueError: if the id is none, the token may not write there, or the repository holds something else.
+        ValueError: if the id is none, the token may not write there, the repository holds something else, or the
+            pushed model is loaded or predicts otherwise.
     """
-    options = PushOptions(private, token, revision, create_pr, commit_message, overwrite)
+    options = PushOptions(private, token, revision, create_pr, commit_message, overwrite, verify=verify)
     return push_soup(soup, repo_id, options, CardOptions(license, hide_private, eval_task))
 
 
