@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_radin.runtime.files import is_of_a_checkpoint
-from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_late, patiently, status_of, without_password
+from hf_radin.runtime.hub_errors import (
+    UNKNOWN,
+    asking_the_hub,
+    is_late,
+    is_passing,
+    patiently,
+    status_of,
+    without_password,
+)
 from hf_radin.runtime.text import printable
 
 if TYPE_CHECKING:
