@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 # Prefix of folders that are being filled; a killed run may leave one behind.
@@ -24,6 +25,17 @@ PARTIAL = ".hf_radin."
 
 # Bytes of a small file: configurations, records, cards and lists have kilobytes; what has more is something else.
 SMALL = 16 << 20
+
+# Levels of lists and objects in JSON or YAML: records have a handful, and whatever goes through them recursively takes
+# a hundred.
+LEVELS = 100
+
+# Letters of YAML, which is read at some 100 kB a second, and repetitions by a name (`*name`) in it: each may double
+# all that was read before.
+YAML_SIZE, YAML_ALIASES = 256 << 10, 16
+
+# The metadata of a card, as the Hub finds it.
+_METADATA = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
 
 # What to do about a broken file where whoever reads it knows nothing better.
 WAY_OUT = "Write it anew, or take it away."
@@ -92,11 +104,79 @@ def read_text(path: Path, *, way_out: str = WAY_OUT) -> str:
 def read_json(path: Path, *, way_out: str = WAY_OUT) -> Any:
     """What a small file of JSON holds. Errors as of `read_text`, and for what is no JSON."""
     text = read_text(path, way_out=way_out)
+    with _as_broken(path, way_out):
+        return _of_few_levels(json.loads(text))
+
+
+def read_yaml(path: Path, *, way_out: str = WAY_OUT) -> Any:
+    """What a small file of YAML holds. Errors as of `read_text`, and for what `parse_yaml` refuses."""
+    text = read_text(path, way_out=way_out)
+    with _as_broken(path, way_out):
+        return parse_yaml(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a short text of plain YAML says.
+
+    Raises:
+        ValueError: if it is no YAML, is too long, is nested too deeply, or repeats parts of itself by name too often.
+    """
+    if len(text) > YAML_SIZE:
+        raise ValueError(f"it has more than {YAML_SIZE >> 10} kB of YAML")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise BrokenFileError(path, reason, way_out) from error
+        return _of_few_levels(yaml.load(text, _PlainLoader))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except Exception as error:  # constructors of numbers and dates have their own errors
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def card_metadata(text: str) -> dict[str, Any]:
+    """The metadata at the beginning of a card, between two lines of `---`; none if there is none.
+
+    Raises:
+        ValueError: if it can't be read, or is no mapping.
+    """
+    block = _METADATA.match(text)
+    content = parse_yaml(block[1]) if block else None
+    if not isinstance(content, (dict, type(None))):
+        raise ValueError("its metadata is no mapping")
+    return content or {}
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of strings, numbers, lists and mappings, with few repetitions by name."""
+
+    _aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._aliases += self.check_event(yaml.AliasEvent)
+        if self._aliases > YAML_ALIASES:
+            raise ValueError(f"it has more than {YAML_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+
+def _of_few_levels(content: Any) -> Any:
+    """What JSON or YAML holds, if whatever goes through it recursively can. Raises a ValueError else."""
+    level = [content]
+    for _ in range(LEVELS):
+        # each once: YAML may hold itself
+        parts = {id(value): value for value in level if isinstance(value, (dict, list))}
+        if not parts:
+            return content
+        level = [value for part in parts.values() for value in (part.values() if isinstance(part, dict) else part)]
+    raise ValueError("it is nested too deeply")
+
+
+@contextmanager
+def _as_broken(path: Path, way_out: str) -> Iterator[None]:
+    """Turn what a parser raises into the error of a broken file."""
+    try:
+        yield
+    except RecursionError as error:
+        raise BrokenFileError(path, "it is nested too deeply", way_out) from error
+    except ValueError as error:
+        raise BrokenFileError(path, error, way_out) from error
 
 
 def sha256_of(path: Path) -> str:

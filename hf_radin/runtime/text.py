@@ -39,6 +39,18 @@ def printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
+def refuse_bytes(name: str) -> None:
+    """Refuse the name of a file or folder that is no text: it could be written into no record and no card.
+
+    Raises:
+        ValueError: if it has bytes that are not UTF-8, which Python reads as halves of surrogate pairs.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The name {printable(name)} is no UTF-8 text: rename what is called so.") from error
+
+
 def escape(text: Any) -> str:
     """Text from outside, escaped so that Markdown and HTML show it as it is."""
     entities = _printable(text).replace("&", "&amp;").replace("<", "&lt;")
