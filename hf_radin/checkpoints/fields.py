@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +21,9 @@ def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def comparable(value: Any) -> str:
     """A value as text, the same for equal values: 4 and 4.0 are equal, and no number equals True."""
-    if isinstance(value, bool):
+    if isinstance(value, int):  # which True and False are, too
         return repr(value)
-    if isinstance(value, (int, float)):
+    if isinstance(value, float):
         return repr(int(value)) if float(value).is_integer() else repr(float(value))
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(comparable, value))}]"
@@ -47,3 +49,10 @@ def shared_fields(configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
 
 _ABSENT = object()
+
+
+def declared_fields(configuration: type) -> set[str]:
+    """The fields that a class of configurations declares, inherited ones included."""
+    if dataclasses.is_dataclass(configuration):
+        return {field.name for field in dataclasses.fields(configuration)}
+    return {name for cls in configuration.__mro__[:-1] for name in inspect.signature(cls).parameters}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from hf_radin.runtime.files import SMALL, BrokenFileError, read_json
+from hf_radin.runtime.schema import from_json, read_record
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +30,20 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 SMALL_FILES = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_FILES)
 
+# What to do about a broken file of a checkpoint.
+SAVED_AGAIN = "Save the checkpoint again, or leave it out."
+
 # Of a file of weights, as in transformers: most models are one file.
 SHARD = "50GB"
 
 _SIZE = re.compile(r"\d{1,9}(\.\d{1,9})?[KMGT]B", re.IGNORECASE)
 
-# The longest header that safetensors itself reads.
-HEADER_LIMIT = 100_000_000
+# The longest header that is read; those of image classifiers have some kilobytes. safetensors itself reads 100 MB, of
+# which Python makes objects of gigabytes.
+HEADER_LIMIT = SMALL
+
+# The largest number of a header, as safetensors counts.
+_LARGEST = (1 << 64) - 1
 
 # Bytes of a number, by the dtypes of safetensors.
 BYTES = {
@@ -107,8 +118,8 @@ def refuse_redirection(folder: Path, name: str, entry: str | None) -> None:
         ValueError: if the configuration names another file.
     """
     try:
-        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # reported where it is loaded
+        fields = read_json(folder / CONFIG)
+    except (FileNotFoundError, BrokenFileError):  # reported where it is loaded
         return
     target = fields.get("transformers_weights") if isinstance(fields, dict) else None
     if target is not None and target != entry:
@@ -122,19 +133,40 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
     """The files that hold a checkpoint's tensors, in order of name.
 
     Raises:
-        ValueError: if there are none, or an index names a file that is not there.
+        ValueError: if there are none, an index names a file that is not there, or one of them is no regular file.
     """
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     entry = choose_weights(present, allow_pickle=allow_pickle)
     if entry is None:
         raise ValueError(f"{folder}: {without_weights(present)}")
-    if not entry.endswith(".index.json"):
-        return [folder / entry]
-    shards = read_index(folder / entry)
-    missing = [name for name in shards if name not in present]
+    names = read_index(folder / entry) if entry.endswith(".index.json") else [entry]
+    missing = [name for name in names if name not in present]
     if missing:
         raise ValueError(f"{folder}: {entry} names {missing[0]!r}, which is not in the folder.")
-    return [folder / name for name in shards]
+    for path in [folder / name for name in names]:
+        if not path.is_file():  # a pipe would be waited for
+            raise BrokenFileError(path, "it is no regular file", "Put the file with the weights there.")
+    return [folder / name for name in names]
+
+
+def read_fields(path: Path, *, way_out: str = SAVED_AGAIN) -> dict[str, Any]:
+    """The fields of a small file of a checkpoint: configuration, image processor or adapter.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        BrokenFileError: if it can't be read, or holds no fields.
+    """
+    fields = read_json(path, way_out=way_out)
+    if not isinstance(fields, dict):
+        raise BrokenFileError(path, f"it holds {type(fields).__name__} and no fields", way_out)
+    return fields
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What is read of an index of shards: the file of each tensor, by the tensor's name."""
+
+    weight_map: dict[str, str]
 
 
 def read_index(path: Path) -> list[str]:
@@ -143,12 +175,9 @@ def read_index(path: Path) -> list[str]:
     Raises:
         ValueError: if it is not an index, or names a file of another kind or in another folder.
     """
-    try:
-        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        kind = ".safetensors" if path.name == WEIGHTS_INDEX else ".bin"
-        elsewhere = [name for name in shards if Path(name).name != name or not name.endswith(kind)]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not an index of shards ({error!r}).") from error
+    shards = sorted({*read_record(ShardIndex, path, way_out=SAVED_AGAIN).weight_map.values()})
+    kind = ".safetensors" if path.name == WEIGHTS_INDEX else ".bin"
+    elsewhere = [name for name in shards if Path(name).name != name or not name.endswith(kind) or "\0" in name]
     if elsewhere or not shards:
         raise ValueError(f"{path}: not an index of shards: it names {elsewhere[0] if elsewhere else 'none'!r}.")
     return shards
@@ -157,7 +186,7 @@ def read_index(path: Path) -> list[str]:
 def _checkpoint_files(folder: Path, allow_pickle: bool) -> list[Path]:
     """Configuration, processor, code and weights."""
     small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    small += sorted(folder.glob("*.py"))  # code of the checkpoint, which the user may allow to run
+    small += sorted(filter(Path.is_file, folder.glob("*.py")))  # code, which the user may allow to run
     return small + weight_files(folder, allow_pickle=allow_pickle)
 
 
@@ -260,24 +289,83 @@ def read_layout(file: _Readable, size: int, *, limit: int = HEADER_LIMIT) -> Lay
     if length > min(size - 8, limit):
         raise ValueError(f"its header says that it has {length} bytes")
     try:
-        fields = json.loads(file.read(length), object_pairs_hook=_unique_names)
-        fields.pop("__metadata__", None)
-        places = sorted((*field["data_offsets"], name) for name, field in fields.items())
-        header = {name: (str(field["dtype"]), tuple(field["shape"])) for name, field in fields.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"its header is not valid: {' '.join(str(error).split())[:100]}") from error
+        # UTF-8 without a mark: Python's own reader would also take UTF-16
+        content = json.loads(
+            file.read(length).decode(), object_pairs_hook=_unique_names, parse_int=_count, parse_constant=_no_number
+        )
+        fields = {name: _field(name, field) for name, field in _tensors_of(content).items()}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is not valid: {' '.join(str(error).split())[:200]}") from error
+    fields = dict(sorted(fields.items(), key=lambda pair: (pair[1].data_offsets, pair[0])))
     end = 0
-    for first, last, name in places:
-        dtype, shape = header[name]
-        if dtype not in BYTES or not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
-            raise ValueError(f"its header gives {name} the dtype {dtype} and the shape {shape}")
-        if first != end or last - first != math.prod(shape) * BYTES[dtype]:
-            raise ValueError(f"its header puts {name}, {shape} of {dtype}, at {first} to {last}, after {end}")
+    for name, field in fields.items():
+        first, last = field.data_offsets
+        if field.dtype not in BYTES:
+            raise ValueError(f"its header gives {name} the dtype {field.dtype} and the shape {field.shape}")
+        if first != end or last - first != _bytes_of(name, field):
+            raise ValueError(
+                f"its header puts {name}, {field.shape} of {field.dtype}, at {first} to {last}, after {end}"
+            )
         end = last
     data = 8 + length
     if end != size - data:
         raise ValueError(f"its tensors take {end} bytes, and it has {size - data}")
-    return Layout({name: header[name] for _, _, name in places}, {name: data + first for first, _, name in places})
+    header = {name: (field.dtype, field.shape) for name, field in fields.items()}
+    return Layout(header, {name: data + field.data_offsets[0] for name, field in fields.items()})
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a header says of a tensor; the offsets count from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def _tensors_of(content: Any) -> dict[str, Any]:
+    """What a header says of each tensor, without the notes beside them, which are text."""
+    if not isinstance(content, dict):
+        raise ValueError("it is no object")
+    notes = content.pop("__metadata__", None)
+    if notes is not None and not (isinstance(notes, dict) and all(isinstance(text, str) for text in notes.values())):
+        raise ValueError("its __metadata__ is no text by names")
+    for text in (*content, *(notes or {}).values()):
+        text.encode()  # a half of a surrogate pair is no text
+    return content
+
+
+def _field(name: str, content: Any) -> TensorEntry:
+    """What a header says of one tensor, which is all that it may say."""
+    field = from_json(TensorEntry, content, place=name)
+    if len(content) != len(fields_of(TensorEntry)):
+        raise ValueError(f"it says more of {name} than {', '.join(entry.name for entry in fields_of(TensorEntry))}")
+    return field
+
+
+def _bytes_of(name: str, field: TensorEntry) -> int:
+    """The bytes of a tensor.
+
+    Raises:
+        ValueError: if they can't be counted: the product of a million large numbers would take minutes.
+    """
+    size = BYTES[field.dtype]
+    for length in field.shape:
+        size *= length
+        if size > _LARGEST:
+            raise ValueError(f"its header gives {name} a shape of more numbers than can be")
+    return size
+
+
+def _count(digits: str) -> int:
+    """A number of a header, as safetensors counts: not below 0, nor written as -0."""
+    if digits.startswith("-") or int(digits) > _LARGEST:
+        raise ValueError(f"{digits[:30]} is no count")
+    return int(digits)
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -10,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.earlier_names import earlier_names, renamed_fields
-from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, Header, read_header
+from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, SAVED_AGAIN, Header, read_fields, read_header
+from hf_radin.checkpoints.limits import check_adapter_config
 from hf_radin.checkpoints.model import (
     check_header,
     class_axes,
@@ -22,6 +22,8 @@ from hf_radin.checkpoints.model import (
     load_model,
     quiet_transformers,
 )
+from hf_radin.runtime.files import BrokenFileError
+from hf_radin.runtime.schema import read_record
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,17 @@ _UNCHANGED_BASE = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mi
 _PART_OF_BASE = re.compile(r"pissa|pissa_niter_\d{1,3}|(?i:olora)")
 
 
+@dataclass(frozen=True)
+class AdapterBase:
+    """What an adapter's configuration says of its base, and of how it began beside it."""
+
+    peft_type: str
+    base_model_name_or_path: str | None
+    revision: str | None = None
+    init_lora_weights: Any = None
+    megatron_config: Any = None
+
+
 def read_base(folder: Path) -> tuple[str, str | None]:
     """The base model that an adapter names, and its revision.
 
@@ -46,15 +59,16 @@ def read_base(folder: Path) -> tuple[str, str | None]:
         ValueError: if the adapter is no LoRA adapter or can't be loaded as it was trained, or peft is not installed.
     """
     try:
-        fields = json.loads((folder / ADAPTER_CONFIG).read_text(), parse_constant=_refuse_constant)
-        kind, base = fields["peft_type"], fields["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{folder}: {ADAPTER_CONFIG} can't be used: {error!r}") from error
-    if kind != "LORA":
-        raise ValueError(f"{folder}: an adapter of the kind {kind!r}; those that can be merged here are 'LORA'.")
-    if fields.get("megatron_config"):  # peft would import whatever module the adapter names
+        adapter = read_record(AdapterBase, folder / ADAPTER_CONFIG, way_out=SAVED_AGAIN)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no {ADAPTER_CONFIG}.") from error
+    if adapter.peft_type != "LORA":
+        raise ValueError(
+            f"{folder}: an adapter of the kind {adapter.peft_type!r}; those that can be merged here are 'LORA'."
+        )
+    if adapter.megatron_config:  # peft would import whatever module the adapter names
         raise ValueError(f"{folder}: an adapter for Megatron layers, which no image classifier here has.")
-    beginning = str(fields.get("init_lora_weights"))
+    beginning = str(adapter.init_lora_weights)
     if beginning.lower() not in _UNCHANGED_BASE and not _PART_OF_BASE.fullmatch(beginning):
         raise ValueError(
             f"{folder}: an adapter that began as {beginning!r} (init_lora_weights): peft then changes the base by "
@@ -62,16 +76,12 @@ def read_base(folder: Path) -> tuple[str, str | None]:
             "(merge_and_unload) and save the whole model, or, if it has no modules_to_save, which are lost by it, "
             "convert it to plain LoRA with peft's save_pretrained(path_initial_model_for_weight_conversion=...)."
         )
-    revision = fields.get("revision")
-    if not isinstance(base, str) or not base or "\0" in base or not isinstance(revision, (str, type(None))):
+    base = adapter.base_model_name_or_path
+    if not base or not base.isprintable():
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
     if find_spec("peft") is None:  # before anything is downloaded for it
         raise ValueError(f"{folder} is a LoRA adapter: install hf_radin[peft] to merge it.")
-    return base, revision
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no number to scale weights by")
+    return base, adapter.revision
 
 
 def load_adapter_config(
@@ -226,9 +236,11 @@ def _fit(folder: Path, model: PreTrainedModel, header: Header) -> _Fitted:
     """
     from peft import LoraConfig
 
+    fields = read_fields(folder / ADAPTER_CONFIG)  # which peft would read in the encoding of the locale
+    check_adapter_config(folder / ADAPTER_CONFIG, fields, max((max(shape, default=0) for _, shape in header.values())))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = LoraConfig.from_pretrained(str(folder))
+        options = LoraConfig.from_peft_type(**LoraConfig.check_kwargs(**fields))
     layers = {name: _layer(name) for name in header}
     modules = {name for name, _ in model.named_modules()}
     if modules.issuperset(layers.values()):
@@ -296,6 +308,8 @@ def _blaming(where: str | Path, what: str) -> Iterator[None]:
     """Turn whatever peft raises into a ValueError about the adapter."""
     try:
         yield
+    except BrokenFileError:  # which names the file
+        raise
     except Exception as error:
         raise ValueError(f"{where}: the adapter {what}: {' '.join(str(error).split())}") from error
 

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import shared_fields
-from hf_radin.checkpoints.files import CONFIG, FLOATS, INTEGERS, PROCESSOR_FILES, Header, load_tensors, torch_dtype
+from hf_radin.checkpoints.files import (
+    CONFIG,
+    FLOATS,
+    INTEGERS,
+    PROCESSOR_FILES,
+    Header,
+    load_tensors,
+    read_fields,
+    torch_dtype,
+)
+from hf_radin.checkpoints.limits import TENSORS, check_config, check_processor, few_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +34,11 @@ _TIMM_LOADS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cf
 # to be looked at, and a configuration that asks for them can't be saved (transformers#30978, #38288).
 OUTPUT_FIELDS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 
+# What to do about an image processor that can't be used.
+_ANOTHER_PROCESSOR = (
+    "Save the one it was trained with beside it, or name one with image_processor=... (--image-processor ID)."
+)
+
 # Architectures that transformers lists as image classifiers, but that have no classes.
 _NO_CLASSIFIERS = {"shieldgemma2": "it answers a prompt about a policy, yes or no, and has no classes of its own"}
 
@@ -36,8 +51,11 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     """
     from transformers import AutoConfig
 
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: no {CONFIG}; a checkpoint as `save_pretrained` writes it has one.")
+    try:
+        fields = read_fields(folder / CONFIG)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no {CONFIG}; a checkpoint as `save_pretrained` writes it has one.") from error
+    check_config(folder / CONFIG, fields)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # each configuration has its own checks
@@ -120,6 +138,8 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> BaseImag
     """
     from transformers import AutoImageProcessor
 
+    for path in [folder / name for name in PROCESSOR_FILES if (folder / name).exists()]:
+        check_processor(path, read_fields(path, way_out=_ANOTHER_PROCESSOR))
     try:
         with quiet_transformers():
             return AutoImageProcessor.from_pretrained(
@@ -162,7 +182,7 @@ def _build(config: PretrainedConfig, device: str, trust_remote_code: bool) -> Pr
     try:
         if config.model_type in _NO_CLASSIFIERS:
             raise ValueError(_NO_CLASSIFIERS[config.model_type])
-        with torch.device(device), quiet_transformers():
+        with torch.device(device), quiet_transformers(), few_tensors():
             return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # each architecture has its own errors for a configuration that it can't build
         raise ValueError(
@@ -228,6 +248,8 @@ def check_header(
     """
     import torch
 
+    if len(header) > TENSORS:
+        raise ValueError(f"{where}: it has {len(header):,} tensors, and no image classifier more than {TENSORS:,}.")
     for name, (dtype, shape) in header.items():
         if dtype not in FLOATS + INTEGERS:
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import sys
@@ -19,7 +18,7 @@ from hf_radin.images.digests import as_digests
 from hf_radin.images.pixels import Inputs, Pixels
 from hf_radin.images.shards import Block, count_shards, raw_blocks, reader, reads
 from hf_radin.images.split import Split
-from hf_radin.runtime.files import write_atomically, write_json
+from hf_radin.runtime.files import BrokenFileError, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -412,7 +411,7 @@ def _row_checksum(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
 def _read_json(path: Path) -> dict[str, Any]:
     """The fields of a file of the cache; none if there is no such file, or it is broken."""
     try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError):
+        fields = read_json(path)
+    except (FileNotFoundError, BrokenFileError):
         return {}
     return fields if isinstance(fields, dict) else {}

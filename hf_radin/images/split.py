@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_radin.images.split_files import SplitFiles, find_archives, find_splits
 from hf_radin.runtime.files import is_dir
 from hf_radin.runtime.hub_errors import asking_the_hub, is_of_network
+from hf_radin.runtime.text import refuse_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -324,7 +325,11 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
 
 
 def listing_hash(folder: Path) -> str:
-    """A hash of the names, sizes and times of a folder's files: hashing the contents would take as long as a pass."""
+    """A hash of the names, sizes and times of a folder's files: hashing the contents would take as long as a pass.
+
+    Raises:
+        ValueError: if a name is no text.
+    """
     digest = hashlib.sha256(str(folder).encode())
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -332,6 +337,7 @@ def listing_hash(folder: Path) -> str:
         seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)  # links may run in circles
         for name in sorted(files):
             path = os.path.join(place, name)
+            refuse_bytes(path)
             digest.update(f"{os.path.relpath(path, folder)}\0{_file_stamp(path)}\0".encode())
     return f"files:{digest.hexdigest()}"
 

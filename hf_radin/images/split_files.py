@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from hf_radin.runtime.files import card_metadata, read_text
+
 logger = logging.getLogger(__name__)
 
 # Names of splits, and the split that datasets takes each for.
@@ -129,12 +131,10 @@ def _left_out(names: list[str]) -> list[str]:
 
 def _card_lists_files(folder: Path) -> bool:
     """Whether a dataset's card lists the files of its splits."""
-    from huggingface_hub import metadata_load
-
     if (folder / ".huggingface.yaml").is_file():
         return True
     card = folder / "README.md"
-    return card.is_file() and "configs" in (metadata_load(card) or {})
+    return card.is_file() and "configs" in card_metadata(read_text(card))
 
 
 def _walk(folder: Path) -> list[PurePosixPath]:

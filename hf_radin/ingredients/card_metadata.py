@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable
@@ -12,7 +11,8 @@ from textwrap import shorten
 from typing import Any
 
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients, is_cached
-from hf_radin.runtime.files import is_dir
+from hf_radin.runtime.files import BrokenFileError, card_metadata, is_dir, read_text
+from hf_radin.runtime.schema import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +120,21 @@ class IngredientEntry:
 
 def read_card(ingredient: Ingredient) -> dict[str, Any]:
     """The metadata of an ingredient's `README.md`; for a Trainer's `checkpoint-*` folder, that of the run."""
-    from huggingface_hub import metadata_load
-
     for folder in _card_folders(ingredient):
         try:
-            return metadata_load(folder / "README.md") or {}
+            return card_metadata(read_text(folder / "README.md"))
         except FileNotFoundError:
             continue
-        except Exception as error:  # people write cards: a broken one is as good as none
+        except ValueError as error:  # people write cards: a broken one is as good as none
             logger.warning("%s: the card's metadata can't be read: %s", ingredient.id, error)
     return {}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is read of a Trainer's `trainer_state.json` for its hyperparameters."""
+
+    trial_params: dict[str, Any] | None = None
 
 
 def read_hyperparameters(ingredient: Ingredient) -> dict[str, str]:
@@ -139,14 +144,13 @@ def read_hyperparameters(ingredient: Ingredient) -> dict[str, str]:
     """
     for folder in _card_folders(ingredient):
         try:
-            trial = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")).get("trial_params")
-            if isinstance(trial, dict) and trial:
+            if trial := read_record(Trial, folder / "trainer_state.json").trial_params:
                 return _shortened(trial.items())
-        except (OSError, ValueError, AttributeError, RecursionError):
+        except (FileNotFoundError, BrokenFileError):
             pass
         try:
-            text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            text = read_text(folder / "README.md")
+        except (FileNotFoundError, BrokenFileError):
             continue
         _, _, section = text.partition("### Training hyperparameters")
         if pairs := re.findall(r"^- (\w+): (.+)$", section.partition("\n#")[0], re.MULTILINE):

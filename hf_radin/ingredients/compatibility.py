@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import re
@@ -11,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoints.fields import comparable, flattened
+from hf_radin.checkpoints.fields import comparable, declared_fields, flattened
 from hf_radin.checkpoints.model import empty_model, task_of
 from hf_radin.ingredients.ingredient import Ingredient
 
@@ -144,7 +143,7 @@ def _declared_or_read(config: PretrainedConfig, source: str, everything: bool, p
         source: of the model; fields that neither it nor the configuration's class mentions are left out.
         everything: keep these too.
     """
-    declared = _declared(config)
+    declared = declared_fields(type(config))
     fields: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         part, word = getattr(config, name, None), re.escape(name)
@@ -153,13 +152,6 @@ def _declared_or_read(config: PretrainedConfig, source: str, everything: bool, p
         elif everything or name in declared or re.search(rf"\.{word}\b|[\"']{word}[\"']", source):
             fields |= flattened({name: value}, prefix)
     return fields
-
-
-def _declared(config: PretrainedConfig) -> set[str]:
-    """The fields that the class of a configuration declares, inherited ones included."""
-    if dataclasses.is_dataclass(config):
-        return {field.name for field in dataclasses.fields(config)}
-    return {name for cls in type(config).__mro__[:-1] for name in inspect.signature(cls).parameters}
 
 
 def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> dict[str, tuple[int, ...]]:

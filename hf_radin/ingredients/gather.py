@@ -18,7 +18,7 @@ from hf_radin.ingredients.compatibility import describe, find_differences
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import align, read_labels
 from hf_radin.ingredients.resolve import find_places
-from hf_radin.runtime.files import digest
+from hf_radin.runtime.files import digest, read_text
 from hf_radin.runtime.hub_errors import asking_the_hub
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def _notes_of_files(files: CheckpointFiles, config: PretrainedConfig, trust_remo
 
 def _adapter_config(files: CheckpointFiles) -> str:
     """The text of an adapter's configuration (scale, rank, targets); empty for whole weights."""
-    return (files.folder / ADAPTER_CONFIG).read_text() if files.base else ""
+    return read_text(files.folder / ADAPTER_CONFIG) if files.base else ""
 
 
 def _vet_together(verdicts: list[Verdict]) -> list[Verdict]:

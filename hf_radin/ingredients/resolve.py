@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import glob
-import json
 import logging
 import os
 import re
@@ -15,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, WEIGHTS
-from hf_radin.runtime.files import is_dir
+from hf_radin.runtime.files import BrokenFileError, is_dir, read_text, read_yaml
 from hf_radin.runtime.hub_errors import asking_the_hub
+from hf_radin.runtime.schema import read_record
+from hf_radin.runtime.text import refuse_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,13 @@ PAGE = 50
 
 # How the names of files end that list checkpoints.
 LISTS = (".txt", ".yaml", ".yml")
+
+# Letters of a name, as of a path on Linux, and parts of a pattern that stand for any number of folders: with each, all
+# folders are looked through once more.
+LONGEST_NAME, MOST_DEEP = 4096, 3
+
+# What to do about a list that can't be read.
+_A_LIST = "A list of checkpoints has one name a line, or is a list of names in YAML."
 
 
 @dataclass(frozen=True)
@@ -54,18 +62,19 @@ def find_places(names: list[str], *, revision: str | None = None, token: str | b
         token: for the Hub.
 
     Raises:
-        ValueError: if a name stands for nothing.
+        ValueError: if a name stands for nothing, or is no text.
     """
     places: dict[Place, None] = {}
     for name in names:
         for place in _places_of(name, token):
+            refuse_bytes(place.name)
             places.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
     return list(places)
 
 
 def _places_of(name: str, token: str | bool | None) -> Iterator[Place]:
-    if "\0" in name:
-        raise ValueError(f"{name!r} is no name.")
+    if "\0" in name or len(name) > LONGEST_NAME or name.count("**") > MOST_DEEP:
+        raise ValueError(f"{name[:100]!r} is no name, and no pattern that can be looked for.")
     name = name if is_dir(Path(name)) else os.path.expanduser(name)
     path = Path(name)
     if name and is_dir(path):
@@ -117,17 +126,11 @@ def _is_file(path: Path) -> bool:
 
 def _read_list(path: Path) -> list[str]:
     """The names in a text file, one a line, or in a YAML file, as a list or as one under `models`."""
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".txt":
-            entries: Any = [entry for line in text.splitlines() if (entry := _entry(line))]
-        else:
-            content = yaml.safe_load(text)
-            entries = content.get("models") if isinstance(content, dict) else content
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} can't be read as a list of checkpoints: {' '.join(str(error).split())}") from error
+    if path.suffix == ".txt":
+        entries: Any = [entry for line in read_text(path, way_out=_A_LIST).splitlines() if (entry := _entry(line))]
+    else:
+        content = read_yaml(path, way_out=_A_LIST)
+        entries = content.get("models") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
     return entries
@@ -150,8 +153,9 @@ def _run_or_checkpoint(folder: Path) -> Place:
         if inner.is_dir() and inner.name.removeprefix("checkpoint-").isdecimal()
     }
     last = checkpoints[max(checkpoints)] if checkpoints else folder
-    best = _best_checkpoint(last / "trainer_state.json") if checkpoints else None
-    if _holds_checkpoint(folder):
+    holds_checkpoint = _holds_checkpoint(folder)
+    best = _best_checkpoint(last / "trainer_state.json", is_needed=not holds_checkpoint) if checkpoints else None
+    if holds_checkpoint:
         if best and not any(_same_weights(folder, checkpoint) for checkpoint in checkpoints.values()):
             logger.warning(
                 "%s has a model of its own that is none of its checkpoints, though %s is its best: where the Trainer "
@@ -181,13 +185,28 @@ def _same_weights(folder: Path, checkpoint: Path) -> bool:
     return True
 
 
-def _best_checkpoint(state: Path) -> str | None:
-    """The name of a run's best checkpoint. The path that the Trainer wrote is that of the machine of the run."""
+@dataclass(frozen=True)
+class TrainerState:
+    """What is read of a Trainer's `trainer_state.json`: the path of the best checkpoint on the machine of the run."""
+
+    best_model_checkpoint: str | None = None
+
+
+def _best_checkpoint(path: Path, *, is_needed: bool) -> str | None:
+    """The name of a run's best checkpoint; None if the Trainer's state does not say it, or is not there.
+
+    Raises:
+        BrokenFileError: if the state can't be read, and the name is needed.
+    """
     try:
-        best = json.loads(state.read_text())["best_model_checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        best = read_record(TrainerState, path, way_out="Name one of the run's checkpoints.").best_model_checkpoint
+    except FileNotFoundError:
         return None
-    return PurePosixPath(best.replace("\\", "/")).name if isinstance(best, str) else None
+    except BrokenFileError:
+        if is_needed:
+            raise
+        return None
+    return PurePosixPath(best.replace("\\", "/")).name if best else None
 
 
 def _places_on_hub(name: str, token: str | bool | None) -> Iterator[Place]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from hf_radin.logits.bank_files import Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import digest, write_atomically, write_json
-from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.runtime.files import BrokenFileError, digest, write_atomically, write_json
+from hf_radin.runtime.schema import read_record, to_json
 from hf_radin.weights.average import average_model
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ class Pace:
     def read(cls, path: Path) -> Pace:
         """The pace in a file; a broken file, or none, tells nothing."""
         try:
-            return from_json(cls, json.loads(path.read_text()))
-        except (OSError, ValueError, OverflowError):
+            return read_record(cls, path)
+        except (FileNotFoundError, BrokenFileError):
             return cls()
 
     def after(self, seconds: float, images: int, device: str) -> Pace:

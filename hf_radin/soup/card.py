@@ -13,6 +13,7 @@ from hf_radin.images.sample import ENOUGH
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Result
+from hf_radin.runtime.files import BrokenFileError, card_metadata, read_text
 from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.runtime.text import between, code, escape, percent, show_metric
 from hf_radin.soup import pictures
@@ -280,8 +281,8 @@ def renewed_card(folder: Path, report: SearchReport, *, license: str | None = No
     """
     path = folder / "README.md"
     try:
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
+        old = read_text(path) if path.exists() else ""
+    except (OSError, BrokenFileError) as error:
         raise ValueError(f"{path} can't be read, so that what you wrote would be lost: {error}") from error
     files = report_files(report, folder / RECIPE, license=license or _license_of(old))
     del files[RECIPE]
@@ -373,16 +374,17 @@ def with_notes(text: str, old: str, path: Path) -> str:
 def license_beside(recipe: Path) -> str | None:
     """The licence of the card that lies beside a `recipe.json`; None if there is none, or it names none."""
     card = recipe.parent / "README.md"
-    return _license_of(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    try:
+        return _license_of(read_text(card))
+    except (FileNotFoundError, BrokenFileError):
+        return None
 
 
 def _license_of(text: str) -> str | None:
     """The licence in a card's metadata; None if there is none, or it can't be read."""
-    from huggingface_hub import ModelCard
-
     try:
-        license = ModelCard(text, ignore_metadata_errors=True).data.license
-    except Exception:  # somebody's own YAML
+        license = card_metadata(text).get("license")
+    except ValueError:  # somebody's own YAML
         return None
     return license if isinstance(license, str) else None
 

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import shared_fields
-from hf_radin.checkpoints.files import CONFIG, DTYPES, FLOATS, PROCESSOR_FILES, SHARD, as_dtype, shard_size
+from hf_radin.checkpoints.files import (
+    CONFIG,
+    DTYPES,
+    FLOATS,
+    PROCESSOR_FILES,
+    SHARD,
+    as_dtype,
+    read_fields,
+    shard_size,
+)
 from hf_radin.checkpoints.processor import check_processor, describe_processor
 from hf_radin.images.cache import find_home
 from hf_radin.images.split import OBJECT, DataSource, open_split
@@ -333,9 +342,7 @@ def _plain_ingredients(report: SearchReport) -> Ingredients | None:
 
 def _soup_config(folders: Sequence[Path], report: SearchReport) -> Mapping[str, Any] | None:
     """The configuration that checkpoints share; None if their classes are not those of the recipe, in its order."""
-    configs = [json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
-    if not all(isinstance(config, dict) for config in configs):
-        return None
+    configs = [read_fields(folder / CONFIG) for folder in folders]
     config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
     names = config.get("id2label")
     if not isinstance(names, dict):

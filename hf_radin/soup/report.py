@@ -16,7 +16,7 @@ from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSO
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.runtime.files import sha256_of_each
+from hf_radin.runtime.files import read_json, sha256_of_each
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
@@ -291,13 +291,11 @@ class SearchReport(SearchSettings):
             ValueError: if it is not there, or not one.
         """
         try:
-            contents = json.loads(path.read_text(encoding="utf-8"))
+            contents = read_json(path)
         except FileNotFoundError as error:
             is_named = path.name == RECIPE
             problem = f"{path.parent} holds no soup: there is no {path.name}" if is_named else f"There is no {path}"
             raise ValueError(f"{problem}.") from error
-        except (ValueError, OSError, RecursionError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a recipe: {error}") from error
         if not isinstance(contents, dict) or contents.get("format_version", contents.get("format")) not in (1, 2):
             raise ValueError(f"{path} is not a recipe of format {FORMAT_VERSION} or 1, which this version reads.")
         try:

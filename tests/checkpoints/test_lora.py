@@ -185,7 +185,7 @@ def test_equal_tensors_at_another_scale_are_no_copy(adapters):
 
 def test_a_scale_that_is_no_number_is_refused(adapters):
     change(adapters / "ft-1", lora_alpha=float("nan"))
-    with pytest.raises(ValueError, match=r"ft-1: adapter_config.json can't be used: .*NaN is no number to scale"):
+    with pytest.raises(ValueError, match=r"adapter_config.json can't be read: its lora_alpha holds what is no number"):
         hf_radin.gather(f"{adapters}/*")
 
 

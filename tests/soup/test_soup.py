@@ -311,7 +311,7 @@ def test_a_recipe_of_the_first_version_is_read(soup, tmp_path):
 
 def test_a_recipe_without_a_bottom_is_refused(tmp_path):
     (tmp_path / "recipe.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="is not a recipe"):
+    with pytest.raises(ValueError, match="nested too deeply"):
         hf_radin.Soup.from_pretrained(tmp_path)
 
 
