@@ -8,6 +8,7 @@ are only two classes, and are undefined if all samples have one class. A predict
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from hf_radin.recipes.ensemble import BINS
 
 if TYPE_CHECKING:
     import torch
+
+
+# Who has evaluate's own metrics on the Hub.
+_OWN = "evaluate-metric"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +135,7 @@ def _load(name: str) -> Metric:
     plain = name.strip().lower().replace("-", "_")
     if plain in NAMES:
         return Metric(plain, plain in OF_LOGITS, partial(_compute, plain))
-    if not Path(name).exists() and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
+    if not _is_path(name) and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
         raise ValueError(f"The metric {name!r} is none of {', '.join(NAMES)}. Did you mean {similar[0]!r}?")
     try:
         compute = _load_script(name)
@@ -147,21 +152,32 @@ def _compute(name: str, answers: Answers) -> dict[str, float]:
     return {name: OF_LOGITS[name](answers) if is_finite else float("nan")}
 
 
+def _is_path(name: str) -> bool:
+    """Whether a name is that of a place: a path, or somebody's id on the Hub."""
+    return "/" in name or os.sep in name
+
+
 def _load_script(name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
     """A script of evaluate, as a function from predicted and true classes `(samples,)` to scores by name.
+
+    A script is code. A plain name is that of one of evaluate's own metrics on the Hub, whatever lies in the working
+    directory; a script from there, or of somebody else on the Hub, is run only if its path or id is written out.
 
     Raises:
         ValueError: if it can't be loaded, or can't be computed from predicted classes.
     """
+    source = name if _is_path(name) else f"{_OWN}/{name}"
+    if source != name and Path(source).exists():  # evaluate would look there first
+        raise ValueError(f"There is a folder {_OWN} here, in which evaluate would look for it: run this elsewhere.")
     import evaluate  # takes seconds
 
     try:
-        module = evaluate.load(name, keep_in_memory=True)
+        module = evaluate.load(source, keep_in_memory=True)
     except Exception as error:  # a script from outside can fail in any way
         reason = str(error).rstrip(".")
         raise ValueError(
-            f"It can't be loaded by evaluate either: {reason}. Its scripts come from the Hub; offline, give the path "
-            "of a folder that holds one."
+            f"It can't be loaded by evaluate either: {reason}. Its scripts come from the Hub; to run one that is "
+            "here, write its path with a slash, as in ./my_metric."
         ) from error
 
     def scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

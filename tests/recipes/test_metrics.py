@@ -168,3 +168,55 @@ def test_a_slip_is_answered_with_the_name_that_is_meant_before_evaluate_is_asked
     with pytest.raises(ValueError, match=r"'accurcy' is none of .* Did you mean 'accuracy'") as raised:
         load_metrics("accurcy")
     assert raised.value.__context__ is None  # no error of evaluate's came first
+
+
+SCRIPT = """
+import datasets
+import evaluate
+import pathlib
+
+pathlib.Path("it-ran").touch()
+
+
+class Count(evaluate.Metric):
+    def _info(self):
+        kinds = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo("", "", datasets.Features(kinds))
+
+    def _compute(self, predictions, references):
+        return {"count": len(predictions)}
+"""
+
+
+@pytest.mark.parametrize("name", ["f1", "my_count", "my_count.py", "accurcy_of_mine"])
+def test_a_script_in_the_working_directory_is_not_run_by_a_plain_name(tmp_path, monkeypatch, go_offline, name):
+    go_offline()
+    monkeypatch.chdir(tmp_path)
+    stem = name.removesuffix(".py")
+    (tmp_path / stem).mkdir()
+    (tmp_path / stem / f"{stem}.py").write_text(SCRIPT)
+    (tmp_path / f"{stem}.py").write_text(SCRIPT)
+    if name in NAMES:
+        assert load_metrics(name)[0].compute(answers(10, 3, 3)).keys() == {name}
+    else:
+        with pytest.raises(ValueError, match=r"write its path with a slash, as in \./my_metric"):
+            load_metrics(name)
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_a_script_is_run_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_count").mkdir()
+    (tmp_path / "my_count" / "my_count.py").write_text(SCRIPT)
+    (metric,) = load_metrics("./my_count")
+    assert metric.compute(answers(10, 3, 3)) == {"count": 10.0} and (tmp_path / "it-ran").exists()
+
+
+def test_a_folder_of_the_name_of_evaluates_own_stands_for_nothing(tmp_path, monkeypatch, go_offline):
+    go_offline()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evaluate-metric" / "my_count").mkdir(parents=True)
+    (tmp_path / "evaluate-metric" / "my_count" / "my_count.py").write_text(SCRIPT)
+    with pytest.raises(ValueError, match="There is a folder evaluate-metric here"):
+        load_metrics("my_count")
+    assert not (tmp_path / "it-ran").exists()
