@@ -1,8 +1,6 @@
 """`python -m hf_radin`: the command line."""
 
-import sys
-
-from hf_radin.cli.main import main
+from hf_radin.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -57,7 +57,8 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ValueError(f"{folder}: no {CONFIG}; a checkpoint as `save_pretrained` writes it has one.") from error
     check_config(folder / CONFIG, fields)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # each configuration has its own checks
         raise ValueError(f"{folder}: {CONFIG} can't be used: {_first_line(error)}") from error
     loads = sorted(_TIMM_LOADS & set(getattr(config, "model_args", None) or ()))

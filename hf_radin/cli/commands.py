@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_radin
-from hf_radin.cli.tables import estimate_table, plan_table, say, soup_table, verdict_table
+from hf_radin.cli.tables import as_text, estimate_table, plan_table, say, show, soup_table, verdict_table
 from hf_radin.images.cache import find_home
 from hf_radin.images.digests import refuse_shared_splits
 from hf_radin.images.sample import Pilot
@@ -104,7 +104,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
         return save(result, args)
-    say(soup_table(result))
+    show(soup_table(result))
     result.save_recipe(args.output / RECIPE)
     say(
         f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
@@ -115,7 +115,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
 def inspect(args: argparse.Namespace, processes: Processes) -> None:
     """Say of each checkpoint whether it can go into a soup with the others."""
     verdicts = inspect_models(args.models, **model_options(args))
-    say(verdict_table(verdicts))
+    show(verdict_table(verdicts))
     refused = sum(bool(verdict.problem) for verdict in verdicts)
     usable = sum(verdict.ingredient is not None for verdict in verdicts)
     if refused:
@@ -133,7 +133,7 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
     ingredients = hf_radin.gather(args.models, **model_options(args))
     size = JobSize(args.images, args.processes, args.budget, Pilot.of(args.pilot))
     source = data_source(args, ingredients)
-    say(estimate_table(estimate_job(ingredients, source, run_options(args), size, processes)))
+    show(estimate_table(estimate_job(ingredients, source, run_options(args), size, processes)))
 
 
 def average(args: argparse.Namespace, processes: Processes) -> None:
@@ -161,7 +161,7 @@ def card(args: argparse.Namespace, processes: Processes) -> None:
 
 def push(args: argparse.Namespace, processes: Processes) -> None:
     """Upload a saved soup."""
-    say(processes.decide(lambda: _pushed(args)))
+    show(processes.decide(lambda: _pushed(args)))
 
 
 def _pushed(args: argparse.Namespace) -> str:
@@ -181,12 +181,12 @@ def _pushed(args: argparse.Namespace) -> str:
         opened = "\nA pull request would be opened, and nothing there changed." if args.create_pr else ""
         return plan_table(args.repo_id, files, plan_commit(args.repo_id, hashes_of(files), options)) + opened
     commit = push_folder(args.folder, args.repo_id, options, card_options(args))
-    return str(commit.pr_url or commit.commit_url)
+    return as_text([str(commit.pr_url or commit.commit_url)])
 
 
 def save(result: Soup, args: argparse.Namespace) -> None:
     """Print, save and push a soup."""
-    say(soup_table(result))
+    show(soup_table(result))
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
     if args.push_to:

@@ -9,14 +9,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hf_radin import __version__
 from hf_radin.cli import options
 from hf_radin.cli.options import Parser
 from hf_radin.runtime.processes import MainStoppedError, Processes, is_main_process
+from hf_radin.runtime.text import printable
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and store its logits, to be searched later, here or elsewhere"
@@ -29,16 +33,29 @@ PUSH = "upload a saved soup as it is, in one commit"
 
 # Seconds from an interrupt to the end of a process, whatever its threads wait for.
 GRACE = 5
-INTERRUPTED = "hf-radin: interrupted; run the same command again to continue."
-TERMINATED = "hf-radin: terminated; run the same command again to continue."
+
+
+def run() -> NoReturn:
+    """The console script: an interrupt before and after the command ends it at once, and without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends in one line on stderr and the exit status 2."""
-    args, unknown = command_parser().parse_known_args(arguments)
-    if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `{args.parser.prog} --help`")
-    return run_command(args)
+    """Run a command.
+
+    Returns:
+        The exit status: 2 for what a user can mend, 130 and 143 if it was interrupted or terminated, 1 for a fault of
+        the program. All but 0 come with one line on stderr.
+    """
+    received: list[int] = []
+    with _heard(received):
+        try:
+            return _run(arguments)
+        except SystemExit:  # of argparse, which has said why
+            raise
+        except BaseException as error:
+            return _end(error, received)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -68,92 +85,115 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_command(args: argparse.Namespace) -> int:
-    """Run the command that was read; what a user can mend is one line, not a traceback.
-
-    A command that is told to end (a batch system's SIGTERM) ends like an interrupt from the keyboard.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-        sys.unraisablehook = _signal_again
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it otherwise
-            signal.signal(signal.SIGINT, _interrupt)
+def _run(arguments: Sequence[str] | None) -> int:
+    """Read the options and run the command."""
+    args, unknown = command_parser().parse_known_args(arguments)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `{args.parser.prog} --help`")
     for stream in (sys.stdout, sys.stderr):  # names that a terminal can't show are no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.captureWarnings(is_main_process())  # such that they, too, go above a bar (see `progress_bar`)
     # what all processes see is logged once; an error is logged by the process that has it
     logging.getLogger("hf_radin").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    status = _run(args, Processes())
-    if hasattr(signal, "SIGALRM") and signal.alarm(0):  # told to end, and Python would wait for all threads
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
-
-
-def _run(args: argparse.Namespace, processes: Processes) -> int:
-    """The exit status of a command."""
+    processes = Processes()
     try:
         # loaded when the options were read: `--help` takes nothing of what runs the commands
         getattr(import_module("hf_radin.cli.commands"), args.command)(args, processes)
         processes.leave()
-    except (ValueError, OSError) as error:
-        if not isinstance(error, MainStoppedError):  # the main process prints it
-            print(f"hf-radin: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if is_main_process():  # the others are interrupted with it
-            print(INTERRUPTED, file=sys.stderr)
-        return 130
-    except _Terminated:
-        if is_main_process():  # the others are terminated with it
-            print(TERMINATED, file=sys.stderr)
-        return 143
     finally:
         processes.leave(together=False)  # whatever ended it; after the call above there is nothing left to do
     return 0
+
+
+class Lines(logging.Formatter):
+    """What is logged, with control characters escaped: a name from outside can't pass for a line of ours.
+
+    A record of this package is one line. Others may have several, which are indented.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.name.partition(".")[0] == "hf_radin":
+            return printable(text)
+        return "\n  ".join(map(printable, text.splitlines()))
 
 
 class _Terminated(BaseException):
     """SIGTERM came."""
 
 
-# Seconds after which a signal that was lost is sent again.
-AGAIN = 0.05
+# What the signals that end a command are raised as, and what is said then.
+_SIGNALS = {signal.SIGINT: (KeyboardInterrupt, "interrupted"), signal.SIGTERM: (_Terminated, "terminated")}
 
 
-def _signal_again(unraisable: Any) -> None:
-    """Where an object was just being deleted, Python drops what a signal raises, and the run would go on."""
-    error = unraisable.exc_value
-    if isinstance(error, (KeyboardInterrupt, _Terminated)):
-        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
-        threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
-    else:
-        sys.__unraisablehook__(unraisable)
+@contextmanager
+def _heard(received: list[int]) -> Iterator[None]:
+    """Raise the first signal to end, of the keyboard or of a batch system, wherever the command is.
 
+    A second one ends the process at once, and so do `GRACE` seconds: threads that wait for a Hub hear of no signal.
+    What is written appears whole or not at all, so that nothing is lost.
 
-def _terminate(number: int, frame: Any) -> None:
-    _end_soon(143, TERMINATED)
-    raise _Terminated
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    _end_soon(130, INTERRUPTED)
-    raise KeyboardInterrupt
-
-
-def _end_soon(status: int, message: str) -> None:
-    """End the process within GRACE seconds, whatever it waits for: threads that wait for a Hub don't hear of signals.
-
-    What is written to disk may be cut off anywhere.
+    Args:
+        received: the signal is added to it: libraries turn an interrupt into errors of their own.
     """
 
-    def end(number: int, frame: Any) -> None:
-        os.write(2, f"{message}\n".encode() if is_main_process() else b"")
-        os._exit(status)
+    def hear(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        if hasattr(signal, "SIGALRM"):  # not on Windows
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(_end(KeyboardInterrupt(), received)))
+            signal.alarm(GRACE)
+        raise _SIGNALS[signal.Signals(number)][0]
 
-    if hasattr(signal, "SIGALRM"):  # not on Windows
-        signal.signal(signal.SIGALRM, end)
-        signal.alarm(GRACE)
+    def end_ignored(ignored: Any) -> None:
+        """End where Python can raise no error: in a callback of its own, it would print it and go on."""
+        if not received:
+            return ignores(ignored)
+        os._exit(_end(KeyboardInterrupt(), received))
+
+    ignores, sys.unraisablehook = sys.unraisablehook, end_ignored
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    heard = [number for number in _SIGNALS if is_main_thread and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, hear) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received and hasattr(signal, "SIGALRM"):
+            signal.alarm(0)
+        sys.unraisablehook = ignores
+
+
+def _end(error: BaseException, received: Sequence[int]) -> int:
+    """Say in one line what ended a command; the exit status."""
+    if received or isinstance(error, KeyboardInterrupt):
+        number = signal.Signals(received[0]) if received else signal.SIGINT
+        if is_main_process():  # the others end with it
+            _say_error(f"{_SIGNALS[number][1]}; run the same command again to continue.")
+        return 128 + number
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        _say_error(
+            f"there is not enough memory: {error or 'none is left'}. Take fewer models at a time (--models-in-memory) "
+            "or smaller batches (--batch-size); run the same command again to continue."
+        )
+        return 2
+    if isinstance(error, (ValueError, OSError)):
+        if not isinstance(error, MainStoppedError):  # the main process prints it
+            _say_error(str(error))
+        return 2
+    if os.environ.get("HF_DEBUG"):
+        traceback.print_exception(error)
+    _say_error(
+        f"{type(error).__name__}: {error}. This is a fault of hf_radin or of a library: please report it with what "
+        "HF_DEBUG=1 shows."
+    )
+    return 1
+
+
+def _say_error(text: str) -> None:
+    print(f"hf-radin: {printable(text)}", file=sys.stderr)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_radin.checkpoints.files import DTYPES, SHARD
+from hf_radin.runtime.text import printable
 
 METRICS = (
     "what to report, with commas between: accuracy, balanced_accuracy, f1, precision, recall (means over classes; "
@@ -22,6 +23,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the options, which a shell may have made of the names of files."""
+        super().error(printable(message))
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

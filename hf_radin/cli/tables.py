@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hf_radin.ingredients.gather import Verdict
 from hf_radin.logits.cost import Estimate
 from hf_radin.runtime.hub_commit import Plan
 from hf_radin.runtime.processes import is_main_process
-from hf_radin.runtime.text import clock, show_metric
+from hf_radin.runtime.text import clock, printable, show_metric
 from hf_radin.soup.card_sentences import comparison_text, spending
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
@@ -17,14 +17,27 @@ from hf_radin.soup.soup import Soup
 # Letters of a line of a table of results, and of the title of a row.
 LINE, ROW_TITLE = 120, 18
 
+# Letters of a cell of a table of checkpoints.
+CELL = 100
+
 # A split and a metric.
 Column = tuple[str, str]
 
 
-def say(text: str) -> None:
-    """Print in the main process."""
+def say(line: str) -> None:
+    """Print a line in the main process, with what would move the cursor or forge a line escaped."""
+    show(printable(line))
+
+
+def show(table: str) -> None:
+    """Print lines of `as_text` in the main process."""
     if is_main_process():
-        print(text)
+        print(table)
+
+
+def as_text(lines: Iterable[str]) -> str:
+    """Lines that may have names from outside in them, as a text of so many lines."""
+    return "\n".join(map(printable, lines))
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
@@ -43,10 +56,17 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
                 "refused" if verdict.problem else "ok" if ingredient else "copy",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    cells = [[_cell(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     notes = [text for verdict in verdicts for text in (*verdict.notes, verdict.problem) if text]
-    return "\n".join(lines + [f"- {text}" for text in notes])
+    return as_text(lines + [f"- {text}" for text in notes])
+
+
+def _cell(text: str) -> str:
+    """A name as it stands in a table: of a very long one, the end."""
+    text = printable(text)
+    return text if len(text) <= CELL else f"...{text[3 - CELL :]}"
 
 
 def soup_table(soup: Soup) -> str:
@@ -64,7 +84,7 @@ def soup_table(soup: Soup) -> str:
     notes = [f"The figure of {text}." for text in _partial_figures(report)]
     proofs = [f"Soup against best single: {comparison_text(entry)}." for entry in report.against_best_single]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
-    return "\n".join([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", _spent(report)])
+    return as_text([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", *_spent(report)])
 
 
 def _estimated(report: SearchReport) -> str:
@@ -75,15 +95,15 @@ def _estimated(report: SearchReport) -> str:
     return f"Estimated, not measured: {show_metric('accuracy', estimate)} on {part}{split}."
 
 
-def _spent(report: SearchReport) -> str:
+def _spent(report: SearchReport) -> list[str]:
     """What the search took, and what of it is estimated after a pilot."""
-    text = f"Spent in all: {spending(report)}."
+    lines = [f"Spent in all: {spending(report)}."]
     if report.pilot and report.unseen:
-        text += (
-            f"\n{len(report.pilot.whole)} of {report.given} ingredients were run on all {report.images:,} images: "
+        lines.append(
+            f"{len(report.pilot.whole)} of {report.given} ingredients were run on all {report.images:,} images: "
             f"what the others and the ensemble get right of {report.unseen:,} of them is estimated."
         )
-    return text
+    return lines
 
 
 def _fitting(columns: list[Column]) -> list[list[Column]]:
@@ -127,7 +147,7 @@ def plan_table(repo_id: str, files: Mapping[str, Path | bytes], plan: Plan) -> s
         same = "" if name in plan.changed else "  is there already"
         what = "  replaces what is there" if name in plan.replaced else same
         lines.append(f"  {name:40} {_bytes(size):>10}{what}")
-    return "\n".join([*lines, *(f"  {name:40} {'':>10}  would be removed" for name in plan.removed)])
+    return as_text([*lines, *(f"  {name:40} {'':>10}  would be removed" for name in plan.removed)])
 
 
 def _partial_figures(report: SearchReport) -> Iterator[str]:
@@ -178,7 +198,7 @@ def estimate_table(job: Estimate) -> str:
         "Arithmetic from a probe, whose rate varies. Downloading, loading and averaging weights are not in it, nor is "
         "reading images over a network."
     )
-    return "\n".join([*lines, *(f"- {text}" for text in _too_much(job)), note])
+    return as_text([*lines, *(f"- {text}" for text in _too_much(job)), note])
 
 
 def _too_much(job: Estimate) -> Iterator[str]:

@@ -225,16 +225,16 @@ def agreed_origin(ingredients: Ingredients, *, config_name: str | None = None, s
             f"Name the dataset with --dataset: the models' cards name {paths[0]!r}, a folder on another machine."
         )
     agreed, *others = {replace(origin, config_name=origin.config_name or "default") for origin in origins.values()}
-    lines = "\n".join(f"  {name}: {origin}" for name, origin in origins.items())
+    listed = "; ".join(f"{name}: {origin}" for name, origin in origins.items())
     if not any(origin.dataset for origin in origins.values()):
         raise ValueError(
             "Name the dataset with --dataset (a Hub id or a folder), and its split with --split: the models' cards "
-            f"name none. (A loader, such as imagefolder, is none.)\n{lines}"
+            f"name none. (A loader, such as imagefolder, is none.) {listed}."
         )
     if others or not agreed.dataset:
         raise ValueError(
             "Name the data to choose with, by --dataset (a Hub id or a folder), --dataset-config and --split: the "
-            f"models' cards don't agree on it.\n{lines}"
+            f"models' cards don't agree on it. {listed}."
         )
     if split is None and agreed.split and is_training(agreed.split):
         raise ValueError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hf_radin.runtime import file_sync
+from hf_radin.runtime.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,13 +240,14 @@ def local_processes() -> int:
 
 
 @contextmanager
-def progress_bar(**options: Any) -> Iterator[Any]:
+def progress_bar(*, desc: str, **options: Any) -> Iterator[Any]:
     """A bar of the main process, with log lines above it; HF_HUB_DISABLE_PROGRESS_BARS silences it."""
     from huggingface_hub.utils import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    name = printable(desc)
     with (
-        tqdm(disable=not is_main_process() or None, leave=False, unit_scale=True, **options) as bar,
+        tqdm(disable=not is_main_process() or None, leave=False, unit_scale=True, desc=name, **options) as bar,
         nullcontext() if bar.disable else logging_redirect_tqdm(_terminal_loggers(), tqdm),
     ):
         yield bar
