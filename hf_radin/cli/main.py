@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hf_radin import __version__
 from hf_radin.cli import options
@@ -33,12 +33,6 @@ PUSH = "upload a saved soup as it is, in one commit"
 
 # Seconds from an interrupt to the end of a process, whatever its threads wait for.
 GRACE = 5
-
-
-def run() -> NoReturn:
-    """The console script: an interrupt before and after the command ends it at once, and without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,7 +172,7 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
         return 128 + number
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         _say_error(
-            f"there is not enough memory: {error or 'none is left'}. Take fewer models at a time (--models-in-memory) "
+            f"there is not enough memory: {str(error) or 'none is left'}. Take fewer models at a time (--models-in-memory) "
             "or smaller batches (--batch-size); run the same command again to continue."
         )
         return 2

@@ -1,5 +1,6 @@
 """A full disk and a batch system's SIGTERM end a run in one line, and lose nothing that was finished."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -50,3 +51,71 @@ def test_a_run_that_is_told_to_end_says_how_to_go_on(runs, digits, tmp_path):
     assert "hf-radin: terminated; run the same command again to continue." in errors
     again = subprocess.run(start, capture_output=True, text=True)
     assert again.returncode == 0 and (tmp_path / "soup" / "recipe.json").is_file()
+
+
+# Raises a signal at the n-th call of any function of Python's, wherever that is: while modules are loaded, models run
+# or files are written.
+STOPPED = """
+import os, signal, sys
+from hf_radin.cli.main import main
+number, at = signal.Signals(int(sys.argv.pop(1))), int(sys.argv.pop(1))
+calls = 0
+
+def count(frame, event, argument):
+    global calls
+    calls += 1
+    if calls == at:
+        sys.setprofile(None)
+        os.kill(os.getpid(), number)
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.setprofile(count)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "at"),
+    [(signal.SIGINT, 50), (signal.SIGINT, 50_000), (signal.SIGTERM, 200_000), (signal.SIGINT, 400_000)],
+)
+def test_no_moment_is_one_for_a_traceback(two, tmp_path, number, at):
+    start = [sys.executable, "-c", STOPPED, str(int(number)), str(at), "inspect", "--models", f"{two}/*"]
+    run = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode in (128 + number, -number), run.stderr
+    assert "Traceback" not in run.stderr and "ignored" not in run.stderr
+    word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert run.stderr.strip() == f"hf-radin: {word}; run the same command again to continue."
+
+
+# Ends a command by an error that nobody foresaw, at the place where models are gathered.
+FAULTY = """
+import sys
+from hf_radin.cli import commands
+from hf_radin.cli.main import main
+
+def fail(*arguments, **options):
+    raise {error}
+
+commands.inspect_models = fail
+sys.exit(main(["inspect", "--models", "a"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        ("KeyError('x')", 1, "hf-radin: KeyError: 'x'. This is a fault of hf_radin or of a library: please report"),
+        ("MemoryError()", 2, "hf-radin: there is not enough memory: none is left. Take fewer models at a time"),
+        ("RuntimeError('CUDA out of memory. Tried')", 2, "hf-radin: there is not enough memory: CUDA out of memory."),
+        ("OSError('a\\nb')", 2, r"hf-radin: a\nb"),
+    ],
+)
+@pytest.mark.parametrize("debugged", [False, True])
+def test_any_error_is_one_line_and_a_fault_shows_its_place_on_demand(tmp_path, error, status, text, debugged):
+    environment = {name: value for name, value in os.environ.items() if name != "HF_DEBUG"}
+    environment |= {"HF_DEBUG": "1"} if debugged else {}
+    start = [sys.executable, "-c", FAULTY.format(error=error)]
+    run = subprocess.run(start, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert run.returncode == status
+    *place, line = run.stderr.strip().splitlines()
+    assert line.startswith(text) and bool(place) == (debugged and status == 1)
