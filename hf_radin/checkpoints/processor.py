@@ -50,9 +50,21 @@ def prepare_image(processor: BaseImageProcessor, image: Image.Image) -> dict[str
 
     As in `pipeline("image-classification")`, the image becomes upright RGB by `load_image`, and goes through the
     processor alone, so that the result does not depend on other images.
+
+    Raises:
+        ValueError: if the processor keeps the shape of images, and would make too large a one of this long strip.
     """
     from transformers.image_utils import load_image
 
+    sides = getattr(processor, "size", None) or {}
+    edge = sides.get("shortest_edge") if isinstance(sides, Mapping) else getattr(sides, "shortest_edge", None)
+    limit, ratio = Image.MAX_IMAGE_PIXELS, max(image.size) / max(min(image.size), 1)
+    if edge and limit and edge * edge * ratio > limit:
+        raise ValueError(
+            f"an image of {image.width:,} x {image.height:,} pixels would be resized to {edge:,} x "
+            f"{round(edge * ratio):,}, more than Pillow's limit of {limit:,} (PIL.Image.MAX_IMAGE_PIXELS, "
+            "--max-image-pixels)"
+        )
     return {name: value[0] for name, value in processor(images=load_image(image), return_tensors="pt").items()}
 
 

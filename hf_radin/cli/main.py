@@ -93,6 +93,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     logging.captureWarnings(is_main_process())  # such that they, too, go above a bar (see `progress_bar`)
     # what all processes see is logged once; an error is logged by the process that has it
     logging.getLogger("hf_radin").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    if getattr(args, "max_image_pixels", None) is not None:
+        import PIL.Image
+
+        PIL.Image.MAX_IMAGE_PIXELS = args.max_image_pixels
     processes = Processes()
     try:
         # loaded when the options were read: `--help` takes nothing of what runs the commands
@@ -172,8 +176,8 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
         return 128 + number
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         _say_error(
-            f"there is not enough memory: {str(error) or 'none is left'}. Take fewer models at a time (--models-in-memory) "
-            "or smaller batches (--batch-size); run the same command again to continue."
+            f"there is not enough memory: {str(error) or 'none is left'}. Take fewer models at a time "
+            "(--models-in-memory) or smaller batches (--batch-size); run the same command again to continue."
         )
         return 2
     if isinstance(error, (ValueError, OSError)):

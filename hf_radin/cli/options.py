@@ -57,6 +57,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add("--split", help="split that chooses the soup; by default what the cards agree on, else validation")
     add("--image-column", help="needed if the dataset has several")
     add("--label-column", help="needed if it can't be told")
+    add_pixel_option(parser)
+
+
+def add_pixel_option(parser: argparse.ArgumentParser) -> None:
+    """The option that allows large images."""
+    text = "pixels that an image may have, as a guard against files that fill the memory (default: Pillow's limit)"
+    parser.add_argument("--max-image-pixels", type=pixels, metavar="N", help=text)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +176,7 @@ def add_bank_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bank", help="folder that `hf-radin logits` named, or dataset repository on the Hub")
     add("--revision", help="branch, tag or commit of a bank on the Hub")
+    add_pixel_option(parser)
     add("--cache-dir", type=Path, help="where banks of the Hub are cached (default: hf_radin in HF_HOME)")
 
 
@@ -182,6 +190,7 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, help="folder to write the checkpoint to")
     add("--dataset", help="of models with BatchNorm, where the images for its statistics are now")
     add("--cache-dir", type=Path, help="where these are cached (default: hf_radin in HF_HOME)")
+    add_pixel_option(parser)
     add("--dtype", choices=sorted(DTYPES), help="of the soup (default: as the ingredients)")
     add("--max-shard-size", default=SHARD, help="of a file of weights, as in 5GB (default: %(default)s)")
     add("--overwrite", action="store_true", help="allow an output folder that is not empty")
@@ -219,6 +228,13 @@ def passes(text: str) -> float:
     except ValueError as error:
         problem = f"{text!r} is no number of passes over the split; how long they take is what `estimate` says"
         raise argparse.ArgumentTypeError(problem) from error
+
+
+def pixels(text: str) -> int:
+    """A number of pixels, of one at least."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels")
+    return int(text)
 
 
 def number(text: str) -> int | str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 
 from hf_radin.images.digests import image_digest, with_bytes
 from hf_radin.images.pixels import Inputs, Prepare, find_tables, join, pack
@@ -24,6 +26,9 @@ Rows = list[dict[str, Any]]
 
 # How many rows at the beginning of a split example images are taken from.
 EXAMPLE_ROWS = 32
+
+# What to do about an image of more pixels than Pillow reads of a file that nobody vouches for.
+_MORE_PIXELS = "PIL.Image.MAX_IMAGE_PIXELS (--max-image-pixels) allows more"
 
 # How many bytes of prepared images are packed together: enough that small images don't cost a call each.
 PACKED_BYTES = 8_000_000
@@ -217,12 +222,16 @@ def open_image(image: Any, mode: str | None = None) -> Image:
     Args:
         image: as `with_bytes` gives it.
         mode: to convert it to, as in `L`; None for that of the file.
+
+    Raises:
+        ValueError: if its file says that it has more pixels than Pillow's limit, `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     import datasets
-    import PIL.Image
 
     if isinstance(image, np.ndarray):
         return PIL.Image.fromarray(image)
+    if isinstance(image, dict):
+        _size(image, mode)
     return datasets.Image(mode=mode).decode_example(image)
 
 
@@ -243,10 +252,12 @@ class _Decoder:
 
     def __init__(self, source: Source) -> None:
         self.source = replace(source, split=replace(source.split, rows=None))  # rows are read by one process
+        self.max_image_pixels = PIL.Image.MAX_IMAGE_PIXELS
         _ = self.source.tables  # computed once, before the workers start
 
     def __getitem__(self, item: tuple[Block, Rows | None]) -> tuple[Block, Any]:
         block, rows = item
+        PIL.Image.MAX_IMAGE_PIXELS = self.max_image_pixels  # a worker that is no fork has Pillow's own
         try:
             return block, pickle.dumps(None if rows is None else decode(self.source, block, rows))
         except Exception as error:
@@ -258,13 +269,25 @@ def _unchanged(item: Any) -> Any:
 
 
 def _size(image: Any, mode: str | None) -> tuple[int, int]:
-    """Width and height of an image, as `with_bytes` gives it; for a file, from its header."""
-    import PIL.Image
+    """Width and height of an image, as `with_bytes` gives it; for a file, from its header.
 
+    Raises:
+        ValueError: if it has more pixels than Pillow's limit. Pillow itself warns of one, and refuses twice as many.
+    """
     if not isinstance(image, dict):
         return open_image(image, mode).size
-    with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
-        return opened.size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        try:
+            with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
+                width, height = opened.size
+        except PIL.Image.DecompressionBombError as error:
+            raise ValueError(f"{error}; {_MORE_PIXELS}") from error
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        size = f"{width:,} x {height:,}"
+        raise ValueError(f"it has {size} pixels, more than Pillow's limit of {limit:,}; {_MORE_PIXELS}")
+    return width, height
 
 
 def _check_shapes(first: _Prepared, other: _Prepared) -> None:
