@@ -330,7 +330,7 @@ def _tensors_of(content: Any) -> dict[str, Any]:
     notes = content.pop("__metadata__", None)
     if notes is not None and not (isinstance(notes, dict) and all(isinstance(text, str) for text in notes.values())):
         raise ValueError("its __metadata__ is no text by names")
-    for text in (*content, *(notes or {}).values()):
+    for text in (*content, *(notes or {}), *(notes or {}).values()):
         text.encode()  # a half of a surrogate pair is no text
     return content
 

@@ -35,6 +35,10 @@ PUSH = "upload a saved soup as it is, in one commit"
 GRACE = 5
 
 
+# Letters of an error.
+LONGEST_ERROR = 5000
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -194,4 +198,8 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
 
 
 def _say_error(text: str) -> None:
-    print(f"hf-radin: {printable(text)}", file=sys.stderr)
+    """Say an error in one line; of a very long one, as of a name that is a file, the beginning and the end."""
+    text = printable(text)
+    if len(text) > LONGEST_ERROR:
+        text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
+    print(f"hf-radin: {text}", file=sys.stderr)

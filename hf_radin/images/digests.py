@@ -14,12 +14,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from hf_radin.images.split import Split
-from hf_radin.runtime.files import digest, write_atomically
+from hf_radin.runtime.files import digest, read_small, write_atomically
 
 REMEDY = (
     "Images that chose a soup can't prove it. Leave them out of one of the two splits, name another, or allow it with "
     "allow_overlap=True (--allow-overlap): recipe and card then say it."
 )
+
+# Bytes of the file of an image: more than Pillow's limit of pixels takes without compression.
+LARGEST_FILE = 512 << 20
 
 # The digest of an image in hexadecimal digits; empty if the image can't be read.
 DTYPE = np.dtype("S32")
@@ -32,7 +35,8 @@ def with_bytes(image: Any) -> Any:
         image: as datasets gives it undecoded, the bytes or the path of a file, or an image or array of the user's.
 
     Raises:
-        OSError: if the file can't be read.
+        OSError: if there is no such file, or it can't be fetched.
+        BrokenFileError: if it can't be read, is no regular file or is too large.
     """
     if isinstance(image, (bytes, bytearray)):
         return {"bytes": bytes(image), "path": None}
@@ -156,7 +160,7 @@ def refuse_met(digests: Sequence[str], chosen: np.ndarray, names: tuple[str, str
 
 def _read(path: str) -> bytes:
     if "://" not in path:
-        return Path(path).read_bytes()
+        return read_small(Path(path), limit=LARGEST_FILE, way_out="Take it out of the dataset.")
     from datasets.utils.file_utils import xopen  # what its own Image opens such paths with
 
     with xopen(path, "rb") as file:
@@ -167,5 +171,5 @@ def _read(path: str) -> bytes:
 def _digest_or_nothing(image: Any) -> str:
     try:
         return image_digest(with_bytes(image))
-    except (OSError, TypeError):
+    except (OSError, TypeError, ValueError):
         return ""

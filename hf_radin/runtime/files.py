@@ -66,8 +66,11 @@ class BrokenFileError(ValueError):
         super().__init__(f"{path} can't be read: {str(reason).rstrip('.')}. {way_out}")
 
 
-def read_small(path: Path, *, way_out: str = WAY_OUT) -> bytes:
+def read_small(path: Path, *, limit: int = SMALL, way_out: str = WAY_OUT) -> bytes:
     """The bytes of a small file.
+
+    Args:
+        limit: how many it may have.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -78,13 +81,13 @@ def read_small(path: Path, *, way_out: str = WAY_OUT) -> bytes:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BrokenFileError(path, "it is no regular file", way_out)
-            content = file.read(SMALL + 1)
+            content = file.read(limit + 1)
     except (FileNotFoundError, BrokenFileError):
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise BrokenFileError(path, getattr(error, "strerror", None) or error, way_out) from error
-    if len(content) > SMALL:
-        raise BrokenFileError(path, f"it has more than {SMALL >> 20} MB", way_out)
+    if len(content) > limit:
+        raise BrokenFileError(path, f"it has more than {limit >> 20} MB", way_out)
     return content
 
 

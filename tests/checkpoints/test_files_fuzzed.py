@@ -50,6 +50,8 @@ def test_many_headers_are_read_and_many_refused(tmp_path):
     [
         '{"__metadata__": {"a": 1}}',
         '{"__metadata__": []}',
+        '{"__metadata__": {"\\ud800": "a"}}',
+        '{"__metadata__": {"a": "\\ud800"}}',
         '{"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, "a": {"dtype": "F32", "shape": [0], '
         '"data_offsets": [0, 0]}}',
         '{"a": {"dtype": "F32", "shape": [-0], "data_offsets": [0, 0]}}',
