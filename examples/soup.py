@@ -9,7 +9,7 @@ average and measure only as many as the budget allows; return the best (RADIN, a
 
 import sys
 
-from hf_radin.cli.main import main
+from hf_radin.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(["soup", *sys.argv[1:]]))
+    run(["soup", *sys.argv[1:]])

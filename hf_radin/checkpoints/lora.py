@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.earlier_names import earlier_names, renamed_fields
+from hf_radin.checkpoints.fields import check_adapter_config
 from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, SAVED_AGAIN, Header, read_fields, read_header
-from hf_radin.checkpoints.limits import check_adapter_config
 from hf_radin.checkpoints.model import (
     check_header,
     class_axes,

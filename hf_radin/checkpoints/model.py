@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoints.fields import shared_fields
+from hf_radin.checkpoints.fields import TENSORS, check_config, check_processor, few_tensors, shared_fields
 from hf_radin.checkpoints.files import (
     CONFIG,
     FLOATS,
@@ -20,7 +20,6 @@ from hf_radin.checkpoints.files import (
     read_fields,
     torch_dtype,
 )
-from hf_radin.checkpoints.limits import TENSORS, check_config, check_processor, few_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import pytest
 from transformers import ViTConfig
 
 import hf_radin
-from hf_radin.checkpoints.limits import NUMBER, SIDE, check_adapter_config, check_config, check_processor
+from hf_radin.checkpoints.fields import NUMBER, SIDE, check_adapter_config, check_config, check_processor
 from hf_radin.checkpoints.model import empty_model
 from hf_radin.ingredients.card_metadata import describe_ingredient
 from hf_radin.runtime.files import SMALL, BrokenFileError
