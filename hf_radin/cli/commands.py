@@ -20,6 +20,7 @@ from hf_radin.ingredients.gather import inspect as inspect_models
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import check_first_label, match_labels
 from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.bank_files import check_bank
 from hf_radin.logits.compute import make_bank
 from hf_radin.logits.cost import JobSize, estimate_job
 from hf_radin.logits.manifest import DataRecord, RunOptions
@@ -90,6 +91,8 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     check_search(args)
     start_tracking(args, processes)
     if Path(args.bank).is_dir():
+        # a broken file is the main process's error, which ends the others too
+        processes.decide(lambda: check_bank(Path(args.bank).resolve(), processes.checks))
         bank = LogitBank.open(args.bank, processes=processes)
     else:
         options = {"revision": args.revision, "cache_dir": args.cache_dir}

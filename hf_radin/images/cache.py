@@ -8,17 +8,18 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.images.decode import Decoded, Source, decode_all
+from hf_radin.images.decode import Decoded, Source, decode, decode_all
 from hf_radin.images.digests import as_digests
 from hf_radin.images.pixels import Inputs, Pixels
 from hf_radin.images.shards import Block, count_shards, raw_blocks, reader, reads
 from hf_radin.images.split import Split
-from hf_radin.runtime.files import BrokenFileError, read_json, write_atomically, write_json
+from hf_radin.runtime.files import BrokenFileError, Checks, open_regular, write_to_cache
+from hf_radin.runtime.schema import MADE_ANEW, known_record, write_sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,15 +55,6 @@ class ShardRecord:
     shards: int
     blocks: int
 
-    @classmethod
-    def read(cls, path: Path) -> ShardRecord | None:
-        """What was written; None if there is no such file, or it is broken."""
-        fields = _read_json(path)
-        shards, blocks = fields.get("shards"), fields.get("blocks")
-        if type(shards) is not int or type(blocks) is not int or min(shards, blocks) < 0:
-            return None
-        return cls(shards, blocks)
-
 
 @dataclass(frozen=True)
 class BlockRecord:
@@ -70,22 +62,15 @@ class BlockRecord:
 
     Args:
         labels: the class of each sample that can be used.
-        digests: of their images; None if an earlier version of hf_radin wrote the record.
+        digests: of their images.
         skipped: the places in the block of samples that were left out.
+        sha256: of the file with their pixels; None if there was no room for it.
     """
 
-    labels: list[int]
-    digests: list[str] | None
-    skipped: list[int]
-
-    @classmethod
-    def read(cls, path: Path) -> BlockRecord | None:
-        """What was written; None if there is no such file, or it is broken."""
-        fields = _read_json(path)
-        labels, digests, skipped = (fields.get(name) for name in ("labels", "digests", "skipped"))
-        if not isinstance(labels, list) or not isinstance(skipped, list):
-            return None
-        return cls(labels, digests if isinstance(digests, list) else None, skipped)
+    labels: tuple[int, ...]
+    digests: tuple[str, ...]
+    skipped: tuple[int, ...]
+    sha256: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +100,14 @@ class Images:
         size: samples in a block.
         source: gives the place where the images come from; it is only called if some are not cached.
         on_digests: is given the digests of each block, once it is decoded or read, and may refuse to go on.
+        checks: the files that this run knows to be whole.
     """
 
     folder: Path
     size: int
     source: Callable[[], Source] = field(compare=False, repr=False)
-    on_digests: Callable[[list[str]], None] | None = field(default=None, compare=False, repr=False)
+    on_digests: Callable[[Sequence[str]], None] | None = field(default=None, compare=False, repr=False)
+    checks: Checks = field(default_factory=Checks, compare=False, repr=False)
 
     @property
     def blocks(self) -> list[Block]:
@@ -175,7 +162,7 @@ class Images:
         return SplitIndex(np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts)
 
     def digests(self, blocks: Sequence[Block] | None = None) -> np.ndarray | None:
-        """The digest of each sample's image `(samples,)`; None if some are unknown: an earlier version recorded none.
+        """The digest of each sample's image `(samples,)`; None if some are unknown: their records are gone.
 
         Args:
             blocks: whose samples; by default those of the whole split.
@@ -184,7 +171,7 @@ class Images:
         blocks = self.blocks if blocks is None else blocks
         for block in blocks:
             record = self._record(block)
-            if record is None or record.digests is None or len(record.digests) != len(record.labels):
+            if record is None:
                 return None
             digests += record.digests
         return as_digests(digests) if blocks else None
@@ -216,30 +203,63 @@ class Images:
                 room -= self._write(block, decoded, room)
             if self.on_digests:
                 record = self._record(block)
-                self.on_digests((record and record.digests) or [])
+                self.on_digests(record.digests if record else ())
             if decoded is None:
                 yield block, self.read(block)
             elif wanted(block):
                 yield block, decoded.inputs
 
     def read(self, block: Block) -> Inputs:
-        """The models' inputs of a cached block: `(samples, ...)` by name, memory-mapped."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """The models' inputs of a cached block: `(samples, ...)` by name. A block that is broken is decoded again.
 
+        Raises:
+            ValueError: if the split does not have these images any longer.
+        """
         try:
-            tensors = load_file(self.path(block))
-        except SafetensorError as error:
-            self.path(block).unlink(missing_ok=True)
-            raise OSError(
-                f"{self.path(block)} was broken ({error}) and is removed; run the same again to prepare it anew."
-            ) from error
+            tensors = self._read_pixels(block)
+        except (FileNotFoundError, BrokenFileError) as error:
+            logger.warning("%s", error)
+            return self._decode_again(block).inputs
         names = [name.removeprefix("inputs.") for name in tensors if name.startswith("inputs.")]
         inputs: Inputs = {name: tensors[f"inputs.{name}"] for name in names}
         for name in names:
             if f"tables.{name}" in tensors:
                 inputs[name] = Pixels(tensors[f"inputs.{name}"], tensors[f"tables.{name}"])
         return inputs
+
+    def _read_pixels(self, block: Block) -> dict[str, torch.Tensor]:
+        """The tensors in a block's file: read and hashed once in a run, memory-mapped after that.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            BrokenFileError: if it is not the one that was written.
+        """
+        from safetensors.torch import load, load_file
+
+        path, record = self.path(block), self._record(block)
+        sha256 = record.sha256 if record else None
+        if self.checks.knows(path, sha256):
+            return load_file(path)
+        with open_regular(path, way_out=MADE_ANEW) as file:
+            content = file.read()
+        if sha256 is None or hashlib.sha256(content).hexdigest() != sha256:
+            raise BrokenFileError(path, "it is not what was written, by its SHA-256", MADE_ANEW)
+        self.checks.note(path, sha256)
+        return load(content)
+
+    def _decode_again(self, block: Block) -> Decoded:
+        """Decode a block whose pixels were broken, and write it anew."""
+        record, source = self._record(block), self.source()
+        split, shards = source.split, len(self._shards() or []) or count_shards(source.split.rows)
+        numbered = raw_blocks(split.rows, block[0], shards, self.size, split.name)
+        decoded = next((decode(source, block, list(rows)) for number, rows in numbered if number == block[1]), None)
+        if decoded is None or (record is not None and record.digests != tuple(decoded.digests)):
+            raise ValueError(
+                f"{split.name}, split {split.split!r}, has not the images of {self.path(block)} any longer: they have "
+                "changed, or come in another order. Remove the folder, and compute the logits again."
+            )
+        self._write(block, decoded, ALL)
+        return decoded
 
     def room(self, limit: int | None) -> int:
         """Bytes that may be added to the cache.
@@ -248,7 +268,7 @@ class Images:
             limit: of the whole cache; None for a share of the disk.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        cached = sum(path.stat().st_size for path in self.folder.glob("block-*.safetensors"))
+        cached = sum(path.lstat().st_size for path in self.folder.glob("block-*.safetensors"))
         if limit is None:
             limit = min(MOST, int(SHARE * (shutil.disk_usage(self.folder).free + cached)))
         return max(0, limit - cached)
@@ -303,7 +323,7 @@ class Images:
                 elif wanted(block) or not self._record(block):
                     yield block, list(rows)
             path = self.folder / f"shard-{shard:05d}-{order.hexdigest()[:16]}.json"
-            write_json(path, asdict(ShardRecord(shards, count)))
+            write_sealed(path, ShardRecord(shards, count), self._subject(path))
 
     def _shards(self) -> list[ShardRecord] | None:
         """The records of all shards, if all were read to their ends."""
@@ -315,24 +335,32 @@ class Images:
         return known if len(known) == len(records) else None
 
     def _shard(self, shard: int) -> ShardRecord | None:
-        records = map(ShardRecord.read, self.folder.glob(f"shard-{shard:05d}-*.json"))
+        paths = self.folder.glob(f"shard-{shard:05d}-*.json")
+        records = (known_record(ShardRecord, path, self._subject(path)) for path in paths)
         return next((record for record in records if record is not None), None)
 
     def _is_cached(self, block: Block) -> bool:
-        return self.path(block).exists() and self._record(block) is not None
+        record = self._record(block)
+        return record is not None and record.sha256 is not None and self.path(block).exists()
 
     def _record(self, block: Block) -> BlockRecord | None:
         """What is known of a block; a record that can't be read is written again."""
-        return BlockRecord.read(self._record_path(block))
+        path = self._record_path(block)
+        return known_record(BlockRecord, path, self._subject(path))
+
+    def _subject(self, path: Path) -> str:
+        """What a record of the split is about: the folder is called by all that decides about its images."""
+        return f"{self.folder.name} {path.name}"
 
     def _record_path(self, block: Block) -> Path:
         return self.path(block).with_suffix(".json")
 
     def _write(self, block: Block, decoded: Decoded, room: int) -> int:
         """Write a block's record, and its inputs if they fit; returns how many bytes these took."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        write_json(self._record_path(block), asdict(BlockRecord(decoded.labels, decoded.digests, decoded.skipped)))
+        path, record_path = self.path(block), self._record_path(block)
+        record = BlockRecord(tuple(decoded.labels), tuple(decoded.digests), tuple(decoded.skipped), None)
         tensors: dict[str, torch.Tensor] = {}
         for name, value in decoded.inputs.items():
             if isinstance(value, Pixels):
@@ -341,8 +369,13 @@ class Images:
                 tensors[f"inputs.{name}"] = value
         size = sum(value.nbytes for value in tensors.values())
         if size > room or (room < ALL and shutil.disk_usage(self.folder).free < size + SPARED):
+            write_sealed(record_path, record, self._subject(record_path))
             return 0
-        write_atomically(self.path(block), partial(save_file, tensors))
+        content = save(tensors)
+        sha256 = hashlib.sha256(content).hexdigest()
+        write_sealed(record_path, replace(record, sha256=sha256), self._subject(record_path))
+        write_to_cache(path, partial(Path.write_bytes, data=content))
+        self.checks.note(path, sha256)
         return size
 
 
@@ -406,12 +439,3 @@ def _row_checksum(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
         return row.get(split.label_column), image.get("path"), content and zlib.crc32(content)
     as_bytes = getattr(image, "tobytes", None)
     return row.get(split.label_column), zlib.crc32(as_bytes() if as_bytes else repr(image).encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The fields of a file of the cache; none if there is no such file, or it is broken."""
-    try:
-        fields = read_json(path)
-    except (FileNotFoundError, BrokenFileError):
-        return {}
-    return fields if isinstance(fields, dict) else {}

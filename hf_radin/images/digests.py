@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from hf_radin.images.split import Split
-from hf_radin.runtime.files import digest, read_small, write_atomically
+from hf_radin.runtime.files import digest, read_small
+from hf_radin.runtime.schema import known_arrays, write_arrays
 
 REMEDY = (
     "Images that chose a soup can't prove it. Leave them out of one of the two splits, name another, or allow it with "
@@ -62,14 +62,13 @@ def split_digests(split: Split, home: Path) -> np.ndarray:
 
     An image that can't be read has an empty digest; it is an error only where it has to be decoded.
     """
-    path = home / "digests" / f"{digest(split.key, split.image_column)}.npy"
-    try:
-        return as_digests(np.load(path))
-    except Exception:  # there is no such file, or it is broken
+    path = home / "digests" / f"{digest(split.key, split.image_column)}.npz"
+    arrays = known_arrays(path, path.stem)
+    if arrays is None:
         rows = split.rows.select_columns([split.image_column]) if split.rows.features else split.rows
-        digests = as_digests([_digest_or_nothing(row[split.image_column]) for row in rows])
-        write_atomically(path, partial(np.save, arr=digests))
-        return digests
+        arrays = {"digests": as_digests([_digest_or_nothing(row[split.image_column]) for row in rows])}
+        write_arrays(path, arrays, path.stem)
+    return arrays["digests"]
 
 
 def as_digests(values: Any) -> np.ndarray:

@@ -23,7 +23,7 @@ from hf_radin.images.shards import Block
 from hf_radin.images.split import DataSource
 from hf_radin.ingredients.ingredient import Ingredients, in_hub_cache, is_available, with_distinct_ids
 from hf_radin.logits import publish
-from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, logits_path, open_array
+from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, Spent, check_bank, logits_path, open_array
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
 from hf_radin.recipes import ensemble, propose, pruning, scoring
@@ -33,7 +33,7 @@ from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_commit import PushOptions
-from hf_radin.runtime.processes import Processes, progress_bar
+from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
 from hf_radin.weights.batchnorm import Statistics
 
 if TYPE_CHECKING:
@@ -84,13 +84,18 @@ class LogitBank:
     def open(cls, path: str | Path, *, processes: Processes | None = None) -> LogitBank:
         """What was last computed into a folder, but for checkpoints that are no longer where and what they were.
 
+        All its files are read once, to see that they are what was written; by one process of each machine.
+
         Args:
             processes: that share the work on the bank; by default those that accelerate knows of.
 
         Raises:
-            ValueError: if the folder is no bank.
+            ValueError: if the folder is no bank, or a file of it is broken.
         """
-        bank = cls._read(Path(path).resolve(), processes or Processes())
+        folder, processes = Path(path).resolve(), processes or Processes()
+        if is_first_of_machine():
+            check_bank(folder, processes.checks)
+        bank = cls._read(folder, processes)
         if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
             return bank
         return replace(bank, ingredients=Ingredients(filter(is_available, bank.ingredients)))
@@ -117,8 +122,13 @@ class LogitBank:
             ValueError: if there is no such bank.
         """
         processes, home = processes or Processes(), find_home(cache_dir)
-        folder = processes.decide(lambda: publish.fetch_bank(repo_id, home, revision=revision, token=token))
-        return cls._read(folder, processes, token)
+
+        def fetch() -> Path:
+            folder = publish.fetch_bank(repo_id, home, revision=revision, token=token)
+            check_bank(folder, processes.checks)
+            return folder
+
+        return cls._read(processes.decide(fetch), processes, token)
 
     def push_to_hub(
         self,
@@ -156,9 +166,19 @@ class LogitBank:
             folder=self.folder,
             manifest=self.manifest,
             latest=self.latest,
-            records={key: LogitsRecord.read(self.folder, key) for key in self.ingredients.keys},
+            records=self._records,
             scores=tuple(self.score(np.eye(len(self.ingredients))).tolist()),
         )
+
+    @property
+    def _records(self) -> dict[str, LogitsRecord]:
+        """The records of the ingredients' logits, by key."""
+        return {key: LogitsRecord.read(self.folder, self.manifest.key, key) for key in self.ingredients.keys}
+
+    @property
+    def spent(self) -> Spent:
+        """What devices took to compute the ingredients' logits."""
+        return sum((Spent.on(record.seconds, record.device) for record in self._records.values()), Spent())
 
     @property
     def latest(self) -> Latest:
@@ -177,8 +197,8 @@ class LogitBank:
         if manifest.chosen:
             raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
         try:
-            latest = Latest.read(folder)
-            records = [LogitsRecord.read(folder, key) for key in latest.keys]
+            latest = Latest.read(folder, manifest.key)
+            records = [LogitsRecord.read(folder, manifest.key, key) for key in latest.keys]
             usable = with_distinct_ids([record.ingredient.load() for record in records if record.finite])
         except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
@@ -212,13 +232,14 @@ class LogitBank:
             record = place.record
             options = replace(options, batchnorm_split=record.split, batchnorm_images=record.images)
             sampled = cache(partial(reopen_sample, folder, ingredients, source, record))
-            statistics = Statistics(Images((folder / place.pixels).resolve(), place.size, sampled), record, processes)
+            sample = Images((folder / place.pixels).resolve(), place.size, sampled, checks=processes.checks)
+            statistics = Statistics(sample, record, processes)
         opened = cache(partial(reopen_images, folder, ingredients, source))
         return cls(
             folder=folder,
             ingredients=ingredients,
             manifest=manifest,
-            images=Images((folder / manifest.pixels).resolve(), manifest.block_size, opened),
+            images=Images((folder / manifest.pixels).resolve(), manifest.block_size, opened, checks=processes.checks),
             source=source,
             options=options,
             processes=processes,
@@ -243,18 +264,19 @@ class LogitBank:
     @property
     def labels(self) -> np.ndarray:
         """The true class of each sample, as an index into `classes`: `(samples,)`."""
-        return np.load(self.folder / "labels.npy", mmap_mode="r")[self._rows]
+        return np.asarray(open_array(self.folder / "labels.npy")[self._rows])
 
     @property
     def ids(self) -> np.ndarray:
         """The position of each sample in its split: `(samples,)`; skipped samples leave gaps."""
-        return np.load(self.folder / "ids.npy", mmap_mode="r")[self._rows]
+        return np.asarray(open_array(self.folder / "ids.npy")[self._rows])
 
     @property
     def digests(self) -> np.ndarray | None:
         """What tells the image of each sample from others: `(samples,)`; None if it was not computed."""
-        path = self.folder / DIGESTS
-        return as_digests(open_array(path))[self._rows] if path.exists() else None
+        if DIGESTS not in self.manifest.arrays:
+            return None
+        return as_digests(open_array(self.folder / DIGESTS))[self._rows]
 
     @property
     def by_content(self) -> LogitBank:
@@ -495,11 +517,9 @@ class LogitBank:
                 )
 
         if top not in self._pruned:
-            sources = [logits_path(self.folder, key) for key in self.ingredients.keys]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
-            pruned = pruning.load_or_make(
-                path, sources, make, samples=len(self) if self.is_pilot else self.samples, top=top
-            )
+            hashes = [record.sha256 for record in self._records.values()]
+            pruned = pruning.load_or_make(path, digest(hashes, top), make, top=top)
             self._pruned[top] = pruned if self.part is None or self.is_pilot else pruned.select(self.part)
         return self._pruned[top]
 

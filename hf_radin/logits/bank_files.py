@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import io
 import logging
-import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
-from hf_radin.logits.manifest import BANK, BankManifest
-from hf_radin.runtime.files import remove_partials, write_atomically
-from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.logits.manifest import BANK, COMPUTE_AGAIN, BankManifest, Latest
+from hf_radin.runtime.files import BrokenFileError, Checks, remove_partials, take_away, write_to_cache
+from hf_radin.runtime.schema import MADE_ANEW, known_record, read_arrays, read_sealed, write_arrays, write_sealed
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DIGESTS = "digests.npy"
 BATCH_SIZE_FILE = "batch_size.json"
@@ -54,27 +51,63 @@ class LogitsRecord:
         finite: whether all are finite numbers.
         seconds: that devices took to compute them, added up; None if they were not timed.
         device: what they were computed on.
+        sha256: of the file that they are in; None in a bank on the Hub that an earlier version published.
     """
 
     ingredient: IngredientRecord
     finite: bool
     seconds: float | None = None
     device: str | None = None
+    sha256: str | None = None
 
     @classmethod
-    def read(cls, folder: Path, key: str) -> LogitsRecord:
-        """The record of an ingredient's logits, by its key.
+    def read(cls, folder: Path, bank: str, key: str) -> LogitsRecord:
+        """The record of an ingredient's logits.
+
+        Args:
+            bank: the key of the bank's manifest.
+            key: of the ingredient.
 
         Raises:
             ValueError: if the file is broken.
             OSError: if there is none: then its logits are not complete.
         """
-        return from_json(cls, json.loads(record_path(folder, key).read_text()))
+        return read_sealed(cls, record_path(folder, key), f"{bank} {key}", way_out=COMPUTE_AGAIN)
 
-    def write(self, folder: Path, key: str) -> None:
+    def write(self, folder: Path, bank: str, key: str) -> None:
         """Say that the logits of the ingredient with this key are complete."""
-        text = json.dumps(to_json(self), indent=2)
-        write_atomically(record_path(folder, key), lambda path: path.write_text(text))
+        write_sealed(record_path(folder, key), self, f"{bank} {key}")
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How many images are in a forward pass, decided once for a bank (`batch_size.json`)."""
+
+    images: int
+
+    @classmethod
+    def read(cls, folder: Path) -> BatchSize | None:
+        """What was decided for the bank that is computed in a folder; None if nothing was."""
+        return known_record(cls, folder / BATCH_SIZE_FILE, folder.name)
+
+    def write(self, folder: Path) -> None:
+        """Let it stay at this."""
+        write_sealed(folder / BATCH_SIZE_FILE, self, folder.name)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is known of logits when their parts were put together.
+
+    Args:
+        is_finite: whether all are finite numbers.
+        seconds: that they took.
+        sha256: of the file.
+    """
+
+    is_finite: bool
+    seconds: float
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -85,11 +118,13 @@ class Target:
         name: to be named in an error.
         path: of the file that they go to.
         classes: how many there are.
+        subject: of which bank, and there of what, the logits are; each part is sealed with it.
     """
 
     name: str
     path: Path
     classes: int
+    subject: str
 
     @property
     def parts(self) -> Path:
@@ -103,7 +138,8 @@ class Target:
 
 def target_of(folder: Path, ingredient: Ingredient) -> Target:
     """An ingredient's logits in the folder of a bank."""
-    return Target(ingredient.id, logits_path(folder, ingredient.key), len(ingredient.labels))
+    path = logits_path(folder, ingredient.key)
+    return Target(ingredient.id, path, len(ingredient.labels), f"{folder.name} {ingredient.key}")
 
 
 def logits_path(folder: Path, key: str) -> Path:
@@ -123,81 +159,129 @@ def open_array(path: Path) -> np.memmap:
         ValueError: if there is none.
     """
     try:
+        if not path.is_file():  # a pipe or a device may be read for ever
+            raise BrokenFileError(path, "it is gone, or no regular file", COMPUTE_AGAIN)
         array: np.memmap = np.load(path, mmap_mode="r")
+    except BrokenFileError:
+        raise
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is broken ({error}); compute the logits again; intact files are reused.") from error
+        raise BrokenFileError(path, error, COMPUTE_AGAIN) from error
     return array
 
 
-def time_spent(folder: Path, ingredients: Ingredients) -> Spent:
-    """What devices took to compute the logits of these ingredients."""
-    records = [LogitsRecord.read(folder, key) for key in ingredients.keys]
-    return sum((Spent.on(record.seconds, record.device) for record in records), Spent())
+def write_index(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Write the arrays that say of each sample of a bank what it is, by their names; returns the files' SHA-256."""
+    hashes = {}
+    for name, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_to_cache(folder / name, partial(Path.write_bytes, data=buffer.getvalue()))
+        hashes[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    return hashes
 
 
-def discard_broken(folder: Path, ingredients: Ingredients) -> None:
-    """Remove the files of a bank that can't be read or do not fit its manifest, so that they are computed anew.
+def check_bank(folder: Path, checks: Checks) -> None:
+    """Read each file of a bank once, and see that it is what was written.
+
+    Raises:
+        ValueError: if there is no bank, or a file is not; it names the file.
+    """
+    manifest = BankManifest.read(folder)
+    try:
+        keys = Latest.read(folder, manifest.key).keys
+        records = {key: LogitsRecord.read(folder, manifest.key, key) for key in keys}
+        files: dict[Path, str | None] = {folder / name: sha256 for name, sha256 in manifest.arrays.items()}
+        files |= {logits_path(folder, key): record.sha256 for key, record in records.items()}
+        if broken := checks.broken(files):
+            raise not_as_written(broken, _way_out(folder, manifest, broken[0]))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} is not a complete logit bank: {error}") from error
+
+
+def not_as_written(broken: list[Path], way_out: str) -> BrokenFileError:
+    """What is wrong with files that have another SHA-256 than their records say."""
+    others = f", nor {len(broken) - 1} others" if len(broken) > 1 else ""
+    return BrokenFileError(broken[0], f"it is not what was written, by its SHA-256{others}", way_out)
+
+
+def _way_out(folder: Path, manifest: BankManifest, broken: Path) -> str:
+    """What to do about a broken array of a bank."""
+    if manifest.origin is None:
+        return COMPUTE_AGAIN
+    return f"Remove {broken.resolve()} and the folder {folder}: then the bank is downloaded again."
+
+
+def discard_broken(folder: Path, ingredients: Ingredients, checks: Checks) -> None:
+    """Name and remove the files of a bank that are not what was written, so that they are made anew, and only they.
 
     Killed runs, full disks and power cuts leave whole files; this is for everything else that happens to files.
     """
     remove_partials(folder, *(folder / name for name in ("logits", "soups")), *folder.glob("*/*.parts"))
-    batch_size = folder / BATCH_SIZE_FILE
-    if batch_size.exists() and not _or_none(lambda: int(json.loads(batch_size.read_text())) >= 1):
-        batch_size.unlink()
-    manifest = _whole_manifest(folder)
+    _discard_broken_index(folder, checks)
+    hashes: dict[str, str | None] = {}
+    problems: dict[str, Exception] = {}
+    for key in ingredients.keys:
+        try:
+            hashes[key] = LogitsRecord.read(folder, folder.name, key).sha256
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            problems[key] = error
+    broken = checks.broken({logits_path(folder, key): sha256 for key, sha256 in hashes.items()})
     for ingredient in ingredients:
-        logits, record = logits_path(folder, ingredient.key), record_path(folder, ingredient.key)
-        if not record.exists():
+        key, path = ingredient.key, logits_path(folder, ingredient.key)
+        if key in hashes and path not in broken:
+            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)  # a killed run left them
             continue
-        is_whole = (
-            manifest is not None
-            and _or_none(partial(LogitsRecord.read, folder, ingredient.key)) is not None
-            and _or_none(partial(_shape, logits)) == (manifest.rows, len(manifest.classes))
-        )
-        if is_whole:  # a run that was killed between the two left them
-            shutil.rmtree(logits.with_suffix(".parts"), ignore_errors=True)
-        else:
-            logger.warning("The logits of %s in %s are broken and are computed again.", ingredient.id, folder)
-            record.unlink()
+        if path in broken:
+            problems[key] = not_as_written([path], MADE_ANEW)
+        if key in problems:
+            logger.warning("The logits of %s are broken and are computed again: %s", ingredient.id, problems[key])
+        take_away(record_path(folder, key))
+        take_away(path)  # without a record too: another machine may have one, but for its own file
 
 
-def _whole_manifest(folder: Path) -> BankManifest | None:
-    """The manifest of a bank if its arrays are as it says; else it is removed."""
-    if not (folder / BANK).exists():
-        return None
-    manifest = _or_none(lambda: BankManifest.read(folder))
-    names = ["ids", "labels", *(["digests"] if (folder / DIGESTS).exists() else [])]  # earlier versions have none
-    shapes = {_or_none(partial(_shape, folder / f"{name}.npy")) for name in names}
-    if manifest is not None and shapes == {(manifest.samples,)}:
-        return manifest
-    logger.warning("%s is broken and is computed again.", folder)
-    (folder / BANK).unlink()
-    return None
+def _discard_broken_index(folder: Path, checks: Checks) -> None:
+    """Remove what says of each sample of a bank what it is, if it is broken; logits that are whole stay."""
+    try:
+        manifest = read_sealed(BankManifest, folder / BANK, BANK, way_out=MADE_ANEW)
+        if manifest.key != folder.name:
+            raise BrokenFileError(folder / BANK, f"it is of the bank {manifest.key}", MADE_ANEW)
+        broken = checks.broken({folder / name: sha256 for name, sha256 in manifest.arrays.items()})
+        if not broken:
+            return
+        logger.warning("%s", not_as_written(broken, MADE_ANEW))
+    except FileNotFoundError:
+        pass
+    except BrokenFileError as error:
+        logger.warning("%s", error)
+    for name in (BANK, "ids.npy", "labels.npy", DIGESTS):
+        take_away(folder / name)
 
 
-def write_part(path: Path, logits: np.ndarray, seconds: float) -> None:
+def write_part(target: Target, block: Block, logits: np.ndarray, seconds: float) -> None:
     """Write one block's logits, and the seconds that they took.
 
-    Forcing each to the disk would take longer than tiny models do: a zip has checksums.
+    Forcing each to the disk would take longer than tiny models do: their seal tells whether they are whole.
     """
-    write_atomically(path, lambda partial: np.savez(partial, logits=logits, seconds=seconds), forced=False)
+    path = target.part(block)
+    arrays = {"logits": logits, "seconds": np.array(seconds)}
+    write_arrays(path, arrays, f"{target.subject} {path.name}", forced=False)
 
 
 def remove_broken_parts(targets: Iterable[Target]) -> None:
     """Remove the blocks that can't be read, as a power cut may leave them: they are computed anew."""
     for target in targets:
-        broken = sum(_discard_if_broken(path, target.classes) for path in target.parts.glob("block-*.npz"))
+        if not target.parts.is_dir():
+            take_away(target.parts)
+        broken = sum(_discard_if_broken(target, path) for path in target.parts.glob("block-*.npz"))
         if broken:
             logger.warning("%s: %d blocks of its logits were broken and are computed again.", target.name, broken)
 
 
-def join_parts(target: Target, blocks: list[Block], samples: int, dtype: str) -> tuple[bool, float]:
-    """Put one model's blocks into one file, in order.
-
-    Returns:
-        whether all logits are finite, and the seconds that they took; NaN where some were not timed.
-    """
-    is_finite, seconds = True, 0.0
+def join_parts(target: Target, blocks: list[Block], samples: int, dtype: str) -> Joined:
+    """Put one model's blocks into one file, in order, which is hashed as it is written."""
+    is_finite, seconds, sha256 = True, 0.0, hashlib.sha256()
     stored = np.dtype(dtype).newbyteorder("<")
 
     def write(path: Path) -> None:
@@ -205,56 +289,42 @@ def join_parts(target: Target, blocks: list[Block], samples: int, dtype: str) ->
         rows = 0
         with path.open("wb") as file:  # not through a memory map: a full disk must be an error, not a crash
             shape = (samples, target.classes)
-            np.lib.format.write_array_header_1_0(file, {"descr": stored.str, "fortran_order": False, "shape": shape})
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, {"descr": stored.str, "fortran_order": False, "shape": shape})
+            file.write(header.getvalue())
+            sha256.update(header.getvalue())
             for block in blocks:
-                logits, part_seconds = _read_part(target.part(block), target.classes)
-                file.write(np.ascontiguousarray(logits, dtype=stored).tobytes())
+                logits, part_seconds = _read_part(target, target.part(block))
+                content = np.ascontiguousarray(logits, dtype=stored).tobytes()
+                file.write(content)
+                sha256.update(content)
                 is_finite = is_finite and bool(np.isfinite(logits).all())
                 rows, seconds = rows + len(logits), seconds + part_seconds
         if rows != samples:
             raise ValueError(f"{target.name}: {rows} rows of logits for {samples} images; remove {target.parts}.")
 
-    write_atomically(target.path, write)
-    return is_finite, seconds
+    write_to_cache(target.path, write)
+    return Joined(is_finite, seconds, sha256.hexdigest())
 
 
-def _discard_if_broken(path: Path, classes: int) -> bool:
+def _discard_if_broken(target: Target, path: Path) -> bool:
     """Whether a block can't be read; it is removed then."""
     try:
-        _read_part(path, classes)
-    except ValueError:
+        _read_part(target, path)
+    except BrokenFileError:
         return True
     return False
 
 
-def _read_part(path: Path, classes: int) -> tuple[np.ndarray, float]:
-    """One block's logits `(samples, classes)`, and the seconds that they took, NaN where they were not timed.
+def _read_part(target: Target, path: Path) -> tuple[np.ndarray, float]:
+    """One block's logits `(samples, classes)`, and the seconds that they took.
 
     Raises:
-        ValueError: if the file is broken; it is removed.
+        BrokenFileError: if the file is broken; it is removed.
     """
     try:
-        with np.load(path) as file:
-            logits = file["logits"]
-            seconds = float(file["seconds"]) if "seconds" in file else math.nan  # of an earlier version
-        if logits.ndim == 2 and logits.shape[1] == classes:
-            return logits, seconds
-        problem = f"its shape is {logits.shape}"
-    except FileNotFoundError:
+        arrays = read_arrays(path, f"{target.subject} {path.name}", way_out="It is removed; run the same again.")
+    except BrokenFileError:
+        take_away(path)
         raise
-    except Exception as error:  # a broken file may fail in any way
-        problem = str(error)
-    path.unlink()
-    raise ValueError(f"{path} was broken ({problem}) and is removed; run the same again to compute it anew.")
-
-
-def _shape(path: Path) -> tuple[int, ...]:
-    return tuple(np.load(path, mmap_mode="r").shape)
-
-
-def _or_none(read: Callable[[], T]) -> T | None:
-    """What a file holds; None if it can't be read."""
-    try:
-        return read()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
-        return None
+    return arrays["logits"], float(arrays["seconds"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,12 +32,20 @@ from hf_radin.images.split import OBJECT, DataSource, Split, count_rows, open_sp
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.ingredients.labels import check_first_label, match_labels
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import BATCH_SIZE_FILE, DIGESTS, LogitsRecord, discard_broken, record_path
+from hf_radin.logits.bank_files import (
+    BATCH_SIZE_FILE,
+    DIGESTS,
+    BatchSize,
+    LogitsRecord,
+    discard_broken,
+    record_path,
+    write_index,
+)
 from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
 from hf_radin.logits.preflight import Remark, check_models, usable_ingredients
 from hf_radin.runtime import liveness
-from hf_radin.runtime.files import digest, remove_partials, write_atomically, write_json
+from hf_radin.runtime.files import digest, remove_partials
 from hf_radin.runtime.processes import Processes
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
 
@@ -160,7 +167,7 @@ def make_bank(
             f"{', '.join(broken)} give NaN or infinite logits, and a soup needs two ingredients: "
             f"{len(bank.ingredients)} of {len(ingredients)} are left."
         )
-    processes.on_each_disk(bank.folder, lambda: bank.latest.write(bank.folder))
+    processes.on_each_disk(bank.folder, lambda: bank.latest.write(bank.folder, bank.manifest.key))
     processes.wait()
     return replace(bank, seconds=processes.decide(lambda: time.perf_counter() - begun))
 
@@ -239,7 +246,8 @@ class _Task:
         to_class = match_labels(self.split, self.ingredients.labels)
         prepare = partial(prepare_image, self.ingredients.processor)
         source = Source(self.split, prepare, to_class, self.options.on_error, self.block)
-        return Images(self.pixels, self.block, lambda: source, on_digests=_refusal(apart_from, self.split))
+        refusal = _refusal(apart_from, self.split)
+        return Images(self.pixels, self.block, lambda: source, refusal, self.processes.checks)
 
     def passes(self, batch_size: int, example: dict[str, torch.Tensor] | None) -> Passes:
         """How the images go through the models."""
@@ -311,10 +319,11 @@ def _plan(
 def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     """Check the models, show them the images, and open what was written."""
     processes, folder, options = task.processes, task.folder, task.options
-    processes.sync_files(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
-    processes.on_each_disk(folder, lambda: discard_broken(folder, task.ingredients))
+    processes.on_each_disk(folder, lambda: discard_broken(folder, task.ingredients, processes.checks))
     processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels))
     processes.wait()
+    # what is broken on one machine, another may have
+    processes.sync_files(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
     missing = processes.decide(lambda: _without_logits(folder, task.ingredients))
     images = task.images(apart_from)
     # a checkpoint that can't be run, or has a different start, is known before the images go by
@@ -349,7 +358,7 @@ def _open(
 ) -> LogitBank:
     """The bank of those ingredients whose logits are all finite."""
     folder = task.folder
-    finite = [ingredient.id for ingredient in ingredients if LogitsRecord.read(folder, ingredient.key).finite]
+    finite = [ingredient.id for ingredient in ingredients if _record(folder, ingredient).finite]
     broken = [name for name in ingredients.ids if name not in finite]
     if broken and len(finite) >= 2:
         logger.warning("%s give NaN or infinite logits: left out of the soup.", ", ".join(broken))
@@ -403,11 +412,15 @@ def _statistics(task: _Task) -> Statistics | None:
 def _rewrite_records(folder: Path, ingredients: Ingredients) -> None:
     """Say where each checkpoint is now: it may have moved since its logits were computed."""
     for ingredient in ingredients:
-        record = LogitsRecord.read(folder, ingredient.key)
-        replace(record, ingredient=IngredientRecord.of(ingredient)).write(folder, ingredient.key)
+        record = replace(_record(folder, ingredient), ingredient=IngredientRecord.of(ingredient))
+        record.write(folder, folder.name, ingredient.key)
 
 
-def _refusal(bank: LogitBank | None, split: Split) -> Callable[[list[str]], None] | None:
+def _record(folder: Path, ingredient: Ingredient) -> LogitsRecord:
+    return LogitsRecord.read(folder, folder.name, ingredient.key)
+
+
+def _refusal(bank: LogitBank | None, split: Split) -> Callable[[Sequence[str]], None] | None:
     """Refuses images of a split as they go by, if they are in a bank; None without a bank, or without its digests."""
     digests = None if bank is None else replace(bank, part=None).digests
     if bank is None or digests is None:
@@ -445,13 +458,15 @@ def _example(images: Images, ingredients: Ingredients) -> dict[str, torch.Tensor
 
 def _batch_size(task: _Task, example: dict[str, torch.Tensor] | None) -> int:
     """The number of images in a forward pass, decided once for a bank, so that a resumed run goes on as it began."""
-    path, wanted = task.folder / BATCH_SIZE_FILE, task.options.batch_size
+    wanted = task.options.batch_size
     if wanted != "auto":
         return int(wanted)
-    if not path.exists():
+    decided = BatchSize.read(task.folder)
+    if decided is None:
         ingredient: Ingredient = task.ingredients[0]
-        write_json(path, choose_batch_size(ingredient, task.passes(BATCH_SIZE, example).running, example))
-    return int(json.loads(path.read_text()))
+        decided = BatchSize(choose_batch_size(ingredient, task.passes(BATCH_SIZE, example).running, example))
+        decided.write(task.folder)
+    return decided.images
 
 
 def _write_index(task: _Task, images: Images, batch_size: int) -> None:
@@ -470,10 +485,10 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
     places = drawn_places(blocks, task.sample)
     if task.sample is not None and places is not None and not len(places):
         raise ValueError(f"pilot={task.sample.share}: that is none of {len(ids)} images.")
-    arrays = {"ids.npy": ids, "labels.npy": labels, DIGESTS: images.digests()}
-    for name, array in arrays.items():
-        if array is not None:
-            write_atomically(task.folder / name, partial(np.save, arr=array))
+    arrays = {"ids.npy": ids, "labels.npy": labels}
+    if (digests := images.digests()) is not None:
+        arrays[DIGESTS] = digests
+    hashes = write_index(task.folder, arrays)
     is_object = task.split.name == OBJECT
     BankManifest(
         data=DataRecord.of(task.split),
@@ -490,6 +505,8 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
         dataset=None if is_object else str(task.source.dataset),
         pilot=task.sample if isinstance(task.sample, Pilot) else None,
         chosen=isinstance(task.sample, Chosen),
+        key=task.folder.name,
+        arrays=hashes,
     ).write(task.folder)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,8 +15,7 @@ from hf_radin.images.sample import Pilot
 from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import match_labels
-from hf_radin.runtime.files import write_json
-from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.runtime.schema import read_sealed, write_sealed
 from hf_radin.weights.batchnorm import IMAGES, StatisticsRecord, check_images, statistics_source
 
 if TYPE_CHECKING:
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
 
 BANK = "bank.json"
 LATEST = "latest.json"
+
+# What to do about a broken file of a bank.
+COMPUTE_AGAIN = "Compute the logits again (compute_logits, hf-radin logits): intact files are reused."
 
 # Seconds of work after which a process writes what it has, and so what a killed run loses at most: where a block takes
 # all models longer, it is shown to a few after others. One model's logits of one block are not divided.
@@ -149,6 +150,9 @@ class BankManifest:
         chosen: whether the images that have logits were chosen one by one, after a pilot.
         origin: of a bank from the Hub the repository and commit, as in `org/bank@sha`.
         hf_radin: the version that wrote it.
+        key: of all that decides about the logits; where they were computed, the folder's name. All other records of
+            the bank are sealed with it.
+        arrays: the SHA-256 of the files that say of each sample what it is, by their names.
     """
 
     data: DataRecord
@@ -166,6 +170,8 @@ class BankManifest:
     pilot: Pilot | None = None
     chosen: bool = False
     origin: str | None = None
+    key: str = ""
+    arrays: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> BankManifest:
@@ -175,13 +181,13 @@ class BankManifest:
             ValueError: if there is none, or one that is broken or of an earlier version.
         """
         try:
-            return from_json(cls, json.loads((folder / BANK).read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            return read_sealed(cls, folder / BANK, BANK, way_out=COMPUTE_AGAIN)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is not a logit bank, or was never finished ({error}).") from error
 
     def write(self, folder: Path) -> None:
         """Say that the bank in a folder has all but its logits."""
-        write_json(folder / BANK, to_json(self))
+        write_sealed(folder / BANK, self, BANK)
 
 
 @dataclass(frozen=True)
@@ -214,20 +220,23 @@ class Latest:
     statistics: StatisticsPlace | None
 
     @classmethod
-    def read(cls, folder: Path) -> Latest:
+    def read(cls, folder: Path, bank: str) -> Latest:
         """What the last computation in a folder was for.
+
+        Args:
+            bank: the key of its manifest.
 
         Raises:
             ValueError: if none was finished: what lies there may belong to several sets that don't fit each other.
         """
         try:
-            return from_json(cls, json.loads((folder / LATEST).read_text()))
+            return read_sealed(cls, folder / LATEST, bank, way_out=COMPUTE_AGAIN)
         except FileNotFoundError as error:
             raise ValueError("no computation of it was finished by this version") from error
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, bank: str) -> None:
         """Let this be the last computation in a folder."""
-        write_json(folder / LATEST, to_json(self))
+        write_sealed(folder / LATEST, self, bank)
 
 
 def check_ingredients(ingredients: Ingredients) -> None:

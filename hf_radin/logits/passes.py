@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,15 @@ from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
-from hf_radin.logits.bank_files import LogitsRecord, Target, join_parts, remove_broken_parts, target_of, write_part
+from hf_radin.logits.bank_files import (
+    Joined,
+    LogitsRecord,
+    Target,
+    join_parts,
+    remove_broken_parts,
+    target_of,
+    write_part,
+)
 from hf_radin.logits.manifest import BANK, LOG_EVERY, WRITE_EVERY, BankManifest
 from hf_radin.runtime.processes import Processes, progress_bar
 
@@ -157,19 +164,26 @@ def compute(
             _run_group([target_of(folder, ingredient) for ingredient in group], images, models, passes, meter)
             del models
             _join_group(folder, images, group, passes, write_index)
+    if not ingredients and processes.decide(lambda: not (folder / BANK).exists()):  # it was broken, and no logits were
+        for _ in passes.stream(images, lambda block: False):
+            pass
+        _join_group(folder, images, [], passes, write_index)
 
 
 def compute_soup(
-    target: Target, images: Images, make_model: Callable[[], PreTrainedModel], passes: Passes, samples: int
-) -> float:
+    target: Target,
+    images: Images,
+    make_model: Callable[[], PreTrainedModel],
+    passes: Passes,
+    samples: int,
+    write_record: Callable[[Joined], None],
+) -> None:
     """The logits of one model, a soup, on all images; what an earlier run left of them is used.
 
     Args:
         make_model: is called if some are missing.
         samples: in the split.
-
-    Returns:
-        the seconds that devices took for them, added up.
+        write_record: writes what says that they are complete; one process of each disk calls it.
     """
     processes, folder = passes.processes, target.path.parent
     processes.on_each_disk(folder, lambda: remove_broken_parts([target]))
@@ -183,16 +197,16 @@ def compute_soup(
     processes.wait()
     processes.sync_files(images.folder, "*.json")
     processes.sync_files(folder, f"{target.parts.name}/*.npz")
-    joined: list[float] = []
 
     def join() -> None:
         images.check_order()
-        joined.append(join_parts(target, images.blocks, samples, passes.logits_dtype)[1])
+        joined = join_parts(target, images.blocks, samples, passes.logits_dtype)
+        processes.checks.note(target.path, joined.sha256)
+        write_record(joined)
         shutil.rmtree(target.parts)
 
     processes.on_each_disk(folder, join)
     processes.wait()
-    return processes.decide(lambda: joined[0])
 
 
 def choose_batch_size(
@@ -268,7 +282,7 @@ def _run_group(
             seconds = (time.perf_counter() - begun) / len(places)
             for target, part in zip(shown, logits, strict=True):
                 with np.errstate(over="ignore"):  # what is too large for float16 is noticed when parts are joined
-                    write_part(target.part(block), part.astype(passes.logits_dtype), preparing + seconds)
+                    write_part(target, block, part.astype(passes.logits_dtype), preparing + seconds)
             if len(logits[0]):
                 meter.update(len(logits[0]) * len(places) * passes.processes.count)
             at_once = max(1, int(passes.write_every / max(seconds, 1e-6)))
@@ -339,9 +353,13 @@ def _join_group(
         write_index()
         rows = BankManifest.read(folder).rows
         for ingredient, target in zip(group, targets, strict=True):
-            is_finite, seconds = join_parts(target, images.blocks, rows, passes.logits_dtype)
-            timing = (None, None) if math.isnan(seconds) else (round(seconds, 3), device)
-            LogitsRecord(IngredientRecord.of(ingredient), is_finite, *timing).write(folder, ingredient.key)
+            joined = join_parts(target, images.blocks, rows, passes.logits_dtype)
+            processes.checks.note(target.path, joined.sha256)
+            record = IngredientRecord.of(ingredient)
+            seconds = round(joined.seconds, 3)
+            LogitsRecord(record, joined.is_finite, seconds, device, joined.sha256).write(
+                folder, folder.name, ingredient.key
+            )
             shutil.rmtree(target.parts)  # last: without a record they are all that is known
 
     processes.on_each_disk(folder, join)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,8 +13,9 @@ from hf_radin.checkpoints.forward import forward
 from hf_radin.checkpoints.model import class_axes
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.kinship import ENTRIES, KIN, Relation, Weights, inner_products, relate, sample
-from hf_radin.runtime.files import digest, write_atomically
+from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes, is_main_process
+from hf_radin.runtime.schema import known_arrays, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +49,15 @@ def check_models(
     """
     paths = {ingredient.id: _sample_path(home, ingredient, dtype) for ingredient in ingredients}
     unchecked = processes.decide(
-        lambda: [name for name, path in paths.items() if name in to_run or not _has_sample(path)]
+        lambda: [name for name, path in paths.items() if known_arrays(path, path.stem) is None or name in to_run]
     )
     heads: dict[str, int] | None = None  # the same of all: they are of one architecture, with the same classes
     for ingredient in ingredients.select(unchecked[processes.index :: processes.count]):
         model = ingredient.load_model(dtype)
         heads = heads or class_axes(model.config, trust_remote_code=ingredient.trust_remote_code)
         weights = sample(model, heads)
-        write_atomically(paths[ingredient.id], partial(np.savez, **vars(weights)))
+        path = paths[ingredient.id]
+        write_arrays(path, {"entries": weights.entries, "broken": np.array(weights.broken)}, path.stem)
         if example is not None and ingredient.id in to_run and not weights.broken:
             _show(example, ingredient.id, model.to(processes.device), processes.accelerator)
     processes.wait()
@@ -174,23 +174,6 @@ def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path
     return home / "weights" / f"{digest(ingredient.key, ingredient.order, str(dtype), ENTRIES)}.npz"
 
 
-def _has_sample(path: Path) -> bool:
-    """Whether there is one that can be read; a broken one is made anew."""
-    try:
-        _read_sample(path)
-    except ValueError:
-        return False
-    return True
-
-
 def _read_sample(path: Path) -> Weights:
-    try:
-        with np.load(path) as arrays:
-            weights = Weights(arrays["entries"], str(arrays["broken"]))
-        if weights.entries.ndim != 1 or weights.entries.dtype != np.float32:
-            raise ValueError(f"entries of {weights.entries.dtype}, of the shape {weights.entries.shape}")
-        if not (weights.broken or np.isfinite(weights.entries).all()):
-            raise ValueError("entries that are no finite numbers")
-        return weights
-    except (ValueError, OSError, KeyError, EOFError, BadZipFile, TypeError) as error:
-        raise ValueError(f"{path} can't be read ({error}); remove it and run the same again.") from error
+    arrays = read_arrays(path, path.stem, way_out="Remove it and run the same again.")
+    return Weights(arrays["entries"], str(arrays["broken"]))

@@ -19,9 +19,9 @@ import numpy as np
 from hf_radin.images.digests import DTYPE
 from hf_radin.images.split import OBJECT
 from hf_radin.ingredients.ingredient import IngredientRecord
-from hf_radin.logits.bank_files import DIGESTS, LogitsRecord
+from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, logits_path, open_array
 from hf_radin.logits.manifest import BANK, LATEST, BankManifest, Latest
-from hf_radin.runtime.files import digest, write_folder
+from hf_radin.runtime.files import digest, read_json, sha256_of_each, write_folder
 from hf_radin.runtime.hub_commit import (
     PushOptions,
     commit_files,
@@ -191,13 +191,23 @@ def _adopt(snapshot: Path, folder: Path, origin: str) -> None:
     manifest = replace(manifest, origin=origin, dataset=dataset, pixels=pixels["images"])
     if latest.statistics is not None:
         latest = replace(latest, statistics=replace(latest.statistics, pixels=pixels["statistics"]))
-    (folder / "logits").mkdir()
-    contents: dict[str, Any] = {BANK: manifest, LATEST: latest}
-    for key, record in records.items():
-        contents[f"logits/{key}.json"] = replace(record, ingredient=_without_places(record.ingredient))
-    for name, content in contents.items():
-        (folder / name).write_bytes(_json(content))
-    for name in (*_arrays(snapshot), *(f"logits/{key}.npy" for key in records)):
+    names = [*_arrays(snapshot), *(f"logits/{key}.npy" for key in records)]
+    hashes = dict(zip(names, sha256_of_each([snapshot / name for name in names]), strict=True))
+    published = manifest.arrays | {f"logits/{key}.npy": record.sha256 for key, record in records.items()}
+    for name, sha256 in hashes.items():
+        if sha256 is None or published.get(name, sha256) not in (sha256, None):  # an earlier version published none
+            raise ValueError(
+                f"{(snapshot / name).resolve()} is not the {name} that was published as {origin}, by its SHA-256. "
+                "Remove it: then it is downloaded again."
+            )
+    key = digest(origin)
+    arrays = {name: str(hashes[name]) for name in _arrays(snapshot)}
+    replace(manifest, key=key, arrays=arrays).write(folder)
+    latest.write(folder, key)
+    for name, record in records.items():
+        sha256 = hashes[f"logits/{name}.npy"]
+        replace(record, ingredient=_without_places(record.ingredient), sha256=sha256).write(folder, key, name)
+    for name in names:
         try:
             os.symlink((snapshot / name).resolve(), folder / name)
         except OSError:  # a system without links
@@ -236,7 +246,7 @@ def _json(record: Any) -> bytes:
 
 
 def _read(path: Path) -> Any:
-    content = json.loads(path.read_text())
+    content = read_json(path)
     unprintable = next((text for text in _texts(content) if not text.isprintable()), None)
     if unprintable is not None:  # such letters can do things to a terminal
         raise ValueError(f"{path.name} holds {unprintable[:50]!r}")
@@ -300,18 +310,18 @@ def _record_problems(manifest: BankManifest, records: Mapping[str, LogitsRecord]
 def _array_problems(folder: Path, manifest: BankManifest, keys: Sequence[str]) -> Iterator[str]:
     """What does not fit its manifest in its arrays."""
     samples, classes, dtype = manifest.samples, len(manifest.classes), manifest.run.logits_dtype
-    ids, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "labels"))
+    ids, labels = (open_array(folder / f"{name}.npy") for name in ("ids", "labels"))
     for name, array in (("ids", ids), ("labels", labels)):
         if array.shape != (samples,) or array.dtype.kind not in "iu":
             yield f"{name}.npy is {array.dtype} {array.shape}, not whole numbers ({samples},)"
     if (folder / DIGESTS).exists():
-        digests = np.load(folder / DIGESTS, mmap_mode="r")
+        digests = open_array(folder / DIGESTS)
         if digests.shape != (samples,) or digests.dtype != DTYPE:
             yield f"{DIGESTS} is {digests.dtype} {digests.shape}, not {DTYPE} ({samples},)"
     if (np.diff(ids) <= 0).any() or (labels < 0).any() or (labels >= classes).any():
         yield "its ids do not rise, or its labels are not among its classes"
     for key in keys:
-        logits = np.load(folder / "logits" / f"{key}.npy", mmap_mode="r")
+        logits = open_array(logits_path(folder, key))
         if logits.shape != (samples, classes) or logits.dtype != dtype:
             yield f"logits/{key}.npy is {logits.dtype} {logits.shape}, not {dtype} {(samples, classes)}"
         if not logits.flags.c_contiguous:

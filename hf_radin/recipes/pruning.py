@@ -22,13 +22,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hf_radin.recipes.ensemble import Stored
-from hf_radin.runtime.files import write_atomically
+from hf_radin.runtime.schema import known_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +90,6 @@ class Pruned:
     @property
     def models(self) -> int:
         return len(self.logits)
-
-    def is_whole(self, models: int, samples: int, top: int) -> bool:
-        """Whether it is complete, and fits this number of models and samples."""
-        if (self.models, self.top, len(self.counts)) != (models, top, samples) or (self.counts < 1).any():
-            return False
-        entries = int(self.counts.sum()), int(self.counts[self.counts > self.top].sum())
-        return (
-            entries == (len(self.classes), self.logits.shape[1])
-            and bool((np.sort(self.images) == np.arange(samples)).all())
-            and bool(np.isfinite(self.logits).all())
-        )
 
     @property
     def decided(self) -> np.ndarray:
@@ -168,31 +156,21 @@ def join(parts: Sequence[tuple[Pruned, np.ndarray]]) -> Pruned:
     return _of_buckets(buckets, first.logits[:, :0], first.top)
 
 
-def load_or_make(path: Path, sources: Sequence[Path], make: Callable[[], Pruned], *, samples: int, top: int) -> Pruned:
-    """The pruned logits that are cached at `path`, if they are whole and no source is newer; else those that are made.
+def load_or_make(path: Path, subject: str, make: Callable[[], Pruned], *, top: int) -> Pruned:
+    """The pruned logits that are cached at `path`, if they are those of this subject; else those that are made.
 
     What is made is cached, if it can be written.
 
     Args:
-        sources: the logits of each model.
-        samples, top: how many images they are about, and among how many best classes.
+        subject: which logits they are made of, to the last bit.
+        top: among how many best classes.
     """
-    try:
-        made_at = path.stat().st_mtime_ns
-        if all(source.stat().st_mtime_ns <= made_at for source in sources):
-            with np.load(path) as file:
-                pruned = Pruned(**{name: file[name] for name in ARRAYS}, top=int(file["top"]))
-            if pruned.is_whole(len(sources), samples, top):
-                return pruned
-            logger.info("%s is made anew: it does not belong to these logits.", path)
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a broken file can fail in any way
-        logger.info("%s is made anew: %s", path, error)
+    arrays = known_arrays(path, subject)
+    if arrays is not None:
+        return Pruned(**arrays, top=top)
     made = make()
-    arrays = {name: getattr(made, name) for name in ARRAYS}
     try:
-        write_atomically(path, partial(np.savez, top=np.array(made.top), **arrays))
+        write_arrays(path, {name: getattr(made, name) for name in ARRAYS}, subject)
     except OSError as error:
         logger.warning("The pruned logits can't be cached, and are made again when they are needed again: %s", error)
     return made

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_radin.runtime.files import write_atomically
+from hf_radin.runtime.files import write_to_cache
 
 if TYPE_CHECKING:
     from hf_radin.runtime.processes import Processes
@@ -42,6 +42,7 @@ def sync_files(processes: Processes, folder: Path, *patterns: str) -> None:
     if not is_apart(processes, folder):
         return
     paths = [path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")]
+    paths = [path for path in paths if path.is_file()]  # nobody waits for a pipe, and a folder is no file
     speaks = processes.accelerator.is_local_main_process  # one process a machine lists its files
     local_names = {str(path.relative_to(folder)) for path in paths} if speaks else None
     listings: list[set[str] | None] = gather_object([local_names])
@@ -53,7 +54,7 @@ def sync_files(processes: Processes, folder: Path, *patterns: str) -> None:
     for name in sorted(lacking, key=lambda name: (name.endswith(".json"), name)):
         chunks = _chunks(processes, folder / name, owners[name])
         if local_names is not None and name not in local_names:
-            write_atomically(folder / name, partial(_write, chunks=chunks))
+            write_to_cache(folder / name, partial(_write, chunks=chunks))
         else:
             for _ in chunks:
                 pass

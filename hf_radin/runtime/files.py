@@ -11,11 +11,11 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from safetensors import SafetensorError
@@ -77,18 +77,31 @@ def read_small(path: Path, *, limit: int = SMALL, way_out: str = WAY_OUT) -> byt
         BrokenFileError: if it is no regular file (a pipe or a device may be read for ever), is too large, or can't be
             read.
     """
+    with open_regular(path, way_out=way_out) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise BrokenFileError(path, f"it has more than {limit >> 20} MB", way_out)
+    return content
+
+
+@contextmanager
+def open_regular(path: Path, *, way_out: str = WAY_OUT) -> Iterator[BinaryIO]:
+    """A file of any size to read from.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        BrokenFileError: if it is no regular file (a pipe or a device may be read for ever), or can't be read, by
+            whatever reads from it here.
+    """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BrokenFileError(path, "it is no regular file", way_out)
-            content = file.read(limit + 1)
+            yield file
     except (FileNotFoundError, BrokenFileError):
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise BrokenFileError(path, getattr(error, "strerror", None) or error, way_out) from error
-    if len(content) > limit:
-        raise BrokenFileError(path, f"it has more than {limit >> 20} MB", way_out)
-    return content
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -183,11 +196,11 @@ def _as_broken(path: Path, way_out: str) -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file of any size, in hexadecimal. Raises OSError if it can't be read."""
+    """The SHA-256 of a file of any size, in hexadecimal. Errors as of `open_regular`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(HASHED_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
+    with open_regular(path) as file:
+        while size := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:size])
     return digest.hexdigest()
 
@@ -198,11 +211,49 @@ def sha256_of_each(paths: Iterable[Path]) -> list[str | None]:
     def hash_or_none(path: Path) -> str | None:
         try:
             return sha256_of(path)
-        except OSError:
+        except (OSError, BrokenFileError):
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(threads.map(hash_or_none, paths))
+
+
+class Checks:
+    """The files that a run knows to be whole, since it has written or hashed them.
+
+    A file is hashed again only if its size, its times or its place on the disk are others than when that was done.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[str, tuple[int, ...]]] = {}
+
+    def note(self, path: Path, sha256: str) -> None:
+        """Say what a file's SHA-256 is, which was just written or read."""
+        self._known[path] = sha256, _stamp(path)
+
+    def knows(self, path: Path, sha256: str | None) -> bool:
+        """Whether a file had this SHA-256 when this run hashed it, and has not changed since."""
+        return self._known.get(path) == (sha256, _stamp(path))
+
+    def broken(self, files: Mapping[Path, str | None]) -> list[Path]:
+        """The files that have not the SHA-256 which their record says, or whose record says none.
+
+        Several are hashed at a time, and each once in a run.
+        """
+        unknown = [path for path, sha256 in files.items() if not self.knows(path, sha256)]
+        stamps = [_stamp(path) for path in unknown]  # before they are read: what changes meanwhile is not known
+        for path, stamp, sha256 in zip(unknown, stamps, sha256_of_each(unknown), strict=True):
+            self._known[path] = sha256 or "", stamp
+        return [path for path, sha256 in files.items() if not self.knows(path, sha256)]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file that nobody has touched from others; of no file, nothing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_of_a_checkpoint(name: str) -> bool:
@@ -229,6 +280,22 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, forced: boo
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_to_cache(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
+    """Write a file of the cache as `write_atomically` does; a folder in its place, which nobody of us made, goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    write_atomically(path, write, forced=forced)
+
+
+def take_away(path: Path) -> None:
+    """Remove what is broken of the cache, whatever it is, so that it is made anew. What can't be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove_partials(*folders: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hf_radin.runtime import file_sync
+from hf_radin.runtime.files import Checks
 from hf_radin.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Processes:
         self._accelerator = accelerator
         self._images = 0
         self.is_apart: dict[Path, bool] = {}  # by folder, see `file_sync`
+        self.checks = Checks()
 
     @property
     def accelerator(self) -> Accelerator:
@@ -232,6 +234,11 @@ class Processes:
 def is_main_process() -> bool:
     """Whether this is the main process; the environment says so before anybody has decided about devices."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_first_of_machine() -> bool:
+    """Whether this process is the first on its machine, by the environment, as `is_main_process`."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def local_processes() -> int:

@@ -1,17 +1,34 @@
-"""Records: frozen dataclasses that are written as JSON and read back, checked field by field."""
+"""Records: frozen dataclasses that are written as JSON and read back, checked field by field.
+
+What the cache holds is sealed: a record, or some arrays, with the SHA-256 of it and of what it is about. So it is
+noticed if a byte has changed, and if a file lies where another belongs.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hf_radin.runtime.files import WAY_OUT, BrokenFileError, read_json
+import numpy as np
+
+from hf_radin.runtime.files import WAY_OUT, BrokenFileError, open_regular, read_json, take_away, write_to_cache
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# The name of the seal, among the fields of a record and among arrays.
+SEAL = "seal"
+
+# What a warning says of a broken file of the cache.
+MADE_ANEW = "It is made anew."
 
 # Letters of a value that an error shows.
 SHOWN = 100
@@ -43,6 +60,93 @@ def read_record(record: type[T], path: Path, *, way_out: str = WAY_OUT) -> T:
         return from_json(record, content)
     except ValueError as error:
         raise BrokenFileError(path, error, way_out) from error
+
+
+def write_sealed(path: Path, record: Any, subject: str) -> None:
+    """Write a record into the cache.
+
+    Args:
+        subject: what it is about, so that it is not taken for another's.
+    """
+    values = json.loads(json.dumps(to_json(record)))  # as they are read back
+    text = json.dumps({**values, SEAL: _seal(subject, values)})
+    write_to_cache(path, lambda partial: partial.write_text(text))
+
+
+def read_sealed(record: type[T], path: Path, subject: str, *, way_out: str = WAY_OUT) -> T:
+    """The record of a type that `write_sealed` wrote about this subject.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        BrokenFileError: if it holds anything else.
+    """
+    content = read_json(path, way_out=way_out)
+    if not isinstance(content, dict):
+        raise BrokenFileError(path, f"it is {_shown(content)}, not a {record.__name__}", way_out)
+    _check_seal(path, content.pop(SEAL, None), _seal(subject, content), way_out)
+    try:
+        return from_json(record, content)
+    except ValueError as error:
+        raise BrokenFileError(path, error, way_out) from error
+
+
+def known_record(record: type[T], path: Path, subject: str) -> T | None:
+    """As `read_sealed`; None if there is no such file. A broken one is named, and goes, to be made anew."""
+    return _known(path, partial(read_sealed, record, path, subject, way_out=MADE_ANEW))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], subject: str, *, forced: bool = True) -> None:
+    """Write arrays by their names into one file of the cache. Arguments as of `write_sealed` and `write_to_cache`."""
+    sealed = {**arrays, SEAL: np.array(_seal_of_arrays(subject, arrays))}
+    write_to_cache(path, lambda partial: np.savez(partial, **sealed), forced=forced)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path, subject: str, *, way_out: str = WAY_OUT) -> dict[str, np.ndarray]:
+    """The arrays that `write_arrays` wrote about this subject, by name. Errors as of `read_sealed`."""
+    with open_regular(path, way_out=way_out) as file:
+        try:
+            with np.load(file) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except Exception as error:  # a broken archive may fail in any way
+            raise BrokenFileError(path, f"it is no archive of arrays ({error})", way_out) from error
+    seal = arrays.pop(SEAL, None)
+    _check_seal(path, None if seal is None else str(seal), _seal_of_arrays(subject, arrays), way_out)
+    return arrays
+
+
+def known_arrays(path: Path, subject: str) -> dict[str, np.ndarray] | None:
+    """As `read_arrays`; None if there is no such file. A broken one is named, and goes, to be made anew."""
+    return _known(path, partial(read_arrays, path, subject, way_out=MADE_ANEW))
+
+
+def _known(path: Path, read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except FileNotFoundError:
+        return None
+    except BrokenFileError as error:
+        logger.warning("%s", error)
+        take_away(path)
+        return None
+
+
+def _seal(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _seal_of_arrays(subject: str, arrays: Mapping[str, np.ndarray]) -> str:
+    forms = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    digest = hashlib.sha256(_seal(subject, forms).encode())
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _check_seal(path: Path, seal: Any, expected: str, way_out: str) -> None:
+    if seal is None:
+        raise BrokenFileError(path, "it has no seal: an earlier version of hf_radin wrote it", way_out)
+    if seal != expected:
+        raise BrokenFileError(path, "its seal does not fit: it was changed, or belongs elsewhere", way_out)
 
 
 def from_json(record: type[T], value: Any, *, place: str = "") -> T:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import Spent, Target
+from hf_radin.logits.bank_files import Joined, Spent, Target, not_as_written, open_array
 from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import BrokenFileError, digest, write_atomically, write_json
-from hf_radin.runtime.schema import read_record, to_json
+from hf_radin.runtime.files import digest, take_away
+from hf_radin.runtime.schema import MADE_ANEW, known_arrays, known_record, read_sealed, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # The class of an image that a soup was not shown.
 UNKNOWN = -2
@@ -38,18 +41,23 @@ class Pace:
     images: int = 0
     device: str | None = None
 
-    @classmethod
-    def read(cls, path: Path) -> Pace:
-        """The pace in a file; a broken file, or none, tells nothing."""
-        try:
-            return read_record(cls, path)
-        except (FileNotFoundError, BrokenFileError):
-            return cls()
-
     def after(self, seconds: float, images: int, device: str) -> Pace:
         """The pace with further images."""
         devices = sorted({*(self.device or device).split(" and "), device})
         return Pace(round(self.seconds + seconds, 3), self.images + images, " and ".join(devices))
+
+
+@dataclass(frozen=True)
+class SoupRecord:
+    """What is known of a soup's logits, in the file beside them: it says that they are complete.
+
+    Args:
+        pace: what they took.
+        sha256: of the file that they are in.
+    """
+
+    pace: Pace
+    sha256: str
 
 
 class MeasuredSoup:
@@ -77,19 +85,20 @@ class MeasuredSoup:
         decide = bank.processes.decide
         parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in bank.ingredients.select(recipe.used)]
         estimated = [bank.statistics.record.key] if bank.statistics else []
-        self._path = bank.folder / "soups" / f"{digest(parts, *estimated)}.npy"
-        # of the whole split
-        self._classes: np.ndarray = decide(lambda: _read_classes(self._path, bank.samples, len(bank.classes)))
+        self._path = bank.folder / "soups" / f"{digest(parts, *estimated)}.npz"
+        unknown = np.full(bank.samples, UNKNOWN)
+        self._classes: np.ndarray = decide(lambda: self._read(self._path, unknown))  # of the whole split
         self.predictions = np.full(len(bank), UNKNOWN)
         places, classes = entries.entries if entries else (np.zeros(0, int), np.zeros(0, int))
         self._entries = bank.places[places], classes  # positions in the split
         part = bank.part if bank.partial is None else bank.partial.unseen
         key = digest(bank.ingredients.keys, bank.partial is None, part is not None and part.tolist())
-        self._values_path = self._path.with_name(f"{self._path.stem}-{key}.npy")
+        self._values_path = self._path.with_name(f"{self._path.stem}-{key}.npz")
         self._pace_path = self._path.with_suffix(".json")
-        self._pace: Pace = decide(lambda: Pace.read(self._pace_path))
+        pace_subject = self._subject(self._pace_path)
+        self._pace: Pace = decide(lambda: known_record(Pace, self._pace_path, pace_subject) or Pace())
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
-        self.values: np.ndarray = decide(lambda: _read(self._values_path, nothing)) if len(classes) else nothing
+        self.values: np.ndarray = decide(lambda: self._read(self._values_path, nothing)) if len(classes) else nothing
 
     def look(self, images: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
         """Show it images; `predictions` then has their classes too, -1 where a logit is not finite.
@@ -125,23 +134,37 @@ class MeasuredSoup:
         Raises:
             ValueError: as `look` does.
         """
-        bank, decide = self.bank, self.bank.processes.decide
-        passes = bank.passes()
-        target = Target("Logits of the soup", self._path.with_name(f"{self._path.stem}-logits.npy"), len(bank.classes))
-        pace_path = target.path.with_suffix(".json")
-        shape = bank.samples, target.classes
-        if decide(lambda: _read_array(target.path, shape, passes.logits_dtype) is None):
-            seconds = compute_soup(target, bank.images, self._make_model, passes, bank.samples)
-            pace = Pace().after(seconds, bank.samples, bank.processes.device_name)
-            decide(lambda: write_json(pace_path, to_json(pace)))
-        bank.processes.sync_files(target.path.parent, target.path.name)
-        pace = decide(lambda: Pace.read(pace_path))
-        logits = np.load(target.path, mmap_mode="r")
+        bank, processes = self.bank, self.bank.processes
+        passes, path = bank.passes(), self._path.with_name(f"{self._path.stem}-logits.npy")
+        record_path, subject = path.with_suffix(".json"), self._subject(path)
+        device = processes.device_name
+
+        def write_record(joined: Joined) -> None:
+            pace = Pace().after(joined.seconds, bank.samples, device)
+            write_sealed(record_path, SoupRecord(pace, joined.sha256), subject)
+
+        def discard_broken() -> None:
+            record = known_record(SoupRecord, record_path, subject)
+            if record is not None and processes.checks.broken({path: record.sha256}):
+                logger.warning("%s", not_as_written([path], MADE_ANEW))
+            elif record is not None:
+                return
+            take_away(record_path)
+            take_away(path)
+
+        processes.on_each_disk(path.parent, discard_broken)
+        processes.wait()
+        processes.sync_files(path.parent, path.name, record_path.name)
+        if processes.decide(lambda: not record_path.exists()):
+            target = Target("Logits of the soup", path, len(bank.classes), subject)
+            compute_soup(target, bank.images, self._make_model, passes, bank.samples, write_record)
+        pace = processes.decide(lambda: read_sealed(SoupRecord, record_path, subject)).pace
+        logits = open_array(path)
         unknown = np.flatnonzero(self._classes == UNKNOWN)
         if len(unknown):
             self._classes[unknown] = _predicted(logits[unknown])
-            decide(lambda: write_atomically(self._path, partial(np.save, arr=self._classes)))
-        return np.asarray(logits[bank.places]), Spent.on(pace.seconds if pace.images else None, pace.device)
+            processes.decide(lambda: self._write(self._path, self._classes))
+        return np.asarray(logits[bank.places]), Spent.on(pace.seconds, pace.device)
 
     def took(self, images: int) -> tuple[float | None, str | None]:
         """The seconds that it takes to show it so many images, and on which device.
@@ -179,10 +202,22 @@ class MeasuredSoup:
         seconds = (time.perf_counter() - begun) * processes.count
         self._pace = processes.decide(lambda: self._pace.after(seconds, int(missing.sum()), processes.device_name))
         if processes.is_main:
-            write_json(self._pace_path, to_json(self._pace))
+            write_sealed(self._pace_path, self._pace, self._subject(self._pace_path))
             if len(tally.values):
-                write_atomically(self._values_path, partial(np.save, arr=self.values))
-            write_atomically(self._path, partial(np.save, arr=self._classes))
+                self._write(self._values_path, self.values)
+            self._write(self._path, self._classes)
+
+    def _subject(self, path: Path) -> str:
+        """What a file of the soup is about; its name says of which recipe."""
+        return f"{self.bank.manifest.key} {path.name}"
+
+    def _read(self, path: Path, nothing: np.ndarray) -> np.ndarray:
+        """The array in a file; a broken file, or an array of another form, tells nothing."""
+        array = (known_arrays(path, self._subject(path)) or {}).get("array", nothing)
+        return array if (array.shape, array.dtype) == (nothing.shape, nothing.dtype) else nothing
+
+    def _write(self, path: Path, array: np.ndarray) -> None:
+        write_arrays(path, {"array": array}, self._subject(path))
 
 
 class _Tally:
@@ -241,24 +276,3 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 def _predicted(logits: np.ndarray) -> np.ndarray:
     """The class of the largest logit of each image `(samples,)`, -1 where one is no finite number."""
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-
-
-def _read_classes(path: Path, samples: int, classes: int) -> np.ndarray:
-    """The classes that a soup was found to predict `(samples,)`, -1 for none; unknown where a number is neither."""
-    predicted = _read(path, np.full(samples, UNKNOWN))
-    return np.where((predicted >= -1) & (predicted < classes), predicted, UNKNOWN)
-
-
-def _read(path: Path, nothing: np.ndarray) -> np.ndarray:
-    """The array in a file; a broken file, or an array of another form, tells nothing."""
-    array = _read_array(path, nothing.shape, nothing.dtype)
-    return nothing if array is None else np.array(array)
-
-
-def _read_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
-    """The array in a file, memory-mapped; None if there is none, or one of another form."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r")
-    except Exception:  # a broken file may fail in any way
-        return None
-    return array if array.shape == shape and array.dtype == dtype else None

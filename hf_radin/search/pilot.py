@@ -18,7 +18,7 @@ from hf_radin.images.sample import ENOUGH, Chosen, Pilot
 from hf_radin.images.split import OBJECT
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.logits.bank import LogitBank, PartialLogits
-from hf_radin.logits.bank_files import Spent, time_spent
+from hf_radin.logits.bank_files import Spent
 from hf_radin.logits.compute import NOT_FINITE, extend_bank
 from hf_radin.logits.manifest import is_object, reopen_images
 from hf_radin.recipes import scoring
@@ -68,7 +68,7 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     _check_images(bank, first)
     cost = _Cost(
         count * len(bank) / bank.samples + leaders,
-        time_spent(bank.folder, bank.ingredients) + time_spent(first.folder, first.ingredients),
+        bank.spent + first.spent,
     )
     completed, margin = first, None
     if leaders < count:
@@ -242,7 +242,7 @@ def _with_others(bank: LogitBank, first: LogitBank, others: Ingredients) -> tupl
     cost = _Cost(len(others) * len(places) / first.samples, Spent())
     remarks = list(first.remarks)
     if telling is not None:
-        cost = cost.plus(0.0, time_spent(telling.folder, telling.ingredients))
+        cost = cost.plus(0.0, telling.spent)
         remarks += telling.remarks
     usable = {*first.ingredients.ids, *(telling.ingredients.ids if telling else others.ids)}
     ingredients = bank.ingredients.select([name for name in bank.ingredients.ids if name in usable])

@@ -12,7 +12,7 @@ from hf_radin.images.split import Split
 from hf_radin.ingredients.card_metadata import describe_ingredient
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import Spent, time_spent
+from hf_radin.logits.bank_files import Spent
 from hf_radin.recipes.intervals import accuracy_interval, difference_interval, mcnemar
 from hf_radin.recipes.metrics import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
@@ -333,7 +333,7 @@ class Reporter:
         if pilot is not None and pilot.is_completed:
             logits = Spent(pilot.seconds, frozenset(pilot.devices))
         else:
-            logits = time_spent(self.bank.folder, self.bank.ingredients)
+            logits = self.bank.spent
         soups = sum((Spent.on(entry.seconds, entry.device) for entry in measurements if entry.passes), Spent())
         probabilities = sum(self.probed.values(), Spent())
         return TimeSpent(

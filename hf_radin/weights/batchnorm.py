@@ -162,7 +162,7 @@ def prepare_statistics(
     key = digest(split.key, count, seed, BATCH, describe_processor(processor), on_error)
     folder = home / "pixels" / key
     source = partial(statistics_source, split, processor, count=count, seed=seed, on_error=on_error)
-    images = Images(folder, BATCH, cache(source))
+    images = Images(folder, BATCH, cache(source), checks=processes.checks)
     processes.sync_files(folder, "*.json", "*.safetensors")
     if not processes.decide(images.is_cached):
         for _ in images.stream(processes.index, processes.count, room=ALL):

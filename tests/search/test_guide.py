@@ -79,7 +79,7 @@ def test_logits_of_soups_that_are_gone_are_computed_anew(bank):
     for path in soups.glob("*"):
         path.unlink()
     before = hf_radin.radin(bank, budget=3, seed=4)
-    values = list(soups.glob("*-*.npy"))
+    values = list(soups.glob("*-*.npz"))
     assert len(values) == sum(measurement.proposal != "single" for measurement in before.measurements) > 0
     for path in values:
         path.unlink()

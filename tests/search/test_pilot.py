@@ -19,6 +19,7 @@ from hf_radin.logits.bank_files import LogitsRecord
 from hf_radin.logits.compute import NOT_FINITE
 from hf_radin.logits.manifest import BankManifest
 from hf_radin.recipes.pruning import MOST, Pruned, TooMuchLeftError
+from hf_radin.runtime.schema import write_arrays
 from hf_radin.search.pilot import clear_margin, complete
 
 __all__ = ["zoo", "zoo_bank", "zoo_pilot"]  # fixtures
@@ -274,7 +275,7 @@ def test_ingredients_that_are_lost_on_further_images_are_named(zoo, digits, tmp_
         if manifest.pilot is None and manifest.chosen != leading
     )
     for key in zoo.select(lost).keys:
-        replace(LogitsRecord.read(folder, key), finite=False).write(folder, key)
+        replace(LogitsRecord.read(folder, folder.name, key), finite=False).write(folder, folder.name, key)
     soup = hf_radin.radin(pilot, budget=1)
     assert len(lost) == count and {(name, NOT_FINITE) for name in lost} <= {*soup.report.remarks}
     assert soup.report.pilot.given == 6 and len(soup.report.ingredients) == 6 - count
@@ -325,8 +326,8 @@ def test_a_best_single_model_that_gives_no_numbers_on_further_images_is_left_out
     pilot = as_kind(hf_radin.compute_logits(zoo, digits, cache_dir=tmp_path, pilot=0.25), Worst)
     bank, report = complete(pilot)
     (best,) = report.whole[LEADING:]
-    (path,) = bank.folder.glob("soups/*.npy")  # of the one model that was run on the unseen images
-    np.save(path, np.full(600, -1))
+    (path,) = bank.folder.glob("soups/*.npz")  # of the one model that was run on the unseen images
+    write_arrays(path, {"array": np.full(600, -1)}, f"{bank.manifest.key} {path.name}")
     bank, report = complete(pilot)
     assert (best, NOT_FINITE) in bank.remarks and best not in bank.ingredients.ids
     assert report.given == 6 and len(bank.ingredients) == 5 and best not in report.whole

@@ -299,7 +299,7 @@ def test_an_interrupted_candidate_is_as_if_it_had_not_begun(fresh, number):
 )
 def test_broken_files_of_soups_are_measured_anew(fresh, content):
     before = hf_radin.radin(fresh, budget=2)
-    paths = list((fresh.folder / "soups").glob("*.npy"))
+    paths = list((fresh.folder / "soups").glob("*.npz"))
     assert paths
     for path in paths:
         path.write_bytes(content)
