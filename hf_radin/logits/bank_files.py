@@ -194,14 +194,19 @@ def check_bank(folder: Path, checks: Checks) -> None:
         files |= {logits_path(folder, key): record.sha256 for key, record in records.items()}
         if broken := checks.broken(files):
             raise not_as_written(broken, _way_out(folder, manifest, broken[0]))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} is not a complete logit bank: {error.filename} is gone. {_way_out(folder, manifest, folder)}"
+        ) from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{folder} is not a complete logit bank: {error}") from error
 
 
 def not_as_written(broken: list[Path], way_out: str) -> BrokenFileError:
     """What is wrong with files that have another SHA-256 than their records say."""
-    others = f", nor {len(broken) - 1} others" if len(broken) > 1 else ""
-    return BrokenFileError(broken[0], f"it is not what was written, by its SHA-256{others}", way_out)
+    others = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+    problem = "it is not what was written, by its SHA-256" if broken[0].exists() else "it is gone"
+    return BrokenFileError(broken[0], f"{problem}{others}", way_out)
 
 
 def _way_out(folder: Path, manifest: BankManifest, broken: Path) -> str:
@@ -313,6 +318,8 @@ def _discard_if_broken(target: Target, path: Path) -> bool:
         _read_part(target, path)
     except BrokenFileError:
         return True
+    except FileNotFoundError:  # a link to nothing
+        take_away(path)
     return False
 
 

@@ -232,7 +232,7 @@ class Latest:
         try:
             return read_sealed(cls, folder / LATEST, bank, way_out=COMPUTE_AGAIN)
         except FileNotFoundError as error:
-            raise ValueError("no computation of it was finished by this version") from error
+            raise ValueError(f"no computation of it was finished by this version. {COMPUTE_AGAIN}") from error
 
     def write(self, folder: Path, bank: str) -> None:
         """Let this be the last computation in a folder."""
