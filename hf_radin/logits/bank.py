@@ -194,8 +194,6 @@ class LogitBank:
     def _read(cls, folder: Path, processes: Processes, token: str | bool | None = None) -> LogitBank:
         """What was last computed into a folder, whether its checkpoints are there or not."""
         manifest = BankManifest.read(folder)
-        if manifest.chosen:
-            raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
         try:
             latest = Latest.read(folder, manifest.key)
             records = [LogitsRecord.read(folder, manifest.key, key) for key in latest.keys]

@@ -187,6 +187,8 @@ def check_bank(folder: Path, checks: Checks) -> None:
         ValueError: if there is no bank, or a file is not; it names the file.
     """
     manifest = BankManifest.read(folder)
+    if manifest.chosen:
+        raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
     try:
         keys = Latest.read(folder, manifest.key).keys
         records = {key: LogitsRecord.read(folder, manifest.key, key) for key in keys}
