@@ -19,6 +19,7 @@ from hf_radin import LogitBank
 from hf_radin.cli.main import main
 from hf_radin.images.digests import count_shared, find_shared, split_digests, with_copies
 from hf_radin.images.split import DataSource, open_split
+from hf_radin.runtime.schema import read_arrays, write_arrays
 from hf_radin.search.held_out import find_split
 from hf_radin.soup import card
 from hf_radin.soup.report import Overlap
@@ -154,8 +155,8 @@ def test_images_are_read_once_until_they_change(gathered, tmp_path):
     bank = hf_radin.compute_logits(gathered, folder, cache_dir=tmp_path / "cache")
     with pytest.raises(ValueError, match="7 of the 30 images"):
         hf_radin.best_single(bank, test_split="test")
-    (path,) = (tmp_path / "cache" / "digests").glob("*.npy")  # of the split that proves; the other's are in its bank
-    np.save(path, np.tile(np.load(path), 2))
+    (path,) = (tmp_path / "cache" / "digests").glob("*.npz")  # of the split that proves; the other's are in its bank
+    write_arrays(path, {"digests": np.tile(read_arrays(path, path.stem)["digests"], 2)}, path.stem)
     with pytest.raises(ValueError, match="14 of the 60 images"):  # as is written there, and not in the images
         hf_radin.best_single(bank, test_split="test")
     shutil.rmtree(folder / "test")
