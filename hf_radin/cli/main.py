@@ -6,6 +6,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -127,6 +128,9 @@ class _Terminated(BaseException):
     """SIGTERM came."""
 
 
+# What gloo and NCCL say where another process was met and is gone.
+_CLOSED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|TCPStore")
+
 # What the signals that end a command are raised as, and what is said then.
 _SIGNALS = {signal.SIGINT: (KeyboardInterrupt, "interrupted"), signal.SIGTERM: (_Terminated, "terminated")}
 
@@ -187,6 +191,9 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
         if not isinstance(error, MainStoppedError):  # the main process prints it
             _say_error(str(error))
         return 2
+    if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
+        _say_error("another process of this run has ended; run the same command again to continue.")
+        return 1
     if os.environ.get("HF_DEBUG"):
         traceback.print_exception(error)
     _say_error(

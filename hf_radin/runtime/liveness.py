@@ -1,16 +1,19 @@
-"""Other processes may be stopped: who holds a lock, and whether it is alive."""
+"""Other processes may be stopped: who holds a lock, whether it is alive, and whether the others of a run are."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds without a sign of life after which a process counts as stopped. Whatever blocks Python for so long (a network
 # disk, a debugger) is worth a look.
-SILENCE = 300.0
+SILENCE = float(os.environ.get("HF_RADIN_SILENCE", "300"))
 
 # Seconds between two signs of life, and between two attempts to get a lock.
 BEAT = 1.0
@@ -139,3 +142,115 @@ def _holder(path: Path) -> Holder | None:
         return read_record(Holder, path)
     except (OSError, ValueError):
         return None
+
+
+class Watch:
+    """Ends this process where it would wait for ever, for another one of its run that was stopped or lost its machine.
+
+    In a thread, each process counts up a number once a second where torch.distributed meets, and looks at those of the
+    others. Whoever has left says so, and is not missed. What was computed is on disk, and the run can be continued.
+
+    Args:
+        index: of this process.
+        count: of all.
+
+    Attributes:
+        is_met: whether all have met; before that, one that never came is missed, too.
+    """
+
+    def __init__(self, index: int, count: int) -> None:
+        self._index, self._count = index, count
+        self._numbers = dict.fromkeys(set(range(count)) - {index}, 0)
+        self._heard = dict.fromkeys(self._numbers, time.monotonic())
+        self._places: dict[int, str] = {}
+        self._ended = threading.Event()
+        self.is_met = False
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def end(self) -> None:
+        """Say that this process leaves, and watch no longer."""
+        self._ended.set()
+        self._beating.join(SILENCE)
+
+    def _beat(self) -> None:
+        """Give signs of life, and note those of the others, until this process leaves or the store is gone."""
+        from torch.distributed import TCPStore
+
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        prefix = f"hf_radin/alive/{attempt}"
+        try:
+            store = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                timeout=timedelta(seconds=SILENCE),
+                wait_for_workers=False,
+            )
+            store.set(f"{prefix}/place/{self._index}", f"{os.getpid()} {platform.node()}")
+            while not self._ended.wait(BEAT):
+                store.add(f"{prefix}/{self._index}", 1)
+                for other in list(self._numbers):
+                    self._note(other, store, prefix)
+            store.add(f"{prefix}/left/{self._index}", 1)
+        except RuntimeError:  # whoever has it is gone; what the processes do together fails, too, if they need it
+            self._ended.set()
+
+    def _note(self, other: int, store: Any, prefix: str) -> None:
+        """Note whether another process gave a sign of life, or has left."""
+        if store.add(f"{prefix}/left/{other}", 0):
+            del self._numbers[other]
+            return
+        number = store.add(f"{prefix}/{other}", 0)
+        if number != self._numbers[other]:
+            self._numbers[other], self._heard[other] = number, time.monotonic()
+            if other not in self._places:
+                self._places[other] = store.get(f"{prefix}/place/{other}").decode()
+
+    def _listen(self) -> None:
+        """End this process when another one has been silent for too long."""
+        while not self._ended.wait(BEAT):
+            silent = self._silent(SILENCE)
+            if not silent:
+                continue
+            # who is stopped together with another can't speak, though its time is not up
+            if self._index == min({*range(self._count)}.difference(self._silent(SILENCE / 2))):
+                sys.stderr.write(f"hf-radin: {self._lost(silent[0])}\n")
+                sys.stderr.flush()
+            self._wake(silent)
+            os._exit(1)
+
+    def _silent(self, seconds: float) -> list[int]:
+        """The others that gave no sign of life for so long; those that were never heard of only while all meet."""
+        now = time.monotonic()
+        return [
+            other
+            for other, number in list(self._numbers.items())
+            if (number or not self.is_met) and now - self._heard[other] > seconds
+        ]
+
+    def _lost(self, other: int) -> str:
+        """What is said of a process that is lost."""
+        process, _, host = self._places.get(other, "").partition(" ")
+        name = f"process {other} of {self._count}" + (f" ({process} on {host})" if process else "")
+        return printable(
+            f"{name} has given no sign of life for {SILENCE:.0f} s: it was stopped, or its machine is gone. The "
+            "others end; run the same command again to continue."
+        )
+
+    def _wake(self, silent: list[int]) -> None:
+        """Let stopped processes of this machine go on, and end: a launcher would wait for them."""
+        for other in silent:
+            process, _, host = self._places.get(other, "").partition(" ")
+            if process and host == platform.node():
+                with suppress(OSError):
+                    os.kill(int(process), signal.SIGTERM)
+                    os.kill(int(process), signal.SIGCONT)
+
+
+@cache
+def watch_others() -> Watch | None:
+    """The watch of this process, by what a launcher says of its run; None if it is alone."""
+    index, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return Watch(index, count) if count > 1 and "MASTER_ADDR" in os.environ else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hf_radin.runtime import file_sync
 from hf_radin.runtime.files import Checks
+from hf_radin.runtime.liveness import Watch, watch_others
 from hf_radin.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Processes:
             if not isinstance(accelerator, Accelerator):
                 raise ValueError(f"accelerator={accelerator!r}: it is an Accelerator of accelerate's.")
         self._accelerator = accelerator
+        self._watch: Watch | None = None
         self._images = 0
         self.is_apart: dict[Path, bool] = {}  # by folder, see `file_sync`
         self.checks = Checks()
@@ -59,8 +61,11 @@ class Processes:
     def accelerator(self) -> Accelerator:
         """Accelerate's view of this run."""
         if self._accelerator is None:
+            self._watch = watch_others()
             # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
             self._accelerator = _make_accelerator()
+            if self._watch is not None:
+                self._watch.is_met = True
             atexit.register(self.leave, together=False)  # for scripts: they know of no connection
         return self._accelerator
 
@@ -227,6 +232,8 @@ class Processes:
         if self._accelerator is not None and self._accelerator.trackers:
             self._accelerator.end_training()  # also closes the process group: nothing may be waited for after it
             self._accelerator.trackers = []
+        if self._watch is not None:
+            self._watch.end()
         if distributed := _connection():
             distributed.destroy_process_group()
 
