@@ -133,13 +133,18 @@ def fetch_bank(repo_id: str, home: Path, *, revision: str | None, token: str | b
     Raises:
         ValueError: if there is no such repository, or no bank in it.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
+    from huggingface_hub import try_to_load_from_cache as find_cached
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     missing = f"There is no folder {repo_id!r} here and no such dataset on the Hub"
     with asking_the_hub(f"The bank {repo_id}", revision=revision, missing=missing):
         options = {"repo_type": "dataset", "revision": revision, "token": token}
+        where = {"repo_type": "dataset", "revision": revision}
         try:
+            if not constants.HF_HUB_OFFLINE and not isinstance(find_cached(repo_id, BANK, **where), str):
+                # without a cached file, a download would be tried for six minutes where a Hub does not answer
+                get_hf_file_metadata(hf_hub_url(repo_id, BANK, **where), token=token)
             hf_hub_download(repo_id, BANK, **options)
         except LocalEntryNotFoundError:  # the Hub could not be asked
             raise

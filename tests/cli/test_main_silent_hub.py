@@ -55,7 +55,7 @@ def silent() -> Iterator[SilentHub]:
 
 def start(silent: SilentHub, home: Path, *command: str, **settings: str) -> subprocess.Popen[str]:
     """A command in a process of its own, which never sleeps between its attempts."""
-    code = "import sys, time; time.sleep = lambda seconds: None; from hf_radin.cli.main import main; sys.exit(main())"
+    code = "import time; time.sleep = lambda seconds: None; from hf_radin.__main__ import run; run()"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environ = {"HF_ENDPOINT": silent.url, "HF_HOME": str(home), "HF_TOKEN": LoopbackHub.token} | settings
     environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
@@ -73,11 +73,11 @@ COMMANDS = {
     "inspect": ["inspect", "--models", "org/ft-0", "org/ft-1"],
     "inspect a pattern": ["inspect", "--models", "org/ft-*"],
     "inspect a collection": ["inspect", "--models", "collections/org/fts-0123"],
-    "soup": ["soup", "--models", "org/ft-0", "org/ft-1", "--dataset", "org/digits", "--output", "soup"],
-    "soup of the Hub's images": ["soup", "--models", "{runs}/ft-*", "--dataset", "org/digits", "--output", "soup"],
+    "soup": ["soup", "--models", "org/ft-0", "org/ft-1", "--dataset", "org/digits", "--output", "new"],
+    "soup of the Hub's images": ["soup", "--models", "{runs}/ft-*", "--dataset", "org/digits", "--output", "new"],
     "logits": ["logits", "--models", "org/ft-0", "org/ft-1", "--dataset", "org/digits"],
     "push a bank": ["logits", "--models", "{runs}/ft-*", "--dataset", "{digits}", "--push-to", "org/bank"],
-    "pull a bank": ["search", "org/bank", "--budget", "0", "--output", "soup"],
+    "pull a bank": ["search", "org/bank", "--budget", "0", "--output", "new"],
     "push": ["push", "{folder}", "org/soup"],
     "push with a licence": ["push", "{folder}", "org/soup", "--license", "mit"],
     "push to an id of one part": ["push", "{folder}", "soup"],
@@ -89,7 +89,7 @@ def test_a_command_gives_up_in_one_line(silent, runs, digits, folder, tmp_path, 
     command = [part.format(runs=runs, digits=digits, folder=folder) for part in COMMANDS[kind]]
     run = start(silent, tmp_path, *command, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
     out, err = run.communicate(timeout=120)
-    assert run.returncode == 2 and silent.asked.is_set() and "Traceback" not in err
+    assert run.returncode == 2 and silent.asked.is_set() and "Traceback" not in err, err
     assert err.splitlines()[-1].startswith("hf-radin: ") and LoopbackHub.token not in out + err
     assert "HF_HUB_DOWNLOAD_TIMEOUT allows" in out + err
 

@@ -216,6 +216,7 @@ def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):
     secret.save_pretrained(tmp_path / "soup")
     config = json.loads((tmp_path / "soup" / "config.json").read_text())
     (tmp_path / "soup" / "config.json").write_text(json.dumps({**config, "note": "made of org/ft-1"}))
+    assert main(["card", str(tmp_path / "soup"), "--accept-changes"]) == 0
     with pytest.raises(ValueError, match=r"config\.json names org/ft-1, which is private: take it out by hand"):
         push_folder(tmp_path / "soup", "org/soup", PushOptions(), HIDDEN)
 
