@@ -194,8 +194,11 @@ class Watch:
                 for other in list(self._numbers):
                     self._note(other, store, prefix)
             store.add(f"{prefix}/left/{self._index}", 1)
-        except RuntimeError:  # whoever has it is gone; what the processes do together fails, too, if they need it
-            self._ended.set()
+            if self._index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+                time.sleep(2 * BEAT)  # the store ends with this process: the others shall read that it has left
+        except RuntimeError:  # the store is gone, or does not answer
+            if 0 not in self._numbers:  # since whoever had it has left
+                self._ended.set()
 
     def _note(self, other: int, store: Any, prefix: str) -> None:
         """Note whether another process gave a sign of life, or has left."""
@@ -214,8 +217,10 @@ class Watch:
             silent = self._silent(SILENCE)
             if not silent:
                 continue
-            # who is stopped together with another can't speak, though its time is not up
-            if self._index == min({*range(self._count)}.difference(self._silent(SILENCE / 2))):
+            # with the first process, the store may be gone: nothing is known of the rest then. And who is stopped
+            # together with another can't speak, though its time is not up.
+            silent, quiet = ([0], [0]) if 0 in silent else (silent, self._silent(SILENCE / 2))
+            if self._index == min({*range(self._count)}.difference(quiet)):
                 sys.stderr.write(f"hf-radin: {self._lost(silent[0])}\n")
                 sys.stderr.flush()
             self._wake(silent)
