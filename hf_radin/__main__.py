@@ -16,6 +16,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it otherwise
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are traces of its stack
     status = import_module("hf_radin.cli.main").main(arguments)
     if status > 128:
         sys.stdout.flush()

@@ -162,6 +162,7 @@ class Watch:
         self._index, self._count = index, count
         self._numbers = dict.fromkeys(set(range(count)) - {index}, 0)
         self._heard = dict.fromkeys(self._numbers, time.monotonic())
+        self._reached = time.monotonic()  # the store, for the last time
         self._places: dict[int, str] = {}
         self._ended = threading.Event()
         self.is_met = False
@@ -193,6 +194,7 @@ class Watch:
                 store.add(f"{prefix}/{self._index}", 1)
                 for other in list(self._numbers):
                     self._note(other, store, prefix)
+                self._reached = time.monotonic()
             store.add(f"{prefix}/left/{self._index}", 1)
             if self._index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
                 time.sleep(2 * BEAT)  # the store ends with this process: the others shall read that it has left
@@ -217,8 +219,8 @@ class Watch:
             silent = self._silent(SILENCE)
             if not silent:
                 continue
-            # with the first process, the store may be gone: nothing is known of the rest then. And who is stopped
-            # together with another can't speak, though its time is not up.
+            # without the first process there may be no store, and nothing is known of the rest; and who is stopped
+            # together with another can't speak, though its time is not up
             silent, quiet = ([0], [0]) if 0 in silent else (silent, self._silent(SILENCE / 2))
             if self._index == min({*range(self._count)}.difference(quiet)):
                 sys.stderr.write(f"hf-radin: {self._lost(silent[0])}\n")
@@ -229,6 +231,8 @@ class Watch:
     def _silent(self, seconds: float) -> list[int]:
         """The others that gave no sign of life for so long; those that were never heard of only while all meet."""
         now = time.monotonic()
+        if 0 in self._numbers and now - self._reached > seconds:  # it has the store, or started with whoever has
+            return [0]
         return [
             other
             for other, number in list(self._numbers.items())
