@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quality style bench model-cards architectures clean
+.PHONY: demo test torture coverage quality style bench model-cards architectures clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,15 @@ demo: $(READY)  ## scikit-learn's digits: train ingredients, cook a soup, print 
 
 test: $(READY)  ## the whole test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+torture: $(READY)  ## half an hour of attempts to break what the package promises, with a table of what came of them
+	PYTHONPATH=tests $(BIN)/python -W ignore -m torture
+
+coverage: $(READY)  ## the test suite under coverage: which lines and branches of the package no test reaches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 quality: $(READY)  ## lint, format check and types
 	$(BIN)/ruff check .

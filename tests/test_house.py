@@ -12,7 +12,7 @@ TESTS = ROOT / "tests"
 MODULES = house.read_modules(PACKAGE)
 
 # Room by room, what may stand in `tests` beside the rooms.
-SHARED = {"loopback_hub", "shared"}
+SHARED = {"loopback_hub", "shared", "torture"}
 
 
 def test_functions_are_short_and_have_few_parameters():
