@@ -10,6 +10,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"  # attempts that need a Hub have one of their own
 os.environ["HF_RADIN_SILENCE"] = "8"  # seconds after which a process counts as stopped; nobody waits for five minutes
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from torture.attempts import LINES, Attempt, Task, flaw
+from torture.attempts import LINES, PREFIX, Attempt, Task, flaw
 from torture.killed import rerun
 from torture.ranks import run_together, start_together
 from torture.world import World
@@ -26,11 +26,11 @@ def attempt(world: World, task: Task) -> Attempt:
     time.sleep(seconds)
     children[victim].send(number)
     others = {rank: child.wait(seconds + NOTICED) for rank, child in enumerate(children) if rank != victim}
-    is_said = any(ended.lines for ended in others.values())
+    said = {rank for rank, ended in others.items() if any(line.startswith(PREFIX) for line in ended.lines)}
     problems = []
     for rank, ended in others.items():
         problem = flaw(ended, allowed=(0, 1, 2))
-        if problem and not (problem[0] == LINES and is_said and not ended.lines):  # one of them speaks
+        if problem and not (problem[0] == LINES and said and rank not in said):  # one of them speaks
             problems.append((problem[0], f"process {rank}: {problem[1]}"))
     children[victim].send(signal.SIGKILL)
     children[victim].wait()
