@@ -26,11 +26,11 @@ def attempt(world: World, task: Task) -> Attempt:
     time.sleep(seconds)
     children[victim].send(number)
     others = {rank: child.wait(seconds + NOTICED) for rank, child in enumerate(children) if rank != victim}
-    said = {rank for rank, ended in others.items() if any(line.startswith(PREFIX) for line in ended.lines)}
+    speakers = {rank for rank, ended in others.items() if any(line.startswith(PREFIX) for line in ended.lines)}
     problems = []
     for rank, ended in others.items():
         problem = flaw(ended, allowed=(0, 1, 2))
-        if problem and not (problem[0] == LINES and said and rank not in said):  # one of them speaks
+        if problem and not (problem[0] == LINES and speakers and rank not in speakers):  # one of them speaks
             problems.append((problem[0], f"process {rank}: {problem[1]}"))
     children[victim].send(signal.SIGKILL)
     children[victim].wait()
