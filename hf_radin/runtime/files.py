@@ -14,8 +14,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
@@ -85,7 +86,7 @@ def read_small(path: Path, *, limit: int = SMALL, way_out: str = WAY_OUT) -> byt
 
 
 @contextmanager
-def open_regular(path: Path, *, way_out: str = WAY_OUT) -> Iterator[BinaryIO]:
+def open_regular(path: Path, *, way_out: str = WAY_OUT) -> Iterator[BufferedReader]:
     """A file of any size to read from.
 
     Raises:
@@ -200,7 +201,7 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(HASHED_BLOCK))
     with open_regular(path) as file:
-        while size := file.readinto(buffer):  # type: ignore[attr-defined]
+        while size := file.readinto(buffer):
             digest.update(buffer[:size])
     return digest.hexdigest()
 

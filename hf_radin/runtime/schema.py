@@ -97,8 +97,8 @@ def known_record(record: type[T], path: Path, subject: str) -> T | None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], subject: str, *, forced: bool = True) -> None:
     """Write arrays by their names into one file of the cache. Arguments as of `write_sealed` and `write_to_cache`."""
-    sealed = {**arrays, SEAL: np.array(_seal_of_arrays(subject, arrays))}
-    write_to_cache(path, lambda partial: np.savez(partial, **sealed), forced=forced)  # type: ignore[arg-type]
+    sealed: dict[str, Any] = {**arrays, SEAL: np.array(_seal_of_arrays(subject, arrays))}
+    write_to_cache(path, lambda partial: np.savez(partial, **sealed), forced=forced)
 
 
 def read_arrays(path: Path, subject: str, *, way_out: str = WAY_OUT) -> dict[str, np.ndarray]:
