@@ -173,7 +173,7 @@ class Watch:
     def end(self) -> None:
         """Say that this process leaves, and watch no longer."""
         self._ended.set()
-        self._beating.join(SILENCE)
+        self._beating.join(10 * BEAT)  # a store that does not answer holds up nobody who leaves
 
     def _beat(self) -> None:
         """Give signs of life, and note those of the others, until this process leaves or the store is gone."""

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from shared import odd_files
 from transformers import ViTConfig
 
 import hf_radin
 from hf_radin.checkpoints.fields import NUMBER, SIDE, check_adapter_config, check_config, check_processor
 from hf_radin.checkpoints.model import empty_model
 from hf_radin.ingredients.card_metadata import describe_ingredient
-from hf_radin.runtime.files import SMALL, BrokenFileError
+from hf_radin.runtime.files import BrokenFileError
 
 PATH = Path("config.json")
 
@@ -107,7 +108,7 @@ def test_usual_adapters_are_not_refused():
     check_adapter_config(PATH, {"r": 4, "target_modules": ["query", "value"], "rank_pattern": None}, largest=64)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+@pytest.mark.parametrize("kind", odd_files.KINDS)
 @pytest.mark.parametrize(
     "name",
     ["model.safetensors", "config.json", "preprocessor_config.json", "model.safetensors.index.json", "extra.py"],
@@ -117,15 +118,7 @@ def test_what_is_no_small_regular_file_is_never_read_to_its_end(two, name, kind)
     path.unlink(missing_ok=True)
     if name.endswith("index.json"):
         (two / "ft-1" / "model.safetensors").unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        with path.open("wb") as file:
-            file.truncate(SMALL + 1)
+    odd_files.put(path, kind)
     verdict = hf_radin.inspect([two / "ft-0", two / "ft-1"])[1]
     assert bool(verdict.problem) == (name != "extra.py") and "\n" not in verdict.problem
     assert not verdict.problem or "ft-1" in verdict.problem

@@ -15,7 +15,8 @@ def strict_header(path: Path) -> Header | None:
     """What safetensors itself reads; None if it refuses the file."""
     try:
         with safe_open(path, "np") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()  # what is opened is no mapping
+            parts = {name: file.get_slice(name) for name in names}
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
     except (SafetensorError, OverflowError):
         return None

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode
 
@@ -60,10 +60,11 @@ class LoopbackHub:
         self._lock = threading.RLock()
         self._breaking: list[tuple[str, int]] = []
         self.faults = Faults()
+        self.alterations: list[Callable[[Call, Reply], Reply]] = []  # of answers, as other Hubs would give them
         self._has_xet = xet
 
     def start(self) -> "LoopbackHub":
-        self._server = Server(lambda call: self.faults.around(call, self.answer), self.requests, self.faults)
+        self._server = Server(lambda call: self.faults.around(call, self._altered), self.requests, self.faults)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # stop() waits for one poll: with the default, every test would take half a second longer.
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -159,6 +160,12 @@ class LoopbackHub:
             after: so many bytes of the body; shorter replies are whole.
         """
         self._breaking += [(fragment, after)] * times
+
+    def _altered(self, call: Call) -> Reply:
+        reply = self.answer(call)
+        for alteration in self.alterations:
+            reply = alteration(call, reply)
+        return reply
 
     def answer(self, call: Call) -> Reply:
         try:

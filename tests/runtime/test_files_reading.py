@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 
 import pytest
+from shared import odd_files
 
-from hf_radin.runtime.files import SMALL, BrokenFileError, read_json, read_small, sha256_of, sha256_of_each
+from hf_radin.runtime.files import BrokenFileError, read_json, read_small, sha256_of, sha256_of_each
 from hf_radin.runtime.schema import read_record
 from hf_radin.runtime.text import printable
 
@@ -20,17 +20,10 @@ class Record:
 
 
 def fill(path, kind):
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
+    if kind in odd_files.KINDS:
+        odd_files.put(path, kind)
     elif kind == "circle":
         path.symlink_to(path)
-    elif kind == "too large":
-        with path.open("wb") as file:
-            file.truncate(SMALL + 1)
     else:
         path.write_bytes(CONTENTS[kind])
 

@@ -12,13 +12,11 @@ Alteration = Callable[[Call, Reply], Reply]
 
 def alter(hub: LoopbackHub, method: str, fragment: str, change: Alteration) -> None:
     """Change the answers to requests of a method whose path has a fragment; alterations add up."""
-    answer = hub.answer
 
-    def altered(call: Call) -> Reply:
-        reply = answer(call)
+    def altered(call: Call, reply: Reply) -> Reply:
         return change(call, reply) if call.method == method and fragment in call.path else reply
 
-    hub.answer = altered  # type: ignore[method-assign]
+    hub.alterations.append(altered)
 
 
 def alter_json(hub: LoopbackHub, method: str, fragment: str, change: Callable[[Any], Any]) -> None:

@@ -127,12 +127,12 @@ def _of_a_soup(world: World, task: Task) -> Attempt:
     names = [path.name for path in sorted(soup.iterdir()) if path.suffix != ".png"]
     path = soup / task.random.choice(names)
     change = task.random.choice(CHANGES[3:5] + CHANGES[-4:] if path.name in FREE else CHANGES)
+    how = change.__name__
     if change is swap:
         change = partial(_of_another, source=world.folder / "uniform" / "soup")
-        change.__name__ = "swap"  # type: ignore[attr-defined]
     change(path, task.random)
     use = task.random.choice((_load, _push, _describe))
-    name = f"{change.__name__} {path.name} of a saved soup, then {use.__name__[1:]}"
+    name = f"{how} {path.name} of a saved soup, then {use.__name__[1:]}"
     if not path.exists() and path.name == "README.md":
         return Attempt(name, HELD)  # whoever wants no card has none
     before = path.read_bytes() if path.is_file() and path.name not in FREE else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import resource
 import signal
@@ -135,6 +136,12 @@ def run(folder: Path, *arguments: object, seconds: float = PATIENCE, **options: 
     return start(folder, command(*arguments), **options).wait(seconds)
 
 
+def _stream(number: int, errors: str) -> io.TextIOWrapper:
+    """A stream of text to a file that is open, and stays open for as long as the process."""
+    raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, "utf-8", errors, line_buffering=True)
+
+
 def _become_program(folder: Path, child: Child, environment: dict[str, str] | None, as_nobody: bool) -> None:
     """What differs between a forked child and a program that a shell starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -146,8 +153,8 @@ def _become_program(folder: Path, child: Child, environment: dict[str, str] | No
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = _stream(1, "strict")
+    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace")
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
