@@ -38,6 +38,7 @@ from hf_radin.weights import average_tensors
 from hf_radin.weights.average import average_model, by_content, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, prepare_statistics
+from hf_radin.weights.head import RefittedHead
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ def average(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
+    head: RefittedHead | None = None,
     report: SearchReport | None = None,
     license: str | None = None,
 ) -> dict[str, torch.Tensor] | None:
@@ -76,6 +78,7 @@ def average(
         max_shard_size: of a file of weights, as in `5GB`; as in transformers.
         statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
             of the ingredients are averaged like all else.
+        head: that takes the place of the averaged one; the loaded model is written then.
         report: of a search that found this recipe, to be written beside the weights; by default nothing was measured
             of it.
         license: for the card beside them; by default that of the ingredients, if they agree.
@@ -91,17 +94,17 @@ def average(
     if dtype is not None:
         as_dtype(dtype)
     if output is None:
-        return average_model(ingredients, recipe, dtype=dtype, statistics=statistics).state_dict()
+        return average_model(ingredients, recipe, dtype=dtype, statistics=statistics, head=head).state_dict()
     folder = Path(output)
     check_output(folder, overwrite=overwrite)
     refuse_ingredients(folder, ingredients)
-    options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "max_shard_size": max_shard_size}
+    options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "head": head}
 
     def fill(new: Path) -> None:
         saved = str(as_dtype(dtype)).removeprefix("torch.") if dtype else saved_dtype(ingredients, recipe)
         written = (report or _unmeasured(ingredients, recipe, statistics)).cooked(saved)
         contents = report_files(written, folder / RECIPE, license=license)  # refused before anything is averaged
-        write_average(ingredients, recipe, new, **options)
+        write_average(ingredients, recipe, new, max_shard_size=max_shard_size, **options)
         _write_report(new, written, contents)
 
     Processes().decide(lambda: write_folder(folder, fill, overwrite=overwrite))

@@ -17,6 +17,7 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.weights import average_tensors
 from hf_radin.weights.average_files import Files, are_alike, header_of, stream, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, estimate_statistics
+from hf_radin.weights.head import RefittedHead
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +33,12 @@ def write_average(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
+    head: RefittedHead | None = None,
 ) -> None:
     """Write an average into an empty folder: weights, configuration and image processor. See `average`."""
     used, recipe = by_content(ingredients, recipe)
     with open_weights(used) as files:
-        if statistics is None and are_alike(used, files):
+        if statistics is None and head is None and are_alike(used, files):
             target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
             header = header_of(files, safetensors_dtype(target))
             config = _config_of(used)
@@ -47,7 +49,7 @@ def write_average(
             config.save_pretrained(folder)
             used.processor.save_pretrained(folder)
             return
-    model = average_model(used, recipe, dtype=dtype, statistics=statistics)
+    model = average_model(used, recipe, dtype=dtype, statistics=statistics, head=head)
     save_checkpoint(model, used.processor, folder, max_shard_size=max_shard_size)
 
 
@@ -72,12 +74,16 @@ def average_model(
     *,
     dtype: str | torch.dtype | None = None,
     statistics: Statistics | None = None,
+    head: RefittedHead | None = None,
 ) -> PreTrainedModel:
     """The averaged model, in evaluation mode on the CPU. See `average`.
 
     Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
     and so are adapters, and classes that stand in different orders. Both ways give the same bits.
+
+    Args:
+        head: that takes the place of the averaged one.
     """
     used, recipe = by_content(ingredients, recipe)
     with open_weights(used) as files:
@@ -88,6 +94,8 @@ def average_model(
             model = average_of_models(used, files, recipe, target)
     if statistics is not None and len(recipe.used) > 1:
         estimate_statistics(model, statistics)
+    if head is not None:
+        head.put_into(model)
     return model
 
 

@@ -6,6 +6,7 @@ layer whose output is the logits, or the two whose outputs' mean is (DeiT and Le
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -52,6 +53,12 @@ class LinearLayer:
         """
         logits = features.astype(np.float64) @ self.weight.T
         return logits if self.bias is None else logits + self.bias
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its numbers."""
+        parts = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part, "<f8").tobytes() for part in parts)).hexdigest()
 
     def __add__(self, other: LinearLayer) -> LinearLayer:
         if self.bias is None or other.bias is None:
@@ -136,6 +143,10 @@ class RefittedHead:
 
     place: Head
     layer: LinearLayer
+
+    def put_into(self, model: PreTrainedModel) -> None:
+        """Give a model this head; see `Head.put`."""
+        self.place.put(model, self.layer)
 
 
 def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None = None) -> Head:

@@ -22,8 +22,9 @@ from hf_radin.cli.main import main
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.runtime.files import write_folder
 from hf_radin.soup import cook
-from hf_radin.weights.average import by_content, open_weights
+from hf_radin.weights.average import average_model, by_content, open_weights
 from hf_radin.weights.average_files import header_of, write_weights
+from hf_radin.weights.head import LinearLayer, RefittedHead, find_head
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +400,31 @@ def test_a_dtype_that_is_none_is_refused_before_anything_is_read(three, tmp_path
     gone = without_files(three, tmp_path)
     with pytest.raises(ValueError, match="dtype='float31'"):
         hf_radin.average(gone, Recipe.uniform(gone.ids), dtype="float31")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_another_head_takes_the_place_of_the_averaged_one_and_nothing_else_changes(two, tmp_path, dtype, are_alike):
+    if not are_alike:
+        rename_as_module(two / "ft-0")
+    ingredients = hf_radin.gather(f"{two}/*")
+    assert are_averaged_as_files(ingredients) == are_alike
+    recipe = Recipe.uniform(ingredients.ids)
+    place = find_head(ingredients[0])
+    layer = place.layer_of(average_model(ingredients, recipe))
+    head = RefittedHead(place, LinearLayer(2 * layer.weight[::-1], layer.bias - 1 / 3))
+    for name, options in (("plain", {}), ("refitted", {"head": head})):
+        hf_radin.average(ingredients, recipe, output=tmp_path / name, dtype=dtype, **options)
+    plain, refitted = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "refitted"))
+    assert plain.keys() == refitted.keys()
+    for name, tensor in refitted.items():
+        assert tensor.dtype == plain[name].dtype == getattr(torch, dtype)
+        expected = {"classifier.weight": head.layer.weight, "classifier.bias": head.layer.bias}.get(name)
+        expected = plain[name] if expected is None else torch.from_numpy(expected.copy()).to(tensor.dtype)
+        assert torch.equal(tensor, expected), name
+    returned = hf_radin.average(ingredients, recipe, dtype=dtype, head=head)
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "refitted").state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in returned.items())
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {
+        path.name for path in (tmp_path / "refitted").iterdir()
+    }
