@@ -23,7 +23,15 @@ from hf_radin.images.shards import Block
 from hf_radin.images.split import DataSource
 from hf_radin.ingredients.ingredient import Ingredients, in_hub_cache, is_available, with_distinct_ids
 from hf_radin.logits import publish
-from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, Spent, check_bank, logits_path, open_array
+from hf_radin.logits.bank_files import (
+    DIGESTS,
+    LogitsRecord,
+    SoupFeatures,
+    Spent,
+    check_bank,
+    logits_path,
+    open_array,
+)
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
 from hf_radin.recipes import ensemble, propose, pruning, scoring
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 logger = logging.getLogger(__name__)
+
+UNKNOWN_LOGITS = "After a pilot the logits of these images are not all known; this takes all of them."
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
@@ -277,6 +287,12 @@ class LogitBank:
         return as_digests(open_array(self.folder / DIGESTS))[self._rows]
 
     @property
+    def contents(self) -> np.ndarray:
+        """What tells images from others, copies of one image alike: `(samples,)`; positions without digests."""
+        digests = self.digests
+        return self.ids if digests is None else digests
+
+    @property
     def by_content(self) -> LogitBank:
         """The same bank with its ingredients in the order of their contents: see `Ingredients.by_content`."""
         return replace(self, ingredients=self.ingredients.by_content)
@@ -462,6 +478,33 @@ class LogitBank:
             logits = ensemble.mix(bank._all_logits(), np.asarray(recipe)[np.flatnonzero(recipe)])
         return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
 
+    def mixed(self, recipe: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """The logits of the ensemble of one recipe `(models,)` for images of the bank, float64 `(images, classes)`.
+
+        Args:
+            images: their positions among those that this bank is about.
+
+        Raises:
+            ValueError: if they are not known of all images (see `knows`).
+        """
+        if not self.knows(recipe):
+            raise ValueError(UNKNOWN_LOGITS)
+        used = self.ingredients.select(self._used(recipe))
+        rows = images if self.is_pilot else self.places[images]
+        logits = [open_array(logits_path(self.folder, key))[rows] for key in used.keys]
+        return ensemble.mix(logits, np.asarray(recipe)[np.flatnonzero(recipe)])
+
+    def soup_path(self, recipe: Recipe) -> Path:
+        """Where the predictions of a recipe's soup are cached; other files of it lie beside that one."""
+        parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in self.ingredients.select(recipe.used)]
+        estimated = [self.statistics.record.key] if self.statistics else []
+        return self.folder / "soups" / f"{digest(parts, *estimated)}.npz"
+
+    def soup_features(self, recipe: Recipe) -> SoupFeatures:
+        """Where the features of a recipe's soup are cached."""
+        name = self.soup_path(recipe).stem
+        return SoupFeatures(self.folder / "features" / name, f"{self.manifest.key} {name}")
+
     def knows(self, recipe: np.ndarray) -> bool:
         """Whether the logits of all images are here of all ingredients that a recipe `(models,)` uses."""
         if self.partial is None:
@@ -524,7 +567,7 @@ class LogitBank:
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
         """Of each ingredient the logits of all images `(samples, classes)`."""
         if not self.knows(np.ones(len(self.ingredients))):
-            raise ValueError("After a pilot the logits of these images are not all known; this takes all of them.")
+            raise ValueError(UNKNOWN_LOGITS)
         if self.part is None or self.is_pilot:
             return self._stored()
         return [self.logits(position) for position in range(len(self.ingredients))]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,25 @@ import numpy as np
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.manifest import BANK, COMPUTE_AGAIN, BankManifest, Latest
-from hf_radin.runtime.files import BrokenFileError, Checks, remove_partials, take_away, write_to_cache
-from hf_radin.runtime.schema import MADE_ANEW, known_record, read_arrays, read_sealed, write_arrays, write_sealed
+from hf_radin.runtime.files import BrokenFileError, Checks, digest, remove_partials, take_away, write_to_cache
+from hf_radin.runtime.schema import (
+    MADE_ANEW,
+    known_arrays,
+    known_record,
+    read_arrays,
+    read_sealed,
+    write_arrays,
+    write_sealed,
+)
+from hf_radin.weights.head import LinearLayer
 
 logger = logging.getLogger(__name__)
 
 DIGESTS = "digests.npy"
 BATCH_SIZE_FILE = "batch_size.json"
+
+# The head of a soup, beside its features.
+LAYER = "layer.npz"
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,95 @@ class Spent:
     def __add__(self, other: Spent) -> Spent:
         seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
         return Spent(seconds, self.devices | other.devices)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The seconds that devices took for so many images, added up, and which devices."""
+
+    seconds: float = 0.0
+    images: int = 0
+    device: str | None = None
+
+    def after(self, seconds: float, images: int, device: str) -> Pace:
+        """The pace with further images."""
+        devices = sorted({*(self.device or device).split(" and "), device})
+        return Pace(round(self.seconds + seconds, 3), self.images + images, " and ".join(devices))
+
+
+@dataclass(frozen=True)
+class SoupRecord:
+    """What is known of a soup's logits, in the file beside them: it says that they are complete.
+
+    Args:
+        pace: what they took.
+        sha256: of the file that they are in.
+    """
+
+    pace: Pace
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SoupFeatures:
+    """What a soup gives its head for the images that it was shown, in sealed files, and the head that it has.
+
+    Args:
+        folder: of these files alone.
+        subject: of which bank, and there of which soup, they are.
+    """
+
+    folder: Path
+    subject: str
+
+    def write_layer(self, layer: LinearLayer) -> None:
+        """Write the head that the soup has."""
+        bias = {} if layer.bias is None else {"bias": layer.bias}
+        write_arrays(self.folder / LAYER, {"weight": layer.weight, **bias}, self._about(LAYER))
+
+    def layer(self) -> LinearLayer | None:
+        """The head that the soup has; None if it was not written."""
+        arrays = known_arrays(self.folder / LAYER, self._about(LAYER))
+        return None if arrays is None else LinearLayer(arrays["weight"], arrays.get("bias"))
+
+    def write(self, block: Block, images: np.ndarray, features: np.ndarray) -> None:
+        """Write the features of some images of a block.
+
+        Args:
+            images: their positions in the split, ascending `(images,)`.
+            features: float32 `(images, features)`.
+        """
+        name = f"block-{block[0]:05d}-{block[1]:06d}-{digest(images.tolist())}.npz"
+        arrays = {"images": images, "features": features}
+        write_arrays(self.folder / name, arrays, self._about(name), forced=False)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions in the split of the images that have features, ascending, and these, `(images, features)`.
+
+        They are read into memory: 50,000 images of 2,048 features take 0.4 GB.
+        """
+        parts = list(self._parts())
+        if not parts:
+            return np.zeros(0, int), np.zeros((0, 0), np.float32)
+        images, first = np.unique(np.concatenate([images for images, _ in parts]), return_index=True)
+        return images, np.concatenate([features for _, features in parts])[first]
+
+    def shown(self, samples: int) -> np.ndarray:
+        """Which images of a split of so many have features, bool `(samples,)`; none if the head is not known."""
+        shown = np.zeros(samples, dtype=bool)
+        if self.layer() is not None:
+            for images, _ in self._parts():
+                shown[images] = True
+        return shown
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for path in sorted(self.folder.glob("block-*.npz")):
+            arrays = known_arrays(path, self._about(path.name))
+            if arrays is not None:
+                yield arrays["images"], arrays["features"]
+
+    def _about(self, name: str) -> str:
+        return f"{self.subject} {name}"
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,21 @@ from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.bank_files import (
-    Joined,
     LogitsRecord,
+    Pace,
+    SoupRecord,
     Target,
     join_parts,
+    not_as_written,
+    open_array,
     remove_broken_parts,
     target_of,
     write_part,
 )
 from hf_radin.logits.manifest import BANK, LOG_EVERY, WRITE_EVERY, BankManifest
+from hf_radin.runtime.files import Checks, take_away
 from hf_radin.runtime.processes import Processes, progress_bar
+from hf_radin.runtime.schema import MADE_ANEW, known_record, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -171,20 +176,53 @@ def compute(
 
 
 def compute_soup(
-    target: Target,
-    images: Images,
-    make_model: Callable[[], PreTrainedModel],
-    passes: Passes,
-    samples: int,
-    write_record: Callable[[Joined], None],
-) -> None:
-    """The logits of one model, a soup, on all images; what an earlier run left of them is used.
+    target: Target, images: Images, make_model: Callable[[], PreTrainedModel], passes: Passes, samples: int
+) -> tuple[np.memmap, Pace]:
+    """What one model, a soup, gives for all images, memory-mapped `(samples, classes)`, and what that took.
+
+    What an earlier run left of it is used: all if that is whole, else the blocks that are.
 
     Args:
-        make_model: is called if some are missing.
+        make_model: is called if some of it is missing.
         samples: in the split.
-        write_record: writes what says that they are complete; one process of each disk calls it.
     """
+    processes, folder, path = passes.processes, target.path.parent, target.path
+    record_path = path.with_suffix(".json")
+    processes.on_each_disk(folder, lambda: _discard_broken_soup(target, record_path, processes.checks))
+    processes.wait()
+    processes.sync_files(folder, path.name, record_path.name)
+    if processes.decide(lambda: not record_path.exists()):
+        _run_soup(target, images, make_model, passes, samples)
+        device = processes.device_name
+
+        def join() -> None:
+            images.check_order()
+            joined = join_parts(target, images.blocks, samples, passes.logits_dtype)
+            processes.checks.note(path, joined.sha256)
+            record = SoupRecord(Pace().after(joined.seconds, samples, device), joined.sha256)
+            write_sealed(record_path, record, target.subject)
+            shutil.rmtree(target.parts)
+
+        processes.on_each_disk(folder, join)
+        processes.wait()
+    return open_array(path), processes.decide(lambda: read_sealed(SoupRecord, record_path, target.subject)).pace
+
+
+def _discard_broken_soup(target: Target, record_path: Path, checks: Checks) -> None:
+    """Remove what a soup gave for all images, if it is not what was written, or not recorded."""
+    record = known_record(SoupRecord, record_path, target.subject)
+    if record is not None and checks.broken({target.path: record.sha256}):
+        logger.warning("%s", not_as_written([target.path], MADE_ANEW))
+    elif record is not None:
+        return
+    take_away(record_path)
+    take_away(target.path)
+
+
+def _run_soup(
+    target: Target, images: Images, make_model: Callable[[], PreTrainedModel], passes: Passes, samples: int
+) -> None:
+    """Show a soup the blocks that it was not shown yet. Arguments as of `compute_soup`."""
     processes, folder = passes.processes, target.path.parent
     processes.on_each_disk(folder, lambda: remove_broken_parts([target]))
     processes.wait()
@@ -197,16 +235,6 @@ def compute_soup(
     processes.wait()
     processes.sync_files(images.folder, "*.json")
     processes.sync_files(folder, f"{target.parts.name}/*.npz")
-
-    def join() -> None:
-        images.check_order()
-        joined = join_parts(target, images.blocks, samples, passes.logits_dtype)
-        processes.checks.note(target.path, joined.sha256)
-        write_record(joined)
-        shutil.rmtree(target.parts)
-
-    processes.on_each_disk(folder, join)
-    processes.wait()
 
 
 def choose_batch_size(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,15 @@ import numpy as np
 from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import Joined, Spent, Target, not_as_written, open_array
+from hf_radin.logits.bank_files import Pace, Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import digest, take_away
-from hf_radin.runtime.schema import MADE_ANEW, known_arrays, known_record, read_sealed, write_arrays, write_sealed
+from hf_radin.runtime.files import digest
+from hf_radin.runtime.schema import known_arrays, known_record, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
+from hf_radin.weights.head import Head, Recording
+from hf_radin.weights.ridge import Refit, refit
 
 if TYPE_CHECKING:
     import torch
@@ -31,33 +33,6 @@ logger = logging.getLogger(__name__)
 
 # The class of an image that a soup was not shown.
 UNKNOWN = -2
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The seconds that devices took for so many images, added up, and which devices."""
-
-    seconds: float = 0.0
-    images: int = 0
-    device: str | None = None
-
-    def after(self, seconds: float, images: int, device: str) -> Pace:
-        """The pace with further images."""
-        devices = sorted({*(self.device or device).split(" and "), device})
-        return Pace(round(self.seconds + seconds, 3), self.images + images, " and ".join(devices))
-
-
-@dataclass(frozen=True)
-class SoupRecord:
-    """What is known of a soup's logits, in the file beside them: it says that they are complete.
-
-    Args:
-        pace: what they took.
-        sha256: of the file that they are in.
-    """
-
-    pace: Pace
-    sha256: str
 
 
 class MeasuredSoup:
@@ -71,6 +46,7 @@ class MeasuredSoup:
         make_model: averages the weights; it is called when the first image is shown, and never if all are known.
         entries: whose logits of the soup are cached too, in `values` `(entries,)`; NaN of images that it was not
             shown.
+        head: whose features are cached too, for `refit`; by default none are.
     """
 
     def __init__(
@@ -79,13 +55,14 @@ class MeasuredSoup:
         recipe: Recipe,
         make_model: Callable[[], PreTrainedModel],
         entries: Pruned | None = None,
+        head: Head | None = None,
     ):
         self.bank, self.recipe = bank, recipe
-        self._make_model, self._model = make_model, None
+        self._make_model = make_model
+        self._model: PreTrainedModel | None = None
+        self._recording: Recording | None = None
         decide = bank.processes.decide
-        parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in bank.ingredients.select(recipe.used)]
-        estimated = [bank.statistics.record.key] if bank.statistics else []
-        self._path = bank.folder / "soups" / f"{digest(parts, *estimated)}.npz"
+        self._path = bank.soup_path(recipe)
         unknown = np.full(bank.samples, UNKNOWN)
         self._classes: np.ndarray = decide(lambda: self._read(self._path, unknown))  # of the whole split
         self.predictions = np.full(len(bank), UNKNOWN)
@@ -97,6 +74,9 @@ class MeasuredSoup:
         self._pace_path = self._path.with_suffix(".json")
         pace_subject = self._subject(self._pace_path)
         self._pace: Pace = decide(lambda: known_record(Pace, self._pace_path, pace_subject) or Pace())
+        self._head, self._features = head, bank.soup_features(recipe)
+        # images whose features are cached, bool (samples of the split,)
+        self._recorded = decide(lambda: self._features.shown(bank.samples)) if head else np.ones(bank.samples, bool)
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
         self.values: np.ndarray = decide(lambda: self._read(self._values_path, nothing)) if len(classes) else nothing
 
@@ -115,7 +95,7 @@ class MeasuredSoup:
         places = self.bank.places
         missing = np.zeros(self.bank.samples, dtype=bool)
         missing[places] = images
-        unknown = self._classes == UNKNOWN
+        unknown = (self._classes == UNKNOWN) | ~self._recorded
         entries, _ = self._entries
         unknown[entries[~np.isfinite(self.values) & (self._classes[entries] >= 0)]] = True
         missing &= unknown
@@ -134,36 +114,13 @@ class MeasuredSoup:
         Raises:
             ValueError: as `look` does.
         """
-        bank, processes = self.bank, self.bank.processes
-        passes, path = bank.passes(), self._path.with_name(f"{self._path.stem}-logits.npy")
-        record_path, subject = path.with_suffix(".json"), self._subject(path)
-        device = processes.device_name
-
-        def write_record(joined: Joined) -> None:
-            pace = Pace().after(joined.seconds, bank.samples, device)
-            write_sealed(record_path, SoupRecord(pace, joined.sha256), subject)
-
-        def discard_broken() -> None:
-            record = known_record(SoupRecord, record_path, subject)
-            if record is not None and processes.checks.broken({path: record.sha256}):
-                logger.warning("%s", not_as_written([path], MADE_ANEW))
-            elif record is not None:
-                return
-            take_away(record_path)
-            take_away(path)
-
-        processes.on_each_disk(path.parent, discard_broken)
-        processes.wait()
-        processes.sync_files(path.parent, path.name, record_path.name)
-        if processes.decide(lambda: not record_path.exists()):
-            target = Target("Logits of the soup", path, len(bank.classes), subject)
-            compute_soup(target, bank.images, self._make_model, passes, bank.samples, write_record)
-        pace = processes.decide(lambda: read_sealed(SoupRecord, record_path, subject)).pace
-        logits = open_array(path)
+        bank, path = self.bank, self._path.with_name(f"{self._path.stem}-logits.npy")
+        target = Target("Logits of the soup", path, len(bank.classes), self._subject(path))
+        logits, pace = compute_soup(target, bank.images, self._make_model, bank.passes(), bank.samples)
         unknown = np.flatnonzero(self._classes == UNKNOWN)
         if len(unknown):
             self._classes[unknown] = _predicted(logits[unknown])
-            processes.decide(lambda: self._write(self._path, self._classes))
+            bank.processes.decide(lambda: self._write(self._path, self._classes))
         return np.asarray(logits[bank.places]), Spent.on(pace.seconds, pace.device)
 
     def took(self, images: int) -> tuple[float | None, str | None]:
@@ -176,26 +133,62 @@ class MeasuredSoup:
 
     def forget(self) -> None:
         """Release the model; it is made anew if there is more to show."""
-        self._model = None
+        self._model = self._recording = None
+
+    def refit(self, teacher: np.ndarray, *, seed: int = 0) -> Refit:
+        """Its head refitted to the ensemble of a recipe `(models,)`, without a further pass, as `ridge.refit` does it.
+
+        The images that it was shown by `look` teach it, without their labels. In `predictions` `(samples,)` they have
+        the class that the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been
+        shown them in other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
+
+        Raises:
+            ValueError: if the logits of the teacher are not known of all images, or there are too few of these.
+        """
+        bank = self.bank
+
+        def refitted() -> Refit:
+            images, features = self._features.read()
+            layer, places = self._features.layer(), bank.places[self.predictions != UNKNOWN]
+            if layer is None or not np.isin(places, images).all():
+                raise ValueError(f"{self._features.folder} was changed while it was used. Run the same again.")
+            rows, shown = np.searchsorted(images, places), np.flatnonzero(self.predictions != UNKNOWN)
+            result = refit(
+                features[rows],
+                lambda rows: bank.mixed(teacher, shown[rows]),
+                layer,
+                bank.contents[shown],
+                seed=seed,
+            )
+            predictions = np.full(len(bank), UNKNOWN)
+            predictions[shown] = result.predictions
+            return replace(result, predictions=predictions)
+
+        return bank.processes.decide(refitted)
 
     def _measure(self, missing: np.ndarray, on_block: Callable[[int], object]) -> None:
         """Show the soup the missing images of the split, bool `(samples,)`, and write what it predicts."""
         bank, processes, begun = self.bank, self.bank.processes, time.perf_counter()
         passes = bank.passes()
         if self._model is None:
-            self._model = passes.running.ready(self._make_model())
+            self._model = passes.running.ready(self._new_model())
         tally = _Tally(bank, self._entries, missing)
         for block, inputs in passes.stream(bank.images, tally.is_wanted):
-            count = tally.show(passes, self._model, block, inputs)
-            if count:
-                on_block(count * processes.count)
+            images = tally.show(passes, self._model, block, inputs)
+            if len(images):
+                if self._recording is not None:
+                    self._features.write(block, images, self._recording.take())
+                on_block(len(images) * processes.count)
         processes.wait()
+        if self._head is not None:
+            processes.sync_files(self._features.folder, "*.npz")
         processes.sync_files(bank.images.folder, "*.json")
         processes.decide(bank.images.check_order)
         classes = processes.sum(tally.classes)
         if classes[-1] != missing.sum():
             raise RuntimeError(f"{classes[-1]} images were measured where {missing.sum()} were meant; this is a bug.")
         self._classes = np.where(missing, classes[:-1].numpy(), self._classes)
+        self._recorded = self._recorded | missing
         if len(tally.values):
             values = processes.sum(tally.values).numpy()
             self.values = np.where(missing[self._entries[0]], values, self.values)
@@ -206,6 +199,15 @@ class MeasuredSoup:
             if len(tally.values):
                 self._write(self._values_path, self.values)
             self._write(self._path, self._classes)
+
+    def _new_model(self) -> PreTrainedModel:
+        """The soup, whose features are recorded from now on if its head may be refitted."""
+        model = self._make_model()
+        if self._head is not None:
+            if self.bank.processes.is_main:
+                self._features.write_layer(self._head.layer_of(model))
+            self._recording = Recording(model, self._head)
+        return model
 
     def _subject(self, path: Path) -> str:
         """What a file of the soup is about; its name says of which recipe."""
@@ -243,12 +245,12 @@ class _Tally:
         """Whether images of a block are shown."""
         return bool(self.missing[self.blocks[block]].any())
 
-    def show(self, passes: Passes, model: PreTrainedModel, block: Block, inputs: Inputs) -> int:
-        """Show a model the images of a block that are missing: how many these were."""
+    def show(self, passes: Passes, model: PreTrainedModel, block: Block, inputs: Inputs) -> np.ndarray:
+        """Show a model the images of a block that are missing: their positions in the split."""
         samples = self.blocks[block]
         rows = np.flatnonzero(self.missing[samples])
         if not inputs or not len(rows):
-            return 0
+            return np.zeros(0, int)
         (answers,) = passes.running.logits([model], select(inputs, rows))
         logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
         self.classes[samples.start + rows] = _as_tensor(_predicted(logits))
@@ -258,13 +260,15 @@ class _Tally:
         entries = entries[self.missing[self._images[entries]]]
         positions = np.searchsorted(rows, self._images[entries] - samples.start)
         self.values[entries] = _as_tensor(logits[positions, self._classes[entries]].astype(np.float32))
-        return len(rows)
+        return samples.start + rows
 
 
-def measured_soup(bank: LogitBank, recipe: Recipe, entries: Pruned | None = None) -> MeasuredSoup:
-    """The soup of a recipe of a bank's ingredients, measured on its images; `entries` as in `MeasuredSoup`."""
+def measured_soup(
+    bank: LogitBank, recipe: Recipe, entries: Pruned | None = None, head: Head | None = None
+) -> MeasuredSoup:
+    """The soup of a recipe of a bank's ingredients, measured on its images; `entries` and `head` as there."""
     make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics)
-    return MeasuredSoup(bank, recipe, make_model, entries)
+    return MeasuredSoup(bank, recipe, make_model, entries, head)
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:

@@ -10,16 +10,17 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.checkpoints.forward import batch_logits
+from hf_radin.checkpoints.forward import Running, batch_logits
 from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
+from hf_radin.images.pixels import Pixels
 from hf_radin.ingredients.ingredient import Ingredient
 
 if TYPE_CHECKING:
@@ -245,6 +246,35 @@ class Recording:
         widths = zip(self._head.modules, self._head.widths, strict=True)
         parts = [self._inputs.pop(name).detach().reshape(-1, width).float().cpu().numpy() for name, width in widths]
         self._batches.append(np.concatenate(parts, axis=1))
+
+
+@dataclass(frozen=True)
+class FeatureRunning(Running):
+    """How one model runs for its features, which come in the place of its logits.
+
+    Args:
+        head: that is given the features.
+    """
+
+    head: Head = field(kw_only=True)
+    _recordings: list[Recording] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, running: Running, head: Head) -> FeatureRunning:
+        """The same way to run a model, for its features."""
+        return cls(**{field.name: getattr(running, field.name) for field in fields(running)}, head=head)
+
+    def ready(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model on the device, to be run so, and recorded."""
+        self._recordings.append(Recording(model, self.head))
+        return super().ready(model)
+
+    def logits(
+        self, models: Sequence[PreTrainedModel], inputs: Mapping[str, torch.Tensor | Pixels]
+    ) -> list[np.ndarray]:
+        """The features of the model that was made ready last for prepared images, float32 `(samples, features)`."""
+        super().logits(models, inputs)
+        return [self._recordings[-1].take()]
 
 
 @dataclass(frozen=True, eq=False)
