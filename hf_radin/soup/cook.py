@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,26 @@ from hf_radin.images.split import OBJECT, DataSource, open_split
 from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredient
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.bank_files import Target
+from hf_radin.logits.compute import extend_bank
+from hf_radin.logits.manifest import RunOptions
+from hf_radin.logits.passes import compute_soup
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import check_output, write_folder
+from hf_radin.runtime.files import check_output, digest, write_folder
 from hf_radin.runtime.processes import Processes
 from hf_radin.soup.card import license_beside, report_files
-from hf_radin.soup.report import RECIPE, SearchReport, versions
+from hf_radin.soup.report import RECIPE, HeadRecord, SearchReport, versions
 from hf_radin.weights import average_tensors
 from hf_radin.weights.average import average_model, by_content, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
-from hf_radin.weights.batchnorm import Statistics, prepare_statistics
-from hf_radin.weights.head import RefittedHead
+from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
+from hf_radin.weights.head import FeatureRunning, RefittedHead, find_head
+from hf_radin.weights.ridge import FOLDS, Refit, refit
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +86,7 @@ def average(
         max_shard_size: of a file of weights, as in `5GB`; as in transformers.
         statistics: images to estimate BatchNorm statistics from (`LogitBank.statistics`); without them the statistics
             of the ingredients are averaged like all else.
-        head: that takes the place of the averaged one; the loaded model is written then.
+        head: that takes the place of the averaged one; what is written says in `report.head` how it was made.
         report: of a search that found this recipe, to be written beside the weights; by default nothing was measured
             of it.
         license: for the card beside them; by default that of the ingredients, if they agree.
@@ -88,7 +96,8 @@ def average(
 
     Raises:
         ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
-            folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size.
+            folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size; if
+            there is a head and no report of it.
     """
     max_shard_size = shard_size(max_shard_size)
     if dtype is not None:
@@ -98,6 +107,8 @@ def average(
     folder = Path(output)
     check_output(folder, overwrite=overwrite)
     refuse_ingredients(folder, ingredients)
+    if head is not None and (report is None or report.head is None):
+        raise ValueError("A soup with a refitted head is written with a report that says how it was made: report=...")
     options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "head": head}
 
     def fill(new: Path) -> None:
@@ -144,7 +155,8 @@ def cook_recipe(
     Args:
         path: the file, or the soup's folder.
         models: where the checkpoints are now; by default where the recipe says.
-        dataset: where the images for BatchNorm statistics are now; by default where the recipe says.
+        dataset: where the images are now that BatchNorm statistics or a refitted head come from; by default where
+            the recipe says.
         options: as `gather` takes them.
 
     Raises:
@@ -165,9 +177,75 @@ def cook_recipe(
     ingredients, recipe = find_ingredients(
         path, models=models, **{key: value for key, value in options.items() if value}
     )
-    statistics = find_statistics(path, ingredients, dataset=dataset, cache_dir=cache_dir)
+    images: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir}
+    written["statistics"] = find_statistics(path, ingredients, **images)
+    written["head"] = find_refitted_head(path, ingredients, recipe, **images)
     report, license = SearchReport.read(path), license_beside(path)
-    average(ingredients, recipe, output=output, statistics=statistics, report=report, license=license, **written)
+    average(ingredients, recipe, output=output, report=report, license=license, **written)
+
+
+def refit_head(
+    bank: LogitBank, recipe: Recipe, teacher: Recipe, *, hold_out: tuple[float, int] | None = None, seed: int = 0
+) -> tuple[RefittedHead, HeadRecord]:
+    """The head of a soup, refitted to an ensemble's logits of the images of a bank, and how to make it again.
+
+    The soup is shown the whole split once more, in whole blocks, whatever parts of it a search has shown it before:
+    so the same head comes again to the last bit. Its features are cached beside the bank. All processes call this.
+
+    Args:
+        bank: of the images that teach; its ingredients hold those of the soup and of the teacher.
+        recipe: of the soup.
+        teacher: whose ensemble's logits the head is fitted to.
+        hold_out: the share of the split, and the seed, that a part of it was held out with (`LogitBank.divided`).
+        seed: of the folds.
+
+    Raises:
+        ValueError: if the architecture has no head that can be refitted, the split is too small, or after a pilot.
+    """
+    bank, processes = bank.by_content, bank.processes
+    bank.ingredients.select([*recipe.used, *teacher.used])  # refuses others
+    if not bank.knows(bank.row(teacher)) or bank.is_pilot:
+        raise ValueError(
+            f"The logits of the split {bank.split!r} are not all known after a pilot, and a head is refitted to all "
+            "of them: compute them without pilot."
+        )
+    place = processes.decide(lambda: find_head(bank.ingredients[0]))
+    cached, passes = bank.soup_features(recipe), bank.passes()
+
+    def make_model() -> PreTrainedModel:
+        model = average_model(bank.ingredients, recipe, statistics=bank.statistics)
+        if processes.is_main:
+            cached.write_layer(place.layer_of(model))
+        return model
+
+    path = cached.folder / "features.npy"
+    target = Target("Features of the soup", path, place.features, f"{cached.subject} {path.name}")
+    running = FeatureRunning.of(passes.running, place)
+    whole = replace(passes, running=running, logits_dtype="float32")
+    features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
+
+    def refitted() -> Refit:
+        row, rows = bank.row(teacher), slice(None) if bank.part is None else bank.part
+        layer = cached.layer() or place.layer_of(make_model())
+        return refit(features[rows], partial(bank.mixed, row), layer, bank.contents, seed=seed)
+
+    result, run = processes.decide(refitted), bank.manifest.run
+    record = HeadRecord(
+        teacher=Recipe(tuple(teacher.used), tuple(teacher.used.values())),
+        data=bank.manifest.data.key,
+        split=bank.whole.manifest.data.split,
+        hold_out=hold_out and hold_out[0],
+        hold_out_seed=hold_out[1] if hold_out else 0,
+        images=len(bank),
+        places=digest(bank.ids.tolist()),
+        run=run,
+        batch_size=bank.manifest.batch_size,
+        seed=seed,
+        folds=FOLDS,
+        penalty=result.penalty,
+        sha256=result.layer.sha256,
+    )
+    return RefittedHead(place, result.layer), record
 
 
 def recipe_path(path: Path) -> Path:
@@ -177,6 +255,8 @@ def recipe_path(path: Path) -> Path:
 
 def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) -> tuple[Ingredients, Recipe]:
     """The ingredients and the recipe of a `recipe.json`, each ingredient at the very revision that it names.
+
+    Those that only taught its head are among them, with a weight of zero.
 
     Args:
         path: the file, or the soup's folder.
@@ -215,7 +295,7 @@ def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) 
         )
     ingredients = _added_up_as_then(ingredients, entries)
     check_processor(ingredients.processor, report.processor)
-    return ingredients, Recipe(ingredients.ids, tuple(recipe.used[entry.id] for entry in entries))
+    return ingredients, Recipe(ingredients.ids, tuple(recipe.used.get(entry.id, 0.0) for entry in entries))
 
 
 def find_statistics(
@@ -231,22 +311,10 @@ def find_statistics(
     """
     path = recipe_path(path)
     report = SearchReport.read(path)
-    record, data = report.batchnorm, report.data
+    record = report.batchnorm
     if record is None:
         return None
-    if dataset is None and (data is None or data.name == OBJECT):
-        raise ValueError(
-            f"{path}: BatchNorm statistics came from a dataset that it does not name; say where its images are "
-            "(--dataset)."
-        )
-    source = DataSource(
-        dataset=dataset or (data.name if data else None),
-        split=record.split,
-        config_name=data.config_name if data else None,
-        revision=data.revision if data and dataset is None else None,
-        image_column=data.image_column if data else None,
-        label_column=data.label_column if data else None,
-    )
+    source = _source(path, report, record.split, dataset, "BatchNorm statistics")
     split = open_split(source, labelled=False)
     if split.key != record.data:
         logger.warning(
@@ -264,6 +332,96 @@ def find_statistics(
     )
 
 
+def find_refitted_head(
+    path: Path,
+    ingredients: Ingredients,
+    recipe: Recipe,
+    *,
+    dataset: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> RefittedHead | None:
+    """The head of the soup of a `recipe.json`, refitted again as it was; None if its head is averaged.
+
+    The checkpoints that taught it run on the images once more, as far as their logits are not cached.
+
+    Args:
+        ingredients, recipe: as `find_ingredients` gives them.
+        dataset: where the images are now; by default where the recipe says.
+
+    Raises:
+        ValueError: if the images are not there or not the same, or this run has another mixed precision.
+    """
+    path = recipe_path(path)
+    report, processes = SearchReport.read(path), Processes()
+    record, statistics = report.head, report.batchnorm
+    if record is None:
+        return None
+    source, run = _source(path, report, record.split, dataset, "the logits that its head was fitted to"), record.run
+    if (precision := processes.accelerator.mixed_precision) != run.mixed_precision:
+        raise ValueError(
+            f"{path}: its head was refitted with mixed precision {run.mixed_precision!r}, and this run has "
+            f"{precision!r}. Cook it as it was: accelerate launch --mixed_precision {run.mixed_precision} -m hf_radin."
+        )
+    options = RunOptions(
+        batch_size=record.batch_size,
+        channels_last=run.channels_last,
+        torch_compile=run.torch_compile,
+        dtype=run.dtype,
+        logits_dtype=run.logits_dtype,
+        on_error=run.on_error,
+        strangers="keep",
+        batchnorm_split=statistics.split if statistics else None,
+        batchnorm_images=statistics.images if statistics else IMAGES,
+        cache_dir=cache_dir,
+    )
+    bank, hold_out = extend_bank(ingredients, source, options, processes).by_content, None
+    if record.hold_out is not None:
+        hold_out = record.hold_out, record.hold_out_seed
+        bank, _ = bank.divided(*hold_out)
+    if (len(bank), digest(bank.ids.tolist())) != (record.images, record.places):
+        raise ValueError(
+            f"{path}: its head was refitted to {record.images} images of the split {record.split!r}, and those of "
+            f"{bank.manifest.data.name} are others ({len(bank)}); say where they are now (--dataset)."
+        )
+    weights = tuple(record.teacher.used.get(entry.id, 0.0) for entry in _entries(report, path))
+    head, again = refit_head(bank, recipe, Recipe(ingredients.ids, weights), hold_out=hold_out, seed=record.seed)
+    if again.sha256 != record.sha256:
+        logger.warning(
+            "The head of %s was refitted and is not the same to the last bit (penalty %.3g, then %.3g): the images, "
+            "the versions of the libraries, the machine or its threads are others.",
+            path,
+            again.penalty,
+            record.penalty,
+        )
+    return head
+
+
+def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | None, what: str) -> DataSource:
+    """Where the images of a recipe are.
+
+    Args:
+        split: of them.
+        dataset: where they are now; by default where the recipe says.
+        what: came from them, in words.
+
+    Raises:
+        ValueError: if the recipe does not say where, and nobody does.
+    """
+    data = report.data
+    if dataset is None and (data is None or data.name == OBJECT):
+        raise ValueError(
+            f"{path}: {what} came from a dataset that it does not name; say where its images are (--dataset)."
+        )
+    return DataSource(
+        dataset=dataset or (data.name if data else None),
+        split=split,
+        config_name=data.config_name if data else None,
+        revision=data.revision if data and dataset is None else None,
+        image_column=data.image_column if data else None,
+        label_column=data.label_column if data else None,
+    )
+
+
 def cook_files(
     path: Path,
     output: Path,
@@ -278,8 +436,8 @@ def cook_files(
     written has their tensors, each of them, with the recipe and a card.
 
     Returns:
-        whether it was cooked: adapters, classes in other orders, BatchNorm statistics and tensors under different
-        names take models, for which see `find_ingredients` and `average`.
+        whether it was cooked: adapters, classes in other orders, BatchNorm statistics, refitted heads and tensors
+        under different names take models, for which see `find_ingredients` and `average`.
 
     Raises:
         ValueError: if an ingredient is not there or not what it was, or the output is one of them.
@@ -334,7 +492,7 @@ def _plain_ingredients(report: SearchReport) -> Ingredients | None:
     entries = {entry.id: entry for entry in report.used}
     if not {*report.recipe.used} <= {*entries} or any(entry.base or entry.order for entry in entries.values()):
         return None
-    if report.batchnorm or report.image_processor:
+    if report.batchnorm or report.head or report.image_processor:
         return None
     if not (report.measurements and report.classes and report.versions):  # made by hand
         return None
@@ -374,16 +532,17 @@ def _ingredient(entry: IngredientEntry, report: SearchReport) -> Ingredient:
 
 
 def _entries(report: SearchReport, path: Path) -> list[IngredientEntry]:
-    """The ingredients of a recipe, in its order.
+    """The ingredients of a recipe, in its order, and then those that only taught its head.
 
     Raises:
         ValueError: if the recipe uses an ingredient that it does not list.
     """
     entries = {entry.id: entry for entry in report.ingredients}
-    unlisted = [name for name in report.recipe.used if name not in entries]
+    names = dict.fromkeys([*report.recipe.used, *(report.head.teacher.used if report.head else ())])
+    unlisted = [name for name in names if name not in entries]
     if unlisted:
         raise ValueError(f"{path} gives {unlisted[0]!r} a weight, but does not say which checkpoint that is.")
-    return [entries[name] for name in report.recipe.used]
+    return [entries[name] for name in names]
 
 
 def _added_up_as_then(ingredients: Ingredients, entries: Sequence[IngredientEntry]) -> Ingredients:

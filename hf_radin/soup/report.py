@@ -14,12 +14,13 @@ from typing import Any
 import hf_radin
 from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSOR_FILES, WEIGHTS, WEIGHTS_INDEX
 from hf_radin.ingredients.card_metadata import IngredientEntry
-from hf_radin.logits.manifest import DataRecord
+from hf_radin.logits.manifest import DataRecord, RunRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import read_json, sha256_of_each
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
+from hf_radin.weights.ridge import FOLDS
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,40 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadRecord:
+    """How the head of a soup was refitted (`ridge.refit`): all that makes it again from the same checkpoints.
+
+    Args:
+        teacher: whose ensemble's logits the head was fitted to.
+        data: key of the split's data.
+        split: whose images taught it, without their labels.
+        hold_out, hold_out_seed: the share of them that was held out, and how it was drawn; None if none was.
+        images: how many taught it.
+        places: a hash of their positions in the split.
+        run: how the models ran.
+        batch_size: images in a forward pass.
+        seed, folds: of the folds that judged it.
+        penalty: relative to the mean eigenvalue of the features' covariance.
+        sha256: of the head in float64.
+    """
+
+    kind: str = "refit"
+    teacher: Recipe
+    data: str
+    split: str
+    hold_out: float | None = None
+    hold_out_seed: int = 0
+    images: int
+    places: str
+    run: RunRecord
+    batch_size: int
+    seed: int = 0
+    folds: int
+    penalty: float
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """How a soup was searched for.
 
@@ -203,6 +238,7 @@ class SearchReport(SearchSettings):
         overlap: images that it shares with other splits.
         remarks: ids and what was said of checkpoints.
         batchnorm: where BatchNorm statistics are from.
+        head: how the head was refitted; None where it is averaged like all else.
         classes: class names in the order of the logits.
         architecture: class name of the model.
         ingredients: all checkpoints that were to choose from.
@@ -236,6 +272,7 @@ class SearchReport(SearchSettings):
     overlap: Overlap | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     batchnorm: StatisticsRecord | None = None
+    head: HeadRecord | None = None
     classes: tuple[str, ...] | None = None
     architecture: str | None = None
     ingredients: tuple[IngredientEntry, ...]
@@ -281,6 +318,7 @@ class SearchReport(SearchSettings):
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")
         _check_statistics(report.batchnorm)
+        _check_head(report.head)
         return report
 
     @classmethod
@@ -359,9 +397,15 @@ class SearchReport(SearchSettings):
         return [entry for entry in self.ingredients if entry.id in self.recipe.used]
 
     @property
+    def needed(self) -> list[IngredientEntry]:
+        """The ingredients that the model is made of: those of the recipe, and those that taught its head."""
+        taught = self.head.teacher.used if self.head else {}
+        return [entry for entry in self.ingredients if entry.id in self.recipe.used or entry.id in taught]
+
+    @property
     def is_single(self) -> bool:
         """Whether the model is one of the checkpoints, and no average."""
-        return len(self.recipe.ingredients) == 1
+        return len(self.recipe.ingredients) == 1 and self.head is None
 
     @property
     def is_uniform(self) -> bool:
@@ -415,8 +459,9 @@ class SearchReport(SearchSettings):
                 architecture=self.architecture,
                 image_processor=self.image_processor,
                 batchnorm=self.batchnorm,
+                head=self.head,
                 data=self.data,
-                ingredients=tuple(self.used),
+                ingredients=tuple(self.needed),
                 versions=versions(),
                 saved_dtype=saved_dtype,
             )
@@ -539,3 +584,18 @@ def _check_statistics(record: StatisticsRecord | None) -> None:
     if record.images < 2 or record.seed < 0 or record.on_error not in ("raise", "skip"):
         values = f"images={record.images}, seed={record.seed}, on_error={record.on_error!r}"
         raise ValueError(f"its 'batchnorm' says {values}")
+
+
+def _check_head(record: HeadRecord | None) -> None:
+    """Refuse a head that this version can't make.
+
+    Raises:
+        ValueError: for another kind of head or number of folds, or a part or a seed that can't be drawn.
+    """
+    if record is None:
+        return
+    if (record.kind, record.folds) != ("refit", FOLDS):
+        raise ValueError(f"its 'head' says kind={record.kind!r}, folds={record.folds}; it may be 'refit' and {FOLDS}")
+    if not 0 < (0.5 if record.hold_out is None else record.hold_out) < 1 or min(record.seed, record.hold_out_seed) < 0:
+        values = f"hold_out={record.hold_out}, hold_out_seed={record.hold_out_seed}, seed={record.seed}"
+        raise ValueError(f"its 'head' says {values}")

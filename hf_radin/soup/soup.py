@@ -23,6 +23,7 @@ from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.weights.average import average_model, save_checkpoint, saved_dtype, write_average
 from hf_radin.weights.average_files import refuse_ingredients
 from hf_radin.weights.batchnorm import Statistics
+from hf_radin.weights.head import RefittedHead
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -39,6 +40,7 @@ class Soup:
         processes: of the run; the main one writes and pushes.
         folder: where the soup's own checkpoint lies, if it was read from one.
         statistics: images that its BatchNorm statistics are estimated from, if it has any.
+        head: that was refitted, where it takes the place of the averaged one.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Soup:
         processes: Processes | None = None,
         folder: Path | None = None,
         statistics: Statistics | None = None,
+        head: RefittedHead | None = None,
     ):
         self.report = report
         self.ingredients = ingredients
         self.processes = processes or Processes()
         self._folder = folder
         self._statistics = statistics
+        self._head = head
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())
@@ -80,7 +84,7 @@ class Soup:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
             return load_model(self._folder, dtype=as_dtype(self.report.saved_dtype or "float32"))
-        return average_model(self.ingredients, self.recipe, statistics=self._statistics)
+        return average_model(self.ingredients, self.recipe, statistics=self._statistics, head=self._head)
 
     @cached_property
     def processor(self) -> BaseImageProcessor:
@@ -152,7 +156,7 @@ class Soup:
         if self._folder or self._statistics or "model" in vars(self):
             save_checkpoint(self.model, processor, folder)
         else:  # without a model in memory
-            write_average(self.ingredients, self.recipe, folder)
+            write_average(self.ingredients, self.recipe, folder, head=self._head)
         report = report.recorded(folder)
         for name, content in {RECIPE: report.text.encode(), **card_files(report, license=license)}.items():
             (folder / name).write_bytes(content)

@@ -18,7 +18,8 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 import hf_radin
 from hf_radin import Recipe
-from hf_radin.soup.cook import find_ingredients
+from hf_radin.soup.cook import find_ingredients, refit_head
+from hf_radin.weights.head import find_head, locate_head
 
 
 def save_adapter(base: Path, folder: Path, seed: int, *, head: bool = True, processor: bool = True) -> None:
@@ -73,6 +74,18 @@ def test_the_soup_of_adapters_is_an_ordinary_model(adapters, tmp_path):
     for name, tensor in soup.state_dict().items():
         by_hand = sum(weight * part[name] for weight, part in zip(recipe.weights, parts, strict=True))
         torch.testing.assert_close(tensor, by_hand.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_the_head_of_adapters_is_refitted_as_any_other(adapters, digits, tmp_path):
+    ingredients = hf_radin.gather(f"{adapters}/ft-*")
+    place = find_head(ingredients[0])
+    images = {"pixel_values": torch.randn(2, 3, 8, 8)}
+    assert place == locate_head(ingredients[0].load_model(torch.float32), images)
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
+    recipe = Recipe.uniform(ingredients.ids)
+    head, _ = refit_head(bank, recipe, recipe)
+    tensors = hf_radin.average(ingredients, recipe, head=head)
+    assert torch.equal(tensors["classifier.weight"], torch.from_numpy(head.layer.weight).float())
 
 
 def test_adapters_and_their_base_mix(adapters, digits, runs, tmp_path, caplog):

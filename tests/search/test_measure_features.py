@@ -141,11 +141,11 @@ def test_a_single_model_learns_from_all(fresh):
     """The teacher is another recipe than the soup's."""
     single, teacher = Recipe.uniform(fresh.ingredients.ids[:1]), fresh.row(uniform(fresh))
     soup = recorded(fresh, single)
-    own = soup.look(everything(fresh))
+    before = soup.look(everything(fresh))
     taught = soup.refit(teacher)
-    kept = soup.refit(fresh.row(single))
-    assert (kept.predictions == own).all()  # its own logits teach it nothing
-    agreement = [float((answers == fresh.predict(teacher)).mean()) for answers in (own, taught.predictions)]
+    by_itself = soup.refit(fresh.row(single))
+    assert (by_itself.predictions == before).all()  # its own logits teach it nothing
+    agreement = [float((answers == fresh.predict(teacher)).mean()) for answers in (before, taught.predictions)]
     assert agreement[1] > agreement[0]
 
 
@@ -194,6 +194,7 @@ import sys
 import numpy as np
 import hf_radin
 from hf_radin.search.measure import measured_soup
+from hf_radin.soup.cook import refit_head
 from hf_radin.weights.head import find_head
 
 models, data, output = sys.argv[1:4]
@@ -204,7 +205,9 @@ images = np.ones(len(bank), dtype=bool)
 soup.look(images & (np.arange(len(bank)) % 2 == 0))
 soup.look(images)
 result = soup.refit(bank.row(recipe))
-np.savez(f"{output}-{bank.processes.index}.npz", weight=result.layer.weight, predictions=result.predictions)
+head, record = refit_head(bank, recipe, recipe)
+arrays = {"weight": result.layer.weight, "predictions": result.predictions, "saved": head.layer.weight}
+np.savez(f"{output}-{bank.processes.index}.npz", **arrays)
 bank.processes.wait()
 """
 

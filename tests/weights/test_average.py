@@ -22,7 +22,7 @@ from hf_radin.cli.main import main
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.runtime.files import write_folder
 from hf_radin.soup import cook
-from hf_radin.weights.average import average_model, by_content, open_weights
+from hf_radin.weights.average import average_model, by_content, open_weights, write_average
 from hf_radin.weights.average_files import header_of, write_weights
 from hf_radin.weights.head import LinearLayer, RefittedHead, find_head
 
@@ -414,7 +414,8 @@ def test_another_head_takes_the_place_of_the_averaged_one_and_nothing_else_chang
     layer = place.layer_of(average_model(ingredients, recipe))
     head = RefittedHead(place, LinearLayer(2 * layer.weight[::-1], layer.bias - 1 / 3))
     for name, options in (("plain", {}), ("refitted", {"head": head})):
-        hf_radin.average(ingredients, recipe, output=tmp_path / name, dtype=dtype, **options)
+        (tmp_path / name).mkdir()
+        write_average(ingredients, recipe, tmp_path / name, dtype=dtype, **options)
     plain, refitted = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "refitted"))
     assert plain.keys() == refitted.keys()
     for name, tensor in refitted.items():
