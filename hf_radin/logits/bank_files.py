@@ -324,7 +324,8 @@ def discard_broken(folder: Path, ingredients: Ingredients, checks: Checks) -> No
 
     Killed runs, full disks and power cuts leave whole files; this is for everything else that happens to files.
     """
-    remove_partials(folder, *(folder / name for name in ("logits", "soups")), *folder.glob("*/*.parts"))
+    folders = (folder / "logits", folder / "soups", *folder.glob("features/*"), *folder.glob("*/*.parts"))
+    remove_partials(folder, *folders)
     _discard_broken_index(folder, checks)
     hashes: dict[str, str | None] = {}
     problems: dict[str, Exception] = {}

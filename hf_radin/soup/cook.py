@@ -218,7 +218,7 @@ def refit_head(
             cached.write_layer(place.layer_of(model))
         return model
 
-    path = cached.folder / "features.npy"
+    path = bank.soup_path(recipe).with_name(f"{cached.folder.name}-features.npy")
     target = Target("Features of the soup", path, place.features, f"{cached.subject} {path.name}")
     running = FeatureRunning.of(passes.running, place)
     whole = replace(passes, running=running, logits_dtype="float32")
