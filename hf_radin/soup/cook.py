@@ -209,7 +209,7 @@ def refit_head(
             f"The logits of the split {bank.split!r} are not all known after a pilot, and a head is refitted to all "
             "of them: compute them without pilot."
         )
-    place = processes.decide(lambda: find_head(bank.ingredients[0]))
+    place = processes.decide(lambda: find_head(bank.ingredients[0], bank.images.example()))
     cached, passes = bank.soup_features(recipe), bank.passes()
 
     def make_model() -> PreTrainedModel:

@@ -34,6 +34,10 @@ NEAR = 1e-4
 WAY_OUT = "Average the heads: head='average' (--head average)."
 
 
+class HeadError(ValueError):
+    """A head that can't be refitted."""
+
+
 @dataclass(frozen=True, eq=False)
 class LinearLayer:
     """A linear function from features to logits.
@@ -125,14 +129,14 @@ class Head:
         """Refuse a head whose tensors are those of another layer, too: changing it would change that.
 
         Raises:
-            ValueError: if there is such a tensor.
+            HeadError: if there is such a tensor.
         """
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         for shared in names.values():
             if len(shared) > 1 and any(name.rpartition(".")[0] in self.modules for name in shared):
-                raise ValueError(
+                raise HeadError(
                     f"{type(model).__name__}: {shared[0]} and {shared[1]} are one tensor, so that another head would "
                     f"change more than the head. {WAY_OUT}"
                 )
@@ -157,7 +161,8 @@ def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None
         example: an image, prepared, without the batch dimension; by default a made-up one.
 
     Raises:
-        ValueError: if the logits come from no linear layer, or from a layer that is tied to another.
+        HeadError: if the logits come from no linear layer, or from a layer that is tied to another.
+        ValueError: if the model does not take the image.
     """
     import torch
 
@@ -166,9 +171,18 @@ def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):  # new heads may be nothing but zeros, which all look alike
             torch.nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
-    image = min(made_up_images(), key=lambda image: image.width * image.height)
-    prepared = prepare_image(ingredient.processor, image) if example is None else example
-    return locate_head(model, {name: torch.stack([torch.as_tensor(value)] * 2) for name, value in prepared.items()})
+    try:
+        if example is None:
+            image = min(made_up_images(), key=lambda image: image.width * image.height)
+            example = prepare_image(ingredient.processor, image)
+        batch = {name: torch.stack([torch.as_tensor(value)] * 2) for name, value in example.items()}
+        return locate_head(model, batch)
+    except HeadError:
+        raise
+    except Exception as error:  # each architecture fails in its own way on images that it does not take
+        raise ValueError(
+            f"{ingredient.id}: to find its head it was shown an image, which it does not take: {error}. {WAY_OUT}"
+        ) from error
 
 
 def locate_head(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Head:
@@ -179,7 +193,7 @@ def locate_head(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> He
         batch: its inputs by name, `(images, ...)` each, on the model's device.
 
     Raises:
-        ValueError: as `find_head` does.
+        HeadError: as `find_head` does.
     """
     import torch
 
@@ -207,7 +221,7 @@ def locate_head(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> He
             head = Head(names, widths, logits.shape[1], biases.pop())
             head.refuse_tied(model)
             return head
-    raise ValueError(
+    raise HeadError(
         f"{type(model).__name__}: its logits are the output of no linear layer, nor the mean of two, so that there is "
         f"no head to be refitted. {WAY_OUT}"
     )

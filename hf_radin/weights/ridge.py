@@ -139,8 +139,8 @@ def refit(
     What the head lacks of the teacher's logits is centred for each image: a number that is added to all of its logits
     changes no probability, but would be an error to the regression, by which the penalty is chosen.
 
-    It takes `folds x (features^2 + features x classes) x 8` bytes: 0.3 GB for 2,048 features and 1,000 classes, and
-    2 GB for 21,841.
+    It takes `folds x (features^2 + features x classes) x 8` bytes, and half as much again while a fold is solved: 0.4
+    GB for 2,048 features and 1,000 classes, and 3 GB for 21,841.
 
     Args:
         features: of the images, `(images, features)`; may be memory-mapped.

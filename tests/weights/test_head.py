@@ -4,7 +4,13 @@ import pytest
 import torch
 from shared.architectures import CLASSES, EXCEPTIONS, INSTALLED, build, build_processor, pictures
 from shared.models import little_memory
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_radin.checkpoints.forward import Running
 from hf_radin.ingredients.ingredient import Ingredient
@@ -97,6 +103,15 @@ def test_logits_of_no_linear_layer_are_refused():
     model = Cool(vit().config).eval()
     with pytest.raises(ValueError, match="Cool: its logits are the output of no linear layer"):
         locate_head(shuffled(model), images())
+
+
+def test_a_model_that_takes_no_such_image_is_named(tmp_path):
+    vit().save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 12, "width": 12}).save_pretrained(tmp_path)
+    ingredient = Ingredient("org/ft", "sha256:0", tmp_path, CLASSES, "ViTForImageClassification")
+    with pytest.raises(ValueError, match="org/ft: to find its head it was shown an image, which it does not take"):
+        find_head(ingredient)
+    assert find_head(ingredient, {"pixel_values": images(1)["pixel_values"][0]}).modules == ("classifier",)
 
 
 def test_a_head_that_is_tied_to_another_layer_is_refused():
