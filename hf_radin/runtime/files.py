@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -37,6 +39,9 @@ YAML_SIZE, YAML_ALIASES = 256 << 10, 16
 
 # The metadata of a card, as the Hub finds it.
 _METADATA = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
+
+# The record, in the temporary folder of a file by file replacement, that this was begun: the names of the new files.
+_SWAP = "swap.json"
 
 # What to do about a broken file where whoever reads it knows nothing better.
 WAY_OUT = "Write it anew, or take it away."
@@ -313,7 +318,7 @@ def remove_partials(*folders: Path) -> None:
 
 def _is_partial(path: Path) -> bool:
     if path.name.startswith(PARTIAL):
-        return path.is_dir()
+        return path.is_dir() and not (path / _SWAP).exists()
     return re.match(r"\.[0-9a-f]{12}\.", path.name) is not None and path.is_file()
 
 
@@ -335,7 +340,7 @@ def _naming_place(path: Path) -> Iterator[None]:
 
 
 def check_output(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that can't be written.
+    """Refuse an output folder that can't be written, after what a killed run was replacing there is put back.
 
     Raises:
         ValueError: if it is not empty and may not be overwritten, or is a file, or its place can't be written to.
@@ -346,6 +351,8 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"The output {folder} can't be made: {error}.") from error
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output {folder} is a file.")
+    for record in folder.glob(f"{PARTIAL}*/{_SWAP}"):
+        _put_back(record.parent, folder)
     if folder.is_dir() and not overwrite and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
         raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -354,12 +361,11 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: bool = False) -> None:
-    """Let `fill` fill a temporary folder beside `folder`, then rename it.
+    """Let `fill` fill a temporary folder, then put it in the place of `folder`.
 
-    If the folder is not empty (which `overwrite` must allow), its files are replaced one by one, and those of another
-    checkpoint are removed: weights, adapters, the configuration of its image processor, a recipe and its card. Other
-    files stay. The configuration goes first and comes last: without one, nothing loads half of the old checkpoint
-    and half of the new one.
+    If that is not empty (which `overwrite` must allow), its files are replaced, and those of another checkpoint are
+    removed: weights, adapters, the configuration of its image processor, a recipe and its card. Other files stay.
+    Whoever is killed leaves the old files or the new ones, at the latest when `check_output` is called again.
 
     Raises:
         ValueError: as `check_output` does.
@@ -368,7 +374,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
     folder = folder.resolve()  # a link to a folder stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_partials(folder, folder.parent)
-    place = folder if folder.exists() else folder.parent  # the parent of a mounted folder may not be ours
+    place = folder.parent if not folder.exists() or _is_replaceable(folder) else folder
     with tempfile.TemporaryDirectory(dir=place, prefix=PARTIAL) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
@@ -379,35 +385,75 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
         if not folder.exists():
             new.replace(folder)
             return
-        files = sorted(new.iterdir(), key=lambda path: path.name == "config.json")
-        blocked = [path.name for path in files if (folder / path.name).is_dir()]
+        names = [path.name for path in new.iterdir()]
+        blocked = [name for name in names if (folder / name).is_dir()]
         if blocked:
             raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where a file goes: remove it.")
-        old = {path for path in folder.iterdir() if is_of_a_checkpoint(path.name) and not path.is_dir()}
-        if (folder / "recipe.json").exists():
-            old |= {folder / name for name in _CARD_FILES}
+        old = _old_files(folder, names)
         with _naming_place(folder):
-            _swap(folder, Path(temporary) / "old", old, files)
+            is_all = old == {path.name for path in folder.iterdir()}
+            if not (is_all and _is_replaceable(folder) and _exchange(new, folder)):
+                _swap(new, folder, names, old)
 
 
-def _swap(folder: Path, aside: Path, old: set[Path], files: list[Path]) -> None:
-    """Put files in place of old ones; if that fails or is interrupted, put the old ones back."""
+def _old_files(folder: Path, names: Sequence[str]) -> set[str]:
+    """The names of the files of a folder that those of a new checkpoint replace, or that go with the old one."""
+    files = {path.name for path in folder.iterdir() if not path.is_dir()}
+    old = {name for name in files if name in names or is_of_a_checkpoint(name)}
+    return old | files.intersection(_CARD_FILES if "recipe.json" in files else ())
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder of ours may come in the place of this one: not in that of a mounted one, or somebody else's."""
+    status, above = folder.stat(), folder.parent.stat()
+    is_ours = not hasattr(os, "geteuid") or (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+    return (
+        is_ours and status.st_dev == above.st_dev and not os.path.ismount(folder) and os.access(folder.parent, os.W_OK)
+    )
+
+
+def _exchange(new: Path, folder: Path) -> bool:
+    """Let two folders of one disk change places in a single step, which only Linux can: whether they did."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of its headers
+    shutil.copymode(folder, new)
+    return rename is not None and rename(here, os.fsencode(new), here, os.fsencode(folder), exchange) == 0
+
+
+def _swap(new: Path, folder: Path, names: Sequence[str], old: set[str]) -> None:
+    """Put the files of `new` in the place of the old ones, one by one.
+
+    If that fails or is interrupted, the old ones are put back; of a killed run the next `check_output` does it. The
+    configuration goes first and comes last: until then, nothing loads half of the one and half of the other.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=PARTIAL))
+    aside = temporary / "old"
     aside.mkdir()
-    placed: list[Path] = []
+    new = new.replace(temporary / "new")
+    write_json(temporary / _SWAP, names)
     try:
-        replaced = {*old, *(folder / path.name for path in files)}
-        for path in sorted(replaced, key=lambda path: path.name != "config.json"):
-            if path.exists() or path.is_symlink():
-                path.replace(aside / path.name)
-        for path in files:
-            placed.append(folder / path.name)
-            path.replace(folder / path.name)
+        for name in sorted(old, key=lambda name: name != "config.json"):
+            (folder / name).replace(aside / name)
+        for name in sorted(names, key=lambda name: name == "config.json"):
+            (new / name).replace(folder / name)
     except BaseException:
-        for path in placed:
-            path.unlink(missing_ok=True)
-        for path in aside.iterdir():
-            path.replace(folder / path.name)
+        _put_back(temporary, folder)
         raise
+    (temporary / _SWAP).unlink()  # from here on it is done
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_back(temporary: Path, folder: Path) -> None:
+    """Undo a swap of files that was begun; if that is interrupted, it can be done again."""
+    for name in read_json(temporary / _SWAP):
+        if (folder / name).exists() and not (temporary / "new" / name).exists():
+            (folder / name).replace(temporary / "new" / name)
+    for path in (temporary / "old").iterdir():
+        path.replace(folder / path.name)
+    (temporary / _SWAP).unlink()
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _set_usual_mode(folder: Path) -> None:

@@ -1,13 +1,14 @@
 """A file or a folder is whole or not there."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from hf_radin.runtime.files import write_atomically, write_folder
+from hf_radin.runtime.files import check_output, remove_partials, write_atomically, write_folder
 
 
 def test_what_is_written_is_there(tmp_path):
@@ -72,32 +73,86 @@ def stopping(at, stop):
     return stopped
 
 
-@pytest.mark.parametrize("at", range(8))
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def overwrite_with_shards(folder):
+    write_folder(folder, lambda new: checkpoint(new, "index.json", others=SHARDS), overwrite=True)
+
+
+def soup_with_notes(folder):
+    """A soup, with a file beside it that stays: not the folder but each file of its own is replaced."""
+    checkpoint(folder, "model.safetensors", others=("recipe.json", "notes.txt"))
+    return contents(folder)
+
+
+@pytest.mark.parametrize("at", range(9))
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_run_that_is_interrupted_while_it_overwrites_leaves_the_old(tmp_path, monkeypatch, at, error):
     def stop():
         raise error
 
-    checkpoint(tmp_path / "soup", "model.safetensors", others=("recipe.json",))
-    before = {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()}
+    before = soup_with_notes(tmp_path / "soup")
     monkeypatch.setattr(Path, "replace", stopping(at, stop))
     with pytest.raises(error):
-        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", others=SHARDS), overwrite=True)
-    assert {path.name: path.read_text() for path in (tmp_path / "soup").iterdir()} == before
+        overwrite_with_shards(tmp_path / "soup")
+    assert contents(tmp_path / "soup") == before
 
 
-@pytest.mark.parametrize("at", range(8))
-def test_a_run_that_is_killed_while_it_overwrites_leaves_nothing_that_loads(tmp_path, at):
-    """Whichever file it was about to move: the old is whole, or there is no configuration to make a model of."""
-    checkpoint(tmp_path / "soup", "model.safetensors", others=("recipe.json",))
+def stopped_child(at, work):
+    """What a process does that is killed when it is about to move one file more than these: its exit status."""
     child = os.fork()
     if not child:
         Path.replace = stopping(at, lambda: os._exit(9))
-        write_folder(tmp_path / "soup", lambda new: checkpoint(new, "index.json", others=SHARDS), overwrite=True)
+        work()
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    names = {path.name for path in (tmp_path / "soup").iterdir() if not path.name.startswith(".")}
-    assert names == {"config.json", "model.safetensors", "recipe.json"} or "config.json" not in names
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_a_run_that_is_killed_while_it_replaces_files_leaves_the_old_when_the_next_one_starts(tmp_path, at):
+    """Until then the old is whole, or there is no configuration to make a model of. The next may be killed, too."""
+    folder = tmp_path / "soup"
+    before = soup_with_notes(folder)
+    assert stopped_child(at, lambda: overwrite_with_shards(folder)) == 9
+    assert contents(folder) == before or "config.json" not in contents(folder)
+    for _ in range(9):
+        if not stopped_child(0, lambda: check_output(folder, overwrite=True)):
+            break
+        stopped_child(1, lambda: check_output(folder, overwrite=True))
+    assert contents(folder) == before
+    overwrite_with_shards(folder)
+    assert contents(folder) == dict.fromkeys(("config.json", "index.json", *SHARDS), "index.json") | {
+        "notes.txt": before["notes.txt"]
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system exchanges folders")
+def test_where_nothing_stays_the_old_or_the_new_is_under_the_name_at_any_moment(tmp_path, monkeypatch):
+    folder = tmp_path / "soup"
+    checkpoint(folder, "model.safetensors", others=("recipe.json",))
+    folder.chmod(0o750)
+
+    def move(self, target):
+        raise AssertionError(f"{self} was moved alone")
+
+    monkeypatch.setattr(Path, "replace", move)
+    overwrite_with_shards(folder)
+    assert contents(folder) == dict.fromkeys(("config.json", "index.json", *SHARDS), "index.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["soup"]
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+def test_files_of_a_killed_run_wait_for_the_next_however_old_they_are(tmp_path):
+    before = soup_with_notes(tmp_path / "soup")
+    assert stopped_child(4, lambda: overwrite_with_shards(tmp_path / "soup")) == 9
+    (left,) = (tmp_path / "soup").glob(".hf_radin.*")
+    os.utime(left, (time.time() - 2 * 86_400,) * 2)
+    remove_partials(tmp_path / "soup")
+    check_output(tmp_path / "soup", overwrite=True)
+    assert contents(tmp_path / "soup") == before
+    assert not left.exists()
 
 
 def test_of_two_runs_that_write_one_folder_the_second_is_refused(tmp_path):

@@ -67,7 +67,7 @@ def read_only(world: World, task: Task) -> Attempt:
                 path.chmod(0o555)
 
     name = f"read-only before change {change}"
-    work = prepared(lambda: before_change(change, folder, forbid), command(*options))
+    work = prepared(lambda: before_change(change, [folder], forbid), command(*options))
     ended = start(folder, work, environment=environment, as_nobody=True).wait()
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
@@ -87,7 +87,7 @@ def little_memory(world: World, task: Task) -> Attempt:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (megabytes << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
-    moment, prepare = draw_moment(task.random, world.searching, folder, limit)
+    moment, prepare = draw_moment(task.random, world.searching, [folder], limit)
     name = f"{megabytes} MB {moment}"
     ended = start(folder, prepared(prepare, command(*options))).wait()
     if problem := flaw(ended):
