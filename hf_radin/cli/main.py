@@ -19,7 +19,7 @@ from hf_radin import __version__
 from hf_radin.cli import options
 from hf_radin.cli.options import Parser
 from hf_radin.runtime.processes import MainStoppedError, Processes, is_main_process
-from hf_radin.runtime.text import printable
+from hf_radin.runtime.text import one_line, printable
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and store its logits, to be searched later, here or elsewhere"
@@ -177,26 +177,35 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
         if is_main_process():  # the others end with it
             _say_error(f"{_SIGNALS[number][1]}; run the same command again to continue.")
         return 128 + number
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+    text = str(error) if _is_ours(error) else one_line(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         _say_error(
-            f"there is not enough memory: {str(error) or 'none is left'}. Take fewer models at a time "
+            f"there is not enough memory: {text if str(error) else 'none is left'}. Take fewer models at a time "
             "(--models-in-memory) or smaller batches (--batch-size); run the same command again to continue."
         )
         return 2
     if isinstance(error, (ValueError, OSError)):
         if not isinstance(error, MainStoppedError):  # the main process prints it
-            _say_error(str(error))
+            _say_error(text)
         return 2
-    if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
+    if isinstance(error, RuntimeError) and _CLOSED.search(text):
         _say_error("another process of this run has ended; run the same command again to continue.")
         return 1
     if os.environ.get("HF_DEBUG"):
         traceback.print_exception(error)
     _say_error(
-        f"{type(error).__name__}: {error}. This is a fault of hf_radin or of a library: please report it with what "
+        f"{type(error).__name__}: {text}. This is a fault of hf_radin or of a library: please report it with what "
         "HF_DEBUG=1 shows."
     )
     return 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error: a line end in it is of a name from outside, and is shown."""
+    place, module = error.__traceback__, ""
+    while place:
+        module, place = str(place.tb_frame.f_globals.get("__name__")), place.tb_next
+    return module.partition(".")[0] == "hf_radin"
 
 
 def _say_error(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def make_streams_last() -> None:
-    """Let neither an error of sys.stdout or sys.stderr nor a name that they can't show end the work of this process."""
+    """Let no error of sys.stdout or sys.stderr, and no name that they can't show, end the work of this process."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # else a file of ours comes where a shell has closed one
         pass
     os.close(number)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_radin.images.split_files import SplitFiles, find_archives, find_splits
 from hf_radin.runtime.files import is_dir
 from hf_radin.runtime.hub_errors import asking_the_hub, is_of_network
-from hf_radin.runtime.text import refuse_bytes
+from hf_radin.runtime.text import one_line, refuse_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -287,7 +287,7 @@ def _load_folder(folder: Path, config_name: str | None, listing: str) -> tuple[A
             if split.info.builder_name != "parquet":  # whose first row may be a gigabyte away from its schema
                 next(iter(split.take(1)), None)  # only here does datasets notice archives that it can't read
     except Exception as error:  # an empty folder, several configurations, broken files or files of no known kind
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         advice = "Name one with config_name (--dataset-config)." if "Config name" in reason else _advice(folder)
         raise ValueError(f"{folder} can't be read as a dataset: {reason}. {advice}") from error
     for remark in files.remarks if files else ():
@@ -321,7 +321,7 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
         except Exception as error:  # files of no known kind, several configurations, a script
             if is_of_network(error):
                 raise
-            raise ValueError(f"The dataset {name} can't be read: {error}") from error
+            raise ValueError(f"The dataset {name} can't be read: {one_line(error)}") from error
 
 
 def listing_hash(folder: Path) -> str:

@@ -39,6 +39,11 @@ def printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
+def one_line(error: BaseException) -> str:
+    """What a library says is wrong, in one line: how it lays out its text is nothing that happened."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def refuse_bytes(name: str) -> None:
     """Refuse the name of a file or folder that is no text: it could be written into no record and no card.
 
