@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -32,6 +33,10 @@ TIMEOUT = 60.0
 
 # What the client raises where an answer is not what it takes it to be.
 _OF_ANSWERS = (TypeError, LookupError, AttributeError, AssertionError, NameError)
+
+
+# What comes of writing to a cache that is read-only, somebody else's, or below a file.
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 
 
 @contextmanager
@@ -92,6 +97,9 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         refusal = "the Hub refuses: " if str(error).startswith("Invalid metadata") else ""  # of a card
         raise ValueError(f"{what}: {refusal}{_first_line(error)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.filename and error.errno in _UNWRITABLE:
+            place = f"{error.filename} can't be written to ({error.strerror})"
+            raise ValueError(f"{what}: {place}; name another place with HF_HOME or HF_HUB_CACHE.") from error
         if _is_of_xet(error):
             way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
             raise ValueError(f"{what}: Xet fails: {_first_line(error)}. {way_out}") from error
