@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from hf_radin import __version__
 from hf_radin.cli import options
 from hf_radin.cli.options import Parser
 from hf_radin.runtime.processes import MainStoppedError, Processes, is_main_process
-from hf_radin.runtime.text import one_line, printable
+from hf_radin.runtime.text import one_line, printable, refuse_bytes
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and store its logits, to be searched later, here or elsewhere"
@@ -87,6 +88,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     args, unknown = command_parser().parse_known_args(arguments)
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `{args.parser.prog} --help`")
+    for value in vars(args).values():
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, (str, Path)):
+                refuse_bytes(str(name))
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -347,6 +347,7 @@ def listing_hash(folder: Path) -> str:
     Raises:
         ValueError: if a name is no text.
     """
+    refuse_bytes(str(folder))
     digest = hashlib.sha256(str(folder).encode())
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):

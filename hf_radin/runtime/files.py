@@ -324,7 +324,7 @@ def _is_partial(path: Path) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content)))
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(content), encoding="utf-8"))
 
 
 @contextmanager
