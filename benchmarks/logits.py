@@ -294,7 +294,8 @@ from hf_radin.search import radin
 models, data, cache, limit = sys.argv[1:]
 
 def status(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status", "rb") if line.startswith(f"{name}:".encode()))
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 ingredients = hf_radin.gather(models + "/*")
 most = status("VmData") + int(limit)
