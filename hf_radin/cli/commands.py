@@ -107,8 +107,8 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
         return save(result, args)
-    show(soup_table(result))
     result.save_recipe(args.output / RECIPE)
+    show(soup_table(result))
     say(
         f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
         f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
@@ -188,9 +188,9 @@ def _pushed(args: argparse.Namespace) -> str:
 
 
 def save(result: Soup, args: argparse.Namespace) -> None:
-    """Print, save and push a soup."""
-    show(soup_table(result))
+    """Save, print and push a soup."""
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
     if args.push_to:
         say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")

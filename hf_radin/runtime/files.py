@@ -23,6 +23,8 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
+from hf_radin.runtime.text import one_line
+
 # Prefix of folders that are being filled; a killed run may leave one behind.
 PARTIAL = ".hf_radin."
 
@@ -149,8 +151,11 @@ def parse_yaml(text: str) -> Any:
         return _of_few_levels(yaml.load(text, _PlainLoader))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"it is no YAML: {error.problem}{place}") from error
     except Exception as error:  # constructors of numbers and dates have their own errors
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
 
 
 def card_metadata(text: str) -> dict[str, Any]:
@@ -324,7 +329,7 @@ def _is_partial(path: Path) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content)))
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(content), encoding="utf-8"))
 
 
 @contextmanager
@@ -334,8 +339,8 @@ def _naming_place(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{path} can't be written: {error}. Finished work is kept: free some space or name another place, and "
-            "run the same again."
+            f"{path} can't be written: {one_line(error)}. Finished work is kept: free some space or name another "
+            "place, and run the same again."
         ) from error
 
 

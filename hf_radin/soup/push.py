@@ -16,6 +16,7 @@ from hf_radin.checkpoints.model import load_processor, quiet_transformers
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
 from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_late, patiently, status_of
+from hf_radin.runtime.text import one_line
 from hf_radin.soup import card, pictures
 from hf_radin.soup.redact import find_name, private_names, without_names, without_paths
 from hf_radin.soup.report import RECIPE, SETTINGS_FILES, SearchReport
@@ -107,7 +108,7 @@ class _Loaded:
                     folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
                 )
         except Exception as error:  # each model has its own errors
-            raise ValueError(f"{folder} can't be loaded by transformers: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{folder} can't be loaded by transformers: {one_line(error)}") from error
         misfits = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
         for kind in ("missing_keys", "mismatched_keys"):
             if kind in misfits:
@@ -117,7 +118,7 @@ class _Loaded:
                 batches = [_as_batch(prepare_image(processor, image), model.dtype) for image in made_up_images()]
                 logits = [batch_logits(model.eval(), batch, nullcontext()) for batch in batches]
         except Exception as error:  # such as for images of another size than the one that the model takes
-            logger.warning("The model of %s takes no made-up images, and is only loaded: %s", folder, error)
+            logger.warning("The model of %s takes no made-up images, and is only loaded: %s", folder, one_line(error))
             logits = []
         return cls(misfits, logits)
 

@@ -107,7 +107,7 @@ sys.exit(main(["inspect", "--models", "a"]))
         ("KeyError('x')", 1, "hf-radin: KeyError: 'x'. This is a fault of hf_radin or of a library: please report"),
         ("MemoryError()", 2, "hf-radin: there is not enough memory: none is left. Take fewer models at a time"),
         ("RuntimeError('CUDA out of memory. Tried')", 2, "hf-radin: there is not enough memory: CUDA out of memory."),
-        ("OSError('a\\nb')", 2, r"hf-radin: a\nb"),
+        ("OSError('a:\\n\\n  b')", 2, "hf-radin: a: b"),
     ],
 )
 @pytest.mark.parametrize("debugged", [False, True])
