@@ -1,5 +1,6 @@
 """`python -m hf_radin` and the console script: the command line."""
 
+import atexit
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are traces of its stack
     make_streams_last()
     status: Any
+    statuses: list[int] = []
+    atexit.register(_leave, statuses)  # before all that libraries register: it is called last
     try:
         status = import_module("hf_radin.cli.main").main(arguments)
     except SystemExit as end:  # of argparse, which has said why
@@ -29,10 +32,22 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     if reason := lost_output():
         print(f"hf-radin: what was printed is lost, and nothing else: {reason}.", file=sys.stderr)
         status = status or 2
-    if isinstance(status, int) and status > 128:
-        sys.stderr.flush()
-        os._exit(status)
+    statuses.append(status if isinstance(status, int) else 0 if status is None else 1)
+    if statuses[0] > 128:
+        _leave(statuses)
     sys.exit(status)
+
+
+def _leave(statuses: Sequence[int]) -> None:
+    """End the process with the first of these, without taking the interpreter apart.
+
+    Threads of libraries may still ask for it, and abort where it is gone: pyarrow's, where not all rows of a file were
+    read (https://github.com/huggingface/datasets/issues/7566), or gloo's.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if statuses:
+        os._exit(statuses[0])
 
 
 if __name__ == "__main__":
