@@ -129,6 +129,9 @@ class _Terminated(BaseException):
     """SIGTERM came."""
 
 
+# What torch and oneDNN say where memory is out.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
+
 # What gloo and NCCL say where another process was met and is gone.
 _CLOSED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|TCPStore")
 
@@ -183,7 +186,7 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
             _say_error(f"{_SIGNALS[number][1]}; run the same command again to continue.")
         return 128 + number
     text = str(error) if _is_ours(error) else one_line(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
         _say_error(
             f"there is not enough memory: {text if str(error) else 'none is left'}. Take fewer models at a time "
             "(--models-in-memory) or smaller batches (--batch-size); run the same command again to continue."

@@ -117,7 +117,9 @@ def _of_a_cache(world: World, task: Task, source: Path, kind: str) -> Attempt:
     differing = difference(task.folder / "soup", world.files(kind)) if ended.status == 0 else None
     if differing is None:
         return Attempt(name, HELD)
-    is_noticed = any("broken" in line or "again" in line for line in ended.lines)
+    is_noticed = any("can't be read" in line for line in ended.lines)
+    if is_noticed and path.parent.name == "soups" and path.suffix == ".json" and differing == "README.md":
+        return Attempt(name, HELD)  # what it took to measure a soup can't be known again
     return Attempt(name, DIFFERS if is_noticed else SILENT, f"{differing} differs")
 
 
@@ -133,7 +135,8 @@ def _of_a_soup(world: World, task: Task) -> Attempt:
     change(path, task.random)
     use = task.random.choice((_load, _push, _describe))
     name = f"{how} {path.name} of a saved soup, then {use.__name__[1:]}"
-    if not path.exists() and path.name == "README.md":
+    is_unread = use is _load or not path.exists() or (path.is_file() and not path.stat().st_size)
+    if path.name == "README.md" and is_unread:
         return Attempt(name, HELD)  # whoever wants no card has none
     before = path.read_bytes() if path.is_file() and path.name not in FREE else None
     ended = use(task.folder)
