@@ -169,7 +169,6 @@ def push(args: argparse.Namespace, processes: Processes) -> None:
 
 def _pushed(args: argparse.Namespace) -> str:
     """The address of a push, or what it would do."""
-    SearchReport.read(args.folder / RECIPE)
     options = PushOptions(
         private=args.private,
         revision=args.revision,
@@ -179,8 +178,8 @@ def _pushed(args: argparse.Namespace) -> str:
         verify=args.verify,
     )
     if args.dry_run:
-        check_target(args.repo_id, options)
         files = files_to_push(args.folder, args.repo_id, options, card_options(args))
+        check_target(args.repo_id, options)
         opened = "\nA pull request would be opened, and nothing there changed." if args.create_pr else ""
         return plan_table(args.repo_id, files, plan_commit(args.repo_id, hashes_of(files), options)) + opened
     commit = push_folder(args.folder, args.repo_id, options, card_options(args))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hf_radin import __version__
@@ -144,18 +145,21 @@ def _heard(received: list[int]) -> Iterator[None]:
     """Raise the first signal to end, of the keyboard or of a batch system, wherever the command is.
 
     A second one ends the process at once, and so do `GRACE` seconds: threads that wait for a Hub hear of no signal.
-    What is written appears whole or not at all, so that nothing is lost.
+    While a module is imported, the first one does, too. What is written appears whole or not at all, so that nothing
+    is lost.
 
     Args:
         received: the signal is added to it: libraries turn an interrupt into errors of their own.
     """
 
-    def hear(number: int, frame: Any) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
         if hasattr(signal, "SIGALRM"):  # not on Windows
             signal.signal(signal.SIGALRM, lambda *_: os._exit(_end(KeyboardInterrupt(), received)))
             signal.alarm(GRACE)
+        if _is_importing(frame):
+            os._exit(_end(KeyboardInterrupt(), received))
         raise _SIGNALS[signal.Signals(number)][0]
 
     def end_ignored(ignored: Any) -> None:
@@ -176,6 +180,13 @@ def _heard(received: list[int]) -> Iterator[None]:
         if received and hasattr(signal, "SIGALRM"):
             signal.alarm(0)
         sys.unraisablehook = ignores
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: of a compiled one, an error that it does not know of may be the end."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end(error: BaseException, received: Sequence[int]) -> int:

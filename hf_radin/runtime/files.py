@@ -355,14 +355,19 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
     except RuntimeError as error:  # before Python 3.13 no OSError
         raise ValueError(f"The output {folder} can't be made: {error}.") from error
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output {folder} is a file.")
+        raise ValueError(f"The output {folder} is a file. Name a folder.")
     for record in folder.glob(f"{PARTIAL}*/{_SWAP}"):
         _put_back(record.parent, folder)
     if folder.is_dir() and not overwrite and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
         raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"The output folder {folder} can't be made: {existing} can't be written to.")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=PARTIAL):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} can't be made: {existing} can't be written to ({error.strerror})."
+        ) from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: bool = False) -> None:

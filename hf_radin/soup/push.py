@@ -161,12 +161,12 @@ def files_to_push(
     folder: Path, repo_id: str, options: PushOptions, shown: CardOptions = AS_SAVED
 ) -> dict[str, Path | bytes]:
     """The files of a saved soup as they are uploaded, by name. Errors as of `push_folder`."""
+    files = saved_files(folder)
+    original = SearchReport.read(folder / RECIPE, is_saved=True)
+    original.check_files(folder)  # before a Hub is asked that may not answer
     refuse_offline(repo_id)
     if shown.license is not None:
         check_license(shown.license, options.token)
-    files = saved_files(folder)
-    original = SearchReport.read(folder / RECIPE, is_saved=True)
-    original.check_files(folder)
     files |= {name: folder / name for name in original.files}
     report = without_paths(original)
     files[RECIPE] = report.text.encode()
