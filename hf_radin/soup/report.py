@@ -301,7 +301,7 @@ class SearchReport(SearchSettings):
         try:
             return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a complete recipe: {error}.") from error
+            raise ValueError(f"{path} is not a complete recipe: {str(error).rstrip('.')}.") from error
 
     def recorded(self, folder: Path) -> SearchReport:
         """The report of the model whose files a folder holds, and nothing else yet."""

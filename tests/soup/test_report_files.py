@@ -17,6 +17,7 @@ import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.runtime.files import write_folder
 from hf_radin.runtime.hub_commit import PushOptions
+from hf_radin.soup import push
 from hf_radin.soup.push import push_folder
 from hf_radin.soup.report import SearchReport
 
@@ -219,3 +220,15 @@ def test_after_a_killed_overwrite_readers_too_find_the_old_soup(hub, saved, fold
     else:
         assert main([reader, str(folder), *(["org/soup"] if reader == "push" else [])]) == 0
     assert {path.name for path in folder.iterdir()} == {"notes.txt", *(path.name for path in saved.iterdir())}
+
+
+def test_a_soup_that_is_overwritten_while_it_is_pushed_is_not_pushed_in_silence(hub, folder, runs, monkeypatch):
+    """Between the look at its files and their upload, the Hub may be asked for minutes."""
+
+    def overwrite(*arguments):
+        shutil.copyfile(runs / "ft-0" / "model.safetensors", folder / "model.safetensors")
+        return []
+
+    monkeypatch.setattr(push, "private_names", overwrite)
+    with pytest.raises(ValueError, match=r"was pushed, but is not .*model\.safetensors is not what was saved"):
+        push_folder(folder, "org/soup", PushOptions())
