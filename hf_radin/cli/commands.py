@@ -27,7 +27,7 @@ from hf_radin.logits.manifest import DataRecord, RunOptions
 from hf_radin.recipes.metrics import load_metrics
 from hf_radin.recipes.propose import check_start, propose, split_kinds
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import check_output, is_dir, write_atomically
+from hf_radin.runtime.files import check_output, is_dir, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
 from hf_radin.runtime.processes import Processes
 from hf_radin.search.budget import Budget
@@ -107,7 +107,12 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
         return save(result, args)
-    result.save_recipe(args.output / RECIPE)
+    recipe = result.report.text.encode()
+
+    def write() -> None:  # as a folder: no model of another soup stays beside the recipe
+        write_folder(args.output, lambda new: (new / RECIPE).write_bytes(recipe), overwrite=args.overwrite)
+
+    processes.decide(write)
     show(soup_table(result))
     say(
         f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
@@ -149,6 +154,7 @@ def average(args: argparse.Namespace, processes: Processes) -> None:
 
 def card(args: argparse.Namespace, processes: Processes) -> None:
     """Make the card of a saved soup anew."""
+    put_back(args.folder)
     report = SearchReport.read(args.folder / RECIPE, is_saved=True)
     if args.accept_changes:
         report = report.accepted(args.folder)
@@ -169,6 +175,7 @@ def push(args: argparse.Namespace, processes: Processes) -> None:
 
 def _pushed(args: argparse.Namespace) -> str:
     """The address of a push, or what it would do."""
+    put_back(args.folder)
     options = PushOptions(
         private=args.private,
         revision=args.revision,

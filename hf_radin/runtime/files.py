@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -44,6 +44,9 @@ _METADATA = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?
 
 # The record, in the temporary folder of a file by file replacement, that this was begun: the names of the new files.
 _SWAP = "swap.json"
+
+# Seconds that a run may take to replace files, which is to rename them.
+SWAP_TIME = 60
 
 # What to do about a broken file where whoever reads it knows nothing better.
 WAY_OUT = "Write it anew, or take it away."
@@ -272,6 +275,11 @@ def is_of_a_checkpoint(name: str) -> bool:
     return _CHECKPOINT_FILES.fullmatch(name) is not None
 
 
+def is_file_name(name: str) -> bool:
+    """Whether something can be the name of a file in a folder, and does not lead out of it."""
+    return name not in ("", ".", "..") and PurePath(name).name == name
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: nobody ever sees half a file.
 
@@ -310,15 +318,15 @@ def take_away(path: Path) -> None:
 
 
 def remove_partials(*folders: Path) -> None:
-    """Remove what killed runs left half written, once it is a day old; a running one may still need it before."""
+    """Remove what killed runs left half written, once it is a day old; a running one may still need it before.
+
+    What another run removes meanwhile is gone, and what belongs to somebody else, as in /tmp, stays.
+    """
     for folder in folders:
         for path in folder.glob(".*"):
-            if not _is_partial(path) or time.time() - path.stat().st_mtime < 86_400:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if _is_partial(path) and time.time() - path.stat().st_mtime >= 86_400:
+                    take_away(path)
 
 
 def _is_partial(path: Path) -> bool:
@@ -356,8 +364,7 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"The output {folder} can't be made: {error}.") from error
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output {folder} is a file. Name a folder.")
-    for record in folder.glob(f"{PARTIAL}*/{_SWAP}"):
-        _put_back(record.parent, folder)
+    put_back(folder)
     if folder.is_dir() and not overwrite and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
         raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -414,12 +421,16 @@ def _old_files(folder: Path, names: Sequence[str]) -> set[str]:
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Whether a folder of ours may come in the place of this one: not in that of a mounted one, or somebody else's."""
+    """Whether a folder of ours may come in the place of this one.
+
+    Not in that of a mounted one, of somebody else's, or of the one that this process, and likely the shell that
+    started it, works in: they would stand in a folder that is gone.
+    """
     status, above = folder.stat(), folder.parent.stat()
+    is_worked_in = os.path.samestat(status, os.stat(os.curdir))
     is_ours = not hasattr(os, "geteuid") or (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
-    return (
-        is_ours and status.st_dev == above.st_dev and not os.path.ismount(folder) and os.access(folder.parent, os.W_OK)
-    )
+    is_mounted = status.st_dev != above.st_dev or os.path.ismount(folder)
+    return is_ours and not is_worked_in and not is_mounted and os.access(folder.parent, os.W_OK)
 
 
 def _exchange(new: Path, folder: Path) -> bool:
@@ -435,35 +446,75 @@ def _exchange(new: Path, folder: Path) -> bool:
 def _swap(new: Path, folder: Path, names: Sequence[str], old: set[str]) -> None:
     """Put the files of `new` in the place of the old ones, one by one.
 
-    If that fails or is interrupted, the old ones are put back; of a killed run the next `check_output` does it. The
+    If that fails or is interrupted, the old ones are put back; of a killed run the next `put_back` does it. The
     configuration goes first and comes last: until then, nothing loads half of the one and half of the other.
     """
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=PARTIAL))
-    aside = temporary / "old"
-    aside.mkdir()
-    new = new.replace(temporary / "new")
-    write_json(temporary / _SWAP, names)
     try:
-        for name in sorted(old, key=lambda name: name != "config.json"):
-            (folder / name).replace(aside / name)
-        for name in sorted(names, key=lambda name: name == "config.json"):
-            (new / name).replace(folder / name)
-    except BaseException:
-        _put_back(temporary, folder)
-        raise
-    (temporary / _SWAP).unlink()  # from here on it is done
-    shutil.rmtree(temporary, ignore_errors=True)
+        with _swapping(temporary):
+            aside = temporary / "old"
+            aside.mkdir()
+            # of a folder that is mounted from the same disk, its name does not tell: files are copied into that
+            new = Path(shutil.move(new, temporary / "new"))
+            write_json(temporary / _SWAP, names)
+            try:
+                for name in sorted(old, key=lambda name: name != "config.json"):
+                    (folder / name).replace(aside / name)
+                for name in sorted(names, key=lambda name: name == "config.json"):
+                    (new / name).replace(folder / name)
+            except BaseException:
+                _move_back(temporary, folder)
+                raise
+            (temporary / _SWAP).unlink()  # from here on it is done
+    finally:
+        if not (temporary / _SWAP).exists():  # else some are not back yet
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_back(temporary: Path, folder: Path) -> None:
-    """Undo a swap of files that was begun; if that is interrupted, it can be done again."""
-    for name in read_json(temporary / _SWAP):
+@contextmanager
+def _swapping(temporary: Path) -> Iterator[None]:
+    """Be the only process that moves files in and out of a temporary folder; a killed one is none."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(temporary / "lock", timeout=SWAP_TIME)
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"Another run is replacing the files of {temporary.parent}, and has not come to an end for "
+            f"{SWAP_TIME} s. Let it go on, or end it; then run the same again."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def put_back(folder: Path) -> None:
+    """Undo what a killed run was replacing in a folder; one that is alive is waited for.
+
+    If that is interrupted, it can be done again.
+
+    Raises:
+        ValueError: if a run does not come to an end.
+    """
+    for record in folder.glob(f"{PARTIAL}*/{_SWAP}"):
+        with suppress(FileNotFoundError), _swapping(record.parent):  # it has come to an end
+            _move_back(record.parent, folder)
+            shutil.rmtree(record.parent, ignore_errors=True)
+
+
+def _move_back(temporary: Path, folder: Path) -> None:
+    """Undo a swap of files. The record may be of somebody else's: it can't lead out of the folder."""
+    names = read_json(temporary / _SWAP)
+    if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
+        raise BrokenFileError(temporary / _SWAP, "it does not list names of files", f"Remove {temporary}.")
+    for name in names:
         if (folder / name).exists() and not (temporary / "new" / name).exists():
             (folder / name).replace(temporary / "new" / name)
     for path in (temporary / "old").iterdir():
         path.replace(folder / path.name)
     (temporary / _SWAP).unlink()
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _set_usual_mode(folder: Path) -> None:

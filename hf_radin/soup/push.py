@@ -72,6 +72,9 @@ def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOpt
         patiently(lambda: _complete(arrived, repo_id, commit.oid, files, options.token), passes=is_late)
         try:
             before.compare(_Loaded.read(arrived))
+            # that of the folder may have been overwritten after its files were looked at
+            if (pushed := SearchReport.read(arrived / RECIPE)).files:
+                pushed.check_files(arrived)
         except ValueError as error:
             place = f"{repo_id} at commit {commit.oid}"
             problem = str(error).replace(str(arrived), place)

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import hf_radin
@@ -16,7 +16,7 @@ from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSO
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.runtime.files import read_json, sha256_of_each
+from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
@@ -301,7 +301,7 @@ class SearchReport(SearchSettings):
         try:
             return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a complete recipe: {error}.") from error
+            raise ValueError(f"{path} is not a complete recipe: {str(error).rstrip('.')}.") from error
 
     def recorded(self, folder: Path) -> SearchReport:
         """The report of the model whose files a folder holds, and nothing else yet."""
@@ -524,7 +524,7 @@ def _check_names(files: Mapping[str, str]) -> None:
         ValueError: for such a name.
     """
     for name in files:
-        if name in ("", ".", "..") or PurePath(name).name != name:
+        if not is_file_name(name):
             raise ValueError(f"its 'files' name {name!r}, which is outside of the folder")
 
 

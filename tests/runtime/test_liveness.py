@@ -140,3 +140,25 @@ def test_whoever_leaves_is_not_missed(watching):
     os.kill(leaving.pid, signal.SIGSTOP)
     time.sleep(12)
     assert [process.poll() for process in others] == [None, None]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root becomes another user")
+def test_a_cache_of_another_user_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "bank.lock").touch(0o644)
+    for path in (tmp_path, *tmp_path.parents[:-2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setuid(4001)
+        try:
+            with liveness.lock(tmp_path / "bank.lock", "logits"):
+                pass
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    message = (
+        f"ValueError: {tmp_path}/bank.lock can't be written: Permission denied. Name a place of yours (--cache-dir)."
+    )
+    assert os.read(reader, 1000).decode() == message
