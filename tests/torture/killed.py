@@ -39,17 +39,24 @@ def attempt(world: World, task: Task) -> Attempt:
         moment, prepare = draw_moment(task.random, pace, places, killed_by(number))
         name += f", {number.name} {moment}"
         ended = start(task.folder, prepared(prepare, command(*options))).wait()
+        if _has_ended(ended):  # the one before, which an interrupt made write the best so far
+            break
         if problem := flaw(ended, allowed=(0, STATUS[number])):
             return Attempt(name, *problem)
         check_output(task.folder / "soup", overwrite=True)  # as the next one starts
         if overwrites and (torn := _torn(task.folder / "soup", world)):
             return Attempt(name, TORN, torn)
     ended = run(task.folder, *options)
-    if ended.status == 2 and "is not empty" in ended.errors:  # it had ended, and says so
+    if _has_ended(ended):
         ended = run(task.folder, *options, "--overwrite")
     if has_notes and not notes.exists():
         return Attempt(name, TORN, f"{NOTES} is gone")
     return rerun(name, ended, task.folder / "soup", world.files(kind))
+
+
+def _has_ended(ended: Ended) -> bool:
+    """Whether a command was refused because there is a soup already."""
+    return ended.status == 2 and "is not empty" in ended.errors
 
 
 def rerun(name: str, ended: Ended, folder: Path, files: dict[str, bytes]) -> Attempt:
