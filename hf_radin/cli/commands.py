@@ -212,7 +212,7 @@ def check_search(args: argparse.Namespace) -> None:
         raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
     if args.hold_out is not None and args.method != "radin":
         raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
-    for name, default in (("measure", "race"), ("proposals", "auto"), ("start", None)):
+    for name, default in (("measure", "race"), ("proposals", "auto"), ("start", None), ("head", "auto")):
         if args.method != "radin" and getattr(args, name) != default:
             raise ValueError(f"--{name} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
     if args.budget is not None:
@@ -228,6 +228,8 @@ def check_search(args: argparse.Namespace) -> None:
         if args.method != "radin" or args.hold_out is not None:
             other = args.method if args.hold_out is None else "--hold-out"
             raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; the two don't go together.")
+        if args.head == "refit":
+            raise ValueError(f"--pilot {pilot}: --head refit takes the logits of all images; give one of the two.")
     check_output(args.output, overwrite=args.overwrite)
     load_metrics(split_names(args.metrics))
 
@@ -314,7 +316,7 @@ def choose_pilot(
     if args.pilot is not None:
         return Pilot(args.pilot, args.seed)
     seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
-    if seconds == float("inf") or args.hold_out is not None:
+    if seconds == float("inf") or args.hold_out is not None or args.head == "refit":
         return None
     share = pilot_share(ingredients, source, options, seconds, processes)
     return None if share is None else Pilot(share)
@@ -388,7 +390,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     refuse_ingredients(args.output, ingredients)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     check_start(split_kinds(args.proposals), args.start, ingredients.ids)
-    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "seed")
+    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "head", "seed")
     names = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in names if getattr(args, name) is not None},

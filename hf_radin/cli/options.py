@@ -132,6 +132,8 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     kinds = f"kinds of candidates (radin): {PROPOSALS}; with commas"
     add("--proposals", default="auto", metavar="KINDS", help=kinds)
     add("--start", metavar="ID", help="of the ingredients, the one that all others began from (wise-ft, model-stock)")
+    heads = "average heads, or refit them to the ensemble (radin; default auto: refit where they were drawn apart)"
+    add("--head", choices=("auto", "average", "refit"), default="auto", help=heads)
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help=METRICS)

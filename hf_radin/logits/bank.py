@@ -43,6 +43,7 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
 from hf_radin.weights.batchnorm import Statistics
+from hf_radin.weights.head import LinearLayer
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -497,11 +498,16 @@ class LogitBank:
         logits = [open_array(logits_path(self.folder, key))[rows] for key in used.keys]
         return ensemble.mix(logits, np.asarray(recipe)[np.flatnonzero(recipe)])
 
-    def soup_path(self, recipe: Recipe) -> Path:
-        """Where the predictions of a recipe's soup are cached; other files of it lie beside that one."""
+    def soup_path(self, recipe: Recipe, head: LinearLayer | None = None) -> Path:
+        """Where the predictions of a recipe's soup are cached; other files of it lie beside that one.
+
+        Args:
+            head: that takes the place of the averaged one.
+        """
         parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in self.ingredients.select(recipe.used)]
         estimated = [self.statistics.record.key] if self.statistics else []
-        return self.folder / "soups" / f"{digest(parts, *estimated)}.npz"
+        replaced = [["head", head.sha256]] if head else []
+        return self.folder / "soups" / f"{digest(parts, *estimated, *replaced)}.npz"
 
     def soup_features(self, recipe: Recipe) -> SoupFeatures:
         """Where the features of a recipe's soup are cached."""

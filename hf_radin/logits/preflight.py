@@ -12,7 +12,17 @@ import numpy as np
 from hf_radin.checkpoints.forward import forward
 from hf_radin.checkpoints.model import class_axes
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
-from hf_radin.ingredients.kinship import ENTRIES, KIN, Relation, Weights, inner_products, relate, sample
+from hf_radin.ingredients.kinship import (
+    ENTRIES,
+    KIN,
+    Cosines,
+    Relation,
+    Weights,
+    inner_products,
+    least_cosines,
+    relate,
+    sample,
+)
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.schema import known_arrays, read_arrays, write_arrays
@@ -58,7 +68,8 @@ def check_models(
         heads = heads or class_axes(model.config, trust_remote_code=ingredient.trust_remote_code)
         weights = sample(model, heads)
         path = paths[ingredient.id]
-        write_arrays(path, {"entries": weights.entries, "broken": np.array(weights.broken)}, path.stem)
+        arrays = {"entries": weights.entries, "broken": np.array(weights.broken), "head": weights.head}
+        write_arrays(path, arrays, path.stem)
         if example is not None and ingredient.id in to_run and not weights.broken:
             _show(example, ingredient.id, model.to(processes.device), processes.accelerator)
     processes.wait()
@@ -104,6 +115,14 @@ def load_inner_products(ingredients: Ingredients, home: Path, dtype: torch.dtype
     check_models(ingredients, [], home, example=None, dtype=dtype, processes=processes)
     return processes.decide(
         lambda: inner_products([_read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients])
+    )
+
+
+def load_cosines(ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes) -> Cosines:
+    """How alike the ingredients are that are least alike, from samples of their weights, as above."""
+    check_models(ingredients, [], home, example=None, dtype=dtype, processes=processes)
+    return processes.decide(
+        lambda: least_cosines([_read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients])
     )
 
 
@@ -173,9 +192,9 @@ def _different_starts(relations: list[Relation]) -> list[Remark]:
 
 def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path:
     """By dtype too: what is a number in float32 may not be a number in float16."""
-    return home / "weights" / f"{digest(ingredient.key, ingredient.order, str(dtype), ENTRIES)}.npz"
+    return home / "weights" / f"{digest(ingredient.key, ingredient.order, str(dtype), ENTRIES, 'head')}.npz"
 
 
 def _read_sample(path: Path) -> Weights:
     arrays = read_arrays(path, path.stem, way_out="Remove it and run the same again.")
-    return Weights(arrays["entries"], str(arrays["broken"]))
+    return Weights(arrays["entries"], str(arrays["broken"]), arrays["head"])

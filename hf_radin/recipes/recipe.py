@@ -96,17 +96,21 @@ class Measurement:
 
     Args:
         recipe: the candidate.
-        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, `subset`, or a kind of candidates.
-        estimate: accuracy of the ensemble on the validation split, in [0, 1].
-        measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated.
+        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, `subset`, `refitted` (a single model with
+            another head), or a kind of candidates.
+        estimate: accuracy of the ensemble on the validation split, in [0, 1]; with a refitted head, of its teacher.
+        measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated. With a refitted
+            head, that of heads which did not see the image (`ridge.refit`).
         images: how many images the soup was measured on; if these are not all, `measured` is estimated from them.
         interval: the 95% interval of the accuracy, given the images; None if nothing was measured.
-        passes: images that the soup was shown, as a share of the split; 0 for a single model, whose logits are known.
+        passes: images that the soup was shown, as a share of the split; 0 for a single model, whose logits are known,
+            and for a further head of a soup that was shown them.
         predicted: the accuracy predicted from soups measured before; None if there was no prediction.
         dropped: whether it was behind by more than chance and was shown no more images: its measured accuracy is then
             more likely too low.
         seconds: of the device for these images, summed over devices; None if not timed. Ignored in comparisons.
         device: on which it was measured. Ignored in comparisons.
+        teacher: whose ensemble's logits its head was refitted to; None where the head is averaged like all else.
     """
 
     recipe: Recipe
@@ -120,6 +124,7 @@ class Measurement:
     dropped: bool = False
     seconds: float | None = field(default=None, compare=False)
     device: str | None = field(default=None, compare=False)
+    teacher: Recipe | None = None
 
     @property
     def known(self) -> float:
@@ -140,6 +145,8 @@ class Measurement:
             "dropped": self.dropped,
             "seconds": self.seconds,
             "device": self.device,
+            "teacher": self.teacher
+            and {"ingredients": list(self.teacher.used), "weights": list(self.teacher.used.values())},
         }
 
     @classmethod

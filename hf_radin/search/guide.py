@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import Candidates, equal_parts, neighbours
-from hf_radin.recipes.recipe import Recipe
+from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.search.race import Entry
 
 # By how much of its weight a candidate differs from all that were measured, as long as there are such.
@@ -86,3 +88,26 @@ class Guide:
                 near = equal_parts(neighbours(row > 0))
                 near = near[np.argsort(-self._predict(near), kind="stable")[:NEAR]]
                 self._pool += Candidates(near, ("local",) * len(near))
+
+
+def with_heads(entry: Entry, everything: Recipe) -> Entry:
+    """A soup with its averaged head, with one refitted to its own ensemble, and with one refitted to that of all."""
+    return replace(entry, teachers=tuple(dict.fromkeys((None, entry.recipe, everything))))
+
+
+def refitted_entries(
+    soups: Sequence[Entry], singles: Sequence[Measurement], everything: Recipe, estimate: float
+) -> list[Entry]:
+    """Soups with refitted heads, and each single model with a head refitted to the ensemble of all, taking turns.
+
+    What soups do with averaged heads says little of them with refitted ones: so none of them is predicted by others.
+
+    Args:
+        soups: the most promising first.
+        everything: the recipe whose ensemble is that of all.
+        estimate: the accuracy of that ensemble.
+    """
+    best = sorted(singles, key=lambda single: -single.known)
+    alone = [Entry(single.recipe, "refitted", estimate, teachers=(everything,)) for single in best]
+    pairs = zip_longest(alone, (with_heads(entry, everything) for entry in soups))
+    return [entry for pair in pairs for entry in pair if entry is not None]

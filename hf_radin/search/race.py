@@ -9,6 +9,11 @@ The rule, at the k-th look: with the difference d of the two, weighted up to the
 a candidate is dropped if d + z s < 0, where a normal variable exceeds z with probability `ERROR` / 2^k / c, and c is
 the number of candidates that the other was the best of. So one that is no worse than it on the whole split is dropped
 with a probability of about `ERROR` at most, however often it is looked at, and however lucky the other was.
+
+A soup may have several heads, averaged or refitted to an ensemble (see `ridge`). Each makes a candidate, and all of
+them are judged by the same images: so the further ones cost no pass. What counts of a refitted head is what heads that
+were fitted to other images predict for an image. Fitted to few of them it is worse than it will be, so that such a
+soup is shown its whole sample before it may be dropped.
 """
 
 from __future__ import annotations
@@ -51,19 +56,26 @@ MakeSoup = Callable[[LogitBank, Recipe, Pruned | None], MeasuredSoup]
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate.
+    """A soup that is to be measured: a candidate, or one with each of several heads.
 
     Args:
         recipe: of the soup.
         proposal: what proposed it.
         estimate: the accuracy of its ensemble.
         predicted: the accuracy that the soups measured before say it has; None where they say nothing.
+        teachers: whose ensembles its head is refitted to, `None` for the averaged head: a candidate for each.
     """
 
     recipe: Recipe
     proposal: str
     estimate: float
     predicted: float | None = None
+    teachers: tuple[Recipe | None, ...] = (None,)
+
+    @property
+    def is_refitted(self) -> bool:
+        """Whether it may have another head than the averaged one."""
+        return self.teachers != (None,)
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class RaceOptions:
     Args:
         budget: that it may take; baselines are beside it.
         full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
-        seed: of the samples.
+        seed: of the samples, and of the folds that judge refitted heads.
         begun: when a budget of time began, by `time.perf_counter`; by default when the race does.
     """
 
@@ -103,7 +115,9 @@ class _Runner:
     """A candidate in the race.
 
     Args:
-        ensemble: which images its ensemble gets right: bool `(samples,)`.
+        teacher: whose ensemble its head is refitted to; None for the averaged head.
+        ensemble: which images its ensemble gets right, or that of its teacher: bool `(samples,)`.
+        is_first: whether the images that its soup is shown are counted with it, and not with another head of it.
         hits: which it gets right itself, of those that it was shown: bool `(samples,)`.
         known: which it was shown: bool `(samples,)`.
         is_out: whether it was dropped.
@@ -111,7 +125,9 @@ class _Runner:
 
     entry: Entry
     soup: MeasuredSoup
+    teacher: Recipe | None
     ensemble: np.ndarray
+    is_first: bool
     hits: np.ndarray = field(init=False)
     known: np.ndarray = field(init=False)
     is_out: bool = False
@@ -123,6 +139,11 @@ class _Runner:
     def gains(self) -> np.ndarray:
         """What it gets right and its ensemble does not (1), and the other way round (-1): `(samples,)`."""
         return self.hits.astype(int) - self.ensemble
+
+    @property
+    def estimate(self) -> float:
+        """The accuracy of the ensemble that it stands for."""
+        return self.entry.estimate if self.teacher is None else float(self.ensemble.mean())
 
 
 def race(
@@ -174,7 +195,7 @@ def race(
                 "(--overwrite) if a soup was written, goes on."
             )
         course.finish()
-    if ended == "budget" and len(course.runners) <= len(beside):
+    if ended == "budget" and len(course.runners) <= sum(len(entry.teachers) for entry in beside):
         logger.warning("The budget was used up before a candidate was measured.")
     return RaceResult([course.measurement(runner) for runner in course.runners], ended, tuple(course.curve))
 
@@ -193,6 +214,7 @@ class _Race:
     ):
         self.soup_of = soup_of
         self.bank, self.budget, self.full, self.learn, self.bar = bank, options.budget, options.full, learn, bar
+        self.seed = options.seed
         self.labels, self.images = np.asarray(bank.labels), len(bank)
         self.strata = Strata.shuffled(_groups(bank, options.full), options.seed)
         self.audit = max(LEAST, math.ceil(AUDIT * len(self.strata.groups[1])))
@@ -230,33 +252,43 @@ class _Race:
         return max((int((~runner.known).sum()) for runner in self.runners if not runner.is_out), default=0)
 
     def enter(self, entry: Entry, *, stays: bool = False) -> None:
-        """Show a candidate more and more images until it is behind or the sample is over; if it stays, all at once."""
+        """Show a soup more and more images until it is behind or the sample is over; if it stays, all at once."""
         bank, recipe = self.bank, entry.recipe
         soup = self.soup_of(bank, recipe, bank.pruned() if self.learn else None)
-        runner = _Runner(entry, soup, bank.predict(bank.row(recipe)) == bank.labels)
-        for look, images in enumerate(self._samples(runner, (1.0,) if stays else self.looks), start=1):
-            self._show(runner, images)
-            if self._is_behind(runner, look) and not stays:
+        runners = [self._runner(entry, soup, teacher) for teacher in entry.teachers]
+        for look, images in enumerate(
+            self._samples(runners, (1.0,) if stays or entry.is_refitted else self.looks), start=1
+        ):
+            self._show(runners, images)
+            behind = [self._is_behind(runner, look) for runner in runners]
+            if all(behind) and not stays:
                 break
-        else:
+        for runner in runners:
             if self._lead(runner)[0] > 0:
                 self.leader = runner.hits, runner.known
         soup.forget()
         if self.learn:  # of what it was shown in this race, whatever is known from another
             images, _ = bank.pruned().entries
-            self.learn(recipe, np.where(runner.known[images], soup.values, np.nan))
-        self.runners.append(runner)  # only now: of a candidate that was interrupted nothing is known
+            self.learn(recipe, np.where(runners[0].known[images], soup.values, np.nan))
+        self.runners += runners  # only now: of a candidate that was interrupted nothing is known
         self._note()
-        self._log(runner)
+        for runner in runners:
+            self._log(runner)
+
+    def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Recipe | None) -> _Runner:
+        """A candidate: a soup with one of its heads."""
+        ensemble = self.bank.predict(self.bank.row(teacher or entry.recipe)) == self.bank.labels
+        return _Runner(entry, soup, teacher, ensemble, is_first=teacher == entry.teachers[0])
 
     def finish(self) -> None:
         """Measure the best on the whole split, and again if that puts another in front."""
         while standing := [runner for runner in self.runners if not runner.is_out]:
-            first = max(standing, key=lambda runner: (self.accuracy(runner)[0], runner.entry.estimate))
+            first = max(standing, key=lambda runner: (self.accuracy(runner)[0], not runner.teacher, runner.estimate))
             left = int((~first.known).sum())
             if not left or (any(runner.known.all() for runner in standing) and not self.can_afford(left)):
                 return
-            self._show(first, np.ones(self.images, dtype=bool))
+            heads = [runner for runner in self.runners if runner.soup is first.soup]
+            self._show(heads, np.ones(self.images, dtype=bool))
             self._note()
             first.soup.forget()
 
@@ -268,7 +300,7 @@ class _Race:
     def _log(self, runner: _Runner) -> None:
         """Say what was found of a candidate."""
         entry, (value, error) = runner.entry, self.accuracy(runner)
-        values = {"soup/estimate": entry.estimate, "soup/measured": value}
+        values = {"soup/estimate": runner.estimate, "soup/measured": value}
         self.bank.processes.log(values, images=int(runner.known.sum()))
         prediction = "" if entry.predicted is None else f", predicted {entry.predicted:.4f}"
         images = ""
@@ -278,8 +310,8 @@ class _Race:
         logger.info(
             "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
             len(entry.recipe.used),
-            entry.proposal,
-            entry.estimate,
+            entry.proposal + ("" if runner.teacher is None else f", head refitted to {len(runner.teacher.used)}"),
+            runner.estimate,
             prediction,
             value,
             images,
@@ -300,31 +332,32 @@ class _Race:
             spread = NormalDist().inv_cdf((1 + LEVEL) / 2) * deviation
             interval = max(0.0, value - spread), min(1.0, value + spread)
         images = int(runner.known.sum())
-        seconds, device = runner.soup.took(images)
+        seconds, device = runner.soup.took(images) if runner.is_first else (None, None)
         return Measurement(
             runner.entry.recipe,
             runner.entry.proposal,
-            runner.entry.estimate,
+            runner.estimate,
             value,
             images,
             interval=interval,
-            passes=images / self.images,
+            passes=images / self.images if runner.is_first else 0.0,
             predicted=runner.entry.predicted,
             dropped=runner.is_out,
             seconds=seconds,
             device=device,
+            teacher=runner.teacher,
         )
 
-    def _samples(self, runner: _Runner, looks: tuple[float, ...]) -> Iterator[np.ndarray]:
-        """What a candidate is shown, bit by bit; how much of the decided images depends on what it does there."""
+    def _samples(self, runners: Sequence[_Runner], looks: tuple[float, ...]) -> Iterator[np.ndarray]:
+        """What a soup is shown, bit by bit; how much of the decided images depends on what it does there."""
         yield from map(self._sample, looks)
         decided = len(self.strata.groups[1])
         while self.audit < decided:
-            value, error = self.accuracy(runner)
+            value, error = max(self.accuracy(runner) for runner in runners)
             further = min(2 * self.audit, decided) - self.audit
             # whoever is best then still has to be measured on all images
             is_sure = error <= SURE * math.sqrt(value * (1 - value) / self.images)
-            left = self.images - int(runner.known.sum()) - further
+            left = self.images - int(runners[0].known.sum()) - further
             if is_sure or not self.can_afford(further + max(left, self._left())):
                 return
             self.audit += further
@@ -336,12 +369,20 @@ class _Race:
         wanted = (contested, min(self.audit, decided))
         return self.strata.first([max(math.ceil(share * count), min(count, LEAST)) for count in wanted])
 
-    def _show(self, runner: _Runner, images: np.ndarray) -> None:
-        images = images | runner.known
-        new = int((images & ~runner.known).sum())
+    def _show(self, runners: Sequence[_Runner], images: np.ndarray) -> None:
+        """Show images to a soup, and let each of its heads say what they are."""
+        known, soup = runners[0].known, runners[0].soup
+        images = images | known
+        new = int((images & ~known).sum())
         self.spent, self.shown = self.spent + new, self.shown + new
-        runner.hits = runner.soup.look(images, on_block=self.bar.update) == self.labels
-        runner.known = images
+        averaged = soup.look(images, on_block=self.bar.update)
+        is_finite = bool((averaged[images] >= 0).all())  # else no head can be refitted
+        for runner in runners:
+            predictions = averaged
+            if runner.teacher is not None:
+                row = self.bank.row(runner.teacher)
+                predictions = soup.refit(row, seed=self.seed).predictions if is_finite else np.full(self.images, -1)
+            runner.hits, runner.known = predictions == self.labels, images
 
     def _lead(self, runner: _Runner) -> tuple[float, float]:
         """By how much it is ahead of the leader on the whole split, and the standard error of that."""

@@ -14,24 +14,29 @@ import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.preflight import load_inner_products
+from hf_radin.logits.preflight import load_cosines, load_inner_products
 from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, propose, seek, shortlist, split_kinds
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.budget import Budget
-from hf_radin.search.guide import Guide
+from hf_radin.search.guide import Guide, refitted_entries, with_heads
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
 from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_report
 from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
+from hf_radin.weights.head import Head, HeadError, find_head
+from hf_radin.weights.ridge import FOLDS
 
 logger = logging.getLogger(__name__)
 
 # How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
 ENTRANTS = 16
+
+# Which heads soups may have.
+HEADS = ("auto", "average", "refit")
 
 
 def radin(
@@ -43,6 +48,7 @@ def radin(
     candidates: int = 200,
     recipes: Sequence[Recipe] = (),
     start: str | None = None,
+    head: str = "auto",
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -78,6 +84,12 @@ def radin(
             their turn comes.
         start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
             same classes.
+        head: `average` averages heads like all else. `refit` measures each soup with its averaged head and, from the
+            same images, with its head refitted to the logits of its ensemble and of the ensemble of all, without
+            labels (see `ridge`); each single model with a head of the latter is a candidate (`refitted`), which takes
+            passes like a soup. Such a soup's accuracy on the split that chooses is that of heads which did not see
+            the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
+            where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in `metrics.NAMES` or of the evaluate library. Those that take logits cost
             a pass of each soup that is reported.
@@ -93,12 +105,12 @@ def radin(
     Raises:
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, seed)
+    search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, head, seed)
     options = ReportOptions(metric, metrics, test_split, hold_out, allow_overlap, seed)
     begun = time.perf_counter() - bank.seconds
     ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, bank.ingredients.ids)
-    drawn, pilot = search.draw(bank), None
+    drawn, pilot, place = search.draw(bank), None, search.find_head(bank)
     if bank.is_pilot and search.budget.passes:
         check_report(bank, options)  # before the logits of further images
         wanted = {name for recipe in search.recipes for name in recipe.used} | ({start} if start else set())
@@ -107,7 +119,7 @@ def radin(
     paused = time.perf_counter()
     reporter = Reporter.of(bank, options, ids=ids)
     begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
-    return search.soup(reporter, drawn, pilot, begun)
+    return search.soup(reporter, drawn, pilot, place, begun)
 
 
 @dataclass(frozen=True)
@@ -120,11 +132,14 @@ class _Search:
     candidates: int
     recipes: tuple[Recipe, ...]
     start: str | None
+    head: str
     seed: int
 
     def __post_init__(self) -> None:
         if self.measure not in ("race", "full"):
             raise ValueError(f"measure={self.measure!r}: it is 'race' or 'full'.")
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r}: it is 'auto', 'average' or 'refit'.")
         split_kinds(self.proposals)
 
     @property
@@ -143,17 +158,69 @@ class _Search:
         drawn = propose(count, proposals=self.proposals, count=self.candidates, seed=self.seed)
         return drawn + _own(bank, self.recipes)
 
-    def soup(self, reporter: Reporter, drawn: Candidates, pilot: PilotReport | None, begun: float) -> Soup:
+    def find_head(self, bank: LogitBank) -> Head | None:
+        """The head that soups have refitted; None if they have it averaged.
+
+        Raises:
+            ValueError: if it is to be refitted, and can't be.
+        """
+        hindrance = self._hindrance(bank)
+        if self.head == "refit" and hindrance:
+            raise ValueError(f"head='refit': {hindrance}. Average the heads: head='average' (--head average).")
+        if not self.budget.passes:
+            return None
+        if self.head != "refit":
+            cosines = load_cosines(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
+            if cosines.is_one_start:
+                return None
+            kinds = f"cosine {cosines.heads:.2f} between the heads, {cosines.bodies:.2f} between the bodies, at least"
+            if self.head == "average" or hindrance:
+                reason = f", though {hindrance}" if self.head == "auto" else ""
+                logger.warning("Heads of their own: %s. They are averaged, which seldom pays%s.", kinds, reason)
+                return None
+            logger.info("Heads of their own: %s. Both averaged and refitted ones enter.", kinds)
+
+        def find() -> tuple[Head | None, str]:
+            try:
+                return find_head(bank.ingredients[0], bank.images.example()), ""
+            except HeadError as error:
+                if self.head == "refit":
+                    raise
+                return None, str(error)
+
+        place, problem = bank.processes.decide(find)
+        if problem:
+            logger.warning("Heads are averaged: %s", problem)
+        return place
+
+    def _hindrance(self, bank: LogitBank) -> str:
+        """Why no head can be refitted on the images of a bank, whatever the architecture; empty if it can."""
+        if not self.budget.passes:
+            return "a head is refitted to what a soup makes of images, and with a budget of 0 it is shown none"
+        if bank.is_pilot:
+            return "a head is refitted to the logits of all images, and after a pilot they are known of some only"
+        different = len(np.unique(bank.contents))
+        if different < FOLDS:
+            return f"a head is refitted in {FOLDS} folds, and the split has {different} different images"
+        return ""
+
+    def soup(
+        self, reporter: Reporter, drawn: Candidates, pilot: PilotReport | None, place: Head | None, begun: float
+    ) -> Soup:
         """The best soup among the drawn candidates and those that are sought.
 
         Args:
+            place: the head that soups have refitted; None if they have it averaged.
             begun: when the budget of time began, by `time.perf_counter`.
         """
         bank = reporter.bank
-        is_guided = not self.is_full and self.budget.passes > 0 and bank.processes.decide(bank.is_prunable)
+        can_guide = not self.is_full and self.budget.passes > 0 and place is None
+        is_guided = can_guide and bank.processes.decide(bank.is_prunable)
         ranked = self._rank(bank, drawn, is_guided)
         singles = single_measurements(bank)
-        if self.budget.passes:
+        if place is not None:
+            result = self._race_of_heads(ranked, singles, place, begun)
+        elif self.budget.passes:
             result = self._race(bank, ranked, singles, is_guided, begun)
         else:
             result = RaceResult([_estimated(ranked)], "", ())
@@ -166,6 +233,7 @@ class _Search:
             hold_out=reporter.hold_out,
             ended=result.ended or None,
             start=self.start,
+            heads=self.head,
             scored=len(ranked.candidates.proposals),  # with singles and uniform, or all subsets
             pilot=pilot,
             curve=result.curve,
@@ -187,6 +255,20 @@ class _Search:
             best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
             beside=[ranked.entry(row) for row in ranked.rows("uniform")],
             learn=guide.learn if guide else None,
+        )
+
+    def _race_of_heads(self, ranked: _Ranked, singles: list[Measurement], place: Head, begun: float) -> RaceResult:
+        """Measure soups and single models with refitted heads within the budget, and the uniform soup beside it."""
+        bank, everything = ranked.bank, Recipe.uniform(ranked.bank.ingredients.ids)
+        uniform = [with_heads(ranked.entry(row), everything) for row in ranked.rows("uniform")]
+        estimate = float((bank.predict(bank.row(everything)) == bank.labels).mean())
+        return race(
+            bank,
+            refitted_entries(self._shortlist(ranked), singles, everything, estimate),
+            RaceOptions(self.budget, self.is_full, self.seed, begun),
+            best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
+            beside=uniform,
+            soup_of=partial(measured_soup, head=place),
         )
 
     def _shortlist(self, ranked: _Ranked) -> list[Entry]:

@@ -17,10 +17,12 @@ from hf_radin.recipes.intervals import accuracy_interval, difference_interval, m
 from hf_radin.recipes.metrics import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.search.held_out import check_held_out, check_test_split, count_overlap, open_held_out, refuse_overlap
-from hf_radin.search.measure import measured_soup
+from hf_radin.search.measure import measured_soup, refitted_soup
+from hf_radin.soup.cook import refit_head
 from hf_radin.soup.report import (
     ClassHits,
     Comparison,
+    HeadRecord,
     Overlap,
     PassCounts,
     PilotReport,
@@ -30,6 +32,7 @@ from hf_radin.soup.report import (
     versions,
 )
 from hf_radin.soup.soup import Soup
+from hf_radin.weights.head import RefittedHead
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +154,10 @@ class Reporter:
         soups = [entry for entry in measurements if entry.proposal != "single"]
         best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
         rows = [("soup", chosen), ("best single", best)]
-        rows += [("uniform", entry) for entry in soups if entry.proposal == "uniform"]
-        proof = self._proof(rows, is_compared=chosen.recipe != best.recipe)
+        rows += [("uniform", entry) for entry in soups if entry.proposal == "uniform" and entry.teacher is None]
+        head = self._refit(chosen, settings.seed or 0)
+        is_compared = chosen.recipe != best.recipe or head is not None
+        proof = self._proof(rows, head, is_compared=is_compared)
         bank.processes.log(
             {f"{row.split}/{row.name} {key}": value for row in proof.results for key, value in row.metrics.items()}
         )
@@ -162,8 +167,22 @@ class Reporter:
                 len(soups),
                 *chosen.recipe.used,
             )
-        report = self._report(method, measurements, settings, chosen, proof)
-        return Soup(report, self._named_ingredients, processes=bank.processes, statistics=bank.statistics)
+        report = self._report(method, measurements, settings, chosen, proof, head)
+        return Soup(
+            report,
+            self._named_ingredients,
+            processes=bank.processes,
+            statistics=bank.statistics,
+            head=head.made if head else None,
+        )
+
+    def _refit(self, chosen: Measurement, seed: int) -> _FinalHead | None:
+        """The head of the soup, refitted to all images that choose; None if it is averaged."""
+        if chosen.teacher is None:
+            return None
+        hold_out = None if self.hold_out is None else (self.hold_out, seed)
+        made, record = refit_head(self.bank, chosen.recipe, chosen.teacher, hold_out=hold_out, seed=seed)
+        return _FinalHead(chosen.recipe, made, record)
 
     @property
     def _named_ingredients(self) -> Ingredients:
@@ -173,7 +192,14 @@ class Reporter:
 
     def _in_named_order(self, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
         """Measurements as a user reads them: the singles in the user's order, and so the ingredients of recipes."""
-        named = [replace(entry, recipe=entry.recipe.in_order(self.ids)) for entry in measurements]
+        named = [
+            replace(
+                entry,
+                recipe=entry.recipe.in_order(self.ids),
+                teacher=entry.teacher and entry.teacher.in_order(self.ids),
+            )
+            for entry in measurements
+        ]
         singles = [entry for entry in named if entry.proposal == "single"]
         singles.sort(key=lambda entry: self.ids.index(entry.recipe.ingredients[0]))
         return (*singles, *(entry for entry in named if entry.proposal != "single"))
@@ -185,6 +211,7 @@ class Reporter:
         settings: SearchSettings,
         chosen: Measurement,
         proof: _Proof,
+        head: _FinalHead | None,
     ) -> SearchReport:
         """All that `recipe.json` says."""
         bank, held_out, manifest = self.bank, self.held_out, self.bank.manifest
@@ -197,7 +224,7 @@ class Reporter:
             recipe=chosen.recipe.in_order(self.ids),
             method=method,
             **{**vars(settings), "pilot": pilot},
-            passes=self._passes(measurements, pilot),
+            passes=self._passes(measurements, pilot, head),
             time=self._time(measurements, pilot),
             against_best_single=tuple(proof.comparisons),
             by_class=proof.by_class,
@@ -216,6 +243,7 @@ class Reporter:
             overlap=self.overlap,
             remarks=bank.remarks,
             batchnorm=bank.statistics.record if bank.statistics else None,
+            head=head.record if head else None,
             classes=bank.classes,
             architecture=bank.ingredients[0].architecture,
             ingredients=tuple(map(describe_ingredient, self._named_ingredients)),
@@ -224,11 +252,12 @@ class Reporter:
             measurements=self._in_named_order(measurements),
         )
 
-    def _proof(self, rows: Sequence[tuple[str, Measurement]], *, is_compared: bool) -> _Proof:
+    def _proof(self, rows: Sequence[tuple[str, Measurement]], head: _FinalHead | None, *, is_compared: bool) -> _Proof:
         """What the rows reach on each split, and the soup against the best single model.
 
         Args:
             rows: names and measurements.
+            head: of the soup, if it was refitted.
             is_compared: whether the soup is another model than the best single one.
         """
         proof = _Proof()
@@ -237,7 +266,10 @@ class Reporter:
             for name, measurement in rows:  # one after the other: logits of all rows would be a lot
                 # on the split that chose, no model runs again for the report
                 if split is not self.bank or self._is_shown(measurement):
-                    answers = self._answers(split, measurement.recipe)
+                    if head is not None and name == "soup":
+                        answers = self._refitted_answers(split, head)
+                    else:
+                        answers = self._answers(split, measurement.recipe)
                     proof.results.append(self._result(name, split, answers))
                     predictions[name] = answers.predictions
             if self._has_accuracy:  # of a baseline that was shown a part
@@ -295,6 +327,24 @@ class Reporter:
                 self.probed[recipe] = spent
         return Answers(predict(shown, recipe), np.asarray(split.labels), len(split.classes), logits)
 
+    def _refitted_answers(self, split: LogitBank, head: _FinalHead) -> Answers:
+        """What a soup with a refitted head predicts on a split, with its logits where a metric takes them.
+
+        On the split that chose it, what heads predict that did not see the image, of which there are no logits.
+        """
+        everything, logits = np.ones(len(split), dtype=bool), None
+        if split is self.bank:
+            soup = measured_soup(split, head.soup, head=head.made.place)
+            soup.look(everything)
+            predictions = soup.refit(split.row(head.record.teacher), seed=head.record.seed).predictions
+        else:
+            shown = replace(split, ingredients=self.bank.ingredients)
+            soup = refitted_soup(shown, head.soup, head.made)
+            if self._need_logits:
+                logits, _ = soup.logits()
+            predictions = soup.look(everything)
+        return Answers(predictions, np.asarray(split.labels), len(split.classes), logits)
+
     def _ensemble_answers(self, split: LogitBank, row: np.ndarray) -> Answers:
         """What the ensemble of a recipe `(models,)` predicts on a split, with its logits where a metric takes them."""
         return split.answers(row, with_logits=self._need_logits and split.knows(row))
@@ -316,7 +366,9 @@ class Reporter:
         hits = answers.predictions == answers.labels
         return Result(name, split.split, metrics, len(hits), accuracy_interval(hits))
 
-    def _passes(self, measurements: Sequence[Measurement], pilot: PilotReport | None) -> PassCounts:
+    def _passes(
+        self, measurements: Sequence[Measurement], pilot: PilotReport | None, head: _FinalHead | None
+    ) -> PassCounts:
         """What the search took in passes over the split."""
         bank, probed = self.bank, len(self.probed)
         share = len(bank) / bank.samples if bank.is_pilot else bank.samples / len(bank)  # more where some are held out
@@ -324,9 +376,11 @@ class Reporter:
         batchnorm = 0.0
         if bank.statistics:
             soups = sum(entry.passes > 0 and len(entry.recipe.used) > 1 for entry in measurements) + probed
+            soups += head is not None and len(head.soup.used) > 1  # averaged once more
             batchnorm = soups * bank.statistics.record.images / len(bank)
         soup_passes = sum(entry.passes for entry in measurements)
-        return PassCounts(logits, soup_passes, probabilities=float(probed), batchnorm=batchnorm)
+        refitted = 0.0 if head is None else bank.samples / len(bank)  # those held out go by, too
+        return PassCounts(logits, soup_passes, probabilities=float(probed), batchnorm=batchnorm, head=refitted)
 
     def _time(self, measurements: Sequence[Measurement], pilot: PilotReport | None) -> TimeSpent:
         """Seconds that devices took for what `_passes` counts."""
@@ -344,6 +398,15 @@ class Reporter:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _FinalHead:
+    """The refitted head of a soup, and how it was made."""
+
+    soup: Recipe
+    made: RefittedHead
+    record: HeadRecord
+
+
 @dataclass(eq=False)
 class _Proof:
     """What was reached on each split."""
@@ -359,8 +422,15 @@ def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
 
 
 def choose(measurements: Iterable[Measurement]) -> Measurement:
-    """The best measured; of equals the better estimate, but a single model before any soup that is not better."""
-    return max(measurements, key=lambda entry: (entry.known, entry.proposal == "single", entry.estimate))
+    """The best measured; of equals the better estimate, but a single model before any soup that is not better.
+
+    A soup with an averaged head goes before any with a refitted one that is not better.
+    """
+
+    def key(entry: Measurement) -> tuple[float, bool, bool, float]:
+        return entry.known, entry.proposal == "single", entry.teacher is None, entry.estimate
+
+    return max(measurements, key=key)
 
 
 def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
@@ -389,14 +459,16 @@ def class_hits(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> ClassH
 
 
 def _warn_unknown(metrics: Sequence[str], name: str, split: LogitBank) -> None:
-    """Say that after a pilot these metrics are left out: many of the images on which models agree have no logits."""
+    """Say that these metrics are left out.
+
+    After a pilot many of the images on which models agree have no logits; and with a refitted head that did not see
+    the image only its class is known.
+    """
+    reason = "heads that were refitted without an image give its class alone"
+    if split.partial:
+        reason = "after a pilot its logits are known of some images only"
     if metrics:
-        logger.warning(
-            "%s of the %s on %s: left out, because after a pilot its logits are known of some images only.",
-            ", ".join(metrics),
-            name,
-            split.split,
-        )
+        logger.warning("%s of the %s on %s: left out, because %s.", ", ".join(metrics), name, split.split, reason)
 
 
 def _rounded(seconds: float | None) -> float | None:

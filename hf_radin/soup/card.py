@@ -186,8 +186,7 @@ class CardData:
 
     def _rows(self, measurements: Sequence[Measurement]) -> list[Row]:
         """Rows of measurements, the best first."""
-        used = self.report.recipe.used
-        rows = [Row(entry, self._about_measurement(entry), entry.recipe.used == used) for entry in measurements]
+        rows = [Row(entry, self._about_measurement(entry), self.report.is_chosen(entry)) for entry in measurements]
         return sorted(rows, key=lambda row: -row.entry.known if isinstance(row.entry, Measurement) else 0.0)
 
     def _about_measurement(self, measurement: Measurement) -> str:

@@ -75,6 +75,8 @@ def spending(report: SearchReport) -> str:
         text += f", {passes.probabilities:.3g} to run soups once more for metrics of probabilities"
     if passes.batchnorm:
         text += f", and as many images as {passes.batchnorm:.3g} passes for their BatchNorm statistics"
+    if passes.head:
+        text += f", {passes.head:.3g} to refit the head of the soup"
     return text
 
 
@@ -89,6 +91,8 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
     if passes.probabilities:
         row = "running soups once more, for metrics of probabilities"
         rows.append((row, f"{passes.probabilities:.3g}", _clock(time.probabilities)))
+    if passes.head:
+        rows.append(("refitting the head of the soup", f"{passes.head:.3g}", ""))
     if passes.batchnorm:
         rows.append(("images for their BatchNorm statistics, as passes", f"{passes.batchnorm:.3g}", ""))
     if report.held_out:

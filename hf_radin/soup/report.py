@@ -86,17 +86,19 @@ class PassCounts:
         soups: to measure soups.
         probabilities: to run soups once more for metrics of probabilities.
         batchnorm: images for BatchNorm statistics of soups.
+        head: to refit the head of the soup once more, to all images.
     """
 
     logits: float
     soups: float
     probabilities: float = 0.0
     batchnorm: float = 0.0
+    head: float = 0.0
 
     @property
     def total(self) -> float:
         """All of them."""
-        return self.logits + self.soups + self.probabilities + self.batchnorm
+        return self.logits + self.soups + self.probabilities + self.batchnorm + self.head
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class SearchSettings:
 
     Args:
         budget, measure, proposals, candidates, seed, hold_out, start, accept: as in `radin` and `greedy`.
+        heads: whether heads were to be averaged or refitted: `head` of `radin`.
         ended: what ended the search: `candidates`, `budget` or `interrupt`.
         scored: how many recipes were scored by their ensembles.
         pilot: the part of the split whose logits were computed first.
@@ -210,6 +213,7 @@ class SearchSettings:
     hold_out: float | None = None
     ended: str | None = None
     start: str | None = None
+    heads: str | None = None
     accept: str | None = None
     scored: int | None = None
     pilot: PilotReport | None = None
@@ -409,8 +413,14 @@ class SearchReport(SearchSettings):
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all ingredients are in the soup, in equal parts."""
-        return len(self.recipe.ingredients) == len(self.ingredients) and len({*self.recipe.weights}) == 1
+        """Whether all ingredients are in the soup, in equal parts, and so their heads."""
+        is_equal = len(self.recipe.ingredients) == len(self.ingredients) and len({*self.recipe.weights}) == 1
+        return is_equal and self.head is None
+
+    def is_chosen(self, entry: Measurement) -> bool:
+        """Whether a candidate is the soup."""
+        teacher = self.head.teacher.used if self.head else None
+        return (entry.recipe.used, entry.teacher and entry.teacher.used) == (self.recipe.used, teacher)
 
     @property
     def given(self) -> int:
