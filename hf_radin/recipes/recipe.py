@@ -96,8 +96,8 @@ class Measurement:
 
     Args:
         recipe: the candidate.
-        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, `subset`, `refitted` (a single model with
-            another head), or a kind of candidates.
+        proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, `subset`, `alone` (a single model with a
+            refitted head), or a kind of candidates.
         estimate: accuracy of the ensemble on the validation split, in [0, 1]; with a refitted head, of its teacher.
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated. With a refitted
             head, that of heads which did not see the image (`ridge.refit`).

@@ -108,6 +108,6 @@ def refitted_entries(
         estimate: the accuracy of that ensemble.
     """
     best = sorted(singles, key=lambda single: -single.known)
-    alone = [Entry(single.recipe, "refitted", estimate, teachers=(everything,)) for single in best]
+    alone = [Entry(single.recipe, "alone", estimate, teachers=(everything,)) for single in best]
     pairs = zip_longest(alone, (with_heads(entry, everything) for entry in soups))
     return [entry for pair in pairs for entry in pair if entry is not None]

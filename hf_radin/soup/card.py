@@ -17,7 +17,7 @@ from hf_radin.runtime.files import BrokenFileError, card_metadata, read_text
 from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.runtime.text import between, code, escape, one_line, percent, show_metric
 from hf_radin.soup import pictures
-from hf_radin.soup.card_sentences import comparison_text, costs, outcome, shared_images
+from hf_radin.soup.card_sentences import about_head, comparison_text, costs, outcome, shared_images
 from hf_radin.soup.redact import without_paths
 from hf_radin.soup.report import RECIPE, SearchReport
 
@@ -174,6 +174,11 @@ class CardData:
         return any(soup.predicted is not None for soup in self.report.soups)
 
     @property
+    def has_heads(self) -> bool:
+        """Whether heads were refitted."""
+        return any(soup.teacher is not None for soup in self.report.soups)
+
+    @property
     def is_partly_shown(self) -> bool:
         """Whether soups were shown fewer images than all."""
         soups = (soup for soup in self.report.soups if soup.measured is not None)
@@ -227,6 +232,7 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         ancestor_id=_ancestor(report.used),
         outcome=outcome(report),
         shared_images=shared_images(report),
+        about_head=about_head(report),
         costs=costs(report) if card.data else [],
         md=escape,
         code=code,
@@ -398,7 +404,9 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
     soup_results = [result for result in report.results if result.name == "soup"]
     parents = [name for entry in report.used if (name := _hub_id(entry.repo_id))]
     ancestor = _ancestor(report.used)
-    relation = "merge" if not report.is_single and parents else "finetune" if ancestor and not parents else None
+    relation = "merge" if report.is_average and parents else "finetune" if ancestor and not parents else None
+    if parents and not report.is_average and report.head:
+        relation = "finetune"
     return ModelCardData(
         base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
         base_model_relation=relation,
@@ -406,9 +414,9 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
         library_name="transformers",
         license=license or _agreed_license(report.used),
         metrics=sorted({name for result in soup_results for name in result.metrics}) or None,
-        model_name=("Best single model" if report.is_single else "Model soup") if soup_results else None,
+        model_name=("Model soup" if report.is_average else "Best single model") if soup_results else None,
         pipeline_tag="image-classification",
-        tags=([] if report.is_single else ["model-soup", "merge"]) + ["hf-radin", "arxiv:2401.17790"],
+        tags=(["model-soup", "merge"] if report.is_average else []) + ["hf-radin", "arxiv:2401.17790"],
         eval_results=_eval_results(data, soup_results) if data else None,
     )
 

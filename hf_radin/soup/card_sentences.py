@@ -28,9 +28,22 @@ def outcome(report: SearchReport) -> str:
     gain = 100 * (accuracies["soup"] - accuracies["best single"])
     difference = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
     doubt = _doubt(comparison, gain) if comparison else ""
+    whose = "the soup's accuracy" if report.is_average else "the accuracy of this checkpoint with its refitted head"
     return (
-        f"On the split {escape(split)} the soup's accuracy is {percent(accuracies['soup'])}, {difference} the best "
+        f"On the split {escape(split)} {whose} is {percent(accuracies['soup'])}, {difference} the best "
         f"single ingredient{doubt}.{_bias(report)}"
+    )
+
+
+def about_head(report: SearchReport) -> str:
+    """How the head was refitted, in sentences; empty if it is averaged."""
+    head = report.head
+    if head is None:
+        return ""
+    return (
+        f"Its head was refitted to the logits of the ensemble of {len(head.teacher.used)} checkpoints, on "
+        f"{head.images:,} images of the split {escape(head.split)} and without their labels. What it gets right of "
+        "these images is said by heads that did not see the image."
     )
 
 
@@ -47,7 +60,7 @@ def shared_images(report: SearchReport) -> str:
         part = "" if report.method == "uniform" else ", and so had a part in the choice that they are to prove"
         count = f"{overlap.images:,} of the {overlap.of:,} images"
         sentences.append(f"**{count} of {proving} are in {choosing} too**, byte for byte{part}.")
-    if overlap.batchnorm and not report.is_single:
+    if overlap.batchnorm and report.is_average:
         count = f"{overlap.batchnorm:,} of the {overlap.of:,} images"
         sentences.append(f"{count} of {proving} gave BatchNorm its statistics too, without their labels.")
     return " ".join(sentences)

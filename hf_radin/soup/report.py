@@ -412,6 +412,11 @@ class SearchReport(SearchSettings):
         return len(self.recipe.ingredients) == 1 and self.head is None
 
     @property
+    def is_average(self) -> bool:
+        """Whether it is made of several checkpoints, and is not one of them, whatever its head."""
+        return len(self.recipe.ingredients) > 1
+
+    @property
     def is_uniform(self) -> bool:
         """Whether all ingredients are in the soup, in equal parts, and so their heads."""
         is_equal = len(self.recipe.ingredients) == len(self.ingredients) and len({*self.recipe.weights}) == 1

@@ -59,9 +59,9 @@ def test_each_soup_has_both_heads_and_each_single_model_that_of_all(soup):
         teacher = entry.teacher and tuple(sorted(entry.teacher.used.items()))
         by_recipe.setdefault((entry.proposal, tuple(sorted(entry.recipe.used.items()))), []).append(teacher)
     of_all = tuple(sorted(everything.items()))
-    assert any(proposal == "refitted" for proposal, _ in by_recipe)
+    assert any(proposal == "alone" for proposal, _ in by_recipe)
     for (proposal, recipe), teachers in by_recipe.items():
-        if proposal == "refitted":
+        if proposal == "alone":
             assert len(recipe) == 1 and teachers == [of_all]
         else:
             assert len(recipe) > 1 and set(teachers) == {None, recipe, of_all}
@@ -72,7 +72,7 @@ def test_a_further_head_of_a_soup_costs_no_pass(fresh, predictions):
     counts = soup.report.passes
     measured = [entry for entry in soup.report.soups if entry.passes]
     assert len({(entry.proposal, entry.recipe) for entry in measured}) == len(measured)
-    assert all(entry.teacher is None or entry.proposal == "refitted" for entry in measured)
+    assert all(entry.teacher is None or entry.proposal == "alone" for entry in measured)
     assert sum(entry.passes for entry in measured if entry.proposal != "uniform") <= 2
     assert counts.soups == pytest.approx(sum(entry.passes for entry in measured))
     assert (counts.head == 1) == (soup.report.head is not None)
@@ -134,7 +134,7 @@ def test_of_equals_the_averaged_head_is_chosen():
     averaged = Measurement(recipe, "own", 0.7, 0.8, 10)
     refit = Measurement(recipe, "own", 0.9, 0.8, 10, teacher=teacher)
     single = Measurement(Recipe(("a",), (1.0,)), "single", 0.8, 0.8, 10)
-    alone = Measurement(Recipe(("a",), (1.0,)), "refitted", 0.9, 0.8, 10, teacher=teacher)
+    alone = Measurement(Recipe(("a",), (1.0,)), "alone", 0.9, 0.8, 10, teacher=teacher)
     assert choose([refit, averaged]) == averaged and choose([alone, refit, averaged, single]) == single
     assert choose([single, replace(alone, measured=0.81)]).teacher == teacher
     assert Measurement.from_dict(json.loads(json.dumps(alone.to_dict()))) == alone
@@ -172,7 +172,7 @@ def test_metrics_of_logits_are_those_of_the_split_that_proves(own_heads_bank, ca
 
 
 def test_the_command_line_refits_and_cooks_again(own_heads, digits, tmp_path, capsys):
-    options = ["--dataset", str(digits), "--cache-dir", str(tmp_path / "cache"), "--budget", "2"]
+    options = ["--dataset", str(digits), "--cache-dir", str(tmp_path / "cache"), "--budget", "3"]
     command = ["soup", "--models", f"{own_heads}/ft-*", *options, "--output", str(tmp_path / "soup")]
     assert main([*command, "--head", "refit"]) == 0
     report = SearchReport.read(tmp_path / "soup" / "recipe.json", is_saved=True)
@@ -181,9 +181,14 @@ def test_the_command_line_refits_and_cooks_again(own_heads, digits, tmp_path, ca
     assert main([*cook, "--cache-dir", str(tmp_path / "cache")]) == 0
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("soup", "again"))
     assert first == second
-    assert main([*command, "--head", "refit", "--method", "greedy", "--overwrite"]) != 0
+    assert "head is refitted to the ensemble" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", [["--method", "greedy"], ["--pilot", "0.5"]])
+def test_options_that_do_not_go_with_a_head_are_refused(other, tmp_path, capsys):
+    command = ["soup", "--models", "nowhere", "--output", str(tmp_path / "soup"), "--head", "refit", *other]
+    assert main(command) != 0
     assert "--head refit" in capsys.readouterr().err
-    assert main([*command, "--head", "refit", "--pilot", "0.5", "--overwrite"]) != 0
 
 
 SCRIPT = """
@@ -192,7 +197,7 @@ import hf_radin
 
 models, data = sys.argv[1:3]
 bank = hf_radin.compute_logits(hf_radin.gather(models), data, cache_dir="cache")
-soup = hf_radin.radin(bank, budget=2, test_split="test")
+soup = hf_radin.radin(bank, budget=3, test_split="test")
 soup.save_pretrained("soup")
 """
 
