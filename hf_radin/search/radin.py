@@ -170,15 +170,12 @@ class _Search:
         if not self.budget.passes:
             return None
         if self.head != "refit":
-            cosines = load_cosines(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
-            if cosines.is_one_start:
+            kinds = _heads_of_their_own(bank)
+            if kinds and (self.head == "average" or hindrance):
+                _warn_of_averaging(kinds, hindrance if self.head == "auto" else "")
+            if not kinds or self.head == "average" or hindrance:
                 return None
-            kinds = f"cosine {cosines.heads:.2f} between the heads, {cosines.bodies:.2f} between the bodies, at least"
-            if self.head == "average" or hindrance:
-                reason = f", though {hindrance}" if self.head == "auto" else ""
-                logger.warning("Heads of their own: %s. They are averaged, which seldom pays%s.", kinds, reason)
-                return None
-            logger.info("Heads of their own: %s. Both averaged and refitted ones enter.", kinds)
+            logger.info("%s. Both averaged and refitted ones enter.", kinds)
 
         def find() -> tuple[Head | None, str]:
             try:
@@ -190,7 +187,7 @@ class _Search:
 
         place, problem = bank.processes.decide(find)
         if problem:
-            logger.warning("Heads are averaged: %s", problem)
+            logger.warning("The heads are averaged, which is seldom good: %s", problem)
         return place
 
     def _hindrance(self, bank: LogitBank) -> str:
@@ -353,6 +350,7 @@ def greedy(
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
     reporter = Reporter.of(bank, options, takes_all=True)
     bank, singles = reporter.bank, single_measurements(reporter.bank)
+    _warn_of_averaging(_heads_of_their_own(bank))
     order = sorted(singles, key=lambda single: -single.known)
     chosen, measured = order[0], []
     curve = [(0.0, chosen.known)]
@@ -379,6 +377,7 @@ def uniform(
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
     reporter = Reporter.of(bank, options, takes_all=True)
     bank, recipe = reporter.bank, Recipe.uniform(reporter.bank.ingredients.ids)
+    _warn_of_averaging(_heads_of_their_own(bank))
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", bar.update)
     return reporter.soup("uniform", [*single_measurements(bank), measured], SearchSettings(), measured)
@@ -443,6 +442,24 @@ def _estimated(ranked: _Ranked) -> Measurement:
     rows = np.flatnonzero(np.array(ranked.candidates.proposals) != "single")
     entry = ranked.entry(max(rows, key=lambda row: ranked.estimates[row]))
     return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0)
+
+
+def _heads_of_their_own(bank: LogitBank) -> str:
+    """Where the ingredients' heads were drawn apart, how far apart they are; else nothing."""
+    cosines = load_cosines(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
+    if cosines.is_one_start:
+        return ""
+    return (
+        f"Heads of their own: the cosine is as low as {cosines.heads:.2f} between the heads, and {cosines.bodies:.2f} "
+        "between the bodies"
+    )
+
+
+def _warn_of_averaging(kinds: str, reason: str = "") -> None:
+    """Say that heads are averaged that were drawn apart, if there are such, and why."""
+    if kinds:
+        because = f": {reason}" if reason else ""
+        logger.warning("%s. The heads are averaged, which is seldom good%s.", kinds, because)
 
 
 def _inner_products(bank: LogitBank) -> np.ndarray:

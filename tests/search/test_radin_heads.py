@@ -12,13 +12,19 @@ from shared.banks import plain_inputs
 from shared.heads import own_heads, own_heads_bank
 from shared.launching import launch
 from shared.logs import warned
+from shared.training import digit_images, image_dataset
 from transformers import AutoModelForImageClassification
 
 import hf_radin
 from hf_radin import Measurement, Recipe
 from hf_radin.cli.main import main
+from hf_radin.search.budget import Budget
+from hf_radin.search.measure import MeasuredSoup
+from hf_radin.search.race import Entry, RaceOptions, race
 from hf_radin.search.reporter import choose
 from hf_radin.soup.report import SearchReport
+from hf_radin.weights.average import average_model
+from hf_radin.weights.head import find_head
 
 __all__ = ["own_heads", "own_heads_bank"]  # fixtures
 
@@ -215,3 +221,35 @@ def test_two_processes_find_what_one_finds(own_heads, digits, tmp_path):
         weights = (folder / "soup" / "model.safetensors").read_bytes()
         found_by.append((report.measurements, report.results, report.head, weights))
     assert found_by[0][2] is not None and found_by[0] == found_by[1]
+
+
+def test_a_split_of_fewer_images_than_folds_teaches_no_head(own_heads, tmp_path, predictions, caplog):
+    images, labels = digit_images(slice(0, 4))
+    ingredients = hf_radin.gather(f"{own_heads}/ft-*")
+    bank = hf_radin.compute_logits(ingredients, image_dataset(images, labels), cache_dir=tmp_path)
+    predictions.clear()
+    with pytest.raises(ValueError, match="5 folds, and the split has 4 different images"):
+        hf_radin.radin(bank, budget=1, head="refit")
+    assert not predictions
+    assert not refitted(hf_radin.radin(bank, budget=1))
+    assert any("5 folds" in line for line in warned(caplog))
+
+
+def test_a_soup_without_finite_logits_has_no_head_that_is_right(fresh):
+    recipe = Recipe.uniform(fresh.ingredients.ids)
+    place = find_head(fresh.ingredients[0])
+
+    def soup_of(bank, recipe, entries):
+        model = average_model(bank.ingredients, recipe)
+        model.classifier.bias.data.fill_(float("nan"))
+        return MeasuredSoup(bank, recipe, lambda: model, entries, place)
+
+    entry = Entry(recipe, "own", 0.8, teachers=(None, recipe))
+    result = race(fresh, [entry], RaceOptions(Budget.of(2)), best=None, soup_of=soup_of)
+    assert [(found.teacher, found.measured) for found in result.measurements] == [(None, 0.0), (recipe, 0.0)]
+
+
+@pytest.mark.parametrize("method", [hf_radin.greedy, hf_radin.uniform])
+def test_the_baselines_do_not_average_such_heads_in_silence(own_heads_bank, caplog, method):
+    assert method(own_heads_bank).report.head is None
+    assert any("Heads of their own" in line for line in warned(caplog))
