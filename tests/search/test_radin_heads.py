@@ -211,7 +211,7 @@ soup.save_pretrained("soup")
 def test_two_processes_find_what_one_finds(own_heads, digits, tmp_path):
     script = tmp_path / "search.py"
     script.write_text(SCRIPT)
-    found_by = []
+    results = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
@@ -219,8 +219,8 @@ def test_two_processes_find_what_one_finds(own_heads, digits, tmp_path):
         assert run.returncode == 0, run.stderr
         report = SearchReport.read(folder / "soup" / "recipe.json", is_saved=True)
         weights = (folder / "soup" / "model.safetensors").read_bytes()
-        found_by.append((report.measurements, report.results, report.head, weights))
-    assert found_by[0][2] is not None and found_by[0] == found_by[1]
+        results.append((report.measurements, report.results, report.head, weights))
+    assert results[0][2] is not None and results[0] == results[1]
 
 
 def test_a_split_of_fewer_images_than_folds_teaches_no_head(own_heads, tmp_path, predictions, caplog):
@@ -244,9 +244,9 @@ def test_a_soup_without_finite_logits_has_no_head_that_is_right(fresh):
         model.classifier.bias.data.fill_(float("nan"))
         return MeasuredSoup(bank, recipe, lambda: model, entries, place)
 
-    entry = Entry(recipe, "own", 0.8, teachers=(None, recipe))
-    result = race(fresh, [entry], RaceOptions(Budget.of(2)), best=None, soup_of=soup_of)
-    assert [(found.teacher, found.measured) for found in result.measurements] == [(None, 0.0), (recipe, 0.0)]
+    both = Entry(recipe, "own", 0.8, teachers=(None, recipe))
+    result = race(fresh, [both], RaceOptions(Budget.of(2)), best=None, soup_of=soup_of)
+    assert [(entry.teacher, entry.measured) for entry in result.measurements] == [(None, 0.0), (recipe, 0.0)]
 
 
 @pytest.mark.parametrize("method", [hf_radin.greedy, hf_radin.uniform])
