@@ -19,9 +19,9 @@ ENTRIES = 4096
 # `benchmarks/kinship.py`, over learning rates a factor of 25 apart, it is at least 0.67 and at most 0.013.
 KIN = 0.3
 
-# The cosine of heads is above this where they began alike, and below where each was drawn for itself. In three sweeps
+# The cosine of heads is above this where they began alike, and below where each was drawn for itself. In four sweeps
 # of fine-tunes with heads of their own it is 0.16 to 0.38, as features that are alike teach them alike; in two with a
-# shared head, over rates a factor of 25 apart, it is 0.97 at least.
+# shared head it is 0.97 at least.
 HEAD_KIN = 0.7
 
 

@@ -262,7 +262,8 @@ class _Search:
         return race(
             bank,
             refitted_entries(self._shortlist(ranked), singles, everything, estimate),
-            RaceOptions(self.budget, self.is_full, self.seed, begun),
+            # a head that is fitted to mostly contested images is better at these than the one that all will give
+            RaceOptions(self.budget, full=True, seed=self.seed, begun=begun),
             best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
             beside=uniform,
             soup_of=partial(measured_soup, head=place),
