@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import warnings
@@ -231,9 +232,8 @@ def open_image(image: Any, mode: str | None = None) -> Image:
 
     if isinstance(image, np.ndarray):
         return PIL.Image.fromarray(image)
-    if isinstance(image, dict):
-        _size(image, mode)
-    return datasets.Image(mode=mode).decode_example(image)
+    with _bounded():
+        return datasets.Image(mode=mode).decode_example(image)
 
 
 @dataclass(frozen=True)
@@ -273,22 +273,23 @@ def _size(image: Any, mode: str | None) -> tuple[int, int]:
     """Width and height of an image, as `with_bytes` gives it; for a file, from its header.
 
     Raises:
-        ValueError: if it has more pixels than Pillow's limit. Pillow itself warns of one, and refuses twice as many.
+        ValueError: as `open_image` does.
     """
     if not isinstance(image, dict):
         return open_image(image, mode).size
+    with _bounded(), PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
+        return opened.size
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Refuse, with a ValueError, what Pillow warns of: more pixels than its limit. Pillow refuses twice as many."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         try:
-            with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
-                width, height = opened.size
-        except PIL.Image.DecompressionBombError as error:
-            raise ValueError(f"{error}; {_MORE_PIXELS}") from error
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        size = f"{width:,} x {height:,}"
-        raise ValueError(f"it has {size} pixels, more than Pillow's limit of {limit:,}; {_MORE_PIXELS}")
-    return width, height
+            yield
+        except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
+            raise ValueError(f"{error} {_MORE_PIXELS}") from error
 
 
 def _check_shapes(first: _Prepared, other: _Prepared) -> None:

@@ -192,6 +192,8 @@ def _read(kind: Any, value: Any, place: str) -> Any:
         return from_json(kind, value, place=place)
     if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         kinds = get_args(kind)
+        if kinds[1:] == (...,) and kinds[0] in (str, int, bool) and {*map(type, value)} <= {kinds[0]}:
+            return tuple(value)  # there may be one for each sample
         kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
         if len(kinds) == len(value):
             return tuple(

@@ -35,7 +35,7 @@ def pixels(monkeypatch):
 
 
 def test_its_size_and_the_limit_are_said_before_it_is_decoded(large):
-    with pytest.raises(ValueError, match=r"13,000 x 13,000 pixels, more than Pillow's limit of 89,478,485; .*--max"):
+    with pytest.raises(ValueError, match=r"169000000 pixels\) exceeds limit of 89478485 pixels.*--max"):
         open_image({"bytes": large, "path": None})
     with pytest.raises(ValueError, match=r"Image size \(400000000 pixels\) exceeds .*--max-image-pixels"):
         open_image({"bytes": png(20_000, 20_000), "path": None})
@@ -56,14 +56,14 @@ def test_a_split_names_the_image(large, tmp_path, kind):
         assert [image.size for image in example_images(split).values()] == [(8, 8)]
     rows = list(split.rows)
     source = Source(split, lambda image: {"size": torch.tensor(image.size)}, lambda label: 0, "raise", 10)
-    with pytest.raises(ValueError, match=r"Sample 1 of .*13,000 x 13,000.*Pillow's limit"):
+    with pytest.raises(ValueError, match=r"Sample 1 of .*169000000 pixels\) exceeds limit"):
         decode(source, (0, 0), rows)
 
 
 def test_the_limit_may_be_another(pixels):
     image = {"bytes": png(20, 30), "path": None}
     pixels(599)
-    with pytest.raises(ValueError, match="20 x 30 pixels, more than Pillow's limit of 599"):
+    with pytest.raises(ValueError, match=r"600 pixels\) exceeds limit of 599 pixels"):
         open_image(image)
     pixels(600)
     assert open_image(image).size == (20, 30)
@@ -76,7 +76,7 @@ def test_the_limit_is_an_option(runs, digits, tmp_path, capsys, pixels):
     start = ["logits", "--models", f"{runs}/ft-[01]", "--dataset", str(digits), "--cache-dir", str(tmp_path)]
     assert main([*start, "--max-image-pixels", "63"]) == 2
     error = capsys.readouterr().err
-    assert "8 x 8 pixels, more than Pillow's limit of 63; " in error and len(error.splitlines()) == 1
+    assert "(64 pixels) exceeds limit of 63 pixels" in error and len(error.splitlines()) == 1
     assert main([*start, "--max-image-pixels", "64", "--workers", "2"]) == 0
 
 

@@ -24,6 +24,9 @@ from torture.attempts import Ended
 # Seconds that a command may take before it counts as hanging; alone on a core none here takes a tenth of it.
 PATIENCE = 30.0
 
+# Seconds that the first of them may take, which loads torch and all else, on a machine that does other things too.
+LOADING = 300.0
+
 # Bytes of memory that a child may ask for: the machine has to survive what a child tries.
 MEMORY = 6 << 30
 
@@ -210,9 +213,9 @@ def warm(folder: Path, works: Sequence[Callable[[], int | None]]) -> None:
         names.write_text("\n".join(sys.modules))
         return status
 
-    ended = start(folder, work).wait()
+    ended = start(folder, work).wait(LOADING)
     if ended.status:
-        raise RuntimeError(f"The first command failed: {ended.errors}")
+        raise RuntimeError(f"The first command ended with {ended.status} after {ended.seconds:.0f} s: {ended.errors}")
     for name in names.read_text().split("\n"):
         if name not in sys.modules and not name.startswith(("__", "torch._dynamo", "torch._inductor")):
             with suppress(Exception):
