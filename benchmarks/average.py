@@ -82,7 +82,7 @@ def run(command: Sequence[str], environment: dict[str, str]) -> Cost:
     most = 0
     while process.poll() is None:
         try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
             most = max(most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
         except (FileNotFoundError, ProcessLookupError):
             break
@@ -120,7 +120,7 @@ def write_recipe(folders: Sequence[Path], path: Path) -> None:
         measurements=(Measurement(recipe, "uniform", 0.0, None, 0),),
         versions=versions(),
     )
-    path.write_text(report.text)
+    path.write_text(report.text, encoding="utf-8")
 
 
 def in_process(folders: Sequence[Path], output: Path) -> Cost:
@@ -178,7 +178,9 @@ def sides(folders: Sequence[Path], place: Path, mergekit: Path | None) -> dict[s
     if mergekit:
         models = [{"model": str(folder / "model.safetensors"), "parameters": {"weight": 1.0}} for folder in folders]
         config = place / "linear.yml"
-        config.write_text(json.dumps({"merge_method": "linear", "models": models, "parameters": {"normalize": True}}))
+        config.write_text(
+            json.dumps({"merge_method": "linear", "models": models, "parameters": {"normalize": True}}), "utf-8"
+        )
         command = "from mergekit.scripts.merge_raw_pytorch import main; main()"
         runs["mergekit-pytorch"] = lambda output: run(
             [sys.executable, "-c", command, str(config), str(output)], {"PYTHONPATH": str(mergekit)}

@@ -49,7 +49,8 @@ from hf_radin.recipes import ensemble, scoring
 from hf_radin.recipes.pruning import prune
 
 def status(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name + ":"))
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 folder, models, threads, recipes = Path(sys.argv[1]), *map(int, sys.argv[2:])
 logits = [ensemble.Stored.of(np.load(folder / f"{model}.npy", mmap_mode="r")) for model in range(models)]

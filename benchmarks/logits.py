@@ -148,13 +148,13 @@ accelerator.wait_for_everyone()
 begun = time.perf_counter()
 hf_radin.compute_logits(ingredients, data, cache_dir=cache)
 if accelerator.is_main_process:
-    open(out, "w").write(json.dumps(time.perf_counter() - begun))
+    open(out, "w", encoding="utf-8").write(json.dumps(time.perf_counter() - begun))
 """
 
 
 def launched(folder: Path, models: Path, data: Path, processes: int) -> float:
     """Seconds of the computation in so many processes of one thread each, imports not counted."""
-    (folder / "timed.py").write_text(TIMED)
+    (folder / "timed.py").write_text(TIMED, "utf-8")
     several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     command = [*several, "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", str(folder / "timed.py")]
@@ -165,7 +165,7 @@ def launched(folder: Path, models: Path, data: Path, processes: int) -> float:
             env=os.environ | {"ACCELERATE_USE_CPU": "true"},
             stderr=subprocess.DEVNULL,
         )
-    return float(json.loads((folder / "seconds").read_text()))
+    return float(json.loads((folder / "seconds").read_text("utf-8")))
 
 
 def processes(folder: Path, rounds: int, seed: int) -> None:
@@ -226,7 +226,7 @@ def grown(models: Path, data: Path, at_once: int) -> tuple[float, float]:
         [sys.executable, "-W", "ignore", "-c", GROWING, models, data, str(at_once)],
         check=True,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     took, peak = json.loads(run.stdout)
     return took, peak
@@ -294,7 +294,8 @@ from hf_radin.search import radin
 models, data, cache, limit = sys.argv[1:]
 
 def status(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name + ":"))
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 ingredients = hf_radin.gather(models + "/*")
 most = status("VmData") + int(limit)
@@ -328,7 +329,7 @@ def memory(folder: Path, rounds: int, seed: int) -> None:
         [sys.executable, "-W", "ignore", "-c", LIMITED, *map(str, arguments)],
         check=True,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     size, weights, peak, compute, opening, scoring = json.loads(run.stdout)
     print(

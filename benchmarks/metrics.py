@@ -43,7 +43,7 @@ def import_seconds(module: str) -> float:
         f"begun = time.perf_counter(); import {module}; print(time.perf_counter() - begun)"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
-    return statistics.median(float(subprocess.check_output(command, text=True)) for _ in range(5))
+    return statistics.median(float(subprocess.check_output(command, encoding="utf-8")) for _ in range(5))
 
 
 def seconds(run: Callable[[], float], times: int) -> tuple[float, float]:

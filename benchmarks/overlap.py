@@ -73,7 +73,7 @@ def main(source: Path, images: int, rounds: int) -> None:
             taken: dict[str, list[float]] = {step: [] for step in steps}
             for number in range(rounds):
                 home = Path(place) / f"cache-{name}-{number}"
-                (folder / "round.txt").write_text(str(number))  # the listing differs, so no cached one fits
+                (folder / "round.txt").write_text(str(number), "utf-8")  # the listing differs, so no cached one fits
                 splits: list[Split] = []
 
                 def open_both(folder: Path = folder, splits: list[Split] = splits) -> None:

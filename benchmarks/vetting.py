@@ -64,7 +64,7 @@ def run_round(hub: LoopbackHub, count: int) -> dict[str, float]:
             env=environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         assert client.stdin and client.stdout
         vetted = json.loads(client.stdout.readline())

@@ -88,7 +88,9 @@ def sweep(settings: Settings) -> list[Path]:
     train, evaluation = load_split(settings, settings.train_split), load_split(settings, settings.eval_split)
     start, processor = load_start(settings, train)
     output.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(what_defines(settings), indent=2) + "\n")  # only now: settings that fail bind nobody
+    record.write_text(
+        json.dumps(what_defines(settings), indent=2) + "\n", "utf-8"
+    )  # only now: settings that fail bind nobody
     with tqdm(total=len(folders), initial=len(folders) - len(todo), desc="fine-tunes", bar_format=BAR) as bar:
         for index in todo:
             run, folder = draw(settings, index), folders[index]
@@ -349,7 +351,7 @@ def what_defines(settings: Settings) -> dict[str, Any]:
 def check_same_sweep(record: Path, settings: Settings) -> None:
     """Fine-tunes of two different starts or datasets must not meet in one folder."""
     now = what_defines(settings)
-    before = json.loads(record.read_text()) if record.exists() else now
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else now
     changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
         raise ValueError(f"{record.parent} holds another sweep ({', '.join(changed)}): choose another output")

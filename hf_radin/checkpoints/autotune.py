@@ -34,10 +34,10 @@ def free_memory(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((group / name).read_text("utf-8").strip() for name in ("memory.max", "memory.current"))
         reclaimable = next(
             int(line.split()[1])
-            for line in (group / "memory.stat").read_text().splitlines()
+            for line in (group / "memory.stat").read_text("utf-8").splitlines()
             if line.startswith("inactive_file ")
         )
         if limit != "max":
@@ -57,7 +57,7 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
         run()
         return int(torch.cuda.max_memory_allocated(device)) - before
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
         before = _status("VmRSS")
         run()
         return max(0, _status("VmHWM") - before)
@@ -157,5 +157,5 @@ def default_workers(device: torch.device) -> int:
 
 
 def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

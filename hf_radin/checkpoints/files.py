@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hf_radin.runtime.files import SMALL, BrokenFileError, read_json
 from hf_radin.runtime.schema import from_json, read_record
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -295,7 +296,7 @@ def read_layout(file: _Readable, size: int, *, limit: int = HEADER_LIMIT) -> Lay
         )
         fields = {name: _field(name, field) for name, field in _tensors_of(content).items()}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its header is not valid: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"its header is not valid: {one_line(error)[:200]}") from error
     fields = dict(sorted(fields.items(), key=lambda pair: (pair[1].data_offsets, pair[0])))
     end = 0
     for name, field in fields.items():
@@ -402,7 +403,7 @@ def _refusing_broken(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, ValueError, OSError, RuntimeError, UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole file of weights ({error}).") from error
+        raise ValueError(f"{path}: not a whole file of weights ({one_line(error)}).") from error
 
 
 def torch_dtype(dtype: str) -> torch.dtype:

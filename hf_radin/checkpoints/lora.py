@@ -24,6 +24,7 @@ from hf_radin.checkpoints.model import (
 )
 from hf_radin.runtime.files import BrokenFileError
 from hf_radin.runtime.schema import read_record
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -311,7 +312,7 @@ def _blaming(where: str | Path, what: str) -> Iterator[None]:
     except BrokenFileError:  # which names the file
         raise
     except Exception as error:
-        raise ValueError(f"{where}: the adapter {what}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where}: the adapter {what}: {one_line(error)}") from error
 
 
 def _whole_tensors(names: Iterable[str]) -> set[str]:

@@ -27,7 +27,7 @@ from hf_radin.logits.manifest import DataRecord, RunOptions
 from hf_radin.recipes.metrics import load_metrics
 from hf_radin.recipes.propose import check_start, propose, split_kinds
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import check_output, is_dir, write_atomically
+from hf_radin.runtime.files import check_output, is_dir, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
 from hf_radin.runtime.processes import Processes
 from hf_radin.search.budget import Budget
@@ -107,8 +107,13 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
         return save(result, args)
+    recipe = result.report.text.encode()
+
+    def write() -> None:  # as a folder: no model of another soup stays beside the recipe
+        write_folder(args.output, lambda new: (new / RECIPE).write_bytes(recipe), overwrite=args.overwrite)
+
+    processes.decide(write)
     show(soup_table(result))
-    result.save_recipe(args.output / RECIPE)
     say(
         f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
         f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
@@ -149,6 +154,7 @@ def average(args: argparse.Namespace, processes: Processes) -> None:
 
 def card(args: argparse.Namespace, processes: Processes) -> None:
     """Make the card of a saved soup anew."""
+    put_back(args.folder)
     report = SearchReport.read(args.folder / RECIPE, is_saved=True)
     if args.accept_changes:
         report = report.accepted(args.folder)
@@ -169,7 +175,7 @@ def push(args: argparse.Namespace, processes: Processes) -> None:
 
 def _pushed(args: argparse.Namespace) -> str:
     """The address of a push, or what it would do."""
-    SearchReport.read(args.folder / RECIPE)
+    put_back(args.folder)
     options = PushOptions(
         private=args.private,
         revision=args.revision,
@@ -179,8 +185,8 @@ def _pushed(args: argparse.Namespace) -> str:
         verify=args.verify,
     )
     if args.dry_run:
-        check_target(args.repo_id, options)
         files = files_to_push(args.folder, args.repo_id, options, card_options(args))
+        check_target(args.repo_id, options)
         opened = "\nA pull request would be opened, and nothing there changed." if args.create_pr else ""
         return plan_table(args.repo_id, files, plan_commit(args.repo_id, hashes_of(files), options)) + opened
     commit = push_folder(args.folder, args.repo_id, options, card_options(args))
@@ -188,9 +194,9 @@ def _pushed(args: argparse.Namespace) -> str:
 
 
 def save(result: Soup, args: argparse.Namespace) -> None:
-    """Print, save and push a soup."""
-    show(soup_table(result))
+    """Save, print and push a soup."""
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
     if args.push_to:
         say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")

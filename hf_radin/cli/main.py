@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import re
@@ -14,13 +13,15 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hf_radin import __version__
 from hf_radin.cli import options
 from hf_radin.cli.options import Parser
 from hf_radin.runtime.processes import MainStoppedError, Processes, is_main_process
-from hf_radin.runtime.text import printable
+from hf_radin.runtime.text import one_line, printable, refuse_bytes
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and store its logits, to be searched later, here or elsewhere"
@@ -88,9 +89,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     args, unknown = command_parser().parse_known_args(arguments)
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `{args.parser.prog} --help`")
-    for stream in (sys.stdout, sys.stderr):  # names that a terminal can't show are no reason to fail
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for value in vars(args).values():
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, (str, Path)):
+                refuse_bytes(str(name))
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -128,6 +130,9 @@ class _Terminated(BaseException):
     """SIGTERM came."""
 
 
+# What torch and oneDNN say where memory is out.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
+
 # What gloo and NCCL say where another process was met and is gone.
 _CLOSED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|TCPStore")
 
@@ -140,18 +145,21 @@ def _heard(received: list[int]) -> Iterator[None]:
     """Raise the first signal to end, of the keyboard or of a batch system, wherever the command is.
 
     A second one ends the process at once, and so do `GRACE` seconds: threads that wait for a Hub hear of no signal.
-    What is written appears whole or not at all, so that nothing is lost.
+    While a module is imported, the first one does, too. What is written appears whole or not at all, so that nothing
+    is lost.
 
     Args:
         received: the signal is added to it: libraries turn an interrupt into errors of their own.
     """
 
-    def hear(number: int, frame: Any) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
         if hasattr(signal, "SIGALRM"):  # not on Windows
             signal.signal(signal.SIGALRM, lambda *_: os._exit(_end(KeyboardInterrupt(), received)))
             signal.alarm(GRACE)
+        if _is_importing(frame):
+            os._exit(_end(KeyboardInterrupt(), received))
         raise _SIGNALS[signal.Signals(number)][0]
 
     def end_ignored(ignored: Any) -> None:
@@ -174,6 +182,13 @@ def _heard(received: list[int]) -> Iterator[None]:
         sys.unraisablehook = ignores
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: of a compiled one, an error that it does not know of may be the end."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
 def _end(error: BaseException, received: Sequence[int]) -> int:
     """Say in one line what ended a command; the exit status."""
     if received or isinstance(error, KeyboardInterrupt):
@@ -181,26 +196,35 @@ def _end(error: BaseException, received: Sequence[int]) -> int:
         if is_main_process():  # the others end with it
             _say_error(f"{_SIGNALS[number][1]}; run the same command again to continue.")
         return 128 + number
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+    text = str(error) if _is_ours(error) else one_line(error)
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
         _say_error(
-            f"there is not enough memory: {str(error) or 'none is left'}. Take fewer models at a time "
+            f"there is not enough memory: {text if str(error) else 'none is left'}. Take fewer models at a time "
             "(--models-in-memory) or smaller batches (--batch-size); run the same command again to continue."
         )
         return 2
     if isinstance(error, (ValueError, OSError)):
         if not isinstance(error, MainStoppedError):  # the main process prints it
-            _say_error(str(error))
+            _say_error(text)
         return 2
-    if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
+    if isinstance(error, RuntimeError) and _CLOSED.search(text):
         _say_error("another process of this run has ended; run the same command again to continue.")
         return 1
     if os.environ.get("HF_DEBUG"):
         traceback.print_exception(error)
     _say_error(
-        f"{type(error).__name__}: {error}. This is a fault of hf_radin or of a library: please report it with what "
+        f"{type(error).__name__}: {text}. This is a fault of hf_radin or of a library: please report it with what "
         "HF_DEBUG=1 shows."
     )
     return 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error: a line end in it is of a name from outside, and is shown."""
+    place, module = error.__traceback__, ""
+    while place:
+        module, place = str(place.tb_frame.f_globals.get("__name__")), place.tb_next
+    return module.partition(".")[0] == "hf_radin"
 
 
 def _say_error(text: str) -> None:

@@ -391,7 +391,9 @@ def find_home(cache_dir: str | Path | None) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"The cache can't be kept in {home}: {error}. Name another place with cache_dir.") from error
+        raise ValueError(
+            f"The cache can't be kept in {home}: {error.strerror}. Name another place with cache_dir (--cache-dir)."
+        ) from error
     return home
 
 

@@ -17,6 +17,7 @@ from hf_radin.images.digests import image_digest, with_bytes
 from hf_radin.images.pixels import Inputs, Prepare, find_tables, join, pack
 from hf_radin.images.shards import Block, raw_blocks
 from hf_radin.images.split import Split
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -136,8 +137,8 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
             if source.on_error != "skip":
                 raise ValueError(
                     f"Sample {sample} of {split.name}, split {split.split!r}"
-                    f"{_file_name(row[split.image_column])}: the image can't be read: {error}. Repair it, or "
-                    "pass on_error='skip' (--on-error skip) to leave such images out."
+                    f"{_file_name(row[split.image_column])}: the image can't be read: {one_line(error)}. Repair it, "
+                    "or pass on_error='skip' (--on-error skip) to leave such images out."
                 ) from error
             skipped.append(place)
             continue
@@ -209,7 +210,7 @@ def prepared_example(split: Split, prepare: Prepare, images: dict[int, Image]) -
         except Exception as error:  # processors raise all kinds of errors
             raise ValueError(
                 f"Sample {position} of {split.name}, split {split.split!r}: the models' image processor can't prepare "
-                f"an image of {image.width} x {image.height} pixels: {error}"
+                f"an image of {image.width} x {image.height} pixels: {one_line(error)}"
             ) from error
         first = first or _Prepared(str(position), inputs)
         _check_shapes(first, _Prepared(str(position), inputs))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin.images.split import OBJECT
 from hf_radin.runtime.hub_errors import is_of_network
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -81,14 +82,14 @@ def raw_blocks(
         except Exception as error:  # the Hub's client has tried several times, and its errors are not OSErrors
             if isinstance(error, OSError) or is_of_network(error):
                 raise OSError(
-                    f"The stream of {name} broke off: {error}. All that was finished is kept; run the same again to "
-                    "go on from there."
+                    f"The stream of {name} broke off: {one_line(error)}. All that was finished is kept; run the "
+                    "same again to go on from there."
                 ) from error
             if name == OBJECT or isinstance(error, MemoryError):  # users should see the errors of their own generators
                 raise
             raise ValueError(
-                f"The dataset {name} can't be read on from row {number * size} of shard {shard}: {error}. Check that "
-                "datasets reads it, or write it again, as parquet files."
+                f"The dataset {name} can't be read on from row {number * size} of shard {shard}: {one_line(error)}. "
+                "Check that datasets reads it, or write it again, as parquet files."
             ) from error
         if not block:
             return

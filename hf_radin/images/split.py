@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hf_radin.images.split_files import SplitFiles, find_archives, find_splits
 from hf_radin.runtime.files import is_dir
 from hf_radin.runtime.hub_errors import asking_the_hub, is_of_network
-from hf_radin.runtime.text import refuse_bytes
+from hf_radin.runtime.text import one_line, refuse_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -169,7 +171,10 @@ def count_rows(split: Split) -> int | None:
     if split.revision is None and split.rows.info.builder_name == "parquet":
         files = find_splits(Path(split.name).resolve())
         patterns = files and files.patterns
-        builder = datasets.load_dataset_builder(split.name, name=split.config_name, data_files=patterns)
+        with _unused_cache() as cache:
+            builder = datasets.load_dataset_builder(
+                split.name, name=split.config_name, data_files=patterns, cache_dir=cache
+            )
         paths = builder.config.data_files[split.split]
         return sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
     if split.revision is None and split.rows.info.builder_name == "imagefolder":
@@ -282,12 +287,15 @@ def _load_folder(folder: Path, config_name: str | None, listing: str) -> tuple[A
             return datasets.load_from_disk(str(folder)), None
         files = find_splits(folder)
         patterns = files and files.patterns
-        splits = datasets.load_dataset(str(folder), name=config_name, data_files=patterns, streaming=True)
+        with _unused_cache() as cache:
+            splits = datasets.load_dataset(
+                str(folder), name=config_name, data_files=patterns, cache_dir=cache, streaming=True
+            )
         for split in splits.values():
             if split.info.builder_name != "parquet":  # whose first row may be a gigabyte away from its schema
                 next(iter(split.take(1)), None)  # only here does datasets notice archives that it can't read
     except Exception as error:  # an empty folder, several configurations, broken files or files of no known kind
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         advice = "Name one with config_name (--dataset-config)." if "Config name" in reason else _advice(folder)
         raise ValueError(f"{folder} can't be read as a dataset: {reason}. {advice}") from error
     for remark in files.remarks if files else ():
@@ -317,11 +325,20 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
         if not isinstance(sha, str):
             raise ValueError(f"The dataset {name}: the Hub does not say at which commit it is; is HF_ENDPOINT a Hub?")
         try:
-            return datasets.load_dataset(name, name=config_name, revision=sha, token=token, streaming=True), sha
+            options = {"name": config_name, "revision": sha, "token": token}
+            with _unused_cache() as cache:
+                return datasets.load_dataset(name, **options, cache_dir=cache, streaming=True), sha
         except Exception as error:  # files of no known kind, several configurations, a script
             if is_of_network(error):
                 raise
-            raise ValueError(f"The dataset {name} can't be read: {error}") from error
+            raise ValueError(f"The dataset {name} can't be read: {one_line(error)}") from error
+
+
+@contextmanager
+def _unused_cache() -> Iterator[str]:
+    """A place for datasets' cache, which holds only a lock where rows are streamed: HF_HOME may be read-only."""
+    with tempfile.TemporaryDirectory(prefix="hf_radin-") as folder:
+        yield folder
 
 
 def listing_hash(folder: Path) -> str:
@@ -330,6 +347,7 @@ def listing_hash(folder: Path) -> str:
     Raises:
         ValueError: if a name is no text.
     """
+    refuse_bytes(str(folder))
     digest = hashlib.sha256(str(folder).encode())
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):

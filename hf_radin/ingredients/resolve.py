@@ -75,6 +75,7 @@ def find_places(names: list[str], *, revision: str | None = None, token: str | b
 def _places_of(name: str, token: str | bool | None) -> Iterator[Place]:
     if "\0" in name or len(name) > LONGEST_NAME or name.count("**") > MOST_DEEP:
         raise ValueError(f"{name[:100]!r} is no name, and no pattern that can be looked for.")
+    refuse_bytes(name)
     name = name if is_dir(Path(name)) else os.path.expanduser(name)
     path = Path(name)
     if name and is_dir(path):

@@ -90,7 +90,7 @@ class LogitBank:
             processes: that share the work on the bank; by default those that accelerate knows of.
 
         Raises:
-            ValueError: if the folder is no bank, or a file of it is broken.
+            ValueError: if the folder is no bank, or a file of it is broken, or none of its checkpoints is left.
         """
         folder, processes = Path(path).resolve(), processes or Processes()
         if is_first_of_machine():
@@ -98,7 +98,10 @@ class LogitBank:
         bank = cls._read(folder, processes)
         if bank.manifest.origin is not None:  # somebody else's checkpoints were never here
             return bank
-        return replace(bank, ingredients=Ingredients(filter(is_available, bank.ingredients)))
+        available = [ingredient for ingredient in bank.ingredients if is_available(ingredient)]
+        if not available:
+            raise ValueError(f"None of the checkpoints of the bank {folder} is where and what it was. Put them back.")
+        return replace(bank, ingredients=Ingredients(available))
 
     @classmethod
     def from_hub(

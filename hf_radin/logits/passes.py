@@ -30,6 +30,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BANK, LOG_EVERY, WRITE_EVERY, BankManifest
 from hf_radin.runtime.processes import Processes, progress_bar
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -277,7 +278,7 @@ def _run_group(
                 raise ValueError(
                     f"Of the images from number {block[1] * images.size} of shard {block[0]} on the image processor "
                     f"makes {difference}. The models don't take both: name an image processor that resizes or crops "
-                    f"to one size with image_processor=... (--image-processor ID). ({error})"
+                    f"to one size with image_processor=... (--image-processor ID). ({one_line(error)})"
                 ) from error
             seconds = (time.perf_counter() - begun) / len(places)
             for target, part in zip(shown, logits, strict=True):

@@ -16,6 +16,7 @@ from hf_radin.ingredients.kinship import ENTRIES, KIN, Relation, Weights, inner_
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.schema import known_arrays, read_arrays, write_arrays
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,8 @@ def _show(example: Mapping[str, torch.Tensor], name: str, model: PreTrainedModel
         forward([model], inputs, batch_size=1, accelerator=accelerator)
     except Exception as error:  # each architecture fails in its own way
         raise ValueError(
-            f"{name}: its model can't be run on what its image processor makes of an image of the split: {error}"
+            f"{name}: its model can't be run on what its image processor makes of an image of the split: "
+            f"{one_line(error)}"
         ) from error
 
 

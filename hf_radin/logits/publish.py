@@ -32,6 +32,7 @@ from hf_radin.runtime.hub_commit import (
     refuse_offline,
 )
 from hf_radin.runtime.hub_errors import asking_the_hub
+from hf_radin.runtime.liveness import lock
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import escape, percent, shown
 
@@ -152,8 +153,9 @@ def fetch_bank(repo_id: str, home: Path, *, revision: str | None, token: str | b
             raise ValueError(f"The dataset {repo_id} is not a logit bank: it has no {BANK}.") from error
         snapshot = Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), **options))
     folder = home / "banks" / digest(repo_id, snapshot.name)
-    if not folder.exists():
-        write_folder(folder, lambda new: _adopt(snapshot, new, f"{repo_id}@{snapshot.name}"))
+    with lock(folder.with_suffix(".lock"), f"taking over the bank {repo_id}"):
+        if not folder.exists():
+            write_folder(folder, lambda new: _adopt(snapshot, new, f"{repo_id}@{snapshot.name}"))
     return folder
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_radin.recipes.ensemble import BINS
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +175,7 @@ def _load_script(name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, floa
     try:
         module = evaluate.load(source, keep_in_memory=True)
     except Exception as error:  # a script from outside can fail in any way
-        reason = str(error).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise ValueError(
             f"It can't be loaded by evaluate either: {reason}. Its scripts come from the Hub; to run one that is "
             "here, write its path with a slash, as in ./my_metric."
@@ -187,7 +188,7 @@ def _load_script(name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, floa
     try:
         scores(np.array([0, 1, 2]), np.array([0, 1, 1]))
     except Exception as error:
-        raise ValueError(f"{name!r} can't be computed from predicted classes alone: {error}") from error
+        raise ValueError(f"{name!r} can't be computed from predicted classes alone: {one_line(error)}") from error
     return scores
 
 

@@ -36,6 +36,9 @@ APART = 0.1
 # From how many of the best candidates local search and line search start.
 STARTS, LINES = 5, 2
 
+# Decimals of a step of line search: far fewer than the last bits of logits change, far more than soups differ by.
+STEP_DIGITS = 4
+
 # How many subsets are scored at a time, and how many of all are returned.
 SCORED_AT_ONCE, KEPT = 1 << 15, 4096
 
@@ -322,7 +325,8 @@ def best_step(
 ) -> tuple[float, int]:
     """The step in [0, 1] from one recipe to another at which most images are right, and how many are.
 
-    Where several steps get as many right, it is the middle of the longest run of them: no tie decides there.
+    Where several steps get as many right, it is the middle of the longest run of them: no tie decides there. It is
+    rounded, such that the last bits of logits, which depend on the batch size, change no recipe.
 
     Args:
         pruned: the classes that can win, with `top` 1.
@@ -353,7 +357,10 @@ def best_step(
     counts = np.searchsorted(np.sort(low), middles) - np.searchsorted(np.sort(high), middles)  # of each run
     best = counts == counts.max()
     longest = int(np.argmax(np.where(best, steps[1:] - steps[:-1], -1)))
-    return float(middles[longest]), always + int(counts[longest])
+    middle = round(float(middles[longest]), STEP_DIGITS)
+    if not steps[longest] < middle < steps[longest + 1]:
+        middle = float(middles[longest])
+    return middle, always + int(counts[longest])
 
 
 def wise_ft(start: int, rows: np.ndarray) -> Candidates:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError
+
+from hf_radin.runtime.text import one_line
 
 # Prefix of folders that are being filled; a killed run may leave one behind.
 PARTIAL = ".hf_radin."
@@ -37,6 +41,12 @@ YAML_SIZE, YAML_ALIASES = 256 << 10, 16
 
 # The metadata of a card, as the Hub finds it.
 _METADATA = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
+
+# The record, in the temporary folder of a file by file replacement, that this was begun: the names of the new files.
+_SWAP = "swap.json"
+
+# Seconds that a run may take to replace files, which is to rename them.
+SWAP_TIME = 60
 
 # What to do about a broken file where whoever reads it knows nothing better.
 WAY_OUT = "Write it anew, or take it away."
@@ -144,8 +154,11 @@ def parse_yaml(text: str) -> Any:
         return _of_few_levels(yaml.load(text, _PlainLoader))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"it is no YAML: {error.problem}{place}") from error
     except Exception as error:  # constructors of numbers and dates have their own errors
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
 
 
 def card_metadata(text: str) -> dict[str, Any]:
@@ -262,6 +275,11 @@ def is_of_a_checkpoint(name: str) -> bool:
     return _CHECKPOINT_FILES.fullmatch(name) is not None
 
 
+def is_file_name(name: str) -> bool:
+    """Whether something can be the name of a file in a folder, and does not lead out of it."""
+    return name not in ("", ".", "..") and PurePath(name).name == name
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: nobody ever sees half a file.
 
@@ -300,26 +318,26 @@ def take_away(path: Path) -> None:
 
 
 def remove_partials(*folders: Path) -> None:
-    """Remove what killed runs left half written, once it is a day old; a running one may still need it before."""
+    """Remove what killed runs left half written, once it is a day old; a running one may still need it before.
+
+    What another run removes meanwhile is gone, and what belongs to somebody else, as in /tmp, stays.
+    """
     for folder in folders:
         for path in folder.glob(".*"):
-            if not _is_partial(path) or time.time() - path.stat().st_mtime < 86_400:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if _is_partial(path) and time.time() - path.stat().st_mtime >= 86_400:
+                    take_away(path)
 
 
 def _is_partial(path: Path) -> bool:
     if path.name.startswith(PARTIAL):
-        return path.is_dir()
+        return path.is_dir() and not (path / _SWAP).exists()
     return re.match(r"\.[0-9a-f]{12}\.", path.name) is not None and path.is_file()
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content)))
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(content), encoding="utf-8"))
 
 
 @contextmanager
@@ -329,13 +347,13 @@ def _naming_place(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{path} can't be written: {error}. Finished work is kept: free some space or name another place, and "
-            "run the same again."
+            f"{path} can't be written: {one_line(error)}. Finished work is kept: free some space or name another "
+            "place, and run the same again."
         ) from error
 
 
 def check_output(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that can't be written.
+    """Refuse an output folder that can't be written, after what a killed run was replacing there is put back.
 
     Raises:
         ValueError: if it is not empty and may not be overwritten, or is a file, or its place can't be written to.
@@ -345,21 +363,26 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
     except RuntimeError as error:  # before Python 3.13 no OSError
         raise ValueError(f"The output {folder} can't be made: {error}.") from error
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output {folder} is a file.")
+        raise ValueError(f"The output {folder} is a file. Name a folder.")
+    put_back(folder)
     if folder.is_dir() and not overwrite and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
         raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"The output folder {folder} can't be made: {existing} can't be written to.")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=PARTIAL):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} can't be made: {existing} can't be written to ({error.strerror})."
+        ) from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: bool = False) -> None:
-    """Let `fill` fill a temporary folder beside `folder`, then rename it.
+    """Let `fill` fill a temporary folder, then put it in the place of `folder`.
 
-    If the folder is not empty (which `overwrite` must allow), its files are replaced one by one, and those of another
-    checkpoint are removed: weights, adapters, the configuration of its image processor, a recipe and its card. Other
-    files stay. The configuration goes first and comes last: without one, nothing loads half of the old checkpoint
-    and half of the new one.
+    If that is not empty (which `overwrite` must allow), its files are replaced, and those of another checkpoint are
+    removed: weights, adapters, the configuration of its image processor, a recipe and its card. Other files stay.
+    Whoever is killed leaves the old files or the new ones, at the latest when `check_output` is called again.
 
     Raises:
         ValueError: as `check_output` does.
@@ -368,7 +391,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
     folder = folder.resolve()  # a link to a folder stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_partials(folder, folder.parent)
-    place = folder if folder.exists() else folder.parent  # the parent of a mounted folder may not be ours
+    place = folder.parent if not folder.exists() or _is_replaceable(folder) else folder
     with tempfile.TemporaryDirectory(dir=place, prefix=PARTIAL) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
@@ -379,35 +402,119 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
         if not folder.exists():
             new.replace(folder)
             return
-        files = sorted(new.iterdir(), key=lambda path: path.name == "config.json")
-        blocked = [path.name for path in files if (folder / path.name).is_dir()]
+        names = [path.name for path in new.iterdir()]
+        blocked = [name for name in names if (folder / name).is_dir()]
         if blocked:
             raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where a file goes: remove it.")
-        old = {path for path in folder.iterdir() if is_of_a_checkpoint(path.name) and not path.is_dir()}
-        if (folder / "recipe.json").exists():
-            old |= {folder / name for name in _CARD_FILES}
+        old = _old_files(folder, names)
         with _naming_place(folder):
-            _swap(folder, Path(temporary) / "old", old, files)
+            is_all = old == {path.name for path in folder.iterdir()}
+            if not (is_all and _is_replaceable(folder) and _exchange(new, folder)):
+                _swap(new, folder, names, old)
 
 
-def _swap(folder: Path, aside: Path, old: set[Path], files: list[Path]) -> None:
-    """Put files in place of old ones; if that fails or is interrupted, put the old ones back."""
-    aside.mkdir()
-    placed: list[Path] = []
+def _old_files(folder: Path, names: Sequence[str]) -> set[str]:
+    """The names of the files of a folder that those of a new checkpoint replace, or that go with the old one."""
+    files = {path.name for path in folder.iterdir() if not path.is_dir()}
+    old = {name for name in files if name in names or is_of_a_checkpoint(name)}
+    return old | files.intersection(_CARD_FILES if "recipe.json" in files else ())
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder of ours may come in the place of this one.
+
+    Not in that of a mounted one, of somebody else's, or of the one that this process, and likely the shell that
+    started it, works in: they would stand in a folder that is gone.
+    """
+    status, above = folder.stat(), folder.parent.stat()
+    is_worked_in = os.path.samestat(status, os.stat(os.curdir))
+    is_ours = not hasattr(os, "geteuid") or (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+    is_mounted = status.st_dev != above.st_dev or os.path.ismount(folder)
+    return is_ours and not is_worked_in and not is_mounted and os.access(folder.parent, os.W_OK)
+
+
+def _exchange(new: Path, folder: Path) -> bool:
+    """Let two folders of one disk change places in a single step, which only Linux can: whether they did."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of its headers
+    shutil.copymode(folder, new)
+    return rename is not None and rename(here, os.fsencode(new), here, os.fsencode(folder), exchange) == 0
+
+
+def _swap(new: Path, folder: Path, names: Sequence[str], old: set[str]) -> None:
+    """Put the files of `new` in the place of the old ones, one by one.
+
+    If that fails or is interrupted, the old ones are put back; of a killed run the next `put_back` does it. The
+    configuration goes first and comes last: until then, nothing loads half of the one and half of the other.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=PARTIAL))
     try:
-        replaced = {*old, *(folder / path.name for path in files)}
-        for path in sorted(replaced, key=lambda path: path.name != "config.json"):
-            if path.exists() or path.is_symlink():
-                path.replace(aside / path.name)
-        for path in files:
-            placed.append(folder / path.name)
-            path.replace(folder / path.name)
-    except BaseException:
-        for path in placed:
-            path.unlink(missing_ok=True)
-        for path in aside.iterdir():
-            path.replace(folder / path.name)
-        raise
+        with _swapping(temporary):
+            aside = temporary / "old"
+            aside.mkdir()
+            # of a folder that is mounted from the same disk, its name does not tell: files are copied into that
+            new = Path(shutil.move(new, temporary / "new"))
+            write_json(temporary / _SWAP, names)
+            try:
+                for name in sorted(old, key=lambda name: name != "config.json"):
+                    (folder / name).replace(aside / name)
+                for name in sorted(names, key=lambda name: name == "config.json"):
+                    (new / name).replace(folder / name)
+            except BaseException:
+                _move_back(temporary, folder)
+                raise
+            (temporary / _SWAP).unlink()  # from here on it is done
+    finally:
+        if not (temporary / _SWAP).exists():  # else some are not back yet
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _swapping(temporary: Path) -> Iterator[None]:
+    """Be the only process that moves files in and out of a temporary folder; a killed one is none."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(temporary / "lock", timeout=SWAP_TIME)
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"Another run is replacing the files of {temporary.parent}, and has not come to an end for "
+            f"{SWAP_TIME} s. Let it go on, or end it; then run the same again."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def put_back(folder: Path) -> None:
+    """Undo what a killed run was replacing in a folder; one that is alive is waited for.
+
+    If that is interrupted, it can be done again.
+
+    Raises:
+        ValueError: if a run does not come to an end.
+    """
+    for record in folder.glob(f"{PARTIAL}*/{_SWAP}"):
+        with suppress(FileNotFoundError), _swapping(record.parent):  # it has come to an end
+            _move_back(record.parent, folder)
+            shutil.rmtree(record.parent, ignore_errors=True)
+
+
+def _move_back(temporary: Path, folder: Path) -> None:
+    """Undo a swap of files. The record may be of somebody else's: it can't lead out of the folder."""
+    names = read_json(temporary / _SWAP)
+    if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
+        raise BrokenFileError(temporary / _SWAP, "it does not list names of files", f"Remove {temporary}.")
+    for name in names:
+        if (folder / name).exists() and not (temporary / "new" / name).exists():
+            (folder / name).replace(temporary / "new" / name)
+    for path in (temporary / "old").iterdir():
+        path.replace(folder / path.name)
+    (temporary / _SWAP).unlink()
 
 
 def _set_usual_mode(folder: Path) -> None:

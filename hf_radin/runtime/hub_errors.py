@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -32,6 +33,10 @@ TIMEOUT = 60.0
 
 # What the client raises where an answer is not what it takes it to be.
 _OF_ANSWERS = (TypeError, LookupError, AttributeError, AssertionError, NameError)
+
+
+# What comes of writing to a cache that is read-only, somebody else's, or below a file.
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 
 
 @contextmanager
@@ -92,9 +97,8 @@ def asking_the_hub(what: str, *, revision: str | None = None, missing: str = "")
         refusal = "the Hub refuses: " if str(error).startswith("Invalid metadata") else ""  # of a card
         raise ValueError(f"{what}: {refusal}{_first_line(error)}") from error
     except Exception as error:
-        if _is_of_xet(error):
-            way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
-            raise ValueError(f"{what}: Xet fails: {_first_line(error)}. {way_out}") from error
+        if problem := _of_disk(error) or _of_xet(error):
+            raise ValueError(f"{what}: {problem}") from error
         if isinstance(error, RuntimeError) and error.__cause__:  # of the client, around what happened to a file
             raise ValueError(f"{what}: {_first_line(error)} {_first_line(error.__cause__)}") from error.__cause__
         if type(error).__module__.partition(".")[0].startswith("httpx"):  # of the client; the package's name changes
@@ -149,6 +153,19 @@ def _is_of_xet(error: BaseException) -> bool:
     """Whether hf_xet raised an error: most of its errors are builtin ones, and a few are classes of its own."""
     builtin = type(error) in (OSError, RuntimeError) and _XET.match(str(error))
     return type(error) is ConnectionError or type(error).__module__ == "hf_xet" or bool(builtin)
+
+
+def _of_disk(error: Exception) -> str:
+    """What to do about a cache that can't be written to; empty if an error is of something else."""
+    if not isinstance(error, OSError) or not error.filename or error.errno not in _UNWRITABLE:
+        return ""
+    return f"{error.filename} can't be written to ({error.strerror}); name another place with HF_HOME or HF_HUB_CACHE."
+
+
+def _of_xet(error: Exception) -> str:
+    """What to do where hf_xet fails; empty if an error is of something else."""
+    way_out = "Try again, or set HF_HUB_DISABLE_XET=1 to go without Xet."
+    return f"Xet fails: {_first_line(error)}. {way_out}" if _is_of_xet(error) else ""
 
 
 def _is_of_client(error: Exception) -> bool:

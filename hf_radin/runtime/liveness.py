@@ -81,6 +81,8 @@ def lock(path: Path, work: str) -> Iterator[None]:
         file_lock.acquire(timeout=0)
     except Timeout:
         _wait_for(file_lock, holder_path)
+    except OSError as error:
+        raise ValueError(f"{path} can't be written: {error.strerror}. Name a place of yours (--cache-dir).") from error
     released = threading.Event()
     try:
         write_json(holder_path, to_json(Holder.this(work)))

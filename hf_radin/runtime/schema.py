@@ -70,7 +70,7 @@ def write_sealed(path: Path, record: Any, subject: str) -> None:
     """
     values = json.loads(json.dumps(to_json(record)))  # as they are read back
     text = json.dumps({**values, SEAL: _seal(subject, values)})
-    write_to_cache(path, lambda partial: partial.write_text(text))
+    write_to_cache(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def read_sealed(record: type[T], path: Path, subject: str, *, way_out: str = WAY_OUT) -> T:

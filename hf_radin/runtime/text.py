@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -39,16 +41,32 @@ def printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
+def one_line(error: BaseException) -> str:
+    """What a library says is wrong, in one line: how it lays out its text is nothing that happened."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def refuse_bytes(name: str) -> None:
-    """Refuse the name of a file or folder that is no text: it could be written into no record and no card.
+    """Refuse the name of a file or folder that is no text, or that this locale has no bytes for.
+
+    It could be written into no record and no card, or not be found.
 
     Raises:
-        ValueError: if it has bytes that are not UTF-8, which Python reads as halves of surrogate pairs.
+        ValueError: if it has bytes that are not of the locale, which Python reads as halves of surrogate pairs, or
+            letters that are not.
     """
     try:
         name.encode()
+        os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise ValueError(f"The name {printable(name)} is no UTF-8 text: rename what is called so.") from error
+        try:
+            text = name if error.encoding != "utf-8" else os.fsencode(name).decode()
+        except UnicodeError:
+            raise ValueError(f"The name {printable(name)} is no UTF-8 text: rename what is called so.") from error
+        raise ValueError(
+            f"The name {printable(text)} can't be used in this locale, where names are {sys.getfilesystemencoding()}: "
+            "set LC_ALL=C.UTF-8 and PYTHONUTF8=1."
+        ) from error
 
 
 def escape(text: Any) -> str:

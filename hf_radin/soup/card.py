@@ -15,7 +15,7 @@ from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Result
 from hf_radin.runtime.files import BrokenFileError, card_metadata, read_text
 from hf_radin.runtime.hub_commit import hub_address
-from hf_radin.runtime.text import between, code, escape, percent, show_metric
+from hf_radin.runtime.text import between, code, escape, one_line, percent, show_metric
 from hf_radin.soup import pictures
 from hf_radin.soup.card_sentences import comparison_text, costs, outcome, shared_images
 from hf_radin.soup.redact import without_paths
@@ -342,7 +342,9 @@ def licensed(card: bytes, license: str, path: Path) -> bytes:
     try:
         parsed = ModelCard(card.decode())
     except Exception as error:  # somebody's own YAML
-        raise ValueError(f"{path} has no head that can be read, so that no licence can be set: {error}") from error
+        raise ValueError(
+            f"{path} has no head that can be read, so that no licence can be set: {one_line(error)}"
+        ) from error
     parsed.data.license = license
     return str(parsed).encode()
 

@@ -16,6 +16,7 @@ from hf_radin.checkpoints.model import load_processor, quiet_transformers
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
 from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_late, patiently, status_of
+from hf_radin.runtime.text import one_line
 from hf_radin.soup import card, pictures
 from hf_radin.soup.redact import find_name, private_names, without_names, without_paths
 from hf_radin.soup.report import RECIPE, SETTINGS_FILES, SearchReport
@@ -71,6 +72,9 @@ def push_folder(folder: Path, repo_id: str, options: PushOptions, shown: CardOpt
         patiently(lambda: _complete(arrived, repo_id, commit.oid, files, options.token), passes=is_late)
         try:
             before.compare(_Loaded.read(arrived))
+            # that of the folder may have been overwritten after its files were looked at
+            if (pushed := SearchReport.read(arrived / RECIPE)).files:
+                pushed.check_files(arrived)
         except ValueError as error:
             place = f"{repo_id} at commit {commit.oid}"
             problem = str(error).replace(str(arrived), place)
@@ -107,7 +111,7 @@ class _Loaded:
                     folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
                 )
         except Exception as error:  # each model has its own errors
-            raise ValueError(f"{folder} can't be loaded by transformers: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{folder} can't be loaded by transformers: {one_line(error)}") from error
         misfits = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
         for kind in ("missing_keys", "mismatched_keys"):
             if kind in misfits:
@@ -117,7 +121,7 @@ class _Loaded:
                 batches = [_as_batch(prepare_image(processor, image), model.dtype) for image in made_up_images()]
                 logits = [batch_logits(model.eval(), batch, nullcontext()) for batch in batches]
         except Exception as error:  # such as for images of another size than the one that the model takes
-            logger.warning("The model of %s takes no made-up images, and is only loaded: %s", folder, error)
+            logger.warning("The model of %s takes no made-up images, and is only loaded: %s", folder, one_line(error))
             logits = []
         return cls(misfits, logits)
 
@@ -160,12 +164,12 @@ def files_to_push(
     folder: Path, repo_id: str, options: PushOptions, shown: CardOptions = AS_SAVED
 ) -> dict[str, Path | bytes]:
     """The files of a saved soup as they are uploaded, by name. Errors as of `push_folder`."""
+    files = saved_files(folder)
+    original = SearchReport.read(folder / RECIPE, is_saved=True)
+    original.check_files(folder)  # before a Hub is asked that may not answer
     refuse_offline(repo_id)
     if shown.license is not None:
         check_license(shown.license, options.token)
-    files = saved_files(folder)
-    original = SearchReport.read(folder / RECIPE, is_saved=True)
-    original.check_files(folder)
     files |= {name: folder / name for name in original.files}
     report = without_paths(original)
     files[RECIPE] = report.text.encode()

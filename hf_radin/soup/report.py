@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import hf_radin
@@ -16,7 +16,7 @@ from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSO
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.runtime.files import read_json, sha256_of_each
+from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
@@ -291,7 +291,7 @@ class SearchReport(SearchSettings):
             ValueError: if it is not there, or not one.
         """
         try:
-            contents = read_json(path)
+            contents = read_json(path, way_out="Put back what was saved: the soup can't be told from other models.")
         except FileNotFoundError as error:
             is_named = path.name == RECIPE
             problem = f"{path.parent} holds no soup: there is no {path.name}" if is_named else f"There is no {path}"
@@ -301,7 +301,7 @@ class SearchReport(SearchSettings):
         try:
             return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a complete recipe: {error}.") from error
+            raise ValueError(f"{path} is not a complete recipe: {str(error).rstrip('.')}.") from error
 
     def recorded(self, folder: Path) -> SearchReport:
         """The report of the model whose files a folder holds, and nothing else yet."""
@@ -329,7 +329,8 @@ class SearchReport(SearchSettings):
         hashes = _hashes(folder / name for name in names)
         for name in sorted({*hashes, *self.files}):
             if problem := _difference(hashes.get(name), self.files.get(name)):
-                raise ValueError(f"{folder / printable(name)} {problem}. {way_out or _way_out(folder, name)}")
+                is_edited = name in SETTINGS_FILES and name in hashes
+                raise ValueError(f"{folder / printable(name)} {problem}. {way_out or _way_out(folder, is_edited)}")
 
     def accepted(self, folder: Path) -> SearchReport:
         """The report of a model whose configuration or image processor somebody edited.
@@ -339,8 +340,7 @@ class SearchReport(SearchSettings):
         """
         hashes = _hashes(folder / name for name in self._names(folder))
         edited = {name: hashes[name] for name in SETTINGS_FILES if name in hashes}
-        others = {name: value for name, value in self.files.items() if name not in SETTINGS_FILES}
-        report = replace(self, files=dict(sorted({**others, **edited}.items()))) if self.files else self
+        report = replace(self, files=dict(sorted({**self.files, **edited}.items()))) if self.files else self
         report.check_files(folder)
         return report
 
@@ -461,10 +461,10 @@ def _difference(present: str | None, recorded: str | None) -> str:
     return f"is not what was saved (SHA-256 {present[:_SHORT]}..., {RECIPE} says {recorded[:_SHORT]}...)"
 
 
-def _way_out(folder: Path, name: str) -> str:
-    """What to do about a file that is not what was saved."""
+def _way_out(folder: Path, is_edited: bool) -> str:
+    """What to do about a file that is not what was saved; some may be edited."""
     again = f"cook the soup again with `hf-radin average --recipe {folder / RECIPE} --output ...`"
-    if name not in SETTINGS_FILES:
+    if not is_edited:
         return f"Put back what was saved, or {again}."
     return f"If you edited it, say so with `hf-radin card {folder} --accept-changes`; else {again}."
 
@@ -524,7 +524,7 @@ def _check_names(files: Mapping[str, str]) -> None:
         ValueError: for such a name.
     """
     for name in files:
-        if name in ("", ".", "..") or PurePath(name).name != name:
+        if not is_file_name(name):
             raise ValueError(f"its 'files' name {name!r}, which is outside of the folder")
 
 

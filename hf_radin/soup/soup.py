@@ -13,7 +13,7 @@ from hf_radin.checkpoints.model import load_model, load_processor
 from hf_radin.checkpoints.processor import check_processor
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.runtime.files import write_atomically, write_folder
+from hf_radin.runtime.files import put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.hub_errors import asking_the_hub
 from hf_radin.runtime.processes import Processes
@@ -181,6 +181,8 @@ class Soup:
                 f"Remove {folder.parents[1]} to have it downloaded again. If it was changed on the Hub, transformers "
                 f"loads what is there, and `hf-radin average --recipe {folder / RECIPE} --output ...` cooks the soup."
             )
+        else:
+            put_back(folder)
         report = SearchReport.read(folder / RECIPE, is_saved=True)
         needed = ("saved_dtype", "versions", *(("data", "passes") if report.results else ()))
         missing_fields = [name for name in needed if not getattr(report, name)]

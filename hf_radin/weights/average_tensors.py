@@ -409,7 +409,7 @@ def write(folder: Path, header: Header, fill: Callable[[Sink], object], *, max_s
             os.fsync(file.fileno())
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _encoded_header(header: Header, sizes: Mapping[str, int]) -> tuple[bytes, int]:

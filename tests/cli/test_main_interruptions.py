@@ -87,6 +87,29 @@ def test_no_moment_is_one_for_a_traceback(two, tmp_path, number, at):
     assert run.stderr.strip() == f"hf-radin: {word}; run the same command again to continue."
 
 
+# A compiled module that imports a module of Python's may abort the process if that ends with an error.
+INTERRUPTED_IMPORT = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("it goes on")
+except BaseException as error:
+    print(repr(error))
+"""
+
+
+def test_no_import_hears_of_an_interrupt(two, tmp_path):
+    (tmp_path / "transformers.py").write_text(INTERRUPTED_IMPORT)
+    run = subprocess.run(
+        [sys.executable, "-m", "hf_radin", "inspect", "--models", f"{two}/*"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr == "hf-radin: interrupted; run the same command again to continue.\n"
+
+
 # Ends a command by an error that nobody foresaw, at the place where models are gathered.
 FAULTY = """
 import sys
@@ -107,7 +130,7 @@ sys.exit(main(["inspect", "--models", "a"]))
         ("KeyError('x')", 1, "hf-radin: KeyError: 'x'. This is a fault of hf_radin or of a library: please report"),
         ("MemoryError()", 2, "hf-radin: there is not enough memory: none is left. Take fewer models at a time"),
         ("RuntimeError('CUDA out of memory. Tried')", 2, "hf-radin: there is not enough memory: CUDA out of memory."),
-        ("OSError('a\\nb')", 2, r"hf-radin: a\nb"),
+        ("OSError('a:\\n\\n  b')", 2, "hf-radin: a: b"),
     ],
 )
 @pytest.mark.parametrize("debugged", [False, True])

@@ -91,3 +91,45 @@ def test_files_are_read_alike_in_any_locale(two, locale):
     ]
     run = subprocess.run(start, env=os.environ | {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"}, capture_output=True)
     assert run.returncode == 0 and b"a soup can be made of these 2" in run.stdout and not run.stderr.strip()
+
+
+# Names whose bytes are no text.
+BYTES = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "--models", BYTES, "ft-0"],
+        ["inspect", "--models", "*", "--base-model", BYTES],
+        ["soup", "--models", "ft-*", "--dataset", BYTES],
+        ["soup", "--models", "ft-*", "--dataset", "images"],
+        ["soup", "--models", "ft-*", "--dataset", "d", "--output", BYTES],
+        ["logits", "--models", "ft-*", "--dataset", "d", "--cache-dir", BYTES],
+        ["average", "--recipe", f"{BYTES}/recipe.json", "--output", "o"],
+        ["search", BYTES],
+        ["card", BYTES],
+        ["push", BYTES, "org/a"],
+    ],
+)
+def test_a_name_that_is_no_text_is_named(two, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(two)
+    (two / BYTES).mkdir()
+    (two / "images" / "validation" / "a").mkdir(parents=True)
+    (two / "images" / "validation" / "a" / f"{BYTES}.png").touch()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and is_clean(error)
+    assert r"caf\udce9" in error and "is no UTF-8 text: rename what is called so." in error
+
+
+@pytest.mark.parametrize("names", ["folder", "list"])
+def test_a_name_that_the_locale_lacks_is_named_with_the_way_out(two, names):
+    (two / "ft-0").rename(two / "caf\u00e9")
+    (two / "list.txt").write_text("caf\u00e9\nft-1\n", encoding="utf-8")
+    models = ["list.txt"] if names == "list" else [b"caf\xc3\xa9", "ft-1"]
+    start = [sys.executable, "-X", "utf8=0", "-m", "hf_radin", "inspect", "--models", *models]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run(start, env=environment, cwd=two, capture_output=True, text=True)
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
+    assert r"The name caf\xe9 can't be used in this locale" in run.stderr and "LC_ALL=C.UTF-8" in run.stderr

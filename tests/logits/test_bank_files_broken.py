@@ -41,6 +41,9 @@ class Kind:
 # Measuring soups again takes up to four of them: three go by images that choose, and one by those that prove, too.
 SOUPS = 4 * sum(IMAGES.values())
 
+# Logits of one model on the larger of the splits, and a batch that shows how many models fit into memory.
+LOGITS = IMAGES["validation"] + 8
+
 KINDS = [
     Kind("banks/*/bank.json"),
     Kind("banks/*/latest.json", is_named=False),
@@ -48,8 +51,8 @@ KINDS = [
     Kind("banks/*/ids.npy"),
     Kind("banks/*/labels.npy"),
     Kind("banks/*/digests.npy"),
-    Kind("banks/*/logits/*.npy", IMAGES["validation"]),
-    Kind("banks/*/logits/*.json", IMAGES["validation"]),
+    Kind("banks/*/logits/*.npy", LOGITS),
+    Kind("banks/*/logits/*.json", LOGITS),
     Kind("banks/*/pruned/*.npz"),
     Kind("banks/*/soups/*.npz", SOUPS),
     Kind("banks/*/soups/*-logits.npy", IMAGES["validation"]),

@@ -416,3 +416,6 @@ def test_checkpoints_that_moved_are_found_again_and_lost_ones_left_out(runs, two
     assert [Path(name).name for name in again.ingredients.ids] == ["ft-0", "ft-2"]
     assert "ft-1 is left out of the bank" in caplog.text
     assert hf_radin.radin(again, budget=1)
+    shutil.rmtree(tmp_path / "moved")
+    with pytest.raises(ValueError, match=rf"None of the checkpoints of the bank {bank.folder} is where and what"):
+        hf_radin.LogitBank.open(bank.folder)

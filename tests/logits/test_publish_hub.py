@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,10 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert [path.name for path in Path("found").iterdir()] == ["recipe.json"]
     assert main(["push", "found", "org/new"]) == 2
     assert "found holds the recipe alone, and no model: cook it where its" in capsys.readouterr().err
+    shutil.copytree(runs / "ft-0", "earlier")  # a model stays beside no recipe that is not its own
+    command = ["search", "org/bank", "--budget", "0", "--cache-dir", "yours", "--output", "earlier", "--overwrite"]
+    assert main(command) == 0
+    assert [path.name for path in Path("earlier").iterdir()] == ["recipe.json"]
     command = ["average", "--recipe", "found/recipe.json", "--models", f"{runs}/ft-*", "--output", "soup"]
     assert main(command) == 0
     text = Path("soup/README.md").read_text()
@@ -240,3 +245,13 @@ def test_a_bank_writes_nothing_outside_of_the_cache(pushed, zoo, tmp_path):
     hf_radin.uniform(bank)
     assert not (tmp_path / "outside").exists() and bank.images.folder.resolve().parent == tmp_path / "a/yours/pixels"
     assert bank.source.dataset == "org/digits"
+
+
+def test_several_that_download_one_bank_at_the_same_time_all_have_it(pushed, tmp_path):
+    def fetch(number):
+        return publish.fetch_bank("org/bank", tmp_path / "yours", revision=None, token=None)
+
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as threads:
+            (folder,) = {*threads.map(fetch, range(4))}
+        shutil.rmtree(folder)

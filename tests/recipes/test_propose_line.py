@@ -63,3 +63,16 @@ def test_blocks_change_nothing():
     logits, labels = bank(3)
     whole = best_step(pruning.prune(logits), labels, recipe(1), recipe(2))
     assert best_step(pruning.prune(logits), labels, recipe(1), recipe(2), mixed_at_once=64) == whole
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_last_bits_of_logits_change_no_step(seed):
+    logits, labels = bank(seed)
+    generator = np.random.default_rng(seed)
+    others = [
+        np.nextafter(array, array + generator.choice([-1, 1], size=array.shape).astype("f4")) for array in logits
+    ]
+    assert all((other != array).all() for other, array in zip(others, logits, strict=True))
+    step, right = best_step(pruning.prune(logits), labels, recipe(1), recipe(2))
+    assert best_step(pruning.prune(others), labels, recipe(1), recipe(2)) == (step, right)
+    assert round(step, 4) == step

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from io import BytesIO
@@ -10,14 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared.launching import EXAMPLE, WITNESS, launch
+from shared.launching import EXAMPLE, WITNESS, free_port, launch
 from shared.timeless import contents
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 def launch_on_two(

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from shared.launching import free_port
 
 from hf_radin.runtime import liveness
 
@@ -19,6 +20,22 @@ from hf_radin.runtime import liveness
 with liveness.lock(Path(sys.argv[1]), "logits of 5 models\\n\\x1b[2J"):
     print("held", flush=True)
     time.sleep(600)
+"""
+
+WATCH = """
+import os, sys, time
+from torch.distributed import TCPStore
+from hf_radin.runtime.liveness import Watch
+index, port = map(int, sys.argv[1:3])
+if index == 0:
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+watch = Watch(index, 3)
+print("watches", flush=True)
+if "leaves" in sys.argv:
+    time.sleep(3)
+    watch.end()
+    print("left", flush=True)
+time.sleep(600)
 """
 
 
@@ -79,14 +96,69 @@ def test_a_holder_that_says_nothing_is_waited_for_no_longer(holder, tmp_path, ca
 def test_the_record_of_a_holder_is_one_line_of_json(tmp_path):
     with liveness.lock(tmp_path / "bank.lock", "logits"):
         fields = json.loads((tmp_path / "bank.lock.json").read_text())
-    assert (
-        fields["process"] == os.getpid()
-        and fields["work"] == "logits"
-        and set(fields)
-        == {
-            "process",
-            "host",
-            "since",
-            "work",
-        }
+    assert (fields["process"], fields["work"]) == (os.getpid(), "logits")
+    assert set(fields) == {"process", "host", "since", "work"}
+
+
+@pytest.fixture
+def watching():
+    """Start process `index` of three that watch each other, each of which counts as stopped after four seconds."""
+    processes, port = [], free_port()
+    environment = {**os.environ, "HF_RADIN_SILENCE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def start(index, *words):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", WATCH, str(index), str(port), *words]
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("index", [0, 2], ids=["which has the store", "which has not"])
+def test_a_process_of_several_that_is_stopped_ends_the_others_and_one_of_them_says_so(watching, index):
+    processes = [watching(rank) for rank in range(3)]
+    assert {process.stdout.readline() for process in processes} == {"watches\n"}
+    time.sleep(5)  # until each has heard of the others
+    os.kill(processes[index].pid, signal.SIGSTOP)
+    others = [process for process in processes if process is not processes[index]]
+    errors = [process.communicate(timeout=60)[1] for process in others]
+    assert [process.returncode for process in others] == [1, 1]
+    first, *further = [line for text in errors for line in text.splitlines() if line.startswith("hf-radin: ")]
+    lost = rf"process {index} of 3 \({processes[index].pid} on \S+\) has given no sign of life for 4 s"
+    assert re.match(f"hf-radin: {lost}", first)
+    assert not further
+    assert processes[index].wait(60) < 0  # it was woken, and ended
+
+
+def test_whoever_leaves_is_not_missed(watching):
+    others, leaving = [watching(0), watching(1)], watching(2, "leaves")
+    assert [leaving.stdout.readline() for _ in range(2)] == ["watches\n", "left\n"]
+    os.kill(leaving.pid, signal.SIGSTOP)
+    time.sleep(12)
+    assert [process.poll() for process in others] == [None, None]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root becomes another user")
+def test_a_cache_of_another_user_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "bank.lock").touch(0o644)
+    for path in (tmp_path, *tmp_path.parents[:-2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setuid(4001)
+        try:
+            with liveness.lock(tmp_path / "bank.lock", "logits"):
+                pass
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    message = (
+        f"ValueError: {tmp_path}/bank.lock can't be written: Permission denied. Name a place of yours (--cache-dir)."
     )
+    assert os.read(reader, 1000).decode() == message

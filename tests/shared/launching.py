@@ -1,6 +1,7 @@
 """`accelerate launch`, as a user starts it."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,10 @@ def launch(
     witnesses = sorted(path.name for path in folder.glob("process-*"))
     assert witnesses == [f"process-{index}-of-{processes}" for index in range(processes)], run.stderr
     return run
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
+from hf_radin.runtime.files import write_folder
 from hf_radin.runtime.hub_commit import PushOptions
+from hf_radin.soup import push
 from hf_radin.soup.push import push_folder
 from hf_radin.soup.report import SearchReport
 
@@ -194,3 +197,38 @@ def test_a_soup_that_was_changed_on_the_hub_or_in_the_cache_is_refused(hub, fold
         hf_radin.Soup.from_pretrained("org/soup")
     soup = hf_radin.Soup.from_pretrained("org/soup", revision=pushed)  # the commit that was pushed is what it was
     assert soup.model and AutoModelForImageClassification.from_pretrained("org/soup")
+
+
+@pytest.mark.parametrize("reader", ["card", "push", "from_pretrained"])
+def test_after_a_killed_overwrite_readers_too_find_the_old_soup(hub, saved, folder, reader):
+    """Its files are put back, in place of advice for somebody who has edited them."""
+    (folder / "notes.txt").write_text("mine")  # files are replaced one by one
+    child = os.fork()
+    if not child:
+        replace, moved = Path.replace, []
+
+        def stop(self, target):
+            moved.append(self)
+            return os._exit(9) if len(moved) == 4 else replace(self, target)
+
+        Path.replace = stop
+        write_folder(folder, lambda new: shutil.copytree(saved, new, dirs_exist_ok=True), overwrite=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (folder / "config.json").exists()
+    if reader == "from_pretrained":
+        assert hf_radin.Soup.from_pretrained(folder).model
+    else:
+        assert main([reader, str(folder), *(["org/soup"] if reader == "push" else [])]) == 0
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", *(path.name for path in saved.iterdir())}
+
+
+def test_a_soup_that_is_overwritten_while_it_is_pushed_is_not_pushed_in_silence(hub, folder, runs, monkeypatch):
+    """Between the look at its files and their upload, the Hub may be asked for minutes."""
+
+    def overwrite(*arguments):
+        shutil.copyfile(runs / "ft-0" / "model.safetensors", folder / "model.safetensors")
+        return []
+
+    monkeypatch.setattr(push, "private_names", overwrite)
+    with pytest.raises(ValueError, match=r"was pushed, but is not .*model\.safetensors is not what was saved"):
+        push_folder(folder, "org/soup", PushOptions())

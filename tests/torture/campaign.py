@@ -48,6 +48,7 @@ PROMISES = [
     Promise("order", "same soup for any order, batch, files, process number, hash seed", 300, 10, order.attempt),
     Promise("together", "two runs at the same time on one cache", 50, 3, together.attempt),
     Promise("full-disk", "disk full in the middle", 10, 2, scarce.full_disk),
+    Promise("output", "nobody reads what is printed", 10, 2, scarce.lost_output),
     Promise("read-only", "read-only from the middle on", 10, 2, scarce.read_only),
     Promise("memory", "no memory from the middle on", 10, 2, scarce.little_memory),
     Promise("network", "lost network in the middle", 10, 2, scarce.lost_network),

@@ -284,7 +284,7 @@ CASES: list[tuple[str, Callable[[World, Path], Arguments]]] = [
     ("a script of a metric", _script),
     ("a script of a dataset", _loader),
     *((f"a pickle in {name}", _pickled_cache(f"banks/*/{name}")) for name in ("labels.npy", "ids.npy", "digests.npy")),
-    *((f"a pickle in {name}", _pickled_cache(f"banks/*/{name}")) for name in ("logits/*.npy", "soups/*.npy")),
+    *((f"a pickle in {name}", _pickled_cache(f"banks/*/{name}")) for name in ("logits/*.npy", "soups/*.npz")),
     *((f"a pickle in {name}", _pickled_cache(name)) for name in ("banks/*/pruned/*.npz", "weights/*.npz")),
     ("a shard outside", _index({"a": "../outside.safetensors"})),
     ("a shard of the system", _index({"a": "/etc/passwd"})),

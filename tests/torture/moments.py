@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Python's audit events of changes, each with a path as its first argument; `open` is one if it may write.
@@ -13,20 +13,20 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.sym
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
-def before_change(number: int, folder: Path, action: Callable[[], object]) -> Callable[[], int]:
-    """Let `action` happen in this process before its n-th change of a file below a folder, from 1.
+def before_change(number: int, places: Sequence[Path], action: Callable[[], object]) -> Callable[[], int]:
+    """Let `action` happen in this process before its n-th change, from 1, of a path that begins like one of these.
 
     Returns:
         how many changes there have been.
     """
-    changes, place = 0, str(folder)
+    changes, beginnings = 0, tuple(map(str, places))
 
     def hear(event: str, arguments: tuple) -> None:
         nonlocal changes
         if event != "open" and event not in _CHANGES:
             return
         path = arguments[0]
-        if not isinstance(path, (str, bytes, os.PathLike)) or not os.fsdecode(path).startswith(place):
+        if not isinstance(path, (str, bytes, os.PathLike)) or not os.fsdecode(path).startswith(beginnings):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITING):
             return

@@ -11,11 +11,12 @@ from pathlib import Path
 from loopback_hub.loopback import LoopbackHub
 from loopback_hub.wire import Fault
 
-from torture.attempts import HELD, REFUSED, Attempt, Task, flaw
+from hf_radin.__main__ import run as run_program
+from torture.attempts import DIFFERS, HELD, LINES, REFUSED, Attempt, Task, flaw
 from torture.children import command, give_away, prepared, run, start
 from torture.killed import draw_moment, rerun
 from torture.moments import before_change
-from torture.world import World, copied
+from torture.world import World, copied, difference
 
 # Bytes that a run writes.
 WRITTEN = 900_000
@@ -38,6 +39,28 @@ def full_disk(world: World, task: Task) -> Attempt:
     if problem := flaw(ended):
         return Attempt(name, *problem)
     return rerun(name, run(task.folder, *options, "--overwrite"), task.folder / "soup", world.files("radin"))
+
+
+def lost_output(world: World, task: Task) -> Attempt:
+    """Let what is printed find no reader, or no room: the soup is saved all the same."""
+    streams = task.random.choice(((1,), (2,), (1, 2)))
+    is_full = task.random.random() < 0.5
+    name = f"{'a full disk' if is_full else 'a closed pipe'} behind {' and '.join(map(str, streams))}"
+
+    def lose() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        writer = os.open("/dev/full", os.O_WRONLY) if is_full else writer
+        for stream in streams:
+            os.dup2(writer, stream)
+
+    options = list(map(str, world.options(task.folder)))
+    ended = start(task.folder, prepared(lose, lambda: run_program(options))).wait()
+    expected = 2 if is_full and 1 in streams else 0
+    if (problem := flaw(ended, allowed=(expected,))) and (problem[0] != LINES or 2 not in streams):
+        return Attempt(name, *problem)
+    differing = difference(task.folder / "soup", world.files("radin"))
+    return Attempt(name, DIFFERS, f"{differing} differs") if differing else Attempt(name, HELD)
 
 
 def _mount(folder: Path, size: int) -> None:
@@ -67,7 +90,7 @@ def read_only(world: World, task: Task) -> Attempt:
                 path.chmod(0o555)
 
     name = f"read-only before change {change}"
-    work = prepared(lambda: before_change(change, folder, forbid), command(*options))
+    work = prepared(lambda: before_change(change, [folder], forbid), command(*options))
     ended = start(folder, work, environment=environment, as_nobody=True).wait()
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
@@ -87,7 +110,7 @@ def little_memory(world: World, task: Task) -> Attempt:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (megabytes << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
-    moment, prepare = draw_moment(task.random, world.searching, folder, limit)
+    moment, prepare = draw_moment(task.random, world.searching, [folder], limit)
     name = f"{megabytes} MB {moment}"
     ended = start(folder, prepared(prepare, command(*options))).wait()
     if problem := flaw(ended):

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import shared.timeless
 
+from hf_radin.runtime.files import PARTIAL
 from torture.attempts import Ended
 from torture.children import command, prepared, start, warm
 from torture.moments import before_change
@@ -18,6 +20,9 @@ from torture.moments import before_change
 # Which of the digits: few, such that a run takes a second.
 PARTS = {"train": slice(0, 64), "validation": slice(700, 860), "test": slice(1300, 1380)}
 MODELS = 4
+
+# A file of the user's beside a soup.
+NOTES = "notes.txt"
 SHARDS = (1, 2, 3, 5)
 
 # Kinds of runs, with the options that set them apart. Undisturbed ones of all but the first begin with its cache;
@@ -51,7 +56,7 @@ class World:
     Args:
         folder: where everything is.
         searching: how `soup` goes with an empty cache.
-        overwriting: how `soup --method uniform --overwrite` goes where all logits are there, inside the output folder.
+        overwriting: how `soup --method uniform --overwrite` goes where all logits are there; changes of the output.
     """
 
     folder: Path
@@ -106,8 +111,11 @@ def difference(folder: Path, files: dict[str, bytes]) -> str | None:
 
 
 def soup_files(folder: Path) -> dict[str, bytes]:
-    """The files of a folder without times, by name; what a killed run left half written is none of them."""
-    files = [path for path in folder.iterdir() if path.name[0] != "." and path.is_file()]
+    """The files of a saved soup without times, by name.
+
+    What a killed run left half written is none of them, and the user's notes are not.
+    """
+    files = [path for path in folder.iterdir() if path.name[0] != "." and path.name != NOTES and path.is_file()]
     return {path.name: shared.timeless.without_times(path) for path in files}
 
 
@@ -135,12 +143,12 @@ def make(folder: Path) -> World:
         path.chmod(0o755 if path.is_dir() else 0o644)
     warm(folder / "radin", [command(*world.options(folder / "radin"))])
     overwriting = Pace(0, 0.0)
-    searching = _pace(folder / "searching", folder / "searching", world.options(folder / "searching"))
+    searching = _pace(folder / "searching", [folder / "searching"], world.options(folder / "searching"))
     for kind in list(KINDS)[1:]:
         copied(world.cache, folder / kind / "cache")
         if kind == "uniform":
             copied(world.soup, folder / kind / "soup")
-        pace = _pace(folder / kind, folder / kind / "soup", world.options(folder / kind, kind))
+        pace = _pace(folder / kind, output_places(folder / kind), world.options(folder / kind, kind))
         overwriting = pace if kind == "uniform" else overwriting
     _stop_before_joining(world, folder / "stopped")
     return World(folder, searching, overwriting)
@@ -159,11 +167,16 @@ def _stop_before_joining(world: World, folder: Path) -> None:
     start(folder, prepared(lambda: sys.addaudithook(hear), command(*world.options(folder)))).wait()
 
 
-def _pace(folder: Path, place: Path, options: list[object]) -> Pace:
-    """How a command goes, with its changes below a place."""
+def output_places(folder: Path) -> list[Path]:
+    """How the paths begin that an overwrite of the soup in this folder changes."""
+    return [folder / "soup", folder / PARTIAL]
+
+
+def _pace(folder: Path, places: Sequence[Path], options: list[object]) -> Pace:
+    """How a command goes, with its changes in these places."""
 
     def work() -> int:
-        count = before_change(0, place, int)
+        count = before_change(0, places, int)
         status = command(*options)()
         (folder / "changes").write_text(str(count()))
         return status
