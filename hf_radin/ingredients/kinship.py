@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,10 +31,12 @@ class Weights:
             models (with different starts their cosine is 0.97 and more), the head because models of one start with
             different heads still make a soup.
         broken: name of the first tensor with a NaN or infinite number; empty if there is none.
+        statistics: SHA-256 of all BatchNorm statistics; empty if there are none.
     """
 
     entries: np.ndarray
     broken: str = ""
+    statistics: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,17 @@ def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
             indices = torch.randint(len(flat), (count,), generator=generator) if count < len(flat) else slice(None)
             scale = (len(flat) / count) ** 0.5
             entries.append(flat[indices].float().numpy() * scale)
-    return Weights(np.concatenate(entries), broken)
+    return Weights(np.concatenate(entries), broken, _hash_statistics(model))
+
+
+def _hash_statistics(model: PreTrainedModel) -> str:
+    """The SHA-256 of what BatchNorm layers have learnt of their inputs; empty if there are none."""
+    digest, count = hashlib.sha256(), 0
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            digest.update(name.encode() + buffer.float().cpu().numpy().tobytes())
+            count += 1
+    return digest.hexdigest() if count else ""
 
 
 def inner_products(weights: Sequence[Weights]) -> np.ndarray:
