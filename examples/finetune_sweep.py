@@ -169,6 +169,8 @@ def load_start(settings: Settings, train: datasets.Dataset) -> tuple[nn.Module, 
     same_labels = config.id2label == labels
     config.num_labels = len(labels)  # first: it overwrites the names below, and for pvt it is a field of its own
     config.id2label, config.label2id = labels, {label: index for index, label in labels.items()}
+    if config.model_type == "timm_wrapper":
+        config.label_names = list(labels.values())  # it writes these, and those of the start if it had any
     config.problem_type = "single_label_classification"  # left alone, runs with label smoothing would not set it
     transformers.set_seed(settings.seed)
     model, report = AutoModelForImageClassification.from_pretrained(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared.training import NAMES
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, TimmWrapperConfig
 
 import hf_radin
 from hf_radin.ingredients.card_metadata import agreed_origin
@@ -80,6 +80,17 @@ def test_a_start_without_a_head_is_given_one_for_all(finetune_sweep, settings, s
     for folder in folders:
         tuned = AutoModelForImageClassification.from_pretrained(folder)
         assert torch.dist(tuned.classifier.weight, given.classifier.weight) < given.classifier.weight.norm()
+
+
+def test_a_start_of_timms_that_names_its_classes_is_given_those_of_the_images(finetune_sweep, settings, tmp_path):
+    preparation = {"input_size": [3, 32, 32], "num_classes": 3}
+    config = TimmWrapperConfig(architecture="test_efficientnet", pretrained_cfg=preparation, num_labels=3)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "other")
+    settings = replace(settings, model=str(tmp_path / "other"), count=1)
+    (folder,) = finetune_sweep.sweep(settings)
+    assert list(AutoConfig.from_pretrained(folder).id2label.values()) == NAMES
+    shutil.rmtree(folder)
+    assert finetune_sweep.sweep(settings) == [folder] and folder.exists()  # its start needs no head once more
 
 
 def test_the_demo_cooks_a_soup_of_real_checkpoints(tmp_path):

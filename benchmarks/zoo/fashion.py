@@ -43,6 +43,7 @@ CLASSES = (
     "Ankle boot",
 )
 VALIDATION, TRAIN = 5_000, 20_000  # of the 60 000 images that are not for tests
+TEST = 10_000
 BATCH_SIZE = 64
 
 Architecture = Literal["resnet", "vit"]
@@ -111,12 +112,19 @@ def kinship_zoo(folder: Path, data: Path, architecture: Architecture, *, seed: i
 
 
 def make_data(
-    folder: Path, source: Path = SOURCE, *, train: int = TRAIN, validation: int = VALIDATION, seed: int = 0
+    folder: Path,
+    source: Path = SOURCE,
+    *,
+    train: int = TRAIN,
+    validation: int = VALIDATION,
+    test: int = TEST,
+    seed: int = 0,
 ) -> Path:
-    """Write train, validation and test (the 10 000 images meant for it); `datasets.load_dataset(folder)` reads them.
+    """Write train, validation and test; `datasets.load_dataset(folder)` reads them.
 
     Args:
         train, validation: how many images, of the 60 000 that are not for tests.
+        test: how many of the 10 000 images that are meant for it, the first ones.
 
     Raises:
         FileNotFoundError: if the source has no Fashion-MNIST in it.
@@ -124,7 +132,7 @@ def make_data(
     if folder.exists():
         return folder
     images, labels = (read_idx(source / f"train-{kind}.gz") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-    tests = [read_idx(source / f"t10k-{kind}.gz") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    tests = [read_idx(source / f"t10k-{kind}.gz")[:test] for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     seen, unseen, _ = np.split(np.random.default_rng(seed).permutation(len(images)), [train, train + validation])
     splits = {
         "train": (images[seen], labels[seen]),
@@ -188,7 +196,7 @@ def make(folder: Path, data: Path, runs: Sequence[Run], architecture: Architectu
 
 def begin(folder: Path, run: Run, architecture: Architecture) -> PreTrainedModel:
     """The model that a run begins with."""
-    model = random_model(architecture)
+    model = random_model(architecture, CLASSES)
     if run.start is None:
         return model
     start = type(model).from_pretrained(folder / run.start)
@@ -197,8 +205,13 @@ def begin(folder: Path, run: Run, architecture: Architecture) -> PreTrainedModel
     return start
 
 
-def random_model(architecture: Architecture) -> PreTrainedModel:
-    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: index for index, name in enumerate(CLASSES)}}
+def label_maps(classes: Sequence[str]) -> dict[str, dict]:
+    """What a configuration says of its classes."""
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
+
+
+def random_model(architecture: Architecture, classes: Sequence[str]) -> PreTrainedModel:
+    names = label_maps(classes)
     if architecture == "resnet":
         return ResNetForImageClassification(
             ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[2, 2, 2], layer_type="basic", **names)

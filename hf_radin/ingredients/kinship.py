@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -36,11 +37,13 @@ class Weights:
             different heads still make a soup.
         broken: name of the first tensor with a NaN or infinite number; empty if there is none.
         head: sampled in the same way from the matrices with an entry for each class `(entries,)`.
+        statistics: SHA-256 of all BatchNorm statistics; empty if there are none.
     """
 
     entries: np.ndarray
     broken: str = ""
     head: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    statistics: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,23 @@ def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
             indices = torch.randint(len(flat), (count,), generator=generator) if count < len(flat) else slice(None)
             scale = (len(flat) / count) ** 0.5
             (head if name in heads else entries).append(flat[indices].float().numpy() * scale)
-    return Weights(np.concatenate(entries), broken, np.concatenate(head))
+    return Weights(np.concatenate(entries), broken, np.concatenate(head), _hash_statistics(model))
 
 
 def least_cosines(weights: Sequence[Weights]) -> Cosines:
     """How alike those of the models are that are least alike."""
     heads = np.stack([model_weights.head for model_weights in weights]).astype(np.float64)
     return Cosines(float(_cosines(heads).min()), float(_cosines(_rows(weights)).min()))
+
+
+def _hash_statistics(model: PreTrainedModel) -> str:
+    """The SHA-256 of what BatchNorm layers have learnt of their inputs; empty if there are none."""
+    digest, count = hashlib.sha256(), 0
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            digest.update(name.encode() + buffer.float().cpu().numpy().tobytes())
+            count += 1
+    return digest.hexdigest() if count else ""
 
 
 def inner_products(weights: Sequence[Weights]) -> np.ndarray:

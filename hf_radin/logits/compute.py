@@ -43,7 +43,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
-from hf_radin.logits.preflight import Remark, check_models, usable_ingredients
+from hf_radin.logits.preflight import Remark, check_models, share_statistics, usable_ingredients
 from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, remove_partials
 from hf_radin.runtime.processes import Processes
@@ -332,7 +332,7 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     ingredients, remarks = usable_ingredients(task.ingredients, task.home, options.strangers, task.dtype, processes)
     missing = [name for name in missing if name in ingredients.ids]
     _log_beginning(task, len(ingredients), len(missing))
-    statistics = _statistics(task)
+    statistics = _statistics(task, ingredients)
     batch_size = processes.decide(lambda: _batch_size(task, example))
     processes.sync_files(folder, BATCH_SIZE_FILE)
     compute(
@@ -395,9 +395,16 @@ def _log_beginning(task: _Task, models: int, missing: int) -> None:
     )
 
 
-def _statistics(task: _Task) -> Statistics | None:
-    """The images that soups estimate their BatchNorm statistics from; None without BatchNorm."""
+def _statistics(task: _Task, ingredients: Ingredients) -> Statistics | None:
+    """The images that soups estimate their BatchNorm statistics from; None if they have none or keep them."""
     if task.sampled is None:
+        return None
+    is_named = task.options.batchnorm_split is not None
+    if not is_named and share_statistics(ingredients, task.home, task.dtype, task.processes):
+        logger.info(
+            "All ingredients have the same BatchNorm statistics, and so have soups: name a batchnorm_split "
+            "(--batchnorm-split) to have them estimated anew."
+        )
         return None
     return prepare_statistics(
         task.sampled,

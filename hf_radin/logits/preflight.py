@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def check_models(
         heads = heads or class_axes(model.config, trust_remote_code=ingredient.trust_remote_code)
         weights = sample(model, heads)
         path = paths[ingredient.id]
-        arrays = {"entries": weights.entries, "broken": np.array(weights.broken), "head": weights.head}
+        arrays = {name: np.asarray(value) for name, value in vars(weights).items()}
         write_arrays(path, arrays, path.stem)
         if example is not None and ingredient.id in to_run and not weights.broken:
             _show(example, ingredient.id, model.to(processes.device), processes.accelerator)
@@ -124,6 +125,16 @@ def load_cosines(ingredients: Ingredients, home: Path, dtype: torch.dtype, proce
     return processes.decide(
         lambda: least_cosines([_read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients])
     )
+
+
+def share_statistics(ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes) -> bool:
+    """Whether ingredients that were checked have the very same BatchNorm statistics, as where these were frozen."""
+
+    def share() -> bool:
+        samples = [_read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients]
+        return len({weights.statistics for weights in samples}) == 1
+
+    return processes.decide(share)
 
 
 def _show(example: Mapping[str, torch.Tensor], name: str, model: PreTrainedModel, accelerator: Accelerator) -> None:
@@ -192,9 +203,10 @@ def _different_starts(relations: list[Relation]) -> list[Remark]:
 
 def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path:
     """By dtype too: what is a number in float32 may not be a number in float16."""
-    return home / "weights" / f"{digest(ingredient.key, ingredient.order, str(dtype), ENTRIES, 'head')}.npz"
+    names = [field.name for field in fields(Weights)]  # a sample of an earlier version has others
+    return home / "weights" / f"{digest(ingredient.key, ingredient.order, str(dtype), ENTRIES, names)}.npz"
 
 
 def _read_sample(path: Path) -> Weights:
     arrays = read_arrays(path, path.stem, way_out="Remove it and run the same again.")
-    return Weights(arrays["entries"], str(arrays["broken"]), arrays["head"])
+    return Weights(arrays["entries"], str(arrays["broken"]), arrays["head"], str(arrays["statistics"]))

@@ -1,6 +1,7 @@
 """BatchNorm statistics of a soup are those of its own activations, from images alone; nothing else changes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.images.split import DataSource, open_split, sample_split
 from hf_radin.search.held_out import bank_of_split
-from hf_radin.soup.cook import find_ingredients, find_statistics
+from hf_radin.soup.cook import cook_recipe, find_ingredients, find_statistics
 from hf_radin.soup.report import SearchReport
 from hf_radin.weights import batchnorm
 
@@ -99,6 +100,34 @@ def test_a_single_model_keeps_its_own(bank):
     soup = hf_radin.best_single(bank)
     ingredient = AutoModelForImageClassification.from_pretrained(*soup.recipe.used).state_dict()
     assert all(torch.equal(ingredient[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def frozen(nets, tmp_path_factory) -> Path:
+    """Fine-tunes whose BatchNorm statistics stayed those of their start."""
+    folder, kept = tmp_path_factory.mktemp("frozen"), {}
+    for path in sorted(nets.glob("ft-*")):
+        shutil.copytree(path, folder / path.name)
+        model = AutoModelForImageClassification.from_pretrained(path)
+        kept = kept or buffers(model.state_dict())
+        model.load_state_dict(kept, strict=False)
+        model.save_pretrained(folder / path.name)
+    return folder
+
+
+def test_statistics_that_all_ingredients_share_are_those_of_the_soup(frozen, digits, tmp_path, caplog):
+    caplog.set_level("INFO")
+    bank = bank_of(frozen, digits, tmp_path)
+    assert bank.statistics is None and "have the same BatchNorm statistics" in caplog.text
+    assert hf_radin.LogitBank.open(bank.folder).statistics is None
+    soup = hf_radin.uniform(bank)
+    expected = buffers(bank.ingredients[0].load_model(torch.float32).state_dict())
+    assert expected and all(torch.equal(tensor, soup.model.state_dict()[name]) for name, tensor in expected.items())
+    soup.save_pretrained(tmp_path / "soup")
+    assert "estimated anew" not in (tmp_path / "soup" / "README.md").read_text()
+    cook_recipe(tmp_path / "soup" / "recipe.json", tmp_path / "again")
+    assert contents(tmp_path / "again")["model.safetensors"] == contents(tmp_path / "soup")["model.safetensors"]
+    assert bank_of(frozen, digits, tmp_path, batchnorm_split="train").statistics is not None
 
 
 def test_the_split_is_train_or_the_one_that_is_named(nets, digits, bank, bank_cache, caplog):

