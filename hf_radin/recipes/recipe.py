@@ -100,7 +100,7 @@ class Measurement:
             refitted head), or a kind of candidates.
         estimate: accuracy of the ensemble on the validation split, in [0, 1]; with a refitted head, of its teacher.
         measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated. With a refitted
-            head, that of heads which did not see the image (`ridge.refit`).
+            head, that of heads which did not see the image (`refit.refit`).
         images: how many images the soup was measured on; if these are not all, `measured` is estimated from them.
         interval: the 95% interval of the accuracy, given the images; None if nothing was measured.
         passes: images that the soup was shown, as a share of the split; 0 for a single model, whose logits are known,

@@ -23,7 +23,7 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import Head, Recording, RefittedHead
-from hf_radin.weights.ridge import Refit, refit
+from hf_radin.weights.refit import Refit, refit
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ class MeasuredSoup:
         self._model = self._recording = None
 
     def refit(self, teacher: np.ndarray, *, seed: int = 0) -> Refit:
-        """Its head refitted to the ensemble of a recipe `(models,)`, without a further pass, as `ridge.refit` does it.
+        """Its head refitted to the ensemble of a recipe `(models,)`, without a further pass, as `refit.refit` does it.
 
         The images that it was shown by `look` teach it, without their labels. In `predictions` `(samples,)` they have
         the class that the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been

@@ -10,7 +10,7 @@ a candidate is dropped if d + z s < 0, where a normal variable exceeds z with pr
 the number of candidates that the other was the best of. So one that is no worse than it on the whole split is dropped
 with a probability of about `ERROR` at most, however often it is looked at, and however lucky the other was.
 
-A soup may have several heads, averaged or refitted to an ensemble (see `ridge`). Each makes a candidate, and all of
+A soup may have several heads, averaged or refitted to an ensemble (see `refit`). Each makes a candidate, and all of
 them are judged by the same images: so the further ones cost no pass. What counts of a refitted head is what heads that
 were fitted to other images predict for an image. Fitted to few of them it is worse than it will be, so that such a
 soup is shown its whole sample before it may be dropped.

@@ -28,7 +28,7 @@ from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_
 from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.head import Head, HeadError, find_head
-from hf_radin.weights.ridge import FOLDS
+from hf_radin.weights.refit import FOLDS
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def radin(
             same classes.
         head: `average` averages heads like all else. `refit` measures each soup with its averaged head and, from the
             same images, with its head refitted to the logits of its ensemble and of the ensemble of all, without
-            labels (see `ridge`); each single model with a head of the latter is a candidate (`alone`), which takes
+            labels (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
             passes like a soup. Such a soup's accuracy on the split that chooses is that of heads which did not see
             the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
             where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.

@@ -45,7 +45,7 @@ from hf_radin.weights.average import average_model, by_content, saved_dtype, wri
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
 from hf_radin.weights.head import FeatureRunning, RefittedHead, find_head
-from hf_radin.weights.ridge import FOLDS, Refit, refit
+from hf_radin.weights.refit import FOLDS, Refit, refit
 
 if TYPE_CHECKING:
     import torch

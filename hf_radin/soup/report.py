@@ -20,7 +20,7 @@ from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
 from hf_radin.runtime.schema import from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
-from hf_radin.weights.ridge import FOLDS
+from hf_radin.weights.refit import FOLDS
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Overlap:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRecord:
-    """How the head of a soup was refitted (`ridge.refit`): all that makes it again from the same checkpoints.
+    """How the head of a soup was refitted (`refit.refit`): all that makes it again from the same checkpoints.
 
     Args:
         teacher: whose ensemble's logits the head was fitted to.

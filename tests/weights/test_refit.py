@@ -1,0 +1,162 @@
+"""A head refitted to a teacher: where it is known what comes out, and that no image judges itself."""
+
+import numpy as np
+import pytest
+from shared.features import CLASSES, drawn, noisy_teacher
+from sklearn.linear_model import LogisticRegression
+
+from hf_radin.weights.head import LinearLayer
+from hf_radin.weights.refit import FOLDS, Lesson, Teacher, draw_folds, least_entropy, refit
+from hf_radin.weights.ridge import fit
+
+
+def drawn_layer(generator: np.random.Generator, features: int = 12, has_bias: bool = True) -> LinearLayer:
+    bias = generator.normal(size=CLASSES) if has_bias else None
+    return LinearLayer(generator.normal(size=(CLASSES, features)), bias)
+
+
+def teacher_of(logits: np.ndarray) -> Teacher:
+    return lambda rows: logits[rows]
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def assert_same_predictions(layer: LinearLayer, other: LinearLayer, features: np.ndarray) -> None:
+    """Equal but for a number that all logits of an image have in common."""
+    logits, others = layer(features), other(features)
+    np.testing.assert_allclose(
+        logits - logits.mean(1, keepdims=True), others - others.mean(1, keepdims=True), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("images", [8, 200])  # fewer than features, and many
+@pytest.mark.parametrize("penalty", [None, 1e-12, 1.0, 1e6])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_teacher_that_says_what_the_model_says_changes_nothing(images, penalty, has_bias):
+    features, generator = drawn(images)
+    layer = drawn_layer(generator, has_bias=has_bias)
+    offsets = generator.normal(size=(images, 1))  # which change no probability
+    result = refit(features, teacher_of(layer(features) + offsets), layer, np.arange(images), penalty=penalty)
+    assert_same_predictions(result.layer, layer, drawn(seed=1)[0])
+    assert (result.predictions == layer(features).argmax(1)).all()
+    assert (result.layer.bias is None) == (not has_bias)
+
+
+@pytest.mark.parametrize("penalty", [None, 1e-12])
+def test_a_teacher_that_is_linear_in_the_features_is_found(penalty):
+    """As the ensemble is of ingredients that differ in a linear head alone; whichever head it starts from."""
+    features, generator = drawn()
+    heads = [drawn_layer(generator) for _ in range(3)]
+    ensemble = np.mean([head(features) for head in heads], axis=0)
+    average = LinearLayer(np.mean([head.weight for head in heads], 0), np.mean([head.bias for head in heads], 0))
+    result = refit(features, teacher_of(ensemble), heads[0], np.arange(200), penalty=penalty)
+    assert_same_predictions(result.layer, average, drawn(seed=1)[0])
+    assert (result.predictions == ensemble.argmax(1)).all()
+    assert result.penalty <= 1e-6
+
+
+def test_no_image_has_a_part_in_its_own_prediction():
+    features, generator = drawn(300)
+    logits = 0.3 * noisy_teacher(features, generator)
+    layer, contents = drawn_layer(generator), np.arange(300)
+    folds = draw_folds(contents)
+    before = refit(features, teacher_of(logits), layer, contents).predictions
+    for fold in range(FOLDS):
+        others = logits + np.where((folds == fold)[:, None], generator.normal(size=logits.shape), 0)
+        after = refit(features, teacher_of(others), layer, contents).predictions
+        assert (after[folds == fold] == before[folds == fold]).all()
+        assert (after[folds != fold] != before[folds != fold]).any()
+
+
+def test_the_order_of_the_images_changes_no_bit():
+    features, generator = drawn()
+    logits, layer = 0.3 * noisy_teacher(features, generator), drawn_layer(generator)
+    contents = np.array([f"{number:032x}".encode() for number in generator.permutation(200)])
+    result = refit(features, teacher_of(logits), layer, contents)
+    order = generator.permutation(200)
+    other = refit(features[order], teacher_of(logits[order]), layer, contents[order])
+    assert (other.layer.weight == result.layer.weight).all() and (other.layer.bias == result.layer.bias).all()
+    assert (other.predictions == result.predictions[order]).all() and other.penalty == result.penalty
+    seeded = refit(features, teacher_of(logits), layer, contents, seed=1)
+    np.testing.assert_allclose(seeded.layer.weight, result.layer.weight, rtol=1e-3)  # the folds judge alone
+    assert (draw_folds(contents, seed=1) != draw_folds(contents)).any()
+
+
+def test_copies_of_an_image_are_in_one_fold_and_folds_are_of_one_size():
+    contents = np.array([b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i", b"j"] * 3)
+    folds = draw_folds(contents)
+    assert all(len({*folds[contents == content]}) == 1 for content in contents)
+    assert np.bincount(folds).tolist() == [6] * FOLDS
+
+
+def test_too_few_images_are_refused():
+    features, generator = drawn(10)
+    layer = drawn_layer(generator)
+    with pytest.raises(ValueError, match="refitted in 5 folds, and there are 4 different images"):
+        refit(features, teacher_of(layer(features)), layer, np.arange(10) % 4)
+
+
+def test_features_that_are_no_numbers_are_refused():
+    features, generator = drawn(10)
+    layer = drawn_layer(generator)
+    logits = layer(features)
+    features[3, 2] = np.inf
+    with pytest.raises(ValueError, match="features are not all finite numbers"):
+        refit(features, teacher_of(logits), layer, np.arange(10))
+
+
+def test_features_that_are_all_alike_teach_the_bias_alone():
+    features, generator = np.ones((50, 12), np.float32), np.random.default_rng(0)
+    layer, logits = drawn_layer(generator), generator.normal(size=(50, CLASSES))
+    result = refit(features, teacher_of(logits), layer, np.arange(50))
+    mean = probabilities(logits).mean(0)  # no other is nearer to all of them
+    np.testing.assert_allclose(probabilities(result.layer(features)), np.tile(mean, (50, 1)), atol=1e-3)
+
+
+def test_it_has_the_least_cross_entropy_as_that_of_scikit_learn():
+    """Logistic regression with each image once for each class, weighted by the teacher's probability of it."""
+    features, generator = drawn(300)
+    logits = noisy_teacher(features, generator)
+    lesson, rows = (
+        Lesson(features, teacher_of(logits), LinearLayer(np.zeros((CLASSES, 12)), np.zeros(CLASSES))),
+        np.arange(300),
+    )
+    ridge = fit(lesson.moments(rows), penalty=1e-2)
+    layer = least_entropy(lesson, ridge, rows)
+    start = lesson.errors(ridge.layer, rows)
+    pull = lesson.errors(lesson.layer, rows).squares / CLASSES / 300 * ridge.strength
+    weights = probabilities(logits)
+    reference = LogisticRegression(C=1 / pull, tol=1e-10, max_iter=10_000).fit(
+        np.repeat(features.astype(float), CLASSES, axis=0), np.tile(np.arange(CLASSES), 300), weights.ravel()
+    )
+    np.testing.assert_allclose(
+        probabilities(layer(features)), reference.predict_proba(features.astype(float)), atol=2e-3
+    )
+    assert lesson.errors(layer, rows).entropy < start.entropy - 1
+
+
+@pytest.mark.parametrize(("images", "is_enough"), [(30, False), (300, True)])
+def test_the_second_step_is_taken_where_it_helps_on_images_that_it_did_not_see(images, is_enough):
+    """A teacher that no head can follow, and that is sure of what it says: of few images too much would be learnt."""
+    features, generator = drawn(5000)
+    logits = 2 * noisy_teacher(features, generator)
+    layer = drawn_layer(generator)
+    lesson, rows, others = Lesson(features, teacher_of(logits), layer), np.arange(images), np.arange(images, 5000)
+    ridge = fit(lesson.moments(rows))
+    first, second = layer + ridge.layer, least_entropy(lesson, ridge, rows)
+    assert (lesson.errors(second, others).entropy < lesson.errors(first, others).entropy) == is_enough
+    result = refit(features[rows], teacher_of(logits), layer, rows)
+    np.testing.assert_allclose(result.layer.weight, (second if is_enough else first).weight, rtol=1e-2, atol=1e-2)
+
+
+def test_a_teacher_without_doubt_leaves_finite_weights():
+    """Also where it can't be followed by a head, and where it is followed already."""
+    features, generator = drawn(40)
+    layer = drawn_layer(generator)
+    for logits in (1e4 * noisy_teacher(features, generator), 1e4 * layer(features)):
+        result = refit(features, teacher_of(logits), layer, np.arange(40))
+        assert np.isfinite(result.layer.weight).all() and np.isfinite(result.layer.bias).all()
+        assert (result.layer(features).argmax(1) == logits.argmax(1)).mean() > 0.9
