@@ -85,8 +85,8 @@ def radin(
         start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
             same classes.
         head: `average` averages heads like all else. `refit` measures each soup with its averaged head and, from the
-            same images, with its head refitted to the logits of its ensemble and of the ensemble of all, without
-            labels (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
+            same images, with its head refitted to its ensemble and to the ensemble of all, without labels
+            (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
             passes like a soup. Such a soup's accuracy on the split that chooses is that of heads which did not see
             the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
             where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.

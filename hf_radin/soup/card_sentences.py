@@ -41,7 +41,7 @@ def about_head(report: SearchReport) -> str:
     if head is None:
         return ""
     return (
-        f"Its head was refitted to the logits of the ensemble of {len(head.teacher.used)} checkpoints, on "
+        f"Its head was refitted to the ensemble of {len(head.teacher.used)} checkpoints, on "
         f"{head.images:,} images of the split {escape(head.split)} and without their labels. What it gets right of "
         "these images is said by heads that did not see the image."
     )
