@@ -31,6 +31,9 @@ LISTS = (".txt", ".yaml", ".yml")
 # folders are looked through once more.
 LONGEST_NAME, MOST_DEEP = 4096, 3
 
+# Entries of a list: what has more was made for something else.
+MOST_LISTED = 10_000
+
 # What to do about a list that can't be read.
 _A_LIST = "A list of checkpoints has one name a line, or is a list of names in YAML."
 
@@ -128,10 +131,14 @@ def _is_file(path: Path) -> bool:
 def _read_list(path: Path) -> list[str]:
     """The names in a text file, one a line, or in a YAML file, as a list or as one under `models`."""
     if path.suffix == ".txt":
-        entries: Any = [entry for line in read_text(path, way_out=_A_LIST).splitlines() if (entry := _entry(line))]
+        entries: Any = read_text(path, way_out=_A_LIST).splitlines()
     else:
         content = read_yaml(path, way_out=_A_LIST)
         entries = content.get("models") if isinstance(content, dict) else content
+    if isinstance(entries, list) and len(entries) > MOST_LISTED:
+        raise ValueError(f"{path} has {len(entries):,} entries, more than {MOST_LISTED:,}: is it a list of models?")
+    if path.suffix == ".txt":
+        entries = [entry for line in entries if (entry := _entry(line))]
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{path} lists no checkpoints: it takes one name a line, or in YAML a list of names.")
     return entries

@@ -154,10 +154,7 @@ class Watch:
 
     Args:
         index: of this process.
-        count: of all.
-
-    Attributes:
-        is_met: whether all have met; before that, one that never came is missed, too.
+        count: of all. One that never came is missed, too.
     """
 
     def __init__(self, index: int, count: int) -> None:
@@ -167,7 +164,6 @@ class Watch:
         self._reached = time.monotonic()  # the store, for the last time
         self._places: dict[int, str] = {}
         self._ended = threading.Event()
-        self.is_met = False
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -209,11 +205,11 @@ class Watch:
         if store.add(f"{prefix}/left/{other}", 0):
             del self._numbers[other]
             return
+        if other not in self._places and store.check([f"{prefix}/place/{other}"]):
+            self._places[other] = store.get(f"{prefix}/place/{other}").decode()
         number = store.add(f"{prefix}/{other}", 0)
         if number != self._numbers[other]:
             self._numbers[other], self._heard[other] = number, time.monotonic()
-            if other not in self._places:
-                self._places[other] = store.get(f"{prefix}/place/{other}").decode()
 
     def _listen(self) -> None:
         """End this process when another one has been silent for too long."""
@@ -231,15 +227,11 @@ class Watch:
             os._exit(1)
 
     def _silent(self, seconds: float) -> list[int]:
-        """The others that gave no sign of life for so long; those that were never heard of only while all meet."""
+        """The others that gave no sign of life for so long."""
         now = time.monotonic()
         if 0 in self._numbers and now - self._reached > seconds:  # it has the store, or started with whoever has
             return [0]
-        return [
-            other
-            for other, number in list(self._numbers.items())
-            if (number or not self.is_met) and now - self._heard[other] > seconds
-        ]
+        return [other for other in list(self._numbers) if now - self._heard[other] > seconds]
 
     def _lost(self, other: int) -> str:
         """What is said of a process that is lost."""

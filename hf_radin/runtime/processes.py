@@ -64,8 +64,6 @@ class Processes:
             self._watch = watch_others()
             # an Accelerator, not a PartialState: made first, that would settle for one process where the CPU is used
             self._accelerator = _make_accelerator()
-            if self._watch is not None:
-                self._watch.is_met = True
             atexit.register(self.leave, together=False)  # for scripts: they know of no connection
         return self._accelerator
 

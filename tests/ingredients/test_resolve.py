@@ -111,6 +111,8 @@ def test_a_file_lists_checkpoints(sweep, tmp_path, name, text):
     [
         ("models.txt", "\n# nothing\n", "models.txt lists no checkpoints"),
         ("models.txt", "models.txt\n", "models.txt lists 'models.txt', which is a file"),
+        ("models.txt", "gone\n" * 10_001, "models.txt has 10,001 entries, more than 10,000"),
+        ("models.yaml", "- gone\n" * 10_001, "models.yaml has 10,001 entries, more than 10,000"),
         ("models.yaml", "[" * 100_000, "models.yaml can't be read: .*A list of checkpoints has"),
         ("models.yaml", "a: [", "models.yaml can't be read: .*A list of checkpoints has"),
         ("models.yaml", "paths: [a, b]", "models.yaml lists no checkpoints"),

@@ -23,7 +23,7 @@ with liveness.lock(Path(sys.argv[1]), "logits of 5 models\\n\\x1b[2J"):
 """
 
 WATCH = """
-import os, sys, time
+import os, signal, sys, time
 from torch.distributed import TCPStore
 from hf_radin.runtime.liveness import Watch
 index, port = map(int, sys.argv[1:3])
@@ -31,6 +31,9 @@ if index == 0:
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 watch = Watch(index, 3)
 print("watches", flush=True)
+if "stops" in sys.argv:
+    time.sleep(0.5)  # of the second until the first sign of life
+    os.kill(os.getpid(), signal.SIGSTOP)
 if "leaves" in sys.argv:
     time.sleep(3)
     watch.end()
@@ -132,6 +135,14 @@ def test_a_process_of_several_that_is_stopped_ends_the_others_and_one_of_them_sa
     assert re.match(f"hf-radin: {lost}", first)
     assert not further
     assert processes[index].wait(60)  # it was woken, and ended
+
+
+def test_a_process_that_is_stopped_before_its_first_sign_of_life_is_missed_too(watching):
+    others, stopping = [watching(0), watching(1)], watching(2, "stops")
+    errors = [process.communicate(timeout=60)[1] for process in others]
+    assert [process.returncode for process in others] == [1, 1]
+    assert f"process 2 of 3 ({stopping.pid} on " in errors[0]
+    assert stopping.wait(60)  # it was woken, and ended
 
 
 def test_whoever_leaves_is_not_missed(watching):
