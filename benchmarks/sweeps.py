@@ -19,12 +19,16 @@ from pathlib import Path
 
 import budget
 import datasets
+import numpy as np
 import transformers
 from budget import Zoo
 from zoo import pretrained
 
 import hf_radin
+from hf_radin import Recipe
+from hf_radin.search.measure import measured_soup, refitted_soup
 from hf_radin.search.radin import single_measurements
+from hf_radin.weights.head import RefittedHead, find_head
 
 MAKERS = {"heads": pretrained.heads_zoo, "lite0": pretrained.lite0_zoo}
 
@@ -78,6 +82,30 @@ def radin(zoo: Zoo, seed: int) -> Row:
     return of_soup(zoo, hf_radin.radin(zoo.bank, test_split=zoo.test, seed=seed))
 
 
+def averaged_heads(zoo: Zoo, seed: int) -> Row:
+    return of_soup(zoo, hf_radin.radin(zoo.bank, head="average", test_split=zoo.test, seed=seed))
+
+
+def uniform_refitted(zoo: Zoo, seed: int) -> Row:
+    return refitted(zoo, Recipe.uniform(zoo.bank.ingredients.ids), seed)
+
+
+def single_refitted(zoo: Zoo, seed: int) -> Row:
+    return refitted(zoo, max(single_measurements(zoo.bank), key=lambda single: single.known).recipe, seed)
+
+
+def refitted(zoo: Zoo, recipe: Recipe, seed: int) -> Row:
+    """A soup with its head refitted to the ensemble of all; on the validation images, what is out of fold."""
+    bank, place = zoo.bank, find_head(zoo.bank.ingredients[0], zoo.bank.images.example())
+    soup = measured_soup(bank, recipe, head=place)
+    soup.look(np.ones(len(bank), dtype=bool))
+    refit = soup.refit(bank.row(Recipe.uniform(bank.ingredients.ids)), seed=seed)
+    proving = refitted_soup(zoo.test, recipe, RefittedHead(place, refit.layer))
+    predictions = proving.look(np.ones(len(zoo.test), dtype=bool))
+    validation, test = ((refit.predictions == bank.labels).mean(), (predictions == zoo.test.labels).mean())
+    return Row(100 * float(validation), 100 * float(test), zoo.models + 1)
+
+
 def ensemble(zoo: Zoo, seed: int) -> Row:
     """Not one model but all: as many passes for each new image."""
     row = of_soup(zoo, zoo.greedy, "ensemble")
@@ -90,6 +118,9 @@ METHODS: dict[str, Callable[[Zoo, int], Row]] = {
     "mean of singles": mean_single,
     "uniform": uniform,
     "greedy": greedy,
+    "RADIN, heads averaged": averaged_heads,
+    "uniform, head refitted": uniform_refitted,
+    "best single, head refitted": single_refitted,
     "RADIN, defaults": radin,
     "ensemble of all": ensemble,
 }

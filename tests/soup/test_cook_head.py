@@ -81,6 +81,7 @@ def test_its_record_is_read_as_it_was_written(own_heads_bank, tmp_path):
 
 def test_it_is_cooked_again(own_heads_bank, tmp_path, caplog):
     refitted(own_heads_bank).save_pretrained(tmp_path / "soup")
+    caplog.clear()
     assert cook(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
     assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
     before, after = (SearchReport.read(tmp_path / name / "recipe.json") for name in ("soup", "again"))

@@ -105,12 +105,12 @@ def test_a_single_model_keeps_its_own(bank):
 @pytest.fixture(scope="module")
 def frozen(nets, tmp_path_factory) -> Path:
     """Fine-tunes whose BatchNorm statistics stayed those of their start."""
-    folder, kept = tmp_path_factory.mktemp("frozen"), {}
+    folder, statistics = tmp_path_factory.mktemp("frozen"), {}
     for path in sorted(nets.glob("ft-*")):
         shutil.copytree(path, folder / path.name)
         model = AutoModelForImageClassification.from_pretrained(path)
-        kept = kept or buffers(model.state_dict())
-        model.load_state_dict(kept, strict=False)
+        statistics = statistics or buffers(model.state_dict())
+        model.load_state_dict(statistics, strict=False)
         model.save_pretrained(folder / path.name)
     return folder
 
