@@ -212,9 +212,13 @@ def check_search(args: argparse.Namespace) -> None:
         raise ValueError(f"--budget {args.budget}: only radin has a budget; {args.method} measures what it has to.")
     if args.hold_out is not None and args.method != "radin":
         raise ValueError(f"--hold-out {args.hold_out}: only radin holds images out; name a --test-split.")
-    for name, default in (("measure", "race"), ("proposals", "auto"), ("start", None), ("head", "auto")):
+    defaults = {"measure": "race", "proposals": "auto", "start": None, "head": "auto", "head_split": None}
+    for name, default in defaults.items():
         if args.method != "radin" and getattr(args, name) != default:
-            raise ValueError(f"--{name} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
+    if args.head_split is not None and args.head == "average":
+        raise ValueError(f"--head-split {args.head_split}: averaged heads (--head average) learn from no images.")
     if args.budget is not None:
         Budget.of(args.budget)
     if args.hold_out is not None and not 0 < args.hold_out < 1:
@@ -276,6 +280,10 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
     """
     if args.test_split == source.split:
         raise ValueError(f"--test-split {source.split}: this split chooses the soup; another one has to prove it.")
+    teaching = args.head_split and open_split(source.at(args.head_split))
+    if args.head_split and args.head_split in (source.split, args.test_split):
+        does = "proves the soup" if args.head_split == args.test_split else "chooses the soup, and teaches its head"
+        raise ValueError(f"--head-split {args.head_split}: this split {does}; name another one, or none.")
     if not args.test_split:
         return
     proving = open_split(source.at(args.test_split))
@@ -284,6 +292,8 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
     if proving.is_here and not args.allow_overlap:
         choosing, home = open_split(source), find_home(args.cache_dir)
         processes.decide(lambda: refuse_shared_splits(proving, choosing, home))
+        if teaching:
+            processes.decide(lambda: refuse_shared_splits(proving, teaching, home))
 
 
 def warn_of_private_names(
@@ -390,7 +400,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     refuse_ingredients(args.output, ingredients)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     check_start(split_kinds(args.proposals), args.start, ingredients.ids)
-    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "head", "seed")
+    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "head", "head_split", "seed")
     names = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in names if getattr(args, name) is not None},

@@ -134,6 +134,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--start", metavar="ID", help="of the ingredients, the one that all others began from (wise-ft, model-stock)")
     heads = "average heads, or refit them to the ensemble (radin; default auto: refit where they were drawn apart)"
     add("--head", choices=("auto", "average", "refit"), default="auto", help=heads)
+    add("--head-split", metavar="SPLIT", help="whose images teach a refitted head (radin; default: those that choose)")
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
     add("--metrics", default="accuracy", help=METRICS)

@@ -74,6 +74,49 @@ def check_test_split(bank: LogitBank, split: str) -> Split | None:
     return proving
 
 
+def check_head_split(bank: LogitBank, split: str, proving: Split | LogitBank | None, *, allow_overlap: bool) -> None:
+    """Refuse a split that can't teach the head of a soup which another one proves, as far as that is known here.
+
+    Args:
+        bank: of the split that chooses.
+        split: that is to teach.
+        proving: the split that proves the soup; None if none does.
+        allow_overlap: whether the two may share images.
+
+    Raises:
+        ValueError: if it chooses the soup, proves it, or shares images with the one that proves.
+    """
+    if split == bank.split:
+        raise ValueError(
+            f"The split {split!r} chooses the soup, and teaches its head if no other one is named: leave head_split "
+            "(--head-split) out."
+        )
+    teaching = find_split(bank, split)
+    if proving is None:
+        return
+    if split == proving.split or (teaching is not None and teaching.key == _key(proving)):
+        raise ValueError(f"The split {split!r} proves the soup; another one has to teach its head (--head-split).")
+    if (
+        allow_overlap
+        or teaching is None
+        or not teaching.is_here
+        or (isinstance(proving, Split) and not proving.is_here)
+    ):
+        return
+
+    def refuse() -> None:
+        proved = proving.digests if isinstance(proving, LogitBank) else split_digests(proving, bank.home)
+        if proved is not None:
+            refuse_shared(proved, split_digests(teaching, bank.home), (proving.split, split))
+
+    bank.processes.decide(refuse)
+
+
+def _key(data: Split | LogitBank) -> str:
+    """What the images of a split are known by."""
+    return data.key if isinstance(data, Split) else data.manifest.data.key
+
+
 def find_split(bank: LogitBank, split: str) -> Split | None:
     """The split of a bank's data with this name; None of streams that came as objects, which are opened once.
 

@@ -49,6 +49,7 @@ def radin(
     recipes: Sequence[Recipe] = (),
     start: str | None = None,
     head: str = "auto",
+    head_split: str | None = None,
     metric: str = "accuracy",
     metrics: Sequence[str] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -90,6 +91,9 @@ def radin(
             passes like a soup. Such a soup's accuracy on the split that chooses is that of heads which did not see
             the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
             where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.
+        head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
+            without its labels, if it teaches no worse: one with more images, say. It costs a pass of each teacher and
+            of the soup over it, and one more of the soup over the split that chooses, beside the budget.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in `metrics.NAMES` or of the evaluate library. Those that take logits cost
             a pass of each soup that is reported.
@@ -106,7 +110,9 @@ def radin(
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
     search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, head, seed)
-    options = ReportOptions(metric, metrics, test_split, hold_out, allow_overlap, seed)
+    options = ReportOptions(metric, metrics, test_split, hold_out, head_split, allow_overlap, seed)
+    if head_split is not None and head == "average":
+        raise ValueError(f"head_split={head_split!r}: averaged heads (head='average') learn from no images.")
     begun = time.perf_counter() - bank.seconds
     ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, bank.ingredients.ids)
@@ -116,6 +122,8 @@ def radin(
         wanted = {name for recipe in search.recipes for name in recipe.used} | ({start} if start else set())
         bank, pilot = complete(bank, wanted)
         drawn = search.draw(bank)
+    if head_split is not None and place is None:
+        logger.warning("The split %r teaches nothing: heads are averaged.", head_split)
     paused = time.perf_counter()
     reporter = Reporter.of(bank, options, ids=ids)
     begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget

@@ -16,7 +16,15 @@ from hf_radin.logits.bank_files import Spent
 from hf_radin.recipes.intervals import accuracy_interval, difference_interval, mcnemar
 from hf_radin.recipes.metrics import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.search.held_out import check_held_out, check_test_split, count_overlap, open_held_out, refuse_overlap
+from hf_radin.search.held_out import (
+    bank_of_split,
+    check_head_split,
+    check_held_out,
+    check_test_split,
+    count_overlap,
+    open_held_out,
+    refuse_overlap,
+)
 from hf_radin.search.measure import measured_soup, refitted_soup
 from hf_radin.soup.cook import refit_head
 from hf_radin.soup.report import (
@@ -45,6 +53,7 @@ class ReportOptions:
     metrics: str | Sequence[str] = ("accuracy",)
     test_split: str | LogitBank | None = None
     hold_out: float | None = None
+    head_split: str | None = None
     allow_overlap: bool = False
     seed: int = 0
 
@@ -80,6 +89,8 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
         proving = None if test_split is None else check_test_split(bank, str(test_split))
     if proving is not None and not options.allow_overlap:
         refuse_overlap(bank, proving)
+    if options.head_split is not None:
+        check_head_split(bank, options.head_split, proving, allow_overlap=options.allow_overlap)
     return load_metrics(options.metrics)
 
 
@@ -93,6 +104,7 @@ class Reporter:
         metrics: that are reported.
         overlap: images that the two share.
         hold_out: the share of the images that was held out, if any.
+        head_split: whose images teach a head that is refitted; by default those that choose.
         ids: of the ingredients in the user's order, for reading.
         probed: soups that the split that chose was shown once more for their logits, and what that took.
     """
@@ -102,6 +114,7 @@ class Reporter:
     metrics: tuple[Metric, ...]
     overlap: Overlap | None
     hold_out: float | None = None
+    head_split: str | None = None
     ids: tuple[str, ...] = ()
     probed: dict[Recipe, Spent] = field(default_factory=dict)
 
@@ -129,10 +142,12 @@ class Reporter:
                     "images held out too. Name another for these with batchnorm_split (--batchnorm-split), or a "
                     "test_split."
                 )
+            if options.head_split is not None:
+                check_head_split(bank, options.head_split, held_out, allow_overlap=options.allow_overlap)
         elif options.test_split is not None:
             held_out = open_held_out(bank, options.test_split, allow_overlap=options.allow_overlap)
         overlap = None if held_out is None else count_overlap(bank, held_out, allow=options.allow_overlap)
-        return cls(bank, held_out, metrics, overlap, options.hold_out, ids)
+        return cls(bank, held_out, metrics, overlap, options.hold_out, options.head_split, ids)
 
     def soup(
         self,
@@ -177,12 +192,29 @@ class Reporter:
         )
 
     def _refit(self, chosen: Measurement, seed: int) -> _FinalHead | None:
-        """The head of the soup, refitted to all images that choose; None if it is averaged."""
+        """The head of the soup; None if it is averaged.
+
+        It is refitted to all images that choose, or to those of another split: if these teach it no worse.
+        """
         if chosen.teacher is None:
             return None
+        if self.head_split is not None:
+            bank = bank_of_split(self.bank, self.head_split)
+            head = _FinalHead(*refit_head(bank, chosen.recipe, chosen.teacher, seed=seed), chosen.recipe, bank)
+            accuracy = float((self._refitted_answers(self.bank, head).predictions == self.bank.labels).mean())
+            if accuracy >= chosen.known:
+                return head
+            logger.warning(
+                "The head that the split %r teaches gets %.4f of %r right, and heads that parts of this teach get "
+                "%.4f of the other parts right: all of it teaches the head.",
+                self.head_split,
+                accuracy,
+                self.bank.split,
+                chosen.known,
+            )
         hold_out = None if self.hold_out is None else (self.hold_out, seed)
         made, record = refit_head(self.bank, chosen.recipe, chosen.teacher, hold_out=hold_out, seed=seed)
-        return _FinalHead(chosen.recipe, made, record)
+        return _FinalHead(made, record, chosen.recipe, self.bank)
 
     @property
     def _named_ingredients(self) -> Ingredients:
@@ -330,10 +362,10 @@ class Reporter:
     def _refitted_answers(self, split: LogitBank, head: _FinalHead) -> Answers:
         """What a soup with a refitted head predicts on a split, with its logits where a metric takes them.
 
-        On the split that chose it, what heads predict that did not see the image, of which there are no logits.
+        On the split that taught it, what heads predict that did not see the image, of which there are no logits.
         """
         everything, logits = np.ones(len(split), dtype=bool), None
-        if split is self.bank:
+        if split is head.bank:
             soup = measured_soup(split, head.soup, head=head.made.place)
             soup.look(everything)
             predictions = soup.refit(split.row(head.record.teacher), seed=head.record.seed).predictions
@@ -379,7 +411,9 @@ class Reporter:
             soups += head is not None and len(head.soup.used) > 1  # averaged once more
             batchnorm = soups * bank.statistics.record.images / len(bank)
         soup_passes = sum(entry.passes for entry in measurements)
-        refitted = 0.0 if head is None else bank.samples / len(bank)  # those held out go by, too
+        refitted = 0.0 if head is None else head.bank.samples / len(bank)  # those held out go by, too
+        if head is not None and head.bank is not bank:  # the teachers saw them as well, and the soup those that choose
+            refitted += refitted * len(head.record.teacher.used) + 1
         return PassCounts(logits, soup_passes, probabilities=float(probed), batchnorm=batchnorm, head=refitted)
 
     def _time(self, measurements: Sequence[Measurement], pilot: PilotReport | None) -> TimeSpent:
@@ -400,11 +434,12 @@ class Reporter:
 
 @dataclass(frozen=True, eq=False)
 class _FinalHead:
-    """The refitted head of a soup, and how it was made."""
+    """The refitted head of a soup, how it was made, and the bank of the images that taught it."""
 
-    soup: Recipe
     made: RefittedHead
     record: HeadRecord
+    soup: Recipe
+    bank: LogitBank
 
 
 @dataclass(eq=False)
