@@ -78,6 +78,8 @@ def test_what_is_loaded_is_what_plain_transformers_loads(two, kind):
     alone = hf_radin.average(gathered, Recipe.uniform(gathered.ids[1:]))
     plain = expected.state_dict()
     assert alone.keys() == plain.keys() and all(torch.equal(alone[name], plain[name]) for name in plain)
+    loaded = gathered[1].load_model(torch.float32).state_dict()
+    assert all(torch.equal(loaded[name], plain[name]) for name in plain)
 
 
 def test_a_configuration_that_names_the_usual_file_redirects_nobody(two):
@@ -400,6 +402,24 @@ def test_what_can_not_be_saved_is_known_before_the_compute(two):
     classes = {"AutoConfig": "odd.OddConfig", "AutoModelForImageClassification": "odd.OddModel"}
     change(two / "ft-0", model_type="odd", architectures=["OddModel"], auto_map=classes)
     with pytest.raises(ValueError, match=r"ft-0: config.json loads and can't be saved, .* The field 'x' is not valid"):
+        hf_radin.gather(f"{two}/*", trust_remote_code=True)
+
+
+UNLOADABLE = """
+from transformers import ViTForImageClassification
+
+class OddModel(ViTForImageClassification):
+    @classmethod
+    def from_pretrained(cls, *_, **__):
+        raise RuntimeError("Tensors are\\nof another make.")
+"""
+
+
+def test_whatever_a_loader_raises_the_checkpoint_is_named(two):
+    """A class of somebody's own fails in its own way."""
+    (two / "ft-0" / "odd.py").write_text(UNLOADABLE)
+    change(two / "ft-0", architectures=["OddModel"], auto_map={"AutoModelForImageClassification": "odd.OddModel"})
+    with pytest.raises(ValueError, match=r"ft-0: the weights can't be loaded: Tensors are"):
         hf_radin.gather(f"{two}/*", trust_remote_code=True)
 
 
