@@ -134,6 +134,10 @@ def test_offline_it_is_refused_and_said_how_to_go_on(hub, folder, capsys):
         ("a/b/c", "a/b/c is not a Hub id"),
         ("org/soup --eval-task org/b:x", "--eval-task org/b:x needs a split that takes no part in the choice"),
         ("org/soup --eval-task <b>:x --test-split test", "'<b>:x' names no task of a benchmark"),
+        (
+            "org/soup --eval-task org/b:x --test-split test --license none-of-them",
+            "license='none-of-them': the Hub knows no such licence",
+        ),
         ("org/public --private", "org/public is there and everybody can read it"),
         ("org/soup --license none-of-them", "license='none-of-them': the Hub knows no such licence"),
     ],
