@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -49,10 +48,6 @@ class Pilot:
     def key(self) -> list[float]:
         """What identifies the sample."""
         return [self.share, self.seed]
-
-    def describe(self) -> dict[str, Any]:
-        """The sample in `bank.json`."""
-        return {"share": self.share, "seed": self.seed}
 
     @staticmethod
     def whole(models: int) -> int:
@@ -99,10 +94,6 @@ class Chosen:
     def key(self) -> list[int]:
         """What identifies the choice."""
         return list(map(int, self._places))
-
-    def describe(self) -> dict[str, Any]:
-        """The choice in `bank.json`."""
-        return {"places": self.key}
 
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions in a block of the chosen images, ascending."""

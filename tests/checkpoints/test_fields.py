@@ -150,6 +150,8 @@ class Derived(Before):
         super().__init__(**options)
 
 
-@pytest.mark.parametrize(("configuration", "names"), [(ViTConfig, {"hidden_size"}), (Derived, {"hidden_size", "window"})])
+@pytest.mark.parametrize(
+    ("configuration", "names"), [(ViTConfig, {"hidden_size"}), (Derived, {"hidden_size", "window"})]
+)
 def test_declared_fields_are_inherited_too(configuration, names):
     assert declared_fields(configuration) >= names and "wandb_run_id" not in declared_fields(configuration)

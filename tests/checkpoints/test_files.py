@@ -390,9 +390,7 @@ def test_weights_that_the_model_does_not_use_are_said(two, caplog):
     assert "decoder.weight" not in soup
 
 
-@pytest.mark.parametrize(
-    ("read", "message"), [(load_config, "no config.json"), (read_base, "no adapter_config.json")]
-)
+@pytest.mark.parametrize(("read", "message"), [(load_config, "no config.json"), (read_base, "no adapter_config.json")])
 def test_what_is_gone_between_two_looks_is_named(tmp_path, read, message):
     """A Trainer removes old checkpoints while others look at them."""
     with pytest.raises(ValueError, match=f"{tmp_path}: {message}"):
@@ -402,5 +400,5 @@ def test_what_is_gone_between_two_looks_is_named(tmp_path, read, message):
 def test_the_size_of_a_file_of_weights_is_bytes_or_as_in_transformers():
     assert [shard_size(size) for size in (1000, "1000", "5GB", "0.5MB")] == [1000, 1000, "5GB", "0.5MB"]
     for size in (0, -1, True, "0GB", "many", "", 1.5, "9" * 30):
-        with pytest.raises(ValueError, match="max_shard_size=.*it is a size as in '5GB'"):
+        with pytest.raises(ValueError, match=r"max_shard_size=.*it is a size as in '5GB'"):
             shard_size(size)

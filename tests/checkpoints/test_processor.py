@@ -13,7 +13,11 @@ def make(**fields) -> ViTImageProcessor:
 def test_each_that_differs_from_most_is_told_with_what_it_makes():
     others = {"c": make(image_mean=[0.4] * 3), "d": make(image_mean=[0.4] * 3), "e": make(crop_pct=0.9)}
     differences = find_processor_differences({"a": make(), "b": make(), **others, "f": make()})
-    assert {name: difference.is_same for name, difference in differences.items()} == {"c": False, "d": False, "e": True}
+    assert {name: difference.is_same for name, difference in differences.items()} == {
+        "c": False,
+        "d": False,
+        "e": True,
+    }
     assert all(difference.text.startswith(f"{name} differs from a in ") for name, difference in differences.items())
 
 

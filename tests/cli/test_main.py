@@ -298,8 +298,12 @@ def test_a_duration_is_for_logits_and_soups(runs, start, digits, cwd, capsys, tm
     assert len(report.pilot.whole) < 6 and report.pilot.shown < report.images == 10_200
     assert report.measured is True and report.budget == "0.01s"
     source, alone = DataSource("large"), Processes()
-    assert pilot_share(hf_radin.gather(f"{runs}/ft-*"), source, RunOptions(), 1e6, alone) is None  # there is time for all
-    assert pilot_share(hf_radin.gather(f"{runs}/ft-[01]"), source, RunOptions(), 0.01, alone) is None  # both would lead
+    assert (
+        pilot_share(hf_radin.gather(f"{runs}/ft-*"), source, RunOptions(), 1e6, alone) is None
+    )  # there is time for all
+    assert (
+        pilot_share(hf_radin.gather(f"{runs}/ft-[01]"), source, RunOptions(), 0.01, alone) is None
+    )  # both would lead
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,11 @@ sys.exit(main(["inspect", "--models", "a"]))
         ("RuntimeError('CUDA out of memory. Tried')", 2, "hf-radin: there is not enough memory: CUDA out of memory."),
         ("OSError('a:\\n\\n  b')", 2, "hf-radin: a: b"),
         ("ValueError('x' * 100_000)", 2, "hf-radin: xxx"),
-        ("RuntimeError('[gloo] Connection closed by peer')", 1, "hf-radin: another process of this run has ended; run"),
+        (
+            "RuntimeError('[gloo] Connection closed by peer')",
+            1,
+            "hf-radin: another process of this run has ended; run",
+        ),
     ],
 )
 @pytest.mark.parametrize("debugged", [False, True])
@@ -174,7 +178,12 @@ sys.exit(main(["inspect", "--models", "a"]))
 @pytest.mark.parametrize(
     ("what", "status", "printed", "line"),
     [
-        ("signal.raise_signal(signal.SIGINT)", 130, "", "hf-radin: interrupted; run the same command again to continue."),
+        (
+            "signal.raise_signal(signal.SIGINT)",
+            130,
+            "",
+            "hf-radin: interrupted; run the same command again to continue.",
+        ),
         ("raise KeyError('odd')", 2, "it goes on\n", "hf-radin: the end"),
     ],
     ids=["an interrupt", "a library's fault"],

@@ -177,6 +177,9 @@ def test_who_holds_a_lock_after_another_is_told_too(tmp_path, caplog, monkeypatc
     with FileLock(tmp_path / "bank.lock"):
         later = threading.Timer(0.5, write_json, (place, to_json(second)))
         later.start()
-        with pytest.raises(ValueError, match="^process 2 on elsewhere"):
+        with pytest.raises(ValueError, match=r"^process 2 on elsewhere"):
             take(tmp_path / "bank.lock")
-    assert [text.partition(": ")[2] for text in caplog.messages] == [f"{first}. Waiting for it.", f"{second}. Waiting for it."]
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        f"{first}. Waiting for it.",
+        f"{second}. Waiting for it.",
+    ]
