@@ -279,6 +279,25 @@ def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, caplog
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
+def test_where_processors_take_no_made_up_images_the_splits_own_decide(two, digits, tmp_path, caplog):
+    """Two that take square images alone, of which none is made up, with fields that make no difference to these."""
+    code = [
+        "from transformers import ViTImageProcessor",
+        "class Square(ViTImageProcessor):",
+        "    def preprocess(self, images, *args, **options):",
+        "        if images.width != images.height:",
+        "            raise ValueError('not square')",
+        "        return super().preprocess(images, *args, **options)",
+    ]
+    for name, rate in (("ft-0", 0.8), ("ft-1", 0.9)):
+        (two / name / "square.py").write_text("\n".join(code))
+        fields = {"image_processor_type": "Square", "auto_map": {"AutoImageProcessor": "square.Square"}}
+        change(two / name, "preprocessor_config.json", crop_pct=rate, **fields)
+    gathered = hf_radin.gather(f"{two}/*", trust_remote_code=True)
+    assert "Whether they make the same pixels is tried on images of the split." in caplog.text
+    assert len(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache").ingredients) == 2
+
+
 def test_a_soup_without_the_ingredient_whose_processor_prepared_the_images_is_saved_and_cooked(two, digits, tmp_path):
     tensors = load_file(two / "ft-0" / WEIGHTS)
     tensors["classifier.weight"].zero_()  # which leaves it out
