@@ -58,6 +58,7 @@ def test_it_is_the_same_bank_in_one_commit_without_a_path(pushed, zoo, tmp_path)
     assert (bank.labels == pushed.labels).all() and (bank.ids == pushed.ids).all() and bank.classes == pushed.classes
     sha = HfApi().dataset_info("org/bank").sha
     assert bank.manifest.origin == f"org/bank@{sha}" and str(tmp_path / "yours" / "banks") in str(bank.folder)
+    assert hf_radin.LogitBank.open(bank.folder).ingredients == bank.ingredients
 
 
 def test_its_card_says_what_it_is(pushed, zoo):
@@ -235,6 +236,28 @@ def test_a_repository_that_is_not_there_is_named(zoo, tmp_path, name):
 def test_a_dataset_that_is_no_bank_is_named(zoo, tmp_path):
     with pytest.raises(ValueError, match=r"org/digits is not a logit bank: it has no bank\.json"):
         hf_radin.LogitBank.from_hub("org/digits", cache_dir=tmp_path)
+
+
+def test_where_the_hub_can_not_be_asked_nobody_says_that_there_is_no_bank(go_offline, tmp_path):
+    go_offline()
+    with pytest.raises(ValueError, match=r"There is no folder 'org/bank' here, and the Hub can't be asked"):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path)
+
+
+def test_a_download_that_is_broken_is_named_with_the_way_out(pushed, tmp_path):
+    """In the Hub's cache, which others may write: before a bank is made of it, and after that."""
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    path = (bank.folder / "logits" / f"{bank.ingredients.keys[0]}.npy").resolve()
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # the last bit of a logit
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path} is not the logits/.*\.npy that was published as org/bank@.*Remove"):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "again")
+    way_out = rf"Remove {path} and the folder {bank.folder}: then the bank is downloaded again"
+    with pytest.raises(ValueError, match=way_out):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    with pytest.raises(ValueError, match=way_out):
+        hf_radin.LogitBank.open(bank.folder)
 
 
 def test_a_bank_writes_nothing_outside_of_the_cache(pushed, zoo, tmp_path):
