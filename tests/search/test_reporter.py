@@ -179,6 +179,9 @@ def test_after_a_pilot_what_is_not_known_is_left_out_and_said(zoo_pilot, caplog)
     assert scores["ensemble"].keys() == {"accuracy"}
     assert "f1, log_loss of the ensemble on validation: left out, because after a pilot its logits" in caplog.text
     assert np.isfinite([value for metrics in scores.values() for value in metrics.values()]).all()
+    soup = hf_radin.radin(zoo_pilot, budget=2, metrics=("f1",))
+    names = {row.name for row in soup.results}
+    assert {"soup", "best single"} <= names and "ensemble" not in names
 
 
 def test_a_split_of_one_class_gives_no_area_and_says_so(runs, tmp_path, caplog):

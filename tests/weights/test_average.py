@@ -88,6 +88,17 @@ def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
     assert all(torch.equal(expected[name], mixed[name]) for name in expected)
 
 
+def test_a_tensor_of_no_number_harms_nobody(two):
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(ingredients.ids, (0.3, 0.7))
+    expected = hf_radin.average(ingredients, recipe)
+    for folder in two.iterdir():
+        tensors = load_file(folder / "model.safetensors") | {"note": torch.zeros(0, 3)}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    averaged = hf_radin.average(hf_radin.gather(f"{two}/*"), recipe)
+    assert all(torch.equal(averaged[name], tensor) for name, tensor in expected.items())
+
+
 def test_shards_give_the_same_soup(two):
     ingredients = hf_radin.gather(f"{two}/*")
     recipe = Recipe(ingredients.ids, (0.3, 0.7))
@@ -292,6 +303,46 @@ def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, di
     )
     assert {**config, "_name_or_path": ""} == {**again, "_name_or_path": ""}
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == bank.ingredients[0].processor.to_dict()
+
+
+def without_names(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    named = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+    (folder / "config.json").write_text(json.dumps(named | {"num_labels": 10}))
+
+
+def placeholders(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    labels = {str(number): f"LABEL_{number}" for number in range(10)}
+    (folder / "config.json").write_text(
+        json.dumps(fields | {"id2label": labels, "label2id": {name: int(number) for number, name in labels.items()}})
+    )
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("names", "spoil"),
+    [
+        (("ft-1",), pickled),
+        (("ft-1",), rename_as_module),
+        (("ft-1",), placeholders),
+        (("ft-0", "ft-1"), without_names),
+    ],
+)
+def test_what_takes_models_is_cooked_from_models_alone(two, digits, tmp_path, names, spoil):
+    for name in names:
+        spoil(two / name)
+    gathered = hf_radin.gather(f"{two}/*", allow_pickle=spoil is pickled)
+    soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    assert not cook.cook_files(tmp_path / "soup", tmp_path / "cooked") and not (tmp_path / "cooked").exists()
+    options = {"allow_pickle": True} if spoil is pickled else {}
+    averaged = hf_radin.average(*cook.find_ingredients(tmp_path / "soup", **options))
+    assert all(torch.equal(averaged[name], tensor) for name, tensor in soup.model.state_dict().items())
 
 
 def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path):
