@@ -291,10 +291,7 @@ def cook_files(
         folders = list(pool.map(Ingredient.download, used))
     refuse_ingredients(output, (_ingredient(entry, report) for entry in report.ingredients if not entry.repo_id))
     with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(average_tensors.open_files(folder)) for folder in folders]
-        except ValueError:  # pickles, or adapters
-            return False
+        files = [stack.enter_context(average_tensors.open_files(folder)) for folder in folders]
         config = _soup_config(folders, report)
         if config is None or not any(tensor.dtype in FLOATS for tensor in files[0].values()):
             return False

@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, HfApi
 import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.logits import publish
+from hf_radin.soup.report import SearchReport
 
 
 @pytest.fixture
@@ -185,6 +186,11 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert "--push-to org/new: no soup can be made here" in capsys.readouterr().err
     assert not [request for request in hub.requests[before:] if request.method == "POST"]
     yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours")
+    soup = hf_radin.radin(yours, budget=0)
+    with pytest.raises(ValueError, match=r"No model can be made here: .* is a folder on another machine"):
+        soup.save_pretrained("none")
+    soup.save_recipe("alone.json")
+    assert not Path("none").exists() and SearchReport.read(Path("alone.json")).recipe == soup.recipe
     with pytest.raises(ValueError, match=r"images of the bank org/bank@.* are not on the Hub, and its split 'test'"):
         hf_radin.radin(yours, budget=0, test_split="test")
     with pytest.raises(ValueError, match=r"The images of the bank org/bank@.* are not on the Hub"):

@@ -318,6 +318,9 @@ def test_a_licence_is_checked_with_the_users_token(hub):
         pushing.check_license("mti")
     alter(hub, "POST", "/validate-yaml", refusal(404))
     pushing.check_license("mit")  # nobody knows
+    alter(hub, "POST", "/validate-yaml", refusal(403, {"error": "not you"}))
+    with pytest.raises(ValueError, match=r"^license='mit': the Hub refuses: .*not you"):
+        pushing.check_license("mit")
 
 
 def test_cards_and_messages_lead_to_the_hub_that_is_asked(hub, runs, folder, monkeypatch, capsys):

@@ -280,6 +280,15 @@ def test_a_licence_stands_in_the_head_of_the_card_that_is_pushed(hub, folder):
     assert pushed.split("---\n", 2)[2] == before.split("---\n", 2)[2]
     with pytest.raises(ValueError, match="license='mti': the Hub knows no such licence"):
         push_folder(folder, "org/other", PushOptions(), CardOptions(license="mti"))
+    (folder / "README.md").write_text("---\na: [\n---\n# mine\n")
+    with pytest.raises(ValueError, match=r"README\.md has no head that can be read, so that no licence can be set: "):
+        push_folder(folder, "org/other", PushOptions(), CardOptions(license="mit"))
+
+
+def test_a_soup_without_a_card_is_pushed_without(hub, folder):
+    (folder / "README.md").unlink()
+    push_folder(folder, "org/soup", PushOptions())
+    assert held(hub, "org/soup") == contents(folder) and "README.md" not in hub.files("org/soup")
 
 
 def test_what_everybody_can_read_is_not_made_private_by_a_push(hub, folder):

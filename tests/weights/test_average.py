@@ -319,15 +319,9 @@ def placeholders(folder: Path) -> None:
     )
 
 
-def pickled(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
 @pytest.mark.parametrize(
     ("names", "spoil"),
     [
-        (("ft-1",), pickled),
         (("ft-1",), rename_as_module),
         (("ft-1",), placeholders),
         (("ft-0", "ft-1"), without_names),
@@ -336,12 +330,11 @@ def pickled(folder: Path) -> None:
 def test_what_takes_models_is_cooked_from_models_alone(two, digits, tmp_path, names, spoil):
     for name in names:
         spoil(two / name)
-    gathered = hf_radin.gather(f"{two}/*", allow_pickle=spoil is pickled)
+    gathered = hf_radin.gather(f"{two}/*")
     soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
     assert not cook.cook_files(tmp_path / "soup", tmp_path / "cooked") and not (tmp_path / "cooked").exists()
-    options = {"allow_pickle": True} if spoil is pickled else {}
-    averaged = hf_radin.average(*cook.find_ingredients(tmp_path / "soup", **options))
+    averaged = hf_radin.average(*cook.find_ingredients(tmp_path / "soup"))
     assert all(torch.equal(averaged[name], tensor) for name, tensor in soup.model.state_dict().items())
 
 
