@@ -20,6 +20,7 @@ import hf_radin
 from hf_radin.cli import tables
 from hf_radin.recipes.metrics import NAMES
 from hf_radin.runtime.processes import Processes
+from hf_radin.search.reporter import predict
 from hf_radin.soup import card
 from hf_radin.soup.report import PassCounts
 
@@ -169,6 +170,13 @@ def test_of_images_that_were_held_out_the_figures_are_theirs(runs, digits, tmp_p
     whole = hf_radin.uniform(bank, metrics="log_loss").results[0].metrics["log_loss"]
     both = [rows["uniform", split] for split in ("validation", "validation (held out)")]
     assert sum(row.images * row.metrics["log_loss"] for row in both) / 600 == pytest.approx(whole, abs=1e-9)
+
+
+def test_what_a_single_model_predicts_is_known(bank, model_calls):
+    for name in bank.ingredients.ids:
+        recipe = hf_radin.Recipe.uniform([name])
+        assert (predict(bank, recipe) == np.asarray(bank.logits(name)).argmax(axis=1)).all()
+    assert not model_calls
 
 
 def test_after_a_pilot_what_is_not_known_is_left_out_and_said(zoo_pilot, caplog):

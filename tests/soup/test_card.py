@@ -137,6 +137,7 @@ def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys)
 def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tmp_path):
     trial = {"learning_rate": 0.1 + 0.2, "seed": 1, "nested": {"no": 1}}
     (two / "ft-0" / "trainer_state.json").write_text(json.dumps({"trial_params": trial}))
+    (two / "ft-1" / "trainer_state.json").write_text(json.dumps({"trial_params": None}))  # of no sweep
     listed = "# ft-1\n\n### Training hyperparameters\n\n- learning_rate: 0.3\n- seed: 2|`3`\n\n### Results\n- no: 1\n"
     (two / "ft-1" / "README.md").write_text(f"---\nbase_model: google/vit-base\n---\n{listed}")
     (two / "ft-0" / "README.md").write_text("---\nbase_model: google/vit-base\n---\n# ft-0\n")

@@ -454,7 +454,7 @@ class OwnModel(ViTForImageClassification):
 
 
 @pytest.fixture
-def own(two) -> Path:
+def coded(two) -> Path:
     """Two fine-tunes whose class is code beside them."""
     for folder in two.iterdir():
         (folder / "own.py").write_text(CODE)
@@ -464,21 +464,21 @@ def own(two) -> Path:
     return two
 
 
-def test_models_whose_class_is_their_own_code_make_a_soup(own, digits, tmp_path):
-    gathered = hf_radin.gather(f"{own}/*", trust_remote_code=True)
+def test_models_whose_class_is_their_own_code_make_a_soup(coded, digits, tmp_path):
+    gathered = hf_radin.gather(f"{coded}/*", trust_remote_code=True)
     soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
     soup.save_pretrained(tmp_path / "soup")
     saved = AutoModelForImageClassification.from_pretrained(tmp_path / "soup", trust_remote_code=True)
     assert type(soup.model).__name__ == type(saved).__name__ == "OwnModel"
-    heads = [load_file(folder / "model.safetensors")["classifier.weight"] for folder in own.iterdir()]
+    heads = [load_file(folder / "model.safetensors")["classifier.weight"] for folder in coded.iterdir()]
     torch.testing.assert_close(saved.classifier.weight.detach(), (heads[0] + heads[1]) / 2)
 
 
-def test_classes_in_another_order_are_permuted_in_models_of_own_code_too(own):
-    config = json.loads((own / "ft-1" / "config.json").read_text())
+def test_classes_in_another_order_are_permuted_in_models_of_own_code_too(coded):
+    config = json.loads((coded / "ft-1" / "config.json").read_text())
     names = list(config["id2label"].values())[::-1]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    (own / "ft-1" / "config.json").write_text(json.dumps(config | labels))
-    (other,) = (ingredient for ingredient in hf_radin.gather(f"{own}/*", trust_remote_code=True) if ingredient.order)
+    (coded / "ft-1" / "config.json").write_text(json.dumps(config | labels))
+    (other,) = (ingredient for ingredient in hf_radin.gather(f"{coded}/*", trust_remote_code=True) if ingredient.order)
     bias = load_file(other.folder / "model.safetensors")["classifier.bias"]
     assert torch.equal(other.load_model(torch.float32).classifier.bias, bias.flip(0))
