@@ -342,9 +342,7 @@ def _soup_config(folders: Sequence[Path], report: SearchReport) -> Mapping[str, 
     configs = [read_fields(folder / CONFIG) for folder in folders]
     config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
     names = config.get("id2label")
-    if not isinstance(names, dict):
-        return None
-    if tuple(names.get(str(number)) for number in range(len(names))) != report.classes:
+    if not isinstance(names, dict) or tuple(names.get(str(at)) for at in range(len(names))) != report.classes:
         return None
     numbers = {name: int(number) for number, name in names.items()}
     if config.get("label2id") != numbers:  # some scripts write texts into it
