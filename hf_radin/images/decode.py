@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import PIL.Image
 
 from hf_radin.images.digests import image_digest, with_bytes
@@ -230,8 +229,6 @@ def open_image(image: Any, mode: str | None = None) -> Image:
     """
     import datasets
 
-    if isinstance(image, np.ndarray):
-        return PIL.Image.fromarray(image)
     with _bounded():
         return datasets.Image(mode=mode).decode_example(image)
 

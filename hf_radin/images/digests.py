@@ -32,7 +32,7 @@ def with_bytes(image: Any) -> Any:
     """An image with the bytes of its file, which is read if necessary; an image without a file is returned unchanged.
 
     Args:
-        image: as datasets gives it undecoded, the bytes or the path of a file, or an image or array of the user's.
+        image: as datasets gives it undecoded, the bytes or the path of a file, or an image of the user's.
 
     Raises:
         OSError: if there is no such file, or it can't be fetched.
@@ -72,15 +72,8 @@ def split_digests(split: Split, home: Path) -> np.ndarray:
 
 
 def as_digests(values: Any) -> np.ndarray:
-    """An array of digests.
-
-    Raises:
-        ValueError: if the values are not one list of digests.
-    """
-    digests = np.asarray(values if len(values) else [], dtype=DTYPE)
-    if digests.ndim != 1:
-        raise ValueError(f"Digests are {digests.shape}, not (images,).")
-    return digests
+    """An array of digests `(images,)`."""
+    return np.asarray(values if len(values) else [], dtype=DTYPE)
 
 
 def find_shared(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -127,14 +120,9 @@ def refuse_counted(shared: int, images: int, names: tuple[str, str]) -> NoReturn
 
 
 def refuse_shared_splits(held_out: Split, chosen: Split, home: Path) -> None:
-    """Refuse two splits that share images, if both are local and can be read before anything is computed.
-
-    Raises:
-        ValueError: if there is an image in both.
-    """
-    if held_out.is_here and chosen.is_here:
-        names = held_out.split, chosen.split
-        refuse_shared(split_digests(held_out, home), split_digests(chosen, home), names)
+    """Refuse two splits that share images, which are read for it. Arguments and errors as of `refuse_shared`."""
+    names = held_out.split, chosen.split
+    refuse_shared(split_digests(held_out, home), split_digests(chosen, home), names)
 
 
 def refuse_met(digests: Sequence[str], chosen: np.ndarray, names: tuple[str, str]) -> None:

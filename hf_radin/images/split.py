@@ -90,11 +90,6 @@ class Split:
         """Whether its rows are on this machine and can be read again and again: not streamed from the Hub."""
         return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
 
-    def describe(self) -> dict[str, Any]:
-        """What identifies the images, for banks and model cards."""
-        names = ("name", "config_name", "split", "revision", "key", "image_column", "label_column")
-        return {name: getattr(self, name) for name in names}
-
 
 def open_split(source: DataSource, *, labelled: bool = True) -> Split:
     """Open a split and find its columns; nothing is decoded.
@@ -372,13 +367,10 @@ def _paths_hash(rows: Dataset | IterableDataset, image_column: str) -> str:
     """A hash of the sizes and times of image files that a `Dataset` only names: its fingerprint covers just names."""
     if not hasattr(rows, "select"):
         return ""
-    import pyarrow as pa
-
     stamps: list[str] = []
-    for chunk in rows.data.column(image_column).chunks:
-        if pa.types.is_struct(chunk.type):  # (bytes, path)
-            paths = chunk.filter(chunk.field("bytes").is_null()).field("path")
-            stamps += [_file_stamp(str(path)) for path in paths.to_pylist() if path is not None]
+    for chunk in rows.data.column(image_column).chunks:  # of (bytes, path)
+        paths = chunk.filter(chunk.field("bytes").is_null()).field("path")
+        stamps += [_file_stamp(str(path)) for path in paths.to_pylist() if path is not None]
     return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest() if stamps else ""
 
 

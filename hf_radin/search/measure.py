@@ -187,8 +187,7 @@ class MeasuredSoup:
         tally = _Tally(bank, self._entries, missing)
         for block, inputs in passes.stream(bank.images, tally.is_wanted):
             count = tally.show(passes, self._model, block, inputs)
-            if count:
-                on_block(count * processes.count)
+            on_block(count * processes.count)
         processes.wait()
         processes.sync_files(bank.images.folder, "*.json")
         processes.decide(bank.images.check_order)
@@ -247,8 +246,6 @@ class _Tally:
         """Show a model the images of a block that are missing: how many these were."""
         samples = self.blocks[block]
         rows = np.flatnonzero(self.missing[samples])
-        if not inputs or not len(rows):
-            return 0
         (answers,) = passes.running.logits([model], select(inputs, rows))
         logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
         self.classes[samples.start + rows] = _as_tensor(_predicted(logits))
