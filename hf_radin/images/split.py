@@ -71,6 +71,7 @@ class Split:
         class_names: of the label column, if it has any.
         image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
         label_dtype: of the label column, as datasets calls it; None if it has no simple type.
+        token: of the Hub, for files that are fetched one by one.
     """
 
     rows: Dataset | IterableDataset
@@ -84,6 +85,7 @@ class Split:
     class_names: tuple[str, ...] | None
     image_mode: str | None = None
     label_dtype: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
     @property
     def is_here(self) -> bool:
@@ -146,6 +148,7 @@ def open_split(source: DataSource, *, labelled: bool = True) -> Split:
         image_mode=mode,
         label_dtype=dtype if isinstance(dtype, str) else None,
         class_names=class_names,
+        token=source.token,
     )
 
 
@@ -322,7 +325,9 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
         try:
             options = {"name": config_name, "revision": sha, "token": token}
             with _unused_cache() as cache:
-                return datasets.load_dataset(name, **options, cache_dir=cache, streaming=True), sha
+                splits = datasets.load_dataset(name, **options, cache_dir=cache, streaming=True)
+            # else datasets decodes images that lie one by one, and one that is broken ends the stream
+            return {split: rows.decode(False) if rows.features else rows for split, rows in splits.items()}, sha
         except Exception as error:  # files of no known kind, several configurations, a script
             if is_of_network(error):
                 raise

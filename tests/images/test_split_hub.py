@@ -40,6 +40,27 @@ def test_images_that_lie_one_by_one_are_those_of_a_folder(files, runs, tmp_path)
         [NAMES.index(name.split("/")[1]) for name in sorted(files)]
     ] * 2
     assert (banks[0].logits(0) == banks[1].logits(0)).all()
+    assert (banks[0].digests == banks[1].digests).all()  # of the files as they are
+
+
+def test_a_broken_one_among_them_is_named_or_left_out(files, hub, runs, tmp_path):
+    name = sorted(files)[2]
+    hub.add_commit("org/pictures", {name: files[name][:50]}, "dataset")
+    gathered = hf_radin.gather(f"{runs}/ft-[01]")
+    with pytest.raises(
+        ValueError, match=rf"Sample 2 of org/pictures.*{name}.*the image can't be read: .*--on-error skip"
+    ):
+        hf_radin.compute_logits(gathered, "org/pictures", cache_dir=tmp_path)
+    bank = hf_radin.compute_logits(gathered, "org/pictures", cache_dir=tmp_path, on_error="skip")
+    assert bank.ids.tolist() == [0, 1, 3, 4, 5, 6] and bank.manifest.skipped == (2,)
+
+
+def test_those_of_a_private_dataset_are_fetched_with_the_token(hub, files, runs, tmp_path, monkeypatch):
+    hub.add_repo("org/secret", files, "dataset", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    gathered = hf_radin.gather(f"{runs}/ft-[01]")
+    bank = hf_radin.compute_logits(gathered, "org/secret", cache_dir=tmp_path, token=hub.token)
+    assert len(bank) == len(files)
 
 
 @pytest.fixture
