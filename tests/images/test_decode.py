@@ -116,3 +116,10 @@ def test_a_processor_of_few_values_has_no_table_of_256():
         return {"pixel_values": prepare(image)["pixel_values"].mul(8).round()}
 
     assert find_tables(coarse) == {} and len(shades) == 257
+
+
+def test_a_processor_that_refuses_made_up_images_has_no_tables():
+    def refuses(image):
+        raise ValueError("it takes 8 x 8 pixels")
+
+    assert find_tables(refuses) == {}
