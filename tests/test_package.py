@@ -47,6 +47,10 @@ def test_every_public_name_is_there_twice_over(name):
         assert getattr(hf_radin, name).__doc__
 
 
+def test_public_names_are_listed():
+    assert {*hf_radin.__all__} <= {*dir(hf_radin)}
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'soup_of_the_day'"):
         attrgetter("soup_of_the_day")(hf_radin)

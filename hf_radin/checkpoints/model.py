@@ -81,7 +81,9 @@ def shared_config(configs: Sequence[PretrainedConfig]) -> PretrainedConfig:
     """
     if len(configs) == 1:
         return configs[0]
-    return type(configs[0]).from_dict(shared_fields([config.to_dict() for config in configs]))
+    config = type(configs[0]).from_dict(shared_fields([config.to_dict() for config in configs]))
+    config.name_or_path = configs[0].name_or_path  # where code of its own is
+    return config
 
 
 def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProcessor) -> None:

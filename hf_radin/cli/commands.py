@@ -289,7 +289,7 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
     proving = open_split(source.at(args.test_split))
     check_first_label(proving, match_labels(proving, ingredients.labels))
     refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
-    if proving.is_here and not args.allow_overlap:
+    if proving.is_here and not args.allow_overlap:  # and so is the other, in the same dataset
         choosing, home = open_split(source), find_home(args.cache_dir)
         processes.decide(lambda: refuse_shared_splits(proving, choosing, home))
         if teaching:

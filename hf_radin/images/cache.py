@@ -80,12 +80,14 @@ class SplitIndex:
     Args:
         ids: positions of the samples in the split, `(samples,)`.
         labels: their classes, `(samples,)`.
+        digests: of their images, `(samples,)`.
         skipped: positions of those that were left out.
         counts: how many samples each block has.
     """
 
     ids: np.ndarray
     labels: np.ndarray
+    digests: np.ndarray
     skipped: list[int]
     counts: list[int]
 
@@ -142,11 +144,16 @@ class Images:
         return {block: len(record.labels) for block in blocks if (record := self._record(block))}
 
     def index(self) -> SplitIndex:
-        """The samples of the whole split, once all blocks were decoded."""
+        """The samples of the whole split, once all blocks were decoded.
+
+        Raises:
+            FileNotFoundError: if what is known of a block is gone since.
+        """
         import numpy as np
 
         ids: list[int] = []
         labels: list[int] = []
+        digests: list[str] = []
         skipped: list[int] = []
         counts: list[int] = []
         for block in self.blocks:
@@ -158,23 +165,9 @@ class Images:
             ids += [start + place for place in places if place not in left_out]
             skipped += [start + place for place in sorted(left_out)]
             labels += record.labels
-            counts.append(len(record.labels))
-        return SplitIndex(np.array(ids, np.int64), np.array(labels, np.int64), skipped, counts)
-
-    def digests(self, blocks: Sequence[Block] | None = None) -> np.ndarray | None:
-        """The digest of each sample's image `(samples,)`; None if some are unknown: their records are gone.
-
-        Args:
-            blocks: whose samples; by default those of the whole split.
-        """
-        digests: list[str] = []
-        blocks = self.blocks if blocks is None else blocks
-        for block in blocks:
-            record = self._record(block)
-            if record is None:
-                return None
             digests += record.digests
-        return as_digests(digests) if blocks else None
+            counts.append(len(record.labels))
+        return SplitIndex(np.array(ids, np.int64), np.array(labels, np.int64), as_digests(digests), skipped, counts)
 
     def stream(
         self,

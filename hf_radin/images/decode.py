@@ -7,11 +7,11 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import PIL.Image
 
 from hf_radin.images.digests import image_digest, with_bytes
@@ -28,6 +28,9 @@ Rows = list[dict[str, Any]]
 
 # How many rows at the beginning of a split example images are taken from.
 EXAMPLE_ROWS = 32
+
+# How many files are fetched at a time, as datasets does it: most of the time of each is waiting.
+FETCHES = 32
 
 # What to do about an image of more pixels than Pillow reads of a file that nobody vouches for.
 _MORE_PIXELS = "PIL.Image.MAX_IMAGE_PIXELS (--max-image-pixels) allows more"
@@ -123,17 +126,18 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     packed: list[Inputs] = []
     waiting: list[dict[str, torch.Tensor]] = []  # prepared, until there are enough to be packed together
     first: _Prepared | None = None
-    for place, row in enumerate(rows):
+    for place, (row, image) in enumerate(zip(rows, _read_all(rows, split), strict=True)):
         position = number * source.size + place
         sample = f"{position} of shard {shard}" if shard else str(position)
         label = label_of(row.get(split.label_column), sample, split, source.to_class)
         try:
-            image = with_bytes(row[split.image_column])
+            if isinstance(image, Exception):
+                raise image
             inputs = source.prepare(open_image(image, split.image_mode))
             digests.append(image_digest(image))
             labels.append(label)
         except Exception as error:  # Pillow raises nearly anything for a broken file
-            if not _is_about_the_image(error, row[split.image_column]):
+            if not _is_about_the_image(error, row[split.image_column] if error is image else image):
                 raise
             if source.on_error != "skip":
                 raise ValueError(
@@ -154,6 +158,31 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     return Decoded(labels, digests, skipped, join(packed))
 
 
+def _read_all(rows: Rows, split: Split) -> Iterator[Any]:
+    """The images of a split's rows, with the bytes of their files; an error in the place of one that can't be read.
+
+    Files that are not on this machine are fetched side by side.
+    """
+
+    def read(row: dict[str, Any]) -> Any:
+        try:
+            return with_bytes(row[split.image_column], split.token)
+        except Exception as error:
+            return error
+
+    if not any(_is_elsewhere(row[split.image_column]) for row in rows):
+        yield from map(read, rows)
+        return
+    with ThreadPoolExecutor(FETCHES) as pool:
+        yield from pool.map(read, rows)
+
+
+def _is_elsewhere(image: Any) -> bool:
+    """Whether the file of an image has to be fetched."""
+    path = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else image
+    return isinstance(path, str) and "://" in path
+
+
 def example_images(split: Split, *, least: int = 1) -> dict[int, Image]:
     """Up to three images of the first rows that differ most, by position: the smallest, the largest, the longest.
 
@@ -168,14 +197,16 @@ def example_images(split: Split, *, least: int = 1) -> dict[int, Image]:
     by_size: dict[tuple[int, int], tuple[int, Any]] = {}  # the first of each size; no other needs to be decoded
     readable: dict[int, Any] = {}  # the first few, by position
     _, rows = next(raw_blocks(split.rows, 0, 1, EXAMPLE_ROWS, split.name), (0, ()))
-    for position, row in enumerate(rows):
+    rows = list(rows)
+    for position, (row, image) in enumerate(zip(rows, _read_all(rows, split), strict=True)):
         try:
-            image = with_bytes(row[split.image_column])
+            if isinstance(image, Exception):
+                raise image
             by_size.setdefault(_size(image, split.image_mode), (position, image))
             if len(readable) < least:
                 readable[position] = image
         except Exception as error:  # Pillow raises nearly anything for a broken file
-            if not _is_about_the_image(error, row[split.image_column]):
+            if not _is_about_the_image(error, row[split.image_column] if error is image else image):
                 raise
     if not by_size:
         return {}
@@ -230,8 +261,6 @@ def open_image(image: Any, mode: str | None = None) -> Image:
     """
     import datasets
 
-    if isinstance(image, np.ndarray):
-        return PIL.Image.fromarray(image)
     with _bounded():
         return datasets.Image(mode=mode).decode_example(image)
 

@@ -28,11 +28,12 @@ LARGEST_FILE = 512 << 20
 DTYPE = np.dtype("S32")
 
 
-def with_bytes(image: Any) -> Any:
+def with_bytes(image: Any, token: str | bool | None = None) -> Any:
     """An image with the bytes of its file, which is read if necessary; an image without a file is returned unchanged.
 
     Args:
-        image: as datasets gives it undecoded, the bytes or the path of a file, or an image or array of the user's.
+        image: as datasets gives it undecoded, the bytes or the path of a file, or an image of the user's.
+        token: for files on the Hub.
 
     Raises:
         OSError: if there is no such file, or it can't be fetched.
@@ -44,7 +45,7 @@ def with_bytes(image: Any) -> Any:
     content = image.get("bytes") if isinstance(image, dict) else None
     if content is not None or path is None:
         return {"bytes": content, "path": path} if isinstance(image, dict) else image
-    return {"bytes": _read(path), "path": path}
+    return {"bytes": _read(path, token), "path": path}
 
 
 def image_digest(image: Any) -> str:
@@ -66,21 +67,14 @@ def split_digests(split: Split, home: Path) -> np.ndarray:
     arrays = known_arrays(path, path.stem)
     if arrays is None:
         rows = split.rows.select_columns([split.image_column]) if split.rows.features else split.rows
-        arrays = {"digests": as_digests([_digest_or_nothing(row[split.image_column]) for row in rows])}
+        arrays = {"digests": as_digests([_digest_or_nothing(row[split.image_column], split.token) for row in rows])}
         write_arrays(path, arrays, path.stem)
     return arrays["digests"]
 
 
 def as_digests(values: Any) -> np.ndarray:
-    """An array of digests.
-
-    Raises:
-        ValueError: if the values are not one list of digests.
-    """
-    digests = np.asarray(values if len(values) else [], dtype=DTYPE)
-    if digests.ndim != 1:
-        raise ValueError(f"Digests are {digests.shape}, not (images,).")
-    return digests
+    """An array of digests `(images,)`."""
+    return np.asarray(values if len(values) else [], dtype=DTYPE)
 
 
 def find_shared(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -127,14 +121,9 @@ def refuse_counted(shared: int, images: int, names: tuple[str, str]) -> NoReturn
 
 
 def refuse_shared_splits(held_out: Split, chosen: Split, home: Path) -> None:
-    """Refuse two splits that share images, if both are local and can be read before anything is computed.
-
-    Raises:
-        ValueError: if there is an image in both.
-    """
-    if held_out.is_here and chosen.is_here:
-        names = held_out.split, chosen.split
-        refuse_shared(split_digests(held_out, home), split_digests(chosen, home), names)
+    """Refuse two splits that share images, which are read for it. Arguments and errors as of `refuse_shared`."""
+    names = held_out.split, chosen.split
+    refuse_shared(split_digests(held_out, home), split_digests(chosen, home), names)
 
 
 def refuse_met(digests: Sequence[str], chosen: np.ndarray, names: tuple[str, str]) -> None:
@@ -157,18 +146,19 @@ def refuse_met(digests: Sequence[str], chosen: np.ndarray, names: tuple[str, str
         )
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, token: str | bool | None) -> bytes:
     if "://" not in path:
         return read_small(Path(path), limit=LARGEST_FILE, way_out="Take it out of the dataset.")
+    from datasets import DownloadConfig
     from datasets.utils.file_utils import xopen  # what its own Image opens such paths with
 
-    with xopen(path, "rb") as file:
+    with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
         content: bytes = file.read()
     return content
 
 
-def _digest_or_nothing(image: Any) -> str:
+def _digest_or_nothing(image: Any, token: str | bool | None) -> str:
     try:
-        return image_digest(with_bytes(image))
+        return image_digest(with_bytes(image, token))
     except (OSError, TypeError, ValueError):
         return ""

@@ -80,13 +80,18 @@ def find_tables(prepare: Prepare) -> dict[str, torch.Tensor]:
     """The values of the inputs that have just 256 in each channel, by name: `(channels, 256)`, ascending.
 
     Args:
-        prepare: from an image to the inputs `(channels, height, width)` by name. It is given all shades of grey.
+        prepare: from an image to the inputs `(channels, height, width)` by name. It is given all shades of grey; if
+            it refuses them, no input has such values.
     """
     import torch
 
     seen: dict[str, list[torch.Tensor]] = {}  # the distinct values of each channel
     for image in _greys():
-        for name, value in prepare(image).items():
+        try:
+            inputs = prepare(image)
+        except Exception:  # it takes images of some sizes only: what is wrong with the user's is said of these
+            return {}
+        for name, value in inputs.items():
             if value.is_floating_point() and value.ndim == 3:
                 before = seen.get(name, [value.new_zeros(0)] * len(value))
                 channels = zip(before, value.flatten(1), strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -50,10 +49,6 @@ class Pilot:
         """What identifies the sample."""
         return [self.share, self.seed]
 
-    def describe(self) -> dict[str, Any]:
-        """The sample in `bank.json`."""
-        return {"share": self.share, "seed": self.seed}
-
     @staticmethod
     def whole(models: int) -> int:
         """For how many models the logits of all images are computed in the end; if there are few, for all."""
@@ -83,36 +78,28 @@ class Chosen:
     """Images of a split that are chosen one by one.
 
     Args:
-        places: positions in the split, ascending; None for all images.
+        places: positions in the split, ascending.
         blocks: of the split, in order: for each its shard, its number there, and how many images it has.
     """
 
-    places: np.ndarray | None = None
-    blocks: tuple[tuple[int, int, int], ...] = ()
+    places: np.ndarray
+    blocks: tuple[tuple[int, int, int], ...]
 
     @property
     def share(self) -> float:
         """Of the split's images."""
-        return len(self._places) / sum(count for *_, count in self.blocks)
+        return len(self.places) / sum(count for *_, count in self.blocks)
 
     @property
     def key(self) -> list[int]:
         """What identifies the choice."""
-        return list(map(int, self._places))
-
-    def describe(self) -> dict[str, Any]:
-        """The choice in `bank.json`."""
-        return {"places": self.key}
+        return list(map(int, self.places))
 
     def rows(self, block: tuple[int, int], count: int) -> np.ndarray:
         """Positions in a block of the chosen images, ascending."""
         start = self._starts[block]
-        first, last = np.searchsorted(self._places, (start, start + count))
-        return self._places[first:last] - start
-
-    @property
-    def _places(self) -> np.ndarray:
-        return np.zeros(0, int) if self.places is None else self.places
+        first, last = np.searchsorted(self.places, (start, start + count))
+        return self.places[first:last] - start
 
     @cached_property
     def _starts(self) -> dict[tuple[int, int], int]:

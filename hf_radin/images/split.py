@@ -71,6 +71,7 @@ class Split:
         class_names: of the label column, if it has any.
         image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
         label_dtype: of the label column, as datasets calls it; None if it has no simple type.
+        token: of the Hub, for files that are fetched one by one.
     """
 
     rows: Dataset | IterableDataset
@@ -84,16 +85,12 @@ class Split:
     class_names: tuple[str, ...] | None
     image_mode: str | None = None
     label_dtype: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
     @property
     def is_here(self) -> bool:
         """Whether its rows are on this machine and can be read again and again: not streamed from the Hub."""
         return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
-
-    def describe(self) -> dict[str, Any]:
-        """What identifies the images, for banks and model cards."""
-        names = ("name", "config_name", "split", "revision", "key", "image_column", "label_column")
-        return {name: getattr(self, name) for name in names}
 
 
 def open_split(source: DataSource, *, labelled: bool = True) -> Split:
@@ -151,6 +148,7 @@ def open_split(source: DataSource, *, labelled: bool = True) -> Split:
         image_mode=mode,
         label_dtype=dtype if isinstance(dtype, str) else None,
         class_names=class_names,
+        token=source.token,
     )
 
 
@@ -327,7 +325,9 @@ def _load_hub(name: str, config_name: str | None, revision: str | None, token: s
         try:
             options = {"name": config_name, "revision": sha, "token": token}
             with _unused_cache() as cache:
-                return datasets.load_dataset(name, **options, cache_dir=cache, streaming=True), sha
+                splits = datasets.load_dataset(name, **options, cache_dir=cache, streaming=True)
+            # else datasets decodes images that lie one by one, and one that is broken ends the stream
+            return {split: rows.decode(False) if rows.features else rows for split, rows in splits.items()}, sha
         except Exception as error:  # files of no known kind, several configurations, a script
             if is_of_network(error):
                 raise
@@ -372,13 +372,10 @@ def _paths_hash(rows: Dataset | IterableDataset, image_column: str) -> str:
     """A hash of the sizes and times of image files that a `Dataset` only names: its fingerprint covers just names."""
     if not hasattr(rows, "select"):
         return ""
-    import pyarrow as pa
-
     stamps: list[str] = []
-    for chunk in rows.data.column(image_column).chunks:
-        if pa.types.is_struct(chunk.type):  # (bytes, path)
-            paths = chunk.filter(chunk.field("bytes").is_null()).field("path")
-            stamps += [_file_stamp(str(path)) for path in paths.to_pylist() if path is not None]
+    for chunk in rows.data.column(image_column).chunks:  # of (bytes, path)
+        paths = chunk.filter(chunk.field("bytes").is_null()).field("path")
+        stamps += [_file_stamp(str(path)) for path in paths.to_pylist() if path is not None]
     return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest() if stamps else ""
 
 

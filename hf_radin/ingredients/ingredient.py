@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +173,8 @@ class Ingredient:
         else:
             model = lora.load_merged(folder, self.base.folder, header=read_header(folder), **options)
         if self.order is not None:
-            _permute_classes(model, self.order, trust_remote_code=self.trust_remote_code)
+            axes = modeling.class_axes(config, trust_remote_code=self.trust_remote_code)
+            _permute_classes(model, axes, self.order)
         return model
 
     def _has_weights(self, folder: Path) -> bool:
@@ -348,10 +349,15 @@ def _snapshots(repo_id: str) -> Path:
     return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots"
 
 
-def _permute_classes(model: PreTrainedModel, order: tuple[int, ...], *, trust_remote_code: bool) -> None:
-    """Bring the classes of a model into another order, in the weights of its heads and so in its logits."""
+def _permute_classes(model: PreTrainedModel, axes: Mapping[str, int], order: tuple[int, ...]) -> None:
+    """Bring the classes of a model into another order, in the weights of its heads and so in its logits.
+
+    Args:
+        axes: of the tensors of its heads, the one that has the classes.
+        order: of the classes.
+    """
     import torch
 
     tensors = model.state_dict()
-    for name, axis in modeling.class_axes(model.config, trust_remote_code=trust_remote_code).items():
+    for name, axis in axes.items():
         tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))

@@ -306,8 +306,6 @@ def _kind_of_labels(split: Split) -> str:
     if dtype and dtype.group() in _KINDS:
         return _KINDS[dtype.group()]
     value = _first_label(split)
-    if isinstance(value, (bool, np.bool_)):
-        return "boolean"
     if isinstance(value, str):
         return "text" if _number_in(value) is None else "number as text"
     return "text" if _whole_number(value) is None else "number"

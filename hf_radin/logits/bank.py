@@ -208,14 +208,9 @@ class LogitBank:
     def _read(cls, folder: Path, processes: Processes, token: str | bool | None = None) -> LogitBank:
         """What was last computed into a folder, whether its checkpoints are there or not."""
         manifest = BankManifest.read(folder)
-        try:
-            latest = Latest.read(folder, manifest.key)
-            records = [LogitsRecord.read(folder, manifest.key, key) for key in latest.keys]
-            usable = with_distinct_ids([record.ingredient.load() for record in records if record.finite])
-        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{folder} is not a complete logit bank ({error}); compute it again; intact files are reused."
-            ) from error
+        latest = Latest.read(folder, manifest.key)
+        records = [LogitsRecord.read(folder, manifest.key, key) for key in latest.keys]
+        usable = with_distinct_ids([record.ingredient.load() for record in records if record.finite])
         ingredients = Ingredients(
             [in_hub_cache(ingredient, token) for ingredient in usable] if manifest.origin else usable
         )

@@ -191,8 +191,6 @@ def extend_bank(
     """
     processes.check_launch()
     settle_threads()
-    if isinstance(sample, Chosen) and sample.places is None:
-        sample = None
     task = _plan(ingredients.by_content, source, options, processes, sample)
     with _alone(task):
         bank = _run(task, apart_from)
@@ -481,7 +479,7 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
     if (task.folder / BANK).exists():
         return
     index = images.index()
-    ids, labels, skipped, counts = index.ids, index.labels, index.skipped, index.counts
+    ids, skipped, counts = index.ids, index.skipped, index.counts
     if not len(ids):
         raise ValueError(
             f"The split {task.split.split!r} of {task.split.name} has no image to use; {len(skipped)} were skipped."
@@ -492,10 +490,7 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
     places = drawn_places(blocks, task.sample)
     if task.sample is not None and places is not None and not len(places):
         raise ValueError(f"pilot={task.sample.share}: that is none of {len(ids)} images.")
-    arrays = {"ids.npy": ids, "labels.npy": labels}
-    if (digests := images.digests()) is not None:
-        arrays[DIGESTS] = digests
-    hashes = write_index(task.folder, arrays)
+    hashes = write_index(task.folder, {"ids.npy": ids, "labels.npy": index.labels, DIGESTS: index.digests})
     is_object = task.split.name == OBJECT
     BankManifest(
         data=DataRecord.of(task.split),

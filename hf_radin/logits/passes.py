@@ -171,8 +171,7 @@ def compute(
             del models
             _join_group(folder, images, group, passes, write_index)
     if not ingredients and processes.decide(lambda: not (folder / BANK).exists()):  # it was broken, and no logits were
-        for _ in passes.stream(images, lambda block: False):
-            pass
+        list(passes.stream(images, lambda block: False))  # which is none: images are decoded if they never were
         _join_group(folder, images, [], passes, write_index)
 
 

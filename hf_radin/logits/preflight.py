@@ -66,7 +66,7 @@ def check_models(
     heads: dict[str, int] | None = None  # the same of all: they are of one architecture, with the same classes
     for ingredient in ingredients.select(unchecked[processes.index :: processes.count]):
         model = ingredient.load_model(dtype)
-        heads = heads or class_axes(model.config, trust_remote_code=ingredient.trust_remote_code)
+        heads = heads or class_axes(ingredient.config, trust_remote_code=ingredient.trust_remote_code)
         weights = sample(model, heads)
         path = paths[ingredient.id]
         arrays = {name: np.asarray(value) for name, value in vars(weights).items()}

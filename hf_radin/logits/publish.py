@@ -276,8 +276,6 @@ def _problems(manifest: BankManifest, latest: Latest) -> Iterator[str]:
         yield "it is of a part of its split only"
     if manifest.data.revision:
         validate_repo_id(manifest.data.name)
-        if not manifest.data.name.strip("./"):
-            yield "its data have no name"
     if sum(count for _, _, count in manifest.blocks) != manifest.samples:
         yield f"its blocks don't hold {manifest.samples} samples"
     if len(set(latest.keys)) != len(latest.keys) or len(latest.keys) < 2:

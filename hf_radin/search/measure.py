@@ -177,10 +177,9 @@ class MeasuredSoup:
         tally = _Tally(bank, self._entries, missing)
         for block, inputs in passes.stream(bank.images, tally.is_wanted):
             images = tally.show(passes, self._model, block, inputs)
-            if len(images):
-                if self._recording is not None:
-                    self._features.write(block, images, self._recording.take())
-                on_block(len(images) * processes.count)
+            if self._recording is not None:
+                self._features.write(block, images, self._recording.take())
+            on_block(len(images) * processes.count)
         processes.wait()
         if self._head is not None:
             processes.sync_files(self._features.folder, "*.npz")
@@ -251,8 +250,6 @@ class _Tally:
         """Show a model the images of a block that are missing: their positions in the split."""
         samples = self.blocks[block]
         rows = np.flatnonzero(self.missing[samples])
-        if not inputs or not len(rows):
-            return np.zeros(0, int)
         (answers,) = passes.running.logits([model], select(inputs, rows))
         logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
         self.classes[samples.start + rows] = _as_tensor(_predicted(logits))

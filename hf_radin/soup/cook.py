@@ -452,10 +452,7 @@ def cook_files(
         folders = list(pool.map(Ingredient.download, used))
     refuse_ingredients(output, (_ingredient(entry, report) for entry in report.ingredients if not entry.repo_id))
     with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(average_tensors.open_files(folder)) for folder in folders]
-        except ValueError:  # pickles, or adapters
-            return False
+        files = [stack.enter_context(average_tensors.open_files(folder)) for folder in folders]
         config = _soup_config(folders, report)
         if config is None or not any(tensor.dtype in FLOATS for tensor in files[0].values()):
             return False
@@ -506,9 +503,7 @@ def _soup_config(folders: Sequence[Path], report: SearchReport) -> Mapping[str, 
     configs = [read_fields(folder / CONFIG) for folder in folders]
     config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
     names = config.get("id2label")
-    if not isinstance(names, dict):
-        return None
-    if tuple(names.get(str(number)) for number in range(len(names))) != report.classes:
+    if not isinstance(names, dict) or tuple(names.get(str(at)) for at in range(len(names))) != report.classes:
         return None
     numbers = {name: int(number) for number, name in names.items()}
     if config.get("label2id") != numbers:  # some scripts write texts into it

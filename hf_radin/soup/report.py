@@ -296,7 +296,7 @@ class SearchReport(SearchSettings):
         return {"format_version": FORMAT_VERSION, **contents}
 
     @classmethod
-    def from_fields(cls, contents: Any, *, is_saved: bool = False) -> SearchReport:
+    def from_fields(cls, contents: Mapping[str, Any], *, is_saved: bool = False) -> SearchReport:
         """The report that JSON holds, of this or an earlier version.
 
         Args:
@@ -305,8 +305,6 @@ class SearchReport(SearchSettings):
         Raises:
             ValueError: if it is none, or of a later version.
         """
-        if not isinstance(contents, Mapping):
-            raise ValueError("it is no JSON object")
         missing = [name for name in ALWAYS if contents.get(name) is None]
         if is_saved and missing:
             raise ValueError(f"it does not say {missing[0]!r}")

@@ -209,10 +209,6 @@ def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight:
         sums.setdefault(name, tensor)
     elif name not in sums:
         sums[name] = tensor * weight
-    elif sums[name].shape != tensor.shape:
-        raise ValueError(
-            f"{name} has the shapes {tuple(sums[name].shape)} and {tuple(tensor.shape)} in two ingredients."
-        )
     else:
         sums[name] += tensor * weight
 

@@ -7,11 +7,13 @@ is not the statistics of the average. Without new ones the accuracy of ResNets c
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hf_radin.checkpoints.forward import forward
 from hf_radin.checkpoints.model import empty_model
@@ -25,7 +27,6 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -77,7 +78,10 @@ class Statistics:
     @property
     def digests(self) -> np.ndarray | None:
         """Digests of the images that are used `(images,)`; None if they are not known."""
-        return self.images.digests(_full_batches(self.images))
+        index = self.images.index()
+        if not index.counts:
+            return None
+        return index.digests[np.repeat(_are_full(index.counts), index.counts)]
 
 
 def check_images(count: int) -> None:
@@ -223,9 +227,12 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
 
 def _full_batches(images: Images) -> list[Block]:
     """The blocks of the largest size, mostly `BATCH`: the mean over batches weighs all of them the same."""
-    sizes = images.index().counts
-    largest = max([1, *sizes])
-    return [block for block, size in zip(images.blocks, sizes, strict=True) if size == largest]
+    return [block for block, is_full in zip(images.blocks, _are_full(images.index().counts), strict=True) if is_full]
+
+
+def _are_full(counts: Sequence[int]) -> list[bool]:
+    """Which of some blocks have the largest size."""
+    return [count == max([1, *counts]) for count in counts]
 
 
 def _keeps_statistics(module: Any) -> bool:

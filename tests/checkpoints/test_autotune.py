@@ -1,5 +1,7 @@
 """What is measured of the machine decides as it should; the figures themselves are the machine's."""
 
+import os
+
 import pytest
 import torch
 
@@ -37,6 +39,18 @@ def test_out_of_memory_is_told_from_a_mistake():
     assert fail(RuntimeError("DefaultCPUAllocator: can't allocate memory"))(64) is None
     with pytest.raises(RuntimeError, match="shapes"):
         fail(RuntimeError("shapes"))(64)
+
+
+def test_a_call_is_timed_once_it_is_warm():
+    sizes = []
+    assert autotune.timed(sizes.append)(64) >= 0 and sizes == [64, 64]
+
+
+@pytest.mark.parametrize("processes", [1, 4, 10_000])
+def test_images_are_decoded_beside_a_device_and_not_beside_a_cpu(monkeypatch, processes):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert autotune.default_workers(CPU) == 0
+    assert 1 <= autotune.default_workers(torch.device("meta")) <= max(1, (os.cpu_count() or 1) // processes)
 
 
 def test_as_many_models_as_fit_beside_a_batch():

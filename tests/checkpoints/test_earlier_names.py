@@ -151,3 +151,11 @@ def test_what_can_not_be_said_in_the_names_of_now_is_refused(tmp_path):
     earlier = rename(folder, RENAMED[VIT], target_modules=["query"], layer_replication=[[0, 2]])
     with pytest.raises(ValueError, match="its layer_replication can't be translated into the names that layers have"):
         hf_radin.gather([earlier, folder])
+
+
+def test_a_module_that_is_no_module_any_more_can_not_be_saved(tmp_path):
+    """Queries, keys and values once had a module of their own; now the output's layer is in it, too."""
+    folder = save_adapter(VIT, tmp_path, target_modules=["fc1"])
+    fields = {"target_modules": ["intermediate.dense"], "modules_to_save": ["attention.attention"]}
+    with pytest.raises(ValueError, match=r"its module to save .*attention\.attention is none of the model's now"):
+        hf_radin.gather([rename(folder, RENAMED[VIT], **fields), folder])

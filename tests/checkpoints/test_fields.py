@@ -10,7 +10,14 @@ from shared import odd_files
 from transformers import ViTConfig
 
 import hf_radin
-from hf_radin.checkpoints.fields import NUMBER, SIDE, check_adapter_config, check_config, check_processor
+from hf_radin.checkpoints.fields import (
+    NUMBER,
+    SIDE,
+    check_adapter_config,
+    check_config,
+    check_processor,
+    declared_fields,
+)
 from hf_radin.checkpoints.model import empty_model
 from hf_radin.ingredients.card_metadata import describe_ingredient
 from hf_radin.runtime.files import BrokenFileError
@@ -129,3 +136,22 @@ def test_a_pipe_beside_a_checkpoint_is_not_waited_for(two, name):
     ingredient = hf_radin.gather(f"{two}/*")[0]
     os.mkfifo(ingredient.folder / name)
     assert describe_ingredient(ingredient).license is None
+
+
+class Before:
+    """A configuration as versions of transformers before its dataclasses write it."""
+
+    def __init__(self, hidden_size=8, **options):
+        self.hidden_size = hidden_size
+
+
+class Derived(Before):
+    def __init__(self, window=3, **options):
+        super().__init__(**options)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "names"), [(ViTConfig, {"hidden_size"}), (Derived, {"hidden_size", "window"})]
+)
+def test_declared_fields_are_inherited_too(configuration, names):
+    assert declared_fields(configuration) >= names and "wandb_run_id" not in declared_fields(configuration)

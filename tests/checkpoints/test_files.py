@@ -11,7 +11,9 @@ from shared.training import NAMES
 from transformers import TimmWrapperConfig, ViTForImageClassification
 
 import hf_radin
-from hf_radin.checkpoints.files import read_header, read_layout
+from hf_radin.checkpoints.files import read_header, read_layout, shard_size
+from hf_radin.checkpoints.lora import read_base
+from hf_radin.checkpoints.model import load_config
 
 WEIGHTS = "model.safetensors"
 
@@ -76,6 +78,14 @@ def adapter(folder: Path, text: str, weights: bytes = b"") -> None:
     emptied(folder)
     (folder / "adapter_config.json").write_text(text)
     save_file({"base_model.model.classifier.weight": torch.zeros(10, 32)}, folder / "adapter_model.safetensors")
+
+
+def doubled(folder: Path) -> None:
+    """One tensor is in both of two files."""
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (folder / WEIGHTS).rename(folder / names[0])
+    save_file({"classifier.bias": torch.zeros(10)}, folder / names[1], {"format": "pt"})
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
 
 
 SHARDS = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
@@ -199,6 +209,11 @@ KINDS = {
         lambda bad: rewrite(bad, classifier__weight=torch.zeros(10, 33)),
         r"ft-1: no weights for classifier.weight \(it has \(10, 33\) for \(10, 32\)\)",
     ),
+    "a tensor in two files": (doubled, r"ft-1.*classifier\.bias stands in another file of .*, too; save it again"),
+    "more tensors than any classifier has": (
+        lambda bad: rewrite(bad, **{f"note{number}": torch.zeros(1) for number in range(5_001)}),
+        r"ft-1: it has 5,\d+ tensors, and no image classifier more than 5,000",
+    ),
     "floats of eight bits": (
         lambda bad: rewrite(bad, classifier__weight=torch.zeros(10, 32).to(torch.float8_e4m3fn)),
         r"ft-1: classifier.weight \(10, 32\) is kept in F8_E4M3; weights are averaged from F64, F32",
@@ -266,6 +281,12 @@ KINDS = {
     "an adapter of another kind": (
         lambda bad: adapter(bad, '{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "org/base"}'),
         "ft-1: an adapter of the kind 'PREFIX_TUNING'",
+    ),
+    "an adapter of layers that no classifier here has": (
+        lambda bad: adapter(
+            bad, '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "megatron_config": {"a": 1}}'
+        ),
+        "ft-1: an adapter for Megatron layers",
     ),
     "an adapter of no base": (
         lambda bad: adapter(bad, '{"peft_type": "LORA", "base_model_name_or_path": null}'),
@@ -367,3 +388,17 @@ def test_weights_that_the_model_does_not_use_are_said(two, caplog):
     assert "ft-1 has weights that its model does not use: decoder.weight. The soup's does not either." in caplog.text
     soup = hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids))
     assert "decoder.weight" not in soup
+
+
+@pytest.mark.parametrize(("read", "message"), [(load_config, "no config.json"), (read_base, "no adapter_config.json")])
+def test_what_is_gone_between_two_looks_is_named(tmp_path, read, message):
+    """A Trainer removes old checkpoints while others look at them."""
+    with pytest.raises(ValueError, match=f"{tmp_path}: {message}"):
+        read(tmp_path)
+
+
+def test_the_size_of_a_file_of_weights_is_bytes_or_as_in_transformers():
+    assert [shard_size(size) for size in (1000, "1000", "5GB", "0.5MB")] == [1000, 1000, "5GB", "0.5MB"]
+    for size in (0, -1, True, "0GB", "many", "", 1.5, "9" * 30):
+        with pytest.raises(ValueError, match=r"max_shard_size=.*it is a size as in '5GB'"):
+            shard_size(size)

@@ -149,6 +149,12 @@ def test_a_base_that_moved_is_named(adapters, tmp_path):
         hf_radin.gather(f"{adapters}/*", base_model="nowhere")
 
 
+def test_an_adapter_of_an_adapter_is_refused(adapters):
+    change(adapters / "ft-0", base_model_name_or_path=str(adapters / "ft-1"))
+    with pytest.raises(ValueError, match=r"ft-0: its base model .*ft-1 is an adapter itself"):
+        hf_radin.gather(f"{adapters}/*")
+
+
 def test_an_adapter_of_wild_weights_is_a_stranger(adapters, digits, tmp_path, caplog):
     path = adapters / "ft-2" / "adapter_model.safetensors"
     tensors = {

@@ -78,6 +78,8 @@ def test_what_is_loaded_is_what_plain_transformers_loads(two, kind):
     alone = hf_radin.average(gathered, Recipe.uniform(gathered.ids[1:]))
     plain = expected.state_dict()
     assert alone.keys() == plain.keys() and all(torch.equal(alone[name], plain[name]) for name in plain)
+    loaded = gathered[1].load_model(torch.float32).state_dict()
+    assert all(torch.equal(loaded[name], plain[name]) for name in plain)
 
 
 def test_a_configuration_that_names_the_usual_file_redirects_nobody(two):
@@ -277,6 +279,25 @@ def test_what_made_up_images_do_not_show_the_splits_own_do(two, tmp_path, caplog
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
+def test_where_processors_take_no_made_up_images_the_splits_own_decide(two, digits, tmp_path, caplog):
+    """Two that take square images alone, of which none is made up, with fields that make no difference to these."""
+    code = [
+        "from transformers import ViTImageProcessor",
+        "class Square(ViTImageProcessor):",
+        "    def preprocess(self, images, *args, **options):",
+        "        if images.width != images.height:",
+        "            raise ValueError('not square')",
+        "        return super().preprocess(images, *args, **options)",
+    ]
+    for name, rate in (("ft-0", 0.8), ("ft-1", 0.9)):
+        (two / name / "square.py").write_text("\n".join(code))
+        fields = {"image_processor_type": "Square", "auto_map": {"AutoImageProcessor": "square.Square"}}
+        change(two / name, "preprocessor_config.json", crop_pct=rate, **fields)
+    gathered = hf_radin.gather(f"{two}/*", trust_remote_code=True)
+    assert "Whether they make the same pixels is tried on images of the split." in caplog.text
+    assert len(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache").ingredients) == 2
+
+
 def test_a_soup_without_the_ingredient_whose_processor_prepared_the_images_is_saved_and_cooked(two, digits, tmp_path):
     tensors = load_file(two / "ft-0" / WEIGHTS)
     tensors["classifier.weight"].zero_()  # which leaves it out
@@ -400,6 +421,24 @@ def test_what_can_not_be_saved_is_known_before_the_compute(two):
     classes = {"AutoConfig": "odd.OddConfig", "AutoModelForImageClassification": "odd.OddModel"}
     change(two / "ft-0", model_type="odd", architectures=["OddModel"], auto_map=classes)
     with pytest.raises(ValueError, match=r"ft-0: config.json loads and can't be saved, .* The field 'x' is not valid"):
+        hf_radin.gather(f"{two}/*", trust_remote_code=True)
+
+
+UNLOADABLE = """
+from transformers import ViTForImageClassification
+
+class OddModel(ViTForImageClassification):
+    @classmethod
+    def from_pretrained(cls, *_, **__):
+        raise RuntimeError("Tensors are\\nof another make.")
+"""
+
+
+def test_whatever_a_loader_raises_the_checkpoint_is_named(two):
+    """A class of somebody's own fails in its own way."""
+    (two / "ft-0" / "odd.py").write_text(UNLOADABLE)
+    change(two / "ft-0", architectures=["OddModel"], auto_map={"AutoModelForImageClassification": "odd.OddModel"})
+    with pytest.raises(ValueError, match=r"ft-0: the weights can't be loaded: Tensors are"):
         hf_radin.gather(f"{two}/*", trust_remote_code=True)
 
 

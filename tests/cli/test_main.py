@@ -16,8 +16,12 @@ from shared.models import interrupted
 from shared.training import PARTS, digit_images, image_dataset
 
 import hf_radin
+from hf_radin.cli.commands import pilot_share
 from hf_radin.cli.main import command_parser, main
+from hf_radin.images.split import DataSource
 from hf_radin.ingredients.card_metadata import LOADERS
+from hf_radin.logits.manifest import RunOptions
+from hf_radin.runtime.processes import Processes
 from hf_radin.soup.report import SearchReport
 
 
@@ -293,6 +297,13 @@ def test_a_duration_is_for_logits_and_soups(runs, start, digits, cwd, capsys, tm
     assert (report.pilot.share, report.pilot.given, report.pilot.leading) == (0.05, 6, 3)
     assert len(report.pilot.whole) < 6 and report.pilot.shown < report.images == 10_200
     assert report.measured is True and report.budget == "0.01s"
+    source, alone = DataSource("large"), Processes()
+    assert (
+        pilot_share(hf_radin.gather(f"{runs}/ft-*"), source, RunOptions(), 1e6, alone) is None
+    )  # there is time for all
+    assert (
+        pilot_share(hf_radin.gather(f"{runs}/ft-[01]"), source, RunOptions(), 0.01, alone) is None
+    )  # both would lead
 
 
 @pytest.mark.parametrize(
@@ -312,6 +323,26 @@ def test_a_duration_is_for_logits_and_soups(runs, start, digits, cwd, capsys, tm
 )
 def test_options_that_do_not_go_together_are_refused_before_a_model_is_looked_at(cwd, capsys, options, message):
     assert soup("--models", "nowhere/*", "--dataset", "nowhere", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_logits_of_a_part_are_not_published(cwd, capsys):
+    options = ["--models", "nowhere/*", "--dataset", "nowhere", "--push-to", "org/bank", "--pilot", "0.2"]
+    assert main(["logits", *options]) == 2
+    assert "--push-to org/bank: logits of a part of the split (--pilot) can't be published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["estimate", "--budget", "15m"], "'15m' is no number of passes over the split; how long they take is what"),
+        (["soup", "--max-image-pixels", "0"], "'0' is no number of pixels"),
+        (["soup", "--max-image-pixels", "many"], "'many' is no number of pixels"),
+    ],
+)
+def test_an_option_that_is_a_number_takes_nothing_else(capsys, command, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--models", "nowhere/*", "--dataset", "nowhere"])
     assert message in capsys.readouterr().err
 
 

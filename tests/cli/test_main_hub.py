@@ -73,6 +73,14 @@ def test_a_revision_is_kept(zoo, runs):
         assert torch.equal(soup["classifier.weight"], expected.classifier.weight)
 
 
+def test_a_dataset_that_was_a_folder_of_somebody_elses_is_asked_for(zoo, runs, capsys):
+    for number in range(3):
+        zoo.add_commit(f"org/ft-{number}", {"README.md": card("/scratch/me/digits").encode()})
+    assert main(["soup", "--models", "org/ft-*"]) == 2
+    error = capsys.readouterr().err
+    assert "Name the dataset with --dataset" in error and "'/scratch/me/digits', a folder on another machine" in error
+
+
 def test_two_revisions_of_one_model_are_two_ingredients(zoo, runs):
     first = zoo.commits("org/ft-0")[0].sha
     zoo.add_commit("org/ft-0", {"model.safetensors": (runs / "ft-4" / "model.safetensors").read_bytes()})

@@ -1,6 +1,7 @@
 """A full disk and a batch system's SIGTERM end a run in one line, and lose nothing that was finished."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hf_radin
+from hf_radin.cli.main import LONGEST_ERROR
 
 # Files can't grow beyond so many bytes: what a full disk does to a writer, for this process alone.
 LIMITED = """
@@ -133,6 +135,12 @@ sys.exit(main(["inspect", "--models", "a"]))
         ("MemoryError()", 2, "hf-radin: there is not enough memory: none is left. Take fewer models at a time"),
         ("RuntimeError('CUDA out of memory. Tried')", 2, "hf-radin: there is not enough memory: CUDA out of memory."),
         ("OSError('a:\\n\\n  b')", 2, "hf-radin: a: b"),
+        ("ValueError('x' * 100_000)", 2, "hf-radin: xxx"),
+        (
+            "RuntimeError('[gloo] Connection closed by peer')",
+            1,
+            "hf-radin: another process of this run has ended; run",
+        ),
     ],
 )
 @pytest.mark.parametrize("debugged", [False, True])
@@ -143,4 +151,52 @@ def test_any_error_is_one_line_and_a_fault_shows_its_place_on_demand(tmp_path, e
     run = subprocess.run(start, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert run.returncode == status
     *place, line = run.stderr.strip().splitlines()
-    assert line.startswith(text) and bool(place) == (debugged and status == 1)
+    assert line.startswith(text) and len(line) < LONGEST_ERROR + 20
+    assert bool(place) == (debugged and "This is a fault" in line)
+
+
+# Ends a command in a method that Python calls by itself, from which no error comes out.
+UNHEARD = """
+import signal, sys
+from hf_radin.cli import commands
+from hf_radin.cli.main import main
+
+class Late:
+    def __del__(self):
+        {what}
+
+def release(*arguments, **options):
+    Late()
+    print("it goes on")
+    raise OSError("the end")
+
+commands.inspect_models = release
+sys.exit(main(["inspect", "--models", "a"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "printed", "line"),
+    [
+        (
+            "signal.raise_signal(signal.SIGINT)",
+            130,
+            "",
+            "hf-radin: interrupted; run the same command again to continue.",
+        ),
+        ("raise KeyError('odd')", 2, "it goes on\n", "hf-radin: the end"),
+    ],
+    ids=["an interrupt", "a library's fault"],
+)
+def test_an_interrupt_is_heard_where_python_raises_no_error(tmp_path, what, status, printed, line):
+    start = [sys.executable, "-c", UNHEARD.format(what=what)]
+    run = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (status, printed)
+    assert run.stderr.splitlines()[-1] == line and ("KeyError: 'odd'" in run.stderr) == (status == 2)
+
+
+def test_an_interrupt_that_a_shell_ignores_is_ignored(two):
+    """As of a command in its background."""
+    start = [sys.executable, "-c", STOPPED, str(int(signal.SIGINT)), "500", "inspect", "--models", f"{two}/*"]
+    run = subprocess.run(["bash", "-c", f"trap '' INT; {shlex.join(start)}"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "") and "a soup can be made of these 2" in run.stdout

@@ -65,3 +65,9 @@ def test_a_closed_terminal_ends_no_work(two, digits, tmp_path):
     os.close(side)
     assert run.returncode == 2 and "lost, and nothing else: Input/output error" in run.stderr.splitlines()[-1]
     assert list(tmp_path.glob("banks/*/bank.json"))
+
+
+def test_a_broken_installation_shows_what_is_broken():
+    code = "import sys; sys.modules['hf_radin.cli.main'] = None; from hf_radin.__main__ import run; run()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1 and "ModuleNotFoundError: import of hf_radin.cli.main halted" in run.stderr

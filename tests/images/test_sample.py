@@ -7,6 +7,7 @@ import pytest
 
 from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.recipes.intervals import Strata
+from hf_radin.runtime.schema import to_json
 from hf_radin.search.budget import Budget
 
 GROUPS = [np.arange(0, 1000, 4), np.setdiff1d(np.arange(1000), np.arange(0, 1000, 4))]  # 250 and 750
@@ -100,7 +101,7 @@ def test_images_that_all_say_the_same_are_no_certainty_either():
 
 def test_numbers_of_numpy_are_numbers():
     pilot = Pilot(np.float64(0.25), seed=np.int64(3))
-    assert pilot == Pilot(0.25, seed=3) and json.dumps(pilot.describe()) == '{"share": 0.25, "seed": 3}'
+    assert pilot == Pilot(0.25, seed=3) and json.dumps(to_json(pilot)) == '{"share": 0.25, "seed": 3}'
     assert Pilot(np.float32(0.25)) == Pilot(0.25)
 
 

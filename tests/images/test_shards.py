@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from hf_radin.images.shards import count_shards, raw_blocks, reader, reads
+from hf_radin.images.split import OBJECT
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 4, 5, 7, 8, 12])
@@ -62,3 +63,12 @@ def test_a_dataset_is_read_at_any_place():
         (1, [4, 5, 6, 7]),
         (2, [8, 9]),
     ]
+
+
+@pytest.mark.parametrize(("name", "error"), [("d", ValueError), (OBJECT, ZeroDivisionError)])
+def test_a_stream_that_fails_says_where_and_a_users_own_error_is_theirs(name, error):
+    rows = stream(3).map(lambda row: {"label": 1 // (row["label"] - 16)})
+    blocks = raw_blocks(rows, 1, 3, 4, name)
+    assert len(next(blocks)[1]) == 4
+    with pytest.raises(error, match="division" if name == OBJECT else "d can't be read on from row 4 of shard 1"):
+        next(blocks)

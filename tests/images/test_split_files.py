@@ -92,6 +92,7 @@ def test_files_that_are_no_data_are_not_read_as_such(tmp_path, caplog):
         (pictures, ("validation/cat/1.png", "unlabelled/1.png", "other/1.png"), "other, unlabelled: in no folder"),
         (tables, ("validation.parquet", "train_test.parquet"), "train_test.parquet: in no folder of a split, and"),
         (tables, ("validation/0.parquet", "extra.parquet"), "extra.parquet: in no"),
+        (tables, ("data/validation/0.parquet", "notes/extra.csv"), "notes: in no"),
     ],
 )
 def test_what_belongs_to_no_split_is_said(tmp_path, caplog, make, paths, left_out):
@@ -131,13 +132,14 @@ def test_metadata_of_all_images_is_read_where_there_is_one_split_and_else_told(t
     assert "Of metadata.csv, put one into the folder of each split" in caplog.text
 
 
-def test_a_card_that_lists_files_is_asked_and_so_is_what_datasets_saved(tmp_path):
+@pytest.mark.parametrize(("card", "ends"), [("README.md", "---\n"), (".huggingface.yaml", "")])
+def test_a_card_that_lists_files_is_asked_and_so_is_what_datasets_saved(tmp_path, card, ends):
     folder = tables(tmp_path / "data", "a/test.parquet", "b/x.parquet")
     configs = "".join(
         f"- config_name: {name}\n  data_files:\n  - split: validation\n    path: {path}\n"
         for name, path in {"first": "a/test.parquet", "second": "b/*"}.items()
     )
-    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    (folder / card).write_text(f"{ends}configs:\n{configs}{ends}")
     for name in ("first", "second"):
         split = open_split(DataSource(folder, config_name=name))
         assert count_rows(split) == sum(1 for _ in split.rows) == 2

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import hf_radin
+from hf_radin.ingredients.ingredient import with_distinct_ids
 
 
 def change(folder: Path, name: str = "config.json", **fields) -> None:
@@ -212,3 +214,13 @@ def test_an_image_processor_that_is_none_is_refused(two, name, monkeypatch):
     monkeypatch.chdir(two)
     with pytest.raises(ValueError, match=r"image processor|no such model"):
         hf_radin.gather(["ft-0", "ft-1"], image_processor=name)
+
+
+def test_two_versions_under_one_name_are_told_apart_by_their_revisions(runs):
+    first, second = hf_radin.gather(f"{runs}/ft-[01]")
+    other = replace(first, revision="sha256:0123456789abcdef")
+    assert with_distinct_ids([first, other, second]) == [
+        replace(first, id=f"{first.id}@{first.revision[:19]}"),
+        replace(other, id=f"{first.id}@sha256:0123456789ab"),
+        second,
+    ]

@@ -105,6 +105,10 @@ BAD = {
         "is not a whole file of weights",
     ),
     "nothing in it": (lambda content: {**content, "model.safetensors": b""}, "is not a whole file of weights"),
+    "header of no bytes": (
+        lambda content: {**content, "model.safetensors": bytes(8) + b"weights"},
+        "is not a whole file of weights",
+    ),
     "header cut off": (
         lambda content: {**content, "model.safetensors": (50_000).to_bytes(8, "little") + b'{"a": 1'},
         "is not a whole file of weights",
@@ -396,3 +400,29 @@ def test_an_adapter_on_the_hub_may_name_layers_as_they_were(hub, start, tmp_path
     assert not any(ingredient.is_here for ingredient in ingredients)  # the headers told
     first, second = (ingredient.load_model(torch.float32).state_dict() for ingredient in ingredients)
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+CODE = b"""
+from transformers import ViTForImageClassification
+
+class OwnModel(ViTForImageClassification):
+    pass
+"""
+
+
+def test_code_of_its_own_is_fetched_with_a_checkpoint_and_that_of_elsewhere_is_said(hub, runs):
+    """The code of another repository is read as it is then, whatever the checkpoint's revision."""
+    hub.add_repo("org/code", {"own.py": CODE})
+    for name, place in (("org/ft-0", "own.OwnModel"), ("org/ft-1", "org/code--own.OwnModel")):
+        content = files(runs / name.removeprefix("org/"))
+        config = json.loads(content["config.json"])
+        fields = {"architectures": ["OwnModel"], "auto_map": {"AutoModelForImageClassification": place}}
+        content["config.json"] = json.dumps(config | fields).encode()
+        hub.add_repo(name, content | ({"own.py": CODE} if "--" not in place else {}))
+    inside, elsewhere = hf_radin.inspect("org/ft-*", trust_remote_code=True)
+    assert (inside.ingredient.architecture, inside.notes) == ("OwnModel", ())
+    assert inside.ingredient.load_model(torch.float32).classifier.out_features == 10
+    assert (
+        "org/ft-1: its code is not in the checkpoint: it is the current code of org/code on the Hub."
+        in elsewhere.notes
+    )

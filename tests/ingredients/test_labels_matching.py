@@ -55,6 +55,11 @@ def test_booleans_are_never_positions(classes):
         indices(labelled([True, False]), classes)
 
 
+def test_a_gap_among_booleans_is_named_with_its_sample():
+    with pytest.raises(ValueError, match=r"Sample 1 of .* has the label None, which the models don't know"):
+        indices(labelled([True, None, False]), ("False", "True"))
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float32", "float64"])
 def test_whole_numbers_are_positions_and_that_is_said_once(dtype, caplog):
     dataset = labelled([2, 0, 1], datasets.Value(dtype))

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from transformers import ViTForImageClassification
 
 import hf_radin
 from hf_radin.ingredients.resolve import matches_pattern
@@ -72,6 +73,15 @@ def test_a_model_that_is_neither_the_best_nor_the_last_is_said(sweep, runs, capl
     assert (
         "sweep/lr-1 has a model of its own that is none of its checkpoints, though checkpoint-9 is its" in caplog.text
     )
+
+
+def test_a_model_in_several_files_is_not_compared(sweep, runs, caplog):
+    say_best(sweep / "lr-1", "lr-1/checkpoint-9")
+    shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
+    (sweep / "lr-1" / "model.safetensors").unlink()
+    ViTForImageClassification.from_pretrained(runs / "ft-4").save_pretrained(sweep / "lr-1", max_shard_size="20KB")
+    assert hf_radin.gather("sweep/lr-*").ids[0] == "sweep/lr-1"
+    assert "sweep/lr-1 has a model" not in caplog.text
 
 
 def test_what_holds_checkpoints_is_told_from_a_checkpoint(sweep):

@@ -81,3 +81,21 @@ def test_a_listing_of_no_names_is_told_in_one_line(zoo, capsys, fragment, field,
     )
     assert main(["inspect", "--models", models]) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-radin: ")]) == 1
+
+
+def test_a_server_that_sends_less_than_was_asked_for_gives_no_header(zoo):
+    alter(
+        zoo,
+        "GET",
+        "/resolve/",
+        lambda call, reply: Reply(reply.body[:100], 206, reply.headers) if reply.status == 206 else reply,
+    )
+    with pytest.raises(ValueError, match=r"org/ft-0: model\.safetensors is not a whole file of weights"):
+        hf_radin.gather("org/ft-*")
+
+
+def test_weights_that_a_hub_lists_no_longer_are_named(zoo):
+    ingredients = hf_radin.gather("org/ft-*")
+    alter_json(zoo, "GET", "/api/models/org/ft-0", lambda listed: [] if isinstance(listed, list) else listed)
+    with pytest.raises(ValueError, match=r"org/ft-0: no weights"):
+        ingredients[0].download()

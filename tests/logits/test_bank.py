@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from shared.calls import counted
 from sklearn import metrics
 
 import hf_radin
-from hf_radin.logits.bank_files import LogitsRecord
+from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, check_bank
 from hf_radin.recipes import ensemble, scoring
 from hf_radin.recipes.metrics import NAMES, load_metrics, only_score
 from hf_radin.runtime.files import sha256_of
@@ -165,3 +166,25 @@ def test_the_ensemble_that_is_mixed_predicts_what_the_bank_does(bank):
     assert answers.logits.shape == (600, 10) and (answers.logits.argmax(axis=1) == answers.predictions).all()
     mixed = sum(weight * bank.logits(position).astype(float) for position, weight in enumerate(recipe))
     np.testing.assert_allclose(answers.logits, mixed, atol=1e-12)
+
+
+def test_a_bank_says_what_it_is(bank):
+    assert repr(bank) == (
+        f"LogitBank(5 ingredients, 600 images of {bank.manifest.data.name}, split 'validation', in {bank.folder})"
+    )
+
+
+def test_a_bank_without_digests_is_divided_all_the_same(bank):
+    """As earlier versions made it: which images are copies is not known."""
+    arrays = {name: sha256 for name, sha256 in bank.manifest.arrays.items() if name != DIGESTS}
+    chooses, proves = replace(bank, manifest=replace(bank.manifest, arrays=arrays)).divided(0.25, seed=0)
+    assert chooses.digests is None and len(proves) == 150
+    assert sorted([*chooses.ids.tolist(), *proves.ids.tolist()]) == bank.ids.tolist()
+
+
+def test_files_are_read_by_one_process_of_a_machine(alone, monkeypatch):
+    for rank, times in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with counted(check_bank) as calls:
+            assert hf_radin.LogitBank.open(alone.folder).ingredients == alone.ingredients
+        assert calls.total() == times

@@ -13,6 +13,7 @@ from shared.models import interrupted
 from shared.training import NAMES, digit_images, image_dataset
 
 import hf_radin
+from hf_radin.logits.bank_files import Target, join_parts, write_part
 
 
 @pytest.fixture
@@ -200,3 +201,14 @@ def test_parts_that_a_killed_run_left_beside_whole_logits_go(runs, digits, tmp_p
     (parts / "block-00000-000000.npz").write_bytes(b"of a run that was killed")
     compute(runs, digits, tmp_path)
     assert not parts.exists()
+
+
+def test_parts_of_other_images_are_not_joined(tmp_path):
+    target = Target("ft-0", tmp_path / "ft-0.npy", 10, "a bank")
+    target.parts.mkdir()
+    for number in range(2):
+        write_part(target, (0, number), np.zeros((4, 10), np.float32), 0.1)
+    blocks = [(0, 0), (0, 1)]
+    with pytest.raises(ValueError, match=rf"^ft-0: 8 rows of logits for 9 images; remove {target.parts}\.$"):
+        join_parts(target, blocks, 9, "float32")
+    assert not target.path.exists() and join_parts(target, blocks, 8, "float32").is_finite

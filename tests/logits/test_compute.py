@@ -1,5 +1,6 @@
 """A bank holds what the models say, computes nothing twice, and survives being killed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from shared.making import make_bank
 from shared.timeless import contents, without_times
+from shared.training import digit_images, image_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
@@ -419,3 +421,33 @@ def test_checkpoints_that_moved_are_found_again_and_lost_ones_left_out(runs, two
     shutil.rmtree(tmp_path / "moved")
     with pytest.raises(ValueError, match=rf"None of the checkpoints of the bank {bank.folder} is where and what"):
         hf_radin.LogitBank.open(bank.folder)
+
+
+def test_a_pilot_of_no_image_is_refused(bank, tmp_path):
+    few = image_dataset(*digit_images(slice(700, 705)))
+    with pytest.raises(ValueError, match=r"^pilot=0\.001: that is none of 5 images\.$"):
+        hf_radin.compute_logits(bank.ingredients, few, cache_dir=tmp_path, pilot=0.001)
+
+
+WIDE = """
+import torch
+from transformers import ViTForImageClassification
+
+class WideModel(ViTForImageClassification):
+    def forward(self, *arguments, **options):
+        output = super().forward(*arguments, **options)
+        output.logits = torch.cat([output.logits] * 2, dim=1)
+        return output
+"""
+
+
+def test_a_model_of_more_logits_than_classes_is_refused(two, digits, tmp_path):
+    """Its code is its own."""
+    for folder in two.iterdir():
+        (folder / "wide.py").write_text(WIDE)
+        fields = {"architectures": ["WideModel"], "auto_map": {"AutoModelForImageClassification": "wide.WideModel"}}
+        config = folder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+    gathered = hf_radin.gather(f"{two}/*", trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"ft-[01] gives 20 logits, but its id2label names 10\."):
+        hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path)

@@ -14,6 +14,7 @@ import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.cli.tables import estimate_table
 from hf_radin.images.cache import SPARED
+from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.logits.bank_files import logits_path
 from hf_radin.logits.cost import Estimate, Probe
@@ -112,6 +113,13 @@ def test_what_does_not_fit_is_said():
     assert "9 models at once are too many" in estimate_table(replace(LARGE, at_once=9))
 
 
+def test_with_a_pilot_few_passes_give_the_logits():
+    """Those of a part of the images first, then all logits of the best."""
+    job = replace(LARGE, pilot=Pilot(0.1))
+    assert job.logits == job.pilot.passes(72) < 72 and job.completed == job.pilot.whole(72) < 72
+    assert f"{job.logits:.3g} passes: 0.1 of 72 ingredients, all of {job.completed}" in estimate_table(job)
+
+
 def write(kind: str, folder: Path) -> None:
     images, labels = digit_images(slice(700, 720))
     rows = image_dataset(images, labels)
@@ -165,3 +173,9 @@ def test_the_command_says_in_one_line_what_is_missing(runs, digits, tmp_path, ca
     options = ["--models", f"{runs}/ft-*", "--dataset", str(digits), "--cache-dir", str(tmp_path)]
     assert main(["estimate", *options, "--split", "dev"]) == 2
     assert "has no split 'dev'" in capsys.readouterr().err
+
+
+def test_images_of_which_none_can_be_read_tell_nothing(runs, tmp_path):
+    rows = image_dataset([{"bytes": b"no image", "path": None}] * 20, [0] * 20)
+    with pytest.raises(ValueError, match=r"^None of the first \d+ images of .* can be read\."):
+        hf_radin.estimate(hf_radin.gather(f"{runs}/ft-*"), rows, on_error="skip", cache_dir=tmp_path)

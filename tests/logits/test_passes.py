@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from shared.launching import launch
 from shared.making import make_bank
-from shared.models import interrupted, little_memory
+from shared.models import interrupted, little_memory, watched
 from shared.timeless import contents
 from shared.training import NAMES, digit_images, image_dataset
 
@@ -218,3 +218,15 @@ def test_a_split_smaller_than_the_number_of_processes(runs, tmp_path):
     assert run.returncode == 0, run.stderr
     (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
     assert len(hf_radin.LogitBank.open(folder)) == 2 and (folder / "latest.json").exists()
+
+
+def test_what_a_model_raises_on_images_of_the_usual_shape_is_passed_on(runs, tmp_path):
+    class OddError(Exception):
+        """Of a library."""
+
+    def fail(images):
+        if images > 1:  # models are tried with one image before the pass
+            raise OddError
+
+    with watched(fail), pytest.raises(OddError):
+        compute(f"{runs}/ft-[01]", rows(), tmp_path, models_in_memory=1)

@@ -71,9 +71,11 @@ def test_logits_that_are_none_are_refused(folder, change, message):
         ("labels", lambda array: array.astype(np.float32)),
         ("ids", lambda array: array * 0),
         ("ids", lambda array: array[::-1]),
+        ("digests", lambda array: array[:-1]),
+        ("digests", lambda array: array.astype("S8")),
     ],
 )
-def test_labels_and_ids_that_can_not_be_are_refused(folder, name, change):
+def test_labels_ids_and_digests_that_can_not_be_are_refused(folder, name, change):
     np.save(folder / f"{name}.npy", change(np.load(folder / f"{name}.npy")))
     refused(folder)
 
@@ -117,11 +119,34 @@ def spoil(path: Path, change) -> None:
         lambda manifest: manifest["classes"].reverse(),
         lambda manifest: manifest.update(classes=["a"] * 10),
         lambda manifest: manifest.update(samples=10**30),
+        lambda manifest: manifest.update(classes=[]),
+        lambda manifest: manifest["run"].update(on_error="ignore"),
+        lambda manifest: manifest["run"].update(mixed_precision="int4"),
     ],
 )
 def test_data_that_can_not_be_are_refused(folder, change):
     spoil(folder / "bank.json", change)
     refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "message"),
+    [
+        ({}, 0, "have batches of 0"),
+        ({}, 10**30, "have batches of"),
+        ({"images": 0}, 64, "come from 64 of 0 images"),
+        ({"used": -1}, 64, "come from -1 of 128 images"),
+        ({"seed": -1}, 64, "have the seed -1"),
+        ({"on_error": "ignore"}, 64, "on_error='ignore'"),
+    ],
+)
+def test_statistics_that_can_not_be_are_refused(folder, fields, size, message):
+    record = {"data": "a", "split": "train", "images": 128, "seed": 0, "on_error": "raise", "used": 64, "key": "b"}
+    spoil(folder / LATEST, lambda latest: latest.update(statistics={"record": record, "size": 64, "pixels": ""}))
+    publish.check_bank_files(folder, "org/bank")
+    record |= fields
+    spoil(folder / LATEST, lambda latest: latest.update(statistics={"record": record, "size": size, "pixels": ""}))
+    assert message in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, HfApi
 import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.logits import publish
+from hf_radin.soup.report import SearchReport
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_it_is_the_same_bank_in_one_commit_without_a_path(pushed, zoo, tmp_path)
     assert (bank.labels == pushed.labels).all() and (bank.ids == pushed.ids).all() and bank.classes == pushed.classes
     sha = HfApi().dataset_info("org/bank").sha
     assert bank.manifest.origin == f"org/bank@{sha}" and str(tmp_path / "yours" / "banks") in str(bank.folder)
+    assert hf_radin.LogitBank.open(bank.folder).ingredients == bank.ingredients
 
 
 def test_its_card_says_what_it_is(pushed, zoo):
@@ -184,6 +186,11 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert "--push-to org/new: no soup can be made here" in capsys.readouterr().err
     assert not [request for request in hub.requests[before:] if request.method == "POST"]
     yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours")
+    soup = hf_radin.radin(yours, budget=0)
+    with pytest.raises(ValueError, match=r"No model can be made here: .* is a folder on another machine"):
+        soup.save_pretrained("none")
+    soup.save_recipe("alone.json")
+    assert not Path("none").exists() and SearchReport.read(Path("alone.json")).recipe == soup.recipe
     with pytest.raises(ValueError, match=r"images of the bank org/bank@.* are not on the Hub, and its split 'test'"):
         hf_radin.radin(yours, budget=0, test_split="test")
     with pytest.raises(ValueError, match=r"The images of the bank org/bank@.* are not on the Hub"):
@@ -235,6 +242,28 @@ def test_a_repository_that_is_not_there_is_named(zoo, tmp_path, name):
 def test_a_dataset_that_is_no_bank_is_named(zoo, tmp_path):
     with pytest.raises(ValueError, match=r"org/digits is not a logit bank: it has no bank\.json"):
         hf_radin.LogitBank.from_hub("org/digits", cache_dir=tmp_path)
+
+
+def test_where_the_hub_can_not_be_asked_nobody_says_that_there_is_no_bank(go_offline, tmp_path):
+    go_offline()
+    with pytest.raises(ValueError, match=r"There is no folder 'org/bank' here, and the Hub can't be asked"):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path)
+
+
+def test_a_download_that_is_broken_is_named_with_the_way_out(pushed, tmp_path):
+    """In the Hub's cache, which others may write: before a bank is made of it, and after that."""
+    bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    path = (bank.folder / "logits" / f"{bank.ingredients.keys[0]}.npy").resolve()
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # the last bit of a logit
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path} is not the logits/.*\.npy that was published as org/bank@.*Remove"):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "again")
+    way_out = rf"Remove {path} and the folder {bank.folder}: then the bank is downloaded again"
+    with pytest.raises(ValueError, match=way_out):
+        hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
+    with pytest.raises(ValueError, match=way_out):
+        hf_radin.LogitBank.open(bank.folder)
 
 
 def test_a_bank_writes_nothing_outside_of_the_cache(pushed, zoo, tmp_path):

@@ -23,6 +23,11 @@ def test_an_ingredient_stands_once():
         Recipe(("a", "a"), (0.5, 0.5))
 
 
+def test_ingredients_are_named_by_strings():
+    with pytest.raises(ValueError, match=r"names its ingredients by strings, not by \('a', 1\)"):
+        Recipe(("a", 1), (0.5, 0.5))
+
+
 @pytest.mark.parametrize("make", [lambda: Recipe((), ()), lambda: Recipe.uniform([])])
 def test_an_empty_recipe_is_refused(make):
     with pytest.raises(ValueError, match="at least one"):

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 import pytest
 from shared import odd_files
 
-from hf_radin.runtime.files import BrokenFileError, read_json, read_small, sha256_of, sha256_of_each
-from hf_radin.runtime.schema import read_record
+from hf_radin.runtime.files import (
+    YAML_SIZE,
+    BrokenFileError,
+    card_metadata,
+    parse_yaml,
+    read_json,
+    read_small,
+    sha256_of,
+    sha256_of_each,
+)
+from hf_radin.runtime.schema import known_record, read_record, write_sealed
 from hf_radin.runtime.text import printable
 
 
@@ -85,3 +94,39 @@ def test_hashes_are_those_of_the_bytes(tmp_path):
 
 def test_what_moves_the_cursor_is_shown():
     assert printable("a\n\x1b[2J\u202eb\ud800 é") == r"a\n\x1b[2J\u202eb\ud800 é"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: b\n" * (YAML_SIZE // 5 + 1), "it has more than .* kB of YAML"),
+        ("a: [", "it is no YAML: .*line 1"),
+        ("a: 2026-13-45", "month must be in"),
+    ],
+    ids=["long", "cut", "no date"],
+)
+def test_what_is_no_short_yaml_is_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("block", ["- a\n- b", "3", "words"])
+def test_metadata_of_a_card_is_a_mapping(block):
+    with pytest.raises(ValueError, match="its metadata is no mapping"):
+        card_metadata(f"---\n{block}\n---\n# A model\n")
+
+
+@dataclass(frozen=True)
+class Later:
+    """What another version wrote where a `Record` belongs."""
+
+    number: str
+
+
+def test_a_sealed_record_of_other_fields_is_named_and_made_anew(tmp_path, caplog):
+    """Its seal fits, but another version wrote it."""
+    write_sealed(tmp_path / "record.json", Later("three"), "the same")
+    assert known_record(Record, tmp_path / "record.json", "the same") is None
+    (warning,) = caplog.messages
+    assert warning == f"{tmp_path / 'record.json'} can't be read: its 'number' is 'three'. It is made anew."
+    assert not (tmp_path / "record.json").exists()

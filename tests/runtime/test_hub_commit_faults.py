@@ -10,7 +10,7 @@ from loopback_hub.wire import Fault
 from shared.pushed import OLD, contents, folder, held, quick
 
 import hf_radin
-from hf_radin.runtime.hub_commit import PushOptions, commit_files
+from hf_radin.runtime.hub_commit import PushOptions, check_target, commit_files
 from hf_radin.soup import push as pushing
 
 __all__ = ["folder", "quick"]  # fixtures
@@ -207,3 +207,21 @@ def test_a_pull_request_whose_answer_is_lost_is_told(hub, folder):
     hub.faults.append(Fault("POST", "/commit/", status=None, answered=True))
     with pytest.raises(ValueError, match="A pull request may be open: look at org/soup before you push again"):
         pushing.push_folder(folder, "org/soup", PushOptions(create_pr=True))
+
+
+def test_a_file_that_is_gone_is_named_before_the_hub_is_asked(hub, tmp_path):
+    with pytest.raises(ValueError, match=r"^org/soup: what is to be pushed can't be read: .*gone\.txt"):
+        commit_files("org/soup", {"gone.txt": tmp_path / "gone.txt"}, PushOptions())
+    assert not hub.requests
+
+
+def test_a_pull_request_needs_a_repository(hub):
+    with pytest.raises(ValueError, match=r"^There is no repository org/soup to open a pull request in"):
+        check_target("org/soup", PushOptions(create_pr=True))
+    assert not hub.logged("POST")
+
+
+def test_whoever_asks_with_a_token_has_to_have_it(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match=r"^org/soup: log in with `hf auth login`, or pass a token"):
+        check_target("org/soup", PushOptions(token=True))

@@ -295,6 +295,17 @@ def test_a_look_that_is_refused_does_not_make_a_name_private(hub, kind, caplog):
     assert ("does not say whether org/a is private" in caplog.text) == (kind == "says nothing to the user")
 
 
+@pytest.mark.parametrize("who", ["everybody", "the user"])
+def test_a_look_that_fails_otherwise_tells_nothing(hub, who):
+    def change(call, reply):
+        is_anonymous = not call.headers.get("Authorization")
+        return json_reply({"error": "odd"}, 401 if is_anonymous and who == "the user" else 400)
+
+    alter(hub, "GET", "/api/models/org/a", change)
+    with pytest.raises(ValueError, match=r"^org/a: the Hub refuses: .*odd"):
+        hidden_repositories([("org/a", "model")])
+
+
 def test_a_licence_is_checked_with_the_users_token(hub):
     alter(
         hub,
@@ -307,6 +318,9 @@ def test_a_licence_is_checked_with_the_users_token(hub):
         pushing.check_license("mti")
     alter(hub, "POST", "/validate-yaml", refusal(404))
     pushing.check_license("mit")  # nobody knows
+    alter(hub, "POST", "/validate-yaml", refusal(403, {"error": "not you"}))
+    with pytest.raises(ValueError, match=r"^license='mit': the Hub refuses: .*not you"):
+        pushing.check_license("mit")
 
 
 def test_cards_and_messages_lead_to_the_hub_that_is_asked(hub, runs, folder, monkeypatch, capsys):

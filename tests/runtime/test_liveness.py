@@ -6,12 +6,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from filelock import FileLock
 from shared.launching import free_port
 
 from hf_radin.runtime import liveness
+from hf_radin.runtime.files import write_json
+from hf_radin.runtime.schema import to_json
 
 HOLD = """
 import sys, time
@@ -174,3 +178,19 @@ def test_a_cache_of_another_user_is_named_with_the_way_out(tmp_path):
         f"ValueError: {tmp_path}/bank.lock can't be written: Permission denied. Name a place of yours (--cache-dir)."
     )
     assert os.read(reader, 1000).decode() == message
+
+
+def test_who_holds_a_lock_after_another_is_told_too(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(liveness, "SILENCE", 1.0)
+    place = tmp_path / "bank.lock.json"
+    first, second = (liveness.Holder(number, "elsewhere", "then", f"work {number}") for number in (1, 2))
+    write_json(place, to_json(first))
+    with FileLock(tmp_path / "bank.lock"):
+        later = threading.Timer(0.5, write_json, (place, to_json(second)))
+        later.start()
+        with pytest.raises(ValueError, match=r"^process 2 on elsewhere"):
+            take(tmp_path / "bank.lock")
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        f"{first}. Waiting for it.",
+        f"{second}. Waiting for it.",
+    ]

@@ -6,6 +6,7 @@ from shared.timeless import contents
 from shared.training import digit_images, image_dataset
 
 import hf_radin
+from hf_radin.runtime.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,11 @@ def test_a_script_that_says_nothing_at_its_end_is_disconnected(tmp_path):
     run = launch(tmp_path, 2, "models", "data", script=tmp_path / "ending.py")
     assert run.returncode == 0, run.stderr
     assert [path.read_text() for path in sorted(tmp_path.glob("end-of-*"))] == ["False, 1"] * 2
+
+
+def test_a_process_that_was_launched_with_others_does_not_work_alone(monkeypatch):
+    """As where the launcher meant GPUs that are not there."""
+    Processes().check_launch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"^2 processes were launched, accelerate knows of 1\. .*ACCELERATE_USE_CPU"):
+        Processes().check_launch()

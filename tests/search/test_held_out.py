@@ -132,6 +132,9 @@ def test_a_bank_without_digests_can_not_tell_and_says_so(gathered, tmp_path, cap
     assert soup.report.overlap.images is None
     assert "Whether the splits 'test' and 'validation' share images is not known" in caplog.text
     assert "have images in common can't be told" in card_of(soup)
+    other = hf_radin.compute_logits(gathered, folder, split="test", cache_dir=tmp_path / "cache")
+    unknown = replace(other, manifest=replace(other.manifest, arrays=arrays))
+    assert hf_radin.best_single(bank, test_split=unknown).report.overlap.images is None
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -54,6 +54,8 @@ def test_it_is_refused_at_the_first_block_and_again(bank, tmp_path, predictions)
     soup = hf_radin.radin(bank, budget=1, test_split="test", allow_overlap=True)
     assert soup.report.overlap == Overlap(200, 100)
     assert first.items() < prepared(cache, chosen).items()
+    with pytest.raises(ValueError, match=r"100 of the 200 images of the split 'test' are in the split 'validation'"):
+        hf_radin.radin(bank, budget=1, test_split="test")  # now all are known, and no image goes by
 
 
 def test_a_bank_that_was_pushed_knows_its_images(bank, hub, tmp_path):

@@ -150,6 +150,14 @@ def test_the_best_single_model_is_known_on_all_images(zoo_pilot, zoo_bank):
     assert (bank.predict(row) == zoo_bank.predict(row)).all()
 
 
+def test_of_images_that_nobody_was_shown_some_things_are_not_known(zoo_pilot):
+    bank, _ = complete(zoo_pilot)
+    with pytest.raises(ValueError, match="After a pilot only the best class of these images is known"):
+        bank.pruned(5)
+    with pytest.raises(ValueError, match="After a pilot the logits of these images are not all known"):
+        bank.score(np.eye(6), "log_loss")
+
+
 def test_without_measuring_recipes_are_estimated(pilot):
     soup = hf_radin.radin(pilot, budget=0)
     assert soup.measurements[-1].measured is None and soup.report.measured is False
@@ -283,6 +291,29 @@ def test_ingredients_that_are_lost_on_further_images_are_named(zoo, digits, tmp_
     recipe = hf_radin.Recipe.uniform([lost[0], soup.report.ingredients[0].id])
     with pytest.raises(ValueError, match=r"which a recipe uses or is the start, gives NaN or infinite logits"):
         hf_radin.radin(pilot, budget=1, recipes=[recipe])
+
+
+def lose(folder: Path, keys: tuple[str, ...]) -> None:
+    """As if logits of these ingredients were no numbers."""
+    for key in keys:
+        replace(LogitsRecord.read(folder, folder.name, key), finite=False).write(folder, folder.name, key)
+
+
+def test_where_nearly_all_are_lost_on_further_images_it_is_said_why(zoo, digits, tmp_path):
+    pilot = hf_radin.compute_logits(zoo, digits, cache_dir=tmp_path, pilot=0.1)
+    leading = zoo.select(hf_radin.radin(pilot, budget=1).report.pilot.whole[:LEADING]).keys
+    others = tuple(key for key in zoo.keys if key not in leading)
+    banks = banks_in(tmp_path)
+    (first,) = (folder for folder, manifest in banks.items() if manifest.pilot is None and not manifest.chosen)
+    lose(first, leading[1:])
+    hf_radin.radin(pilot, budget=1)  # one is enough to tell which images the others have to see
+    (further,) = banks_in(tmp_path).keys() - banks
+    lose(further, others)
+    with pytest.raises(ValueError, match=r"^A soup needs two ingredients; 1 are left: .*gives NaN or infinite logits"):
+        hf_radin.radin(pilot, budget=1)
+    lose(first, leading)
+    with pytest.raises(ValueError, match=r"^The best of the ingredients can't be used: .*gives NaN or infinite log"):
+        hf_radin.radin(pilot, budget=1)
 
 
 def test_a_pilot_of_a_dataset_object_needs_the_object_again(bank, digits, tmp_path):

@@ -84,6 +84,12 @@ def test_monte_carlo_is_the_papers_procedure_and_a_seed_decides_it(bank):
     assert len({str(run(seed)) for seed in range(5)}) > 1
 
 
+def test_in_time_enough_all_candidates_are_measured(bank):
+    soup = hf_radin.radin(bank, budget="10h", measure="full", proposals="monte-carlo", candidates=3)
+    assert len([entry for entry in soup.measurements if entry.proposal == "monte-carlo"]) == 3
+    assert all(entry.images == 600 for entry in soup.measurements)
+
+
 def test_singles_cost_nothing_to_measure(bank, predictions):
     single = hf_radin.best_single(bank)
     assert not predictions and single.accuracy("soup", "validation") == bank.score(np.eye(5)).max()
@@ -206,6 +212,8 @@ def test_the_split_that_chooses_can_not_prove(bank, given):
         ({"seed": -1}, "seed=-1: it is a whole number, at least 0"),
         ({"seed": None}, "seed=None"),
         ({"seed": 1.5}, r"seed=1\.5"),
+        ({"recipes": hf_radin.Recipe.uniform(["a", "b"])}, r"recipes=Recipe\(.*: it is a list of Recipe"),
+        ({"recipes": [{"a": 0.5, "b": 0.5}]}, "recipes=.*: it is a list of Recipe"),
         ({"test_split": "dev"}, "has no split 'dev'"),
         ({"metrics": ["./no-such-metric"]}, "The metric './no-such-metric' is none of accuracy"),
     ],

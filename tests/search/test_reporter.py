@@ -20,6 +20,7 @@ import hf_radin
 from hf_radin.cli import tables
 from hf_radin.recipes.metrics import NAMES
 from hf_radin.runtime.processes import Processes
+from hf_radin.search.reporter import predict
 from hf_radin.soup import card
 from hf_radin.soup.report import PassCounts
 
@@ -171,6 +172,13 @@ def test_of_images_that_were_held_out_the_figures_are_theirs(runs, digits, tmp_p
     assert sum(row.images * row.metrics["log_loss"] for row in both) / 600 == pytest.approx(whole, abs=1e-9)
 
 
+def test_what_a_single_model_predicts_is_known(bank, model_calls):
+    for name in bank.ingredients.ids:
+        recipe = hf_radin.Recipe.uniform([name])
+        assert (predict(bank, recipe) == np.asarray(bank.logits(name)).argmax(axis=1)).all()
+    assert not model_calls
+
+
 def test_after_a_pilot_what_is_not_known_is_left_out_and_said(zoo_pilot, caplog):
     soup = hf_radin.radin(zoo_pilot, budget=2, metrics=("accuracy", "f1", "log_loss"))
     assert soup.report.pilot.shown < 600
@@ -179,6 +187,9 @@ def test_after_a_pilot_what_is_not_known_is_left_out_and_said(zoo_pilot, caplog)
     assert scores["ensemble"].keys() == {"accuracy"}
     assert "f1, log_loss of the ensemble on validation: left out, because after a pilot its logits" in caplog.text
     assert np.isfinite([value for metrics in scores.values() for value in metrics.values()]).all()
+    soup = hf_radin.radin(zoo_pilot, budget=2, metrics=("f1",))
+    names = {row.name for row in soup.results}
+    assert {"soup", "best single"} <= names and "ensemble" not in names
 
 
 def test_a_split_of_one_class_gives_no_area_and_says_so(runs, tmp_path, caplog):

@@ -23,8 +23,8 @@ from hf_radin.ingredients.card_metadata import card_origin, is_path
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.search.budget import Budget
-from hf_radin.soup import card, pictures
-from hf_radin.soup.report import ClassHits, SearchReport
+from hf_radin.soup import card, card_sentences, pictures
+from hf_radin.soup.report import ClassHits, Overlap, SearchReport
 
 __all__ = ["saved", "soup"]  # fixtures
 
@@ -137,6 +137,7 @@ def test_the_card_is_made_anew_and_the_users_words_stay(saved, tmp_path, capsys)
 def test_the_card_says_what_ingredients_were_trained_with(two, digits, cache, tmp_path):
     trial = {"learning_rate": 0.1 + 0.2, "seed": 1, "nested": {"no": 1}}
     (two / "ft-0" / "trainer_state.json").write_text(json.dumps({"trial_params": trial}))
+    (two / "ft-1" / "trainer_state.json").write_text(json.dumps({"trial_params": None}))  # of no sweep
     listed = "# ft-1\n\n### Training hyperparameters\n\n- learning_rate: 0.3\n- seed: 2|`3`\n\n### Results\n- no: 1\n"
     (two / "ft-1" / "README.md").write_text(f"---\nbase_model: google/vit-base\n---\n{listed}")
     (two / "ft-0" / "README.md").write_text("---\nbase_model: google/vit-base\n---\n# ft-0\n")
@@ -356,6 +357,24 @@ def test_recipes_of_the_first_version_have_no_intervals(soup):
     text = render(fields)
     assert "\u2013" in render(soup.to_dict()) and "\u2013" not in text
     assert {round(100 * result.metrics["accuracy"], 2) for result in soup.results} <= {*numbers(text)}
+
+
+def test_a_recipe_that_does_not_say_what_it_took_has_no_costs(soup):
+    report = replace(soup.report, passes=None)
+    assert card_sentences.spending(report) == "" and card_sentences.costs(report) == []
+
+
+def test_images_that_chose_and_prove_are_said_beside_the_figure(soup):
+    shared = replace(soup.report, overlap=Overlap(497, 120))
+    assert "120 of its 497 images chose it too, which flatters it." in card.render(shared)
+
+
+def test_the_licence_of_a_card_that_can_not_be_read_is_not_known(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "soup")
+    (tmp_path / "soup" / "README.md").write_text("---\nlicense: mit\na: [\n---\n# mine\n")
+    assert card.license_beside(tmp_path / "soup" / "recipe.json") is None
+    (tmp_path / "soup" / "README.md").write_text("---\nlicense: mit\n---\n# mine\n")
+    assert card.license_beside(tmp_path / "soup" / "recipe.json") == "mit"
 
 
 def test_another_metric_alone(soup):

@@ -134,6 +134,10 @@ def test_offline_it_is_refused_and_said_how_to_go_on(hub, folder, capsys):
         ("a/b/c", "a/b/c is not a Hub id"),
         ("org/soup --eval-task org/b:x", "--eval-task org/b:x needs a split that takes no part in the choice"),
         ("org/soup --eval-task <b>:x --test-split test", "'<b>:x' names no task of a benchmark"),
+        (
+            "org/soup --eval-task org/b:x --test-split test --license none-of-them",
+            "license='none-of-them': the Hub knows no such licence",
+        ),
         ("org/public --private", "org/public is there and everybody can read it"),
         ("org/soup --license none-of-them", "license='none-of-them': the Hub knows no such licence"),
     ],
@@ -276,6 +280,15 @@ def test_a_licence_stands_in_the_head_of_the_card_that_is_pushed(hub, folder):
     assert pushed.split("---\n", 2)[2] == before.split("---\n", 2)[2]
     with pytest.raises(ValueError, match="license='mti': the Hub knows no such licence"):
         push_folder(folder, "org/other", PushOptions(), CardOptions(license="mti"))
+    (folder / "README.md").write_text("---\na: [\n---\n# mine\n")
+    with pytest.raises(ValueError, match=r"README\.md has no head that can be read, so that no licence can be set: "):
+        push_folder(folder, "org/other", PushOptions(), CardOptions(license="mit"))
+
+
+def test_a_soup_without_a_card_is_pushed_without(hub, folder):
+    (folder / "README.md").unlink()
+    push_folder(folder, "org/soup", PushOptions())
+    assert held(hub, "org/soup") == contents(folder) and "README.md" not in hub.files("org/soup")
 
 
 def test_what_everybody_can_read_is_not_made_private_by_a_push(hub, folder):

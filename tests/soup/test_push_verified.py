@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from loopback_hub.store import make_blobs
 from loopback_hub.wire import Fault
+from safetensors.torch import load_file, save_file
 from shared.models import watched
 from shared.pushed import folder, quick
 
@@ -118,3 +120,34 @@ def test_a_model_with_code_of_its_own_is_not_run(hub, folder, tmp_path):
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
     push_folder(folder, "org/soup", PushOptions())
     assert "mine.py" in hub.files("org/soup") and not (tmp_path / "run").exists()
+
+
+def test_a_soup_of_an_earlier_version_is_compared_too(hub, folder):
+    """It records no hashes of its files."""
+    fields = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps({**fields, "files": {}}))
+    push_folder(folder, "org/first", PushOptions())
+    hub.answer = adding(hub, {"processor_config.json": other_processor(folder)})
+    with pytest.raises(ValueError, match="was pushed, but is not the model of"):
+        push_folder(folder, "org/soup", PushOptions())
+
+
+def test_a_model_that_takes_images_of_one_size_is_loaded_and_said_not_to_be_run(hub, start, tmp_path, caplog):
+    for name in ("ft-0", "ft-1"):
+        shutil.copytree(start, tmp_path / name)
+        path = tmp_path / name / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "do_resize": False}))
+    tensors = load_file(tmp_path / "ft-1" / "model.safetensors")
+    tensors["classifier.bias"] += 1
+    save_file(tensors, tmp_path / "ft-1" / "model.safetensors", {"format": "pt"})
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
+    hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output=tmp_path / "soup")
+    push_folder(tmp_path / "soup", "org/first", PushOptions())
+    assert "takes no made-up images, and is only loaded: " in caplog.text
+    fields = json.loads((tmp_path / "soup" / "preprocessor_config.json").read_text())
+    resized = json.dumps(
+        {"image_processor": {**fields, "do_resize": True, "size": {"height": 8, "width": 8}}}
+    ).encode()
+    hub.answer = adding(hub, {"processor_config.json": resized})
+    with pytest.raises(ValueError, match=r"it takes 3 of three images where it was 0\."):
+        push_folder(tmp_path / "soup", "org/soup", PushOptions())

@@ -9,7 +9,7 @@ from shared.pushed import contents, folder, held, quick
 
 import hf_radin
 from hf_radin.cli.main import main
-from hf_radin.ingredients.card_metadata import IngredientEntry
+from hf_radin.ingredients.card_metadata import BaseEntry, IngredientEntry
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.hub_commit import PushOptions
@@ -210,6 +210,16 @@ def test_every_repository_that_a_recipe_names_is_asked_for(hub):
     assert renamed.recipe == Recipe((hidden.id, "org/ft-public", "private-1"), (0.5, 0.25, 0.25))
     assert renamed.data == report.data and renamed.bank is None
     assert renamed.remarks == ((hidden.id, "is a stranger"),)
+
+
+def test_the_base_of_an_adapter_is_hidden_with_its_name(hub):
+    hub.add_repo("org/ft", {"a": b""})
+    base = BaseEntry("org/base", "org/base", "abc")
+    report = report_of(entry_of("org/ft", repo_id="org/ft", revision="def", base=base))
+    assert redact.private_names(report) == ["org/base"]
+    (entry,) = redact.without_names(report, ["org/base"]).ingredients
+    assert (entry.id, entry.repo_id, entry.revision) == ("org/ft", "org/ft", "def")
+    assert (entry.base.repo_id, entry.base.revision) == (None, "hidden") and "org/base" not in str(entry)
 
 
 def test_a_private_name_in_another_file_is_refused(hub, secret, tmp_path):

@@ -296,6 +296,10 @@ def test_a_recipe_written_by_hand_is_cooked(soup, tmp_path):
     assert main(["average", "--recipe", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     tensors = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in soup.model.state_dict().items())
+    named = {name: fields[name] for name in names if name != "classes"}  # then they are those of the first ingredient
+    (tmp_path / "recipe.json").write_text(json.dumps(named))
+    averaged = hf_radin.average(*find_ingredients(tmp_path))
+    assert all(torch.equal(averaged[name], tensor) for name, tensor in tensors.items())
 
 
 def test_a_recipe_of_the_first_version_is_read(soup, tmp_path):
@@ -304,9 +308,10 @@ def test_a_recipe_of_the_first_version_is_read(soup, tmp_path):
     fields["format"] = 1
     del fields["format_version"]
     fields["by_class"]["best single"] = fields["by_class"].pop("best_single")
+    fields["curve"] = None  # others have none
     (tmp_path / "recipe.json").write_text(json.dumps(fields))
     report = SearchReport.read(tmp_path / "recipe.json")
-    assert report == replace(soup.report, saved_dtype="float32") and report.by_class is not None
+    assert report == replace(soup.report, saved_dtype="float32", curve=()) and report.by_class is not None
 
 
 def test_a_recipe_without_a_bottom_is_refused(tmp_path):

@@ -89,6 +89,17 @@ def test_files_that_name_their_tensors_differently_give_the_same_soup(two):
     assert all(torch.equal(expected[name], mixed[name]) for name in expected)
 
 
+def test_a_tensor_of_no_number_harms_nobody(two):
+    ingredients = hf_radin.gather(f"{two}/*")
+    recipe = Recipe(ingredients.ids, (0.3, 0.7))
+    expected = hf_radin.average(ingredients, recipe)
+    for folder in two.iterdir():
+        tensors = load_file(folder / "model.safetensors") | {"note": torch.zeros(0, 3)}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    averaged = hf_radin.average(hf_radin.gather(f"{two}/*"), recipe)
+    assert all(torch.equal(averaged[name], tensor) for name, tensor in expected.items())
+
+
 def test_shards_give_the_same_soup(two):
     ingredients = hf_radin.gather(f"{two}/*")
     recipe = Recipe(ingredients.ids, (0.3, 0.7))
@@ -295,6 +306,39 @@ def test_a_recipe_is_cooked_from_files_alone_where_that_is_all_it_takes(runs, di
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict() == bank.ingredients[0].processor.to_dict()
 
 
+def without_names(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    named = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+    (folder / "config.json").write_text(json.dumps(named | {"num_labels": 10}))
+
+
+def placeholders(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    labels = {str(number): f"LABEL_{number}" for number in range(10)}
+    (folder / "config.json").write_text(
+        json.dumps(fields | {"id2label": labels, "label2id": {name: int(number) for number, name in labels.items()}})
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "spoil"),
+    [
+        (("ft-1",), rename_as_module),
+        (("ft-1",), placeholders),
+        (("ft-0", "ft-1"), without_names),
+    ],
+)
+def test_what_takes_models_is_cooked_from_models_alone(two, digits, tmp_path, names, spoil):
+    for name in names:
+        spoil(two / name)
+    gathered = hf_radin.gather(f"{two}/*")
+    soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    assert not cook.cook_files(tmp_path / "soup", tmp_path / "cooked") and not (tmp_path / "cooked").exists()
+    averaged = hf_radin.average(*cook.find_ingredients(tmp_path / "soup"))
+    assert all(torch.equal(averaged[name], tensor) for name, tensor in soup.model.state_dict().items())
+
+
 def test_a_recipe_that_was_made_by_hand_is_vetted(runs, digits, cache, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=cache)
     hf_radin.uniform(bank).save_recipe(tmp_path / "recipe.json")
@@ -429,3 +473,42 @@ def test_another_head_takes_the_place_of_the_averaged_one_and_nothing_else_chang
     assert {path.name for path in (tmp_path / "plain").iterdir()} == {
         path.name for path in (tmp_path / "refitted").iterdir()
     }
+
+
+CODE = """
+from transformers import ViTForImageClassification
+
+class OwnModel(ViTForImageClassification):
+    pass
+"""
+
+
+@pytest.fixture
+def coded(two) -> Path:
+    """Two fine-tunes whose class is code beside them."""
+    for folder in two.iterdir():
+        (folder / "own.py").write_text(CODE)
+        fields = {"architectures": ["OwnModel"], "auto_map": {"AutoModelForImageClassification": "own.OwnModel"}}
+        config = json.loads((folder / "config.json").read_text()) | fields
+        (folder / "config.json").write_text(json.dumps(config))
+    return two
+
+
+def test_models_whose_class_is_their_own_code_make_a_soup(coded, digits, tmp_path):
+    gathered = hf_radin.gather(f"{coded}/*", trust_remote_code=True)
+    soup = hf_radin.uniform(hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache"))
+    soup.save_pretrained(tmp_path / "soup")
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "soup", trust_remote_code=True)
+    assert type(soup.model).__name__ == type(saved).__name__ == "OwnModel"
+    heads = [load_file(folder / "model.safetensors")["classifier.weight"] for folder in coded.iterdir()]
+    torch.testing.assert_close(saved.classifier.weight.detach(), (heads[0] + heads[1]) / 2)
+
+
+def test_classes_in_another_order_are_permuted_in_models_of_own_code_too(coded):
+    config = json.loads((coded / "ft-1" / "config.json").read_text())
+    names = list(config["id2label"].values())[::-1]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    (coded / "ft-1" / "config.json").write_text(json.dumps(config | labels))
+    (other,) = (ingredient for ingredient in hf_radin.gather(f"{coded}/*", trust_remote_code=True) if ingredient.order)
+    bias = load_file(other.folder / "model.safetensors")["classifier.bias"]
+    assert torch.equal(other.load_model(torch.float32).classifier.bias, bias.flip(0))

@@ -216,6 +216,9 @@ def test_large_numbers_are_numbers(tmp_path):
     values = torch.full((1000,), 3e38)
     folders = [numbers(tmp_path / name, x=values.clone()) for name in ("one", "other")]
     assert torch.equal(average_of(*folders), values)
+    rounded = [numbers(tmp_path / f"rounded {name}", x=values.bfloat16()) for name in ("one", "other")]
+    averaged = average_of(*rounded, kind="BF16").view(torch.bfloat16)[:1000]
+    assert torch.equal(averaged, values.bfloat16())
 
 
 def test_what_float16_can_not_hold_is_refused(tmp_path):

@@ -157,6 +157,31 @@ def test_without_a_training_split_it_is_the_measured_one_and_said(nets, tmp_path
     assert bank.statistics.record.split == "validation" and bank.statistics.record.used == 192
     single = bank_of(nets, data["validation"], tmp_path / "one")
     assert single.statistics.record.used == 192
+    with pytest.raises(ValueError, match="batchnorm_split='train': a Dataset has one split; pass a DatasetDict"):
+        bank_of(nets, data["validation"], tmp_path / "one", batchnorm_split="train")
+
+
+def test_one_image_gives_no_statistics(nets, tmp_path):
+    images, labels = digit_images(slice(700, 760))
+    few = image_dataset(images[:1], labels[:1])
+    data = datasets.DatasetDict(train=few, validation=image_dataset(images, labels))
+    with pytest.raises(ValueError, match=r"The split 'train' of Dataset.* gives 1 images .* at least 2 are needed"):
+        bank_of(nets, data, tmp_path)
+
+
+def test_a_soup_of_images_that_nobody_else_has_says_so(nets, digits, tmp_path, caplog):
+    """Statistics came from an object: elsewhere the images have to be named."""
+    bank = bank_of(nets, datasets.load_dataset(str(digits)), tmp_path / "cache", batchnorm_images=128)
+    hf_radin.uniform(bank).save_pretrained(tmp_path / "soup")
+    ingredients, _ = find_ingredients(tmp_path / "soup")
+    with pytest.raises(ValueError, match=r"came from a dataset that it does not name; say where .*\(--dataset\)"):
+        find_statistics(tmp_path / "soup", ingredients)
+    statistics = find_statistics(tmp_path / "soup", ingredients, dataset=digits, cache_dir=tmp_path / "other")
+    assert statistics.record.images == 128 and "It can't be told whether the images of" in caplog.text
+    opened = hf_radin.LogitBank.open(bank.folder)
+    shutil.rmtree(opened.statistics.images.folder)
+    with pytest.raises(ValueError, match=r"is gone, or parts of it; run compute_logits again"):
+        next(opened.statistics.images.stream(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -174,18 +199,28 @@ def test_bad_wishes_are_refused_before_an_image_is_read(nets, digits, tmp_path, 
 
 
 def test_models_without_batchnorm_have_no_use_for_it(runs, digits, cache, bank):
+    batchnorm.refuse_statistics_of("train", hf_radin.gather(f"{runs}/ft-*")[0], None)  # any split may prove their soup
     with pytest.raises(ValueError, match="ViTForImageClassification has no BatchNorm"):
         hf_radin.compute_logits(
             hf_radin.gather(f"{runs}/ft-*"), digits, batchnorm_split="train", cache_dir=cache / "none"
         )
 
 
-def test_the_split_that_gives_statistics_does_not_prove(nets, digits, bank_cache):
+def test_the_split_that_gives_statistics_does_not_prove(nets, digits, bank_cache, capsys):
     bank = bank_of(nets, digits, bank_cache, batchnorm_split="test", batchnorm_images=64)
     with pytest.raises(
         ValueError, match="The split 'test' gives the soup its BatchNorm statistics; another one has to"
     ):
         hf_radin.uniform(bank, test_split="test")
+    proving = bank_of(nets, digits, bank_cache, split="test", batchnorm_split="train", batchnorm_images=64)
+    with pytest.raises(ValueError, match="The split 'test' gives the soup its BatchNorm statistics; another one has"):
+        hf_radin.uniform(bank, test_split=proving)
+    same = bank_of(nets, digits, bank_cache, batchnorm_split="validation", batchnorm_images=64)
+    with pytest.raises(ValueError, match=r"hold_out=0\.2: the split 'validation' gives soups their BatchNorm statist"):
+        hf_radin.radin(same, hold_out=0.2)
+    options = ["--dataset", str(digits), "--cache-dir", str(bank_cache), "--test-split", "train"]
+    assert main(["soup", "--models", f"{nets}/ft-*", *options]) == 2
+    assert "--test-split train: it gives the soup its BatchNorm statistics" in capsys.readouterr().err
 
 
 def test_the_held_out_split_is_shown_the_same_soup(bank):

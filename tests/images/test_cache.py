@@ -1,0 +1,64 @@
+"""Prepared images on disk are those of the split, or are made anew, or that is said."""
+
+from functools import partial
+
+import pytest
+import torch
+from shared.training import digit_images, image_dataset
+from transformers import ViTImageProcessor
+
+from hf_radin.checkpoints.processor import prepare_image
+from hf_radin.images.cache import ALL, Images
+from hf_radin.images.decode import Source
+from hf_radin.images.split import DataSource, open_split
+
+BROKEN = {"bytes": b"no image", "path": None}
+
+
+prepare = partial(prepare_image, ViTImageProcessor(size={"height": 8, "width": 8}))
+
+
+def cached(folder, images: list, labels: list[int]) -> Images:
+    """Blocks of four images."""
+    split = open_split(DataSource(image_dataset(images, labels), "train"))
+    return Images(folder, 4, lambda: Source(split, prepare, int, "skip", 4))
+
+
+@pytest.fixture
+def images(tmp_path) -> Images:
+    return cached(tmp_path, *digit_images(slice(0, 12)))
+
+
+def test_what_nobody_wants_is_decoded_once_and_never_again(images, decoded):
+    assert not list(images.stream(0, 1, wanted=lambda block: False, room=ALL)) and len(decoded) == 12
+    assert images.index().labels.tolist() == digit_images(slice(0, 12))[1]
+    assert [block for block, _ in images.stream(0, 1, wanted=lambda block: block[1] == 1)] == [(0, 1)]
+    assert len(decoded) == 12
+
+
+def test_an_example_is_of_the_first_block_that_has_an_image(tmp_path):
+    pictures, labels = digit_images(slice(0, 8))
+    images = cached(tmp_path, [BROKEN] * 4 + pictures[4:], labels)
+    assert images.example() is None
+    assert [len(inputs) for _, inputs in images.stream(0, 1, room=ALL)] == [0, 1]
+    assert torch.equal(images.example()["pixel_values"], prepare(pictures[4])["pixel_values"])
+    assert images.index().skipped == [0, 1, 2, 3]
+
+
+def test_a_record_that_is_gone_is_named(images):
+    list(images.stream(0, 1, room=ALL))
+    assert len({*images.index().digests.tolist()}) == 12
+    (path,) = images.folder.glob("block-*1.json")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} is gone, or broken"):
+        images.index()
+
+
+def test_pixels_that_are_broken_are_not_made_anew_of_other_images(images, tmp_path):
+    list(images.stream(0, 1, room=ALL))
+    images.path((0, 1)).write_bytes(b"broken")
+    others = cached(tmp_path, *digit_images(slice(20, 32)))
+    with pytest.raises(ValueError, match=r"has not the images of .* any longer: they have changed"):
+        others.read((0, 1))
+    again = cached(tmp_path, *digit_images(slice(0, 12)))
+    assert len(again.read((0, 1))["pixel_values"]) == 4 and images.path((0, 1)).stat().st_size > 100
