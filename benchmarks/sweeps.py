@@ -25,7 +25,7 @@ from budget import Zoo
 from zoo import pretrained
 
 import hf_radin
-from hf_radin import Recipe
+from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.measure import measured_soup, refitted_soup
 from hf_radin.search.radin import single_measurements
 from hf_radin.weights.head import RefittedHead, find_head
@@ -91,15 +91,28 @@ def uniform_refitted(zoo: Zoo, seed: int) -> Row:
 
 
 def single_refitted(zoo: Zoo, seed: int) -> Row:
-    return refitted(zoo, max(single_measurements(zoo.bank), key=lambda single: single.known).recipe, seed)
+    return refitted(zoo, best_recipe(zoo), seed)
 
 
-def refitted(zoo: Zoo, recipe: Recipe, seed: int) -> Row:
+def uniform_labelled(zoo: Zoo, seed: int) -> Row:
+    return refitted(zoo, Recipe.uniform(zoo.bank.ingredients.ids), seed, labels=True)
+
+
+def single_labelled(zoo: Zoo, seed: int) -> Row:
+    return refitted(zoo, best_recipe(zoo), seed, labels=True)
+
+
+def best_recipe(zoo: Zoo) -> Recipe:
+    """That of the best single model."""
+    return max(single_measurements(zoo.bank), key=lambda single: single.known).recipe
+
+
+def refitted(zoo: Zoo, recipe: Recipe, seed: int, *, labels: bool = False) -> Row:
     """A soup with its head refitted to the ensemble of all; on the validation images, what is out of fold."""
     bank, place = zoo.bank, find_head(zoo.bank.ingredients[0], zoo.bank.images.example())
     soup = measured_soup(bank, recipe, head=place)
     soup.look(np.ones(len(bank), dtype=bool))
-    refit = soup.refit(bank.row(Recipe.uniform(bank.ingredients.ids)), seed=seed)
+    refit = soup.refit(Teacher(Recipe.uniform(bank.ingredients.ids), labels), seed=seed)
     proving = refitted_soup(zoo.test, recipe, RefittedHead(place, refit.layer))
     predictions = proving.look(np.ones(len(zoo.test), dtype=bool))
     validation, test = ((refit.predictions == bank.labels).mean(), (predictions == zoo.test.labels).mean())
@@ -121,6 +134,8 @@ METHODS: dict[str, Callable[[Zoo, int], Row]] = {
     "RADIN, heads averaged": averaged_heads,
     "uniform, head refitted": uniform_refitted,
     "best single, head refitted": single_refitted,
+    "uniform, head refitted, labels too": uniform_labelled,
+    "best single, head refitted, labels too": single_labelled,
     "RADIN, defaults": radin,
     "ensemble of all": ensemble,
 }

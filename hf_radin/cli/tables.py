@@ -85,8 +85,8 @@ def soup_table(soup: Soup) -> str:
     proofs = [f"Soup against best single: {comparison_text(entry)}." for entry in report.against_best_single]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     if report.head is not None:
-        teachers = len(report.head.teacher.used)
-        weights.append(f"Its head is refitted to the ensemble of {teachers} on {report.head.split}.")
+        teachers, labels = len(report.head.teacher.used), " and the labels" if report.head.labels else ""
+        weights.append(f"Its head is refitted to the ensemble of {teachers}{labels} on {report.head.split}.")
     return as_text([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", *_spent(report)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_radin.runtime.schema import from_json
@@ -91,6 +91,31 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What a head is refitted to.
+
+    Args:
+        ensemble: the recipe whose ensemble's logits teach.
+        labels: whether the labels of the images have a part, too.
+    """
+
+    ensemble: Recipe
+    labels: bool = False
+
+    def __str__(self) -> str:
+        return f"{len(self.used)}" + (" and labels" if self.labels else "")
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The weights in the ensemble that are not zero, by ingredient."""
+        return self.ensemble.used
+
+    def in_order(self, ids: Sequence[str]) -> Teacher:
+        """The same with the ingredients in the order of these ids."""
+        return replace(self, ensemble=self.ensemble.in_order(ids))
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One candidate: the estimate by its ensemble, and what the averaged weights were measured to reach.
 
@@ -110,7 +135,7 @@ class Measurement:
             more likely too low.
         seconds: of the device for these images, summed over devices; None if not timed. Ignored in comparisons.
         device: on which it was measured. Ignored in comparisons.
-        teacher: whose ensemble's logits its head was refitted to; None where the head is averaged like all else.
+        teacher: what its head was refitted to; None where the head is averaged like all else.
     """
 
     recipe: Recipe
@@ -124,7 +149,7 @@ class Measurement:
     dropped: bool = False
     seconds: float | None = field(default=None, compare=False)
     device: str | None = field(default=None, compare=False)
-    teacher: Recipe | None = None
+    teacher: Teacher | None = None
 
     @property
     def known(self) -> float:
@@ -146,7 +171,10 @@ class Measurement:
             "seconds": self.seconds,
             "device": self.device,
             "teacher": self.teacher
-            and {"ingredients": list(self.teacher.used), "weights": list(self.teacher.used.values())},
+            and {
+                "ensemble": {"ingredients": list(self.teacher.used), "weights": list(self.teacher.used.values())},
+                "labels": self.teacher.labels,
+            },
         }
 
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import Candidates, equal_parts, neighbours
-from hf_radin.recipes.recipe import Measurement, Recipe
+from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.search.race import Entry
 
 # By how much of its weight a candidate differs from all that were measured, as long as there are such.
@@ -91,8 +91,13 @@ class Guide:
 
 
 def with_heads(entry: Entry, everything: Recipe) -> Entry:
-    """A soup with its averaged head, with one refitted to its own ensemble, and with one refitted to that of all."""
-    return replace(entry, teachers=tuple(dict.fromkeys((None, entry.recipe, everything))))
+    """A soup with its averaged head, with one refitted to its own ensemble, and with those that all teach."""
+    return replace(entry, teachers=tuple(dict.fromkeys((None, Teacher(entry.recipe), *_all_teach(everything)))))
+
+
+def _all_teach(everything: Recipe) -> tuple[Teacher, Teacher]:
+    """The ensemble of all, without labels and with them."""
+    return Teacher(everything), Teacher(everything, labels=True)
 
 
 def refitted_entries(
@@ -108,6 +113,6 @@ def refitted_entries(
         estimate: the accuracy of that ensemble.
     """
     best = sorted(singles, key=lambda single: -single.known)
-    alone = [Entry(single.recipe, "alone", estimate, teachers=(everything,)) for single in best]
+    alone = [Entry(single.recipe, "alone", estimate, teachers=_all_teach(everything)) for single in best]
     pairs = zip_longest(alone, (with_heads(entry, everything) for entry in soups))
     return [entry for pair in pairs for entry in pair if entry is not None]

@@ -18,7 +18,7 @@ from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.recipes.pruning import Pruned
-from hf_radin.recipes.recipe import Recipe
+from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
@@ -137,17 +137,17 @@ class MeasuredSoup:
         """Release the model; it is made anew if there is more to show."""
         self._model = self._recording = None
 
-    def refit(self, teacher: np.ndarray, *, seed: int = 0) -> Refit:
-        """Its head refitted to the ensemble of a recipe `(models,)`, without a further pass, as `refit.refit` does it.
+    def refit(self, teacher: Teacher, *, seed: int = 0) -> Refit:
+        """Its head refitted to a teacher, without a further pass, as `refit.refit` does it.
 
-        The images that it was shown by `look` teach it, without their labels. In `predictions` `(samples,)` they have
+        The images that it was shown by `look` teach it. In `predictions` `(samples,)` they have
         the class that the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been
         shown them in other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
 
         Raises:
             ValueError: if the logits of the teacher are not known of all images, or there are too few of these.
         """
-        bank = self.bank
+        bank, row = self.bank, self.bank.row(teacher.ensemble)
 
         def refitted() -> Refit:
             images, features = self._features.read()
@@ -157,9 +157,10 @@ class MeasuredSoup:
             rows, shown = np.searchsorted(images, places), np.flatnonzero(self.predictions != UNKNOWN)
             result = refit(
                 features[rows],
-                lambda rows: bank.mixed(teacher, shown[rows]),
+                lambda rows: bank.mixed(row, shown[rows]),
                 layer,
                 bank.contents[shown],
+                labels=np.asarray(bank.labels)[shown] if teacher.labels else None,
                 seed=seed,
             )
             predictions = np.full(len(bank), UNKNOWN)

@@ -32,7 +32,7 @@ import numpy as np
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.intervals import LEVEL, Strata, accuracy_interval
 from hf_radin.recipes.pruning import Pruned
-from hf_radin.recipes.recipe import Measurement, Recipe
+from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.budget import Budget
 from hf_radin.search.measure import MeasuredSoup, measured_soup
@@ -63,14 +63,14 @@ class Entry:
         proposal: what proposed it.
         estimate: the accuracy of its ensemble.
         predicted: the accuracy that the soups measured before say it has; None where they say nothing.
-        teachers: whose ensembles its head is refitted to, `None` for the averaged head: a candidate for each.
+        teachers: what its head is refitted to, `None` for the averaged head: a candidate for each.
     """
 
     recipe: Recipe
     proposal: str
     estimate: float
     predicted: float | None = None
-    teachers: tuple[Recipe | None, ...] = (None,)
+    teachers: tuple[Teacher | None, ...] = (None,)
 
     @property
     def is_refitted(self) -> bool:
@@ -115,7 +115,7 @@ class _Runner:
     """A candidate in the race.
 
     Args:
-        teacher: whose ensemble its head is refitted to; None for the averaged head.
+        teacher: what its head is refitted to; None for the averaged head.
         ensemble: which images its ensemble gets right, or that of its teacher: bool `(samples,)`.
         is_first: whether the images that its soup is shown are counted with it, and not with another head of it.
         hits: which it gets right itself, of those that it was shown: bool `(samples,)`.
@@ -125,7 +125,7 @@ class _Runner:
 
     entry: Entry
     soup: MeasuredSoup
-    teacher: Recipe | None
+    teacher: Teacher | None
     ensemble: np.ndarray
     is_first: bool
     hits: np.ndarray = field(init=False)
@@ -275,9 +275,9 @@ class _Race:
         for runner in runners:
             self._log(runner)
 
-    def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Recipe | None) -> _Runner:
+    def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Teacher | None) -> _Runner:
         """A candidate: a soup with one of its heads."""
-        ensemble = self.bank.predict(self.bank.row(teacher or entry.recipe)) == self.bank.labels
+        ensemble = self.bank.predict(self.bank.row(teacher.ensemble if teacher else entry.recipe)) == self.bank.labels
         return _Runner(entry, soup, teacher, ensemble, is_first=teacher == entry.teachers[0])
 
     def finish(self) -> None:
@@ -310,7 +310,7 @@ class _Race:
         logger.info(
             "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
             len(entry.recipe.used),
-            entry.proposal + ("" if runner.teacher is None else f", head refitted to {len(runner.teacher.used)}"),
+            entry.proposal + ("" if runner.teacher is None else f", head refitted to {runner.teacher}"),
             runner.estimate,
             prediction,
             value,
@@ -380,8 +380,9 @@ class _Race:
         for runner in runners:
             predictions = averaged
             if runner.teacher is not None:
-                row = self.bank.row(runner.teacher)
-                predictions = soup.refit(row, seed=self.seed).predictions if is_finite else np.full(self.images, -1)
+                predictions = np.full(self.images, -1)
+                if is_finite:
+                    predictions = soup.refit(runner.teacher, seed=self.seed).predictions
             runner.hits, runner.known = predictions == self.labels, images
 
     def _lead(self, runner: _Runner) -> tuple[float, float]:

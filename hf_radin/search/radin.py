@@ -86,13 +86,13 @@ def radin(
         start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
             same classes.
         head: `average` averages heads like all else. `refit` measures each soup with its averaged head and, from the
-            same images, with its head refitted to its ensemble and to the ensemble of all, without labels
-            (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
+            same images, with its head refitted to its ensemble, to the ensemble of all, and to this and the
+            labels (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
             passes like a soup. Such a soup's accuracy on the split that chooses is that of heads which did not see
             the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
             where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
-            without its labels, if it teaches no worse: one with more images, say. It costs a pass of each teacher and
+            if it teaches no worse: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in `metrics.NAMES` or of the evaluate library. Those that take logits cost

@@ -15,7 +15,7 @@ from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
 from hf_radin.recipes.intervals import accuracy_interval, difference_interval, mcnemar
 from hf_radin.recipes.metrics import Answers, Metric, compute_metrics, load_metrics
-from hf_radin.recipes.recipe import Measurement, Recipe, Result
+from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
 from hf_radin.search.held_out import (
     bank_of_split,
     check_head_split,
@@ -200,7 +200,9 @@ class Reporter:
             return None
         if self.head_split is not None:
             bank = bank_of_split(self.bank, self.head_split)
-            head = _FinalHead(*refit_head(bank, chosen.recipe, chosen.teacher, seed=seed), chosen.recipe, bank)
+            head = _FinalHead(
+                *refit_head(bank, chosen.recipe, chosen.teacher, seed=seed), chosen.recipe, chosen.teacher, bank
+            )
             accuracy = float((self._refitted_answers(self.bank, head).predictions == self.bank.labels).mean())
             if accuracy >= chosen.known:
                 return head
@@ -214,7 +216,7 @@ class Reporter:
             )
         hold_out = None if self.hold_out is None else (self.hold_out, seed)
         made, record = refit_head(self.bank, chosen.recipe, chosen.teacher, hold_out=hold_out, seed=seed)
-        return _FinalHead(made, record, chosen.recipe, self.bank)
+        return _FinalHead(made, record, chosen.recipe, chosen.teacher, self.bank)
 
     @property
     def _named_ingredients(self) -> Ingredients:
@@ -368,7 +370,7 @@ class Reporter:
         if split is head.bank:
             soup = measured_soup(split, head.soup, head=head.made.place)
             soup.look(everything)
-            predictions = soup.refit(split.row(head.record.teacher), seed=head.record.seed).predictions
+            predictions = soup.refit(head.teacher, seed=head.record.seed).predictions
         else:
             shown = replace(split, ingredients=self.bank.ingredients)
             soup = refitted_soup(shown, head.soup, head.made)
@@ -439,6 +441,7 @@ class _FinalHead:
     made: RefittedHead
     record: HeadRecord
     soup: Recipe
+    teacher: Teacher
     bank: LogitBank
 
 
@@ -459,11 +462,13 @@ def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
 def choose(measurements: Iterable[Measurement]) -> Measurement:
     """The best measured; of equals the better estimate, but a single model before any soup that is not better.
 
-    A soup with an averaged head goes before any with a refitted one that is not better.
+    A soup with an averaged head goes before any with a refitted one that is not better, and what was refitted without
+    labels before what was refitted with them.
     """
 
-    def key(entry: Measurement) -> tuple[float, bool, bool, float]:
-        return entry.known, entry.proposal == "single", entry.teacher is None, entry.estimate
+    def key(entry: Measurement) -> tuple[float, bool, bool, bool, float]:
+        teacher = entry.teacher
+        return entry.known, entry.proposal == "single", not teacher, not (teacher and teacher.labels), entry.estimate
 
     return max(measurements, key=key)
 

@@ -40,12 +40,13 @@ def about_head(report: SearchReport) -> str:
     head = report.head
     if head is None:
         return ""
+    labels = f"with their labels, which count for {head.labels:.0%}" if head.labels else "without their labels"
     judged = "What it gets right of these images is said by heads that did not see the image."
     if report.data is not None and head.split != report.data.split:
         judged = f"Candidates were compared by heads that images of {escape(report.data.split)} taught."
     return (
         f"Its head was refitted to the ensemble of {len(head.teacher.used)} checkpoints, on "
-        f"{head.images:,} images of the split {escape(head.split)} and without their labels. {judged}"
+        f"{head.images:,} images of the split {escape(head.split)} and {labels}. {judged}"
     )
 
 

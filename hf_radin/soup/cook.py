@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_radin.checkpoints.fields import shared_fields
 from hf_radin.checkpoints.files import (
     CONFIG,
@@ -35,7 +37,7 @@ from hf_radin.logits.bank_files import Target
 from hf_radin.logits.compute import extend_bank
 from hf_radin.logits.manifest import RunOptions
 from hf_radin.logits.passes import compute_soup
-from hf_radin.recipes.recipe import Recipe
+from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import check_output, digest, write_folder
 from hf_radin.runtime.processes import Processes
 from hf_radin.soup.card import license_beside, report_files
@@ -185,7 +187,7 @@ def cook_recipe(
 
 
 def refit_head(
-    bank: LogitBank, recipe: Recipe, teacher: Recipe, *, hold_out: tuple[float, int] | None = None, seed: int = 0
+    bank: LogitBank, recipe: Recipe, teacher: Teacher, *, hold_out: tuple[float, int] | None = None, seed: int = 0
 ) -> tuple[RefittedHead, HeadRecord]:
     """The head of a soup, refitted to an ensemble's logits of the images of a bank, and how to make it again.
 
@@ -195,7 +197,7 @@ def refit_head(
     Args:
         bank: of the images that teach; its ingredients hold those of the soup and of the teacher.
         recipe: of the soup.
-        teacher: whose ensemble's logits the head is fitted to.
+        teacher: what the head is fitted to.
         hold_out: the share of the split, and the seed, that a part of it was held out with (`LogitBank.divided`).
         seed: of the folds.
 
@@ -204,7 +206,7 @@ def refit_head(
     """
     bank, processes = bank.by_content, bank.processes
     bank.ingredients.select([*recipe.used, *teacher.used])  # refuses others
-    if not bank.knows(bank.row(teacher)) or bank.is_pilot:
+    if not bank.knows(bank.row(teacher.ensemble)) or bank.is_pilot:
         raise ValueError(
             f"The logits of the split {bank.split!r} are not all known after a pilot, and a head is refitted to all "
             "of them: compute them without pilot."
@@ -225,9 +227,10 @@ def refit_head(
     features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
 
     def refitted() -> Refit:
-        row, rows = bank.row(teacher), slice(None) if bank.part is None else bank.part
+        row, rows = bank.row(teacher.ensemble), slice(None) if bank.part is None else bank.part
         layer = cached.layer() or place.layer_of(make_model())
-        return refit(features[rows], partial(bank.mixed, row), layer, bank.contents, seed=seed)
+        labels = np.asarray(bank.labels) if teacher.labels else None
+        return refit(features[rows], partial(bank.mixed, row), layer, bank.contents, labels=labels, seed=seed)
 
     result, run = processes.decide(refitted), bank.manifest.run
     record = HeadRecord(
@@ -243,6 +246,7 @@ def refit_head(
         seed=seed,
         folds=FOLDS,
         penalty=result.penalty,
+        labels=result.labels,
         sha256=result.layer.sha256,
     )
     return RefittedHead(place, result.layer), record
@@ -384,7 +388,8 @@ def find_refitted_head(
             f"{bank.manifest.data.name} are others ({len(bank)}); say where they are now (--dataset)."
         )
     weights = tuple(record.teacher.used.get(entry.id, 0.0) for entry in _entries(report, path))
-    head, again = refit_head(bank, recipe, Recipe(ingredients.ids, weights), hold_out=hold_out, seed=record.seed)
+    teacher = Teacher(Recipe(ingredients.ids, weights), labels=record.labels > 0)
+    head, again = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=record.seed)
     if again.sha256 != record.sha256:
         logger.warning(
             "The head of %s was refitted and is not the same to the last bit (penalty %.3g, then %.3g): the images, "

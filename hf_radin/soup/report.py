@@ -165,7 +165,7 @@ class HeadRecord:
     Args:
         teacher: whose ensemble's logits the head was fitted to.
         data: key of the split's data.
-        split: whose images taught it, without their labels.
+        split: whose images taught it.
         hold_out, hold_out_seed: the share of them that was held out, and how it was drawn; None if none was.
         images: how many taught it.
         places: a hash of their positions in the split.
@@ -173,6 +173,7 @@ class HeadRecord:
         batch_size: images in a forward pass.
         seed, folds: of the folds that judged it.
         penalty: relative to the mean eigenvalue of the features' covariance.
+        labels: the share of the labels in what taught it.
         sha256: of the head in float64.
     """
 
@@ -189,6 +190,7 @@ class HeadRecord:
     seed: int = 0
     folds: int
     penalty: float
+    labels: float = 0.0
     sha256: str
 
 
@@ -422,8 +424,11 @@ class SearchReport(SearchSettings):
 
     def is_chosen(self, entry: Measurement) -> bool:
         """Whether a candidate is the soup."""
-        teacher = self.head.teacher.used if self.head else None
-        return (entry.recipe.used, entry.teacher and entry.teacher.used) == (self.recipe.used, teacher)
+        head = self.head and (self.head.teacher.used, self.head.labels > 0)
+        return (entry.recipe.used, entry.teacher and (entry.teacher.used, entry.teacher.labels)) == (
+            self.recipe.used,
+            head,
+        )
 
     @property
     def given(self) -> int:

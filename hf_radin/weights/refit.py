@@ -1,4 +1,4 @@
-"""Refit a head to the probabilities that a teacher gives the classes, without labels.
+"""Refit a head to the probabilities that a teacher gives the classes, without labels or with them.
 
 First, ridge regression (see `ridge`) from a model's features to what its head lacks of the teacher's logits: that
 gives a start, and a penalty. Then the cross-entropy to the teacher's probabilities is minimised: errors of logits
@@ -8,12 +8,15 @@ that differ in a linear head alone), nothing changes, however few images there a
 
 Accuracies come from cross-fitting: what is predicted for an image comes from a head, and a penalty, that the image had
 no part in. The second step is taken if it brings such heads nearer to the teacher: few images may not be enough.
+
+The labels of the images may have a part in what a head is taught. How large it is best, cross-fitting says: the more
+images, the larger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -31,6 +34,9 @@ CHUNK = 1024
 # Steps to the least cross-entropy at most, and what is no step any more: so many nats of all images together.
 STEPS, SMALL = 100, 1e-3
 
+# Shares of the labels in what a head is taught, if they have a part: those to choose from.
+SHARES = (0.1, 0.25, 0.5)
+
 # Gives the teacher's logits `(rows, classes)` of images, by their rows among the features.
 Teacher = Callable[[np.ndarray], np.ndarray]
 
@@ -43,11 +49,13 @@ class Refit:
         layer: fitted to all images.
         penalty: that it was fitted with, as in `ridge.Ridge`.
         predictions: the class of each image, from the head that was fitted to the other folds: `(images,)`.
+        labels: the share of the labels in what it was taught.
     """
 
     layer: LinearLayer
     penalty: float
     predictions: np.ndarray
+    labels: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +66,27 @@ class Lesson:
         features: of the images, `(images, features)`; may be memory-mapped.
         teacher: gives logits of images.
         layer: the head that the model has.
+        labels: of the images, `(images,)`; None if they have no part.
+        share: that labels have in the probabilities that are taught; the teacher has the rest.
     """
 
     features: np.ndarray
     teacher: Teacher
     layer: LinearLayer
+    labels: np.ndarray | None = None
+    share: float = 0.0
+
+    def at(self, share: float) -> Lesson:
+        """The same with another share of the labels."""
+        return replace(self, share=share)
+
+    def wanted(self, rows: np.ndarray) -> np.ndarray:
+        """The probabilities that are taught, of images by their rows `(rows, classes)`."""
+        wanted = np.exp(_log_softmax(self.teacher(rows)))
+        if self.labels is not None and self.share:
+            wanted *= 1 - self.share
+            wanted[np.arange(len(rows)), self.labels[rows]] += self.share
+        return wanted
 
     def moments(self, rows: np.ndarray) -> Moments:
         """The sums over images, given by their rows; targets are what the head lacks of the teacher's logits.
@@ -87,10 +111,10 @@ class Lesson:
         return reduce(add, map(of_chunk, _chunks(rows)))
 
     def errors(self, layer: LinearLayer, rows: np.ndarray) -> Errors:
-        """How far the probabilities of a head are from the teacher's on some images."""
+        """How far the probabilities of a head are from those that are taught, on some images."""
 
         def of_chunk(chunk: np.ndarray) -> Errors:
-            wanted, logs = np.exp(_log_softmax(self.teacher(chunk))), _log_softmax(layer(self.features[chunk]))
+            wanted, logs = self.wanted(chunk), _log_softmax(layer(self.features[chunk]))
             errors, wide = np.exp(logs) - wanted, self.features[chunk].astype(np.float64)
             entropy = -float(np.einsum("ic,ic->", wanted, logs))
             squares = float(np.sum(errors**2) + np.sum(wanted * (1 - wanted)))
@@ -105,7 +129,7 @@ class Errors:
 
     Args:
         entropy: the cross-entropy, in nats.
-        squares: squared errors as expected where the teacher's probabilities are the truth (the Brier score).
+        squares: squared errors as expected where the probabilities that are taught are the truth (the Brier score).
         crossed: errors times features, `(classes, features)`: the slope of the entropy along the weights.
         classes: errors, `(classes,)`: its slope along the biases.
     """
@@ -151,10 +175,11 @@ def refit(
     layer: LinearLayer,
     contents: np.ndarray,
     *,
+    labels: np.ndarray | None = None,
     seed: int = 0,
     penalty: float | None = None,
 ) -> Refit:
-    """Refit a head to a teacher, without labels.
+    """Refit a head to a teacher.
 
     It takes `folds x (features^2 + features x classes) x 8` bytes, and half as much again while a fold is solved: 0.4
     GB for 2,048 features and 1,000 classes, and 3 GB for 21,841.
@@ -163,18 +188,21 @@ def refit(
         features, teacher, layer: as in `Lesson`.
         contents, seed: as in `draw_folds`. Sums are taken in the order of the contents, so that the order of the
             images changes nothing.
+        labels: of the images `(images,)`, if they are to have a part: of `SHARES` the one with which heads give labels
+            of images that they did not see the highest probabilities.
         penalty: of all fits, relative to the mean eigenvalue of the features' covariance; by default chosen by each.
 
     Raises:
         ValueError: if there are fewer different images than folds, or a feature is no finite number.
     """
-    lesson = Lesson(features, teacher, layer)
+    lesson = Lesson(features, teacher, layer, labels)
     folds = draw_folds(contents, seed=seed)
     order = np.argsort(contents, kind="stable")
     parts = [_Part(lesson.moments(rows), rows) for rows in (order[folds[order] == fold] for fold in range(FOLDS))]
     taught = [_teach(lesson, [part for part in parts if part is not left_out], penalty) for left_out in parts]
+    judging = lesson if labels is None else lesson.at(1.0)
     entropies = [
-        [lesson.errors(head, part.rows).entropy for head in fold.heads]
+        [judging.errors(head, part.rows).entropy for head in fold.heads]
         for fold, part in zip(taught, parts, strict=True)
     ]
     step = int(np.sum(entropies, axis=0).argmin())
@@ -183,7 +211,7 @@ def refit(
         for chunk in _chunks(part.rows):
             predictions[chunk] = fold.heads[step](features[chunk]).argmax(1)
     final = _teach(lesson, parts, penalty)
-    return Refit(final.heads[step], final.penalty, predictions)
+    return Refit(final.heads[step], final.penalty, predictions, 0.0 if labels is None else SHARES[step])
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,9 +224,9 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Taught:
-    """The heads after either step, and the penalty of both."""
+    """Heads to choose from: those after either step, or one for each of `SHARES`; and the penalty of all."""
 
-    heads: tuple[LinearLayer, LinearLayer]
+    heads: tuple[LinearLayer, ...]
     penalty: float
 
 
@@ -206,12 +234,15 @@ def _teach(lesson: Lesson, parts: Sequence[_Part], penalty: float | None) -> _Ta
     """The heads that some images teach."""
     moments = reduce(add, (part.moments for part in parts))
     ridge = fit(moments, has_bias=lesson.layer.bias is not None, penalty=penalty)
-    nearest = least_entropy(lesson, ridge, np.concatenate([part.rows for part in parts]))
-    return _Taught((lesson.layer + ridge.layer, nearest), ridge.penalty)
+    rows = np.concatenate([part.rows for part in parts])
+    heads = [lesson.layer + ridge.layer]
+    for share in (0.0, *SHARES) if lesson.labels is not None else (0.0,):
+        heads.append(least_entropy(lesson.at(share), ridge, rows, start=heads[-1]))
+    return _Taught(tuple(heads[2:] or heads), ridge.penalty)
 
 
-def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray) -> LinearLayer:
-    """The head with the least cross-entropy to the teacher's probabilities on some images, and the penalty of a ridge.
+def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: LinearLayer) -> LinearLayer:
+    """The head with the least cross-entropy to what is taught of some images, with the penalty of a ridge regression.
 
     The unknowns are those of the ridge regression, along the eigenvectors of the features' covariance and so scaled
     that all matter alike. In a cross-entropy, squared errors of logits count as much as squared errors of
@@ -221,20 +252,21 @@ def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray) -> LinearLayer
     Args:
         ridge: from the features of these images to what the head lacks.
         rows: of the images that teach.
+        start: a head to begin from.
     """
     import torch
 
-    start = lesson.layer + ridge.layer
     weight = lesson.errors(lesson.layer, rows).squares / start.weight.shape[0] / len(rows)
     if not weight:  # the teacher has no doubt at all, and the model says the same
         return start
     scales = 1 / np.sqrt(weight * np.maximum(ridge.values + ridge.strength, np.finfo(float).tiny))
     bias_scale = 1 / np.sqrt(weight * len(rows))
-    unknown = torch.from_numpy(ridge.layer.weight @ ridge.vectors / scales).requires_grad_()
-    offset = torch.zeros(len(start.weight), dtype=torch.float64, requires_grad=True)
+    begun = start.weight - lesson.layer.weight
+    unknown = torch.from_numpy(begun @ ridge.vectors / scales).requires_grad_()
+    offset = torch.zeros(len(begun), dtype=torch.float64, requires_grad=True)
 
     def layer() -> LinearLayer:
-        change = (unknown.detach().numpy() * scales) @ ridge.vectors.T - ridge.layer.weight
+        change = (unknown.detach().numpy() * scales) @ ridge.vectors.T - begun
         if start.bias is None:
             return LinearLayer(start.weight + change)
         return LinearLayer(

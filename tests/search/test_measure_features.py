@@ -13,7 +13,7 @@ from shared.launching import launch
 from shared.logs import warned
 
 import hf_radin
-from hf_radin import Recipe
+from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.measure import UNKNOWN, MeasuredSoup, measured_soup
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import find_head
@@ -33,6 +33,11 @@ def uniform(bank: hf_radin.LogitBank) -> Recipe:
     return Recipe.uniform(bank.ingredients.ids)
 
 
+def refit(soup, row: np.ndarray):
+    """The soup's head refitted to the ensemble of a recipe `(models,)`."""
+    return soup.refit(Teacher(soup.bank.recipe(row)))
+
+
 def everything(bank: hf_radin.LogitBank) -> np.ndarray:
     return np.ones(len(bank), dtype=bool)
 
@@ -49,14 +54,14 @@ def test_features_cost_no_pass_and_the_head_that_they_give_is_better(fresh, pred
     soup, teacher = recorded(fresh), fresh.row(uniform(fresh))
     averaged = soup.look(everything(fresh))
     assert sum(predictions) == 600
-    result = soup.refit(teacher)
+    result = refit(soup, teacher)
     assert sum(predictions) == 600
     ensemble = accuracy(fresh.predict(teacher), fresh)
     assert accuracy(averaged, fresh) < accuracy(result.predictions, fresh) - 0.05
     assert accuracy(result.predictions, fresh) > ensemble - 0.05
     again = recorded(fresh)
     again.look(everything(fresh))
-    assert (again.refit(teacher).predictions == result.predictions).all() and sum(predictions) == 600
+    assert (refit(again, teacher).predictions == result.predictions).all() and sum(predictions) == 600
 
 
 def test_they_are_what_the_model_gives_its_head(fresh):
@@ -78,18 +83,18 @@ def test_images_that_were_not_shown_have_no_part_in_it(fresh, predictions):
     images[::3] = False
     soup = recorded(fresh)
     soup.look(images)
-    result = soup.refit(teacher)
+    result = refit(soup, teacher)
     assert ((result.predictions == UNKNOWN) == ~images).all()
     soup.look(everything(fresh))
     assert sum(predictions) == 600  # each was shown once
-    whole = soup.refit(teacher)
+    whole = refit(soup, teacher)
     part = recorded(fresh)  # another search, which is shown a part of what is known
     part.look(images)
-    assert (part.refit(teacher).predictions == result.predictions).all() and sum(predictions) == 600
+    assert (refit(part, teacher).predictions == result.predictions).all() and sum(predictions) == 600
     shutil.rmtree(fresh.folder / "features")
     at_once = recorded(fresh)
     at_once.look(everything(fresh))
-    np.testing.assert_allclose(at_once.refit(teacher).layer.weight, whole.layer.weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(refit(at_once, teacher).layer.weight, whole.layer.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_held_out_images_have_no_part_in_it(fresh):
@@ -97,7 +102,7 @@ def test_held_out_images_have_no_part_in_it(fresh):
     recorded(fresh).look(everything(fresh))  # all features are cached
     soup, teacher = recorded(bank), bank.row(uniform(bank))
     soup.look(everything(bank))
-    result = soup.refit(teacher)
+    result = refit(soup, teacher)
     assert len(result.predictions) == len(bank) and UNKNOWN not in result.predictions
     shown = fresh.mixed(teacher, bank.places)
     assert (bank.mixed(teacher, np.arange(len(bank))) == shown).all()
@@ -109,21 +114,21 @@ def test_held_out_images_have_no_part_in_it(fresh):
         np.save(path, logits)
     again = recorded(noise)
     again.look(everything(noise))
-    assert (again.refit(teacher).layer.weight == result.layer.weight).all()
+    assert (refit(again, teacher).layer.weight == result.layer.weight).all()
 
 
 def test_a_soup_that_was_measured_without_is_shown_its_images_again(fresh, predictions):
     before = measured_soup(fresh, uniform(fresh)).look(everything(fresh))
     soup = recorded(fresh)
     assert (soup.look(everything(fresh)) == before).all() and sum(predictions) == 1200
-    soup.refit(fresh.row(uniform(fresh)))
+    refit(soup, fresh.row(uniform(fresh)))
 
 
 def test_broken_features_are_named_and_made_anew(fresh, predictions, caplog):
     teacher = fresh.row(uniform(fresh))
     first = recorded(fresh)
     first.look(everything(fresh))
-    result = first.refit(teacher)
+    result = refit(first, teacher)
     paths = sorted((fresh.folder / "features").rglob("*.npz"))
     assert [path.name for path in paths if path.name == "layer.npz"] and len(paths) > 2
     for path, shown in ((paths[1], 64), (paths[-1], 600)):  # without its head, features are worth nothing
@@ -134,7 +139,7 @@ def test_broken_features_are_named_and_made_anew(fresh, predictions, caplog):
         soup = recorded(fresh)
         soup.look(everything(fresh))
         assert sum(predictions) == shown and path.name in warned(caplog)[-1]
-        np.testing.assert_allclose(soup.refit(teacher).layer.weight, result.layer.weight, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(refit(soup, teacher).layer.weight, result.layer.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_a_single_model_learns_from_all(fresh):
@@ -142,8 +147,8 @@ def test_a_single_model_learns_from_all(fresh):
     single, teacher = Recipe.uniform(fresh.ingredients.ids[:1]), fresh.row(uniform(fresh))
     soup = recorded(fresh, single)
     before = soup.look(everything(fresh))
-    taught = soup.refit(teacher)
-    by_itself = soup.refit(fresh.row(single))
+    taught = refit(soup, teacher)
+    by_itself = refit(soup, fresh.row(single))
     assert (by_itself.predictions == before).all()  # its own logits teach it nothing
     agreement = [float((answers == fresh.predict(teacher)).mean()) for answers in (before, taught.predictions)]
     assert agreement[1] > agreement[0]
@@ -157,7 +162,7 @@ def test_the_soup_of_equal_models_keeps_its_head(runs, digits, tmp_path):
     bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/[ab]"), digits, cache_dir=tmp_path / "cache")
     soup = recorded(bank)
     predicted = soup.look(everything(bank))
-    assert (soup.refit(bank.row(uniform(bank))).predictions == predicted).all()
+    assert (refit(soup, bank.row(uniform(bank))).predictions == predicted).all()
 
 
 def test_heads_of_one_body_have_their_ensemble(heads, digits, tmp_path):
@@ -165,10 +170,10 @@ def test_heads_of_one_body_have_their_ensemble(heads, digits, tmp_path):
     teacher = np.array([0.5, 0.3, 0.2])
     soup = recorded(bank)  # another mixture
     soup.look(everything(bank))
-    assert (soup.refit(teacher).predictions == bank.predict(teacher)).mean() > 0.995
+    assert (refit(soup, teacher).predictions == bank.predict(teacher)).mean() > 0.995
     same = recorded(bank, bank.recipe(teacher))
     same.look(everything(bank))
-    assert (same.refit(teacher).predictions == bank.predict(teacher)).all()
+    assert (refit(same, teacher).predictions == bank.predict(teacher)).all()
 
 
 def test_a_net_with_batchnorm_is_refitted_with_its_new_statistics(nets, digits, tmp_path):
@@ -178,7 +183,7 @@ def test_a_net_with_batchnorm_is_refitted_with_its_new_statistics(nets, digits, 
     layer = bank.soup_features(uniform(bank)).layer()
     images, features = bank.soup_features(uniform(bank)).read()
     assert (layer(features).argmax(1) == predicted[images]).all()
-    assert accuracy(soup.refit(bank.row(uniform(bank))).predictions, bank) > 0.5
+    assert accuracy(refit(soup, bank.row(uniform(bank))).predictions, bank) > 0.5
 
 
 def test_features_that_somebody_removes_are_missed(fresh):
@@ -186,13 +191,14 @@ def test_features_that_somebody_removes_are_missed(fresh):
     soup.look(everything(fresh))
     shutil.rmtree(fresh.folder / "features")
     with pytest.raises(ValueError, match="was changed while it was used"):
-        soup.refit(teacher)
+        refit(soup, teacher)
 
 
 SCRIPT = """
 import sys
 import numpy as np
 import hf_radin
+from hf_radin.recipes.recipe import Teacher
 from hf_radin.search.measure import measured_soup
 from hf_radin.soup.cook import refit_head
 from hf_radin.weights.head import find_head
@@ -204,8 +210,8 @@ soup = measured_soup(bank, recipe, head=find_head(bank.ingredients[0]))
 images = np.ones(len(bank), dtype=bool)
 soup.look(images & (np.arange(len(bank)) % 2 == 0))
 soup.look(images)
-result = soup.refit(bank.row(recipe))
-head, record = refit_head(bank, recipe, recipe)
+result = soup.refit(Teacher(recipe))
+head, record = refit_head(bank, recipe, Teacher(recipe, labels=True))
 arrays = {"weight": result.layer.weight, "predictions": result.predictions, "saved": head.layer.weight}
 np.savez(f"{output}-{bank.processes.index}.npz", **arrays)
 bank.processes.wait()

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification
 import hf_radin
 from hf_radin import Measurement, Recipe
 from hf_radin.cli.main import main
+from hf_radin.recipes.recipe import Teacher
 from hf_radin.search.budget import Budget
 from hf_radin.search.measure import MeasuredSoup
 from hf_radin.search.race import Entry, RaceOptions, race
@@ -62,15 +63,15 @@ def test_each_soup_has_both_heads_and_each_single_model_that_of_all(soup):
     everything = Recipe.uniform(soup.ingredients.ids).used
     by_recipe: dict = {}
     for entry in soup.report.soups:
-        teacher = entry.teacher and tuple(sorted(entry.teacher.used.items()))
+        teacher = entry.teacher and (tuple(sorted(entry.teacher.used.items())), entry.teacher.labels)
         by_recipe.setdefault((entry.proposal, tuple(sorted(entry.recipe.used.items()))), []).append(teacher)
     of_all = tuple(sorted(everything.items()))
     assert any(proposal == "alone" for proposal, _ in by_recipe)
     for (proposal, recipe), teachers in by_recipe.items():
         if proposal == "alone":
-            assert len(recipe) == 1 and teachers == [of_all]
+            assert len(recipe) == 1 and teachers == [(of_all, False), (of_all, True)]
         else:
-            assert len(recipe) > 1 and set(teachers) == {None, recipe, of_all}
+            assert len(recipe) > 1 and {*teachers} == {None, (recipe, False), (of_all, False), (of_all, True)}
 
 
 def test_a_further_head_of_a_soup_costs_no_pass(fresh, predictions):
@@ -136,12 +137,13 @@ def test_the_refitted_soup_of_equal_models_is_that_model(runs, digits, tmp_path)
 
 
 def test_of_equals_the_averaged_head_is_chosen():
-    recipe, teacher = Recipe(("a", "b"), (0.5, 0.5)), Recipe(("a", "b"), (0.1, 0.9))
+    recipe, teacher = Recipe(("a", "b"), (0.5, 0.5)), Teacher(Recipe(("a", "b"), (0.1, 0.9)))
     averaged = Measurement(recipe, "own", 0.7, 0.8, 10)
     refit = Measurement(recipe, "own", 0.9, 0.8, 10, teacher=teacher)
     single = Measurement(Recipe(("a",), (1.0,)), "single", 0.8, 0.8, 10)
     alone = Measurement(Recipe(("a",), (1.0,)), "alone", 0.9, 0.8, 10, teacher=teacher)
     assert choose([refit, averaged]) == averaged and choose([alone, refit, averaged, single]) == single
+    assert choose([replace(refit, teacher=Teacher(recipe, labels=True), estimate=0.95), refit]) == refit
     assert choose([single, replace(alone, measured=0.81)]).teacher == teacher
     assert Measurement.from_dict(json.loads(json.dumps(alone.to_dict()))) == alone
     without = {name: value for name, value in averaged.to_dict().items() if name != "teacher"}
@@ -244,9 +246,9 @@ def test_a_soup_without_finite_logits_has_no_head_that_is_right(fresh):
         model.classifier.bias.data.fill_(float("nan"))
         return MeasuredSoup(bank, recipe, lambda: model, entries, place)
 
-    both = Entry(recipe, "own", 0.8, teachers=(None, recipe))
+    both = Entry(recipe, "own", 0.8, teachers=(None, Teacher(recipe)))
     result = race(fresh, [both], RaceOptions(Budget.of(2)), best=None, soup_of=soup_of)
-    assert [(entry.teacher, entry.measured) for entry in result.measurements] == [(None, 0.0), (recipe, 0.0)]
+    assert [(entry.teacher, entry.measured) for entry in result.measurements] == [(None, 0.0), (Teacher(recipe), 0.0)]
 
 
 @pytest.mark.parametrize("method", [hf_radin.greedy, hf_radin.uniform])

@@ -1,6 +1,7 @@
 """A soup with a refitted head is saved as an ordinary checkpoint, and cooks again to the last bit."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from shared.training import digit_images, image_dataset
 from transformers import AutoModelForImageClassification
 
 import hf_radin
-from hf_radin import Recipe
 from hf_radin.cli.main import main
+from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.held_out import bank_of_split
 from hf_radin.search.measure import measured_soup
 from hf_radin.soup.cook import refit_head
@@ -31,9 +32,9 @@ def uniform(bank: hf_radin.LogitBank) -> Recipe:
     return Recipe.uniform(bank.ingredients.ids)
 
 
-def refitted(bank: hf_radin.LogitBank, recipe: Recipe | None = None, **options) -> Soup:
+def refitted(bank: hf_radin.LogitBank, recipe: Recipe | None = None, *, labels: bool = False, **options) -> Soup:
     """The soup of a recipe, uniform by default, whose head is refitted to the ensemble of all."""
-    head, record = refit_head(bank, recipe or uniform(bank), uniform(bank), **options)
+    head, record = refit_head(bank, recipe or uniform(bank), Teacher(uniform(bank), labels), **options)
     report = replace(hf_radin.uniform(bank).report, recipe=recipe or uniform(bank), head=record)
     return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=head)
 
@@ -88,6 +89,18 @@ def test_it_is_cooked_again(own_heads_bank, tmp_path, caplog):
     assert after == before
 
 
+def test_with_labels_too(own_heads_bank, tmp_path):
+    soup = refitted(own_heads_bank, labels=True)
+    soup.save_pretrained(tmp_path / "soup")
+    assert 0 < SearchReport.read(tmp_path / "soup" / "recipe.json", is_saved=True).head.labels < 1
+    assert cook(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup")
+    without = refitted(own_heads_bank)
+    assert not torch.equal(without.model.classifier.weight, soup.model.classifier.weight)
+    card = re.sub(r"\s+", " ", (tmp_path / "soup" / "README.md").read_text())
+    assert f"with their labels, which count for {soup.report.head.labels:.0%}" in card
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_single_model_that_all_have_taught_is_cooked_again(own_heads_bank, tmp_path, seed):
     bank = own_heads_bank
@@ -118,7 +131,7 @@ def test_what_a_search_has_shown_the_soup_before_changes_no_bit(own_heads_bank, 
     again = hf_radin.compute_logits(bank.ingredients, bank.source.dataset, cache_dir=tmp_path)
     second, other = refit_head(again, uniform(bank), uniform(bank))
     assert record == other and first.layer.sha256 == second.layer.sha256 == record.sha256
-    cross_fitted = soup.refit(bank.row(uniform(bank)))
+    cross_fitted = soup.refit(Teacher(uniform(bank)))
     np.testing.assert_allclose(cross_fitted.layer.weight, first.layer.weight, rtol=1e-3, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from shared.features import CLASSES, drawn, noisy_teacher
 from sklearn.linear_model import LogisticRegression
 
 from hf_radin.weights.head import LinearLayer
-from hf_radin.weights.refit import FOLDS, Lesson, Teacher, draw_folds, least_entropy, refit
+from hf_radin.weights.refit import FOLDS, SHARES, Lesson, Teacher, draw_folds, least_entropy, refit
 from hf_radin.weights.ridge import fit
 
 
@@ -125,7 +125,7 @@ def test_it_has_the_least_cross_entropy_as_that_of_scikit_learn():
         np.arange(300),
     )
     ridge = fit(lesson.moments(rows), penalty=1e-2)
-    layer = least_entropy(lesson, ridge, rows)
+    layer = least_entropy(lesson, ridge, rows, start=ridge.layer)
     start = lesson.errors(ridge.layer, rows)
     pull = lesson.errors(lesson.layer, rows).squares / CLASSES / 300 * ridge.strength
     weights = probabilities(logits)
@@ -146,7 +146,8 @@ def test_the_second_step_is_taken_where_it_helps_on_images_that_it_did_not_see(i
     layer = drawn_layer(generator)
     lesson, rows, others = Lesson(features, teacher_of(logits), layer), np.arange(images), np.arange(images, 5000)
     ridge = fit(lesson.moments(rows))
-    first, second = layer + ridge.layer, least_entropy(lesson, ridge, rows)
+    first = layer + ridge.layer
+    second = least_entropy(lesson, ridge, rows, start=first)
     assert (lesson.errors(second, others).entropy < lesson.errors(first, others).entropy) == is_enough
     result = refit(features[rows], teacher_of(logits), layer, rows)
     np.testing.assert_allclose(result.layer.weight, (second if is_enough else first).weight, rtol=1e-2, atol=1e-2)
@@ -160,3 +161,59 @@ def test_a_teacher_without_doubt_leaves_finite_weights():
         result = refit(features, teacher_of(logits), layer, np.arange(40))
         assert np.isfinite(result.layer.weight).all() and np.isfinite(result.layer.bias).all()
         assert (result.layer(features).argmax(1) == logits.argmax(1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_labels_have_their_share_of_what_is_taught(share):
+    features, generator = drawn(20)
+    logits, labels = noisy_teacher(features, generator), generator.integers(CLASSES, size=20)
+    lesson = Lesson(features, teacher_of(logits), drawn_layer(generator), labels, share)
+    rows = np.array([3, 19, 0])
+    expected = (1 - share) * probabilities(logits[rows]) + share * np.eye(CLASSES)[labels[rows]]
+    np.testing.assert_allclose(lesson.wanted(rows), expected, atol=1e-12)
+    assert (Lesson(features, teacher_of(logits), lesson.layer).wanted(rows) == probabilities(logits[rows])).all()
+
+
+def test_where_the_head_begins_changes_nothing_of_what_it_learns():
+    features, generator = drawn(300)
+    logits = noisy_teacher(features, generator)
+    lesson, rows = Lesson(features, teacher_of(logits), drawn_layer(generator)), np.arange(300)
+    ridge = fit(lesson.moments(rows), penalty=1e-2)
+    starts = lesson.layer, lesson.layer + ridge.layer, drawn_layer(generator)
+    first, *others = (least_entropy(lesson, ridge, rows, start=start) for start in starts)
+    for other in others:
+        np.testing.assert_allclose(probabilities(other(features)), probabilities(first(features)), atol=2e-3)
+
+
+def classed(features: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that a linear layer gives, and logits of a teacher who knows little of them."""
+    truth = drawn_layer(generator)(features)
+    return truth.argmax(1), 0.3 * truth + generator.normal(size=truth.shape)
+
+
+def test_labels_help_where_the_teacher_knows_less_and_the_more_so_with_more_images():
+    features, generator = drawn(3000)
+    labels, logits = classed(features, generator)
+    shares = []
+    for images in (40, 2000):
+        rows, others = np.arange(images), np.arange(2000, 3000)
+        layer = LinearLayer(np.zeros((CLASSES, 12)), np.zeros(CLASSES))
+        arguments = features[rows], teacher_of(logits), layer, rows
+        without, labelled = refit(*arguments), refit(*arguments, labels=labels[rows])
+        right = [(result.layer(features[others]).argmax(1) == labels[others]).mean() for result in (without, labelled)]
+        shares.append(labelled.labels)
+    assert right[1] > right[0] and without.labels == 0 and 0 < shares[0] <= shares[1] == max(SHARES)
+
+
+def test_no_label_has_a_part_in_the_prediction_of_its_image():
+    features, generator = drawn(300)
+    labels, logits = classed(features, generator)
+    folds, layer = draw_folds(np.arange(300)), drawn_layer(generator)
+    before = refit(features, teacher_of(logits), layer, np.arange(300), labels=labels)
+    for image in (0, 17):
+        others = labels.copy()
+        others[image] = (labels[image] + 1) % CLASSES
+        after = refit(features, teacher_of(logits), layer, np.arange(300), labels=others)
+        same = folds == folds[image]
+        assert after.labels == before.labels and (after.predictions[same] == before.predictions[same]).all()
+        assert (after.layer.weight != before.layer.weight).any()
