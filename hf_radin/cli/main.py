@@ -130,8 +130,8 @@ class _Terminated(BaseException):
     """SIGTERM came."""
 
 
-# What torch and oneDNN say where memory is out.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
+# What torch, oneDNN and Python say where memory is out.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "can't start new thread")
 
 # What gloo and NCCL say where another process was met and is gone.
 _CLOSED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|TCPStore")

@@ -134,6 +134,11 @@ sys.exit(main(["inspect", "--models", "a"]))
         ("KeyError('x')", 1, "hf-radin: KeyError: 'x'. This is a fault of hf_radin or of a library: please report"),
         ("MemoryError()", 2, "hf-radin: there is not enough memory: none is left. Take fewer models at a time"),
         ("RuntimeError('CUDA out of memory. Tried')", 2, "hf-radin: there is not enough memory: CUDA out of memory."),
+        (
+            "RuntimeError('can\\'t start new thread')",
+            2,
+            "hf-radin: there is not enough memory: can't start new thread.",
+        ),
         ("OSError('a:\\n\\n  b')", 2, "hf-radin: a: b"),
         ("ValueError('x' * 100_000)", 2, "hf-radin: xxx"),
         (
