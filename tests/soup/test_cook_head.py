@@ -126,19 +126,19 @@ def test_what_a_search_has_shown_the_soup_before_changes_no_bit(own_heads_bank, 
     soup = measured_soup(bank, uniform(bank), head=place)
     images = np.random.default_rng(0).random(600) < 0.3
     soup.look(images)
-    first, record = refit_head(bank, uniform(bank), uniform(bank))
+    first, record = refit_head(bank, uniform(bank), Teacher(uniform(bank)))
     soup.look(~images)
     again = hf_radin.compute_logits(bank.ingredients, bank.source.dataset, cache_dir=tmp_path)
-    second, other = refit_head(again, uniform(bank), uniform(bank))
+    second, other = refit_head(again, uniform(bank), Teacher(uniform(bank)))
     assert record == other and first.layer.sha256 == second.layer.sha256 == record.sha256
     cross_fitted = soup.refit(Teacher(uniform(bank)))
     np.testing.assert_allclose(cross_fitted.layer.weight, first.layer.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_features_are_cached_and_cost_no_further_pass(own_heads_bank, predictions):
-    refit_head(own_heads_bank, uniform(own_heads_bank), uniform(own_heads_bank))
+    refit_head(own_heads_bank, uniform(own_heads_bank), Teacher(uniform(own_heads_bank)))
     predictions.clear()
-    refit_head(own_heads_bank, uniform(own_heads_bank), uniform(own_heads_bank), seed=3)
+    refit_head(own_heads_bank, uniform(own_heads_bank), Teacher(uniform(own_heads_bank)), seed=3)
     assert not predictions
 
 
@@ -200,7 +200,7 @@ def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path):
 
 
 def test_a_head_is_not_written_without_a_report_of_it(own_heads_bank, tmp_path):
-    head, _ = refit_head(own_heads_bank, uniform(own_heads_bank), uniform(own_heads_bank))
+    head, _ = refit_head(own_heads_bank, uniform(own_heads_bank), Teacher(uniform(own_heads_bank)))
     with pytest.raises(ValueError, match="is written with a report that says how it was made"):
         hf_radin.average(own_heads_bank.ingredients, uniform(own_heads_bank), output=tmp_path / "soup", head=head)
     tensors = hf_radin.average(own_heads_bank.ingredients, uniform(own_heads_bank), head=head)
