@@ -147,7 +147,7 @@ def test_where_no_soup_is_better_the_best_single_is_returned_and_said(runs, star
     ingredients = hf_radin.gather([f"{tmp_path}/runs/ft-0", f"{tmp_path}/runs/*-spoilt"])
     bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
-        soup = hf_radin.radin(bank, budget=2, proposals="monte-carlo")
+        soup = hf_radin.radin(bank, budget=2, proposals="monte-carlo", head="average")
     assert names(soup.recipe) == {"ft-0"} and soup.recipe.weights == (1.0,)
     assert "was better than the best single model" in caplog.text
     soup.save_pretrained(tmp_path / "soup")
