@@ -100,8 +100,8 @@ def test_where_all_images_tell_recipes_apart_it_is_the_search_with_all_logits(ru
         save_file({key: -value if "classifier" in key else value for key, value in tensors}, spoilt, {"format": "pt"})
     ingredients, options = hf_radin.gather(f"{tmp_path}/runs/*"), {"cache_dir": tmp_path, "strangers": "keep"}
     pilot = hf_radin.compute_logits(ingredients, digits, pilot=0.25, **options)
-    soup = hf_radin.radin(pilot, budget=3, seed=2)
-    other = hf_radin.radin(hf_radin.compute_logits(ingredients, digits, **options), budget=3, seed=2)
+    soup = hf_radin.radin(pilot, budget=3, seed=2, head="average")
+    other = hf_radin.radin(hf_radin.compute_logits(ingredients, digits, **options), budget=3, seed=2, head="average")
     assert soup.report.pilot.margin is None and soup.report.pilot.shown == 600
     assert len(soup.report.pilot.whole) == LEADING
     assert soup.recipe == other.recipe and soup.results == other.results
