@@ -335,9 +335,7 @@ def _check_shapes(first: _Prepared, other: _Prepared) -> None:
 
 def _is_about_the_image(error: Exception, value: Any) -> bool:
     """Not a lack of memory, nor an error of the network if the file has to be fetched first."""
-    path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else None
-    fetched = bool(path) and "://" in str(path)
-    return not isinstance(error, MemoryError) and not (fetched and isinstance(error, OSError))
+    return not isinstance(error, MemoryError) and not (_is_elsewhere(value) and isinstance(error, OSError))
 
 
 def _file_name(value: Any) -> str:

@@ -152,9 +152,16 @@ def _read(path: str, token: str | bool | None) -> bytes:
     from datasets import DownloadConfig
     from datasets.utils.file_utils import xopen  # what its own Image opens such paths with
 
-    with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
+    with xopen(path, "rb", download_config=DownloadConfig(token=token_for(path, token))) as file:
         content: bytes = file.read()
     return content
+
+
+def token_for(address: str, token: str | bool | None) -> str | bool | None:
+    """The token, for an address on the Hub; False for any other host, also if its name begins like the Hub's."""
+    from huggingface_hub import constants
+
+    return token if address.startswith(("hf://", f"{constants.ENDPOINT}/")) else False
 
 
 def _digest_or_nothing(image: Any, token: str | bool | None) -> str:

@@ -9,7 +9,7 @@ from shared.training import NAMES, digit_images
 
 import hf_radin
 from hf_radin.images.decode import Source, decode, example_images
-from hf_radin.images.digests import image_digest, split_digests
+from hf_radin.images.digests import image_digest, split_digests, token_for
 from hf_radin.images.split import DataSource, Split, open_split
 
 # Seven images in folders of their classes.
@@ -61,6 +61,14 @@ def test_those_of_a_private_dataset_are_fetched_with_the_token(hub, files, runs,
     gathered = hf_radin.gather(f"{runs}/ft-[01]")
     bank = hf_radin.compute_logits(gathered, "org/secret", cache_dir=tmp_path, token=hub.token)
     assert len(bank) == len(files)
+
+
+@pytest.mark.parametrize("token", [None, True, "hf_secret"])
+def test_no_other_host_is_given_the_token(hub, token):
+    for address in ("hf://datasets/org/pictures@main/3.png", f"{hub.url}/datasets/org/pictures/resolve/main/3.png"):
+        assert token_for(address, token) == token
+    for address in ("https://example.org/3.png", f"{hub.url}@example.org/3.png", f"{hub.url}.example.org/3.png"):
+        assert token_for(address, token) is False
 
 
 @pytest.fixture

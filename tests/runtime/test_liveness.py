@@ -109,9 +109,9 @@ def test_the_record_of_a_holder_is_one_line_of_json(tmp_path):
 
 @pytest.fixture
 def watching():
-    """Start process `index` of three that watch each other, each of which counts as stopped after four seconds."""
+    """Start process `index` of three that watch each other, each of which counts as stopped after eight seconds."""
     processes, port = [], free_port()
-    environment = {**os.environ, "HF_RADIN_SILENCE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, "HF_RADIN_SILENCE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
     def start(index, *words):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -135,7 +135,7 @@ def test_a_process_of_several_that_is_stopped_ends_the_others_and_one_of_them_sa
     errors = [process.communicate(timeout=60)[1] for process in others]
     assert [process.returncode for process in others] == [1, 1]
     first, *further = [line for text in errors for line in text.splitlines() if line.startswith("hf-radin: ")]
-    lost = rf"process {index} of 3 \({processes[index].pid} on \S+\) has given no sign of life for 4 s"
+    lost = rf"process {index} of 3 \({processes[index].pid} on \S+\) has given no sign of life for 8 s"
     assert re.match(f"hf-radin: {lost}", first)
     assert not further
     assert processes[index].wait(60)  # it was woken, and ended
@@ -153,7 +153,7 @@ def test_whoever_leaves_is_not_missed(watching):
     others, leaving = [watching(0), watching(1)], watching(2, "leaves")
     assert [leaving.stdout.readline() for _ in range(2)] == ["watches\n", "left\n"]
     os.kill(leaving.pid, signal.SIGSTOP)
-    time.sleep(12)
+    time.sleep(20)
     assert [process.poll() for process in others] == [None, None]
 
 
