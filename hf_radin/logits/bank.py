@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -478,10 +479,13 @@ class LogitBank:
         return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
 
     def mixed(self, recipe: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """The logits of the ensemble of one recipe `(models,)` for images of the bank, float64 `(images, classes)`.
+        """The logits of the ensemble of one recipe `(models,)`, to be used again and again: mixed once.
 
         Args:
             images: their positions among those that this bank is about.
+
+        Returns:
+            float32 `(images, classes)`, memory-mapped from a file in the bank's folder that goes with it.
 
         Raises:
             ValueError: if they are not known of all images (see `knows`).
@@ -490,8 +494,14 @@ class LogitBank:
             raise ValueError(UNKNOWN_LOGITS)
         used = self.ingredients.select(self._used(recipe))
         rows = images if self.is_pilot else self.places[images]
-        logits = [open_array(logits_path(self.folder, key))[rows] for key in used.keys]
-        return ensemble.mix(logits, np.asarray(recipe)[np.flatnonzero(recipe)])
+        logits = [open_array(logits_path(self.folder, key)) for key in used.keys]
+        step = max(1, ensemble.MIXED_AT_ONCE // len(self.classes))
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            for chunk in (rows[start : start + step] for start in range(0, len(rows), step)):
+                mixed = ensemble.mix([array[chunk] for array in logits], np.asarray(recipe)[np.flatnonzero(recipe)])
+                file.write(mixed.astype(np.float32).tobytes())
+            file.flush()
+            return np.memmap(file, np.float32, "r", shape=(len(rows), len(self.classes)))
 
     def soup_path(self, recipe: Recipe, head: LinearLayer | None = None) -> Path:
         """Where the predictions of a recipe's soup are cached; other files of it lie beside that one.

@@ -93,6 +93,11 @@ class Processes:
         return self.accelerator.device
 
     @property
+    def float64_device(self) -> str:
+        """That device if it is one for numbers in double precision, which Apple's is not; else the CPU."""
+        return str(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
     def device_name(self) -> str:
         """The name of the device, for the record."""
         import torch

@@ -157,11 +157,12 @@ class MeasuredSoup:
             rows, shown = np.searchsorted(images, places), np.flatnonzero(self.predictions != UNKNOWN)
             result = refit(
                 features[rows],
-                lambda rows: bank.mixed(row, shown[rows]),
+                bank.mixed(row, shown),
                 layer,
                 bank.contents[shown],
                 labels=np.asarray(bank.labels)[shown] if teacher.labels else None,
                 seed=seed,
+                device=bank.processes.float64_device,
             )
             predictions = np.full(len(bank), UNKNOWN)
             predictions[shown] = result.predictions

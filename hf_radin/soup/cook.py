@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,10 +226,11 @@ def refit_head(
     features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
 
     def refitted() -> Refit:
-        row, rows = bank.row(teacher.ensemble), slice(None) if bank.part is None else bank.part
+        logits = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank)))
         layer = cached.layer() or place.layer_of(make_model())
         labels = np.asarray(bank.labels) if teacher.labels else None
-        return refit(features[rows], partial(bank.mixed, row), layer, bank.contents, labels=labels, seed=seed)
+        device = processes.float64_device
+        return refit(features[bank.places], logits, layer, bank.contents, labels=labels, seed=seed, device=device)
 
     result, run = processes.decide(refitted), bank.manifest.run
     record = HeadRecord(
