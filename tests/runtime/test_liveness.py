@@ -31,12 +31,14 @@ import os, signal, sys, time
 from torch.distributed import TCPStore
 from hf_radin.runtime.liveness import Watch
 index, port = map(int, sys.argv[1:3])
-if index == 0:
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+store = TCPStore("127.0.0.1", port, is_master=index == 0, wait_for_workers=False)
+store.add("met", 1)
+while store.add("met", 0) < 3:  # on a busy machine it takes its time to start
+    time.sleep(0.1)
 watch = Watch(index, 3)
 print("watches", flush=True)
-if "stops" in sys.argv:
-    time.sleep(0.5)  # of the second until the first sign of life
+if "stops" in sys.argv:  # within the second until the first sign of life
+    store.wait([f"hf_radin/alive/0/place/{index}"])
     os.kill(os.getpid(), signal.SIGSTOP)
 if "leaves" in sys.argv:
     time.sleep(3)
