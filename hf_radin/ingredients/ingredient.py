@@ -109,6 +109,8 @@ class Ingredient:
         config.id2label = dict(enumerate(self.labels))
         # made anew: some scripts write the numbers as text
         config.label2id = {name: index for index, name in config.id2label.items()}
+        if hasattr(config, "label_names"):  # timm's own, which are saved in place of these
+            config.label_names = list(self.labels)
         return config
 
     @property

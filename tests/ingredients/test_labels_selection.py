@@ -263,4 +263,17 @@ def test_every_architecture_keeps_what_is_selected(architecture, tmp_path):
     expected, *others = (output.logits if "logits" in output else output[0] for output in outputs)
     for logits in others:
         assert torch.allclose(logits, expected[:, [2, 0]], atol=1e-6)
-    assert saved.config.num_labels == 2
+    assert saved.config.id2label == {0: "fish", 1: "cat"}
+
+
+def test_names_of_timm_are_those_of_the_soup(tmp_path):
+    """It keeps them in a field of its own, which is saved in place of id2label."""
+    save_fine_tunes(next(known for known in INSTALLED if known.net == "test_vit"), tmp_path, count=2)
+    config = json.loads((tmp_path / "ft-1" / "config.json").read_text())
+    (tmp_path / "ft-1" / "config.json").write_text(json.dumps(config | {"label_names": ["dog", "fish", "cat"]}))
+    for classes in (None, ["fish", "dog"]):
+        ingredients = hf_radin.gather(f"{tmp_path}/ft-*", classes=classes)
+        folder = tmp_path / f"soup of {len(ingredients.labels)}"
+        hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=folder)
+        soup = AutoModelForImageClassification.from_pretrained(folder)
+        assert tuple(soup.config.id2label.values()) == ingredients.labels
