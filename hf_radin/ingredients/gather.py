@@ -155,7 +155,8 @@ def inspect(
 
     Args:
         base_revisions: of the base models of adapters by their ids, in place of those that the adapters name.
-        recorded: which classes of checkpoints a recipe was made with, by their versions: nothing is decided anew.
+        recorded: which classes of its checkpoints a recipe was made with, by their versions: nothing is decided anew,
+            and others are left aside.
 
     Raises:
         ValueError: if a name matches nothing, there is no such image processor, or `classes` is none.
@@ -170,8 +171,10 @@ def inspect(
         Verdict(place.name, problem=str(files)) if isinstance(files, ValueError) else checks.vet(files)
         for place, files in zip(places, read_places(places, options), strict=True)
     ]
-    align_classes = partial(align, classes=chosen) if recorded is None else partial(_as_recorded, recorded)
-    return tuple(_without_copies(_vet_together(verdicts, align_classes)))
+    if recorded is None:
+        return tuple(_without_copies(_vet_together(verdicts, partial(align, classes=chosen))))
+    listed = [verdict for verdict in verdicts if not verdict.ingredient or verdict.ingredient.version in recorded]
+    return tuple(_without_copies(_vet_together(listed, partial(_as_recorded, recorded))))
 
 
 @dataclass(frozen=True)
@@ -345,10 +348,8 @@ def _adapter_config(files: CheckpointFiles) -> str:
 
 
 def _as_recorded(recorded: Mapping[Version, Alignment], ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
-    """The alignments that a recipe was made with; ingredients that it does not list keep their classes."""
-    return {
-        ingredient.id: recorded.get(ingredient.version, Alignment(ingredient.labels)) for ingredient in ingredients
-    }
+    """The alignments that a recipe was made with."""
+    return {ingredient.id: recorded[ingredient.version] for ingredient in ingredients}
 
 
 def _vet_together(

@@ -1,12 +1,16 @@
 """Checkpoints whose classes differ share a soup on those that all have, or on those of a split."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoints.test_lora import save_adapter
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shared.architectures import EXCEPTIONS, INSTALLED, save_fine_tunes
 from shared.classes import digits_of, name_classes, with_classes
 from shared.logs import warned
@@ -277,3 +281,40 @@ def test_names_of_timm_are_those_of_the_soup(tmp_path):
         hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=folder)
         soup = AutoModelForImageClassification.from_pretrained(folder)
         assert tuple(soup.config.id2label.values()) == ingredients.labels
+
+
+def test_adapters_with_heads_of_their_own_classes(start, tmp_path):
+    """The head comes with the adapter, and so do its classes; what is selected is that of the merged model."""
+    shutil.copytree(start, tmp_path / "base")
+    for number, names in enumerate((FIRST, SECOND)):
+        folder = tmp_path / "adapters" / f"ft-{number}"
+        save_adapter(tmp_path / "base", folder, number)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        heads = {name: tensor[: len(names)].clone() for name, tensor in tensors.items() if "classifier" in name}
+        save_file(tensors | heads, folder / "adapter_model.safetensors")
+        shutil.copy(start / "config.json", folder)
+        name_classes(folder, names)
+    ingredients = hf_radin.gather(f"{tmp_path}/adapters/*", classes="common")
+    assert ingredients.labels == tuple(COMMON) and [ingredient.left_out for ingredient in ingredients] == [2, 2]
+    for ingredient, names in zip(ingredients, (FIRST, SECOND), strict=True):
+        head = load_file(ingredient.folder / "adapter_model.safetensors")["base_model.model.classifier.weight"]
+        model = ingredient.load_model(torch.float32)
+        assert torch.equal(model.classifier.weight, head[[names.index(name) for name in COMMON]])
+        whole = replace(ingredient, labels=tuple(names), order=None, left_out=0).load_model(torch.float32).vit
+        assert equal(model.vit.state_dict(), whole.state_dict())
+    hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=tmp_path / "soup")
+    tensors = hf_radin.average(*find_ingredients(tmp_path / "soup"))
+    assert equal(tensors, AutoModelForImageClassification.from_pretrained(tmp_path / "soup").state_dict())
+
+
+def test_a_recipe_is_cooked_whatever_else_lies_there(runs, tmp_path):
+    """Equal weights whose numbers mean other classes are another checkpoint, and not the one of the recipe."""
+    for name, source, names in (("b", 0, NAMES[1:]), ("c", 1, NAMES)):
+        with_classes(runs / f"ft-{source}", tmp_path / name, names)
+    shutil.copytree(tmp_path / "b", tmp_path / "a")
+    name_classes(tmp_path / "a", [*NAMES[2:], "one"])
+    ingredients = hf_radin.gather([tmp_path / "b", tmp_path / "c"], classes="common")
+    soup = hf_radin.average(ingredients, Recipe.uniform(ingredients.ids))
+    hf_radin.average(ingredients, Recipe.uniform(ingredients.ids), output=tmp_path / "soup")
+    cooked = find_ingredients(tmp_path / "soup", models=[str(tmp_path / name) for name in "abc"])
+    assert equal(hf_radin.average(*cooked), soup)
