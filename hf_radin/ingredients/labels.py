@@ -363,7 +363,7 @@ def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
 
 
 def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str, ...]) -> Callable[[Any], int]:
-    """Match labels that are numbers, for which the dataset has `names`."""
+    """Match labels that are numbers, for which the dataset has `names`; those of no image need not be known."""
     known = Classes.of(classes)
     ambiguous = [name for name in names if name in known.shared]
     if ambiguous:
@@ -375,13 +375,17 @@ def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str
             "The models call their classes LABEL_0, LABEL_1, ...: matched to the dataset's by number (%s, ...).", pairs
         )
         return partial(_index_of_number, {number: number for number in range(len(names))})
+    if unknown and hasattr(split.rows, "select"):  # a part of a dataset keeps the names of all its classes
+        labels = {_whole_number(value) for value in split.rows.unique(split.label_column)}
+        unknown = [name for number, name in enumerate(names) if name in unknown and number in labels]
     if unknown:
         raise ValueError(
             f"The dataset {split.name} has classes that the models don't know: {', '.join(unknown[:5])}"
             f"{' and more' if len(unknown) > 5 else ''}. The models know {_listed(classes)}. Rename either, so that "
-            "equal names mean equal classes, or name a dataset of these alone."
+            "equal names mean equal classes, or leave out their images."
         )
-    return partial(_index_of_number, {number: known.by_name[name] for number, name in enumerate(names)})
+    indices = {number: known.by_name[name] for number, name in enumerate(names) if name in known.by_name}
+    return partial(_index_of_number, indices)
 
 
 def _match_numbers(split: Split, classes: tuple[str, ...], known: Classes) -> Callable[[Any], int]:

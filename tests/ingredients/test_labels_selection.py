@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -217,8 +218,21 @@ def test_numbers_mean_nothing_where_classes_were_left_out(mixed, tmp_path):
 
 def test_images_of_a_class_that_was_left_out_are_refused(mixed, digits, tmp_path):
     ingredients = hf_radin.gather(f"{mixed}/*", classes="common")
-    with pytest.raises(ValueError, match=r"has classes that the models don't know: zero, .* a dataset of these alone"):
+    with pytest.raises(ValueError, match=r"has classes that the models don't know: zero, .* leave out their images"):
         hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
+
+
+def test_a_part_of_a_dataset_may_name_classes_that_none_of_its_images_has(mixed, digits, common_digits, cache):
+    """What `Dataset.filter` leaves has the names of all classes, and so their numbers."""
+    ingredients = hf_radin.gather(f"{mixed}/*", classes="common")
+    whole = datasets.load_dataset("parquet", data_dir=str(digits / "data"), split="validation", cache_dir=str(cache))
+    numbers = [NAMES.index(name) for name in COMMON]
+    part = whole.filter(lambda row: row["label"] in numbers)
+    bank = hf_radin.compute_logits(ingredients, part, cache_dir=cache)
+    expected = hf_radin.compute_logits(ingredients, common_digits, cache_dir=cache)
+    assert bank.classes == expected.classes and np.array_equal(bank.labels, expected.labels)
+    with pytest.raises(ValueError, match="classes that the models don't know: one, eight"):
+        hf_radin.compute_logits(ingredients, whole.filter(lambda row: row["label"] not in (0, 9)), cache_dir=cache)
 
 
 @pytest.mark.parametrize("kind", ["class label", "words"])
