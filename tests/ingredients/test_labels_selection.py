@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints.test_lora import save_adapter
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from shared.architectures import EXCEPTIONS, INSTALLED, save_fine_tunes
+from shared.architectures import EXCEPTIONS, INSTALLED, pictures, save_fine_tunes
 from shared.classes import digits_of, name_classes, with_classes
 from shared.logs import warned
 from shared.training import NAMES
@@ -274,13 +273,16 @@ def test_every_architecture_keeps_what_is_selected(architecture, tmp_path):
     hf_radin.average(ingredients, Recipe.uniform(ingredients.ids[1:]), output=tmp_path / "saved")
     whole = AutoModelForImageClassification.from_pretrained(tmp_path / "ft-1", dtype=torch.float32).eval()
     saved = AutoModelForImageClassification.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
-    image = Image.effect_noise((64, 64), 50).convert("RGB")
-    inputs = ingredients.processor(images=[image], return_tensors="pt")
+    for name, tensor in whole.state_dict().items():
+        for part in (selected.state_dict()[name], saved.state_dict()[name]):
+            axes = [axis for axis, size in enumerate(part.shape) if size != tensor.shape[axis]]
+            assert torch.equal(part, tensor.index_select(axes[0], torch.tensor([2, 0])) if axes else tensor)
+    inputs = ingredients.processor(images=pictures(2), return_tensors="pt")
     with torch.inference_mode():
         outputs = [model(**inputs) for model in (whole, selected, saved)]
     expected, *others = (output.logits if "logits" in output else output[0] for output in outputs)
     for logits in others:
-        assert torch.allclose(logits, expected[:, [2, 0]], atol=1e-6)
+        assert (logits - expected[:, [2, 0]]).abs().max() < 1e-4 * expected.abs().max()
     assert saved.config.id2label == {0: "fish", 1: "cat"}
 
 
