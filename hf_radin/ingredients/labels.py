@@ -83,7 +83,7 @@ def chosen_classes(classes: str | Sequence[str] | None) -> str | tuple[str, ...]
         ValueError: if it is something else, or fewer than two names, or a name twice.
     """
     if classes is None or classes == COMMON:
-        return COMMON if classes else None
+        return None if classes is None else COMMON
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise ValueError(
             f"classes={classes!r}: it is {COMMON!r} or a list of names; those of a dataset are in "
@@ -149,7 +149,7 @@ def _selection(ingredient: Ingredient, classes: tuple[str, ...]) -> Alignment:
     elif absent:
         problem = (
             f"{ingredient.id} has no class {_first_names(absent)}, which the soup shall have: no ensemble with it "
-            f"predicts a class that it does not know. Leave it out, or {WAY_OUT}."
+            "predicts a class that it does not know. Leave it out, or leave out these classes and their images."
         )
     elif repeated:
         problem = (
@@ -216,7 +216,9 @@ def _alignment(ingredient: Ingredient, references: list[Ingredient]) -> Alignmen
         return _numbered(ingredient, references)
     surplus = list((Counter(ingredient.labels) - Counter(first.labels)).elements())
     lacking = list((Counter(first.labels) - Counter(ingredient.labels)).elements())
-    has = " and ".join(filter(None, [_first_names(surplus), f"not {_first_names(lacking)}" if lacking else ""]))
+    has = f"{_first_names(surplus)} and not {_first_names(lacking)}"
+    if not (surplus and lacking):
+        has = f"{_first_names(surplus)} besides" if surplus else f"no {_first_names(lacking)}"
     shared = {*ingredient.labels} & {*first.labels}
     way_out = "Leave it out, or rename its classes if they mean the same."
     if len(shared) > 1:
