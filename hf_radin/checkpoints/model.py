@@ -163,10 +163,15 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     return _build(config, "meta", trust_remote_code)
 
 
-def random_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def random_model(
+    config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model that a configuration describes, with random weights on the CPU and in evaluation mode.
 
     It takes as much time and memory as a trained one; its logits mean nothing.
+
+    Args:
+        dtype: of the weights; by default that of the configuration.
 
     Raises:
         ValueError: as `empty_model` does.
@@ -174,10 +179,10 @@ def random_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -
     import torch
 
     with torch.random.fork_rng(devices=[]):  # the user's random numbers stay the same
-        return _build(config, "cpu", trust_remote_code).eval()
+        return _build(config, "cpu", trust_remote_code, **({} if dtype is None else {"dtype": dtype})).eval()
 
 
-def _build(config: PretrainedConfig, device: str, trust_remote_code: bool) -> PreTrainedModel:
+def _build(config: PretrainedConfig, device: str, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForImageClassification
 
@@ -185,7 +190,7 @@ def _build(config: PretrainedConfig, device: str, trust_remote_code: bool) -> Pr
         if config.model_type in _NO_CLASSIFIERS:
             raise ValueError(_NO_CLASSIFIERS[config.model_type])
         with torch.device(device), quiet_transformers(), few_tensors():
-            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # each architecture has its own errors for a configuration that it can't build
         raise ValueError(
             f"{CONFIG} (model type {config.model_type!r}, architectures {config.architectures}) makes no image "

@@ -18,7 +18,7 @@ from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.ingredients.card_metadata import Origin, agreed_origin, describe_ingredient, is_path
 from hf_radin.ingredients.gather import inspect as inspect_models
 from hf_radin.ingredients.ingredient import Ingredients
-from hf_radin.ingredients.labels import check_first_label, match_labels
+from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels, split_classes
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import check_bank
 from hf_radin.logits.compute import make_bank
@@ -60,7 +60,7 @@ def soup(args: argparse.Namespace, processes: Processes) -> None:
     check_search(args)
     start_tracking(args, processes)
     check_push(args, processes, push_options(args))
-    ingredients = hf_radin.gather(args.models, **model_options(args))
+    ingredients = gather_models(args)
     search = search_options(args, ingredients)
     source = data_source(args, ingredients)
     check_data(args, ingredients, source, processes)
@@ -77,7 +77,7 @@ def logits(args: argparse.Namespace, processes: Processes) -> None:
     if args.push_to and args.pilot is not None:
         raise ValueError(f"--push-to {args.push_to}: logits of a part of the split (--pilot) can't be published.")
     check_push(args, processes, PushOptions(private=args.private, repo_type="dataset"))
-    ingredients = hf_radin.gather(args.models, **model_options(args))
+    ingredients = gather_models(args)
     source = data_source(args, ingredients)
     pilot = None if args.pilot is None else Pilot(args.pilot)
     bank = make_bank(ingredients, source, run_options(args), processes, pilot=pilot)
@@ -122,7 +122,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
 
 def inspect(args: argparse.Namespace, processes: Processes) -> None:
     """Say of each checkpoint whether it can go into a soup with the others."""
-    verdicts = inspect_models(args.models, **model_options(args))
+    verdicts = inspect_models(args.models, classes=args.classes, **model_options(args))
     show(verdict_table(verdicts))
     refused = sum(bool(verdict.problem) for verdict in verdicts)
     usable = sum(verdict.ingredient is not None for verdict in verdicts)
@@ -138,7 +138,7 @@ def inspect(args: argparse.Namespace, processes: Processes) -> None:
 
 def estimate(args: argparse.Namespace, processes: Processes) -> None:
     """Say what a soup will cost."""
-    ingredients = hf_radin.gather(args.models, **model_options(args))
+    ingredients = gather_models(args)
     size = JobSize(args.images, args.processes, args.budget, Pilot.of(args.pilot))
     source = data_source(args, ingredients)
     show(estimate_table(estimate_job(ingredients, source, run_options(args), size, processes)))
@@ -287,6 +287,7 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
     if not args.test_split:
         return
     proving = open_split(source.at(args.test_split))
+    check_numbers(proving, ingredients)
     check_first_label(proving, match_labels(proving, ingredients.labels))
     refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
     if proving.is_here and not args.allow_overlap:  # and so is the other, in the same dataset
@@ -354,6 +355,23 @@ def pilot_share(
         f"those of all would take {job.logits_seconds:,.0f} s of the {seconds:,.0f} (--pilot)."
     )
     return share
+
+
+def gather_models(args: argparse.Namespace) -> Ingredients:
+    """The ingredients, with the classes that the user asked for.
+
+    Raises:
+        ValueError: if they can't be gathered, or the classes of a split are asked for and nobody named the dataset.
+    """
+    classes = args.classes
+    if classes == "split":
+        if not args.dataset:
+            raise ValueError(
+                "--classes split: name the dataset with --dataset; its classes are needed before the models' cards "
+                "are looked at."
+            )
+        classes = split_classes(open_split(data_source(args, Ingredients())))
+    return hf_radin.gather(args.models, classes=classes, **model_options(args))
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:

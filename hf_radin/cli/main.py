@@ -70,13 +70,14 @@ def command_parser() -> argparse.ArgumentParser:
             add_group(command)
         return command
 
-    runs = (options.add_model_options, options.add_data_options, options.add_run_options)
+    runs = (options.add_model_options, options.add_classes_option, options.add_data_options, options.add_run_options)
     results = (options.add_search_options, options.add_soup_options)
     add("soup", SOUP, *runs, options.add_tracking_options, *results)
     logits = add("logits", LOGITS, *runs, options.add_tracking_options, options.add_visibility_option)
     logits.add_argument("--push-to", metavar="ID", help="dataset repository on the Hub to push the logits to")
     add("search", SEARCH, options.add_bank_options, options.add_tracking_options, *results)
-    add("inspect", INSPECT, options.add_model_options)
+    inspect = add("inspect", INSPECT, options.add_model_options)
+    inspect.add_argument("--classes", choices=("common",), help="of models whose classes differ, those that all have")
     add("estimate", ESTIMATE, *runs, options.add_job_options)
     add("average", AVERAGE, options.add_average_options)
     add("card", CARD, options.add_renewal_options)

@@ -42,6 +42,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_trust_options(parser)
 
 
+def add_classes_option(parser: argparse.ArgumentParser) -> None:
+    """The option for models whose classes differ."""
+    text = (
+        "of models whose classes differ, those that all have (common) or those of the split; others are left out "
+        "(default: all must have the same)"
+    )
+    parser.add_argument("--classes", choices=("common", "split"), help=text)
+
+
 def add_trust_options(parser: argparse.ArgumentParser) -> None:
     """The options that allow what may run code."""
     parser.add_argument("--allow-pickle", action="store_true", help="read .bin weights")

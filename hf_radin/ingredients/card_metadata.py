@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients, is_cached
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients, Version, is_cached
 from hf_radin.runtime.files import BrokenFileError, card_metadata, is_dir, read_text
 from hf_radin.runtime.schema import read_record
 
@@ -95,7 +95,8 @@ class IngredientEntry:
         stamp: sizes and times of a folder's files: while they stay the same, the files need not be hashed again.
         content: see `Ingredient`; weights are added up in its order.
         base: of a LoRA adapter the model that it is merged into.
-        order: for each class of the soup its number in the checkpoint; None if it is the same.
+        order: for each class of the soup its number in the checkpoint; None if all are the same.
+        left_out: how many classes of the checkpoint the soup has not.
         license: as the card names it.
         dataset: what the card says that it was evaluated on.
         base_model: what it is a fine-tune of.
@@ -111,11 +112,17 @@ class IngredientEntry:
     content: str = ""
     base: BaseEntry | None = None
     order: tuple[int, ...] | None = None
+    left_out: int = 0
     license: str | None = None
     dataset: str | None = None
     base_model: str | None = None
     base_model_repo_id: str | None = None
     hyperparameters: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> Version:
+        """What makes it the same ingredient, wherever it is: see `Ingredient.version`."""
+        return self.subfolder or None, self.revision, self.base.revision if self.base else None
 
 
 def read_card(ingredient: Ingredient) -> dict[str, Any]:
@@ -270,6 +277,7 @@ def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
         content=ingredient.content,
         base=BaseEntry(base.id, base.repo_id, base.revision) if base else None,
         order=ingredient.order,
+        left_out=ingredient.left_out,
         license=_only(_as_list(card.get("license"))),
         dataset=card_origin(card).dataset,
         base_model=base_model,

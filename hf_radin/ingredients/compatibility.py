@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import comparable, declared_fields, flattened
@@ -16,6 +17,9 @@ from hf_radin.ingredients.ingredient import Ingredient
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+# Two classes: what any classifier may have.
+PLACEHOLDERS = ("LABEL_0", "LABEL_1")
 
 # What the names of those fields of a configuration begin with that may differ among fine-tunes of one start.
 _NOT_COMPARED = (
@@ -41,8 +45,8 @@ _NOT_COMPARED = (
 def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
     """Find the ingredients that differ from most, and say in what they do.
 
-    Architectures are compared first, then numbers of classes, base models, configurations and shapes; an ingredient
-    that differs in one of these is not compared further.
+    Architectures are compared first, then base models, configurations and shapes; an ingredient that differs in one of
+    these is not compared further. What classes they have counts nowhere: for that see `align`.
 
     Returns:
         A text for each ingredient that differs, by its id.
@@ -51,7 +55,8 @@ def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
     for ingredient in ingredients:
         if ingredient.base:
             bases.setdefault(ingredient.base.key, f"{ingredient.base.id} at {ingredient.base.revision[:19]}")
-    configs = {ingredient.id: ingredient.config for ingredient in ingredients}
+    # as if all had the same classes
+    configs = {ingredient.id: replace(ingredient, labels=PLACEHOLDERS).config for ingredient in ingredients}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by configuration: most ingredients have the same
 
     def base_of(ingredient: Ingredient) -> dict[str, Any]:
@@ -70,7 +75,6 @@ def find_differences(ingredients: list[Ingredient]) -> dict[str, str]:
 
     differences: dict[str, str] = {}
     _compare(differences, ingredients, lambda ingredient: {"architecture": ingredient.architecture})
-    _compare(differences, ingredients, lambda ingredient: {"number of classes": len(ingredient.labels)})
     _compare(differences, ingredients, base_of)
     _compare(differences, ingredients, config_of)
     _compare(differences, ingredients, shapes_of, absent="absent")
@@ -110,8 +114,8 @@ def _compare(
     for ingredient_id, parts in texts.items():
         remaining = f"; and {len(parts) - 8} more" if parts[8:] else ""
         differences[ingredient_id] = (
-            f"{''.join(parts[:8])}{remaining}. Leave it out, or gather checkpoints of one architecture, one set of "
-            "classes and one image processor."
+            f"{''.join(parts[:8])}{remaining}. Leave it out, or gather checkpoints of one architecture and one image "
+            "processor."
         )
 
 

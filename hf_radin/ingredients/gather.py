@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from hf_radin.checkpoints.model import check_header, check_saves, check_task, em
 from hf_radin.checkpoints.processor import ProcessorDifference, find_processor_differences
 from hf_radin.ingredients.checkpoint_files import CheckpointFiles, Options, read_places
 from hf_radin.ingredients.compatibility import describe, find_differences
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients
-from hf_radin.ingredients.labels import align, read_labels
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients, Version
+from hf_radin.ingredients.labels import Alignment, align, chosen_classes, read_labels
 from hf_radin.ingredients.resolve import find_places
 from hf_radin.runtime.files import digest, read_text
 from hf_radin.runtime.hub_errors import asking_the_hub
@@ -57,6 +58,7 @@ def gather(
     trust_remote_code: bool = False,
     image_processor: str | Path | None = None,
     base_model: str | Path | None = None,
+    classes: str | Sequence[str] | None = None,
 ) -> Ingredients:
     """Find checkpoints and vet them from their small files and the headers of their weights.
 
@@ -73,6 +75,9 @@ def gather(
         trust_remote_code: run code that comes with a checkpoint.
         image_processor: Hub id or folder of the processor to use in place of the checkpoints' own.
         base_model: Hub id or folder of the model that LoRA adapters are merged into, if it is not where they say.
+        classes: of the soup, where those of the checkpoints differ: `common` for those that all have, or names in the
+            order that the soup shall have them. Other classes are left out of the checkpoints' heads. By default all
+            have the same classes.
 
     Raises:
         ValueError: if nothing matches, fewer than two checkpoints are left, one of them lacks its configuration,
@@ -88,6 +93,7 @@ def gather(
         trust_remote_code=trust_remote_code,
         image_processor=image_processor,
         base_model=base_model,
+        classes=classes,
     )
     if len(ingredients) < 2:
         raise ValueError(
@@ -141,16 +147,21 @@ def inspect(
     trust_remote_code: bool = False,
     image_processor: str | Path | None = None,
     base_model: str | Path | None = None,
+    classes: str | Sequence[str] | None = None,
     base_revisions: Mapping[str, str] | None = None,
+    recorded: Mapping[Version, Alignment] | None = None,
 ) -> tuple[Verdict, ...]:
     """Find out for each checkpoint whether it can go into a soup with the others. Arguments as in `gather`.
 
     Args:
         base_revisions: of the base models of adapters by their ids, in place of those that the adapters name.
+        recorded: which classes of its checkpoints a recipe was made with, by their versions: nothing is decided anew,
+            and others are left aside.
 
     Raises:
-        ValueError: if a name matches nothing, or there is no such image processor.
+        ValueError: if a name matches nothing, there is no such image processor, or `classes` is none.
     """
+    chosen = chosen_classes(classes)
     base = str(base_model) if base_model is not None else None
     options = Options(allow_pickle, trust_remote_code, token, base, base_revisions or {})
     places = find_places(_names(models), revision=revision, token=token)
@@ -160,7 +171,10 @@ def inspect(
         Verdict(place.name, problem=str(files)) if isinstance(files, ValueError) else checks.vet(files)
         for place, files in zip(places, read_places(places, options), strict=True)
     ]
-    return tuple(_without_copies(_vet_together(verdicts)))
+    if recorded is None:
+        return tuple(_without_copies(_vet_together(verdicts, partial(align, classes=chosen))))
+    listed = [verdict for verdict in verdicts if not verdict.ingredient or verdict.ingredient.version in recorded]
+    return tuple(_without_copies(_vet_together(listed, partial(_as_recorded, recorded))))
 
 
 @dataclass(frozen=True)
@@ -333,10 +347,20 @@ def _adapter_config(files: CheckpointFiles) -> str:
     return read_text(files.folder / ADAPTER_CONFIG) if files.base else ""
 
 
-def _vet_together(verdicts: list[Verdict]) -> list[Verdict]:
+def _as_recorded(recorded: Mapping[Version, Alignment], ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
+    """The alignments that a recipe was made with."""
+    return {ingredient.id: recorded[ingredient.version] for ingredient in ingredients}
+
+
+def _vet_together(
+    verdicts: list[Verdict], align_classes: Callable[[Sequence[Ingredient]], dict[str, Alignment]]
+) -> list[Verdict]:
     """Refuse ingredients that can't be averaged with the others or take other images; align their classes.
 
     What most of them agree on is taken to be right, so the problem is that of the ingredient that differs.
+
+    Args:
+        align_classes: gives the alignments of ingredients that can be averaged, by their ids.
     """
     ingredients = [verdict.ingredient for verdict in verdicts if verdict.ingredient]
     problems = find_differences(ingredients)
@@ -346,7 +370,7 @@ def _vet_together(verdicts: list[Verdict]) -> list[Verdict]:
     problems |= {
         name: _pixel_problem(difference) for name, difference in processors.items() if difference.is_same is False
     }
-    alignments = align([ingredient for ingredient in ingredients if ingredient.id not in problems])
+    alignments = align_classes([ingredient for ingredient in ingredients if ingredient.id not in problems])
     vetted = []
     for verdict in verdicts:
         if verdict.ingredient is None:
@@ -359,7 +383,8 @@ def _vet_together(verdicts: list[Verdict]) -> list[Verdict]:
                 notes.append(alignment.note)
             if verdict.id in processors:
                 notes.append(_pixel_note(processors[verdict.id]))
-            ingredient = replace(verdict.ingredient, labels=alignment.labels, order=alignment.order)
+            selection = {name: getattr(alignment, name) for name in ("labels", "order", "left_out")}
+            ingredient = replace(verdict.ingredient, **selection)
             vetted.append(replace(verdict, ingredient=ingredient, notes=tuple(notes)))
     return vetted
 

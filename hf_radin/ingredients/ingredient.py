@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Version = tuple[str | None, str, str | None]
+
 
 @dataclass(frozen=True)
 class Ingredient:
@@ -44,12 +47,13 @@ class Ingredient:
         id: what the user called it: `org/ft-1` or `runs/ft-1`.
         revision: commit sha on the Hub; `sha256:` and the hash of its files on disk.
         folder: where its files are, or will be after `download`.
-        labels: class names, in the order of its logits here.
+        labels: class names, in the order of its logits here. The checkpoint may have further classes.
         architecture: class name of the model.
         repo_id: the model on the Hub; None for a folder.
         subfolder: inside the repository.
         stamp: sizes and times of a folder's files when `revision` was computed.
-        order: for each of `labels` the number of the class in the checkpoint; None if the order is the same.
+        order: for each of `labels` the number of the class in the checkpoint; None if all are the same.
+        left_out: how many classes of the checkpoint are not among `labels`.
         base: the model that a LoRA adapter is merged into.
         image_processor: the one that the user named in place of the checkpoint's own, with its revision.
         processor_folder: where that is.
@@ -70,6 +74,7 @@ class Ingredient:
     subfolder: str = ""
     stamp: str | None = None
     order: tuple[int, ...] | None = None
+    left_out: int = 0
     base: Ingredient | None = None
     image_processor: str | None = None
     processor_folder: Path | None = None
@@ -89,15 +94,23 @@ class Ingredient:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
     @property
+    def version(self) -> Version:
+        """What makes two ingredients the same, wherever they are: their files, and those of an adapter's base."""
+        return self.subfolder or None, self.revision, self.base.revision if self.base else None
+
+    @property
     def config(self) -> PretrainedConfig:
         """The checkpoint's configuration, with `labels` for its classes."""
         folder = self.folder
         if self.base and not (folder / CONFIG).is_file():
             folder = self.base.folder
         config = modeling.load_config(folder, trust_remote_code=self.trust_remote_code)
+        config.num_labels = len(self.labels)  # of some architectures a field of its own
         config.id2label = dict(enumerate(self.labels))
         # made anew: some scripts write the numbers as text
         config.label2id = {name: index for index, name in config.id2label.items()}
+        if hasattr(config, "label_names"):  # timm's own, which are saved in place of these
+            config.label_names = list(self.labels)
         return config
 
     @property
@@ -152,19 +165,19 @@ class Ingredient:
         return folder
 
     def load_model(self, dtype: torch.dtype, config: PretrainedConfig | None = None) -> PreTrainedModel:
-        """Its model on the CPU, the weights in `dtype`, the classes in the order of `labels`.
+        """Its model on the CPU, the weights in `dtype`, with the classes `labels` in this order.
 
         Args:
             config: in place of the ingredient's own; it must make the same function.
 
         Raises:
-            ValueError: if a weight is missing or has the wrong shape.
+            ValueError: if a weight is missing or has the wrong shape, or the checkpoint has not these classes.
         """
         folder = self.download()
         config = self.config if config is None else config
         options: dict[str, Any] = {
             "dtype": dtype,
-            "config": config,
+            "config": config if self.order is None else self._with_all_classes(config),
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
         }
@@ -172,10 +185,31 @@ class Ingredient:
             model = modeling.load_model(folder, **options)
         else:
             model = lora.load_merged(folder, self.base.folder, header=read_header(folder), **options)
-        if self.order is not None:
-            axes = modeling.class_axes(config, trust_remote_code=self.trust_remote_code)
-            _permute_classes(model, axes, self.order)
-        return model
+        if self.order is None:
+            return model
+        return _select_classes(model, config, self.order, trust_remote_code=self.trust_remote_code)
+
+    def _with_all_classes(self, config: PretrainedConfig) -> PretrainedConfig:
+        """A configuration with as many classes as the checkpoint has.
+
+        Raises:
+            ValueError: if `order` does not name classes of the checkpoint.
+        """
+        trust = self.trust_remote_code
+        if self.base is None:
+            stored = modeling.load_config(self.folder, trust_remote_code=trust)
+        else:
+            header = read_header(self.folder)
+            stored = lora.load_adapter_config(self.folder, self.base.folder, header, trust_remote_code=trust)
+        count = len(self.labels) + self.left_out
+        if stored.num_labels != count or not is_selection(self.order, len(self.labels), self.left_out):
+            raise ValueError(
+                f"{self.id} has {stored.num_labels} classes, and its order {str(self.order)[:100]} is of "
+                f"{len(self.labels)} of {count}: gather it again, or take the recipe as it was written."
+            )
+        config = copy.deepcopy(config)
+        config.num_labels = count
+        return config
 
     def _has_weights(self, folder: Path) -> bool:
         """Whether its folder in the cache has the files that hold its weights on the Hub."""
@@ -279,6 +313,7 @@ class IngredientRecord:
     subfolder: str = ""
     stamp: str | None = None
     order: tuple[int, ...] | None = None
+    left_out: int = 0
     base: IngredientRecord | None = None
     image_processor: str | None = None
     processor_folder: str | None = None
@@ -349,15 +384,30 @@ def _snapshots(repo_id: str) -> Path:
     return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots"
 
 
-def _permute_classes(model: PreTrainedModel, axes: Mapping[str, int], order: tuple[int, ...]) -> None:
-    """Bring the classes of a model into another order, in the weights of its heads and so in its logits.
+def is_selection(order: Sequence[int] | None, classes: int, left_out: int) -> bool:
+    """Whether an order names so many classes of a checkpoint, each once, and leaves out so many."""
+    if order is None:
+        return left_out == 0
+    return len(order) == len(set(order)) == classes and min(order) >= 0 and max(order) < classes + left_out
+
+
+def _select_classes(
+    model: PreTrainedModel, config: PretrainedConfig, order: Sequence[int], *, trust_remote_code: bool
+) -> PreTrainedModel:
+    """A model with some of its classes, or all, in another order: in the weights of its heads and so in its logits.
 
     Args:
-        axes: of the tensors of its heads, the one that has the classes.
-        order: of the classes.
+        config: of the model with these classes.
+        order: for each of them its number in the model that there is.
     """
     import torch
 
-    tensors = model.state_dict()
-    for name, axis in axes.items():
-        tensors[name].copy_(tensors[name].index_select(axis, torch.tensor(order)))
+    axes = modeling.class_axes(config, trust_remote_code=trust_remote_code)
+    tensors = {
+        name: tensor.index_select(axes[name], torch.tensor(order)) if name in axes else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    if len(order) < model.config.num_labels:
+        model = modeling.random_model(copy.deepcopy(config), dtype=model.dtype, trust_remote_code=trust_remote_code)
+    model.load_state_dict(tensors)
+    return model

@@ -19,9 +19,15 @@ from hf_radin.images.split import Split
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from hf_radin.ingredients.ingredient import Ingredient
+    from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 
 logger = logging.getLogger(__name__)
+
+# What `classes` is for the classes that all ingredients have.
+COMMON = "common"
+
+# How two checkpoints with different classes come into one soup.
+WAY_OUT = "make a soup of the classes that all have with classes='common' (--classes common)"
 
 # A whole number as people write it, or as pandas does in a column with gaps.
 _WHOLE_NUMBER = re.compile(r"-?\d+(\.0+)?")
@@ -36,13 +42,15 @@ class Alignment:
 
     Args:
         labels: the common names, in the common order.
-        order: for each of `labels` the number of the class in the checkpoint; None if nothing moves.
+        order: for each of `labels` the number of the class in the checkpoint; None if all are the same.
+        left_out: how many classes of the checkpoint are not among `labels`.
         note: what the user should know of it; empty for nothing.
         problem: why they can't; empty if they can.
     """
 
     labels: tuple[str, ...]
     order: tuple[int, ...] | None = None
+    left_out: int = 0
     note: str = ""
     problem: str = ""
 
@@ -68,19 +76,107 @@ def are_placeholders(labels: Sequence[str]) -> bool:
     return all(label == f"LABEL_{number}" for number, label in enumerate(labels))
 
 
-def align(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
-    """Bring the classes of ingredients with equally many of them into the order that most of them have.
+def chosen_classes(classes: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """What `gather` takes as `classes`: None, `common` or names.
 
-    Of equally frequent orders it is the first as words are sorted, whichever ingredient is named first. Names in
-    another order are permuted. Placeholders are matched by number. Ingredients with other names than most
-    have a problem.
+    Raises:
+        ValueError: if it is something else, or fewer than two names, or a name twice.
+    """
+    if classes is None or classes == COMMON:
+        return None if classes is None else COMMON
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(
+            f"classes={classes!r}: it is {COMMON!r} or a list of names; those of a dataset are in "
+            "features['label'].names."
+        )
+    names = tuple(classes)
+    if len(names) < 2:
+        raise ValueError(f"classes={list(names)}: a classifier has two classes or more.")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"classes: {repeated[0]!r} is named twice; name each class of the soup once.")
+    return names
+
+
+def align(ingredients: Sequence[Ingredient], classes: str | tuple[str, ...] | None = None) -> dict[str, Alignment]:
+    """Bring the classes of ingredients into one order.
+
+    By default all ingredients have the same classes. Of classes that differ, those that all have (`common`), or those
+    that are named, are selected from each ingredient by its own names for them.
 
     Returns:
         The alignments by the ids of the ingredients.
     """
-    named = [ingredient for ingredient in ingredients if not are_placeholders(ingredient.labels)]
+    if isinstance(classes, tuple):
+        return {ingredient.id: _selection(ingredient, classes) for ingredient in ingredients}
+    alignments = _align_all(ingredients)
+    if classes is None or not any(alignment.problem for alignment in alignments.values()):
+        return alignments
+    common = _common_classes(ingredients)
+    return {ingredient.id: _selection(ingredient, common) for ingredient in ingredients}
+
+
+def _common_classes(ingredients: Sequence[Ingredient]) -> tuple[str, ...]:
+    """The names that all ingredients have, in the order of most of them; without those that have placeholders."""
+    named = [ingredient.labels for ingredient in ingredients if not are_placeholders(ingredient.labels)]
     if not named:
-        return {ingredient.id: Alignment(ingredient.labels) for ingredient in ingredients}
+        return ()
+    common = set(named[0]).intersection(*named)
+    return _most_frequent(tuple(dict.fromkeys(name for name in labels if name in common)) for labels in named)
+
+
+def _selection(ingredient: Ingredient, classes: tuple[str, ...]) -> Alignment:
+    """Some of an ingredient's classes, found by name; a class that it has not can't be added.
+
+    A soup's logit would be missing of it, and minus infinity, which says so in an ensemble, is no average of weights:
+    the ensemble would never predict the class, however sure the others are of it.
+    """
+    labels, counts = ingredient.labels, Counter(ingredient.labels)
+    if labels == classes:
+        return Alignment(classes)
+    absent = [name for name in classes if name not in counts]
+    repeated = [name for name in classes if counts[name] > 1]
+    if are_placeholders(labels):
+        problem = (
+            f"{ingredient.id} calls its {len(labels)} classes LABEL_0, LABEL_1, ...: which of them are the soup's "
+            "can't be told. Write the names into its id2label, or leave it out."
+        )
+    elif len(classes) < 2:
+        problem = (
+            f"{ingredient.id} has the classes {_first_names(list(labels))}, and all checkpoints together have "
+            f"{_first_names(list(classes)) or 'none'} in common: a soup needs two. Leave out what has other classes, "
+            "or rename those that mean the same in id2label."
+        )
+    elif absent:
+        problem = (
+            f"{ingredient.id} has no class {_first_names(absent)}, which the soup shall have: no ensemble with it "
+            "predicts a class that it does not know. Leave it out, or leave out these classes and their images."
+        )
+    elif repeated:
+        problem = (
+            f"{ingredient.id} has {counts[repeated[0]]} classes that are called {repeated[0]!r}: which of them is the "
+            "soup's can't be told. Give them different names in id2label."
+        )
+    else:
+        surplus = [name for name in labels if name not in classes]
+        note = f"{ingredient.id} has its classes in another order than the soup: brought into that."
+        if surplus:
+            listed = _first_names(surplus)
+            note = f"{ingredient.id} has {len(labels)} classes, of which {len(surplus)} are left out: {listed}."
+        order = tuple(map(labels.index, classes))
+        return Alignment(classes, order, len(surplus), note)
+    return Alignment(classes, problem=problem)
+
+
+def _align_all(ingredients: Sequence[Ingredient]) -> dict[str, Alignment]:
+    """Bring the classes of ingredients that have the same ones into the order that most of them have.
+
+    Of equally frequent orders it is the first as words are sorted, whichever ingredient is named first. Names in
+    another order are permuted. Placeholders are matched by number. Ingredients with other names than most
+    have a problem.
+    """
+    if not ingredients:
+        return {}
+    named = [ingredient for ingredient in ingredients if not are_placeholders(ingredient.labels)] or ingredients
     common = _most_frequent(tuple(sorted(ingredient.labels)) for ingredient in named)
     alike = [ingredient for ingredient in named if tuple(sorted(ingredient.labels)) == common]
     references: dict[tuple[str, ...], Ingredient] = {}  # by the order of their classes
@@ -102,7 +198,7 @@ def _alignment(ingredient: Ingredient, references: list[Ingredient]) -> Alignmen
     Args:
         references: ingredients with the common names, one for each order of them.
     """
-    first, *others = references
+    first = references[0]
     if ingredient.labels == first.labels:
         return Alignment(first.labels)
     if sorted(ingredient.labels) == sorted(first.labels):
@@ -115,24 +211,40 @@ def _alignment(ingredient: Ingredient, references: list[Ingredient]) -> Alignmen
             )
             return Alignment(first.labels, problem=problem)
         note = f"{ingredient.id} has its classes in another order: brought into that of {first.id}."
-        return Alignment(first.labels, order, note)
+        return Alignment(first.labels, order, note=note)
     if are_placeholders(ingredient.labels):
-        if others:
-            problem = (
-                f"{ingredient.id} calls its classes LABEL_0, LABEL_1, ..., and {first.id} and {others[0].id} have "
-                "theirs in different orders, so what its numbers mean can't be told. Write the names into its "
-                "id2label."
-            )
-            return Alignment(first.labels, problem=problem)
-        note = f"{ingredient.id} calls its classes LABEL_0, LABEL_1, ...: matched to those of {first.id} by number."
-        return Alignment(first.labels, note=note)
+        return _numbered(ingredient, references)
     surplus = list((Counter(ingredient.labels) - Counter(first.labels)).elements())
     lacking = list((Counter(first.labels) - Counter(ingredient.labels)).elements())
-    problem = (
-        f"{ingredient.id} differs from {first.id} in its classes: it has {_first_names(surplus)} and not "
-        f"{_first_names(lacking)}. Leave it out, or rename its classes if they mean the same."
-    )
+    has = f"{_first_names(surplus)} and not {_first_names(lacking)}"
+    if not (surplus and lacking):
+        has = f"{_first_names(surplus)} besides" if surplus else f"no {_first_names(lacking)}"
+    shared = {*ingredient.labels} & {*first.labels}
+    way_out = "Leave it out, or rename its classes if they mean the same."
+    if len(shared) > 1:
+        way_out = f"Leave it out, rename its classes if they mean the same, or {WAY_OUT}."
+    problem = f"{ingredient.id} differs from {first.id} in its classes: it has {has}. {way_out}"
     return Alignment(first.labels, problem=problem)
+
+
+def _numbered(ingredient: Ingredient, references: list[Ingredient]) -> Alignment:
+    """How classes without names become those of the first reference: by number. Arguments as of `_alignment`."""
+    first, *others = references
+    called = f"{ingredient.id} calls its classes LABEL_0, LABEL_1, ..."
+    note = problem = ""
+    if len(ingredient.labels) != len(first.labels):
+        problem = (
+            f"{called}, and has {len(ingredient.labels)} of them where {first.id} has {len(first.labels)}: which are "
+            "the same can't be told. Leave it out, or write the names into its id2label."
+        )
+    elif others:
+        problem = (
+            f"{called}, and {first.id} and {others[0].id} have theirs in different orders, so what its numbers mean "
+            "can't be told. Write the names into its id2label."
+        )
+    else:
+        note = f"{called}: matched to those of {first.id} by number."
+    return Alignment(first.labels, note=note, problem=problem)
 
 
 def _permutation(labels: Sequence[str], target: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
@@ -198,13 +310,48 @@ def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]
     """
     if split.class_names is not None:
         return _match_class_labels(split, split.class_names, classes)
-    known, kind = Classes.of(classes), _kind_of_labels(split)
-    if kind == "boolean":
+    known = Classes.of(classes)
+    if _kind_of_labels(split) == "boolean":
         return _match_booleans(split, classes, known)
-    if kind == "number" or (kind == "number as text" and not _are_names(split, known)):
+    if _are_numbers(split, known):
         return _match_numbers(split, classes, known)
     refusals = {name: _shared_name_error(split, name, classes) for name in known.shared}
     return partial(_index_of_name, known.by_name, refusals)
+
+
+def check_numbers(split: Split, ingredients: Ingredients) -> None:
+    """Refuse labels that number classes, where classes were left out: there a number says nothing.
+
+    Raises:
+        ValueError: if labels are numbers, and classes were left out that they may number too.
+    """
+    known = Classes.of(ingredients.labels)
+    selected = [ingredient.id for ingredient in ingredients if ingredient.left_out]
+    if selected and split.class_names is None and not known.numbers_are_names and _are_numbers(split, known):
+        raise ValueError(
+            f"The labels of {split.name}, split {split.split!r}, are numbers, and classes of {selected[0]} are left "
+            "out: whether they number the soup's classes or the checkpoint's can't be told. Write the names of the "
+            f"classes into {split.label_column!r}."
+        )
+
+
+def split_classes(split: Split) -> tuple[str, ...]:
+    """The classes that a split has: the names of its `ClassLabel` in their order, or the words that are its labels.
+
+    Words are sorted; for them the labels of all images are read.
+
+    Raises:
+        ValueError: if its labels are no words.
+    """
+    if split.class_names is not None:
+        return split.class_names
+    if _kind_of_labels(split) not in ("text", "number as text"):
+        raise ValueError(
+            f"The labels of {split.name}, split {split.split!r}, are no names of classes: which classes it has can't "
+            f"be told. Write the names into {split.label_column!r}."
+        )
+    rows = split.rows.select_columns([split.label_column])
+    return tuple(sorted({row[split.label_column] for row in rows if isinstance(row[split.label_column], str)}))
 
 
 def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
@@ -218,7 +365,7 @@ def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
 
 
 def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str, ...]) -> Callable[[Any], int]:
-    """Match labels that are numbers, for which the dataset has `names`."""
+    """Match labels that are numbers, for which the dataset has `names`; those of no image need not be known."""
     known = Classes.of(classes)
     ambiguous = [name for name in names if name in known.shared]
     if ambiguous:
@@ -230,13 +377,17 @@ def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str
             "The models call their classes LABEL_0, LABEL_1, ...: matched to the dataset's by number (%s, ...).", pairs
         )
         return partial(_index_of_number, {number: number for number in range(len(names))})
+    if unknown and hasattr(split.rows, "select"):  # a part of a dataset keeps the names of all its classes
+        labels = {_whole_number(value) for value in split.rows.unique(split.label_column)}
+        unknown = [name for number, name in enumerate(names) if name in unknown and number in labels]
     if unknown:
         raise ValueError(
             f"The dataset {split.name} has classes that the models don't know: {', '.join(unknown[:5])}"
             f"{' and more' if len(unknown) > 5 else ''}. The models know {_listed(classes)}. Rename either, so that "
-            "equal names mean equal classes."
+            "equal names mean equal classes, or leave out their images."
         )
-    return partial(_index_of_number, {number: known.by_name[name] for number, name in enumerate(names)})
+    indices = {number: known.by_name[name] for number, name in enumerate(names) if name in known.by_name}
+    return partial(_index_of_number, indices)
 
 
 def _match_numbers(split: Split, classes: tuple[str, ...], known: Classes) -> Callable[[Any], int]:
@@ -309,6 +460,12 @@ def _kind_of_labels(split: Split) -> str:
     if isinstance(value, str):
         return "text" if _number_in(value) is None else "number as text"
     return "text" if _whole_number(value) is None else "number"
+
+
+def _are_numbers(split: Split, known: Classes) -> bool:
+    """Whether labels number the classes, be it as text."""
+    kind = _kind_of_labels(split)
+    return kind == "number" or (kind == "number as text" and not _are_names(split, known))
 
 
 def _are_names(split: Split, known: Classes) -> bool:

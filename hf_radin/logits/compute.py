@@ -30,7 +30,7 @@ from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
 from hf_radin.images.split import OBJECT, DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
-from hf_radin.ingredients.labels import check_first_label, match_labels
+from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import (
     BATCH_SIZE_FILE,
@@ -277,6 +277,7 @@ def _plan(
     if split.name != OBJECT and split.revision is None:
         source = replace(source, dataset=str(Path(source.dataset).resolve()))  # wherever the process goes
     split = replace(split, key=processes.decide(lambda: split.key))  # an object without fingerprint has a random one
+    check_numbers(split, ingredients)
     to_class = match_labels(split, ingredients.labels)
     if split.is_here:  # of a stream, the first image comes no sooner
         check_first_label(split, to_class)

@@ -18,7 +18,7 @@ import numpy as np
 
 from hf_radin.images.digests import DTYPE
 from hf_radin.images.split import OBJECT
-from hf_radin.ingredients.ingredient import IngredientRecord
+from hf_radin.ingredients.ingredient import IngredientRecord, is_selection
 from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, logits_path, open_array
 from hf_radin.logits.manifest import BANK, LATEST, BankManifest, Latest
 from hf_radin.runtime.files import digest, read_json, sha256_of_each, write_folder
@@ -306,7 +306,7 @@ def _record_problems(manifest: BankManifest, records: Mapping[str, LogitsRecord]
             yield f"its ingredient {ingredient.id!r} was run on {record.device[:100]}"
         if ingredient.labels != manifest.classes:
             yield f"its ingredient {ingredient.id!r} has other classes than it"
-        if ingredient.order is not None and sorted(ingredient.order) != list(range(len(manifest.classes))):
+        if not is_selection(ingredient.order, len(manifest.classes), ingredient.left_out):
             yield f"its ingredient {ingredient.id!r} has classes in the order {str(ingredient.order)[:100]}"
         if not record.finite or ingredient.load().key != key:
             yield f"its ingredient {ingredient.id!r} is not what it is filed under"

@@ -161,7 +161,12 @@ class CardData:
     @property
     def reordered(self) -> int:
         """How many ingredients had their classes in another order."""
-        return sum(bool(entry.order) for entry in self.report.used)
+        return sum(list(entry.order or ()) != sorted(entry.order or ()) for entry in self.report.used)
+
+    @property
+    def reduced(self) -> int:
+        """How many ingredients had further classes, which were left out."""
+        return sum(entry.left_out > 0 for entry in self.report.used)
 
     @property
     def is_hidden(self) -> bool:

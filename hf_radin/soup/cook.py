@@ -31,6 +31,7 @@ from hf_radin.images.split import OBJECT, DataSource, open_split
 from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredient
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.ingredients.labels import Alignment
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Target
 from hf_radin.logits.compute import extend_bank
@@ -283,20 +284,19 @@ def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) 
     places = list(models) or [_place(entry) for entry in entries]
     pinned = {entry.base.id: entry.base.revision for entry in entries if entry.base and entry.base.repo_id}
     options = {"image_processor": report.image_processor, "base_revisions": pinned, **options}
-    located = {_version(describe_ingredient(ingredient)): ingredient for ingredient in locate(places, **options)}
+    if report.classes:  # whatever lies beside its ingredients now, the soup has these
+        options["recorded"] = {
+            entry.version: Alignment(report.classes, entry.order, entry.left_out) for entry in entries
+        }
+    located = {ingredient.version: ingredient for ingredient in locate(places, **options)}
     for entry in entries:
-        if _version(entry) not in located:
+        if entry.version not in located:
             base = f" on the base {entry.base.id} of the revision {entry.base.revision}" if entry.base else ""
             raise ValueError(
                 f"{entry.id} is not the checkpoint that the recipe was made with: none of {', '.join(places)} has the "
                 f"revision {entry.revision}{base}."
             )
-    ingredients = Ingredients([located[_version(entry)] for entry in entries])
-    if report.classes:  # whichever ingredient came first then, the soup has its classes in this order
-        orders = zip(ingredients, entries, strict=True)
-        ingredients = Ingredients(
-            [replace(ingredient, labels=report.classes, order=entry.order) for ingredient, entry in orders]
-        )
+    ingredients = Ingredients([located[entry.version] for entry in entries])
     ingredients = _added_up_as_then(ingredients, entries)
     check_processor(ingredients.processor, report.processor)
     return ingredients, Recipe(ingredients.ids, tuple(recipe.used.get(entry.id, 0.0) for entry in entries))
@@ -560,8 +560,3 @@ def _place(entry: IngredientEntry) -> str:
     """What finds an ingredient of a recipe again."""
     subfolder = f":{entry.subfolder}" if entry.subfolder else ""
     return f"{entry.repo_id}@{entry.revision}{subfolder}" if entry.repo_id else entry.id
-
-
-def _version(entry: IngredientEntry) -> tuple[str | None, ...]:
-    """What makes two ingredients the same: their files, and those of the base that an adapter is merged into."""
-    return entry.subfolder or None, entry.revision, entry.base.revision if entry.base else None

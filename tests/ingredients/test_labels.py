@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from shared.architectures import CLASSES, EXCEPTIONS, INSTALLED, save_fine_tunes
+from shared.classes import name_classes
 from shared.training import NAMES
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
@@ -20,13 +21,6 @@ from hf_radin.soup.cook import find_ingredients
 from hf_radin.soup.soup import Soup
 
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
-
-
-def name_classes(folder: Path, names: list[str]) -> None:
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    path.write_text(json.dumps(config))
 
 
 def shuffle(folder: Path) -> None:

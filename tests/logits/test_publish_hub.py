@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli.test_main_hub import card, files
 from huggingface_hub import DatasetCard, HfApi
+from shared.classes import digits_of, with_classes
+from shared.training import NAMES
 
 import hf_radin
 from hf_radin.cli.main import main
@@ -60,6 +63,23 @@ def test_it_is_the_same_bank_in_one_commit_without_a_path(pushed, zoo, tmp_path)
     sha = HfApi().dataset_info("org/bank").sha
     assert bank.manifest.origin == f"org/bank@{sha}" and str(tmp_path / "yours" / "banks") in str(bank.folder)
     assert hf_radin.LogitBank.open(bank.folder).ingredients == bank.ingredients
+
+
+def test_a_bank_of_selected_classes_is_searched_elsewhere(zoo, runs, tmp_path):
+    """What was left out of each checkpoint travels with it, and a soup can be cooked from the recipe."""
+    for number, names in enumerate((NAMES[:8], NAMES[:1:-1])):
+        folder = with_classes(runs / f"ft-{number}", tmp_path / f"ft-{number}", names)
+        zoo.add_repo(f"org/some-{number}", files(folder))
+    data = digits_of(tmp_path / "data", NAMES[2:8])
+    bank = hf_radin.compute_logits(hf_radin.gather("org/some-*", classes="common"), data, cache_dir=tmp_path / "mine")
+    bank.push_to_hub("org/selected")
+    forget_downloads()
+    yours = hf_radin.LogitBank.from_hub("org/selected", cache_dir=tmp_path / "yours")
+    assert [ingredient.left_out for ingredient in yours.ingredients] == [2, 2]
+    assert [ingredient.order for ingredient in yours.ingredients] == [each.order for each in bank.ingredients]
+    soup = hf_radin.radin(yours, budget=0)
+    mine = hf_radin.average(bank.ingredients, soup.recipe)
+    assert all(torch.equal(mine[name], tensor) for name, tensor in soup.model.state_dict().items())
 
 
 def test_its_card_says_what_it_is(pushed, zoo):
