@@ -368,8 +368,11 @@ def with_distinct_ids(ingredients: list[Ingredient]) -> list[Ingredient]:
 
 
 def is_cached(repo_id: str) -> bool:
-    """Whether a model of this name was once downloaded from the Hub to this machine."""
-    snapshots = _snapshots(repo_id)
+    """Whether a model of this name was once downloaded from the Hub to this machine; what is no id never was."""
+    try:
+        snapshots = _snapshots(repo_id)
+    except ValueError:  # people write all kinds of names into cards
+        return False
     return snapshots.is_dir() and any(snapshots.iterdir())
 
 
