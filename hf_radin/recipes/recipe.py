@@ -130,7 +130,8 @@ class Recipe:
         try:
             fields = json.loads(text)
             pull = fields.get("pull")
-            return cls(tuple(fields["ingredients"]), tuple(fields["weights"]), pull and from_json(Pull, pull))
+            pull = None if pull is None else from_json(Pull, pull)
+            return cls(tuple(fields["ingredients"]), tuple(fields["weights"]), pull)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Not a recipe: expected 'ingredients' and 'weights', got {text[:200]!r}.") from error
 

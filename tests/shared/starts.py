@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import ViTForImageClassification, ViTModel
 
 import hf_radin
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.weights.start import find_start
+from shared.training import save
 
 
 def save_backbone(start: Path, folder: Path, *, noise: float = 0.0) -> Path:
@@ -30,3 +32,30 @@ def save_backbone(start: Path, folder: Path, *, noise: float = 0.0) -> Path:
 def with_start(ingredients: Ingredients, start: Path) -> hf_radin.Ingredients:
     """The ingredients, whose recipes may be pulled to a start."""
     return Ingredients(ingredients, start=find_start(str(start), ingredients))
+
+
+@pytest.fixture(scope="session")
+def backbone(start, tmp_path_factory) -> Path:
+    """What the fine-tunes began from, without a head."""
+    return save_backbone(start, tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def astray(start, tmp_path_factory) -> Path:
+    """A folder with three checkpoints that went far from the start, each into another direction: `ft-0` to `ft-2`."""
+    folder = tmp_path_factory.mktemp("astray")
+    for seed in range(3):
+        model = ViTForImageClassification.from_pretrained(start)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.vit.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data += 0.5 * parameter.std() * noise
+        save(model, folder / f"ft-{seed}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def astray_bank(astray, digits, cache) -> hf_radin.LogitBank:
+    """Their logits on the validation split."""
+    return hf_radin.compute_logits(hf_radin.gather(f"{astray}/ft-*"), digits, cache_dir=cache)
