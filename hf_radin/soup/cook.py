@@ -78,10 +78,11 @@ def average(
 
     Sums are taken in float64, of 16-bit weights in float32, and rounded once. Where files name their tensors alike,
     a written average takes one pass over them, and memory for a few chunks; elsewhere the loaded models are averaged,
-    two of them in memory.
+    two of them in memory. Where the recipe has a pull, all but the head is `(1 - share) sum_k p_k w_k + share start`.
 
     Args:
-        ingredients: must hold all that the recipe uses; of a weight of zero nothing is read.
+        ingredients: must hold all that the recipe uses, and the start if it is pulled to one
+            (`Ingredients(ingredients, start=find_start(name, ingredients))`); of a weight of zero nothing is read.
         output: a folder to write the soup to, as an ordinary checkpoint with `recipe.json` and a card, under the names
             that the first ingredient's files use; none by default. With several processes the main one writes.
         overwrite: allow an output folder that holds something.

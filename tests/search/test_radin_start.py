@@ -63,9 +63,9 @@ def test_a_start_of_the_ingredients_own_body_changes_no_prediction(runs, digits,
     mine = [replace(first, pull=Pull(str(body), share)) for share in (0.2, 0.5)]
     options = {"start": str(body), "recipes": mine, "proposals": "auto,wise-ft", "measure": "full"}
     soup = hf_radin.radin(bank, budget=3, **options)
-    own = [entry for entry in soup.measurements if entry.proposal == "own"]
+    mixed = [entry for entry in soup.measurements if entry.proposal == "own"]
     (single,) = (entry for entry in soup.measurements if entry.proposal == "single" and entry.recipe == first)
-    assert [entry.recipe for entry in own] == mine and {entry.measured for entry in own} == {single.measured}
+    assert [entry.recipe for entry in mixed] == mine and {entry.measured for entry in mixed} == {single.measured}
     with pytest.raises(ValueError, match=r"pulled to the start 'other', and there is .*body: name it"):
         hf_radin.radin(bank, budget=3, **{**options, "recipes": [replace(first, pull=Pull("other", 0.5))]})
     with pytest.raises(ValueError, match="pulled to the start 'other', and there is none"):

@@ -239,9 +239,9 @@ def test_a_base_model_that_all_name_is_a_start_where_it_is_here(two, backbone, t
         for run in two.iterdir():
             (run / "README.md").write_text(f"---\nbase_model: {folder}\n---\n")
         caplog.clear()
-        found = known_start(hf_radin.gather(f"{two}/*"))
+        known = known_start(hf_radin.gather(f"{two}/*"))
         (line,) = caplog.messages
-        assert (found and found.folder) == (backbone.resolve() if name == "here" else None)
+        assert (known and known.folder) == (backbone.resolve() if name == "here" else None)
         assert {"here": "is here: soups are pulled to it", "away": "is not here", "other": "can't be pulled"}[
             name
         ] in line
