@@ -40,7 +40,7 @@ class Pull:
             )
 
     def __str__(self) -> str:
-        return f"{self.share:.0%} of {self.start}"
+        return f"{100 * self.share:.4g}% of {self.start}"
 
 
 @dataclass(frozen=True)

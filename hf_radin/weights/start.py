@@ -59,9 +59,9 @@ def find_start(name: str, ingredients: Ingredients, *, is_here: bool = False) ->
         raise ValueError(f"{title} is the ingredient {start.id}: name it so.")
     if files.base is not None:
         raise ValueError(f"{title} is an adapter: name the model that it is merged into, {files.base.place.name}.")
-    config = first.config
-    heads = class_axes(config, trust_remote_code=first.trust_remote_code)
-    trust = first.trust_remote_code
+    first.download()  # of a bank from the Hub nothing is here yet
+    config, trust = first.config, first.trust_remote_code
+    heads = class_axes(config, trust_remote_code=trust)
     if files.header is not None:  # of a pickle on the Hub it is known when it is loaded
         check_header(title, config, files.header, given=heads, trust_remote_code=trust, way_out=WAY_OUT)
     _refuse_broken(start, config)
