@@ -287,7 +287,15 @@ class _Race:
     def finish(self) -> None:
         """Measure the best on the whole split, and again if that puts another in front."""
         while standing := [runner for runner in self.runners if not runner.is_out]:
-            first = max(standing, key=lambda runner: (self.accuracy(runner)[0], not runner.teacher, runner.estimate))
+            first = max(
+                standing,
+                key=lambda runner: (
+                    self.accuracy(runner)[0],
+                    not runner.teacher,
+                    not runner.entry.recipe.pull,
+                    runner.estimate,
+                ),
+            )
             left = int((~first.known).sum())
             if not left or (any(runner.known.all() for runner in standing) and not self.can_afford(left)):
                 return

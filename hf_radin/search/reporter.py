@@ -482,13 +482,14 @@ def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
 def choose(measurements: Iterable[Measurement]) -> Measurement:
     """The best measured; of equals the better estimate, but a single model before any soup that is not better.
 
-    A soup with an averaged head goes before any with a refitted one that is not better, and what was refitted without
-    labels before what was refitted with them.
+    A soup with an averaged head goes before any with a refitted one that is not better, what was refitted without
+    labels before what was refitted with them, and what is pulled to no start before what is.
     """
 
-    def key(entry: Measurement) -> tuple[float, bool, bool, bool, float]:
+    def key(entry: Measurement) -> tuple[float | bool, ...]:
         teacher = entry.teacher
-        return entry.known, entry.proposal == "single", not teacher, not (teacher and teacher.labels), entry.estimate
+        simplest = entry.proposal == "single", not teacher, not (teacher and teacher.labels), not entry.recipe.pull
+        return entry.known, *simplest, entry.estimate
 
     return max(measurements, key=key)
 

@@ -149,7 +149,9 @@ def _possible_repositories(report: SearchReport) -> Iterable[tuple[str | None, s
         yield entry.base_model, "model"
         yield entry.dataset, "dataset"
     if any(entry.repo_id for entry in report.ingredients):  # those that were left out may be on the Hub, too
-        names = [name for name, _ in report.remarks] + ([report.start] if report.start else [])
+        names = [name for name, _ in report.remarks]
+        if report.start and report.start not in {entry.id for entry in report.ingredients}:
+            names.append(report.start)
         yield from ((name.partition("@")[0].partition(":")[0], "model") for name in names)
     processor, at, _ = str(report.image_processor or "").partition("@")
     yield (processor if at else None), "model"  # a folder has no commit

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.recipes.recipe import Measurement, Pull, Recipe
+from hf_radin.search.reporter import choose
 from hf_radin.soup.report import SearchReport
 from hf_radin.weights.average import average_model
 
@@ -193,3 +194,9 @@ def test_one_process_equals_two(astray, backbone, digits, tmp_path):
         weights = (folder / "soup" / "model.safetensors").read_bytes()
         results.append((report.recipe, report.measurements, report.results, weights))
     assert results[0][0].pull and results[0] == results[1]
+
+
+def test_of_equals_the_soup_that_is_pulled_to_no_start_is_chosen():
+    plain = Measurement(Recipe.uniform("ab"), "own", 0.7, 0.8, 10)
+    pulled = Measurement(replace(plain.recipe, pull=Pull("start", 0.1)), "own", 0.9, 0.8, 10)
+    assert choose([pulled, plain]) == plain and choose([plain, replace(pulled, measured=0.81)]).recipe.pull
