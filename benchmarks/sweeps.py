@@ -32,6 +32,9 @@ from hf_radin.weights.head import RefittedHead, find_head
 
 MAKERS = {"heads": pretrained.heads_zoo, "lite0": pretrained.lite0_zoo}
 
+# What the fine-tunes of each zoo began from, in the zoo's folder.
+STARTS = {"heads": "backbone", "lite0": "start", "alike": "start-resnet/start", "spread": "start-vit/start"}
+
 
 def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
     """The zoo NAME-SEED, made where it is missing."""
@@ -86,6 +89,14 @@ def averaged_heads(zoo: Zoo, seed: int) -> Row:
     return of_soup(zoo, hf_radin.radin(zoo.bank, head="average", test_split=zoo.test, seed=seed))
 
 
+def pulled(zoo: Zoo, seed: int) -> Row:
+    """With as large a budget, of which soups that are pulled to the start take their part."""
+    start = str(zoo.bank.home.parent / STARTS[zoo.name])
+    return of_soup(
+        zoo, hf_radin.radin(zoo.bank, proposals="auto,wise-ft", start=start, test_split=zoo.test, seed=seed)
+    )
+
+
 def uniform_refitted(zoo: Zoo, seed: int) -> Row:
     return refitted(zoo, Recipe.uniform(zoo.bank.ingredients.ids), seed)
 
@@ -137,6 +148,7 @@ METHODS: dict[str, Callable[[Zoo, int], Row]] = {
     "uniform, head refitted, labels too": uniform_labelled,
     "best single, head refitted, labels too": single_labelled,
     "RADIN, defaults": radin,
+    "RADIN, pulled to the start": pulled,
     "ensemble of all": ensemble,
 }
 

@@ -19,6 +19,7 @@ _HOMES = {
     "Estimate": "logits.cost",
     "estimate": "logits.cost",
     "Measurement": "recipes.recipe",
+    "Pull": "recipes.recipe",
     "Recipe": "recipes.recipe",
     "average": "soup.cook",
     "best_single": "search.radin",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from hf_radin.logits.cost import Estimate as Estimate
     from hf_radin.logits.cost import estimate as estimate
     from hf_radin.recipes.recipe import Measurement as Measurement
+    from hf_radin.recipes.recipe import Pull as Pull
     from hf_radin.recipes.recipe import Recipe as Recipe
     from hf_radin.search.radin import best_single as best_single
     from hf_radin.search.radin import greedy as greedy

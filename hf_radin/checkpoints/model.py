@@ -238,6 +238,7 @@ def check_header(
     *,
     given: Collection[str] = (),
     trust_remote_code: bool = False,
+    way_out: str = "",
 ) -> tuple[PreTrainedModel, list[str]]:
     """Check that weights fill the model of a configuration, by their names, shapes and dtypes.
 
@@ -246,6 +247,7 @@ def check_header(
     Args:
         where: the checkpoint, for the error.
         given: names of the model's tensors that come from elsewhere, such as an adapter's head.
+        way_out: what to do about a tensor that is missing or has another shape, in place of the usual hint.
 
     Returns:
         The model, without memory for weights, and the names of tensors that it does not use.
@@ -268,7 +270,7 @@ def check_header(
     }
     with torch.device("meta"):
         model, report = _fill(where, config, torch.float32, trust_remote_code, tensors, device_map="meta")
-    _refuse_gaps(where, config, report, given)
+    _refuse_gaps(where, report, given, way_out or _saved_as(config))
     # Names on disk may differ from the model's but for their last part. transformers silently ignores tensors that the
     # model no longer has, such as the tables of indices of earlier versions (transformers#45437).
     last_parts = {name.rpartition(".")[2]: tensor.is_floating_point() for name, tensor in model.state_dict().items()}
@@ -289,6 +291,7 @@ def load_model(
     trust_remote_code: bool = False,
     tensors: dict[str, torch.Tensor] | None = None,
     given: Collection[str] = (),
+    way_out: str = "",
 ) -> PreTrainedModel:
     """The model of a checkpoint, in evaluation mode on the CPU.
 
@@ -296,6 +299,7 @@ def load_model(
         config: in place of the checkpoint's.
         tensors: in place of the checkpoint's, under the names that its files use.
         given: names of the model's tensors that come from elsewhere later.
+        way_out: as in `check_header`.
 
     Raises:
         ValueError: if a weight is missing or has another shape: transformers would fill it with random numbers and
@@ -305,7 +309,7 @@ def load_model(
     if tensors is None:  # transformers' choice of files differs between its versions
         tensors = load_tensors(folder, allow_pickle=allow_pickle)
     model, report = _fill(folder, config, dtype, trust_remote_code, tensors)
-    _refuse_gaps(folder, config, report, given)
+    _refuse_gaps(folder, report, given, way_out or _saved_as(config))
     return model.eval()
 
 
@@ -337,7 +341,7 @@ def _fill(
         raise ValueError(f"{where}: the weights can't be loaded: {_first_line(error)}") from error
 
 
-def _refuse_gaps(where: Path | str, config: PretrainedConfig, report: dict[str, Any], given: Collection[str]) -> None:
+def _refuse_gaps(where: Path | str, report: dict[str, Any], given: Collection[str], way_out: str) -> None:
     absent = [name for name in sorted(report["missing_keys"]) if name not in given]
     absent += [
         f"{name} (it has {tuple(has)} for {tuple(needs)})"
@@ -347,7 +351,7 @@ def _refuse_gaps(where: Path | str, config: PretrainedConfig, report: dict[str, 
     if absent:
         raise ValueError(
             f"{where}: no weights for {', '.join(absent[:3])}{' and more' if len(absent) > 3 else ''}; "
-            f"transformers would fill them with random numbers. {_saved_as(config)}"
+            f"transformers would fill them with random numbers. {way_out}"
         )
 
 

@@ -39,6 +39,7 @@ from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.soup.soup import Soup, push_soup
 from hf_radin.weights.average_files import refuse_ingredients
 from hf_radin.weights.batchnorm import refuse_statistics_of
+from hf_radin.weights.start import find_start
 
 # Shares of a split that recipes may be ranked on where time is short: few, so that the same command, started again,
 # mostly takes the same share although no clock says the same twice.
@@ -146,7 +147,7 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
 
 def average(args: argparse.Namespace, processes: Processes) -> None:
     """Cook the soup of a `recipe.json` again."""
-    moved = ("models", "dataset", "image_processor", "base_model", "cache_dir")
+    moved = ("models", "start", "dataset", "image_processor", "base_model", "cache_dir")
     names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
     cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
@@ -309,7 +310,8 @@ def warn_of_private_names(
         name = str(data.dataset if isinstance(data, DataSource) else data.name)
         record = DataRecord(name, "", revision=None if Path(name).exists() else "unknown")
         recipe = Recipe.uniform(ingredients.ids)
-        if names := private_names(SearchReport(recipe=recipe, data=record, processor={}, ingredients=entries)):
+        report = SearchReport(recipe=recipe, data=record, processor={}, ingredients=entries, start=args.start)
+        if names := private_names(report):
             warn_of_names(names)
 
     if args.push_to and not args.hide_private:
@@ -417,7 +419,10 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     """
     refuse_ingredients(args.output, ingredients)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
-    check_start(split_kinds(args.proposals), args.start, ingredients.ids)
+    passes = Budget.of(args.budget).passes if args.budget is not None else float("inf")
+    check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)
+    if args.start is not None and args.start not in ingredients.ids:
+        refuse_ingredients(args.output, [find_start(args.start, ingredients)])
     radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "head", "head_split", "seed")
     names = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {

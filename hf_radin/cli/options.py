@@ -140,7 +140,8 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--hold-out", type=float, metavar="SHARE", help="in place of --test-split a share of the split, as in 0.2")
     kinds = f"kinds of candidates (radin): {PROPOSALS}; with commas"
     add("--proposals", default="auto", metavar="KINDS", help=kinds)
-    add("--start", metavar="ID", help="of the ingredients, the one that all others began from (wise-ft, model-stock)")
+    start = "what all began from: one of the ingredients or, for wise-ft, also a folder or Hub id with another head"
+    add("--start", metavar="ID", help=f"{start} (wise-ft, model-stock)")
     heads = "average heads, or refit them to the ensemble (radin; default auto: refit where they were drawn apart)"
     add("--head", choices=("auto", "average", "refit"), default="auto", help=heads)
     add("--head-split", metavar="SPLIT", help="whose images teach a refitted head (radin; default: those that choose)")
@@ -197,6 +198,7 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", type=Path, required=True, help="a recipe.json")
     add("--models", nargs="+", default=(), help="where the ingredients are now, if not where the recipe says")
+    add("--start", metavar="ID", help="where the start is now, if the soup is pulled to one")
     add("--image-processor", metavar="ID", help="where it is now, if a processor was named for the soup")
     add("--base-model", metavar="ID", help="where the base of LoRA adapters is now")
     add("--output", type=Path, required=True, help="folder to write the checkpoint to")

@@ -84,6 +84,8 @@ def soup_table(soup: Soup) -> str:
     notes = [f"The figure of {text}." for text in _partial_figures(report)]
     proofs = [f"Soup against best single: {comparison_text(entry)}." for entry in report.against_best_single]
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
+    if report.recipe.pull is not None:
+        weights.append(f"All but its head has {report.recipe.pull}, and of these weights the rest.")
     if report.head is not None:
         teachers, labels = len(report.head.teacher.used), " and the labels" if report.head.labels else ""
         weights.append(f"Its head is refitted to the ensemble of {teachers}{labels} on {report.head.split}.")

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import Any
 
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients, Version, is_cached
+from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import BrokenFileError, card_metadata, is_dir, read_text
 from hf_radin.runtime.schema import read_record
 
@@ -284,6 +285,16 @@ def describe_ingredient(ingredient: Ingredient) -> IngredientEntry:
         base_model_repo_id=_base_repo_id(ingredient, base_model),
         hyperparameters=read_hyperparameters(ingredient),
     )
+
+
+def describe_start(ingredients: Ingredients, recipe: Recipe) -> IngredientEntry | None:
+    """What a recipe says of the start that it pulls its soup to; None if it pulls it nowhere.
+
+    Raises:
+        ValueError: if the ingredients have no such start.
+    """
+    start = ingredients.start_of(recipe)
+    return None if start is None else describe_ingredient(start)
 
 
 def _base_repo_id(ingredient: Ingredient, base_model: str | None) -> str | None:

@@ -27,6 +27,7 @@ from hf_radin.checkpoints.files import (
     weight_files,
     without_weights,
 )
+from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.hub_errors import asking_the_hub
 
 if TYPE_CHECKING:
@@ -256,13 +257,23 @@ class Ingredient:
 
 
 class Ingredients(tuple[Ingredient, ...]):
-    """An immutable sequence of vetted ingredients: one architecture, one set of classes, one image processor."""
+    """An immutable sequence of vetted ingredients: one architecture, one set of classes, one image processor.
 
-    __slots__ = ()
+    Args:
+        start: what recipes may pull the body of a soup to (see `find_start`), which is no ingredient: it has no head
+            for these classes, and so no logits. All that is selected from these ingredients has it, too.
+    """
+
+    start: Ingredient | None
+
+    def __new__(cls, ingredients: Iterable[Ingredient] = (), *, start: Ingredient | None = None) -> Ingredients:
+        made = super().__new__(cls, ingredients)
+        made.start = start
+        return made
 
     def __getitem__(self, index: Any) -> Any:
         selection = super().__getitem__(index)
-        return Ingredients(selection) if isinstance(index, slice) else selection
+        return Ingredients(selection, start=self.start) if isinstance(index, slice) else selection
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -280,7 +291,8 @@ class Ingredients(tuple[Ingredient, ...]):
     @property
     def by_content(self) -> Ingredients:
         """The same ingredients in the order of their contents, so that nothing depends on how a user names them."""
-        return Ingredients(sorted(self, key=lambda ingredient: (ingredient.content, ingredient.key)))
+        ordered = sorted(self, key=lambda ingredient: (ingredient.content, ingredient.key))
+        return Ingredients(ordered, start=self.start)
 
     @property
     def processor(self) -> BaseImageProcessor:
@@ -295,9 +307,29 @@ class Ingredients(tuple[Ingredient, ...]):
         """
         by_id = {ingredient.id: ingredient for ingredient in self}
         try:
-            return Ingredients([by_id[name] for name in ids])
+            return Ingredients([by_id[name] for name in ids], start=self.start)
         except KeyError as error:
             raise ValueError(f"No ingredient {error}; there are {', '.join(by_id)}.") from None
+
+    @property
+    def checkpoints(self) -> tuple[Ingredient, ...]:
+        """All that weights of a soup may come from: the ingredients, and their start if there is one."""
+        return (*self, self.start) if self.start else tuple(self)
+
+    def start_of(self, recipe: Recipe) -> Ingredient | None:
+        """The start that a recipe pulls the body of its soup to; None if it pulls it nowhere.
+
+        Raises:
+            ValueError: if these ingredients have no such start.
+        """
+        if recipe.pull is None:
+            return None
+        if self.start is None or self.start.id != recipe.pull.start:
+            raise ValueError(
+                f"The recipe pulls its soup to the start {recipe.pull.start!r}, and these ingredients have "
+                f"{self.start.id if self.start else 'none'}: name it with start=... (--start ID)."
+            )
+        return self.start
 
 
 @dataclass(frozen=True)
@@ -371,8 +403,11 @@ def with_distinct_ids(ingredients: list[Ingredient]) -> list[Ingredient]:
 
 
 def is_cached(repo_id: str) -> bool:
-    """Whether a model of this name was once downloaded from the Hub to this machine."""
-    snapshots = _snapshots(repo_id)
+    """Whether a model of this name was once downloaded from the Hub to this machine; what is no id never was."""
+    try:
+        snapshots = _snapshots(repo_id)
+    except ValueError:  # people write all kinds of names into cards
+        return False
     return snapshots.is_dir() and any(snapshots.iterdir())
 
 

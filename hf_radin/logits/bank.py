@@ -512,7 +512,9 @@ class LogitBank:
         parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in self.ingredients.select(recipe.used)]
         estimated = [self.statistics.record.key] if self.statistics else []
         replaced = [["head", head.sha256]] if head else []
-        return self.folder / "soups" / f"{digest(parts, *estimated, *replaced)}.npz"
+        start = self.ingredients.start_of(recipe)
+        pulled = [["start", start.key, recipe.pull.share]] if start and recipe.pull else []
+        return self.folder / "soups" / f"{digest(parts, *estimated, *replaced, *pulled)}.npz"
 
     def soup_features(self, recipe: Recipe) -> SoupFeatures:
         """Where the features of a recipe's soup are cached."""

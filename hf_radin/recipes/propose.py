@@ -114,22 +114,34 @@ def split_kinds(proposals: str) -> tuple[str, ...]:
     return kinds
 
 
-def check_start(kinds: Sequence[str], start: str | None, ids: Sequence[str]) -> None:
-    """Check that `start` names an ingredient where some kind needs one, and is not given where none does.
+def check_start(kinds: Sequence[str], start: str | None, ids: Sequence[str], *, passes: float) -> None:
+    """Check that there is a start where a kind of candidates needs one, and none where no kind does.
+
+    Args:
+        start: an ingredient's id or, for `wise-ft`, the name of another checkpoint.
+        ids: of the ingredients.
+        passes: that soups may take.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if there is not; or it is no ingredient, and `model-stock` takes one or nothing is measured.
     """
     needing = [kind for kind in kinds if kind in FROM_START]
     if needing and start is None:
         raise ValueError(
-            f"proposals={needing[0]!r} mixes with the model that all others were fine-tuned from: make that one of "
-            "the ingredients, and name it with start=... (--start ID)."
+            f"proposals={needing[0]!r} mixes with the model that all others were fine-tuned from: name it with "
+            "start=... (--start ID); for 'model-stock' make it one of the ingredients."
         )
     if start is not None and not needing:
         raise ValueError(f"start={start!r} is for proposals={' or '.join(map(repr, FROM_START))}.")
-    if start is not None and start not in ids:
-        raise ValueError(f"start={start!r} is none of the ingredients: {', '.join(ids)}.")
+    if start is not None and start not in ids and "model-stock" in needing:
+        raise ValueError(
+            f"start={start!r} is none of the ingredients, as proposals='model-stock' takes it: {', '.join(ids)}."
+        )
+    if start is not None and start not in ids and not passes:
+        raise ValueError(
+            f"start={start!r} is no ingredient: what soups reach that are pulled to it has to be measured, and with a "
+            "budget of 0 nothing is."
+        )
 
 
 def equal_parts(members: np.ndarray) -> np.ndarray:

@@ -8,11 +8,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_radin.runtime.schema import from_json
+from hf_radin.runtime.schema import IF_ANY, from_json, to_json
 
 # Weights further from the simplex than the first are refused; weights nearer than the second are not rescaled.
 SIMPLEX_TOLERANCE = 1e-6
 ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Pull:
+    """How far the body of a soup, which is all but its head, is pulled to a start (WiSE-FT, arXiv 2109.01903).
+
+    Args:
+        start: the checkpoint that the ingredients were fine-tuned from, which is none of them.
+        share: of the start in the body, in (0, 1): the body is `(1 - share) * soup + share * start`.
+
+    Raises:
+        ValueError: if it names no start, or the share is none.
+    """
+
+    start: str
+    share: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.start, str) or not self.start:
+            raise ValueError(f"A recipe names its start by a string, not by {self.start!r}.")
+        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share < 1:
+            raise ValueError(
+                f"The share of the start {self.start!r} in the body of a soup is {self.share!r}; it is above 0 and "
+                "below 1."
+            )
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:.4g}% of {self.start}"
 
 
 @dataclass(frozen=True)
@@ -22,6 +50,7 @@ class Recipe:
     Args:
         ingredients: ids, each once.
         weights: one for each ingredient, finite, at least 0, with sum 1.
+        pull: where the body of their average is pulled to a start that is no ingredient, which start and how far.
 
     Raises:
         ValueError: if the weights are not on the simplex or do not fit the ingredients.
@@ -29,6 +58,7 @@ class Recipe:
 
     ingredients: tuple[str, ...]
     weights: tuple[float, ...]
+    pull: Pull | None = field(default=None, metadata=IF_ANY)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ingredients", tuple(self.ingredients))
@@ -66,15 +96,29 @@ class Recipe:
         """The ingredients with a weight above 0, in order."""
         return {name: weight for name, weight in zip(self.ingredients, self.weights, strict=True) if weight > 0}
 
+    @property
+    def is_single(self) -> bool:
+        """Whether its soup is one of the ingredients as it is."""
+        return len(self.used) == 1 and self.pull is None
+
+    @property
+    def ensemble(self) -> Recipe:
+        """The same without a pull, of which an ensemble knows nothing: a start has no logits."""
+        return replace(self, pull=None)
+
+    def is_same(self, other: Recipe) -> bool:
+        """Whether it is the same mixture, in whatever order the ingredients stand."""
+        return (self.used, self.pull) == (other.used, other.pull)
+
     def in_order(self, ids: Sequence[str]) -> Recipe:
         """The same mixture, with the ingredients that it uses in the order of these ids."""
         used = self.used
         names = [name for name in ids if name in used]
-        return Recipe(tuple(names), tuple(used[name] for name in names))
+        return Recipe(tuple(names), tuple(used[name] for name in names), self.pull)
 
     def to_json(self) -> str:
         """The recipe as JSON, exactly: Python prints the shortest digits that read back as the same float."""
-        return json.dumps({"ingredients": self.ingredients, "weights": self.weights})
+        return json.dumps(to_json(self))
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -85,8 +129,10 @@ class Recipe:
         """
         try:
             fields = json.loads(text)
-            return cls(tuple(fields["ingredients"]), tuple(fields["weights"]))
-        except (KeyError, TypeError) as error:
+            pull = fields.get("pull")
+            pull = None if pull is None else from_json(Pull, pull)
+            return cls(tuple(fields["ingredients"]), tuple(fields["weights"]), pull)
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Not a recipe: expected 'ingredients' and 'weights', got {text[:200]!r}.") from error
 
 
@@ -158,8 +204,7 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "ingredients": list(self.recipe.used),
-            "weights": list(self.recipe.used.values()),
+            **to_json(self.recipe.in_order(tuple(self.recipe.used))),
             "proposal": self.proposal,
             "estimate": self.estimate,
             "predicted": self.predicted,

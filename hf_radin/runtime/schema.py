@@ -33,14 +33,19 @@ MADE_ANEW = "It is made anew."
 # Letters of a value that an error shows.
 SHOWN = 100
 
+# Of a field that stands in JSON only where it says something: it is left out where it is None.
+IF_ANY = {"if_any": True}
+
 # Whole numbers up to here are also floats.
 LARGEST = 1 << 53
 
 
 def to_json(value: Any) -> Any:
-    """A record as JSON: dataclasses become objects by their fields, tuples become lists."""
+    """A record as JSON: dataclasses become objects by their fields (see `IF_ANY`), tuples become lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        values = {field.name: getattr(value, field.name) for field in fields(value)}
+        absent = {field.name for field in fields(value) if "if_any" in field.metadata and values[field.name] is None}
+        return {name: to_json(entry) for name, entry in values.items() if name not in absent}
     if isinstance(value, (list, tuple)):
         return [to_json(entry) for entry in value]
     if isinstance(value, Mapping):

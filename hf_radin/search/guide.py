@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 
@@ -12,7 +12,7 @@ import numpy as np
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import Candidates, equal_parts, neighbours
-from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
+from hf_radin.recipes.recipe import Measurement, Pull, Recipe, Teacher
 from hf_radin.search.race import Entry
 
 # By how much of its weight a candidate differs from all that were measured, as long as there are such.
@@ -21,6 +21,10 @@ APART = 0.01
 # From how many of the best subsets the search goes on, how many steps at most for one candidate, how many neighbours
 # it takes at each, and how many candidates of all.
 STARTS, STEPS, NEAR, POOL = 3, 8, 64, 2048
+
+# How many of the best soups are pulled to a start in the end, how many steps there are to it, and after how many that
+# are no better than the best one before a soup is left.
+PULLED, PARTS, PATIENCE = 5, 10, 2
 
 
 class Guide:
@@ -90,9 +94,81 @@ class Guide:
                 self._pool += Candidates(near, ("local",) * len(near))
 
 
+class PulledSoups:
+    """Candidates, and after each of them the best soup so far, pulled a further step to a start that is no ingredient.
+
+    Ensembles say nothing of the share that a start should have, and measured soups do: a soup is pulled further as
+    long as that helps (see `PATIENCE`). When no candidate is left, the next best soups are pulled, too.
+
+    Args:
+        entries: the candidates, the most promising first.
+        start: the id of the start.
+        singles: what is known of the single models, which are pulled as well.
+        with_heads: gives a soup the heads that are to be measured.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        start: str,
+        singles: Sequence[Measurement],
+        with_heads: Callable[[Entry], Entry] = lambda entry: entry,
+    ):
+        self._entries, self._start, self._with_heads = entries, start, with_heads
+        self._ways: dict[Recipe, _Way] = {}  # of each soup that was measured
+        for single in singles:
+            self.hear(single)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entry in self._entries:
+            yield entry
+            if pulled := self._next(1):
+                yield pulled
+        while pulled := self._next(PULLED):
+            yield pulled
+
+    def hear(self, measurement: Measurement) -> None:
+        """Hear what was measured of a soup."""
+        recipe, pull = measurement.recipe.ensemble, measurement.recipe.pull
+        if pull is None or measurement.proposal == "wise-ft":  # shares of a user's own recipes are no steps
+            way, step = self._ways.setdefault(recipe, _Way(measurement.estimate)), 0
+            if pull is not None:
+                step = round(PARTS * pull.share)
+            way.known[step] = max(measurement.known, way.known.get(step, 0.0))
+
+    def _next(self, count: int) -> Entry | None:
+        """The next step of one of the best soups; None if none of them is to be pulled further."""
+        best = sorted(self._ways.items(), key=lambda pair: -pair[1].known[0])
+        for recipe, way in best[:count]:
+            if not way.is_over:
+                pull = Pull(self._start, len(way.known) / PARTS)
+                return self._with_heads(Entry(replace(recipe, pull=pull), "wise-ft", way.estimate))
+        return None
+
+
+@dataclass
+class _Way:
+    """A soup on its way to a start.
+
+    Args:
+        estimate: the accuracy of its ensemble.
+        known: what it reaches after so many steps, the best of its heads.
+    """
+
+    estimate: float
+    known: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last steps did not help, or the next one would reach the start."""
+        best = max(self.known, key=lambda step: (self.known[step], -step))
+        return len(self.known) == PARTS or len(self.known) - 1 - best >= PATIENCE
+
+
 def with_heads(entry: Entry, everything: Recipe) -> Entry:
     """A soup with its averaged head, with one refitted to its own ensemble, and with those that all teach."""
-    return replace(entry, teachers=tuple(dict.fromkeys((None, Teacher(entry.recipe), *_all_teach(everything)))))
+    teachers = None, Teacher(entry.recipe.ensemble), *_all_teach(everything)
+    return replace(entry, teachers=tuple(dict.fromkeys(teachers)))
 
 
 def _all_teach(everything: Recipe) -> tuple[Teacher, Teacher]:

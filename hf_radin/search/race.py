@@ -154,6 +154,7 @@ def race(
     best: np.ndarray | None,
     beside: Sequence[Entry] = (),
     learn: Callable[[Recipe, np.ndarray], object] | None = None,
+    hear: Callable[[Measurement], object] = lambda measurement: None,
     soup_of: MakeSoup = measured_soup,
 ) -> RaceResult:
     """Measure candidates as long as the budget lasts, and the best of them on the whole split.
@@ -167,7 +168,8 @@ def race(
         best: classes `(samples,)` that the best single model predicts: the one to beat. None if there is none yet.
         beside: baselines, which are shown their whole sample and are not counted.
         learn: hears of each soup, in all processes alike, its logits for the classes that can win
-            (`MeasuredSoup.values`).
+            (`MeasuredSoup.values`). Of those that are pulled to a start it does not: gaps say nothing of them.
+        hear: hears what was measured of each candidate, in all processes alike.
         soup_of: makes the soup of a candidate, which is shown the images.
     """
     ended, passes = "candidates", options.budget.passes
@@ -176,14 +178,14 @@ def race(
         course = _Race(bank, options, best, learn, bar, soup_of)
         try:
             for entry in beside:
-                course.enter(entry, stays=True)
+                course.enter(entry, hear, stays=True)
             course.spent = 0
             waiting = iter(entries)
             while course.can_afford(course.needed()):
                 candidate = next(waiting, None)
                 if candidate is None:
                     break
-                course.enter(candidate)
+                course.enter(candidate, hear)
             else:
                 ended = "budget"
         except KeyboardInterrupt:
@@ -251,10 +253,11 @@ class _Race:
         """The most images that a candidate which may still win was not shown."""
         return max((int((~runner.known).sum()) for runner in self.runners if not runner.is_out), default=0)
 
-    def enter(self, entry: Entry, *, stays: bool = False) -> None:
+    def enter(self, entry: Entry, hear: Callable[[Measurement], object], *, stays: bool = False) -> None:
         """Show a soup more and more images until it is behind or the sample is over; if it stays, all at once."""
         bank, recipe = self.bank, entry.recipe
-        soup = self.soup_of(bank, recipe, bank.pruned() if self.learn else None)
+        learn = self.learn if recipe.pull is None else None
+        soup = self.soup_of(bank, recipe, bank.pruned() if learn else None)
         runners = [self._runner(entry, soup, teacher) for teacher in entry.teachers]
         for look, images in enumerate(
             self._samples(runners, (1.0,) if stays or entry.is_refitted else self.looks), start=1
@@ -267,13 +270,14 @@ class _Race:
             if self._lead(runner)[0] > 0:
                 self.leader = runner.hits, runner.known
         soup.forget()
-        if self.learn:  # of what it was shown in this race, whatever is known from another
+        if learn:  # of what it was shown in this race, whatever is known from another
             images, _ = bank.pruned().entries
-            self.learn(recipe, np.where(runners[0].known[images], soup.values, np.nan))
+            learn(recipe, np.where(runners[0].known[images], soup.values, np.nan))
         self.runners += runners  # only now: of a candidate that was interrupted nothing is known
         self._note()
         for runner in runners:
             self._log(runner)
+            hear(self.measurement(runner))
 
     def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Teacher | None) -> _Runner:
         """A candidate: a soup with one of its heads."""
@@ -283,7 +287,15 @@ class _Race:
     def finish(self) -> None:
         """Measure the best on the whole split, and again if that puts another in front."""
         while standing := [runner for runner in self.runners if not runner.is_out]:
-            first = max(standing, key=lambda runner: (self.accuracy(runner)[0], not runner.teacher, runner.estimate))
+            first = max(
+                standing,
+                key=lambda runner: (
+                    self.accuracy(runner)[0],
+                    not runner.teacher,
+                    not runner.entry.recipe.pull,
+                    runner.estimate,
+                ),
+            )
             left = int((~first.known).sum())
             if not left or (any(runner.known.all() for runner in standing) and not self.can_afford(left)):
                 return
@@ -310,7 +322,9 @@ class _Race:
         logger.info(
             "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
             len(entry.recipe.used),
-            entry.proposal + ("" if runner.teacher is None else f", head refitted to {runner.teacher}"),
+            entry.proposal
+            + ("" if entry.recipe.pull is None else f", with {entry.recipe.pull}")
+            + ("" if runner.teacher is None else f", head refitted to {runner.teacher}"),
             runner.estimate,
             prediction,
             value,

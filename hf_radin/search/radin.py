@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.preflight import load_cosines, load_inner_products
 from hf_radin.recipes.intervals import accuracy_interval
@@ -20,7 +22,7 @@ from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, pro
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.budget import Budget
-from hf_radin.search.guide import Guide, refitted_entries, with_heads
+from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_heads
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
@@ -29,11 +31,15 @@ from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.head import Head, HeadError, find_head
 from hf_radin.weights.refit import FOLDS
+from hf_radin.weights.start import find_start, known_start
 
 logger = logging.getLogger(__name__)
 
 # How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
 ENTRANTS = 16
+
+# Whether `auto` also pulls soups to the base model that all ingredients name, if that is on this machine.
+AUTO_STARTS = True
 
 # Which heads soups may have.
 HEADS = ("auto", "average", "refit")
@@ -80,11 +86,15 @@ def radin(
             ingredients, else as many as `monte-carlo` draws, and `local`; where soups don't guide the search (`full`,
             a budget of 0, too many classes that can win) `local` goes by estimates, and `auto` has `line` too.
             `wise-ft` and `model-stock` mix with the model that all began from (see `seek`), as in `"auto,wise-ft"`.
+            Where all ingredients name their base model and it is on this machine, `auto` has `wise-ft` with it; a line
+            says so. Nothing is downloaded for that.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own (`own`), by the ids of the ingredients; ranked with the others, and measured if
-            their turn comes.
+            their turn comes. Those that are pulled to `start` (`Recipe.pull`) are measured first.
         start: for `wise-ft` and `model-stock`, the id of the ingredient that all others were fine-tuned from, with the
-            same classes.
+            same classes. For `wise-ft` also a folder or Hub id of what all were fine-tuned from, with a head for other
+            classes or none: after each candidate, the best soup so far has its body pulled to it by a further tenth,
+            as long as that helps (see `guide.PulledSoups`), and keeps its averaged or refitted head.
         head: `average` averages heads like all else. `refit` measures each soup with its averaged head and, from the
             same images, with its head refitted to its ensemble, to the ensemble of all, and to this and the
             labels (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
@@ -115,13 +125,15 @@ def radin(
         raise ValueError(f"head_split={head_split!r}: averaged heads (head='average') learn from no images.")
     begun = time.perf_counter() - bank.seconds
     ids, bank = bank.ingredients.ids, bank.by_content
-    check_start(search.kinds, start, bank.ingredients.ids)
+    check_start(search.kinds, start, ids, passes=search.budget.passes)
+    search, pulled_to = search.with_start(bank)
     drawn, pilot, place = search.draw(bank), None, search.find_head(bank)
     if bank.is_pilot and search.budget.passes:
         check_report(bank, options)  # before the logits of further images
-        wanted = {name for recipe in search.recipes for name in recipe.used} | ({start} if start else set())
+        wanted = {name for recipe in search.recipes for name in recipe.used} | {name for name in ids if name == start}
         bank, pilot = complete(bank, wanted)
         drawn = search.draw(bank)
+    bank = replace(bank, ingredients=Ingredients(bank.ingredients, start=pulled_to))
     if head_split is not None and place is None:
         logger.warning("The split %r teaches nothing: heads are averaged.", head_split)
     paused = time.perf_counter()
@@ -164,7 +176,22 @@ class _Search:
         """The candidates that are drawn, and the user's own."""
         count = len(bank.ingredients)
         drawn = propose(count, proposals=self.proposals, count=self.candidates, seed=self.seed)
-        return drawn + _own(bank, self.recipes)
+        return drawn + _own(bank, [recipe for recipe in self.recipes if recipe.pull is None])
+
+    def with_start(self, bank: LogitBank) -> tuple[_Search, Ingredient | None]:
+        """The same search with the start that its soups are pulled to, if there is one that is no ingredient.
+
+        Raises:
+            ValueError: if the user names one that does not fit, or one of the user's recipes is pulled to another.
+        """
+        ingredients, start = bank.ingredients, None
+        if self.start is not None and self.start not in ingredients.ids:
+            name = self.start
+            start = bank.processes.decide(lambda: find_start(name, ingredients))
+        elif self.start is None and "auto" in self.kinds and self.budget.passes and AUTO_STARTS:
+            start = bank.processes.decide(lambda: known_start(ingredients))
+        recipes = tuple(_pulled(recipe, self.start, start) for recipe in self.recipes)
+        return replace(self, start=start.id if start else self.start, recipes=recipes), start
 
     def find_head(self, bank: LogitBank) -> Head | None:
         """The head that soups have refitted; None if they have it averaged.
@@ -253,13 +280,15 @@ class _Search:
         if is_guided:
             is_local = bool({"auto", "local"} & set(self.kinds))
             guide = Guide(bank, ranked.candidates, _inner_products(bank), local=is_local)
+        entries, hear = self._with_pulled(bank, guide or self._shortlist(ranked), singles)
         return race(
             bank,
-            self._shortlist(ranked) if guide is None else guide,
+            entries,
             RaceOptions(self.budget, self.is_full, self.seed, begun),
             best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
             beside=[ranked.entry(row) for row in ranked.rows("uniform")],
             learn=guide.learn if guide else None,
+            hear=hear,
         )
 
     def _race_of_heads(self, ranked: _Ranked, singles: list[Measurement], place: Head, begun: float) -> RaceResult:
@@ -267,15 +296,40 @@ class _Search:
         bank, everything = ranked.bank, Recipe.uniform(ranked.bank.ingredients.ids)
         uniform = [with_heads(ranked.entry(row), everything) for row in ranked.rows("uniform")]
         estimate = float((bank.predict(bank.row(everything)) == bank.labels).mean())
+        candidates = refitted_entries(self._shortlist(ranked), singles, everything, estimate)
+        entries, hear = self._with_pulled(bank, candidates, singles, lambda entry: with_heads(entry, everything))
         return race(
             bank,
-            refitted_entries(self._shortlist(ranked), singles, everything, estimate),
+            entries,
             # a head that is fitted to mostly contested images is better at these than the one that all will give
             RaceOptions(self.budget, full=True, seed=self.seed, begun=begun),
             best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
             beside=uniform,
+            hear=hear,
             soup_of=partial(measured_soup, head=place),
         )
+
+    def _with_pulled(
+        self,
+        bank: LogitBank,
+        candidates: Iterable[Entry],
+        singles: list[Measurement],
+        with_heads: Callable[[Entry], Entry] = lambda entry: entry,
+    ) -> tuple[Iterable[Entry], Callable[[Measurement], object]]:
+        """Candidates with those that are pulled to the start, if there is one, and what hears of measurements.
+
+        Args:
+            with_heads: gives a soup the heads that are to be measured.
+        """
+        start, mine = bank.ingredients.start, [recipe for recipe in self.recipes if recipe.pull]
+        if start is None:
+            return candidates, lambda measurement: None
+        estimates = bank.processes.decide(lambda: bank.score(mine) if mine else np.zeros(0))
+        entries = [
+            with_heads(Entry(recipe, "own", float(estimate))) for recipe, estimate in zip(mine, estimates, strict=True)
+        ]
+        pulled = PulledSoups(candidates, start.id, singles, with_heads)
+        return chain(entries, pulled), pulled.hear
 
     def _shortlist(self, ranked: _Ranked) -> list[Entry]:
         """The candidates of the best estimates, as many as the budget may be enough for."""
@@ -309,7 +363,7 @@ class _Search:
             score,
             lambda start, end: decide(lambda: bank.best_step(start, end)),
             [kind for kind in kinds if kind not in left_out],
-            start=None if self.start is None else bank.ingredients.ids.index(self.start),
+            start=bank.ingredients.ids.index(self.start) if self.start in bank.ingredients.ids else None,
             products=_inner_products(bank) if "model-stock" in kinds else None,
         )
         return _Ranked(bank, candidates, estimates)
@@ -432,6 +486,25 @@ def _checked_recipes(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     if not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise ValueError(f"recipes={recipes!r}: it is a list of Recipe.")
     return recipes
+
+
+def _pulled(recipe: Recipe, name: str | None, start: Ingredient | None) -> Recipe:
+    """A user's recipe, which names the start that it is pulled to, if any, by its id.
+
+    Args:
+        name: what the user calls the start.
+
+    Raises:
+        ValueError: if it is pulled to another start.
+    """
+    if recipe.pull is None:
+        return recipe
+    if start is None or recipe.pull.start not in (name, start.id):
+        raise ValueError(
+            f"A recipe is pulled to the start {recipe.pull.start!r}, and there is {start.id if start else 'none'}: "
+            'name it with start=... and proposals="auto,wise-ft".'
+        )
+    return replace(recipe, pull=replace(recipe.pull, start=start.id))
 
 
 def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:

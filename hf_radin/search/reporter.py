@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hf_radin.images.split import Split
-from hf_radin.ingredients.card_metadata import describe_ingredient
+from hf_radin.ingredients.card_metadata import describe_ingredient, describe_start
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
@@ -275,6 +275,7 @@ class Reporter:
             pilot = replace(pilot, whole=tuple(name for name in self.ids if name in pilot.whole))
         return SearchReport(
             recipe=chosen.recipe.in_order(self.ids),
+            pulled_to=describe_start(bank.ingredients, chosen.recipe),
             method=method,
             **{**vars(settings), "pilot": pilot},
             passes=self._passes(measurements, pilot, head),
@@ -363,7 +364,7 @@ class Reporter:
         """Whether the predictions on the split that chose are known of all images, or will be with their logits."""
         if measurement.images == len(self.bank):
             return True
-        return self._need_logits and measurement.measured is not None and len(measurement.recipe.used) > 1
+        return self._need_logits and measurement.measured is not None and not measurement.recipe.is_single
 
     def _answers(self, split: LogitBank, recipe: Recipe) -> Answers:
         """What a recipe's soup predicts on a split, with its logits where a metric takes them.
@@ -371,7 +372,7 @@ class Reporter:
         Of a single model these are known. A soup is run for them: on the split that proves its predictions come of
         that, on the split that chose it is a pass more.
         """
-        if len(recipe.used) == 1:
+        if recipe.is_single:
             return self._ensemble_answers(split, split.row(recipe))
         shown, logits = replace(split, ingredients=self.bank.ingredients), None  # a soup's need no logits
         if self._need_logits:
@@ -428,8 +429,8 @@ class Reporter:
         logits = share * len(bank.ingredients) if pilot is None or pilot.passes is None else pilot.passes
         batchnorm = 0.0
         if bank.statistics:
-            soups = sum(entry.passes > 0 and len(entry.recipe.used) > 1 for entry in measurements) + probed
-            soups += head is not None and len(head.soup.used) > 1  # averaged once more
+            soups = sum(entry.passes > 0 and not entry.recipe.is_single for entry in measurements) + probed
+            soups += head is not None and not head.soup.is_single  # averaged once more
             batchnorm = soups * bank.statistics.record.images / len(bank)
         soup_passes = sum(entry.passes for entry in measurements)
         refitted = 0.0 if head is None else head.bank.samples / len(bank)  # those held out go by, too
@@ -481,20 +482,21 @@ def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
 def choose(measurements: Iterable[Measurement]) -> Measurement:
     """The best measured; of equals the better estimate, but a single model before any soup that is not better.
 
-    A soup with an averaged head goes before any with a refitted one that is not better, and what was refitted without
-    labels before what was refitted with them.
+    A soup with an averaged head goes before any with a refitted one that is not better, what was refitted without
+    labels before what was refitted with them, and what is pulled to no start before what is.
     """
 
-    def key(entry: Measurement) -> tuple[float, bool, bool, bool, float]:
+    def key(entry: Measurement) -> tuple[float | bool, ...]:
         teacher = entry.teacher
-        return entry.known, entry.proposal == "single", not teacher, not (teacher and teacher.labels), entry.estimate
+        simplest = entry.proposal == "single", not teacher, not (teacher and teacher.labels), not entry.recipe.pull
+        return entry.known, *simplest, entry.estimate
 
     return max(measurements, key=key)
 
 
 def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
     """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
-    if len(recipe.used) == 1:
+    if recipe.is_single:
         return bank.predict(bank.row(recipe))
     return measured_soup(bank, recipe).look(np.ones(len(bank), dtype=bool), on_block=on_block)
 

@@ -134,8 +134,8 @@ class CardData:
 
     @property
     def linked(self) -> list[str]:
-        """The ingredients' repositories."""
-        return [name for entry in self.report.used if (name := _hub_id(entry.repo_id))]
+        """The repositories of the ingredients, and of a start."""
+        return [name for entry in self.report.parents if (name := _hub_id(entry.repo_id))]
 
     @property
     def hyperparameters(self) -> tuple[list[str], dict[str, str]]:
@@ -171,7 +171,7 @@ class CardData:
     @property
     def is_hidden(self) -> bool:
         """Whether names of ingredients were left out, so that nobody can cook the recipe."""
-        return any(entry.revision == "hidden" for entry in self.report.ingredients)
+        return any(entry.revision == "hidden" for entry in (*self.report.ingredients, *self.report.parents))
 
     @property
     def has_predictions(self) -> bool:
@@ -408,16 +408,17 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
     data = report.data if report.results else None
     soup_results = [result for result in report.results if result.name == "soup"]
     parents = [name for entry in report.used if (name := _hub_id(entry.repo_id))]
-    ancestor = _ancestor(report.used)
-    relation = "merge" if report.is_average and parents else "finetune" if ancestor and not parents else None
+    start = report.pulled_to and _hub_id(report.pulled_to.repo_id)
+    ancestors = [name for name in (start, _ancestor(report.used)) if name]
+    relation = "merge" if report.is_average and parents else "finetune" if ancestors and not parents else None
     if parents and not report.is_average and report.head:
         relation = "finetune"
     return ModelCardData(
-        base_model=list(dict.fromkeys([*parents, *([ancestor] if ancestor else [])])) or None,
+        base_model=list(dict.fromkeys([*parents, *ancestors])) or None,
         base_model_relation=relation,
         datasets=[data.name] if data and data.revision else None,
         library_name="transformers",
-        license=license or _agreed_license(report.used),
+        license=license or _agreed_license(report.parents),
         metrics=sorted({name for result in soup_results for name in result.metrics}) or None,
         model_name=("Model soup" if report.is_average else "Best single model") if soup_results else None,
         pipeline_tag="image-classification",

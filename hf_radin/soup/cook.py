@@ -28,7 +28,7 @@ from hf_radin.checkpoints.files import (
 from hf_radin.checkpoints.processor import check_processor, describe_processor
 from hf_radin.images.cache import find_home
 from hf_radin.images.split import OBJECT, DataSource, open_split
-from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredient
+from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredient, describe_start
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import Alignment
@@ -48,6 +48,7 @@ from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredie
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
 from hf_radin.weights.head import FeatureRunning, RefittedHead, find_head
 from hf_radin.weights.refit import FOLDS, Refit, refit
+from hf_radin.weights.start import find_start
 
 if TYPE_CHECKING:
     import torch
@@ -77,10 +78,11 @@ def average(
 
     Sums are taken in float64, of 16-bit weights in float32, and rounded once. Where files name their tensors alike,
     a written average takes one pass over them, and memory for a few chunks; elsewhere the loaded models are averaged,
-    two of them in memory.
+    two of them in memory. Where the recipe has a pull, all but the head is `(1 - share) sum_k p_k w_k + share start`.
 
     Args:
-        ingredients: must hold all that the recipe uses; of a weight of zero nothing is read.
+        ingredients: must hold all that the recipe uses, and the start if it is pulled to one
+            (`Ingredients(ingredients, start=find_start(name, ingredients))`); of a weight of zero nothing is read.
         output: a folder to write the soup to, as an ordinary checkpoint with `recipe.json` and a card, under the names
             that the first ingredient's files use; none by default. With several processes the main one writes.
         overwrite: allow an output folder that holds something.
@@ -108,7 +110,7 @@ def average(
         return average_model(ingredients, recipe, dtype=dtype, statistics=statistics, head=head).state_dict()
     folder = Path(output)
     check_output(folder, overwrite=overwrite)
-    refuse_ingredients(folder, ingredients)
+    refuse_ingredients(folder, ingredients.checkpoints)
     if head is not None and (report is None or report.head is None):
         raise ValueError("A soup with a refitted head is written with a report that says how it was made: report=...")
     options: dict[str, Any] = {"dtype": dtype, "statistics": statistics, "head": head}
@@ -128,7 +130,8 @@ def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics
     """The report of an average that nobody measured."""
     used = ingredients.select(recipe.used)
     return SearchReport(
-        recipe=Recipe(tuple(recipe.used), tuple(recipe.used.values())),
+        recipe=recipe.in_order(tuple(recipe.used)),
+        pulled_to=describe_start(ingredients, recipe),
         measured=False,
         processor=describe_processor(used.processor),
         classes=used.labels,
@@ -159,7 +162,7 @@ def cook_recipe(
         models: where the checkpoints are now; by default where the recipe says.
         dataset: where the images are now that BatchNorm statistics or a refitted head come from; by default where
             the recipe says.
-        options: as `gather` takes them.
+        options: as `find_ingredients` takes them.
 
     Raises:
         ValueError: if an ingredient is not there or not what it was, or the output is one of them, or the recipe's
@@ -258,7 +261,9 @@ def recipe_path(path: Path) -> Path:
     return path / RECIPE if path.is_dir() else path
 
 
-def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) -> tuple[Ingredients, Recipe]:
+def find_ingredients(
+    path: Path, *, models: Sequence[str] = (), start: str | None = None, **options: Any
+) -> tuple[Ingredients, Recipe]:
     """The ingredients and the recipe of a `recipe.json`, each ingredient at the very revision that it names.
 
     Those that only taught its head are among them, with a weight of zero.
@@ -266,10 +271,11 @@ def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) 
     Args:
         path: the file, or the soup's folder.
         models: where the checkpoints are now; by default where the recipe says.
+        start: where the start is now that the soup is pulled to; by default where the recipe says.
         options: as `gather` takes them.
 
     Raises:
-        ValueError: if an ingredient is not there, or is not what it was.
+        ValueError: if an ingredient or the start is not there, or is not what it was.
     """
     path = recipe_path(path)
     report = SearchReport.read(path)
@@ -299,7 +305,36 @@ def find_ingredients(path: Path, *, models: Sequence[str] = (), **options: Any) 
     ingredients = Ingredients([located[entry.version] for entry in entries])
     ingredients = _added_up_as_then(ingredients, entries)
     check_processor(ingredients.processor, report.processor)
-    return ingredients, Recipe(ingredients.ids, tuple(recipe.used.get(entry.id, 0.0) for entry in entries))
+    weights, pull = tuple(recipe.used.get(entry.id, 0.0) for entry in entries), recipe.pull
+    if pull and report.pulled_to:
+        ingredients = _with_start(ingredients, report.pulled_to, start, path)
+    elif start:
+        raise ValueError(f"start={start!r}: the soup of {path} is pulled to no start.")
+    return ingredients, Recipe(ingredients.ids, weights, pull)
+
+
+def _with_start(ingredients: Ingredients, entry: IngredientEntry, place: str | None, path: Path) -> Ingredients:
+    """Ingredients with the start of a recipe, by the name that it has there.
+
+    Args:
+        place: where it is now; by default where the recipe says.
+        path: of the recipe, for errors.
+
+    Raises:
+        ValueError: if it is not there, or not what it was.
+    """
+    if place is None and not entry.repo_id and not Path(entry.id).is_dir():
+        raise ValueError(
+            f"There is no folder {entry.id!r} here, to which the soup of {path} is pulled; say where it is now with "
+            "start=... (--start)."
+        )
+    start = find_start(place or _place(entry), ingredients)
+    if start.revision != entry.revision:
+        raise ValueError(
+            f"{start.id} is not the start that the recipe was made with: it has the revision {start.revision}, and "
+            f"{path} says {entry.revision}."
+        )
+    return Ingredients(ingredients, start=replace(start, id=entry.id))
 
 
 def find_statistics(
@@ -441,8 +476,8 @@ def cook_files(
     written has their tensors, each of them, with the recipe and a card.
 
     Returns:
-        whether it was cooked: adapters, classes in other orders, BatchNorm statistics, refitted heads and tensors
-        under different names take models, for which see `find_ingredients` and `average`.
+        whether it was cooked: adapters, classes in other orders, BatchNorm statistics, refitted heads, a start and
+        tensors under different names take models, for which see `find_ingredients` and `average`.
 
     Raises:
         ValueError: if an ingredient is not there or not what it was, or the output is one of them.
@@ -494,7 +529,7 @@ def _plain_ingredients(report: SearchReport) -> Ingredients | None:
     entries = {entry.id: entry for entry in report.used}
     if not {*report.recipe.used} <= {*entries} or any(entry.base or entry.order for entry in entries.values()):
         return None
-    if report.batchnorm or report.head or report.image_processor:
+    if report.batchnorm or report.head or report.image_processor or report.recipe.pull:
         return None
     if not (report.measurements and report.classes and report.versions):  # made by hand
         return None

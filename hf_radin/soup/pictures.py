@@ -56,7 +56,7 @@ def _estimates(axes: Axes, report: SearchReport) -> bool:
     soups = [soup for soup in report.soups if soup.measured is not None]
     if len(soups) < 2:
         return False
-    chosen = [soup for soup in soups if soup.recipe.used == report.recipe.used]
+    chosen = [soup for soup in soups if soup.recipe.is_same(report.recipe)]
     others = [soup for soup in soups if soup not in chosen]
     part = [soup for soup in others if soup.images < report.images]
     _points(axes, [soup for soup in others if soup not in part], color=BLUE, label="soup")

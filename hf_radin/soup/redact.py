@@ -27,7 +27,8 @@ def without_paths(report: SearchReport) -> SearchReport:
     if _is_path(processor):
         processor = PurePath(str(processor)).name
     ingredients = tuple(_without_card_paths(entry) for entry in report.ingredients)
-    report = replace(report, ingredients=ingredients, image_processor=processor)
+    start = report.pulled_to and _without_card_paths(report.pulled_to)
+    report = replace(report, ingredients=ingredients, pulled_to=start, image_processor=processor)
     short = _short_paths(list(_names_in(report)))
     if not short:
         return report
@@ -58,11 +59,14 @@ def without_names(report: SearchReport, names: Sequence[str]) -> SearchReport:
     renamed = _with_texts(report, lambda text: pattern.sub(lambda match: lower[match[1].lower()], text))
     entries = zip(renamed.ingredients, report.ingredients, strict=True)
     hidden = tuple(_without_repository(entry, original, aliases) for entry, original in entries)
+    start = renamed.pulled_to
+    if start and report.pulled_to:
+        start = _without_repository(start, report.pulled_to, aliases)
     data = renamed.data
     if data is not None and report.data is not None and report.data.name in aliases:
         data = replace(data, revision=None)
     bank = None if str(report.bank or "").split("@")[0] in aliases else renamed.bank
-    return replace(renamed, ingredients=hidden, data=data, bank=bank)
+    return replace(renamed, ingredients=hidden, pulled_to=start, data=data, bank=bank)
 
 
 def find_name(files: Mapping[str, Path | bytes], names: Sequence[str]) -> tuple[str, str] | None:
@@ -85,9 +89,16 @@ def _without_card_paths(entry: IngredientEntry) -> IngredientEntry:
     return replace(entry, base_model=base_model, dataset=None if _is_path(entry.dataset) else entry.dataset)
 
 
+def _described(report: SearchReport) -> list[IngredientEntry]:
+    """All checkpoints that a report describes."""
+    return [*report.ingredients, *([report.pulled_to] if report.pulled_to else [])]
+
+
 def _names_in(report: SearchReport) -> Iterator[str]:
     """All names that may be paths."""
-    for entry in report.ingredients:
+    if report.start:
+        yield report.start
+    for entry in _described(report):
         yield entry.id
         if entry.base:
             yield entry.base.id
@@ -122,7 +133,7 @@ def _repositories(report: SearchReport) -> Iterator[tuple[str, str]]:
 
 def _named_repositories(report: SearchReport) -> Iterable[tuple[str | None, str]]:
     """Names that are known to be repositories."""
-    for entry in report.ingredients:
+    for entry in _described(report):
         yield entry.repo_id, "model"
         yield entry.base_model_repo_id, "model"
         if entry.base:
@@ -134,11 +145,14 @@ def _named_repositories(report: SearchReport) -> Iterable[tuple[str | None, str]
 
 def _possible_repositories(report: SearchReport) -> Iterable[tuple[str | None, str]]:
     """Names that may be repositories or folders."""
-    for entry in report.ingredients:
+    for entry in _described(report):
         yield entry.base_model, "model"
         yield entry.dataset, "dataset"
     if any(entry.repo_id for entry in report.ingredients):  # those that were left out may be on the Hub, too
-        yield from ((name.partition("@")[0].partition(":")[0], "model") for name, _ in report.remarks)
+        names = [name for name, _ in report.remarks]
+        if report.start and report.start not in {entry.id for entry in report.ingredients}:
+            names.append(report.start)
+        yield from ((name.partition("@")[0].partition(":")[0], "model") for name in names)
     processor, at, _ = str(report.image_processor or "").partition("@")
     yield (processor if at else None), "model"  # a folder has no commit
 

@@ -17,7 +17,7 @@ from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.logits.manifest import DataRecord, RunRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
-from hf_radin.runtime.schema import from_json, to_json
+from hf_radin.runtime.schema import IF_ANY, from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
 from hf_radin.weights.refit import FOLDS
@@ -227,7 +227,8 @@ class SearchReport(SearchSettings):
     """The contents of `recipe.json`: what a soup is made of, how it was found, and what was measured.
 
     Args:
-        recipe: the ingredients used and their weights.
+        recipe: the ingredients used and their weights, and how far their soup is pulled to a start, if it is.
+        pulled_to: that start.
         method: `radin`, `greedy`, `uniform`, `best_single`, or `average` if nothing was searched.
         passes, time: what it cost.
         against_best_single: the soup against the best single model, on each split.
@@ -258,6 +259,7 @@ class SearchReport(SearchSettings):
     """
 
     recipe: Recipe
+    pulled_to: IngredientEntry | None = field(default=None, metadata=IF_ANY)
     method: str = "average"
     passes: PassCounts | None = None
     time: TimeSpent | None = None
@@ -318,6 +320,7 @@ class SearchReport(SearchSettings):
         except (ValueError, TypeError) as error:
             raise ValueError(f"its 'measurements' are broken ({error})") from error
         _check_entries(report.ingredients)
+        _check_start(report)
         _check_names(report.files)
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")
@@ -401,6 +404,11 @@ class SearchReport(SearchSettings):
         return [entry for entry in self.ingredients if entry.id in self.recipe.used]
 
     @property
+    def parents(self) -> list[IngredientEntry]:
+        """All whose weights are in the model: the ingredients of the recipe, and the start that it is pulled to."""
+        return [*self.used, *([self.pulled_to] if self.pulled_to else [])]
+
+    @property
     def needed(self) -> list[IngredientEntry]:
         """The ingredients that the model is made of: those of the recipe, and those that taught its head."""
         taught = self.head.teacher.used if self.head else {}
@@ -409,26 +417,24 @@ class SearchReport(SearchSettings):
     @property
     def is_single(self) -> bool:
         """Whether the model is one of the checkpoints, and no average."""
-        return len(self.recipe.ingredients) == 1 and self.head is None
+        return not self.is_average and self.head is None
 
     @property
     def is_average(self) -> bool:
         """Whether it is made of several checkpoints, and is not one of them, whatever its head."""
-        return len(self.recipe.ingredients) > 1
+        return len(self.recipe.ingredients) > 1 or self.recipe.pull is not None
 
     @property
     def is_uniform(self) -> bool:
         """Whether all ingredients are in the soup, in equal parts, and so their heads."""
         is_equal = len(self.recipe.ingredients) == len(self.ingredients) and len({*self.recipe.weights}) == 1
-        return is_equal and self.head is None
+        return is_equal and self.head is None and self.recipe.pull is None
 
     def is_chosen(self, entry: Measurement) -> bool:
         """Whether a candidate is the soup."""
         head = self.head and (self.head.teacher.used, self.head.labels > 0)
-        return (entry.recipe.used, entry.teacher and (entry.teacher.used, entry.teacher.labels)) == (
-            self.recipe.used,
-            head,
-        )
+        taught = entry.teacher and (entry.teacher.used, entry.teacher.labels)
+        return entry.recipe.is_same(self.recipe) and taught == head
 
     @property
     def given(self) -> int:
@@ -460,7 +466,7 @@ class SearchReport(SearchSettings):
         """Whether it says how good its very recipe is, or seems; a recipe whose weights were changed does not."""
         if not (self.data and self.results and self.versions and self.method != "average"):
             return False
-        return any(measurement.recipe.used == self.recipe.used for measurement in self.measurements)
+        return any(measurement.recipe.is_same(self.recipe) for measurement in self.measurements)
 
     def cooked(self, saved_dtype: str) -> SearchReport:
         """The report of weights that were averaged anew from this recipe.
@@ -471,6 +477,7 @@ class SearchReport(SearchSettings):
         if not self.is_measured:
             return SearchReport(
                 recipe=self.recipe,
+                pulled_to=self.pulled_to,
                 measured=False,
                 processor=self.processor,
                 classes=self.classes,
@@ -578,6 +585,19 @@ def _check_entries(entries: Sequence[IngredientEntry]) -> None:
         subfolder = Path(entry.subfolder or "")
         if ".." in subfolder.parts or subfolder.is_absolute():
             raise ValueError(f"its ingredient {entry.id!r} lies in {entry.subfolder!r}, outside of its repository")
+
+
+def _check_start(report: SearchReport) -> None:
+    """Refuse a recipe that is pulled to a start which it does not describe.
+
+    Raises:
+        ValueError: for such a recipe, or a start that lies outside of its repository.
+    """
+    named, described = report.recipe.pull and report.recipe.pull.start, report.pulled_to and report.pulled_to.id
+    if named != described:
+        raise ValueError(f"it is pulled to {named!r}, and its 'pulled_to' is {described!r}")
+    if report.pulled_to:
+        _check_entries([report.pulled_to])
 
 
 def _check_names(files: Mapping[str, str]) -> None:

@@ -62,7 +62,8 @@ class Soup:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())
-        return f"Soup({self.report.method}: {parts})"
+        pull = f", with {self.recipe.pull}" if self.recipe.pull else ""
+        return f"Soup({self.report.method}: {parts}{pull})"
 
     @property
     def recipe(self) -> Recipe:
@@ -98,8 +99,10 @@ class Soup:
     @property
     def away(self) -> list[str]:
         """Ingredients in use that are folders of somebody else's machine: no model can be made of them here."""
-        used = self.ingredients.select(self.recipe.used) if self.ingredients else ()
-        return [ingredient.id for ingredient in used if ingredient.is_away]
+        if not self.ingredients:
+            return []
+        used, start = self.ingredients.select(self.recipe.used), self.ingredients.start_of(self.recipe)
+        return [checkpoint.id for checkpoint in (*used, start) if checkpoint and checkpoint.is_away]
 
     def accuracy(self, name: str, split: str) -> float:
         """Accuracy of one row of the results, in [0, 1].
@@ -135,7 +138,7 @@ class Soup:
             ValueError: if the folder is not empty, or an ingredient's.
         """
         folder = Path(save_directory)
-        refuse_ingredients(folder, self.ingredients)
+        refuse_ingredients(folder, self.ingredients.checkpoints)
         self.processes.decide(
             lambda: write_folder(folder, lambda new: self.write_into(new, license=license), overwrite=overwrite)
         )

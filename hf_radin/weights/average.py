@@ -12,12 +12,13 @@ import numpy as np
 
 from hf_radin.checkpoints.files import BYTES, SHARD, as_dtype, safetensors_dtype, torch_dtype
 from hf_radin.checkpoints.model import check_header, load_model, quiet_transformers, shared_config
-from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.weights import average_tensors
 from hf_radin.weights.average_files import Files, are_alike, header_of, stream, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, estimate_statistics
 from hf_radin.weights.head import RefittedHead
+from hf_radin.weights.start import load_body
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ def write_average(
     """Write an average into an empty folder: weights, configuration and image processor. See `average`."""
     used, recipe = by_content(ingredients, recipe)
     with open_weights(used) as files:
-        if statistics is None and head is None and are_alike(used, files):
+        if statistics is None and head is None and recipe.pull is None and are_alike(used, files):
             target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
             header = header_of(files, safetensors_dtype(target))
             config = _config_of(used)
@@ -80,7 +81,8 @@ def average_model(
 
     Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
-    and so are adapters, and classes that stand in different orders. Both ways give the same bits.
+    and so are adapters, and classes that stand in different orders. Both ways give the same bits. Where a recipe pulls
+    the soup to a start, which has a head of its own or none, models are averaged, too.
 
     Args:
         head: that takes the place of the averaged one.
@@ -88,11 +90,11 @@ def average_model(
     used, recipe = by_content(ingredients, recipe)
     with open_weights(used) as files:
         target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
-        if are_alike(used, files):
+        if recipe.pull is None and are_alike(used, files):
             model = average_of_files(used, files, recipe, target)
         else:
             model = average_of_models(used, files, recipe, target)
-    if statistics is not None and len(recipe.used) > 1:
+    if statistics is not None and not recipe.is_single:
         estimate_statistics(model, statistics)
     if head is not None:
         head.put_into(model)
@@ -180,6 +182,8 @@ def average_of_models(used: Ingredients, files: Files, recipe: Recipe, target: t
                     f"{ingredient.id}: {name} has {value}, which not all have; an average of it is no number."
                 )
             _add(sums, name, tensor, weight)
+    if (start := used.start_of(recipe)) and recipe.pull:
+        _pull(sums, start, recipe.pull.share, load_body(start, config, sum_dtype))
     model = model.to(target)
     model.load_state_dict({name: _rounded(tensor, target) for name, tensor in sums.items()})
     return model
@@ -211,6 +215,22 @@ def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight:
         sums[name] = tensor * weight
     else:
         sums[name] += tensor * weight
+
+
+def _pull(sums: dict[str, torch.Tensor], start: Ingredient, share: float, body: dict[str, torch.Tensor]) -> None:
+    """Give a start its share in the tensors that it has of an average. What counts or indexes stays the average's.
+
+    Raises:
+        ValueError: if a number of the start is NaN or infinite, and that of the average is another.
+    """
+    import torch
+
+    for name, tensor in body.items():
+        if tensor.is_floating_point():
+            broken = ~torch.isfinite(tensor) & (tensor != sums[name])
+            if broken.any():
+                raise ValueError(f"{start.id}: {name} has {tensor[broken][0]}, and an average with it is no number.")
+            sums[name] = (1 - share) * sums[name] + share * tensor
 
 
 def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -177,7 +177,9 @@ def test_a_base_model_that_was_loaded_from_the_hub_is_linked(cached, two, digits
     assert data.base_model == ["google/vit-base"] and data.to_dict()["base_model_relation"] == "finetune"
 
 
-@pytest.mark.parametrize("name", ["start", "org/start", "org/asked", "./start", "runs/2024/start", "~/start"])
+@pytest.mark.parametrize(
+    "name", ["start", "start--v2", "org/start", "org/asked", "./start", "runs/2024/start", "~/start"]
+)
 def test_a_base_model_that_only_looks_like_one_on_the_hub_is_text(cached, two, digits, cache, name):
     """A Trainer writes where its start came from: the name of a folder, most often."""
     report = uniform_report(two, digits, cache, name)
