@@ -50,7 +50,6 @@ class Options:
         base_model: of adapters, in place of the one that they name.
         base_revisions: of base models on the Hub by their ids, in place of those that adapters name.
         header_limit: bytes of a header at most; a file on the Hub that claims more is refused before it is read.
-        is_here: ask the Hub nothing: of its models only what is cached is there.
     """
 
     allow_pickle: bool = False
@@ -59,7 +58,6 @@ class Options:
     base_model: str | None = None
     base_revisions: Mapping[str, str] = field(default_factory=dict)
     header_limit: int = HEADER_LIMIT
-    is_here: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def _read_from_hub(place: Place, options: Options) -> CheckpointFiles:
         small.append(f"{glob.escape(inside)}*.py")
     missing = f"There is no folder {repo_id!r} here and no such model on the Hub"
     with asking_the_hub(repo_id, revision=revision, missing=missing):
-        if is_offline_mode() or options.is_here:
+        if is_offline_mode():
             snapshot = Path(snapshot_download(repo_id, revision=revision, allow_patterns=small, local_files_only=True))
             files = _read_folder(place, snapshot / place.subfolder, options)
             return replace(files, folder=snapshot / place.subfolder, revision=snapshot.name, stamp=None)

@@ -31,15 +31,12 @@ from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.head import Head, HeadError, find_head
 from hf_radin.weights.refit import FOLDS
-from hf_radin.weights.start import find_start, known_start
+from hf_radin.weights.start import find_start, named_start
 
 logger = logging.getLogger(__name__)
 
 # How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
 ENTRANTS = 16
-
-# Whether `auto` also pulls soups to the base model that all ingredients name, if that is on this machine.
-AUTO_STARTS = True
 
 # Which heads soups may have.
 HEADS = ("auto", "average", "refit")
@@ -86,8 +83,7 @@ def radin(
             ingredients, else as many as `monte-carlo` draws, and `local`; where soups don't guide the search (`full`,
             a budget of 0, too many classes that can win) `local` goes by estimates, and `auto` has `line` too.
             `wise-ft` and `model-stock` mix with the model that all began from (see `seek`), as in `"auto,wise-ft"`.
-            Where all ingredients name their base model and it is on this machine, `auto` has `wise-ft` with it; a line
-            says so. Nothing is downloaded for that.
+            Where all ingredients name one base model a line says so.
         candidates: how many are drawn of each kind.
         recipes: candidates of your own (`own`), by the ids of the ingredients; ranked with the others, and measured if
             their turn comes. Those that are pulled to `start` (`Recipe.pull`) are measured first.
@@ -188,8 +184,12 @@ class _Search:
         if self.start is not None and self.start not in ingredients.ids:
             name = self.start
             start = bank.processes.decide(lambda: find_start(name, ingredients))
-        elif self.start is None and "auto" in self.kinds and self.budget.passes and AUTO_STARTS:
-            start = bank.processes.decide(lambda: known_start(ingredients))
+        elif self.start is None and self.budget.passes and (base := named_start(ingredients)):
+            logger.info(
+                "The ingredients' base model is %s: name it as start (--start) with proposals='auto,wise-ft' "
+                "(--proposals) to pull soups to it, too.",
+                base,
+            )
         recipes = tuple(_pulled(recipe, self.start, start) for recipe in self.recipes)
         return replace(self, start=start.id if start else self.start, recipes=recipes), start
 

@@ -35,8 +35,9 @@ _DECISIVE = (*SETTINGS_FILES, WEIGHTS, WEIGHTS_INDEX, ADAPTER, ADAPTER_CONFIG)
 # Digits of a hash that an error shows.
 _SHORT = 12
 
-# Version 1 called it `format`, and a few fields otherwise.
-FORMAT_VERSION = 2
+# Version 1 called it `format`, and a few fields otherwise. Version 3 is for what readers of version 2 would leave out,
+# and so cook another soup: a refitted head, a pull to a start, classes of a checkpoint that the soup does not have.
+FORMAT_VERSIONS = (1, 2, 3)
 
 # What the file of every saved soup says, though a recipe that somebody wrote to be cooked may do without.
 ALWAYS = ("method", "results", "measurements", "versions")
@@ -297,7 +298,8 @@ class SearchReport(SearchSettings):
         if contents["data"]:
             del contents["data"]["key"]  # a reader finds the images by their name
         contents["measurements"] = [measurement.to_dict() for measurement in self.measurements]
-        return {"format_version": FORMAT_VERSION, **contents}
+        is_new = self.head or self.recipe.pull or any(entry.left_out for entry in self.ingredients)
+        return {"format_version": 3 if is_new else 2, **contents}
 
     @classmethod
     def from_fields(cls, contents: Mapping[str, Any], *, is_saved: bool = False) -> SearchReport:
@@ -341,8 +343,10 @@ class SearchReport(SearchSettings):
             is_named = path.name == RECIPE
             problem = f"{path.parent} holds no soup: there is no {path.name}" if is_named else f"There is no {path}"
             raise ValueError(f"{problem}.") from error
-        if not isinstance(contents, dict) or contents.get("format_version", contents.get("format")) not in (1, 2):
-            raise ValueError(f"{path} is not a recipe of format {FORMAT_VERSION} or 1, which this version reads.")
+        version = contents.get("format_version", contents.get("format")) if isinstance(contents, dict) else None
+        if version not in FORMAT_VERSIONS:
+            readable = ", ".join(map(str, FORMAT_VERSIONS))
+            raise ValueError(f"{path} is not a recipe of a format that this version reads ({readable}).")
         try:
             return cls.from_fields(contents, is_saved=is_saved)
         except (ValueError, RecursionError) as error:

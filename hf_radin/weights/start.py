@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.files import CONFIG, read_fields
 from hf_radin.checkpoints.model import check_header, class_axes, load_model
 from hf_radin.ingredients.card_metadata import describe_ingredient
 from hf_radin.ingredients.checkpoint_files import CheckpointFiles, Options, read_places
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients, is_cached
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.resolve import find_places
-from hf_radin.runtime.files import BrokenFileError, is_dir
+from hf_radin.runtime.files import BrokenFileError
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +27,13 @@ logger = logging.getLogger(__name__)
 WAY_OUT = "Name the model that the ingredients were fine-tuned from, or leave start (--start) out."
 
 
-def find_start(name: str, ingredients: Ingredients, *, is_here: bool = False) -> Ingredient:
+def find_start(name: str, ingredients: Ingredients) -> Ingredient:
     """The checkpoint that soups of these ingredients may be pulled to, downloaded and seen to fit.
 
     It is read as ingredients are: pickles and code of its own only where these were allowed for them.
 
     Args:
         name: a folder, or a Hub id, perhaps with its revision as in `org/a@rev`.
-        is_here: whether the Hub is not to be asked: of a Hub id only what is cached counts.
 
     Raises:
         ValueError: if there is no such checkpoint that may be read, it is an ingredient under another name, or a
@@ -47,14 +45,13 @@ def find_start(name: str, ingredients: Ingredients, *, is_here: bool = False) ->
         places = find_places([name], token=token)
         if len(places) != 1:
             raise ValueError(f"it names {len(places)} checkpoints, and a start is a single one")
-        allow_pickle = first.allow_pickle and not is_here  # of what nobody asked for, none is read
-        options = Options(allow_pickle, first.trust_remote_code, token, is_here=is_here)
+        options = Options(first.allow_pickle, first.trust_remote_code, token)
         (files,) = read_places(places, options)
         if isinstance(files, ValueError):
             raise files
     except ValueError as error:
         raise ValueError(f"{title}: {str(error).rstrip('.')}. {WAY_OUT}") from error
-    start = replace(_as_ingredient(files, first, token), allow_pickle=allow_pickle)
+    start = _as_ingredient(files, first, token)
     if start.id in ingredients.ids:
         raise ValueError(f"{title} is the ingredient {start.id}: name it so.")
     if files.base is not None:
@@ -106,28 +103,6 @@ def named_start(ingredients: Ingredients) -> str | None:
         if len(names) == 1 and (name := names.pop()):
             return None if name in ingredients.ids else name
     return None
-
-
-def known_start(ingredients: Ingredients) -> Ingredient | None:
-    """The start that the ingredients name (`named_start`), if it is on this machine and fits; a line says so, or why.
-
-    Nobody asked for it: so nothing is downloaded, and the Hub is not asked either.
-    """
-    name = named_start(ingredients)
-    if name is None:
-        return None
-    if not is_dir(Path(name)) and not is_cached(name):
-        logger.info(
-            "The ingredients' base model %s is not here: name it as start (--start) to pull soups to it.", name
-        )
-        return None
-    try:
-        start = find_start(name, ingredients, is_here=True)
-    except (ValueError, OSError) as error:
-        logger.info("Soups can't be pulled to the ingredients' base model. %s", error)
-        return None
-    logger.info("The ingredients' base model %s is here: soups are pulled to it, too.", name)
-    return start
 
 
 def _as_ingredient(files: CheckpointFiles, first: Ingredient, token: str | bool | None) -> Ingredient:

@@ -155,20 +155,18 @@ def test_on_the_command_line_it_is_refused_before_any_pass(astray, backbone, dig
     assert not (tmp_path / "cache").exists() and (tmp_path / "soup" / "model.safetensors").exists()
 
 
-def test_auto_pulls_to_the_base_model_that_all_name_if_it_is_here(astray, backbone, digits, tmp_path, caplog):
+def test_a_base_model_that_all_name_is_proposed_as_a_start(astray, backbone, digits, tmp_path, caplog):
     caplog.set_level("INFO")
     for run in sorted(astray.iterdir()):
         shutil.copytree(run, tmp_path / run.name)
         (tmp_path / run.name / "README.md").write_text(f"---\nbase_model: {backbone}\n---\n")
     bank = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/ft-*"), digits, cache_dir=tmp_path / "cache")
-    soup = hf_radin.radin(bank, budget=6, head="average")
-    assert soup.recipe.pull and soup.report.start == str(backbone) and soup.report.proposals == "auto"
-    assert [line for line in caplog.messages if "base model" in line] == [
-        f"The ingredients' base model {backbone} is here: soups are pulled to it, too."
-    ]
-    for options in ({"budget": 0}, {"budget": 1, "proposals": "monte-carlo"}):
-        other = hf_radin.radin(bank, head="average", **options)
-        assert not pulled(other) and other.report.start is None
+    soup = hf_radin.radin(bank, budget=1, head="average")
+    assert soup.recipe.pull is None and soup.report.start is None
+    (line,) = (line for line in caplog.messages if "base model" in line)
+    assert f"{backbone}: name it as start (--start)" in line
+    named = hf_radin.radin(bank, budget=6, head="average", start=str(backbone), proposals="auto,wise-ft")
+    assert named.recipe.pull and named.report.start == str(backbone)
 
 
 SCRIPT = """

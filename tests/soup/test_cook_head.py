@@ -77,6 +77,7 @@ def test_its_record_is_read_as_it_was_written(own_heads_bank, tmp_path):
     assert SearchReport.read(tmp_path / "soup" / "recipe.json", is_saved=True).head == record
     assert (record.kind, record.split, record.images, record.folds) == ("refit", "validation", 600, 5)
     assert record.teacher.used == uniform(own_heads_bank).used and 0 < record.penalty < 1
+    assert soup.report.to_fields()["format_version"] == 3  # earlier readers would leave the head out
     assert Soup.from_pretrained(tmp_path / "soup").report.head == record
 
 

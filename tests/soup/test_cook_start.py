@@ -48,6 +48,7 @@ def test_it_is_cooked_again(astray_bank, backbone, tmp_path, caplog):
     assert weights(tmp_path / "again") == weights(tmp_path / "soup")
     before, after = (SearchReport.read(tmp_path / name / "recipe.json", is_saved=True) for name in ("soup", "again"))
     assert after == before and before.recipe.pull == Pull(str(backbone), 0.3)
+    assert before.to_fields()["format_version"] == 3  # earlier readers would leave the start out
 
 
 def test_a_share_that_nobody_measured_is_cooked_too(astray_bank, backbone, tmp_path):
@@ -125,6 +126,7 @@ def test_a_soup_without_a_start_says_nothing_of_one(bank, tmp_path, capsys):
     soup = hf_radin.uniform(bank)
     soup.save_pretrained(tmp_path / "soup")
     text = (tmp_path / "soup" / "recipe.json").read_text()
+    assert json.loads(text)["format_version"] == 2
     assert "pull" not in text and "WiSE-FT" not in (tmp_path / "soup" / "README.md").read_text()
     assert cook(tmp_path / "soup", tmp_path / "again", "--start", tmp_path) == 2
     assert "is pulled to no start" in capsys.readouterr().err

@@ -29,7 +29,7 @@ import hf_radin
 from hf_radin.checkpoints.model import class_axes
 from hf_radin.recipes.recipe import Pull, Recipe
 from hf_radin.weights.average import average_model
-from hf_radin.weights.start import find_start, known_start, load_body, named_start
+from hf_radin.weights.start import find_start, load_body, named_start
 
 
 @pytest.fixture(scope="module")
@@ -231,20 +231,12 @@ def test_what_is_selected_of_ingredients_has_their_start(pulled):
     assert pickle.loads(pickle.dumps(pulled)).start == pulled.start
 
 
-def test_a_base_model_that_all_name_is_a_start_where_it_is_here(two, backbone, tmp_path, caplog):
-    caplog.set_level("INFO")
-    ingredients = hf_radin.gather(f"{two}/*")
-    assert named_start(ingredients) is None and known_start(ingredients) is None and not caplog.messages
-    for name, folder in (("here", backbone), ("away", tmp_path / "away"), ("other", tmp_path)):
-        for run in two.iterdir():
-            (run / "README.md").write_text(f"---\nbase_model: {folder}\n---\n")
-        caplog.clear()
-        known = known_start(hf_radin.gather(f"{two}/*"))
-        (line,) = caplog.messages
-        assert (known and known.folder) == (backbone.resolve() if name == "here" else None)
-        assert {"here": "is here: soups are pulled to it", "away": "is not here", "other": "can't be pulled"}[
-            name
-        ] in line
+def test_a_base_model_is_named_where_all_cards_agree_on_it(two, backbone):
+    assert named_start(hf_radin.gather(f"{two}/*")) is None
+    for run in two.iterdir():
+        assert named_start(hf_radin.gather(f"{two}/*")) is None
+        (run / "README.md").write_text(f"---\nbase_model: {backbone}\n---\n")
+    assert named_start(hf_radin.gather(f"{two}/*")) == str(backbone)
 
 
 def test_what_transformers_4_writes_into_configurations_names_the_start_too(two, backbone):

@@ -1,7 +1,6 @@
-"""A start on the Hub is downloaded once where it is named, and only looked for in the cache where nobody named it."""
+"""A start on the Hub is downloaded once where it is named, and not where nobody named it."""
 
 import pytest
-from huggingface_hub import snapshot_download
 from shared.pushed import contents
 from shared.starts import backbone
 
@@ -9,7 +8,7 @@ import hf_radin
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.recipes.recipe import Pull, Recipe
 from hf_radin.weights.average import average_model
-from hf_radin.weights.start import find_start, known_start
+from hf_radin.weights.start import find_start, named_start
 
 __all__ = ["backbone"]  # fixtures
 
@@ -29,26 +28,19 @@ def asked(hub) -> list[str]:
     return [request.path for request in hub.requests if "org/base" in request.path]
 
 
-def test_what_nobody_asked_for_is_not_downloaded(hub, named, caplog):
-    caplog.set_level("INFO")
-    assert known_start(named) is None and not asked(hub)
-    assert "The ingredients' base model org/base is not here: name it as start" in caplog.text
-    snapshot_download("org/base", allow_patterns="*.json")
-    before = len(asked(hub))
-    assert known_start(named) is None and len(asked(hub)) == before
-    assert "Soups can't be pulled to the ingredients' base model. start='org/base'" in caplog.text
+def test_what_nobody_asked_for_is_named_and_not_downloaded(hub, named):
+    assert named_start(named) == "org/base" and not asked(hub)
 
 
 def test_what_is_cached_is_a_start_without_asking_the_hub(hub, named, go_offline):
     online = find_start("org/base", named)
     before = len(asked(hub))
-    cached = known_start(named)
-    assert (cached, cached.repo_id) == (online, "org/base") and cached.revision == hub.commits("org/base")[0].sha
+    assert online.repo_id == "org/base" and online.revision == hub.commits("org/base")[0].sha
     recipe = Recipe(named.ids, (0.5, 0.5), Pull("org/base", 0.3))
-    average_model(Ingredients(named, start=cached), recipe)
+    average_model(Ingredients(named, start=online), recipe)
     assert len(asked(hub)) == before
     go_offline()
-    assert find_start("org/base", named) == known_start(named) == online and len(asked(hub)) == before
+    assert find_start("org/base", named) == online and len(asked(hub)) == before
 
 
 def test_a_start_at_a_revision_stays_what_it_was(hub, named, backbone, start):
