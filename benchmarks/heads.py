@@ -9,12 +9,11 @@ as many features, timed on a few images.
 """
 
 import argparse
-import statistics
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
+from ensemble import spread
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_radin.weights.head import LinearLayer
@@ -46,11 +45,6 @@ def seconds_of_pass(images: int, device: str) -> float:
     return (time.perf_counter() - begun) * images / TIMED
 
 
-def show(values: Sequence[float]) -> str:
-    """Median with range."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--images", type=int, default=10_000)
@@ -69,10 +63,10 @@ def main() -> None:
             taught[name].append(time.perf_counter() - begun)
     print(f"{args.images:,} images, {FEATURES} features, {args.classes:,} classes, {device}, {args.rounds} rounds\n")
     print("| | seconds | of a pass |\n|---|---:|---:|")
-    print(f"| pass of a ViT-B/16 | {show(passes)} | |")
+    print(f"| pass of a ViT-B/16 | {spread(passes, '.3g')} | |")
     for name, seconds in taught.items():
         shares = [duration / whole for duration, whole in zip(seconds, passes, strict=True)]
-        print(f"| head refitted to {name} | {show(seconds)} | {show(shares)} |")
+        print(f"| head refitted to {name} | {spread(seconds, '.3g')} | {spread(shares, '.2g')} |")
 
 
 if __name__ == "__main__":
