@@ -113,6 +113,16 @@ def single_labelled(zoo: Zoo, seed: int) -> Row:
     return refitted(zoo, best_recipe(zoo), seed, labels=True)
 
 
+def of_few_images(zoo: Zoo, images: int, seed: int, *, labels: bool) -> float:
+    """Test accuracy in percent of the uniform soup, its head refitted to so many images of those that choose."""
+    bank, place = zoo.bank, find_head(zoo.bank.ingredients[0], zoo.bank.images.example())
+    soup = measured_soup(bank, Recipe.uniform(bank.ingredients.ids), head=place)
+    soup.look(np.random.default_rng(seed).permutation(len(bank)) < images)
+    layer = soup.refit(Teacher(soup.recipe, labels), seed=seed).layer
+    proving = refitted_soup(zoo.test, soup.recipe, RefittedHead(place, layer))
+    return 100 * float((proving.look(np.ones(len(zoo.test), dtype=bool)) == zoo.test.labels).mean())
+
+
 def best_recipe(zoo: Zoo) -> Recipe:
     """That of the best single model."""
     return max(single_measurements(zoo.bank), key=lambda single: single.known).recipe
@@ -187,6 +197,14 @@ def print_table(table: dict[str, list[Row]]) -> None:
     )
 
 
+def print_few_images(zoos: Sequence[Zoo], counts: Sequence[int]) -> None:
+    """One line for each number of images that teach the head of the uniform soup."""
+    print("| images | uniform, head refitted, test | labels too |\n|---:|---:|---:|")
+    for images in counts:
+        cells = (show([of_few_images(zoo, images, 0, labels=labels) for zoo in zoos]) for labels in (False, True))
+        print(f"| {images} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -195,6 +213,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where zoos are made, and found again")
     parser.add_argument("--zoos", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, default=5, help="how many zoos of each kind, from seed 0")
+    parser.add_argument("--images", type=int, nargs="+", help="instead: heads that so many images teach")
     args = parser.parse_args()
     logging.getLogger("hf_radin").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
@@ -203,13 +222,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         for name in args.zoos:
-            table: dict[str, list[Row]] = {method: [] for method in METHODS}
-            for seed in range(args.seeds):
-                zoo = open_zoo(folder, name, seed)
-                for method, rows in table.items():
-                    rows.append(METHODS[method](zoo, seed))
-            print(f"\n## {name}: {zoo.models} models, {args.seeds} seeds\n")
-            print_table(table)
+            zoos = [open_zoo(folder, name, seed) for seed in range(args.seeds)]
+            print(f"\n## {name}: {zoos[0].models} models, {args.seeds} seeds\n")
+            if args.images:
+                print_few_images(zoos, args.images)
+            else:
+                print_table({name: [run(zoo, seed) for seed, zoo in enumerate(zoos)] for name, run in METHODS.items()})
 
 
 if __name__ == "__main__":
