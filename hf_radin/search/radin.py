@@ -223,6 +223,13 @@ class _Search:
         place, problem = bank.processes.decide(find)
         if problem:
             logger.warning("The heads are averaged, which is seldom good: %s", problem)
+        if place is not None and len(bank) < place.features:
+            logger.warning(
+                "%d images teach heads of %d features each: with fewer images than features the heads stay nearer to "
+                "the averaged ones, and are worse than more images would make them.",
+                len(bank),
+                place.features,
+            )
         return place
 
     def _hindrance(self, bank: LogitBank) -> str:

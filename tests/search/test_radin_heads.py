@@ -172,6 +172,15 @@ def test_after_a_pilot_heads_are_averaged_and_that_is_said(own_heads, digits, tm
     assert any("Heads of their own" in line and "after a pilot" in line for line in warned(caplog))
 
 
+@pytest.mark.parametrize(("images", "is_few"), [(20, True), (40, False)])
+def test_fewer_images_than_features_are_enough_and_that_is_said(own_heads, tmp_path, caplog, images, is_few):
+    few = image_dataset(*digit_images(slice(700, 700 + images)))
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{own_heads}/ft-*"), few, cache_dir=tmp_path)
+    soup = hf_radin.radin(bank, budget=1)
+    assert all(entry.images == images for entry in refitted(soup)) and refitted(soup)
+    assert any(f"{images} images teach heads of 32 features each" in line for line in warned(caplog)) == is_few
+
+
 def test_metrics_of_logits_are_those_of_the_split_that_proves(own_heads_bank, caplog):
     soup = hf_radin.radin(own_heads_bank, budget=3, metrics=["accuracy", "log_loss"], test_split="test")
     rows = {result.split: result.metrics for result in soup.results if result.name == "soup"}
