@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -107,6 +108,18 @@ def mcnemar(hits: np.ndarray, others: np.ndarray) -> float:
     fewer = np.arange(min(won, lost) + 1)
     chances = factorials[count] - factorials[fewer] - factorials[count - fewer] - count * np.log(2)
     return float(min(1.0, 2 * np.exp(chances).sum()))
+
+
+def is_above_zero(gains: np.ndarray) -> bool:
+    """Whether the mean of many gains is above zero by more than chance: by the normal 95% interval.
+
+    Args:
+        gains: of each image, `(samples,)`.
+    """
+    if len(gains) < 2:
+        return False
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    return bool(gains.mean() > NormalDist().inv_cdf((1 + LEVEL) / 2) * error)
 
 
 def _middle(resampled: np.ndarray) -> tuple[float, float]:

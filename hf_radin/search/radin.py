@@ -96,7 +96,11 @@ def radin(
             labels (see `refit`); each single model with a head of the latter is a candidate (`alone`), which takes
             passes like a soup. Such a soup's accuracy on the split that chooses is that of heads which did not see
             the image. If one is returned, it is shown the whole split once more, beside the budget. `auto` does so
-            where the ingredients' heads were drawn apart, by their cosines, and it can be done; else it averages.
+            where the ingredients' heads were drawn apart, by their cosines. Where they come from one start, heads are
+            averaged, and the soup that is best in the end (or single model) is shown the split once more, beside the
+            budget: it is returned with its head refitted to the ensemble of all and the labels if heads that did not
+            see the image are better than that (see `Reporter`); not with `full`, nor after an interrupt. Where heads
+            can't be refitted they are averaged.
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
             unless it does so worse beyond chance: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
@@ -123,19 +127,32 @@ def radin(
     ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, ids, passes=search.budget.passes)
     search, pulled_to = search.with_start(bank)
-    drawn, pilot, place = search.draw(bank), None, search.find_head(bank)
+    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank)
     if bank.is_pilot and search.budget.passes:
         check_report(bank, options)  # before the logits of further images
         wanted = {name for recipe in search.recipes for name in recipe.used} | {name for name in ids if name == start}
         bank, pilot = complete(bank, wanted)
         drawn = search.draw(bank)
     bank = replace(bank, ingredients=Ingredients(bank.ingredients, start=pulled_to))
-    if head_split is not None and place is None:
+    if head_split is not None and heads.place is None:
         logger.warning("The split %r teaches nothing: heads are averaged.", head_split)
     paused = time.perf_counter()
     reporter = Reporter.of(bank, options, ids=ids)
     begun += time.perf_counter() - paused  # the final figures' logits are no part of the budget
-    return search.soup(reporter, drawn, pilot, place, begun)
+    return search.soup(reporter, drawn, pilot, heads, begun)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """What becomes of the heads of soups.
+
+    Args:
+        place: the head that is refitted; None if all are averaged.
+        race: whether refitted heads are candidates, else the soup that is returned has its head refitted in the end.
+    """
+
+    place: Head | None = None
+    race: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,8 +210,8 @@ class _Search:
         recipes = tuple(_pulled(recipe, self.start, start) for recipe in self.recipes)
         return replace(self, start=start.id if start else self.start, recipes=recipes), start
 
-    def find_head(self, bank: LogitBank) -> Head | None:
-        """The head that soups have refitted; None if they have it averaged.
+    def find_heads(self, bank: LogitBank) -> _Heads:
+        """The head that soups have refitted, and when.
 
         Raises:
             ValueError: if it is to be refitted, and can't be.
@@ -203,13 +220,15 @@ class _Search:
         if self.head == "refit" and hindrance:
             raise ValueError(f"head='refit': {hindrance}. Average the heads: head='average' (--head average).")
         if not self.budget.passes:
-            return None
-        if self.head != "refit":
-            kinds = _heads_of_their_own(bank)
-            if kinds and (self.head == "average" or hindrance):
-                _warn_of_averaging(kinds, hindrance if self.head == "auto" else "")
-            if not kinds or self.head == "average" or hindrance:
-                return None
+            return _Heads()
+        kinds = "" if self.head == "refit" else _heads_of_their_own(bank)
+        if kinds and (self.head == "average" or hindrance):
+            _warn_of_averaging(kinds, hindrance if self.head == "auto" else "")
+        race = self.head == "refit" or bool(kinds)
+        # the paper's procedure ends with what was measured
+        if self.head == "average" or hindrance or (self.is_full and not race):
+            return _Heads()
+        if kinds:
             logger.info("%s. Both averaged and refitted ones enter.", kinds)
 
         def find() -> tuple[Head | None, str]:
@@ -221,16 +240,16 @@ class _Search:
                 return None, str(error)
 
         place, problem = bank.processes.decide(find)
-        if problem:
+        if problem and race:
             logger.warning("The heads are averaged, which is seldom good: %s", problem)
-        if place is not None and len(bank) < place.features:
+        if race and place is not None and len(bank) < place.features:
             logger.warning(
                 "%d images teach heads of %d features each: with fewer images than features the heads stay nearer to "
                 "the averaged ones, and are worse than more images would make them.",
                 len(bank),
                 place.features,
             )
-        return place
+        return _Heads(place, race and place is not None)
 
     def _hindrance(self, bank: LogitBank) -> str:
         """Why no head can be refitted on the images of a bank, whatever the architecture; empty if it can."""
@@ -244,21 +263,20 @@ class _Search:
         return ""
 
     def soup(
-        self, reporter: Reporter, drawn: Candidates, pilot: PilotReport | None, place: Head | None, begun: float
+        self, reporter: Reporter, drawn: Candidates, pilot: PilotReport | None, heads: _Heads, begun: float
     ) -> Soup:
         """The best soup among the drawn candidates and those that are sought.
 
         Args:
-            place: the head that soups have refitted; None if they have it averaged.
             begun: when the budget of time began, by `time.perf_counter`.
         """
         bank = reporter.bank
-        can_guide = not self.is_full and self.budget.passes > 0 and place is None
+        can_guide = not self.is_full and self.budget.passes > 0 and not heads.race
         is_guided = can_guide and bank.processes.decide(bank.is_prunable)
         ranked = self._rank(bank, drawn, is_guided)
         singles = single_measurements(bank)
-        if place is not None:
-            result = self._race_of_heads(ranked, singles, place, begun)
+        if heads.race and heads.place is not None:
+            result = self._race_of_heads(ranked, singles, heads.place, begun)
         elif self.budget.passes:
             result = self._race(bank, ranked, singles, is_guided, begun)
         else:
@@ -277,7 +295,8 @@ class _Search:
             pilot=pilot,
             curve=result.curve,
         )
-        return reporter.soup("radin", singles + result.measurements, settings)
+        refits = heads.place is not None and result.ended != "interrupt"  # else what took a pass is wanted at once
+        return reporter.soup("radin", singles + result.measurements, settings, refits=refits)
 
     def _race(
         self, bank: LogitBank, ranked: _Ranked, singles: list[Measurement], is_guided: bool, begun: float

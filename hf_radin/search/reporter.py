@@ -13,7 +13,7 @@ from hf_radin.ingredients.card_metadata import describe_ingredient, describe_sta
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
-from hf_radin.recipes.intervals import accuracy_interval, difference_interval, mcnemar
+from hf_radin.recipes.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
 from hf_radin.recipes.metrics import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
 from hf_radin.search.held_out import (
@@ -26,11 +26,10 @@ from hf_radin.search.held_out import (
     refuse_overlap,
 )
 from hf_radin.search.measure import measured_soup, refitted_soup
-from hf_radin.soup.cook import refit_head
+from hf_radin.soup.cook import CookedHead, refit_head
 from hf_radin.soup.report import (
     ClassHits,
     Comparison,
-    HeadRecord,
     Overlap,
     PassCounts,
     PilotReport,
@@ -40,7 +39,7 @@ from hf_radin.soup.report import (
     versions,
 )
 from hf_radin.soup.soup import Soup
-from hf_radin.weights.head import RefittedHead
+from hf_radin.weights.refit import logits_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +110,7 @@ class Reporter:
         head_split: whose images teach a head that is refitted; by default those that choose.
         ids: of the ingredients in the user's order, for reading.
         probed: soups that the split that chose was shown once more for their logits, and what that took.
+        refits: the images that a head was refitted to, of what soup and by whom it was taught, for each that was.
     """
 
     bank: LogitBank
@@ -121,6 +121,7 @@ class Reporter:
     head_split: str | None = None
     ids: tuple[str, ...] = ()
     probed: dict[Recipe, Spent] = field(default_factory=dict)
+    refits: list[tuple[LogitBank, Recipe, Teacher]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -159,22 +160,29 @@ class Reporter:
         measurements: Sequence[Measurement],
         settings: SearchSettings,
         chosen: Measurement | None = None,
+        *,
+        refits: bool = False,
     ) -> Soup:
         """The soup of a search, with its report.
 
         Args:
             measurements: of all candidates, singles included.
             chosen: the soup to return; by default the best that was measured on all images.
+            refits: whether a soup with an averaged head has it refitted if that is better (see `_is_better`).
         """
-        bank = self.bank
+        bank, seed = self.bank, settings.seed or 0
         # a soup that was shown a part is not chosen; with a budget of 0 the soup was shown nothing
         eligible = [entry for entry in measurements if entry.images == len(bank) or entry.measured is None]
         chosen = chosen or choose(eligible)
         soups = [entry for entry in measurements if entry.proposal != "single"]
         best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
+        is_tried = chosen.teacher is not None or (refits and self._is_finite(chosen))
+        head = self._refit(chosen, best, seed) if is_tried else None
+        if head is not None and chosen.teacher is None:
+            chosen = self._with_head(chosen, head)
+            measurements = [*measurements, chosen]
         rows = [("soup", chosen), ("best single", best)]
         rows += [("uniform", entry) for entry in soups if entry.proposal == "uniform" and entry.teacher is None]
-        head = self._refit(chosen, best, settings.seed or 0)
         is_compared = chosen.recipe != best.recipe or head is not None
         proof = self._proof(rows, head, is_compared=is_compared)
         bank.processes.log(
@@ -192,36 +200,63 @@ class Reporter:
             self._named_ingredients,
             processes=bank.processes,
             statistics=bank.statistics,
-            head=head.made if head else None,
+            head=head.cooked.head if head else None,
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int) -> _FinalHead | None:
-        """The head of the soup; None if it is averaged.
+        """The refitted head of the soup; None if the averaged head is to stay.
 
-        It is refitted to all images that choose, or to those of another split, if that is no worse beyond chance.
+        Without a teacher of its own, a soup has its head refitted to the ensemble of all and the labels, if that is
+        better. Images that choose teach it, or those of another split, if that is no worse beyond chance.
 
         Args:
             best: the best single model.
         """
-        if chosen.teacher is None:
+        recipe = chosen.recipe
+        teacher = chosen.teacher or Teacher(Recipe.uniform(self.bank.ingredients.ids), labels=True)
+        cooked = self._cook(self.bank, recipe, teacher, seed)
+        if chosen.teacher is None and not self._is_better(cooked, chosen, best):
             return None
-        if self.head_split is not None:
-            bank = bank_of_split(self.bank, self.head_split)
-            made, record = refit_head(bank, chosen.recipe, chosen.teacher, seed=seed)
-            head = _FinalHead(made, record, chosen.recipe, chosen.teacher, bank)
-            if self._is_no_worse(head, best):
-                return head
-        hold_out = None if self.hold_out is None else (self.hold_out, seed)
-        made, record = refit_head(self.bank, chosen.recipe, chosen.teacher, hold_out=hold_out, seed=seed)
-        return _FinalHead(made, record, chosen.recipe, chosen.teacher, self.bank)
+        head = _FinalHead(cooked, recipe, teacher, cooked.predictions, cooked.logits)
+        if self.head_split is None:
+            return head
+        other = self._cook(bank_of_split(self.bank, self.head_split), recipe, teacher, seed)
+        logits = logits_of(other.head.layer, cooked.features, np.arange(len(self.bank)))
+        taught_elsewhere = _FinalHead(other, recipe, teacher, logits.argmax(1), logits)
+        return taught_elsewhere if self._is_no_worse(taught_elsewhere, head, best) else head
 
-    def _is_no_worse(self, head: _FinalHead, best: Measurement) -> bool:
+    def _cook(self, bank: LogitBank, recipe: Recipe, teacher: Teacher, seed: int) -> CookedHead:
+        """The head of a soup, refitted to the images of a bank."""
+        self.refits.append((bank, recipe, teacher))
+        hold_out = None if self.hold_out is None or bank is not self.bank else (self.hold_out, seed)
+        return refit_head(bank, recipe, teacher, hold_out=hold_out, seed=seed, with_logits=self._need_logits)
+
+    def _is_better(self, cooked: CookedHead, averaged: Measurement, best: Measurement) -> bool:
+        """Whether heads that did not see the image are better than the averaged head of a soup.
+
+        They have to give labels a higher probability, beyond chance, which says more than accuracy does. The accuracy
+        must be above that of the best single model, and not worse than the averaged head's beyond chance.
+        """
+        hits = cooked.predictions == self.bank.labels
+        accuracy, gains = float(hits.mean()), cooked.averaged_losses - cooked.losses
+        is_better = is_above_zero(gains) and accuracy > best.known
+        if is_better and accuracy < averaged.known:
+            is_better = mcnemar(hits, predict(self.bank, averaged.recipe) == self.bank.labels) >= CHANCE
+        logger.info(
+            "With its head refitted to the ensemble of all and the labels: accuracy %.4f (averaged %.4f), log loss "
+            "%.4f (%.4f). %s",
+            accuracy,
+            averaged.known,
+            cooked.losses.mean(),
+            cooked.averaged_losses.mean(),
+            "That is taken." if is_better else "The head stays as it is.",
+        )
+        return is_better
+
+    def _is_no_worse(self, head: _FinalHead, other: _FinalHead, best: Measurement) -> bool:
         """Whether a head that another split taught is above the best single model, and not behind those which images
         that choose taught, by more than chance; else a warning says so."""
-        hits, others = (
-            self._refitted_answers(self.bank, taught).predictions == self.bank.labels
-            for taught in (head, replace(head, bank=self.bank))
-        )
+        hits, others = (head.predictions == self.bank.labels, other.predictions == self.bank.labels)
         accuracy, known = float(hits.mean()), float(others.mean())
         if accuracy > best.known and (accuracy >= known or mcnemar(hits, others) >= CHANCE):
             return True
@@ -236,6 +271,24 @@ class Reporter:
             self.bank.split,
         )
         return False
+
+    def _is_finite(self, chosen: Measurement) -> bool:
+        """Whether all logits of a soup are finite numbers: else its features may be none, which can't teach."""
+        return bool((predict(self.bank, chosen.recipe) >= 0).all())
+
+    def _with_head(self, chosen: Measurement, head: _FinalHead) -> Measurement:
+        """What is known of a soup when its head is refitted, which takes none of the budget's passes."""
+        bank, hits = self.bank, head.predictions == self.bank.labels
+        ensemble = bank.predict(bank.row(head.teacher.ensemble)) == bank.labels
+        return Measurement(
+            chosen.recipe,
+            "alone" if chosen.proposal == "single" else chosen.proposal,
+            float(ensemble.mean()),
+            float(hits.mean()),
+            len(bank),
+            interval=accuracy_interval(hits),
+            teacher=head.teacher,
+        )
 
     @property
     def _named_ingredients(self) -> Ingredients:
@@ -278,7 +331,7 @@ class Reporter:
             pulled_to=describe_start(bank.ingredients, chosen.recipe),
             method=method,
             **{**vars(settings), "pilot": pilot},
-            passes=self._passes(measurements, pilot, head),
+            passes=self._passes(measurements, pilot),
             time=self._time(measurements, pilot),
             against_best_single=tuple(proof.comparisons),
             by_class=proof.by_class,
@@ -297,7 +350,7 @@ class Reporter:
             overlap=self.overlap,
             remarks=bank.remarks,
             batchnorm=bank.statistics.record if bank.statistics else None,
-            head=head.record if head else None,
+            head=head.cooked.record if head else None,
             classes=bank.classes,
             architecture=bank.ingredients[0].architecture,
             ingredients=tuple(map(describe_ingredient, self._named_ingredients)),
@@ -384,20 +437,14 @@ class Reporter:
     def _refitted_answers(self, split: LogitBank, head: _FinalHead) -> Answers:
         """What a soup with a refitted head predicts on a split, with its logits where a metric takes them.
 
-        On the split that taught it, what heads predict that did not see the image, of which there are no logits.
+        On the split that chose, of heads that did not see the image.
         """
-        everything, logits = np.ones(len(split), dtype=bool), None
-        if split is head.bank:
-            soup = measured_soup(split, head.soup, head=head.made.place)
-            soup.look(everything)
-            predictions = soup.refit(head.teacher, seed=head.record.seed).predictions
-        else:
-            shown = replace(split, ingredients=self.bank.ingredients)
-            soup = refitted_soup(shown, head.soup, head.made)
-            if self._need_logits:
-                logits, _ = soup.logits()
-            predictions = soup.look(everything)
-        return Answers(predictions, np.asarray(split.labels), len(split.classes), logits)
+        labels, classes = np.asarray(split.labels), len(split.classes)
+        if split is self.bank:
+            return Answers(head.predictions, labels, classes, head.logits if self._need_logits else None)
+        soup = refitted_soup(replace(split, ingredients=self.bank.ingredients), head.soup, head.cooked.head)
+        logits = soup.logits()[0] if self._need_logits else None
+        return Answers(soup.look(np.ones(len(split), dtype=bool)), labels, classes, logits)
 
     def _ensemble_answers(self, split: LogitBank, row: np.ndarray) -> Answers:
         """What the ensemble of a recipe `(models,)` predicts on a split, with its logits where a metric takes them."""
@@ -420,9 +467,7 @@ class Reporter:
         hits = answers.predictions == answers.labels
         return Result(name, split.split, metrics, len(hits), accuracy_interval(hits))
 
-    def _passes(
-        self, measurements: Sequence[Measurement], pilot: PilotReport | None, head: _FinalHead | None
-    ) -> PassCounts:
+    def _passes(self, measurements: Sequence[Measurement], pilot: PilotReport | None) -> PassCounts:
         """What the search took in passes over the split."""
         bank, probed = self.bank, len(self.probed)
         share = len(bank) / bank.samples if bank.is_pilot else bank.samples / len(bank)  # more where some are held out
@@ -430,13 +475,14 @@ class Reporter:
         batchnorm = 0.0
         if bank.statistics:
             soups = sum(entry.passes > 0 and not entry.recipe.is_single for entry in measurements) + probed
-            soups += head is not None and not head.soup.is_single  # averaged once more
+            soups += sum(not recipe.is_single for _, recipe, _ in self.refits)  # averaged once more
             batchnorm = soups * bank.statistics.record.images / len(bank)
         soup_passes = sum(entry.passes for entry in measurements)
-        refitted = 0.0 if head is None else head.bank.samples / len(bank)  # those held out go by, too
-        if head is not None and head.bank is not bank:  # the teachers saw them as well, and the soup those that choose
-            refitted += refitted * len(head.record.teacher.used) + 1
-        return PassCounts(logits, soup_passes, probabilities=float(probed), batchnorm=batchnorm, head=refitted)
+        heads = 0.0
+        for teaching, _, teacher in self.refits:
+            teachers = 0 if teaching is bank else len(teacher.used)  # whose logits are known of the images that choose
+            heads += (1 + teachers) * teaching.samples / len(bank)  # those held out go by, too
+        return PassCounts(logits, soup_passes, probabilities=float(probed), batchnorm=batchnorm, head=heads)
 
     def _time(self, measurements: Sequence[Measurement], pilot: PilotReport | None) -> TimeSpent:
         """Seconds that devices took for what `_passes` counts."""
@@ -456,13 +502,20 @@ class Reporter:
 
 @dataclass(frozen=True, eq=False)
 class _FinalHead:
-    """The refitted head of a soup, how it was made, and the bank of the images that taught it."""
+    """The refitted head of a soup, and what is known of it.
 
-    made: RefittedHead
-    record: HeadRecord
+    Args:
+        soup: the recipe of all but the head.
+        teacher: of the head.
+        predictions: on the images that choose, of heads that did not see the image: `(images,)`.
+        logits: of the same heads, `(images, classes)`; None if they were not wanted.
+    """
+
+    cooked: CookedHead
     soup: Recipe
     teacher: Teacher
-    bank: LogitBank
+    predictions: np.ndarray
+    logits: np.ndarray | None
 
 
 @dataclass(eq=False)
@@ -522,13 +575,10 @@ def class_hits(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> ClassH
 def _warn_unknown(metrics: Sequence[str], name: str, split: LogitBank) -> None:
     """Say that these metrics are left out.
 
-    After a pilot many of the images on which models agree have no logits; and with a refitted head that did not see
-    the image only its class is known.
+    After a pilot many of the images on which models agree have no logits.
     """
-    reason = "heads that were refitted without an image give its class alone"
-    if split.partial:
-        reason = "after a pilot its logits are known of some images only"
     if metrics:
+        reason = "after a pilot its logits are known of some images only"
         logger.warning("%s of the %s on %s: left out, because %s.", ", ".join(metrics), name, split.split, reason)
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ from hf_radin.weights.average import average_model, by_content, saved_dtype, wri
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
 from hf_radin.weights.head import FeatureRunning, RefittedHead, find_head
-from hf_radin.weights.refit import FOLDS, Refit, refit
+from hf_radin.weights.refit import FOLDS, Refit, calibrated_losses, log_losses, logits_of, refit
 from hf_radin.weights.start import find_start
 
 if TYPE_CHECKING:
@@ -189,10 +189,40 @@ def cook_recipe(
     average(ingredients, recipe, output=output, report=report, license=license, **written)
 
 
+@dataclass(frozen=True, eq=False)
+class CookedHead:
+    """The refitted head of a soup, how to make it again, and how it compares with the averaged one.
+
+    Args:
+        head: fitted to all images of a bank.
+        record: how it was made.
+        features: of the soup, `(images, features)`; may be memory-mapped.
+        predictions: the class of each image, from a head that did not see it: `(images,)`.
+        losses: of such heads, minus the logarithm of the probability that an image is given for its label, in nats:
+            `(images,)`.
+        averaged_losses: the same of the averaged head, at the temperature that is best for it.
+        logits: of such heads, `(images, classes)`; None unless they were wanted.
+    """
+
+    head: RefittedHead
+    record: HeadRecord
+    features: np.ndarray
+    predictions: np.ndarray
+    losses: np.ndarray
+    averaged_losses: np.ndarray
+    logits: np.ndarray | None = None
+
+
 def refit_head(
-    bank: LogitBank, recipe: Recipe, teacher: Teacher, *, hold_out: tuple[float, int] | None = None, seed: int = 0
-) -> tuple[RefittedHead, HeadRecord]:
-    """The head of a soup, refitted to an ensemble's logits of the images of a bank, and how to make it again.
+    bank: LogitBank,
+    recipe: Recipe,
+    teacher: Teacher,
+    *,
+    hold_out: tuple[float, int] | None = None,
+    seed: int = 0,
+    with_logits: bool = False,
+) -> CookedHead:
+    """The head of a soup, refitted to an ensemble's logits of the images of a bank.
 
     The soup is shown the whole split once more, in whole blocks, whatever parts of it a search has shown it before:
     so the same head comes again to the last bit. Its features are cached beside the bank. All processes call this.
@@ -203,6 +233,7 @@ def refit_head(
         teacher: what the head is fitted to.
         hold_out: the share of the split, and the seed, that a part of it was held out with (`LogitBank.divided`).
         seed: of the folds.
+        with_logits: whether the logits of heads that did not see the image are wanted.
 
     Raises:
         ValueError: if the architecture has no head that can be refitted, the split is too small, or after a pilot.
@@ -228,15 +259,18 @@ def refit_head(
     running = FeatureRunning.of(passes.running, place)
     whole = replace(passes, running=running, logits_dtype="float32")
     features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
+    features = features[bank.places]
 
-    def refitted() -> Refit:
-        logits = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank)))
-        layer = cached.layer() or place.layer_of(make_model())
-        labels = np.asarray(bank.labels) if teacher.labels else None
-        device = processes.float64_device
-        return refit(features[bank.places], logits, layer, bank.contents, labels=labels, seed=seed, device=device)
+    def compared() -> tuple[Refit, np.ndarray, np.ndarray, np.ndarray | None]:
+        teaching = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank)))
+        averaged, labels = cached.layer() or place.layer_of(make_model()), np.asarray(bank.labels)
+        options: dict[str, Any] = {"labels": labels if teacher.labels else None, "seed": seed}
+        result = refit(features, teaching, averaged, bank.contents, **options, device=processes.float64_device)
+        logits = result.unseen_logits(features)
+        averaged_losses = calibrated_losses(logits_of(averaged, features, np.arange(len(features))), labels)
+        return result, log_losses(logits, labels), averaged_losses, logits if with_logits else None
 
-    result, run = processes.decide(refitted), bank.manifest.run
+    result, losses, averaged_losses, logits = processes.decide(compared)
     record = HeadRecord(
         teacher=Recipe(tuple(teacher.used), tuple(teacher.used.values())),
         data=bank.manifest.data.key,
@@ -245,7 +279,7 @@ def refit_head(
         hold_out_seed=hold_out[1] if hold_out else 0,
         images=len(bank),
         places=digest(bank.ids.tolist()),
-        run=run,
+        run=bank.manifest.run,
         batch_size=bank.manifest.batch_size,
         seed=seed,
         folds=FOLDS,
@@ -253,7 +287,8 @@ def refit_head(
         labels=result.labels,
         sha256=result.layer.sha256,
     )
-    return RefittedHead(place, result.layer), record
+    head = RefittedHead(place, result.layer)
+    return CookedHead(head, record, features, result.predictions, losses, averaged_losses, logits)
 
 
 def recipe_path(path: Path) -> Path:
@@ -424,16 +459,16 @@ def find_refitted_head(
         )
     weights = tuple(record.teacher.used.get(entry.id, 0.0) for entry in _entries(report, path))
     teacher = Teacher(Recipe(ingredients.ids, weights), labels=record.labels > 0)
-    head, again = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=record.seed)
-    if again.sha256 != record.sha256:
+    cooked = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=record.seed)
+    if cooked.record.sha256 != record.sha256:
         logger.warning(
             "The head of %s was refitted and is not the same to the last bit (penalty %.3g, then %.3g): the images, "
             "the versions of the libraries, the machine or its threads are others.",
             path,
-            again.penalty,
+            cooked.record.penalty,
             record.penalty,
         )
-    return head
+    return cooked.head
 
 
 def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | None, what: str) -> DataSource:

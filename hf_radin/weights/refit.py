@@ -39,6 +39,9 @@ CHUNK = 1024
 # are scaled so that images leave each of them a standard error of about 1.
 STEPS, MEMORY, SMALL = 100, 8, 1e-3
 
+# Newton's steps to the best temperature, at most.
+NEWTON = 30
+
 # Shares of the labels in what a head is taught, if they have a part: those to choose from.
 SHARES = (0.1, 0.25, 0.5)
 
@@ -51,13 +54,29 @@ class Refit:
         layer: fitted to all images.
         penalty: that it was fitted with, as in `ridge.Ridge`.
         predictions: the class of each image, from the head that was fitted to the other folds: `(images,)`.
+        folds: of the images, `(images,)`.
+        layers: fitted without the images of each fold.
         labels: the share of the labels in what it was taught.
     """
 
     layer: LinearLayer
     penalty: float
     predictions: np.ndarray
+    folds: np.ndarray
+    layers: tuple[LinearLayer, ...]
     labels: float = 0.0
+
+    def unseen_logits(self, features: np.ndarray) -> np.ndarray:
+        """The logits of each image, from the head that was fitted to the other folds: float32 `(images, classes)`.
+
+        Args:
+            features: of the same images, in the same order.
+        """
+        logits = np.zeros((len(features), len(self.layer.weight)), np.float32)
+        for fold, layer in enumerate(self.layers):
+            rows = np.flatnonzero(self.folds == fold)
+            logits[rows] = logits_of(layer, features, rows)
+        return logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,12 +241,14 @@ def refit(
         for fold, part in zip(taught, parts, strict=True)
     ]
     step = int(np.sum(entropies, axis=0).argmin())
+    layers = tuple(fold.heads[step] for fold in taught)
     predictions = np.zeros(len(features), dtype=int)
-    for fold, part in zip(taught, parts, strict=True):
+    for layer_without, part in zip(layers, parts, strict=True):
         for chunk in _chunks(part.rows):
-            predictions[chunk] = fold.heads[step](features[chunk]).argmax(1)
+            predictions[chunk] = layer_without(features[chunk]).argmax(1)
     final = _teach(lesson, parts, penalty)
-    return Refit(final.heads[step], final.penalty, predictions, 0.0 if labels is None else SHARES[step])
+    share = 0.0 if labels is None else SHARES[step]
+    return Refit(final.heads[step], final.penalty, predictions, folds, layers, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +326,52 @@ def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: Line
     ).step(loss)
     final = [tensor.cpu().numpy() for tensor in reached()]
     return LinearLayer(final[0], None if start.bias is None else final[1])
+
+
+def logits_of(layer: LinearLayer, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What a head makes of the features of some images, given by their rows: float32 `(rows, classes)`."""
+    return np.concatenate([layer(features[chunk]).astype(np.float32) for chunk in _chunks(rows)])
+
+
+def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Minus the logarithm of the probability that images are given for their labels, in nats: float64 `(images,)`.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: `(images,)`.
+    """
+    return _scaled(logits, labels, 1.0)[0]
+
+
+def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same of logits that are multiplied by the number that makes their sum least (temperature scaling).
+
+    The sum is convex in that number (Guo et al., arXiv 1706.04599), and Newton's steps find it.
+    """
+    scale = 1.0
+    for _ in range(NEWTON):
+        _, slopes, curvatures = _scaled(logits, labels, scale)
+        step = slopes.sum() / max(float(curvatures.sum()), np.finfo(float).tiny)
+        before, scale = scale, min(max(scale - step, scale / 2), scale * 2)
+        if abs(scale - before) <= SMALL * scale:
+            break
+    return _scaled(logits, labels, scale)[0]
+
+
+def _scaled(logits: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of logits that are multiplied by a number: losses, and their first and second derivatives by it `(images,)`."""
+    results = np.zeros((3, len(logits)))
+    for chunk in _chunks(np.arange(len(logits))):
+        values = logits[chunk].astype(np.float64)
+        values -= values.max(1, keepdims=True)
+        powers = np.exp(scale * values)
+        sums, right = powers.sum(1), values[range(len(chunk)), labels[chunk]]
+        mean = (powers * values).sum(1) / sums
+        results[0, chunk] = np.log(sums) - scale * right
+        results[1, chunk] = mean - right
+        results[2, chunk] = (powers * values**2).sum(1) / sums - mean**2
+    losses, slopes, curvatures = results
+    return losses, slopes, curvatures
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -83,7 +83,7 @@ def test_the_head_of_adapters_is_refitted_as_any_other(adapters, digits, tmp_pat
     assert place == locate_head(ingredients[0].load_model(torch.float32), images)
     bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
     recipe = Recipe.uniform(ingredients.ids)
-    head, _ = refit_head(bank, recipe, Teacher(recipe))
+    head = refit_head(bank, recipe, Teacher(recipe)).head
     tensors = hf_radin.average(ingredients, recipe, head=head)
     assert torch.equal(tensors["classifier.weight"], torch.from_numpy(head.layer.weight).float())
 

@@ -211,7 +211,7 @@ images = np.ones(len(bank), dtype=bool)
 soup.look(images & (np.arange(len(bank)) % 2 == 0))
 soup.look(images)
 result = soup.refit(Teacher(recipe))
-head, record = refit_head(bank, recipe, Teacher(recipe, labels=True))
+head = refit_head(bank, recipe, Teacher(recipe, labels=True)).head
 arrays = {"weight": result.layer.weight, "predictions": result.predictions, "saved": head.layer.weight}
 np.savez(f"{output}-{bank.processes.index}.npz", **arrays)
 bank.processes.wait()

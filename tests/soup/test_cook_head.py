@@ -34,9 +34,9 @@ def uniform(bank: hf_radin.LogitBank) -> Recipe:
 
 def refitted(bank: hf_radin.LogitBank, recipe: Recipe | None = None, *, labels: bool = False, **options) -> Soup:
     """The soup of a recipe, uniform by default, whose head is refitted to the ensemble of all."""
-    head, record = refit_head(bank, recipe or uniform(bank), Teacher(uniform(bank), labels), **options)
-    report = replace(hf_radin.uniform(bank).report, recipe=recipe or uniform(bank), head=record)
-    return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=head)
+    cooked = refit_head(bank, recipe or uniform(bank), Teacher(uniform(bank), labels), **options)
+    report = replace(hf_radin.uniform(bank).report, recipe=recipe or uniform(bank), head=cooked.record)
+    return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
 
 
 def cook(saved: Path, output: Path, cache: Path, *options: str) -> int:
@@ -127,13 +127,14 @@ def test_what_a_search_has_shown_the_soup_before_changes_no_bit(own_heads_bank, 
     soup = measured_soup(bank, uniform(bank), head=place)
     images = np.random.default_rng(0).random(600) < 0.3
     soup.look(images)
-    first, record = refit_head(bank, uniform(bank), Teacher(uniform(bank)))
+    first = refit_head(bank, uniform(bank), Teacher(uniform(bank)))
     soup.look(~images)
     again = hf_radin.compute_logits(bank.ingredients, bank.source.dataset, cache_dir=tmp_path)
-    second, other = refit_head(again, uniform(bank), Teacher(uniform(bank)))
-    assert record == other and first.layer.sha256 == second.layer.sha256 == record.sha256
+    second = refit_head(again, uniform(bank), Teacher(uniform(bank)))
+    assert first.record == second.record
+    assert first.head.layer.sha256 == second.head.layer.sha256 == first.record.sha256
     cross_fitted = soup.refit(Teacher(uniform(bank)))
-    np.testing.assert_allclose(cross_fitted.layer.weight, first.layer.weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(cross_fitted.layer.weight, first.head.layer.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_features_are_cached_and_cost_no_further_pass(own_heads_bank, predictions):
@@ -201,7 +202,7 @@ def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path):
 
 
 def test_a_head_is_not_written_without_a_report_of_it(own_heads_bank, tmp_path):
-    head, _ = refit_head(own_heads_bank, uniform(own_heads_bank), Teacher(uniform(own_heads_bank)))
+    head = refit_head(own_heads_bank, uniform(own_heads_bank), Teacher(uniform(own_heads_bank))).head
     with pytest.raises(ValueError, match="is written with a report that says how it was made"):
         hf_radin.average(own_heads_bank.ingredients, uniform(own_heads_bank), output=tmp_path / "soup", head=head)
     tensors = hf_radin.average(own_heads_bank.ingredients, uniform(own_heads_bank), head=head)
