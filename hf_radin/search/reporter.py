@@ -39,7 +39,7 @@ from hf_radin.soup.report import (
     versions,
 )
 from hf_radin.soup.soup import Soup
-from hf_radin.weights.refit import logits_of
+from hf_radin.weights.refit import FOLDS, logits_of
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Reporter:
         chosen = chosen or choose(eligible)
         soups = [entry for entry in measurements if entry.proposal != "single"]
         best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
-        is_tried = chosen.teacher is not None or (refits and self._is_finite(chosen))
+        is_tried = chosen.teacher is not None or (refits and self._can_refit(chosen))
         head = self._refit(chosen, best, seed) if is_tried else None
         if head is not None and chosen.teacher is None:
             chosen = self._with_head(chosen, head)
@@ -272,9 +272,11 @@ class Reporter:
         )
         return False
 
-    def _is_finite(self, chosen: Measurement) -> bool:
-        """Whether all logits of a soup are finite numbers: else its features may be none, which can't teach."""
-        return bool((predict(self.bank, chosen.recipe) >= 0).all())
+    def _can_refit(self, chosen: Measurement) -> bool:
+        """Whether there are images enough, and all logits of a soup are finite numbers: else its features may be none,
+        which can't teach."""
+        is_finite = bool((predict(self.bank, chosen.recipe) >= 0).all())
+        return is_finite and len(np.unique(self.bank.contents)) >= FOLDS
 
     def _with_head(self, chosen: Measurement, head: _FinalHead) -> Measurement:
         """What is known of a soup when its head is refitted, which takes none of the budget's passes."""

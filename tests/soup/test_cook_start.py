@@ -77,7 +77,9 @@ def test_with_a_refitted_head_and_with_statistics_of_batchnorm(nets, digits, tmp
     report = replace(hf_radin.uniform(bank).report, recipe=recipe, pulled_to=start, measurements=())
     averaged = Soup(report, bank.ingredients, statistics=bank.statistics)
     averaged.save_pretrained(tmp_path / "averaged")
-    refitted = Soup(replace(report, head=cooked.record), bank.ingredients, statistics=bank.statistics, head=cooked.head)
+    refitted = Soup(
+        replace(report, head=cooked.record), bank.ingredients, statistics=bank.statistics, head=cooked.head
+    )
     refitted.save_pretrained(tmp_path / "soup")
     caplog.clear()
     for name in ("soup", "averaged"):

@@ -1,0 +1,49 @@
+"""Log losses, and those at the temperature that is best."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_radin.recipes.intervals import is_above_zero
+from hf_radin.weights.refit import calibrated_losses, log_losses
+
+
+@pytest.fixture
+def answers() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(7, size=3000)  # more than are added up at a time
+    logits = 3 * generator.normal(size=(3000, 7)) + 4 * np.eye(7)[labels]
+    return logits.astype(np.float32), labels
+
+
+def test_they_are_those_of_torch(answers):
+    logits, labels = answers
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits).double(), torch.tensor(labels), reduction="none")
+    np.testing.assert_allclose(log_losses(logits, labels), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_no_other_temperature_is_better(answers):
+    logits, labels = answers
+    best = calibrated_losses(logits, labels).mean()
+    around = [log_losses(scale * logits.astype(float), labels).mean() for scale in np.geomspace(0.1, 10, 41)]
+    assert best <= min(around) and best == pytest.approx(min(around), abs=0.01) and max(around) > best + 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_the_scale_of_the_logits_makes_no_difference(answers, scale):
+    logits, labels = answers
+    np.testing.assert_allclose(
+        calibrated_losses(scale * logits, labels).mean(), calibrated_losses(logits, labels).mean(), rtol=1e-4
+    )
+
+
+def test_where_all_are_right_there_is_no_best_temperature_and_hardly_a_loss():
+    labels = np.arange(5)
+    assert calibrated_losses(np.eye(5, dtype=np.float32), labels).max() < 1e-6
+    assert calibrated_losses(np.ones((5, 3), np.float32), labels % 3) == pytest.approx(np.log(3) * np.ones(5))
+
+
+def test_a_mean_is_above_zero_beyond_chance():
+    gains = np.random.default_rng(0).normal(size=1000)
+    assert not is_above_zero(gains - gains.mean()) and not is_above_zero(-gains - 1) and is_above_zero(gains + 0.2)
+    assert not is_above_zero(np.zeros(10)) and is_above_zero(np.ones(10)) and not is_above_zero(np.ones(1))
