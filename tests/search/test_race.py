@@ -30,8 +30,8 @@ __all__ = ["clock"]  # a fixture
 
 
 def shown(bank, **options):
-    """A soup, and what was measured of its candidates, but for the baseline."""
-    soup = hf_radin.radin(bank, **options)
+    """A soup with averaged heads, and what was measured of its candidates, but for the baseline."""
+    soup = hf_radin.radin(bank, head="average", **options)
     return soup, [entry for entry in soup.report.soups if entry.proposal != "uniform"]
 
 
