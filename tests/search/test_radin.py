@@ -27,7 +27,7 @@ def names(recipe) -> set[str]:
 
 @pytest.fixture(scope="module")
 def soup(bank):
-    return hf_radin.radin(bank, budget=4, test_split="test")
+    return hf_radin.radin(bank, budget=4, head="average", test_split="test")
 
 
 def accuracy_of(model, bank) -> float:

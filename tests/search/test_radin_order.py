@@ -38,6 +38,12 @@ def unordered(report: SearchReport) -> object:
     for recipe in (fields["recipe"], *fields["measurements"]):
         pairs = sorted(zip(recipe.pop("ingredients"), recipe.pop("weights"), strict=True))
         recipe["parts"] = pairs
+    for teacher in (entry["teacher"] for entry in fields["measurements"] if entry["teacher"]):
+        ensemble = teacher["ensemble"]
+        teacher["ensemble"] = sorted(zip(ensemble["ingredients"], ensemble["weights"], strict=True))
+    if fields.get("head"):
+        teacher = fields["head"]["teacher"]
+        fields["head"]["teacher"] = sorted(zip(teacher["ingredients"], teacher["weights"], strict=True))
     fields["ingredients"] = sorted(fields["ingredients"], key=lambda entry: entry["id"])
     singles = [entry for entry in fields["measurements"] if entry["proposal"] == "single"]
     soups = [entry for entry in fields["measurements"] if entry["proposal"] != "single"]

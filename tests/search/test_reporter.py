@@ -47,7 +47,7 @@ def soup(runs, digits, tmp_path_factory):
     """Found by a race, in which the uniform soup is shown some of the images only."""
     cache = tmp_path_factory.mktemp("reported")
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=cache)
-    return hf_radin.radin(bank, budget=2, metrics=NAMES, test_split="test")
+    return hf_radin.radin(bank, budget=2, head="average", metrics=NAMES, test_split="test")
 
 
 def test_every_metric_is_given_of_each_on_each_split(soup):

@@ -50,7 +50,7 @@ def astray(start, tmp_path_factory) -> Path:
         for parameter in model.vit.parameters():
             if parameter.ndim > 1:
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data += 0.5 * parameter.std() * noise
+                parameter.data += 0.8 * parameter.std() * noise
         save(model, folder / f"ft-{seed}")
     return folder
 

@@ -59,6 +59,7 @@ def test_the_card_says_what_was_measured(saved, soup):
     for result in soup.results:
         assert f"{100 * result.metrics['accuracy']:.2f}%" in card.text
     true = {round(100 * value, 2) for entry in soup.measurements for value in (entry.estimate, entry.measured)}
+    true |= {round(100 * entry.predicted, 2) for entry in soup.measurements if entry.predicted is not None}
     true |= {round(100 * result.metrics["accuracy"], 2) for result in soup.results}
     true |= {round(100 * end, 2) for entry in (*soup.measurements, *soup.results) for end in entry.interval}
     assert set(numbers(card.text)) <= true, "the card holds a number that nobody measured"
@@ -317,7 +318,7 @@ def test_what_others_may_have_written_is_text(soup):
 
 def test_a_long_table_begins_with_this_soup(soup):
     report = as_read(soup)
-    chosen = next(entry for entry in report.soups if entry.recipe.used == soup.recipe.used)
+    chosen = next(entry for entry in report.soups if report.is_chosen(entry))
     other = replace(chosen, recipe=Recipe.uniform(soup.recipe.ingredients[:1]))
     text = card.render(replace(report, measurements=(*report.singles, *[other] * 20, chosen)))
     assert "This soup, and the best 9 of 20 others that were measured" in text
