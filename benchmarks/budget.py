@@ -5,7 +5,8 @@
 Zoo "alike" is 16 ResNets with BatchNorm and one learning rate, which differ in seed, augmentation and the 2 000 images
 that they saw. Zoo "spread" is 32 ViTs with learning rates spread over a factor of 30. Both are made with
 `examples/finetune_sweep.py`. Each seed of the search draws its candidates and samples anew. A pass is as many images
-through one model as the validation split has.
+through one model as the validation split has. Heads are averaged: what refitting the one of the result adds, at the
+same cost for each search, is in `sweeps.py`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
@@ -107,13 +109,18 @@ def baselines(zoo: Zoo) -> None:
     print(f"| ensemble of all | {ensemble} | {zoo.models} |")
 
 
+def averaged(bank: hf_radin.LogitBank, **options: Any) -> hf_radin.Soup:
+    """The soup of a search in which heads are averaged."""
+    return hf_radin.radin(bank, head="average", **options)
+
+
 def reached(zoo: Zoo, banks: Sequence[hf_radin.LogitBank], name: str) -> None:
     """Passes until the validation accuracy of the greedy soup is reached, with a bank for each seed."""
     goal, greedy = zoo.greedy.accuracy("soup", "validation"), zoo.passes(zoo.greedy)
     ratios, gains, missed, validation = [], [], 0, []
     for seed, bank in enumerate(banks):
         for budget in BUDGETS:
-            soup = hf_radin.radin(bank, budget=budget, seed=seed)
+            soup = averaged(bank, budget=budget, seed=seed)
             if soup.accuracy("soup", "validation") >= goal:
                 break
         else:
@@ -167,7 +174,7 @@ def kinds(zoo: Zoo, seeds: int, budget: float = 4) -> None:
     print("| candidates | validation | test | test less the paper's, points |\n|---|---:|---:|---:|")
     test: dict[str, np.ndarray] = {}
     for name, options in runs.items():
-        soups = [hf_radin.radin(zoo.bank, budget=budget, seed=seed, **options) for seed in range(seeds)]
+        soups = [averaged(zoo.bank, budget=budget, seed=seed, **options) for seed in range(seeds)]
         test[name] = np.array([zoo.on_test(soup.recipe) for soup in soups])
         gain = 100 * (test[name] - test["the paper's"])
         validation = statistics.median(soup.accuracy("soup", "validation") for soup in soups)
@@ -187,8 +194,8 @@ def with_start(folder: Path, zoo: Zoo, seeds: int, budget: float = 4) -> None:
         validation, gains = [], []
         for seed in range(seeds):
             full = {"proposals": "monte-carlo", "measure": "full"}
-            paper = hf_radin.radin(zoo.bank, budget=budget, seed=seed, **full)
-            soup = hf_radin.radin(banks[0], budget=budget, seed=seed, proposals=kind, start=str(start))
+            paper = averaged(zoo.bank, budget=budget, seed=seed, **full)
+            soup = averaged(banks[0], budget=budget, seed=seed, proposals=kind, start=str(start))
             validation.append(soup.accuracy("soup", "validation"))
             on_test = float((predict(banks[1], soup.recipe) == banks[1].labels).mean())
             gains.append(100 * (on_test - zoo.on_test(paper.recipe)))

@@ -199,7 +199,7 @@ def decoded(folder: Path, rounds: int, seed: int) -> None:
         ingredients = hf_radin.gather(f"{folder}/models-decoded-{number}/*")
         with tempfile.TemporaryDirectory() as cache:
             bank = hf_radin.compute_logits(ingredients, str(data), cache_dir=cache)
-            hf_radin.radin(bank, budget=8, proposals="monte-carlo")
+            hf_radin.radin(bank, budget=8, proposals="monte-carlo", head="average")
         print(f"- {number} ingredients, {images} images: {opened[0]} decoded", flush=True)
     decoding.open_image = open_image
 
