@@ -59,7 +59,9 @@ def test_the_images_that_choose_had_no_part_in_the_head_and_judge_the_saved_mode
 
 def test_where_it_teaches_worse_the_images_that_choose_do(own_heads_bank, caplog):
     soup = hf_radin.radin(own_heads_bank, budget=2, head_split="train")
-    assert soup.report.head.split == "validation" and soup.report.passes.head == 1
+    assert soup.report.head.split == "validation"
+    over = len(bank_of_split(own_heads_bank, "train")) / len(own_heads_bank)
+    assert soup.report.passes.head == pytest.approx(1 + over * 5)  # what was tried is counted
     assert any("The head that the split 'train' teaches" in line for line in warned(caplog))
 
 

@@ -1,4 +1,4 @@
-"""A soup of the digits, and the folder that it was saved to."""
+"""A soup of the digits with averaged heads, and the folder that it was saved to."""
 
 import pytest
 
@@ -7,7 +7,7 @@ import hf_radin
 
 @pytest.fixture(scope="module")
 def soup(bank):
-    return hf_radin.radin(bank, budget=4, test_split="test")
+    return hf_radin.radin(bank, budget=4, head="average", test_split="test")
 
 
 @pytest.fixture(scope="module")
