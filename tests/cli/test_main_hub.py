@@ -187,10 +187,12 @@ def test_saved_equals_pushed_equals_loaded(hub, soup, tmp_path):
     again = hf_radin.Soup.from_pretrained("org/soup")
     assert (again.recipe.weights, again.results) == (soup.recipe.weights, soup.results)
     shorter = [
-        replace(entry, recipe=other.recipe) for entry, other in zip(soup.measurements, again.measurements, strict=True)
+        replace(entry, recipe=other.recipe, teacher=other.teacher)
+        for entry, other in zip(soup.measurements, again.measurements, strict=True)
     ]
     assert list(again.measurements) == shorter  # of local folders the last two names
     assert again.recipe.ingredients == tuple("/".join(Path(name).parts[-2:]) for name in soup.recipe.ingredients)
+    assert {*again.report.head.teacher.ingredients} == {entry.id for entry in again.report.ingredients}
 
 
 def test_a_saved_folder_is_pushed_as_it_is(hub, soup, tmp_path, capsys):

@@ -148,7 +148,7 @@ def led_by_the_worst(pilot: hf_radin.LogitBank, whole: hf_radin.LogitBank) -> hf
 def test_the_best_single_model_is_known_on_all_images(zoo_pilot, zoo_bank):
     """Whichever lead: here those that are worst."""
     bank, report = complete(led_by_the_worst(zoo_pilot, zoo_bank))
-    singles = [(bank.predict(row) == zoo_bank.labels).mean() for row in np.eye(6)]
+    singles = [(zoo_bank.predict(row) == zoo_bank.labels).mean() for row in np.eye(6)]
     best = zoo_bank.ingredients.ids[int(np.argmax(singles))]
     assert best in report.whole[LEADING:]
     row = zoo_bank.row(hf_radin.Recipe.uniform([best]))
