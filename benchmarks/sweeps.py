@@ -5,8 +5,9 @@
 
 Zoo "heads" is eight small ViTs of one pre-trained body, each with a head drawn with its own seed. Zoo "lite0" is
 twelve fine-tunes of EfficientNet-lite0 with ImageNet's weights, after a linear probe (both: `zoo/pretrained.py`). Zoos
-"alike" and "spread" are those of `budget.py`. Each seed draws splits, start, fine-tunes and search anew; zoos are kept
-in the folder as NAME-SEED, and making them again is free. The test images took no part in any choice.
+"alike" and "spread" are those of `budget.py`, one of each, so that their seeds are those of the search alone. Each seed
+of the others draws splits, start, fine-tunes and search anew. Zoos are kept in the folder as NAME-SEED, and making them
+again is free. The test images took no part in any choice.
 """
 
 import argparse
@@ -37,10 +38,10 @@ STARTS = {"heads": "backbone", "lite0": "start", "alike": "start-resnet/start", 
 
 
 def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
-    """The zoo NAME-SEED, made where it is missing."""
-    place = folder / f"{name}-{seed}"
+    """The zoo NAME-SEED, made where it is missing; of the zoos of `budget.py` there is one."""
     if name in budget.ZOOS:
-        return budget.open_zoo(place, name, seed)
+        return budget.open_zoo(folder / f"{name}-0", name, 0)
+    place = folder / f"{name}-{seed}"
     return budget.read_zoo(name, MAKERS[name](place, seed=seed), place)
 
 
@@ -212,7 +213,7 @@ def main() -> None:
     names = [*MAKERS, *budget.ZOOS]
     parser.add_argument("--folder", type=Path, help="where zoos are made, and found again")
     parser.add_argument("--zoos", nargs="+", choices=names, default=names)
-    parser.add_argument("--seeds", type=int, default=5, help="how many zoos of each kind, from seed 0")
+    parser.add_argument("--seeds", type=int, default=5, help="how many zoos of each kind, or searches, from 0")
     parser.add_argument("--images", type=int, nargs="+", help="instead: heads that so many images teach")
     args = parser.parse_args()
     logging.getLogger("hf_radin").setLevel(logging.ERROR)
