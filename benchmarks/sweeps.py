@@ -5,9 +5,9 @@
 
 Zoo "heads" is eight small ViTs of one pre-trained body, each with a head drawn with its own seed. Zoo "lite0" is
 twelve fine-tunes of EfficientNet-lite0 with ImageNet's weights, after a linear probe (both: `zoo/pretrained.py`). Zoos
-"alike" and "spread" are those of `budget.py`, one of each, so that their seeds are those of the search alone. Each seed
-of the others draws splits, start, fine-tunes and search anew. Zoos are kept in the folder as NAME-SEED, and making them
-again is free. The test images took no part in any choice.
+"alike" and "spread" are those of `budget.py`, one of each, so that their seeds are those of the search alone. Of the
+others each seed draws splits, start, fine-tunes and search anew. Zoos are kept in the folder as NAME-SEED, and making
+them again is free. The test images took no part in any choice.
 """
 
 import argparse
