@@ -15,13 +15,15 @@ NAMES = ("digits", "fashion-mnist-resnets", "fashion-mnist-vits")
 # Lines of a table: how many there are depends on how many soups were worth measuring.
 ROW = re.compile(r"^\|")
 # What another processor or another day may round or spend otherwise; whether a difference may be chance hangs on it.
-CHANCE = re.compile(r", which may be chance \(p = [^()]* test\)")
-NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e-\d+)?( m?s\b)?")
+CHANCE = re.compile(r", which may be chance( \(p = [^()]* test\))?")
+# Whether its head is refitted does, too.
+HEAD = re.compile(r"Its head was refitted [^\n]*\n\n|, or of that which its head was refitted to")
+NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e-\d+)?( m?s\b)?")
 
 
 def frame(text: str) -> list[str]:
     """The card without its numbers, without what varies with releases, and of each table the head alone."""
-    lines, framing = text.splitlines(), []
+    lines, framing = HEAD.sub("", text).splitlines(), []
     for before, line in zip(["", *lines], lines, strict=False):
         if not (ROW.match(line) and ROW.match(before)) and "backend); hf_radin" not in line:
             line = (
