@@ -184,8 +184,9 @@ def cook_recipe(
     )
     images: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir}
     written["statistics"] = find_statistics(path, ingredients, **images)
-    written["head"] = find_refitted_head(path, ingredients, recipe, **images)
     report, license = SearchReport.read(path), license_beside(path)
+    if cooked := find_refitted_head(path, ingredients, recipe, **images):
+        written["head"], report = cooked.head, report.with_head(cooked.record)
     average(ingredients, recipe, output=output, report=report, license=license, **written)
 
 
@@ -413,7 +414,7 @@ def find_refitted_head(
     *,
     dataset: str | Path | None = None,
     cache_dir: str | Path | None = None,
-) -> RefittedHead | None:
+) -> CookedHead | None:
     """The head of the soup of a `recipe.json`, refitted again as it was; None if its head is averaged.
 
     The checkpoints that taught it run on the images once more, as far as their logits are not cached.
@@ -462,13 +463,13 @@ def find_refitted_head(
     cooked = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=record.seed)
     if cooked.record.sha256 != record.sha256:
         logger.warning(
-            "The head of %s was refitted and is not the same to the last bit (penalty %.3g, then %.3g): the images, "
-            "the versions of the libraries, the machine or its threads are others.",
+            "The head of %s was refitted and is not the same to the last bit (penalty %.3g, then %.3g): the "
+            "weights of the recipe, the images, the versions of the libraries, the machine or its threads are others.",
             path,
             cooked.record.penalty,
             record.penalty,
         )
-    return cooked.head
+    return cooked
 
 
 def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | None, what: str) -> DataSource:

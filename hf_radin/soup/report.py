@@ -472,6 +472,13 @@ class SearchReport(SearchSettings):
             return False
         return any(measurement.recipe.is_same(self.recipe) for measurement in self.measurements)
 
+    def with_head(self, made: HeadRecord) -> SearchReport:
+        """The report of a soup whose head was refitted again as it says, with what came of it this time."""
+        if self.head is None:
+            return self
+        head = replace(self.head, penalty=made.penalty, labels=made.labels, sha256=made.sha256)
+        return replace(self, head=head)
+
     def cooked(self, saved_dtype: str) -> SearchReport:
         """The report of weights that were averaged anew from this recipe.
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_radin.recipes.intervals import accuracy_interval, difference_interval, mcnemar
+from hf_radin.recipes.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
 
 
 def hits(count: int, samples: int) -> np.ndarray:
@@ -48,3 +48,9 @@ def test_models_that_agree_on_most_images_differ_by_little():
     assert 0 < low < 0.005 < high < 0.011
     assert difference_interval(soup, soup) == (0, 0)
     assert accuracy_interval(hits(10, 10)) == (1, 1)
+
+
+def test_a_mean_is_above_zero_beyond_chance():
+    gains = np.random.default_rng(0).normal(size=1000)
+    assert not is_above_zero(gains - gains.mean()) and not is_above_zero(-gains - 1) and is_above_zero(gains + 0.2)
+    assert not is_above_zero(np.zeros(10)) and is_above_zero(np.ones(10)) and not is_above_zero(np.ones(1))

@@ -158,6 +158,10 @@ def test_a_split_with_changed_images_is_said(own_heads_bank, tmp_path, caplog):
     image_dataset(*digit_images(slice(600, 1200))).to_parquet(tmp_path / "data" / "validation.parquet")
     assert cook(tmp_path / "soup", tmp_path / "again", tmp_path / "cache", "--dataset", str(tmp_path / "data")) == 0
     assert "is not the same to the last bit" in warned(caplog)[-1]
+    caplog.clear()  # the new recipe is that of the head that was made
+    other = ["--dataset", str(tmp_path / "data")]
+    assert cook(tmp_path / "again", tmp_path / "third", tmp_path / "cache", *other) == 0
+    assert not warned(caplog) and weights(tmp_path / "third") == weights(tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_radin.recipes.intervals import is_above_zero
 from hf_radin.weights.refit import calibrated_losses, log_losses
 
 
@@ -41,9 +40,3 @@ def test_where_all_are_right_there_is_no_best_temperature_and_hardly_a_loss():
     labels = np.arange(5)
     assert calibrated_losses(np.eye(5, dtype=np.float32), labels).max() < 1e-6
     assert calibrated_losses(np.ones((5, 3), np.float32), labels % 3) == pytest.approx(np.log(3) * np.ones(5))
-
-
-def test_a_mean_is_above_zero_beyond_chance():
-    gains = np.random.default_rng(0).normal(size=1000)
-    assert not is_above_zero(gains - gains.mean()) and not is_above_zero(-gains - 1) and is_above_zero(gains + 0.2)
-    assert not is_above_zero(np.zeros(10)) and is_above_zero(np.ones(10)) and not is_above_zero(np.ones(1))
