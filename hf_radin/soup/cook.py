@@ -39,7 +39,7 @@ from hf_radin.logits.manifest import RunOptions
 from hf_radin.logits.passes import compute_soup
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import check_output, digest, write_folder
-from hf_radin.runtime.processes import Processes
+from hf_radin.runtime.processes import Processes, progress_bar
 from hf_radin.soup.card import license_beside, report_files
 from hf_radin.soup.report import RECIPE, HeadRecord, SearchReport, versions
 from hf_radin.weights import average_tensors
@@ -59,6 +59,10 @@ logger = logging.getLogger(__name__)
 # Fields of a configuration that a soup does not take over: what a model returns beside its logits
 # (`OUTPUT_FIELDS` of `checkpoints.model`), and the older name of its dtype.
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict", "torch_dtype")
+
+
+# Seconds after which it is shown how far the refit of a head is: most take less.
+DELAY = 5
 
 
 def average(
@@ -266,7 +270,9 @@ def refit_head(
         teaching = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank)))
         averaged, labels = cached.layer() or place.layer_of(make_model()), np.asarray(bank.labels)
         options: dict[str, Any] = {"labels": labels if teacher.labels else None, "seed": seed}
-        result = refit(features, teaching, averaged, bank.contents, **options, device=processes.float64_device)
+        options |= {"device": processes.float64_device}
+        with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
+            result = refit(features, teaching, averaged, bank.contents, **options, on_fit=bar.update)
         logits = result.unseen_logits(features)
         averaged_losses = calibrated_losses(logits_of(averaged, features, np.arange(len(features))), labels)
         return result, log_losses(logits, labels), averaged_losses, logits if with_logits else None

@@ -15,7 +15,7 @@ images, the larger.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -213,6 +213,7 @@ def refit(
     seed: int = 0,
     penalty: float | None = None,
     device: str = "cpu",
+    on_fit: Callable[[], object] = lambda: None,
 ) -> Refit:
     """Refit a head to a teacher.
 
@@ -226,6 +227,7 @@ def refit(
             of images that they did not see the highest probabilities.
         penalty: of all fits, relative to the mean eigenvalue of the features' covariance; by default chosen by each.
         device: as in `Lesson`.
+        on_fit: is called after each of the `FOLDS` + 1 fits.
 
     Raises:
         ValueError: if there are fewer different images than folds, or a feature is no finite number.
@@ -234,7 +236,10 @@ def refit(
     folds = draw_folds(contents, seed=seed)
     order = np.argsort(contents, kind="stable")
     parts = [_Part(lesson.moments(rows), rows) for rows in (order[folds[order] == fold] for fold in range(FOLDS))]
-    taught = [_teach(lesson, [part for part in parts if part is not left_out], penalty) for left_out in parts]
+    taught = []
+    for left_out in parts:
+        taught.append(_teach(lesson, [part for part in parts if part is not left_out], penalty))
+        on_fit()
     judging = lesson if labels is None else lesson.at(1.0)
     entropies = [
         [float(judging.errors(head, part.rows).entropy) for head in fold.heads]
@@ -247,6 +252,7 @@ def refit(
         for chunk in _chunks(part.rows):
             predictions[chunk] = layer_without(features[chunk]).argmax(1)
     final = _teach(lesson, parts, penalty)
+    on_fit()
     share = 0.0 if labels is None else SHARES[step]
     return Refit(final.heads[step], final.penalty, predictions, folds, layers, share)
 
