@@ -46,7 +46,7 @@ from hf_radin.weights import average_tensors
 from hf_radin.weights.average import average_model, by_content, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
-from hf_radin.weights.head import FeatureRunning, RefittedHead, find_head
+from hf_radin.weights.head import FeatureRunning, Head, RefittedHead, find_head
 from hf_radin.weights.refit import FOLDS, Refit, calibrated_losses, log_losses, logits_of, refit
 from hf_radin.weights.start import find_start
 
@@ -251,24 +251,11 @@ def refit_head(
             "of them: compute them without pilot."
         )
     place = processes.decide(lambda: find_head(bank.ingredients[0], bank.images.example()))
-    cached, passes = bank.soup_features(recipe), bank.passes()
-
-    def make_model() -> PreTrainedModel:
-        model = average_model(bank.ingredients, recipe, statistics=bank.statistics)
-        if processes.is_main:
-            cached.write_layer(place.layer_of(model))
-        return model
-
-    path = bank.soup_path(recipe).with_name(f"{cached.folder.name}-features.npy")
-    target = Target("Features of the soup", path, place.features, f"{cached.subject} {path.name}")
-    running = FeatureRunning.of(passes.running, place)
-    whole = replace(passes, running=running, logits_dtype="float32")
-    features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
-    features = features[bank.places]
+    features = _features(bank, recipe, place)
 
     def compared() -> tuple[Refit, np.ndarray, np.ndarray, np.ndarray | None]:
-        teaching = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank)))
-        averaged, labels = cached.layer() or place.layer_of(make_model()), np.asarray(bank.labels)
+        teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)
+        averaged = bank.soup_features(recipe).layer() or place.layer_of(_averaged(bank, recipe))
         options: dict[str, Any] = {"labels": labels if teacher.labels else None, "seed": seed}
         options |= {"device": processes.float64_device}
         with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
@@ -296,6 +283,29 @@ def refit_head(
     )
     head = RefittedHead(place, result.layer)
     return CookedHead(head, record, features, result.predictions, losses, averaged_losses, logits)
+
+
+def _features(bank: LogitBank, recipe: Recipe, place: Head) -> np.ndarray:
+    """The features of a soup on the images of a bank, `(images, features)`; it is shown the whole split."""
+    cached, passes, processes = bank.soup_features(recipe), bank.passes(), bank.processes
+
+    def make_model() -> PreTrainedModel:
+        model = _averaged(bank, recipe)
+        if processes.is_main:
+            cached.write_layer(place.layer_of(model))
+        return model
+
+    path = bank.soup_path(recipe).with_name(f"{cached.folder.name}-features.npy")
+    target = Target("Features of the soup", path, place.features, f"{cached.subject} {path.name}")
+    running = FeatureRunning.of(passes.running, place)
+    whole = replace(passes, running=running, logits_dtype="float32")
+    features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
+    return features[bank.places]
+
+
+def _averaged(bank: LogitBank, recipe: Recipe) -> PreTrainedModel:
+    """A soup with its averaged head."""
+    return average_model(bank.ingredients, recipe, statistics=bank.statistics)
 
 
 def recipe_path(path: Path) -> Path:
