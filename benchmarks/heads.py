@@ -17,7 +17,7 @@ from ensemble import spread
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_radin.weights.head import LinearLayer
-from hf_radin.weights.refit import refit
+from hf_radin.weights.refit import Lesson, refit
 
 FEATURES = ViTConfig().hidden_size
 # Images that the pass is timed on, after as many to warm up.
@@ -59,7 +59,7 @@ def main() -> None:
         passes.append(seconds_of_pass(args.images, device))
         for name, given in zip(taught, (None, labels), strict=True):
             begun = time.perf_counter()
-            refit(features, logits, layer, np.arange(args.images), labels=given, device=device)
+            refit(Lesson(features, logits, layer, given, device=device), np.arange(args.images))
             taught[name].append(time.perf_counter() - begun)
     print(f"{args.images:,} images, {FEATURES} features, {args.classes:,} classes, {device}, {args.rounds} rounds\n")
     print("| | seconds | of a pass |\n|---|---:|---:|")

@@ -23,7 +23,7 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import Head, Recording, RefittedHead
-from hf_radin.weights.refit import Refit, refit
+from hf_radin.weights.refit import Lesson, Refit, refit
 
 if TYPE_CHECKING:
     import torch
@@ -155,15 +155,10 @@ class MeasuredSoup:
             if layer is None or not np.isin(places, images).all():
                 raise ValueError(f"{self._features.folder} was changed while it was used. Run the same again.")
             rows, shown = np.searchsorted(images, places), np.flatnonzero(self.predictions != UNKNOWN)
-            result = refit(
-                features[rows],
-                bank.mixed(row, shown),
-                layer,
-                bank.contents[shown],
-                labels=np.asarray(bank.labels)[shown] if teacher.labels else None,
-                seed=seed,
-                device=bank.processes.float64_device,
-            )
+            labels = np.asarray(bank.labels)[shown] if teacher.labels else None
+            device = bank.processes.float64_device
+            lesson = Lesson(features[rows], bank.mixed(row, shown), layer, labels, device=device)
+            result = refit(lesson, bank.contents[shown], seed=seed)
             predictions = np.full(len(bank), UNKNOWN)
             predictions[shown] = result.predictions
             return replace(result, predictions=predictions)

@@ -47,7 +47,7 @@ from hf_radin.weights.average import average_model, by_content, saved_dtype, wri
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
 from hf_radin.weights.head import FeatureRunning, Head, RefittedHead, find_head
-from hf_radin.weights.refit import FOLDS, Refit, calibrated_losses, log_losses, logits_of, refit
+from hf_radin.weights.refit import FOLDS, Lesson, Refit, calibrated_losses, log_losses, logits_of, refit
 from hf_radin.weights.start import find_start
 
 if TYPE_CHECKING:
@@ -256,10 +256,10 @@ def refit_head(
     def compared() -> tuple[Refit, np.ndarray, np.ndarray, np.ndarray | None]:
         teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)
         averaged = bank.soup_features(recipe).layer() or place.layer_of(_averaged(bank, recipe))
-        options: dict[str, Any] = {"labels": labels if teacher.labels else None, "seed": seed}
-        options |= {"device": processes.float64_device}
+        taught, device = labels if teacher.labels else None, processes.float64_device
+        lesson = Lesson(features, teaching, averaged, taught, device=device)
         with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
-            result = refit(features, teaching, averaged, bank.contents, **options, on_fit=bar.update)
+            result = refit(lesson, bank.contents, seed=seed, on_fit=bar.update)
         logits = result.unseen_logits(features)
         averaged_losses = calibrated_losses(logits_of(averaged, features, np.arange(len(features))), labels)
         return result, log_losses(logits, labels), averaged_losses, logits if with_logits else None

@@ -204,15 +204,11 @@ def draw_folds(contents: np.ndarray, *, seed: int = 0, folds: int = FOLDS) -> np
 
 
 def refit(
-    features: np.ndarray,
-    teacher: np.ndarray,
-    layer: LinearLayer,
+    lesson: Lesson,
     contents: np.ndarray,
     *,
-    labels: np.ndarray | None = None,
     seed: int = 0,
     penalty: float | None = None,
-    device: str = "cpu",
     on_fit: Callable[[], object] = lambda: None,
 ) -> Refit:
     """Refit a head to a teacher.
@@ -220,19 +216,16 @@ def refit(
     It takes `(5 features^2 + 30 features x classes) x 8` bytes: 0.7 GB for 2,048 features and 1,000 classes.
 
     Args:
-        features, teacher, layer: as in `Lesson`.
+        lesson: what the head is taught. If labels are to have a part, their share is that of `SHARES` with which heads
+            give labels of images that they did not see the highest probabilities.
         contents, seed: as in `draw_folds`. Sums are taken in the order of the contents, so that the order of the
             images changes nothing.
-        labels: of the images `(images,)`, if they are to have a part: of `SHARES` the one with which heads give labels
-            of images that they did not see the highest probabilities.
         penalty: of all fits, relative to the mean eigenvalue of the features' covariance; by default chosen by each.
-        device: as in `Lesson`.
         on_fit: is called after each of the `FOLDS` + 1 fits.
 
     Raises:
         ValueError: if there are fewer different images than folds, or a feature is no finite number.
     """
-    lesson = Lesson(features, teacher, layer, labels, device=device)
     folds = draw_folds(contents, seed=seed)
     order = np.argsort(contents, kind="stable")
     parts = [_Part(lesson.moments(rows), rows) for rows in (order[folds[order] == fold] for fold in range(FOLDS))]
@@ -240,20 +233,20 @@ def refit(
     for left_out in parts:
         taught.append(_teach(lesson, [part for part in parts if part is not left_out], penalty))
         on_fit()
-    judging = lesson if labels is None else lesson.at(1.0)
+    judging = lesson if lesson.labels is None else lesson.at(1.0)
     entropies = [
         [float(judging.errors(head, part.rows).entropy) for head in fold.heads]
         for fold, part in zip(taught, parts, strict=True)
     ]
     step = int(np.sum(entropies, axis=0).argmin())
     layers = tuple(fold.heads[step] for fold in taught)
-    predictions = np.zeros(len(features), dtype=int)
+    predictions = np.zeros(len(lesson.features), dtype=int)
     for layer_without, part in zip(layers, parts, strict=True):
         for chunk in _chunks(part.rows):
-            predictions[chunk] = layer_without(features[chunk]).argmax(1)
+            predictions[chunk] = layer_without(lesson.features[chunk]).argmax(1)
     final = _teach(lesson, parts, penalty)
     on_fit()
-    share = 0.0 if labels is None else SHARES[step]
+    share = 0.0 if lesson.labels is None else SHARES[step]
     return Refit(final.heads[step], final.penalty, predictions, folds, layers, share)
 
 

@@ -1,5 +1,7 @@
 """A head refitted to a teacher: where it is known what comes out, and that no image judges itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from shared.features import CLASSES, drawn, noisy_teacher
@@ -35,7 +37,7 @@ def test_a_teacher_that_says_what_the_model_says_changes_nothing(images, penalty
     features, generator = drawn(images)
     layer = drawn_layer(generator, has_bias=has_bias)
     offsets = generator.normal(size=(images, 1))  # which change no probability
-    result = refit(features, layer(features) + offsets, layer, np.arange(images), penalty=penalty)
+    result = refit(Lesson(features, layer(features) + offsets, layer), np.arange(images), penalty=penalty)
     assert_same_predictions(result.layer, layer, drawn(seed=1)[0])
     assert (result.predictions == layer(features).argmax(1)).all()
     assert (result.layer.bias is None) == (not has_bias)
@@ -48,7 +50,7 @@ def test_a_teacher_that_is_linear_in_the_features_is_found(penalty):
     heads = [drawn_layer(generator) for _ in range(3)]
     ensemble = np.mean([head(features) for head in heads], axis=0)
     average = LinearLayer(np.mean([head.weight for head in heads], 0), np.mean([head.bias for head in heads], 0))
-    result = refit(features, ensemble, heads[0], np.arange(200), penalty=penalty)
+    result = refit(Lesson(features, ensemble, heads[0]), np.arange(200), penalty=penalty)
     assert_same_predictions(result.layer, average, drawn(seed=1)[0])
     assert (result.predictions == ensemble.argmax(1)).all()
     assert result.penalty <= 1e-6
@@ -59,10 +61,10 @@ def test_no_image_has_a_part_in_its_own_prediction():
     logits = 0.3 * noisy_teacher(features, generator)
     layer, contents = drawn_layer(generator), np.arange(300)
     folds = draw_folds(contents)
-    before = refit(features, logits, layer, contents).predictions
+    before = refit(Lesson(features, logits, layer), contents).predictions
     for fold in range(FOLDS):
         others = logits + np.where((folds == fold)[:, None], generator.normal(size=logits.shape), 0)
-        after = refit(features, others, layer, contents).predictions
+        after = refit(Lesson(features, others, layer), contents).predictions
         assert (after[folds == fold] == before[folds == fold]).all()
         assert (after[folds != fold] != before[folds != fold]).any()
 
@@ -71,12 +73,12 @@ def test_the_order_of_the_images_changes_no_bit():
     features, generator = drawn()
     logits, layer = 0.3 * noisy_teacher(features, generator), drawn_layer(generator)
     contents = np.array([f"{number:032x}".encode() for number in generator.permutation(200)])
-    result = refit(features, logits, layer, contents)
+    result = refit(Lesson(features, logits, layer), contents)
     order = generator.permutation(200)
-    other = refit(features[order], logits[order], layer, contents[order])
+    other = refit(Lesson(features[order], logits[order], layer), contents[order])
     assert (other.layer.weight == result.layer.weight).all() and (other.layer.bias == result.layer.bias).all()
     assert (other.predictions == result.predictions[order]).all() and other.penalty == result.penalty
-    seeded = refit(features, logits, layer, contents, seed=1)
+    seeded = refit(Lesson(features, logits, layer), contents, seed=1)
     np.testing.assert_allclose(seeded.layer.weight, result.layer.weight, rtol=1e-3)  # the folds judge alone
     assert (draw_folds(contents, seed=1) != draw_folds(contents)).any()
 
@@ -92,7 +94,7 @@ def test_too_few_images_are_refused():
     features, generator = drawn(10)
     layer = drawn_layer(generator)
     with pytest.raises(ValueError, match="refitted in 5 folds, and there are 4 different images"):
-        refit(features, layer(features), layer, np.arange(10) % 4)
+        refit(Lesson(features, layer(features), layer), np.arange(10) % 4)
 
 
 def test_features_that_are_no_numbers_are_refused():
@@ -101,13 +103,13 @@ def test_features_that_are_no_numbers_are_refused():
     logits = layer(features)
     features[3, 2] = np.inf
     with pytest.raises(ValueError, match="features are not all finite numbers"):
-        refit(features, logits, layer, np.arange(10))
+        refit(Lesson(features, logits, layer), np.arange(10))
 
 
 def test_features_that_are_all_alike_teach_the_bias_alone():
     features, generator = np.ones((50, 12), np.float32), np.random.default_rng(0)
     layer, logits = drawn_layer(generator), generator.normal(size=(50, CLASSES))
-    result = refit(features, logits, layer, np.arange(50))
+    result = refit(Lesson(features, logits, layer), np.arange(50))
     mean = probabilities(logits).mean(0)  # no other is nearer to all of them
     np.testing.assert_allclose(probabilities(result.layer(features)), np.tile(mean, (50, 1)), atol=1e-3)
 
@@ -145,7 +147,7 @@ def test_the_second_step_is_taken_where_it_helps_on_images_that_it_did_not_see(i
     first = layer + ridge.layer
     second = least_entropy(lesson, ridge, rows, start=first)
     assert (lesson.errors(second, others).entropy < lesson.errors(first, others).entropy) == is_enough
-    result = refit(features[rows], logits, layer, rows)
+    result = refit(Lesson(features[rows], logits, layer), rows)
     np.testing.assert_allclose(result.layer.weight, (second if is_enough else first).weight, rtol=1e-2, atol=1e-2)
 
 
@@ -154,7 +156,7 @@ def test_a_teacher_without_doubt_leaves_finite_weights():
     features, generator = drawn(40)
     layer = drawn_layer(generator)
     for logits in (1e4 * noisy_teacher(features, generator), 1e4 * layer(features)):
-        result = refit(features, logits, layer, np.arange(40))
+        result = refit(Lesson(features, logits, layer), np.arange(40))
         assert np.isfinite(result.layer.weight).all() and np.isfinite(result.layer.bias).all()
         assert (result.layer(features).argmax(1) == logits.argmax(1)).mean() > 0.9
 
@@ -195,8 +197,8 @@ def test_labels_help_where_the_teacher_knows_less_and_the_more_so_with_more_imag
     for images in (40, 2000):
         rows, others = np.arange(images), np.arange(2000, 3000)
         layer = LinearLayer(np.zeros((CLASSES, 12)), np.zeros(CLASSES))
-        arguments = features[rows], logits, layer, rows
-        without, labelled = refit(*arguments), refit(*arguments, labels=labels[rows])
+        lesson = Lesson(features[rows], logits, layer)
+        without, labelled = (refit(replace(lesson, labels=given), rows) for given in (None, labels[rows]))
         right = [(result.layer(features[others]).argmax(1) == labels[others]).mean() for result in (without, labelled)]
         shares.append(labelled.labels)
     assert right[1] > right[0] and without.labels == 0 and 0 < shares[0] <= shares[1] == max(SHARES)
@@ -206,11 +208,11 @@ def test_no_label_has_a_part_in_the_prediction_of_its_image():
     features, generator = drawn(300)
     labels, logits = classed(features, generator)
     folds, layer = draw_folds(np.arange(300)), drawn_layer(generator)
-    before = refit(features, logits, layer, np.arange(300), labels=labels)
+    before = refit(Lesson(features, logits, layer, labels), np.arange(300))
     for image in (0, 17):
         others = labels.copy()
         others[image] = (labels[image] + 1) % CLASSES
-        after = refit(features, logits, layer, np.arange(300), labels=others)
+        after = refit(Lesson(features, logits, layer, others), np.arange(300))
         same = folds == folds[image]
         assert after.labels == before.labels and (after.predictions[same] == before.predictions[same]).all()
         assert (after.layer.weight != before.layer.weight).any()
