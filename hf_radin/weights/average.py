@@ -176,11 +176,12 @@ def average_of_models(used: Ingredients, files: Files, recipe: Recipe, target: t
             values = torch.where(torch.isfinite(tensor), 0, tensor)
             if index == 0:
                 non_finite[name] = values if values.any() else torch.zeros((), dtype=values.dtype)
-            elif name in non_finite and (differs := values != non_finite[name]).any():
-                value = tensor.reshape(-1)[int(differs.reshape(-1).nonzero()[0])]
-                raise ValueError(
-                    f"{ingredient.id}: {name} has {value}, which not all have; an average of it is no number."
-                )
+            elif name in non_finite and (differs := _differs(values, non_finite[name])).any():
+                place = int(differs.reshape(-1).nonzero()[0])
+                value, owner = values.reshape(-1)[place], ingredient
+                if value == 0:  # a number here, and none in the first model
+                    value, owner = non_finite[name].reshape(-1)[place], used[0]
+                raise ValueError(f"{owner.id}: {name} has {value}, which not all have; an average of it is no number.")
             _add(sums, name, tensor, weight)
     if (start := used.start_of(recipe)) and recipe.pull:
         _pull(sums, start, recipe.pull.share, load_body(start, config, sum_dtype))
@@ -205,6 +206,11 @@ def _as_torch(content: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.
     if not len(content):
         return torch.empty(shape, dtype=torch_dtype(dtype))
     return torch.from_numpy(content).view(torch_dtype(dtype)).reshape(shape)
+
+
+def _differs(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Where two tensors differ; NaN is the same as NaN."""
+    return (values != others) & ~(values.isnan() & others.isnan())
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, weight: float) -> None:

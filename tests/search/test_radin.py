@@ -170,7 +170,7 @@ def test_for_a_linear_classifier_the_soup_is_the_ensemble(heads, digits, tmp_pat
 
 
 def test_the_held_out_split_takes_no_part_in_the_choice(bank, soup):
-    without = hf_radin.radin(bank, budget=4)
+    without = hf_radin.radin(bank, budget=4, head="average")
     assert without.recipe == soup.recipe and without.measurements == soup.measurements
     assert {row.split for row in without.results} == {"validation"}
     rows = {(row.name, row.split): row.images for row in soup.results}
@@ -185,7 +185,7 @@ def test_the_held_out_split_takes_no_part_in_the_choice(bank, soup):
 
 def test_a_held_out_bank_may_be_given(bank, soup, digits, cache):
     held_out = hf_radin.compute_logits(bank.ingredients, digits, split="test", cache_dir=cache)
-    assert hf_radin.radin(bank, budget=4, test_split=held_out).results == soup.results
+    assert hf_radin.radin(bank, budget=4, head="average", test_split=held_out).results == soup.results
 
 
 @pytest.mark.parametrize("given", ["name", "bank"])

@@ -428,15 +428,16 @@ def test_counters_that_some_keep_as_numbers_are_counters(tmp_path):
     assert counters and all(counter.dtype == torch.int64 for counter in counters)
 
 
-def test_what_is_no_number_in_a_loaded_model_is_named(two):
-    model = ViTForImageClassification.from_pretrained(two / "ft-1")
+@pytest.mark.parametrize("name", ["ft-0", "ft-1"])
+def test_what_is_no_number_in_a_loaded_model_is_named(two, name):
+    model = ViTForImageClassification.from_pretrained(two / name)
     model.classifier.bias.data[3] = torch.inf
-    model.save_pretrained(two / "ft-1")
+    model.save_pretrained(two / name)
     ingredients = hf_radin.gather(f"{two}/*")
     recipe = Recipe.uniform(ingredients.ids)
-    with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf at 3; an average with it is no number"):
+    with pytest.raises(ValueError, match=rf"{name}: classifier\.bias has inf at 3; an average with it is no number"):
         hf_radin.average(ingredients, recipe)
-    with pytest.raises(ValueError, match=r"ft-1: classifier\.bias has inf, which not all have"):
+    with pytest.raises(ValueError, match=rf"{name}: classifier\.bias has inf, which not all have"):
         average_loaded(ingredients, recipe)
 
 
