@@ -177,7 +177,7 @@ class Reporter:
         soups = [entry for entry in measurements if entry.proposal != "single"]
         best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
         is_tried = chosen.teacher is not None or (refits and self._can_refit(chosen))
-        head = self._refit(chosen, best, seed) if is_tried else None
+        head = self._refit(chosen, best, seed, of=len(measurements)) if is_tried else None
         if head is not None and chosen.teacher is None:
             chosen = self._with_head(chosen, head)
             measurements = [*measurements, chosen]
@@ -203,7 +203,7 @@ class Reporter:
             head=head.cooked.head if head else None,
         )
 
-    def _refit(self, chosen: Measurement, best: Measurement, seed: int) -> _FinalHead | None:
+    def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> _FinalHead | None:
         """The refitted head of the soup; None if the averaged head is to stay.
 
         Without a teacher of its own, a soup has its head refitted to the ensemble of all and the labels, if that is
@@ -211,11 +211,12 @@ class Reporter:
 
         Args:
             best: the best single model.
+            of: how many candidates the soup was the best of.
         """
         recipe = chosen.recipe
         teacher = chosen.teacher or Teacher(Recipe.uniform(self.bank.ingredients.ids), labels=True)
         cooked = self._cook(self.bank, recipe, teacher, seed)
-        if chosen.teacher is None and not self._is_better(cooked, chosen, best):
+        if chosen.teacher is None and not self._is_better(cooked, chosen, best, of=of):
             return None
         head = _FinalHead(cooked, recipe, teacher, cooked.predictions, cooked.logits)
         if self.head_split is None:
@@ -231,17 +232,18 @@ class Reporter:
         hold_out = None if self.hold_out is None or bank is not self.bank else (self.hold_out, seed)
         return refit_head(bank, recipe, teacher, hold_out=hold_out, seed=seed, with_logits=self._need_logits)
 
-    def _is_better(self, cooked: CookedHead, averaged: Measurement, best: Measurement) -> bool:
+    def _is_better(self, cooked: CookedHead, averaged: Measurement, best: Measurement, *, of: int) -> bool:
         """Whether heads that did not see the image are better than the averaged head of a soup.
 
         They have to give labels a higher probability, beyond chance, which says more than accuracy does. The accuracy
-        must be above that of the best single model, and not worse than the averaged head's beyond chance.
+        must be above that of the best single model, and not worse than the averaged head's beyond chance: this is the
+        best of many, which flatters it, so that the chance is divided by their number.
         """
         hits = cooked.predictions == self.bank.labels
         accuracy, gains = float(hits.mean()), cooked.averaged_losses - cooked.losses
         is_better = is_above_zero(gains) and accuracy > best.known
         if is_better and accuracy < averaged.known:
-            is_better = mcnemar(hits, predict(self.bank, averaged.recipe) == self.bank.labels) >= CHANCE
+            is_better = mcnemar(hits, predict(self.bank, averaged.recipe) == self.bank.labels) >= CHANCE / of
         logger.info(
             "With its head refitted to the ensemble of all and the labels: accuracy %.4f (averaged %.4f), log loss "
             "%.4f (%.4f). %s",
