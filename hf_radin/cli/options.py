@@ -142,7 +142,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--proposals", default="auto", metavar="KINDS", help=kinds)
     start = "what all began from: one of the ingredients or, for wise-ft, also a folder or Hub id with another head"
     add("--start", metavar="ID", help=f"{start} (wise-ft, model-stock)")
-    heads = "average heads, or refit them to the ensemble (radin; default auto: refit where they were drawn apart)"
+    heads = "average heads or refit them (radin; default auto: of the best soup, or of each if drawn apart)"
     add("--head", choices=("auto", "average", "refit"), default="auto", help=heads)
     add("--head-split", metavar="SPLIT", help="whose images teach a refitted head (radin; default: those that choose)")
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")

@@ -233,27 +233,36 @@ class Reporter:
         return refit_head(bank, recipe, teacher, hold_out=hold_out, seed=seed, with_logits=self._need_logits)
 
     def _is_better(self, cooked: CookedHead, averaged: Measurement, best: Measurement, *, of: int) -> bool:
-        """Whether heads that did not see the image are better than the averaged head of a soup.
+        """Whether heads that did not see the image are better than the averaged head of a soup, as a line says.
 
-        They have to give labels a higher probability, beyond chance, which says more than accuracy does. The accuracy
-        must be above that of the best single model, and not worse than the averaged head's beyond chance: this is the
-        best of many, which flatters it, so that the chance is divided by their number.
+        Their accuracy must be above that of the best single model. They must give labels a higher probability, which
+        says most, or get more of them right, beyond chance, and not do the other worse beyond chance. The averaged
+        head's soup is the best of many, which flatters its accuracy, so that the chance is divided by their number.
         """
+        _, different = np.unique(self.bank.contents, return_index=True)  # copies of an image say nothing new
         hits = cooked.predictions == self.bank.labels
-        accuracy, gains = float(hits.mean()), cooked.averaged_losses - cooked.losses
-        is_better = is_above_zero(gains) and accuracy > best.known
-        if is_better and accuracy < averaged.known:
-            is_better = mcnemar(hits, predict(self.bank, averaged.recipe) == self.bank.labels) >= CHANCE / of
+        others = predict(self.bank, averaged.recipe) == self.bank.labels
+        accuracy, gains = float(hits.mean()), (cooked.averaged_losses - cooked.losses)[different]
+        chance = mcnemar(hits[different], others[different])
+        is_likelier, is_unlikelier = is_above_zero(gains), is_above_zero(-gains)
+        is_righter = accuracy > averaged.known and chance < CHANCE
+        is_wronger = accuracy < averaged.known and chance < CHANCE / of
+        if accuracy <= best.known:
+            reason = f"the best single model has an accuracy of {best.known:.4f}"
+        elif is_wronger or is_unlikelier:
+            reason = "one of the two is worse by more than chance"
+        else:
+            reason = "" if is_likelier or is_righter else "the difference may be chance"
         logger.info(
-            "With its head refitted to the ensemble of all and the labels: accuracy %.4f (averaged %.4f), log loss "
-            "%.4f (%.4f). %s",
+            "With its head refitted to the ensemble of all and the labels, on images that heads did not see: accuracy "
+            "%.4f (averaged head: %.4f), log loss %.4f (at its best temperature: %.4f). The %s.",
             accuracy,
             averaged.known,
             cooked.losses.mean(),
             cooked.averaged_losses.mean(),
-            "That is taken." if is_better else "The head stays as it is.",
+            f"averaged head stays: {reason}" if reason else "refitted head is taken",
         )
-        return is_better
+        return not reason
 
     def _is_no_worse(self, head: _FinalHead, other: _FinalHead, best: Measurement) -> bool:
         """Whether a head that another split taught is above the best single model, and not behind those which images
@@ -261,6 +270,14 @@ class Reporter:
         hits, others = (head.predictions == self.bank.labels, other.predictions == self.bank.labels)
         accuracy, known = float(hits.mean()), float(others.mean())
         if accuracy > best.known and (accuracy >= known or mcnemar(hits, others) >= CHANCE):
+            logger.info(
+                "The head that the split %r teaches is taken: it gets %.4f of %r right, and heads that parts of this "
+                "teach get %.4f of the other parts right.",
+                self.head_split,
+                accuracy,
+                self.bank.split,
+                known,
+            )
             return True
         logger.warning(
             "The head that the split %r teaches gets %.4f of %r right, heads that parts of this teach get %.4f of the "
@@ -275,10 +292,24 @@ class Reporter:
         return False
 
     def _can_refit(self, chosen: Measurement) -> bool:
-        """Whether there are images enough, and all logits of a soup are finite numbers: else its features may be none,
-        which can't teach."""
-        is_finite = bool((predict(self.bank, chosen.recipe) >= 0).all())
-        return is_finite and len(np.unique(self.bank.contents)) >= FOLDS
+        """Whether a soup that has an averaged head may have another one; else a line says why not.
+
+        All its logits must be finite numbers, else its features may be none, which can't teach. And a head forgets the
+        classes that it is not shown: of each there must be some images.
+        """
+        bank = self.bank
+        _, different = np.unique(bank.contents, return_index=True)
+        least = int(np.bincount(np.asarray(bank.labels)[different], minlength=len(bank.classes)).min())
+        if least < FOLDS:
+            logger.info(
+                "The averaged head stays: the split %r has %d different images of one class, and a head is refitted "
+                "with %d of each or more.",
+                bank.split,
+                least,
+                FOLDS,
+            )
+            return False
+        return bool((predict(bank, chosen.recipe) >= 0).all())
 
     def _with_head(self, chosen: Measurement, head: _FinalHead) -> Measurement:
         """What is known of a soup when its head is refitted, which takes none of the budget's passes."""

@@ -92,7 +92,7 @@ def spending(report: SearchReport) -> str:
     if passes.batchnorm:
         text += f", and as many images as {passes.batchnorm:.3g} passes for their BatchNorm statistics"
     if passes.head:
-        text += f", {passes.head:.3g} to refit the head of the soup"
+        text += f", {passes.head:.3g} to refit the head of the soup{'' if report.head else ', which is not taken'}"
     return text
 
 
@@ -108,7 +108,8 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
         row = "running soups once more, for metrics of probabilities"
         rows.append((row, f"{passes.probabilities:.3g}", _clock(time.probabilities)))
     if passes.head:
-        rows.append(("refitting the head of the soup", f"{passes.head:.3g}", ""))
+        is_taken = "" if report.head else ", which was not taken"
+        rows.append((f"refitting the head of the soup{is_taken}", f"{passes.head:.3g}", ""))
     if passes.batchnorm:
         rows.append(("images for their BatchNorm statistics, as passes", f"{passes.batchnorm:.3g}", ""))
     if report.held_out:

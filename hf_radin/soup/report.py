@@ -20,7 +20,7 @@ from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
 from hf_radin.runtime.schema import IF_ANY, from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
-from hf_radin.weights.refit import FOLDS
+from hf_radin.weights.refit import FOLDS, SHARES
 
 logger = logging.getLogger(__name__)
 
@@ -639,7 +639,7 @@ def _check_head(record: HeadRecord | None) -> None:
     """Refuse a head that this version can't make.
 
     Raises:
-        ValueError: for another kind of head or number of folds, or a part or a seed that can't be drawn.
+        ValueError: for another kind of head or number of folds, or a part, a seed or a share of labels that can't be.
     """
     if record is None:
         return
@@ -648,3 +648,5 @@ def _check_head(record: HeadRecord | None) -> None:
     if not 0 < (0.5 if record.hold_out is None else record.hold_out) < 1 or min(record.seed, record.hold_out_seed) < 0:
         values = f"hold_out={record.hold_out}, hold_out_seed={record.hold_out_seed}, seed={record.seed}"
         raise ValueError(f"its 'head' says {values}")
+    if record.labels not in (0.0, *SHARES):
+        raise ValueError(f"its 'head' says labels={record.labels}; it may be 0, {', '.join(map(str, SHARES))}")

@@ -21,6 +21,7 @@ from hf_radin.search.held_out import bank_of_split
 from hf_radin.search.measure import MeasuredSoup
 from hf_radin.search.radin import single_measurements
 from hf_radin.search.reporter import Reporter, ReportOptions
+from hf_radin.soup import card
 from hf_radin.soup.report import SearchReport, SearchSettings
 from hf_radin.weights.average import average_model
 
@@ -82,19 +83,27 @@ def test_the_same_again_runs_no_model(bank, soup, predictions):
     )
 
 
-def test_few_images_do_not_show_that_it_is_better_and_the_pass_is_counted(runs, tmp_path, caplog):
-    few = image_dataset(*digit_images(slice(700, 712)))
+def test_a_class_with_hardly_an_image_would_be_forgotten(runs, tmp_path, caplog):
+    images, labels = digit_images(slice(700, 1000))
+    kept = [at for at, label in enumerate(labels) if label != 3][:200] + [list(labels).index(3)]
+    few = image_dataset([images[at] for at in kept], [labels[at] for at in kept])
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), few, cache_dir=tmp_path)
     with caplog.at_level(logging.INFO, logger="hf_radin"):
         soup = hf_radin.radin(bank, budget=1)
-    assert soup.report.head is None and all(entry.teacher is None for entry in soup.measurements)
-    assert soup.report.passes.head == 1 and "The head stays as it is." in caplog.text
+    assert soup.report.head is None and soup.report.passes.head == 0
+    assert "1 different images of one class" in caplog.text
 
 
-def test_fewer_different_images_than_folds_teach_nothing(runs, tmp_path):
-    images = image_dataset(*digit_images(slice(0, 8)))
-    bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), images, cache_dir=tmp_path)
-    assert hf_radin.radin(bank, budget=1, hold_out=0.5).report.passes.head == 0
+def test_what_is_tried_and_not_taken_is_counted_and_said(bank, caplog):
+    reporter = Reporter.of(bank, ReportOptions())
+    *singles, last = single_measurements(reporter.bank)
+    with caplog.at_level(logging.INFO, logger="hf_radin"):
+        soup = reporter.soup(
+            "radin", [*singles, replace(last, measured=1.0)], SearchSettings(), singles[0], refits=True
+        )
+    assert soup.report.head is None and soup.report.passes.head == 1
+    assert "The averaged head stays: the best single model has an accuracy of 1.0000." in caplog.text
+    assert "| refitting the head of the soup, which was not taken | 1 |" in card.render(soup.report)
 
 
 def test_a_single_model_that_no_soup_beats_has_its_head_refitted(bank):
