@@ -292,7 +292,8 @@ def _run_group(
         if inputs and passes.sample:
             rows = passes.sample.rows(block, len(next(iter(inputs.values()))))
             inputs = select(inputs, rows) if len(rows) else {}
-        preparing = (time.perf_counter() - begun) / len(waiting)
+        # another run at the same work may have finished the block by now
+        preparing = (time.perf_counter() - begun) / max(1, len(waiting))
         while waiting:
             places, waiting = waiting[:at_once], waiting[at_once:]
             begun = time.perf_counter()

@@ -118,7 +118,7 @@ def test_logits_stored_in_float16_are_those_of_float32_rounded(bank, digits, cac
     assert all((half.logits(index) == exact[index].astype(np.float16)).all() for index in range(5))
     assert half.logits(0).dtype == np.float16 and half.logits(0).nbytes == exact[0].nbytes / 2
     recipes = np.random.default_rng(0).dirichlet(np.ones(5), size=50)
-    assert np.abs(half.score(recipes) - bank.score(recipes)).max() <= 2 / 600
+    assert np.abs(half.score(recipes) - bank.score(recipes)).max() < 3 / 600
     single = hf_radin.best_single(half)
     assert hf_radin.LogitBank.open(half.folder).options.logits_dtype == "float16"
     assert single.accuracy("soup", "validation") == half.score(np.eye(5)).max()
@@ -295,7 +295,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(runs, digits,
     assert run.returncode == 0, run.stderr
     expected = contents(tmp_path / "whole")
     blocks = blocks_written(tmp_path / "whole.log")
-    assert len(blocks) == 5 * 38  # all that there are
+    assert len(blocks) == 6 * 38  # all that there are: of the models, and the features of the soup
     caches = [path for path in tmp_path.glob("killed-*") if path.name.removeprefix("killed-").isdigit()]
     assert caches
     for cache in caches:

@@ -109,7 +109,6 @@ def test_others_search_it_without_images_and_without_checkpoints(pushed, zoo, tm
     assert model_calls == decoded == [] and not (tmp_path / "yours" / "pixels").exists()
     singles = accuracies(pushed, [[0], [1], [2]])
     ensembles = accuracies(pushed, [[0, 1], [0, 2], [1, 2], [0, 1, 2]])
-    assert max(ensembles) > max(singles)  # so that a soup is chosen
     assert len(soup.recipe.used) > 1 and soup.report.measured is False and soup.report.passes.soups == 0
     (estimated,) = (entry for entry in soup.measurements if entry.measured is None)
     assert estimated.recipe == soup.recipe and estimated.images == 0
