@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from hf_radin.logits.bank_files import (
     write_part,
 )
 from hf_radin.logits.manifest import BANK, LOG_EVERY, WRITE_EVERY, BankManifest
+from hf_radin.runtime import liveness
 from hf_radin.runtime.files import Checks, take_away
 from hf_radin.runtime.processes import Processes, progress_bar
 from hf_radin.runtime.schema import MADE_ANEW, known_record, read_sealed, write_sealed
@@ -180,7 +182,8 @@ def compute_soup(
 ) -> tuple[np.memmap, Pace]:
     """What one model, a soup, gives for all images, memory-mapped `(samples, classes)`, and what that took.
 
-    What an earlier run left of it is used: all if that is whole, else the blocks that are.
+    What an earlier run left of it is used: all if that is whole, else the blocks that are. Only one run at a time
+    computes soups of a bank so; another waits, and finds it computed.
 
     Args:
         make_model: is called if some of it is missing.
@@ -188,23 +191,27 @@ def compute_soup(
     """
     processes, folder, path = passes.processes, target.path.parent, target.path
     record_path = path.with_suffix(".json")
-    processes.on_each_disk(folder, lambda: _discard_broken_soup(target, record_path, processes.checks))
-    processes.wait()
-    processes.sync_files(folder, path.name, record_path.name)
-    if processes.decide(lambda: not record_path.exists()):
-        _run_soup(target, images, make_model, passes, samples)
-        device = processes.device_name
-
-        def join() -> None:
-            images.check_order()
-            joined = join_parts(target, images.blocks, samples, passes.logits_dtype)
-            processes.checks.note(path, joined.sha256)
-            record = SoupRecord(Pace().after(joined.seconds, samples, device), joined.sha256)
-            write_sealed(record_path, record, target.subject)
-            shutil.rmtree(target.parts)
-
-        processes.on_each_disk(folder, join)
+    with ExitStack() as stack:
+        if processes.decide(lambda: not record_path.exists()):
+            lock = liveness.lock(folder.with_suffix(".lock"), target.name)
+            processes.decide(lambda: stack.enter_context(lock) and None)
+        processes.on_each_disk(folder, lambda: _discard_broken_soup(target, record_path, processes.checks))
         processes.wait()
+        processes.sync_files(folder, path.name, record_path.name)
+        if processes.decide(lambda: not record_path.exists()):
+            _run_soup(target, images, make_model, passes, samples)
+            device = processes.device_name
+
+            def join() -> None:
+                images.check_order()
+                joined = join_parts(target, images.blocks, samples, passes.logits_dtype)
+                processes.checks.note(path, joined.sha256)
+                record = SoupRecord(Pace().after(joined.seconds, samples, device), joined.sha256)
+                write_sealed(record_path, record, target.subject)
+                shutil.rmtree(target.parts)
+
+            processes.on_each_disk(folder, join)
+            processes.wait()
     return open_array(path), processes.decide(lambda: read_sealed(SoupRecord, record_path, target.subject)).pace
 
 

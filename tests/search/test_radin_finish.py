@@ -85,8 +85,8 @@ def test_the_same_again_runs_no_model(bank, soup, predictions):
 
 def test_a_class_with_hardly_an_image_would_be_forgotten(runs, tmp_path, caplog):
     images, labels = digit_images(slice(700, 1000))
-    kept = [at for at, label in enumerate(labels) if label != 3][:200] + [list(labels).index(3)]
-    few = image_dataset([images[at] for at in kept], [labels[at] for at in kept])
+    rows = [*np.flatnonzero(np.array(labels) != 3)[:200], list(labels).index(3)]
+    few = image_dataset([images[row] for row in rows], [labels[row] for row in rows])
     bank = hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), few, cache_dir=tmp_path)
     with caplog.at_level(logging.INFO, logger="hf_radin"):
         soup = hf_radin.radin(bank, budget=1)
