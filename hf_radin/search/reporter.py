@@ -178,6 +178,7 @@ class Reporter:
         best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
         is_tried = chosen.teacher is not None or (refits and self._can_refit(chosen))
         head = self._refit(chosen, best, seed, of=len(measurements)) if is_tried else None
+        is_single = chosen.proposal == "single"
         if head is not None and chosen.teacher is None:
             chosen = self._with_head(chosen, head)
             measurements = [*measurements, chosen]
@@ -188,11 +189,12 @@ class Reporter:
         bank.processes.log(
             {f"{row.split}/{row.name} {key}": value for row in proof.results for key, value in row.metrics.items()}
         )
-        if method != "best_single" and chosen.proposal == "single":
+        if method != "best_single" and is_single:
             logger.warning(
-                "None of %d soups was better than the best single model, %s, which is returned.",
+                "None of %d soups was better than the best single model, %s, which is returned%s.",
                 len(soups),
                 *chosen.recipe.used,
+                "" if head is None else ", with a refitted head",
             )
         report = self._report(method, measurements, settings, chosen, proof, head)
         return Soup(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from shared.banks import plain_inputs
+from shared.logs import warned
 from shared.stopping import Stopping
 from shared.training import digit_images, image_dataset
 from transformers import AutoModelForImageClassification
@@ -106,12 +107,13 @@ def test_what_is_tried_and_not_taken_is_counted_and_said(bank, caplog):
     assert "| refitting the head of the soup, which was not taken | 1 |" in card.render(soup.report)
 
 
-def test_a_single_model_that_no_soup_beats_has_its_head_refitted(bank):
+def test_a_single_model_that_no_soup_beats_has_its_head_refitted(bank, caplog):
     reporter = Reporter.of(bank, ReportOptions())
     singles = single_measurements(reporter.bank)
     soup = reporter.soup("radin", singles, SearchSettings(), refits=True)
     assert soup.report.is_chosen(soup.measurements[-1])
     assert soup.measurements[-1].proposal == "alone" and soup.report.head is not None
+    assert any("which is returned, with a refitted head." in line for line in warned(caplog))
     assert soup.accuracy("soup", "validation") > soup.accuracy("best single", "validation")
 
 
