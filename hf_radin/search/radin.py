@@ -26,7 +26,7 @@ from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_hea
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
 from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
-from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_report
+from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_report, fewest_of_a_class
 from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.head import Head, HeadError, find_head
@@ -248,6 +248,13 @@ class _Search:
                 "the averaged ones, and are worse than more images would make them.",
                 len(bank),
                 place.features,
+            )
+        if race and place is not None and (least := fewest_of_a_class(bank)) < FOLDS:
+            logger.warning(
+                "The split %r has %d different images of one class: a refitted head forgets what it is not shown. "
+                "Name a split with more of them, or average the heads: head='average' (--head average).",
+                bank.split,
+                least,
             )
         return _Heads(place, race and place is not None)
 

@@ -300,9 +300,7 @@ class Reporter:
         classes that it is not shown: of each there must be some images.
         """
         bank = self.bank
-        _, different = np.unique(bank.contents, return_index=True)
-        least = int(np.bincount(np.asarray(bank.labels)[different], minlength=len(bank.classes)).min())
-        if least < FOLDS:
+        if (least := fewest_of_a_class(bank)) < FOLDS:
             logger.info(
                 "The averaged head stays: the split %r has %d different images of one class, and a head is refitted "
                 "with %d of each or more.",
@@ -567,6 +565,12 @@ class _Proof:
 def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
     """The best single model of those that were run on all images."""
     return choose(entry for entry in singles if entry.images == images)
+
+
+def fewest_of_a_class(bank: LogitBank) -> int:
+    """How many different images there are of the class that has the fewest."""
+    _, different = np.unique(bank.contents, return_index=True)
+    return int(np.bincount(np.asarray(bank.labels)[different], minlength=len(bank.classes)).min())
 
 
 def choose(measurements: Iterable[Measurement]) -> Measurement:

@@ -93,6 +93,8 @@ def test_a_class_with_hardly_an_image_would_be_forgotten(runs, tmp_path, caplog)
         soup = hf_radin.radin(bank, budget=1)
     assert soup.report.head is None and soup.report.passes.head == 0
     assert "1 different images of one class" in caplog.text
+    hf_radin.radin(bank, budget=1, head="refit")
+    assert any("a refitted head forgets what it is not shown" in line for line in warned(caplog))
 
 
 def test_what_is_tried_and_not_taken_is_counted_and_said(bank, caplog):
