@@ -18,7 +18,7 @@ from hf_radin.images.digests import as_digests
 from hf_radin.images.pixels import Inputs, Pixels
 from hf_radin.images.shards import Block, count_shards, raw_blocks, reader, reads
 from hf_radin.images.split import Split
-from hf_radin.runtime.files import BrokenFileError, Checks, open_regular, write_to_cache
+from hf_radin.runtime.files import BrokenFileError, Checks, open_regular, take_away, write_to_cache
 from hf_radin.runtime.schema import MADE_ANEW, known_record, write_sealed
 
 if TYPE_CHECKING:
@@ -349,7 +349,10 @@ class Images:
         return self.path(block).with_suffix(".json")
 
     def _write(self, block: Block, decoded: Decoded, room: int) -> int:
-        """Write a block's record, and its inputs if they fit; returns how many bytes these took."""
+        """Write a block's record, and its inputs if they fit; returns how many bytes they take that were not taken.
+
+        Inputs that don't fit leave no earlier file behind: no record would speak of it.
+        """
         from safetensors.torch import save
 
         path, record_path = self.path(block), self._record_path(block)
@@ -360,9 +363,10 @@ class Images:
                 tensors |= {f"inputs.{name}": value.codes, f"tables.{name}": value.table}
             else:
                 tensors[f"inputs.{name}"] = value
-        size = sum(value.nbytes for value in tensors.values())
-        if size > room or (room < ALL and shutil.disk_usage(self.folder).free < size + SPARED):
+        size = sum(value.nbytes for value in tensors.values()) - _size(path)
+        if size > room or (0 < size and room < ALL and shutil.disk_usage(self.folder).free < size + SPARED):
             write_sealed(record_path, record, self._subject(record_path))
+            take_away(path)
             return 0
         content = save(tensors)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -370,6 +374,11 @@ class Images:
         write_to_cache(path, partial(Path.write_bytes, data=content))
         self.checks.note(path, sha256)
         return size
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.lstat().st_size if path.is_file() else 0
 
 
 def find_home(cache_dir: str | Path | None) -> Path:

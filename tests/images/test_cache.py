@@ -54,6 +54,27 @@ def test_a_record_that_is_gone_is_named(images):
         images.index()
 
 
+@pytest.mark.parametrize("free", [0, 10**12])
+def test_a_block_whose_record_is_lost_takes_the_room_that_it_has_already(images, free_bytes, free, caplog):
+    list(images.stream(0, 1, room=ALL))
+    images.path((0, 1)).with_suffix(".json").unlink()
+    free_bytes(free)
+    room = images.room(None if free else 0)
+    assert len(list(images.stream(0, 1, room=room))) == 3
+    assert images.is_cached() and images.example() is not None and not caplog.messages
+
+
+def test_pixels_that_do_not_fit_leave_no_earlier_file_behind(images, caplog):
+    """Their record says that they are not cached: a file without a record would be read, and called broken."""
+    list(images.stream(0, 1, room=ALL))
+    for block in images.blocks:
+        images.path(block).with_suffix(".json").unlink()
+        images.path(block).write_bytes(b"")
+    assert len(list(images.stream(0, 1, room=0))) == 3
+    assert not any(images.path(block).exists() for block in images.blocks)
+    assert images.example() is None and not caplog.messages
+
+
 def test_pixels_that_are_broken_are_not_made_anew_of_other_images(images, tmp_path):
     list(images.stream(0, 1, room=ALL))
     images.path((0, 1)).write_bytes(b"broken")

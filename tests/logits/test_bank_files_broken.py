@@ -109,6 +109,12 @@ CORRUPTIONS: dict[str, Callable[[list[Path]], object]] = {
 GONE = {"gone", "a link to nothing"}
 
 
+@pytest.fixture(autouse=True)
+def ample(free_bytes) -> None:
+    """Pixels are cached however full the disk is on which these tests run."""
+    free_bytes(10**12)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("few")
