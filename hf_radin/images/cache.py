@@ -364,7 +364,7 @@ class Images:
             else:
                 tensors[f"inputs.{name}"] = value
         size = sum(value.nbytes for value in tensors.values()) - _size(path)
-        if size > room or (0 < size and room < ALL and shutil.disk_usage(self.folder).free < size + SPARED):
+        if size > room or (size > 0 and room < ALL and shutil.disk_usage(self.folder).free < size + SPARED):
             write_sealed(record_path, record, self._subject(record_path))
             take_away(path)
             return 0
