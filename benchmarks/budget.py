@@ -27,9 +27,8 @@ from zoo import fashion
 import hf_radin
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import FROM_START, best_subsets, monte_carlo, propose
-from hf_radin.search.budget import Budget
 from hf_radin.search.measure import measured_soup
-from hf_radin.search.race import Entry, RaceOptions, race
+from hf_radin.search.race import Budget, Entry, RaceOptions, race
 from hf_radin.search.reporter import predict
 
 ROOT = Path(__file__).parent.parent

@@ -22,6 +22,7 @@ _HOMES = {
     "Pull": "recipes.recipe",
     "Recipe": "recipes.recipe",
     "average": "soup.cook",
+    "distill": "search.distill",
     "best_single": "search.radin",
     "greedy": "search.radin",
     "radin": "search.radin",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from hf_radin.recipes.recipe import Measurement as Measurement
     from hf_radin.recipes.recipe import Pull as Pull
     from hf_radin.recipes.recipe import Recipe as Recipe
+    from hf_radin.search.distill import distill as distill
     from hf_radin.search.radin import best_single as best_single
     from hf_radin.search.radin import greedy as greedy
     from hf_radin.search.radin import radin as radin

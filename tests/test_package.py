@@ -18,8 +18,8 @@ MODULES = house.read_modules(PACKAGE)
 
 # From the ground up: each room imports only those before it.
 ROOMS = [
-    *("runtime", "recipes", "images", "checkpoints", "ingredients"),
-    *("weights", "logits", "soup", "search", "cli"),
+    *("runtime", "recipes", "images", "checkpoints", "ingredients", "tail"),
+    *("weights", "logits", "layers", "soup", "search", "cli"),
 ]
 
 

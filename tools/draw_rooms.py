@@ -18,11 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "rooms.svg"
 
 # From the top down: a room imports only rooms below it.
-ORDER = ["cli", "search", "soup", "logits", "weights", "ingredients", "checkpoints", "images", "recipes", "runtime"]
+ORDER = [
+    *("cli", "search", "soup", "layers", "logits", "weights"),
+    *("tail", "ingredients", "checkpoints", "images", "recipes", "runtime"),
+]
 
 # Pixels: a box, the space between boxes, the page.
 WIDTH, HEIGHT, GAP, MARGIN, PAGE = 560, 62, 16, 16, 860
-COLORS = ("#0b5394", "#d95f02", "#3d7a3d", "#7b3294", "#8c6d1f", "#1b7a7a", "#a03050", "#555555", "#226699", "#444400")
+COLORS = (
+    *("#0b5394", "#d95f02", "#3d7a3d", "#7b3294", "#8c6d1f", "#1b7a7a"),
+    *("#a03050", "#555555", "#226699", "#444400", "#6a4c93", "#00695c"),
+)
 
 
 def count_imports(modules: list[house.Module]) -> Counter[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -30,9 +31,9 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import check_output, is_dir, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
 from hf_radin.runtime.processes import Processes
-from hf_radin.search.budget import Budget
+from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
-from hf_radin.soup.cook import cook_recipe
+from hf_radin.soup.cook import cook_recipe, find_bank
 from hf_radin.soup.push import CardOptions, check_license, files_to_push, push_folder, warn_of_names
 from hf_radin.soup.redact import private_names
 from hf_radin.soup.report import RECIPE, SearchReport
@@ -40,6 +41,8 @@ from hf_radin.soup.soup import Soup, push_soup
 from hf_radin.weights.average_files import refuse_ingredients
 from hf_radin.weights.batchnorm import refuse_statistics_of
 from hf_radin.weights.start import find_start
+
+logger = logging.getLogger(__name__)
 
 # Shares of a split that recipes may be ranked on where time is short: few, so that the same command, started again,
 # mostly takes the same share although no clock says the same twice.
@@ -69,7 +72,21 @@ def soup(args: argparse.Namespace, processes: Processes) -> None:
     options = run_options(args)
     pilot = choose_pilot(args, ingredients, source, options, processes)
     bank = make_bank(ingredients, source, options, processes, pilot=pilot)
-    save(METHODS[args.method](bank, **search), args)
+    save(_distilled(bank, METHODS[args.method](bank, **search), args), args)
+
+
+def _distilled(bank: LogitBank, result: Soup, args: argparse.Namespace) -> Soup:
+    """The soup with distilled last layers, if these are asked for; if they can't be had it stays, and a line says why.
+
+    The search has cost what it has cost: its result is not lost.
+    """
+    if not args.distill:
+        return result
+    try:
+        return hf_radin.distill(bank, result, test_split=args.test_split, allow_overlap=args.allow_overlap)
+    except ValueError as error:
+        logger.warning("Nothing is distilled: %s The soup is saved as it is.", error)
+        return result
 
 
 def logits(args: argparse.Namespace, processes: Processes) -> None:
@@ -107,7 +124,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     warn_of_private_names(args, bank.ingredients, bank.manifest.data, processes)
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
-        return save(result, args)
+        return save(_distilled(bank, result, args), args)
     recipe = result.report.text.encode()
 
     def write() -> None:  # as a folder: no model of another soup stays beside the recipe
@@ -150,6 +167,23 @@ def average(args: argparse.Namespace, processes: Processes) -> None:
     moved = ("models", "start", "dataset", "image_processor", "base_model", "cache_dir")
     names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
     cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
+    say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
+
+
+def distill(args: argparse.Namespace, processes: Processes) -> None:
+    """Teach the last layers of a saved soup."""
+    check_output(args.output, overwrite=args.overwrite)
+    if args.output.resolve() == args.folder.resolve():
+        raise ValueError(f"The output {args.output} is the folder of the soup, which would be lost. Choose another.")
+    before = Soup.from_pretrained(args.folder)
+    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)
+    names = ("labels", "epochs", "rate", "seed", "allow_overlap")
+    result = hf_radin.distill(bank, before, tail=args.layers, **{name: getattr(args, name) for name in names})
+    if not result.report.is_distilled:
+        show(soup_table(before))
+        return say(f"Nothing is written: the soup in {args.folder} stays as it is.")
+    result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
 
 
@@ -220,8 +254,8 @@ def check_search(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
     if args.head_split is not None and args.head == "average":
         raise ValueError(f"--head-split {args.head_split}: averaged heads (--head average) learn from no images.")
-    if args.budget is not None:
-        Budget.of(args.budget)
+    if args.budget is not None and not Budget.of(args.budget).passes and args.distill:
+        raise ValueError(f"--budget {args.budget}: --distill takes a soup that was measured; give it passes.")
     if args.hold_out is not None and not 0 < args.hold_out < 1:
         raise ValueError(f"--hold-out {args.hold_out}: it is a share of the split, as in 0.2.")
     if args.hold_out is not None and args.test_split is not None:
@@ -233,8 +267,9 @@ def check_search(args: argparse.Namespace) -> None:
         if args.method != "radin" or args.hold_out is not None:
             other = args.method if args.hold_out is None else "--hold-out"
             raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; the two don't go together.")
-        if args.head == "refit":
-            raise ValueError(f"--pilot {pilot}: --head refit takes the logits of all images; give one of the two.")
+        if args.head == "refit" or args.distill:
+            other = "--distill" if args.distill else "--head refit"
+            raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; give one of the two.")
     check_output(args.output, overwrite=args.overwrite)
     load_metrics(split_names(args.metrics))
 
@@ -329,7 +364,7 @@ def choose_pilot(
     if args.pilot is not None:
         return Pilot(args.pilot, args.seed)
     seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
-    if seconds == float("inf") or args.hold_out is not None or args.head == "refit":
+    if seconds == float("inf") or args.hold_out is not None or args.head == "refit" or args.distill:
         return None
     share = pilot_share(ingredients, source, options, seconds, processes)
     return None if share is None else Pilot(share)

@@ -1,4 +1,4 @@
-"""The command line: `hf-radin soup`, `logits`, `search`, `inspect`, `estimate`, `average`, `card`, `push`."""
+"""`hf-radin soup`, `logits`, `search`, `inspect`, `estimate`, `average`, `distill`, `card`, `push`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ SEARCH = "find the best soup from logits that were computed before; with --budge
 INSPECT = "say of each checkpoint whether it can go into a soup with the others; no weights are downloaded"
 ESTIMATE = "say what a soup will cost in time, memory and disk, by a probe of this machine; no weights are downloaded"
 AVERAGE = "cook the soup of a recipe.json again"
+DISTILL = "teach the last layers of a saved soup what the ensemble of its ingredients knows"
 CARD = "make the card of a saved soup anew; what you wrote between its marked lines stays"
 PUSH = "upload a saved soup as it is, in one commit"
 
@@ -80,6 +81,7 @@ def command_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--classes", choices=("common",), help="of models whose classes differ, those that all have")
     add("estimate", ESTIMATE, *runs, options.add_job_options)
     add("average", AVERAGE, options.add_average_options)
+    add("distill", DISTILL, options.add_distill_options)
     add("card", CARD, options.add_renewal_options)
     add("push", PUSH, options.add_push_options)
     return parser

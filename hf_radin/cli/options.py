@@ -154,6 +154,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 def add_soup_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where a soup goes."""
     add = parser.add_argument
+    add("--distill", action="store_true", help="then teach its last layers what the ensemble of all knows")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
     overwrite = "allow an output folder that is not empty, and with --push-to a repository that holds something else"
     add("--overwrite", action="store_true", help=overwrite)
@@ -161,6 +162,26 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     add_card_options(parser)
     add_visibility_option(parser)
     add_verification_option(parser)
+
+
+def add_distill_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `hf-radin distill`."""
+    add = parser.add_argument
+    add("folder", type=Path, help="a folder that `hf-radin soup` wrote")
+    add("--output", type=Path, required=True, help="folder for the soup with distilled last layers")
+    tail = "block: the last block and the head; stage: a quarter of the model; or a module, as in vit.layers.10"
+    add("--layers", default="block", metavar="L", help=f"{tail} (default: block)")
+    add("--no-labels", dest="labels", action="store_false", help="teach only what the ensemble says")
+    add("--epochs", type=int, default=12, metavar="N", help="how often they are shown each image (default: 12)")
+    add("--rate", type=float, default=1e-3, metavar="R", help="of learning, at the start (default: 0.001)")
+    add("--seed", type=int, default=0, help="of the halves and of the order of images (default: 0)")
+    add("--dataset", help="where the images are now, if not where the recipe says")
+    add("--cache-dir", type=Path, help="where logits and images are cached (default: hf_radin in HF_HOME)")
+    add_pixel_option(parser)
+    allowed = "allow images of the split that proves the soup in the one that teaches"
+    add("--allow-overlap", action="store_true", help=allowed)
+    add("--overwrite", action="store_true", help="allow an output folder that is not empty")
+    add("--license", help="for the card (default: the one it has, or that the models agree on)")
 
 
 def add_card_options(parser: argparse.ArgumentParser) -> None:

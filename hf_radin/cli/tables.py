@@ -88,7 +88,11 @@ def soup_table(soup: Soup) -> str:
         weights.append(f"All but its head has {report.recipe.pull}, and of these weights the rest.")
     if report.head is not None:
         teachers, labels = len(report.head.teacher.used), " and the labels" if report.head.labels else ""
-        weights.append(f"Its head is refitted to the ensemble of {teachers}{labels} on {report.head.split}.")
+        if report.head.tail is None:
+            what = "Its head is refitted to"
+        else:
+            what = f"Its last layers, from {report.head.tail.module} on, are distilled from"
+        weights.append(f"{what} the ensemble of {teachers}{labels} on {report.head.split}.")
     return as_text([*lines, *notes, "", *proofs, *[""] * bool(proofs), "Recipe:", *weights, "", *_spent(report)])
 
 

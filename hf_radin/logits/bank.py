@@ -44,7 +44,6 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
 from hf_radin.weights.batchnorm import Statistics
-from hf_radin.weights.head import LinearLayer
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -503,15 +502,15 @@ class LogitBank:
             file.flush()
             return np.memmap(file, np.float32, "r", shape=(len(rows), len(self.classes)))
 
-    def soup_path(self, recipe: Recipe, head: LinearLayer | None = None) -> Path:
+    def soup_path(self, recipe: Recipe, last_layers: str | None = None) -> Path:
         """Where the predictions of a recipe's soup are cached; other files of it lie beside that one.
 
         Args:
-            head: that takes the place of the averaged one.
+            last_layers: the hash of those that take the place of the averaged ones.
         """
         parts = [[ingredient.key, recipe.used[ingredient.id]] for ingredient in self.ingredients.select(recipe.used)]
         estimated = [self.statistics.record.key] if self.statistics else []
-        replaced = [["head", head.sha256]] if head else []
+        replaced = [["head", last_layers]] if last_layers else []
         start = self.ingredients.start_of(recipe)
         pulled = [["start", start.key, recipe.pull.share]] if start and recipe.pull else []
         return self.folder / "soups" / f"{digest(parts, *estimated, *replaced, *pulled)}.npz"

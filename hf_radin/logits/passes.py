@@ -261,7 +261,7 @@ def choose_batch_size(
     model = _load(ingredient, running) if model is None else model
 
     def run(size: int) -> object:
-        return forward([model], _repeated(example, size), batch_size=size, accelerator=running.accelerator)
+        return forward([model], repeated(example, size), batch_size=size, accelerator=running.accelerator)
 
     return grow_batch(timed(run), start=BATCH_SIZE, most=BLOCK)
 
@@ -272,7 +272,7 @@ def models_at_once(model: PreTrainedModel, example: Mapping[str, torch.Tensor] |
         return 1
     device, size = running.accelerator.device, min(running.batch_size, BLOCK)
     shown = min(size, SHOWN) if device.type == "cpu" else size
-    inputs = _repeated(example, shown)
+    inputs = repeated(example, shown)
     return models_that_fit(model, lambda: running.logits([model], inputs), device, shown / size)
 
 
@@ -281,7 +281,7 @@ def _load(ingredient: Ingredient, running: Running) -> PreTrainedModel:
     return running.ready(ingredient.load_model(running.dtype))
 
 
-def _repeated(example: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+def repeated(example: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
     return {name: value[None].expand(size, *value.shape) for name, value in example.items()}
 
 

@@ -22,7 +22,7 @@ from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
-from hf_radin.weights.head import Head, Recording, RefittedHead
+from hf_radin.weights.head import Head, LastLayers, Recording
 from hf_radin.weights.refit import Lesson, Refit, refit
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ class MeasuredSoup:
         make_model: Callable[[], PreTrainedModel],
         entries: Pruned | None = None,
         head: Head | None = None,
-        replaced: RefittedHead | None = None,
+        replaced: LastLayers | None = None,
     ):
         self.bank, self.recipe = bank, recipe
         self._make_model = make_model
         self._model: PreTrainedModel | None = None
         self._recording: Recording | None = None
         decide = bank.processes.decide
-        self._path = bank.soup_path(recipe, replaced.layer if replaced else None)
+        self._path = bank.soup_path(recipe, replaced.sha256 if replaced else None)
         unknown = np.full(bank.samples, UNKNOWN)
         self._classes: np.ndarray = decide(lambda: self._read(self._path, unknown))  # of the whole split
         self.predictions = np.full(len(bank), UNKNOWN)
@@ -267,7 +267,7 @@ def measured_soup(
     return MeasuredSoup(bank, recipe, make_model, entries, head)
 
 
-def refitted_soup(bank: LogitBank, recipe: Recipe, head: RefittedHead) -> MeasuredSoup:
+def refitted_soup(bank: LogitBank, recipe: Recipe, head: LastLayers) -> MeasuredSoup:
     """The soup of a recipe with a head that was refitted to other images than a bank's, measured on its images."""
     make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics, head=head)
     return MeasuredSoup(bank, recipe, make_model, replaced=head)

@@ -21,11 +21,10 @@ from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, propose, seek, shortlist, split_kinds
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
-from hf_radin.search.budget import Budget
 from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_heads
 from hf_radin.search.measure import measured_soup
 from hf_radin.search.pilot import complete
-from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
+from hf_radin.search.race import Budget, Entry, RaceOptions, RaceResult, race
 from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_report, fewest_of_a_class
 from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup

@@ -11,6 +11,7 @@ import numpy as np
 from hf_radin.images.split import Split
 from hf_radin.ingredients.card_metadata import describe_ingredient, describe_start
 from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
 from hf_radin.recipes.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
@@ -26,7 +27,6 @@ from hf_radin.search.held_out import (
     refuse_overlap,
 )
 from hf_radin.search.measure import measured_soup, refitted_soup
-from hf_radin.soup.cook import CookedHead, refit_head
 from hf_radin.soup.report import (
     ClassHits,
     Comparison,
@@ -205,7 +205,7 @@ class Reporter:
             head=head.cooked.head if head else None,
         )
 
-    def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> _FinalHead | None:
+    def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:
         """The refitted head of the soup; None if the averaged head is to stay.
 
         Without a teacher of its own, a soup has its head refitted to the ensemble of all and the labels, if that is
@@ -220,41 +220,30 @@ class Reporter:
         cooked = self._cook(self.bank, recipe, teacher, seed)
         if chosen.teacher is None and not self._is_better(cooked, chosen, best, of=of):
             return None
-        head = _FinalHead(cooked, recipe, teacher, cooked.predictions, cooked.logits)
+        head = FinalLayers(cooked, recipe, teacher, cooked.predictions, cooked.logits)
         if self.head_split is None:
             return head
         other = self._cook(bank_of_split(self.bank, self.head_split), recipe, teacher, seed)
         logits = logits_of(other.head.layer, cooked.features, np.arange(len(self.bank)))
-        taught_elsewhere = _FinalHead(other, recipe, teacher, logits.argmax(1), logits)
+        taught_elsewhere = FinalLayers(other, recipe, teacher, logits.argmax(1), logits)
         return taught_elsewhere if self._is_no_worse(taught_elsewhere, head, best) else head
 
-    def _cook(self, bank: LogitBank, recipe: Recipe, teacher: Teacher, seed: int) -> CookedHead:
+    def _cook(self, bank: LogitBank, recipe: Recipe, teacher: Teacher, seed: int) -> CookedLayers:
         """The head of a soup, refitted to the images of a bank."""
         self.refits.append((bank, recipe, teacher))
         hold_out = None if self.hold_out is None or bank is not self.bank else (self.hold_out, seed)
-        return refit_head(bank, recipe, teacher, hold_out=hold_out, seed=seed, with_logits=self._need_logits)
+        return refit_head(bank, recipe, teacher, hold_out=hold_out, seed=seed, with_logits=self.need_logits)
 
-    def _is_better(self, cooked: CookedHead, averaged: Measurement, best: Measurement, *, of: int) -> bool:
+    def _is_better(self, cooked: CookedLayers, averaged: Measurement, best: Measurement, *, of: int) -> bool:
         """Whether heads that did not see the image are better than the averaged head of a soup, as a line says.
 
         Their accuracy must be above that of the best single model. They must give labels a higher probability, which
         says most, or get more of them right, beyond chance, and not do the other worse beyond chance. The averaged
         head's soup is the best of many, which flatters its accuracy, so that the chance is divided by their number.
         """
-        _, different = np.unique(self.bank.contents, return_index=True)  # copies of an image say nothing new
-        hits = cooked.predictions == self.bank.labels
-        others = predict(self.bank, averaged.recipe) == self.bank.labels
-        accuracy, gains = float(hits.mean()), (cooked.averaged_losses - cooked.losses)[different]
-        chance = mcnemar(hits[different], others[different])
-        is_likelier, is_unlikelier = is_above_zero(gains), is_above_zero(-gains)
-        is_righter = accuracy > averaged.known and chance < CHANCE
-        is_wronger = accuracy < averaged.known and chance < CHANCE / of
-        if accuracy <= best.known:
-            reason = f"the best single model has an accuracy of {best.known:.4f}"
-        elif is_wronger or is_unlikelier:
-            reason = "one of the two is worse by more than chance"
-        else:
-            reason = "" if is_likelier or is_righter else "the difference may be chance"
+        accuracy = float((cooked.predictions == self.bank.labels).mean())
+        known = Known(predict(self.bank, averaged.recipe), cooked.averaged_losses)
+        reason = hindrance(self.bank, Known(cooked.predictions, cooked.losses), known, best, of=of)
         logger.info(
             "With its head refitted to the ensemble of all and the labels, on images that heads did not see: accuracy "
             "%.4f (averaged head: %.4f), log loss %.4f (at its best temperature: %.4f). The %s.",
@@ -266,7 +255,7 @@ class Reporter:
         )
         return not reason
 
-    def _is_no_worse(self, head: _FinalHead, other: _FinalHead, best: Measurement) -> bool:
+    def _is_no_worse(self, head: FinalLayers, other: FinalLayers, best: Measurement) -> bool:
         """Whether a head that another split taught is above the best single model, and not behind those which images
         that choose taught, by more than chance; else a warning says so."""
         hits, others = (head.predictions == self.bank.labels, other.predictions == self.bank.labels)
@@ -311,7 +300,7 @@ class Reporter:
             return False
         return bool((predict(bank, chosen.recipe) >= 0).all())
 
-    def _with_head(self, chosen: Measurement, head: _FinalHead) -> Measurement:
+    def _with_head(self, chosen: Measurement, head: FinalLayers) -> Measurement:
         """What is known of a soup when its head is refitted, which takes none of the budget's passes."""
         bank, hits = self.bank, head.predictions == self.bank.labels
         ensemble = bank.predict(bank.row(head.teacher.ensemble)) == bank.labels
@@ -352,7 +341,7 @@ class Reporter:
         settings: SearchSettings,
         chosen: Measurement,
         proof: _Proof,
-        head: _FinalHead | None,
+        head: FinalLayers | None,
     ) -> SearchReport:
         """All that `recipe.json` says."""
         bank, held_out, manifest = self.bank, self.held_out, self.bank.manifest
@@ -394,7 +383,9 @@ class Reporter:
             measurements=self._in_named_order(measurements),
         )
 
-    def _proof(self, rows: Sequence[tuple[str, Measurement]], head: _FinalHead | None, *, is_compared: bool) -> _Proof:
+    def _proof(
+        self, rows: Sequence[tuple[str, Measurement]], head: FinalLayers | None, *, is_compared: bool
+    ) -> _Proof:
         """What the rows reach on each split, and the soup against the best single model.
 
         Args:
@@ -409,10 +400,10 @@ class Reporter:
                 # on the split that chose, no model runs again for the report
                 if split is not self.bank or self._is_shown(measurement):
                     if head is not None and name == "soup":
-                        answers = self._refitted_answers(split, head)
+                        answers = self.taught_answers(split, head)
                     else:
-                        answers = self._answers(split, measurement.recipe)
-                    proof.results.append(self._result(name, split, answers))
+                        answers = self.answers(split, measurement.recipe)
+                    proof.results.append(self.result(name, split, answers))
                     predictions[name] = answers.predictions
             if self._has_accuracy:  # of a baseline that was shown a part
                 proof.results += [
@@ -433,7 +424,7 @@ class Reporter:
         row = split.row(Recipe.uniform(split.ingredients.ids))
         partial = split.partial
         if partial is None or not len(partial.unseen):
-            return [self._result("ensemble", split, self._ensemble_answers(split, row))]
+            return [self.result("ensemble", split, self._ensemble_answers(split, row))]
         _warn_unknown([metric.name for metric in self.metrics if metric.name != "accuracy"], "ensemble", split)
         if not self._has_accuracy:
             return []
@@ -441,7 +432,7 @@ class Reporter:
         return [Result("ensemble", split.split, {"accuracy": value}, len(split) - len(partial.unseen), interval)]
 
     @property
-    def _need_logits(self) -> bool:
+    def need_logits(self) -> bool:
         return any(metric.needs_logits for metric in self.metrics)
 
     @property
@@ -452,9 +443,9 @@ class Reporter:
         """Whether the predictions on the split that chose are known of all images, or will be with their logits."""
         if measurement.images == len(self.bank):
             return True
-        return self._need_logits and measurement.measured is not None and not measurement.recipe.is_single
+        return self.need_logits and measurement.measured is not None and not measurement.recipe.is_single
 
-    def _answers(self, split: LogitBank, recipe: Recipe) -> Answers:
+    def answers(self, split: LogitBank, recipe: Recipe) -> Answers:
         """What a recipe's soup predicts on a split, with its logits where a metric takes them.
 
         Of a single model these are known. A soup is run for them: on the split that proves its predictions come of
@@ -463,29 +454,29 @@ class Reporter:
         if recipe.is_single:
             return self._ensemble_answers(split, split.row(recipe))
         shown, logits = replace(split, ingredients=self.bank.ingredients), None  # a soup's need no logits
-        if self._need_logits:
+        if self.need_logits:
             logits, spent = measured_soup(shown, recipe).logits()
             if split is self.bank:
                 self.probed[recipe] = spent
         return Answers(predict(shown, recipe), np.asarray(split.labels), len(split.classes), logits)
 
-    def _refitted_answers(self, split: LogitBank, head: _FinalHead) -> Answers:
-        """What a soup with a refitted head predicts on a split, with its logits where a metric takes them.
+    def taught_answers(self, split: LogitBank, head: FinalLayers) -> Answers:
+        """What a soup whose last layers were taught predicts on a split, with its logits where a metric takes them.
 
-        On the split that chose, of heads that did not see the image.
+        On the split that chose, of layers that did not see the image.
         """
         labels, classes = np.asarray(split.labels), len(split.classes)
         if split is self.bank:
-            return Answers(head.predictions, labels, classes, head.logits if self._need_logits else None)
+            return Answers(head.predictions, labels, classes, head.logits if self.need_logits else None)
         soup = refitted_soup(replace(split, ingredients=self.bank.ingredients), head.soup, head.cooked.head)
-        logits = soup.logits()[0] if self._need_logits else None
+        logits = soup.logits()[0] if self.need_logits else None
         return Answers(soup.look(np.ones(len(split), dtype=bool)), labels, classes, logits)
 
     def _ensemble_answers(self, split: LogitBank, row: np.ndarray) -> Answers:
         """What the ensemble of a recipe `(models,)` predicts on a split, with its logits where a metric takes them."""
-        return split.answers(row, with_logits=self._need_logits and split.knows(row))
+        return split.answers(row, with_logits=self.need_logits and split.knows(row))
 
-    def _result(self, name: str, split: LogitBank, answers: Answers) -> Result:
+    def result(self, name: str, split: LogitBank, answers: Answers) -> Result:
         """The scores, but for those that have no meaning or take logits that are not known."""
         unknown = [metric.name for metric in self.metrics if metric.needs_logits and answers.logits is None]
         _warn_unknown(unknown, name, split)
@@ -536,17 +527,53 @@ class Reporter:
 
 
 @dataclass(frozen=True, eq=False)
-class _FinalHead:
-    """The refitted head of a soup, and what is known of it.
+class Known:
+    """What a soup says of the images that choose.
 
     Args:
-        soup: the recipe of all but the head.
-        teacher: of the head.
-        predictions: on the images that choose, of heads that did not see the image: `(images,)`.
-        logits: of the same heads, `(images, classes)`; None if they were not wanted.
+        predictions: the class of each image, `(images,)`.
+        losses: minus the logarithm of the probability that an image is given for its label, in nats: `(images,)`.
     """
 
-    cooked: CookedHead
+    predictions: np.ndarray
+    losses: np.ndarray
+
+
+def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement, *, of: int = 1) -> str:
+    """Why last layers that were taught are not to take the place of those before; empty if they are.
+
+    Their accuracy must be above that of the best single model. They must give labels a higher probability, which says
+    most, or get more of them right, beyond chance, and not do the other worse beyond chance.
+
+    Args:
+        taught: of layers that did not see the image.
+        of: of how many soups that with the layers before was the best, which flatters its accuracy: the chance that it
+            is better is divided by their number.
+    """
+    _, different = np.unique(bank.contents, return_index=True)  # copies of an image say nothing new
+    hits, others = taught.predictions == bank.labels, before.predictions == bank.labels
+    accuracy, known, gains = float(hits.mean()), float(others.mean()), (before.losses - taught.losses)[different]
+    chance = mcnemar(hits[different], others[different])
+    is_likelier, is_unlikelier = is_above_zero(gains), is_above_zero(-gains)
+    if accuracy <= best.known:
+        return f"the best single model has an accuracy of {best.known:.4f}"
+    if is_unlikelier or (accuracy < known and chance < CHANCE / of):
+        return "one of the two is worse by more than chance"
+    return "" if is_likelier or (accuracy > known and chance < CHANCE) else "the difference may be chance"
+
+
+@dataclass(frozen=True, eq=False)
+class FinalLayers:
+    """The last layers of a soup that were taught, and what is known of them.
+
+    Args:
+        soup: the recipe of all else.
+        teacher: of these layers.
+        predictions: on the images that choose, of layers that did not see the image: `(images,)`.
+        logits: of the same layers, `(images, classes)`; None if they were not wanted.
+    """
+
+    cooked: CookedLayers
     soup: Recipe
     teacher: Teacher
     predictions: np.ndarray

@@ -422,7 +422,9 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
         metrics=sorted({name for result in soup_results for name in result.metrics}) or None,
         model_name=("Model soup" if report.is_average else "Best single model") if soup_results else None,
         pipeline_tag="image-classification",
-        tags=(["model-soup", "merge"] if report.is_average else []) + ["hf-radin", "arxiv:2401.17790"],
+        tags=(["model-soup", "merge"] if report.is_average else [])
+        + (["distillation", "arxiv:1503.02531"] if report.is_distilled else [])
+        + ["hf-radin", "arxiv:2401.17790"],
         eval_results=_eval_results(data, soup_results) if data else None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hf_radin.layers.record import HeadRecord, TailRecord
 from hf_radin.recipes.recipe import Result
 from hf_radin.runtime.text import clock, escape, percent, show_metric
 from hf_radin.soup.report import Comparison, SearchReport, TimeSpent
@@ -28,7 +29,8 @@ def outcome(report: SearchReport) -> str:
     gain = 100 * (accuracies["soup"] - accuracies["best single"])
     difference = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
     doubt = _doubt(comparison, gain) if comparison else ""
-    whose = "the soup's accuracy" if report.is_average else "the accuracy of this checkpoint with its refitted head"
+    taught = "distilled last layers" if report.is_distilled else "refitted head"
+    whose = "the soup's accuracy" if report.is_average else f"the accuracy of this checkpoint with its {taught}"
     return (
         f"On the split {escape(split)} {whose} is {percent(accuracies['soup'])}, {difference} the best "
         f"single ingredient{doubt}.{_bias(report)}"
@@ -36,10 +38,12 @@ def outcome(report: SearchReport) -> str:
 
 
 def about_head(report: SearchReport) -> str:
-    """How the head was refitted, in sentences; empty if it is averaged."""
+    """How the head was refitted, or the last layers distilled, in sentences; empty if they are averaged."""
     head = report.head
     if head is None:
         return ""
+    if head.tail is not None:
+        return _about_tail(head, head.tail)
     labels = f"with their labels, which count for {head.labels:.0%}" if head.labels else "without their labels"
     judged = "What it gets right of these images is said by heads that did not see the image."
     if report.data is not None and head.split != report.data.split:
@@ -47,6 +51,17 @@ def about_head(report: SearchReport) -> str:
     return (
         f"Its head was refitted to the ensemble of {len(head.teacher.used)} checkpoints, on "
         f"{head.images:,} images of the split {escape(head.split)} and {labels}. {judged}"
+    )
+
+
+def _about_tail(head: HeadRecord, tail: TailRecord) -> str:
+    """How last layers were distilled, in sentences."""
+    labels = f"and of their labels, which count for {head.labels:.0%}" if head.labels else "and not of their labels"
+    return (
+        f"Its last layers, from {escape(tail.module)} on, were distilled: {tail.parameters:,} parameters learned what "
+        f"the ensemble of {len(head.teacher.used)} checkpoints says of {head.images:,} images of the split "
+        f"{escape(head.split)}, {labels}, in {tail.epochs} epochs. What they get right of these images is said by "
+        "layers that the other half of the images taught."
     )
 
 
@@ -93,6 +108,9 @@ def spending(report: SearchReport) -> str:
         text += f", and as many images as {passes.batchnorm:.3g} passes for their BatchNorm statistics"
     if passes.head:
         text += f", {passes.head:.3g} to refit the head of the soup{'' if report.head else ', which is not taken'}"
+    if passes.tail:
+        is_taken = "" if report.is_distilled else ", which are not taken"
+        text += f", {passes.tail:.3g} to show its last layers the split, to distil them{is_taken}"
     return text
 
 
@@ -110,6 +128,9 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
     if passes.head:
         is_taken = "" if report.head else ", which was not taken"
         rows.append((f"refitting the head of the soup{is_taken}", f"{passes.head:.3g}", ""))
+    if passes.tail:
+        is_taken = "" if report.is_distilled else ", which were not taken"
+        rows.append((f"distilling the last layers of the soup{is_taken}", f"{passes.tail:.3g}", ""))
     if passes.batchnorm:
         rows.append(("images for their BatchNorm statistics, as passes", f"{passes.batchnorm:.3g}", ""))
     if report.held_out:

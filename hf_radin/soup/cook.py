@@ -8,11 +8,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from hf_radin.checkpoints.fields import shared_fields
 from hf_radin.checkpoints.files import (
@@ -32,37 +30,32 @@ from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredi
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import Alignment
+from hf_radin.layers.record import HeadRecord
+from hf_radin.layers.taught import distill_tail, refit_head
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import Target
 from hf_radin.logits.compute import extend_bank
 from hf_radin.logits.manifest import RunOptions
-from hf_radin.logits.passes import compute_soup
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import check_output, digest, write_folder
-from hf_radin.runtime.processes import Processes, progress_bar
+from hf_radin.runtime.processes import Processes
 from hf_radin.soup.card import license_beside, report_files
-from hf_radin.soup.report import RECIPE, HeadRecord, SearchReport, versions
+from hf_radin.soup.report import RECIPE, SearchReport, versions
+from hf_radin.tail.teach import Course
 from hf_radin.weights import average_tensors
 from hf_radin.weights.average import average_model, by_content, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
-from hf_radin.weights.head import FeatureRunning, Head, RefittedHead, find_head
-from hf_radin.weights.refit import FOLDS, Lesson, Refit, calibrated_losses, log_losses, logits_of, refit
+from hf_radin.weights.head import LastLayers
 from hf_radin.weights.start import find_start
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 # Fields of a configuration that a soup does not take over: what a model returns beside its logits
 # (`OUTPUT_FIELDS` of `checkpoints.model`), and the older name of its dtype.
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict", "torch_dtype")
-
-
-# Seconds after which it is shown how far the refit of a head is: most take less.
-DELAY = 5
 
 
 def average(
@@ -74,7 +67,7 @@ def average(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
-    head: RefittedHead | None = None,
+    head: LastLayers | None = None,
     report: SearchReport | None = None,
     license: str | None = None,
 ) -> dict[str, torch.Tensor] | None:
@@ -189,123 +182,10 @@ def cook_recipe(
     images: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir}
     written["statistics"] = find_statistics(path, ingredients, **images)
     report, license = SearchReport.read(path), license_beside(path)
-    if cooked := find_refitted_head(path, ingredients, recipe, **images):
-        written["head"], report = cooked.head, report.with_head(cooked.record)
+    if cooked := find_last_layers(path, ingredients, recipe, **images):
+        written["head"], record = cooked
+        report = report.with_head(record)
     average(ingredients, recipe, output=output, report=report, license=license, **written)
-
-
-@dataclass(frozen=True, eq=False)
-class CookedHead:
-    """The refitted head of a soup, how to make it again, and how it compares with the averaged one.
-
-    Args:
-        head: fitted to all images of a bank.
-        record: how it was made.
-        features: of the soup, `(images, features)`; may be memory-mapped.
-        predictions: the class of each image, from a head that did not see it: `(images,)`.
-        losses: of such heads, minus the logarithm of the probability that an image is given for its label, in nats:
-            `(images,)`.
-        averaged_losses: the same of the averaged head, at the temperature that is best for it.
-        logits: of such heads, `(images, classes)`; None unless they were wanted.
-    """
-
-    head: RefittedHead
-    record: HeadRecord
-    features: np.ndarray
-    predictions: np.ndarray
-    losses: np.ndarray
-    averaged_losses: np.ndarray
-    logits: np.ndarray | None = None
-
-
-def refit_head(
-    bank: LogitBank,
-    recipe: Recipe,
-    teacher: Teacher,
-    *,
-    hold_out: tuple[float, int] | None = None,
-    seed: int = 0,
-    with_logits: bool = False,
-) -> CookedHead:
-    """The head of a soup, refitted to an ensemble's logits of the images of a bank.
-
-    The soup is shown the whole split once more, in whole blocks, whatever parts of it a search has shown it before:
-    so the same head comes again to the last bit. Its features are cached beside the bank. All processes call this.
-
-    Args:
-        bank: of the images that teach; its ingredients hold those of the soup and of the teacher.
-        recipe: of the soup.
-        teacher: what the head is fitted to.
-        hold_out: the share of the split, and the seed, that a part of it was held out with (`LogitBank.divided`).
-        seed: of the folds.
-        with_logits: whether the logits of heads that did not see the image are wanted.
-
-    Raises:
-        ValueError: if the architecture has no head that can be refitted, the split is too small, or after a pilot.
-    """
-    bank, processes = bank.by_content, bank.processes
-    bank.ingredients.select([*recipe.used, *teacher.used])  # refuses others
-    if not bank.knows(bank.row(teacher.ensemble)) or bank.is_pilot:
-        raise ValueError(
-            f"The logits of the split {bank.split!r} are not all known after a pilot, and a head is refitted to all "
-            "of them: compute them without pilot."
-        )
-    place = processes.decide(lambda: find_head(bank.ingredients[0], bank.images.example()))
-    features = _features(bank, recipe, place)
-
-    def compared() -> tuple[Refit, np.ndarray, np.ndarray, np.ndarray | None]:
-        teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)
-        averaged = bank.soup_features(recipe).layer() or place.layer_of(_averaged(bank, recipe))
-        taught, device = labels if teacher.labels else None, processes.float64_device
-        lesson = Lesson(features, teaching, averaged, taught, device=device)
-        with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
-            result = refit(lesson, bank.contents, seed=seed, on_fit=bar.update)
-        logits = result.unseen_logits(features)
-        averaged_losses = calibrated_losses(logits_of(averaged, features, np.arange(len(features))), labels)
-        return result, log_losses(logits, labels), averaged_losses, logits if with_logits else None
-
-    result, losses, averaged_losses, logits = processes.decide(compared)
-    record = HeadRecord(
-        teacher=Recipe(tuple(teacher.used), tuple(teacher.used.values())),
-        data=bank.manifest.data.key,
-        split=bank.whole.manifest.data.split,
-        hold_out=hold_out and hold_out[0],
-        hold_out_seed=hold_out[1] if hold_out else 0,
-        images=len(bank),
-        places=digest(bank.ids.tolist()),
-        run=bank.manifest.run,
-        batch_size=bank.manifest.batch_size,
-        seed=seed,
-        folds=FOLDS,
-        penalty=result.penalty,
-        labels=result.labels,
-        sha256=result.layer.sha256,
-    )
-    head = RefittedHead(place, result.layer)
-    return CookedHead(head, record, features, result.predictions, losses, averaged_losses, logits)
-
-
-def _features(bank: LogitBank, recipe: Recipe, place: Head) -> np.ndarray:
-    """The features of a soup on the images of a bank, `(images, features)`; it is shown the whole split."""
-    cached, passes, processes = bank.soup_features(recipe), bank.passes(), bank.processes
-
-    def make_model() -> PreTrainedModel:
-        model = _averaged(bank, recipe)
-        if processes.is_main:
-            cached.write_layer(place.layer_of(model))
-        return model
-
-    path = bank.soup_path(recipe).with_name(f"{cached.folder.name}-features.npy")
-    target = Target("Features of the soup", path, place.features, f"{cached.subject} {path.name}")
-    running = FeatureRunning.of(passes.running, place)
-    whole = replace(passes, running=running, logits_dtype="float32")
-    features, _ = compute_soup(target, bank.images, make_model, whole, bank.samples)
-    return features[bank.places]
-
-
-def _averaged(bank: LogitBank, recipe: Recipe) -> PreTrainedModel:
-    """A soup with its averaged head."""
-    return average_model(bank.ingredients, recipe, statistics=bank.statistics)
 
 
 def recipe_path(path: Path) -> Path:
@@ -314,14 +194,15 @@ def recipe_path(path: Path) -> Path:
 
 
 def find_ingredients(
-    path: Path, *, models: Sequence[str] = (), start: str | None = None, **options: Any
+    path: Path, *, models: Sequence[str] = (), start: str | None = None, everything: bool = False, **options: Any
 ) -> tuple[Ingredients, Recipe]:
     """The ingredients and the recipe of a `recipe.json`, each ingredient at the very revision that it names.
 
-    Those that only taught its head are among them, with a weight of zero.
+    Those that only taught its last layers are among them, with a weight of zero.
 
     Args:
         path: the file, or the soup's folder.
+        everything: whether those that the soup was chosen from are, too.
         models: where the checkpoints are now; by default where the recipe says.
         start: where the start is now that the soup is pulled to; by default where the recipe says.
         options: as `gather` takes them.
@@ -332,7 +213,7 @@ def find_ingredients(
     path = recipe_path(path)
     report = SearchReport.read(path)
     recipe = report.recipe
-    entries = _entries(report, path)
+    entries = [*report.ingredients] if everything else _entries(report, path)
     absent = [entry.id for entry in entries if not entry.repo_id and not Path(entry.id).is_dir()]
     if absent and not models:
         raise ValueError(
@@ -423,15 +304,15 @@ def find_statistics(
     )
 
 
-def find_refitted_head(
+def find_last_layers(
     path: Path,
     ingredients: Ingredients,
     recipe: Recipe,
     *,
     dataset: str | Path | None = None,
     cache_dir: str | Path | None = None,
-) -> CookedHead | None:
-    """The head of the soup of a `recipe.json`, refitted again as it was; None if its head is averaged.
+) -> tuple[LastLayers, HeadRecord] | None:
+    """The last layers of the soup of a `recipe.json`, taught again as they were; None if they are averaged.
 
     The checkpoints that taught it run on the images once more, as far as their logits are not cached.
 
@@ -447,10 +328,13 @@ def find_refitted_head(
     record, statistics = report.head, report.batchnorm
     if record is None:
         return None
-    source, run = _source(path, report, record.split, dataset, "the logits that its head was fitted to"), record.run
+    source, run = (
+        _source(path, report, record.split, dataset, "the logits that its last layers were taught"),
+        record.run,
+    )
     if (precision := processes.accelerator.mixed_precision) != run.mixed_precision:
         raise ValueError(
-            f"{path}: its head was refitted with mixed precision {run.mixed_precision!r}, and this run has "
+            f"{path}: its last layers were taught with mixed precision {run.mixed_precision!r}, and this run has "
             f"{precision!r}. Cook it as it was: accelerate launch --mixed_precision {run.mixed_precision} -m hf_radin."
         )
     options = RunOptions(
@@ -471,21 +355,72 @@ def find_refitted_head(
         bank, _ = bank.divided(*hold_out)
     if (len(bank), digest(bank.ids.tolist())) != (record.images, record.places):
         raise ValueError(
-            f"{path}: its head was refitted to {record.images} images of the split {record.split!r}, and those of "
+            f"{path}: {record.images} images of the split {record.split!r} taught its last layers, and those of "
             f"{bank.manifest.data.name} are others ({len(bank)}); say where they are now (--dataset)."
         )
     weights = tuple(record.teacher.used.get(entry.id, 0.0) for entry in _entries(report, path))
     teacher = Teacher(Recipe(ingredients.ids, weights), labels=record.labels > 0)
-    cooked = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=record.seed)
-    if cooked.record.sha256 != record.sha256:
+    layers, taught = _taught_again(bank, recipe, teacher, record, hold_out)
+    if taught.sha256 != record.sha256:
         logger.warning(
-            "The head of %s was refitted and is not the same to the last bit (penalty %.3g, then %.3g): the "
-            "weights of the recipe, the images, the versions of the libraries, the machine or its threads are others.",
+            "The last layers of %s were taught again and are not the same to the last bit (penalty %.3g, then %.3g): "
+            "the weights of the recipe, the images, the versions of the libraries, the machine or its threads are "
+            "others.",
             path,
-            cooked.record.penalty,
+            taught.penalty,
             record.penalty,
         )
-    return cooked
+    return layers, taught
+
+
+def find_bank(path: Path, *, dataset: str | Path | None = None, cache_dir: str | Path | None = None) -> LogitBank:
+    """The logits that the soup of a `recipe.json` was chosen by; those that are not cached are computed again.
+
+    Args:
+        path: the file, or the soup's folder.
+        dataset: where the images are now; by default where the recipe says.
+
+    Raises:
+        ValueError: if an ingredient or the images are not there, nothing was measured of the soup, or this run has
+            another mixed precision.
+    """
+    path = recipe_path(path)
+    report, processes = SearchReport.read(path), Processes()
+    if report.data is None or not report.is_measured:
+        raise ValueError(f"{path}: nothing was measured of this soup, so that no images are known that chose it.")
+    if report.pilot is not None:
+        raise ValueError(f"{path}: after a pilot the logits of some images are known only; search without one.")
+    if (precision := processes.accelerator.mixed_precision) != report.mixed_precision:
+        raise ValueError(
+            f"{path}: its ingredients ran with mixed precision {report.mixed_precision!r}, and this run has "
+            f"{precision!r}: accelerate launch --mixed_precision {report.mixed_precision} -m hf_radin."
+        )
+    ingredients, _ = find_ingredients(path, everything=True)
+    statistics = report.batchnorm
+    options = RunOptions(
+        dtype=report.dtype or "auto",
+        logits_dtype=report.logits_dtype or "float32",
+        on_error="skip" if report.skipped else "raise",
+        strangers="keep",
+        batchnorm_split=statistics.split if statistics else None,
+        batchnorm_images=statistics.images if statistics else IMAGES,
+        cache_dir=cache_dir,
+    )
+    source = _source(path, report, report.data.split, dataset, "the logits that it was chosen by")
+    return extend_bank(ingredients, source, options, processes)
+
+
+def _taught_again(
+    bank: LogitBank, recipe: Recipe, teacher: Teacher, record: HeadRecord, hold_out: tuple[float, int] | None
+) -> tuple[LastLayers, HeadRecord]:
+    """The last layers that a bank teaches as a record says, and what came of it."""
+    if record.tail is None:
+        head = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=record.seed)
+        return head.head, head.record
+    tail = record.tail
+    course = Course(tail.epochs, tail.rate, tail.batch_size, record.labels, record.seed)
+    cooked = distill_tail(bank, recipe, teacher, course, tail=tail.module, hold_out=hold_out)
+    return cooked.head, cooked.record
 
 
 def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | None, what: str) -> DataSource:

@@ -14,13 +14,13 @@ from typing import Any
 import hf_radin
 from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSOR_FILES, WEIGHTS, WEIGHTS_INDEX
 from hf_radin.ingredients.card_metadata import IngredientEntry
-from hf_radin.logits.manifest import DataRecord, RunRecord
+from hf_radin.layers.record import DISTILLED, HeadRecord, check_head
+from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
 from hf_radin.runtime.schema import IF_ANY, from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
-from hf_radin.weights.refit import FOLDS, SHARES
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class PassCounts:
         probabilities: to run soups once more for metrics of probabilities.
         batchnorm: images for BatchNorm statistics of soups.
         head: to refit the head of the soup once more, to all images.
+        tail: to show the soup the split once more, for the last layers that are distilled.
     """
 
     logits: float
@@ -95,11 +96,12 @@ class PassCounts:
     probabilities: float = 0.0
     batchnorm: float = 0.0
     head: float = 0.0
+    tail: float = 0.0
 
     @property
     def total(self) -> float:
         """All of them."""
-        return self.logits + self.soups + self.probabilities + self.batchnorm + self.head
+        return self.logits + self.soups + self.probabilities + self.batchnorm + self.head + self.tail
 
 
 @dataclass(frozen=True)
@@ -157,42 +159,6 @@ class Overlap:
     of: int
     images: int | None
     batchnorm: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadRecord:
-    """How the head of a soup was refitted (`refit.refit`): all that makes it again from the same checkpoints.
-
-    Args:
-        teacher: whose ensemble's logits the head was fitted to.
-        data: key of the split's data.
-        split: whose images taught it.
-        hold_out, hold_out_seed: the share of them that was held out, and how it was drawn; None if none was.
-        images: how many taught it.
-        places: a hash of their positions in the split.
-        run: how the models ran.
-        batch_size: images in a forward pass.
-        seed, folds: of the folds that judged it.
-        penalty: relative to the mean eigenvalue of the features' covariance.
-        labels: the share of the labels in what taught it.
-        sha256: of the head in float64.
-    """
-
-    kind: str = "refit"
-    teacher: Recipe
-    data: str
-    split: str
-    hold_out: float | None = None
-    hold_out_seed: int = 0
-    images: int
-    places: str
-    run: RunRecord
-    batch_size: int
-    seed: int = 0
-    folds: int
-    penalty: float
-    labels: float = 0.0
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +293,7 @@ class SearchReport(SearchSettings):
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")
         _check_statistics(report.batchnorm)
-        _check_head(report.head)
+        check_head(report.head)
         return report
 
     @classmethod
@@ -419,6 +385,11 @@ class SearchReport(SearchSettings):
         return [entry for entry in self.ingredients if entry.id in self.recipe.used or entry.id in taught]
 
     @property
+    def is_distilled(self) -> bool:
+        """Whether its last layers were distilled."""
+        return self.head is not None and self.head.kind == DISTILLED
+
+    @property
     def is_single(self) -> bool:
         """Whether the model is one of the checkpoints, and no average."""
         return not self.is_average and self.head is None
@@ -436,8 +407,8 @@ class SearchReport(SearchSettings):
 
     def is_chosen(self, entry: Measurement) -> bool:
         """Whether a candidate is the soup."""
-        head = self.head and (self.head.teacher.used, self.head.labels > 0)
-        taught = entry.teacher and (entry.teacher.used, entry.teacher.labels)
+        head = self.head and (self.head.teacher.used, self.head.labels > 0, self.head.kind == DISTILLED)
+        taught = entry.teacher and (entry.teacher.used, entry.teacher.labels, entry.proposal == DISTILLED)
         return entry.recipe.is_same(self.recipe) and taught == head
 
     @property
@@ -633,20 +604,3 @@ def _check_statistics(record: StatisticsRecord | None) -> None:
     if record.images < 2 or record.seed < 0 or record.on_error not in ("raise", "skip"):
         values = f"images={record.images}, seed={record.seed}, on_error={record.on_error!r}"
         raise ValueError(f"its 'batchnorm' says {values}")
-
-
-def _check_head(record: HeadRecord | None) -> None:
-    """Refuse a head that this version can't make.
-
-    Raises:
-        ValueError: for another kind of head or number of folds, or a part, a seed or a share of labels that can't be.
-    """
-    if record is None:
-        return
-    if (record.kind, record.folds) != ("refit", FOLDS):
-        raise ValueError(f"its 'head' says kind={record.kind!r}, folds={record.folds}; it may be 'refit' and {FOLDS}")
-    if not 0 < (0.5 if record.hold_out is None else record.hold_out) < 1 or min(record.seed, record.hold_out_seed) < 0:
-        values = f"hold_out={record.hold_out}, hold_out_seed={record.hold_out_seed}, seed={record.seed}"
-        raise ValueError(f"its 'head' says {values}")
-    if record.labels not in (0.0, *SHARES):
-        raise ValueError(f"its 'head' says labels={record.labels}; it may be 0, {', '.join(map(str, SHARES))}")

@@ -23,7 +23,7 @@ from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.weights.average import average_model, save_checkpoint, saved_dtype, write_average
 from hf_radin.weights.average_files import refuse_ingredients
 from hf_radin.weights.batchnorm import Statistics
-from hf_radin.weights.head import RefittedHead
+from hf_radin.weights.head import LastLayers
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -51,14 +51,14 @@ class Soup:
         processes: Processes | None = None,
         folder: Path | None = None,
         statistics: Statistics | None = None,
-        head: RefittedHead | None = None,
+        head: LastLayers | None = None,
     ):
         self.report = report
         self.ingredients = ingredients
         self.processes = processes or Processes()
         self._folder = folder
         self._statistics = statistics
-        self._head = head
+        self.head = head
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())
@@ -85,7 +85,7 @@ class Soup:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
             return load_model(self._folder, dtype=as_dtype(self.report.saved_dtype or "float32"))
-        return average_model(self.ingredients, self.recipe, statistics=self._statistics, head=self._head)
+        return average_model(self.ingredients, self.recipe, statistics=self._statistics, head=self.head)
 
     @cached_property
     def processor(self) -> BaseImageProcessor:
@@ -159,7 +159,7 @@ class Soup:
         if self._folder or self._statistics or "model" in vars(self):
             save_checkpoint(self.model, processor, folder)
         else:  # without a model in memory
-            write_average(self.ingredients, self.recipe, folder, head=self._head)
+            write_average(self.ingredients, self.recipe, folder, head=self.head)
         report = report.recorded(folder)
         for name, content in {RECIPE: report.text.encode(), **card_files(report, license=license)}.items():
             (folder / name).write_bytes(content)

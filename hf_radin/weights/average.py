@@ -17,7 +17,7 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.weights import average_tensors
 from hf_radin.weights.average_files import Files, are_alike, header_of, stream, widest, write_weights
 from hf_radin.weights.batchnorm import Statistics, estimate_statistics
-from hf_radin.weights.head import RefittedHead
+from hf_radin.weights.head import LastLayers
 from hf_radin.weights.start import load_body
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_average(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = SHARD,
     statistics: Statistics | None = None,
-    head: RefittedHead | None = None,
+    head: LastLayers | None = None,
 ) -> None:
     """Write an average into an empty folder: weights, configuration and image processor. See `average`."""
     used, recipe = by_content(ingredients, recipe)
@@ -75,7 +75,7 @@ def average_model(
     *,
     dtype: str | torch.dtype | None = None,
     statistics: Statistics | None = None,
-    head: RefittedHead | None = None,
+    head: LastLayers | None = None,
 ) -> PreTrainedModel:
     """The averaged model, in evaluation mode on the CPU. See `average`.
 

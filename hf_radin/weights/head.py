@@ -22,6 +22,7 @@ from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.images.pixels import Pixels
 from hf_radin.ingredients.ingredient import Ingredient
+from hf_radin.tail.teach import TaughtTail
 
 if TYPE_CHECKING:
     import torch
@@ -72,25 +73,34 @@ class LinearLayer:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The last linear layers of an architecture; the mean of their outputs is the logits.
+class Inputs:
+    """What modules of a model are given of an image, as one row of numbers.
 
     Args:
         modules: their names in the model, in the order in which they are called.
         widths: how many numbers each is given of an image.
-        classes: how many logits there are.
-        has_bias: whether each has a bias.
     """
 
     modules: tuple[str, ...]
     widths: tuple[int, ...]
-    classes: int
-    has_bias: bool
 
     @property
     def features(self) -> int:
-        """How many numbers the head is given of an image, by all its layers together."""
+        """How many numbers all are given of an image together."""
         return sum(self.widths)
+
+
+@dataclass(frozen=True)
+class Head(Inputs):
+    """The last linear layers of an architecture; the mean of their outputs is the logits.
+
+    Args:
+        classes: how many logits there are.
+        has_bias: whether each has a bias.
+    """
+
+    classes: int
+    has_bias: bool
 
     def layer_of(self, model: PreTrainedModel) -> LinearLayer:
         """What the head of a model does to its features, with those of all its layers side by side."""
@@ -149,9 +159,18 @@ class RefittedHead:
     place: Head
     layer: LinearLayer
 
+    @property
+    def sha256(self) -> str:
+        """The hash of its numbers."""
+        return self.layer.sha256
+
     def put_into(self, model: PreTrainedModel) -> None:
         """Give a model this head; see `Head.put`."""
         self.place.put(model, self.layer)
+
+
+# What takes the place of a soup's own last layers: both can be put into a model, and have a hash.
+LastLayers = RefittedHead | TaughtTail
 
 
 def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None = None) -> Head:
@@ -228,18 +247,18 @@ def locate_head(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> He
 
 
 class Recording:
-    """Keeps the features of all images that a model is shown, while it runs as usual.
+    """Keeps what modules of a model are given of all images that it is shown, while it runs as usual.
 
     To be made before a compiled model first runs: what is compiled already does not hear of it.
     """
 
-    def __init__(self, model: PreTrainedModel, head: Head):
+    def __init__(self, model: PreTrainedModel, inputs: Inputs):
         import torch
 
-        self._head = head
+        self._of = inputs
         self._inputs: dict[str, torch.Tensor] = {}
         self._batches: list[np.ndarray] = []
-        for name in head.modules:
+        for name in inputs.modules:
             hook = torch.compiler.disable(partial(self._note, name))
             model.get_submodule(name).register_forward_pre_hook(hook)
         model.register_forward_hook(torch.compiler.disable(self._finish))
@@ -249,38 +268,38 @@ class Recording:
 
         A batch that failed, as for want of memory, does not count.
         """
-        features = np.concatenate([np.zeros((0, self._head.features), np.float32), *self._batches])
+        features = np.concatenate([np.zeros((0, self._of.features), np.float32), *self._batches])
         self._batches = []
         return features
 
     def _note(self, name: str, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._inputs[name] = inputs[0]
+        self._inputs[name] = inputs[0].detach().clone()  # what comes later may change it in place
 
     def _finish(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        widths = zip(self._head.modules, self._head.widths, strict=True)
-        parts = [self._inputs.pop(name).detach().reshape(-1, width).float().cpu().numpy() for name, width in widths]
+        widths = zip(self._of.modules, self._of.widths, strict=True)
+        parts = [self._inputs.pop(name).reshape(-1, width).float().cpu().numpy() for name, width in widths]
         self._batches.append(np.concatenate(parts, axis=1))
 
 
 @dataclass(frozen=True)
 class FeatureRunning(Running):
-    """How one model runs for its features, which come in the place of its logits.
+    """How one model runs for what modules of it are given, which comes in the place of its logits.
 
     Args:
-        head: that is given the features.
+        inputs: which these are: those of the head, say.
     """
 
-    head: Head = field(kw_only=True)
+    inputs: Inputs = field(kw_only=True)
     _recordings: list[Recording] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, running: Running, head: Head) -> FeatureRunning:
+    def of(cls, running: Running, inputs: Inputs) -> FeatureRunning:
         """The same way to run a model, for its features."""
-        return cls(**{field.name: getattr(running, field.name) for field in fields(running)}, head=head)
+        return cls(**{field.name: getattr(running, field.name) for field in fields(running)}, inputs=inputs)
 
     def ready(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model on the device, to be run so, and recorded."""
-        self._recordings.append(Recording(model, self.head))
+        self._recordings.append(Recording(model, self.inputs))
         return super().ready(model)
 
     def logits(

@@ -17,8 +17,9 @@ from shared.training import NAMES
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
 import hf_radin
+from hf_radin.layers.taught import refit_head
 from hf_radin.recipes.recipe import Recipe, Teacher
-from hf_radin.soup.cook import find_ingredients, refit_head
+from hf_radin.soup.cook import find_ingredients
 from hf_radin.weights.head import find_head, locate_head
 
 

@@ -8,7 +8,7 @@ import pytest
 from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.recipes.intervals import Strata
 from hf_radin.runtime.schema import to_json
-from hf_radin.search.budget import Budget
+from hf_radin.search.race import Budget
 
 GROUPS = [np.arange(0, 1000, 4), np.setdiff1d(np.arange(1000), np.arange(0, 1000, 4))]  # 250 and 750
 

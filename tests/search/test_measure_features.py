@@ -200,7 +200,7 @@ import numpy as np
 import hf_radin
 from hf_radin.recipes.recipe import Teacher
 from hf_radin.search.measure import measured_soup
-from hf_radin.soup.cook import refit_head
+from hf_radin.layers.taught import refit_head
 from hf_radin.weights.head import find_head
 
 models, data, output = sys.argv[1:4]

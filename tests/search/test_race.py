@@ -17,10 +17,9 @@ from hf_radin.logits.preflight import load_inner_products
 from hf_radin.recipes.propose import propose
 from hf_radin.recipes.pruning import TooMuchLeftError
 from hf_radin.runtime.processes import Processes
-from hf_radin.search.budget import Budget
 from hf_radin.search.guide import Guide
 from hf_radin.search.measure import UNKNOWN, MeasuredSoup, measured_soup
-from hf_radin.search.race import Entry, RaceOptions, RaceResult, race
+from hf_radin.search.race import Budget, Entry, RaceOptions, RaceResult, race
 from hf_radin.search.radin import single_measurements
 from hf_radin.search.reporter import Reporter, ReportOptions, choose
 from hf_radin.soup.report import SearchSettings

@@ -19,9 +19,8 @@ import hf_radin
 from hf_radin import Measurement, Recipe
 from hf_radin.cli.main import main
 from hf_radin.recipes.recipe import Teacher
-from hf_radin.search.budget import Budget
 from hf_radin.search.measure import MeasuredSoup
-from hf_radin.search.race import Entry, RaceOptions, race
+from hf_radin.search.race import Budget, Entry, RaceOptions, race
 from hf_radin.search.reporter import choose
 from hf_radin.soup.report import SearchReport
 from hf_radin.weights.average import average_model

@@ -22,7 +22,7 @@ from hf_radin.cli.main import main
 from hf_radin.ingredients.card_metadata import card_origin, is_path
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.hub_commit import hub_address
-from hf_radin.search.budget import Budget
+from hf_radin.search.race import Budget
 from hf_radin.soup import card, card_sentences, pictures
 from hf_radin.soup.report import ClassHits, Overlap, SearchReport
 

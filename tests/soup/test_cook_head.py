@@ -16,10 +16,10 @@ from transformers import AutoModelForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
+from hf_radin.layers.taught import refit_head
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.held_out import bank_of_split
 from hf_radin.search.measure import measured_soup
-from hf_radin.soup.cook import refit_head
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.average import average_model
@@ -149,7 +149,7 @@ def test_other_images_are_refused(own_heads_bank, tmp_path, capsys):
     image_dataset(*digit_images(slice(700, 900))).to_parquet(tmp_path / "data" / "validation.parquet")
     assert cook(tmp_path / "soup", tmp_path / "again", tmp_path / "cache", "--dataset", str(tmp_path / "data")) == 2
     error = capsys.readouterr().err
-    assert "refitted to 600 images of the split 'validation'" in error and "are others (200)" in error
+    assert "600 images of the split 'validation' taught its last layers" in error and "are others (200)" in error
     assert not (tmp_path / "again").exists()
 
 
@@ -157,7 +157,7 @@ def test_a_split_with_changed_images_is_said(own_heads_bank, tmp_path, caplog):
     refitted(own_heads_bank).save_pretrained(tmp_path / "soup")
     image_dataset(*digit_images(slice(600, 1200))).to_parquet(tmp_path / "data" / "validation.parquet")
     assert cook(tmp_path / "soup", tmp_path / "again", tmp_path / "cache", "--dataset", str(tmp_path / "data")) == 0
-    assert "is not the same to the last bit" in warned(caplog)[-1]
+    assert "are not the same to the last bit" in warned(caplog)[-1]
     caplog.clear()  # the new recipe is that of the head that was made
     other = ["--dataset", str(tmp_path / "data")]
     assert cook(tmp_path / "again", tmp_path / "third", tmp_path / "cache", *other) == 0

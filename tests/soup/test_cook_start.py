@@ -15,9 +15,9 @@ from shared.starts import astray, astray_bank, backbone, save_backbone, with_sta
 import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.ingredients.card_metadata import describe_start
+from hf_radin.layers.taught import refit_head
 from hf_radin.recipes.recipe import Pull, Recipe, Teacher
 from hf_radin.soup import card, redact
-from hf_radin.soup.cook import refit_head
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 

@@ -1,0 +1,225 @@
+"""One model that keeps what the ensemble gains: the last layers of a soup, taught by all ingredients."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from hf_radin.layers.record import DISTILLED, HeadRecord
+from hf_radin.layers.taught import CookedLayers, distill_tail, refit_head
+from hf_radin.logits.bank import LogitBank
+from hf_radin.recipes.intervals import accuracy_interval
+from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
+from hf_radin.search.reporter import (
+    FinalLayers,
+    Known,
+    Reporter,
+    ReportOptions,
+    best_known,
+    class_hits,
+    compare,
+    hindrance,
+    predict,
+)
+from hf_radin.soup.report import PassCounts, SearchReport
+from hf_radin.soup.soup import Soup
+from hf_radin.tail.teach import Course, TaughtTail
+
+logger = logging.getLogger(__name__)
+
+# Images that are to be had at least: each half of them teaches layers that the other half judges.
+LEAST_IMAGES = 200
+
+# The share of the labels in what is taught, where they have a part.
+SHARE = 0.5
+
+# What a soup was before its last layers were distilled, in tables.
+BEFORE = "not distilled"
+
+
+def distill(
+    bank: LogitBank,
+    soup: Soup,
+    *,
+    tail: str = "block",
+    labels: bool = True,
+    epochs: int = 12,
+    rate: float = 1e-3,
+    test_split: str | LogitBank | None = None,
+    allow_overlap: bool = False,
+    seed: int = 0,
+) -> Soup:
+    """A soup whose last layers are taught by the ensemble of all ingredients, if that makes it better.
+
+    Ensembles are often better than any soup, and their logits are in the bank. The soup is shown the split once more;
+    what its last layers are given is cached, and they learn from that what the ensemble says (knowledge distillation,
+    arXiv 1503.02531), and the labels. The accuracy that is reported on the split that chooses is that of layers which
+    did not see the image: each half of the images judges those that the other half taught. All teach those that are
+    returned. They are taken if they give labels a higher probability, or get more of them right, beyond chance, do not
+    do the other worse beyond chance, and are above the best single model; else the soup is returned as it is.
+
+    Args:
+        bank: logits of all ingredients on the split that chose the soup.
+        soup: of a search on this bank, or read from a folder (`Soup.from_pretrained`). If its head was refitted, that
+            is what the distilled layers have to be better than; they begin from averaged ones.
+        tail: which layers: `block` (the last block and the head), `stage` (as many as take a quarter of the model's
+            multiplications) or the name of the first module, as in `vit.layers.10` (see `choose.choose_cut`).
+        labels: whether the labels have a part, too: one half.
+        epochs: how often the layers are shown each image.
+        rate: of learning, at the start.
+        test_split: as in `radin`; by default the split that proved the soup.
+        allow_overlap: as in `radin`.
+        seed: of the halves, and of the order of images.
+
+    Raises:
+        ValueError: before the first pass, if there are too few images, the soup is not one of these ingredients, it
+            was not measured on this split, or the model can't be cut in two there.
+    """
+    report = soup.report
+    course = _checked_course(epochs, rate, seed)
+    _check_soup(bank, report)
+    options = ReportOptions(
+        metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
+        test_split=test_split or (report.held_out if report.hold_out is None else None),
+        hold_out=report.hold_out,
+        allow_overlap=allow_overlap,
+        seed=report.seed or 0,
+    )
+    reporter = Reporter.of(bank, options, takes_all=True)
+    bank, hold_out = reporter.bank, None if report.hold_out is None else (report.hold_out, report.seed or 0)
+    teacher, best = Teacher(Recipe.uniform(bank.ingredients.ids), labels), best_known(report.singles, len(bank))
+    recipe = report.recipe.in_order(bank.ingredients.ids)  # as the search had it: what is cached of it is found
+    before = _soup_before(bank, recipe, report.head, hold_out)
+    if not labels and _is_no_better(bank, teacher, before.predictions):
+        return soup
+    course = replace(course, share=SHARE if labels else 0.0)
+    cooked = distill_tail(
+        bank, recipe, teacher, course, tail=tail, hold_out=hold_out, with_logits=reporter.need_logits
+    )
+    if not len(before.losses):  # its layers are averaged
+        before = replace(before, losses=cooked.averaged_losses)
+    report = replace(report, passes=_with_pass(report.passes, bank))
+    is_taken = _is_taken(bank, cooked, before, best)
+    if is_taken:
+        layers = FinalLayers(cooked, recipe, teacher, cooked.predictions, cooked.logits)
+        report = _proved(reporter, report, layers, best)
+    return Soup(
+        report,
+        bank.ingredients,
+        processes=bank.processes,
+        statistics=bank.statistics,
+        head=cooked.head if is_taken else soup.head,
+    )
+
+
+def _checked_course(epochs: int, rate: float, seed: int) -> Course:
+    """How the layers learn.
+
+    Raises:
+        ValueError: if they can't so.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs={epochs!r}: it is a whole number of 1 at least.")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+        raise ValueError(f"rate={rate!r}: the rate of learning is above 0 and below 1.")
+    return Course(epochs, float(rate), seed=seed)
+
+
+def _check_soup(bank: LogitBank, report: SearchReport) -> None:
+    """Refuse a soup that a bank can't teach.
+
+    Raises:
+        ValueError: if it is not of these ingredients, or was not measured on this split; or if there are too few
+            images.
+    """
+    bank.ingredients.select(report.recipe.used)
+    if not report.is_measured or not report.measured or report.data is None:
+        raise ValueError("The soup was not measured, so that nothing can be better: search with a budget above 0.")
+    if report.data.split != bank.split:
+        raise ValueError(f"The split {report.data.split!r} chose the soup, and the bank is of {bank.split!r}.")
+    if report.head is not None and report.head.kind == DISTILLED:
+        raise ValueError("The last layers of the soup are distilled already: distil the soup that it was before.")
+    different = len(np.unique(bank.contents))
+    if different < LEAST_IMAGES:
+        raise ValueError(
+            f"The split {bank.split!r} has {different} different images; to teach last layers, and to judge them by "
+            f"images that they did not see, takes {LEAST_IMAGES} at least."
+        )
+
+
+def _soup_before(
+    bank: LogitBank, recipe: Recipe, head: HeadRecord | None, hold_out: tuple[float, int] | None
+) -> Known:
+    """What the soup says of the images before: if its head was refitted, by heads that did not see the image; without
+    losses if all its layers are averaged."""
+    if head is None:
+        return Known(predict(bank, recipe), np.zeros(0))
+    teacher = Teacher(head.teacher, labels=head.labels > 0)
+    cooked = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=head.seed)
+    return Known(cooked.predictions, cooked.losses)
+
+
+def _is_no_better(bank: LogitBank, teacher: Teacher, soup: np.ndarray) -> bool:
+    """Whether an ensemble gets no more images right than a soup, which a line says."""
+    right = [float((classes == bank.labels).mean()) for classes in (bank.predict(bank.row(teacher.ensemble)), soup)]
+    if right[0] > right[1]:
+        return False
+    logger.warning(
+        "There is nothing to learn: of %r the ensemble gets %.4f right, and the soup %.4f. It is returned as it is.",
+        bank.split,
+        *right,
+    )
+    return True
+
+
+def _is_taken(bank: LogitBank, cooked: CookedLayers[TaughtTail], before: Known, best: Measurement) -> bool:
+    """Whether distilled layers take the place of those before, which a line says."""
+    reason = hindrance(bank, Known(cooked.predictions, cooked.losses), before, best)
+    logger.info(
+        "With its last layers distilled, on images that these did not see: accuracy %.4f (before: %.4f), log loss "
+        "%.4f (before: %.4f). The %s.",
+        (cooked.predictions == bank.labels).mean(),
+        (before.predictions == bank.labels).mean(),
+        cooked.losses.mean(),
+        before.losses.mean(),
+        f"soup stays as it is: {reason}" if reason else "distilled layers are taken",
+    )
+    return not reason
+
+
+def _with_pass(passes: PassCounts | None, bank: LogitBank) -> PassCounts | None:
+    """What a soup took, with the pass that shows it the split once more, images held out too."""
+    return None if passes is None else replace(passes, tail=passes.tail + bank.samples / len(bank))
+
+
+def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> SearchReport:
+    """The report of a soup whose layers were distilled, with what it reaches on each split, before and after."""
+    bank, results, comparisons, by_class = reporter.bank, [], [], None
+    for split in [bank] + ([reporter.held_out] if reporter.held_out else []):
+        answers = reporter.taught_answers(split, layers)
+        results.append(reporter.result("soup", split, answers))
+        pair = answers.predictions, reporter.answers(split, best.recipe).predictions
+        comparisons.append(compare(split, *pair))
+        by_class = class_hits(split, *pair)
+    earlier = [replace(result, name=BEFORE) if result.name == "soup" else result for result in report.results]
+    hits = layers.predictions == bank.labels
+    ensemble = bank.predict(bank.row(layers.teacher.ensemble)) == bank.labels
+    measurement = Measurement(
+        report.recipe,
+        DISTILLED,
+        float(ensemble.mean()),
+        float(hits.mean()),
+        len(bank),
+        interval=accuracy_interval(hits),
+        teacher=layers.teacher,
+    )
+    return replace(
+        report,
+        head=layers.cooked.record,
+        results=(*results, *earlier),
+        against_best_single=tuple(comparisons),
+        by_class=by_class,
+        measurements=(*report.measurements, measurement),
+    )

@@ -1,0 +1,211 @@
+"""Teach the tail of a model what an ensemble says of images, from what the tail is given of them.
+
+The tail learns probabilities by cross-entropy: those of the ensemble, with a share of the labels if these are to have
+a part (knowledge distillation, Hinton et al., arXiv 1503.02531). All else of the model stays as it is, statistics of
+BatchNorm too, so that what the tail is given of an image is computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_radin.tail.cut import Cut
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+# Images that are looked at together.
+CHUNK = 4096
+
+# Probabilities that differ by less are the same, but for rounding errors.
+SAME = 1e-5
+
+Run = Callable[["torch.Tensor"], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a tail learns.
+
+    Args:
+        epochs: how often it is shown each image.
+        rate: of learning, at the start; it falls to zero with a cosine.
+        batch_size: images in a step.
+        share: that labels have in the probabilities that are taught; the teacher has the rest.
+        seed: of the order in which images are shown.
+    """
+
+    epochs: int = 12
+    rate: float = 5e-4
+    batch_size: int = 64
+    share: float = 0.0
+    seed: int = 0
+
+    def steps(self, images: int) -> int:
+        """How many steps it takes with so many images: in an epoch, those that don't fill a batch are left out."""
+        return self.epochs * (images // self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class TailLesson:
+    """What a tail is taught.
+
+    Args:
+        given: what it is given of images, float32 `(images, width)`; may be memory-mapped.
+        teacher: logits of the images, `(images, classes)`; may be memory-mapped.
+        labels: of the images, `(images,)`; None if they have no part.
+    """
+
+    given: np.ndarray
+    teacher: np.ndarray
+    labels: np.ndarray | None = None
+
+    def wanted(self, rows: np.ndarray, share: float) -> torch.Tensor:
+        """The probabilities that are taught, of images by their rows, float32 `(rows, classes)`."""
+        import torch
+
+        wanted = torch.from_numpy(np.asarray(self.teacher[rows], np.float32)).softmax(1)
+        if self.labels is not None and share:
+            wanted *= 1 - share
+            wanted[range(len(rows)), torch.from_numpy(self.labels[rows])] += share
+        return wanted
+
+    def is_known(self, logits: np.ndarray, share: float) -> bool:
+        """Whether logits `(images, classes)` say already what is taught; steps along rounding errors lead nowhere."""
+        import torch
+
+        return all(
+            bool((torch.from_numpy(logits[rows]).softmax(1) - self.wanted(rows, share)).abs().max() <= SAME)
+            for rows in np.array_split(np.arange(len(logits)), max(1, len(logits) // CHUNK))
+        )
+
+
+def teach(
+    model: PreTrainedModel,
+    run: Run,
+    cut: Cut,
+    lesson: TailLesson,
+    rows: np.ndarray,
+    course: Course,
+    *,
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Teach the tail of a model some images, in place.
+
+    Args:
+        run: the tail (`cut.open_tail`), for batches of `course.batch_size` images.
+        rows: of the images in the lesson, at least as many as a batch has.
+        on_step: is called after each step.
+    """
+    import torch
+
+    parameters = [parameter for name, parameter in model.named_parameters() if name in {*cut.tensors}]
+    device, generator = parameters[0].device, torch.Generator().manual_seed(course.seed)
+    optimizer = torch.optim.Adam(parameters, lr=course.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, course.steps(len(rows))))
+    with _learning(model, parameters):
+        for _ in range(course.epochs):
+            shuffled = rows[torch.randperm(len(rows), generator=generator).numpy()]
+            for batch in _batches(shuffled, course.batch_size):
+                wanted = lesson.wanted(batch, course.share).to(device)
+                loss = -(wanted * run(_given(lesson, cut, batch, device)).log_softmax(1)).sum(1).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                on_step()
+
+
+def tail_logits(run: Run, cut: Cut, lesson: TailLesson, rows: np.ndarray, batch_size: int, device: str) -> np.ndarray:
+    """The logits of a tail for some images, float32 `(rows, classes)`.
+
+    Args:
+        batch_size: that `run` takes.
+    """
+    import torch
+
+    logits = np.zeros((len(rows), lesson.teacher.shape[1]), np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            filled = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(batch))])
+            answers = run(_given(lesson, cut, filled, torch.device(device)))
+            logits[start : start + len(batch)] = answers[: len(batch)].cpu().numpy()
+    return logits
+
+
+@dataclass(frozen=True, eq=False)
+class TaughtTail:
+    """The parameters of a tail that was taught, which take the place of the averaged ones.
+
+    Args:
+        tensors: by name, on the CPU.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, cut: Cut) -> TaughtTail:
+        """A copy of those that a model has behind a cut."""
+        named = dict(model.named_parameters())
+        return cls({name: named[name].detach().cpu().clone() for name in cut.tensors})
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its numbers, in float32."""
+        content = hashlib.sha256()
+        for name in sorted(self.tensors):
+            content.update(f"{name} {tuple(self.tensors[name].shape)} ".encode())
+            content.update(np.ascontiguousarray(self.tensors[name].float().numpy(), "<f4").tobytes())
+        return content.hexdigest()
+
+    def put_into(self, model: PreTrainedModel) -> None:
+        """Give a model these parameters, in place; dtype and device stay, and so does all else.
+
+        Raises:
+            ValueError: if the model has no parameter of a name and shape.
+        """
+        import torch
+
+        named = dict(model.named_parameters())
+        for name, tensor in self.tensors.items():
+            if name not in named or named[name].shape != tensor.shape:
+                has = f"one of {tuple(named[name].shape)}" if name in named else "none"
+                raise ValueError(f"{name}: a tensor of {tuple(tensor.shape)} was taught, and the model has {has}.")
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                named[name].copy_(tensor)
+
+
+@contextmanager
+def _learning(model: PreTrainedModel, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """These parameters of a model take gradients meanwhile, and no others."""
+    import torch
+
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        model.requires_grad_(True)
+
+
+def _given(lesson: TailLesson, cut: Cut, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    import torch
+
+    given = torch.from_numpy(np.asarray(lesson.given[rows], np.float32))
+    return given.reshape(len(rows), *cut.shape).to(device)
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Batches of this size; rows that don't fill one are left out."""
+    return (rows[start : start + size] for start in range(0, len(rows) - size + 1, size))

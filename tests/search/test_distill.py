@@ -1,0 +1,198 @@
+"""The last layers of a soup are taught by the ensemble: what comes of it is measured, told, saved and cooked again."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shared.banks import plain_inputs
+from shared.heads import own_heads, own_heads_bank
+from shared.logs import warned
+from shared.training import digit_images, image_dataset
+
+import hf_radin
+from hf_radin.cli.main import main
+from hf_radin.layers.taught import distill_tail
+from hf_radin.recipes.recipe import Recipe, Teacher
+from hf_radin.search.held_out import bank_of_split
+from hf_radin.soup.report import SearchReport
+from hf_radin.soup.soup import Soup
+from hf_radin.tail.teach import Course
+
+__all__ = ["own_heads", "own_heads_bank"]  # fixtures
+
+
+@pytest.fixture
+def bank(runs, digits, cache) -> hf_radin.LogitBank:
+    return hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=cache)
+
+
+def average(saved: Path, output: Path, cache: Path) -> int:
+    return main(["average", "--recipe", str(saved), "--output", str(output), "--cache-dir", str(cache)])
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def card(folder: Path) -> str:
+    return re.sub(r"\s+", " ", (folder / "README.md").read_text())
+
+
+def test_a_soup_becomes_better_on_images_that_took_no_part(own_heads_bank, tmp_path):
+    before = hf_radin.uniform(own_heads_bank, test_split="test")
+    soup = hf_radin.distill(own_heads_bank, before)
+    names = {(result.name, result.split) for result in soup.results}
+    assert {("soup", "test"), ("not distilled", "test"), ("soup", "validation"), ("ensemble", "test")} <= names
+    gap = soup.accuracy("ensemble", "test") - soup.accuracy("not distilled", "test")
+    assert soup.accuracy("soup", "test") > soup.accuracy("not distilled", "test") + 0.5 * gap
+    assert soup.accuracy("not distilled", "test") == before.accuracy("soup", "test")
+    test = bank_of_split(own_heads_bank, "test")
+    with torch.inference_mode():
+        predicted = [soup.model(**inputs).logits.argmax(1).numpy() for inputs in plain_inputs(test)]
+    assert np.mean(np.concatenate(predicted) == test.labels) == pytest.approx(soup.accuracy("soup", "test"), abs=0.005)
+    assert [entry.split for entry in soup.report.against_best_single] == ["validation", "test"]
+    assert soup.report.is_chosen(soup.measurements[-1]) and soup.measurements[-1].proposal == "distilled"
+    assert soup.report.passes.total == before.report.passes.total + 1
+
+
+def test_it_is_saved_told_and_cooked_again(own_heads_bank, tmp_path, caplog):
+    soup = hf_radin.distill(own_heads_bank, hf_radin.uniform(own_heads_bank, test_split="test"))
+    soup.save_pretrained(tmp_path / "soup")
+    record = SearchReport.read(tmp_path / "soup" / "recipe.json", is_saved=True).head
+    assert record == soup.report.head and record.kind == "distilled" and record.labels == 0.5
+    assert record.tail.module == "vit.layers.1" and record.images == 600
+    text = card(tmp_path / "soup")
+    assert "Model soup of 4 checkpoints, with distilled last layers" in text and "- distillation" in text
+    assert "Its last layers, from vit.layers.1 on, were distilled" in text and "| not distilled | test |" in text
+    assert "their labels, which count for 50%, in 12 epochs" in text
+    assert "distilling the last layers of the soup | 1 |" in text
+    caplog.clear()
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
+    assert SearchReport.read(tmp_path / "again" / "recipe.json") == SearchReport.read(
+        tmp_path / "soup" / "recipe.json"
+    )
+    assert all(
+        torch.equal(tensor, soup.model.state_dict()[name])
+        for name, tensor in Soup.from_pretrained(tmp_path / "soup").model.state_dict().items()
+    )
+
+
+def test_a_net_with_batchnorm_is_distilled_and_cooked_again(nets, digits, tmp_path):
+    ingredients = hf_radin.gather(f"{nets}/ft-*")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "first", batchnorm_images=128)
+    soup = hf_radin.distill(bank, hf_radin.uniform(bank))
+    assert soup.report.is_distilled
+    soup.save_pretrained(tmp_path / "soup")
+    before = hf_radin.uniform(bank).model.state_dict()
+    for name, tensor in soup.model.state_dict().items():
+        if "running" in name:
+            assert torch.equal(tensor, before[name]), name
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup")
+
+
+def test_the_order_of_the_ingredients_changes_no_bit(own_heads_bank, tmp_path):
+    bank, course = own_heads_bank, Course(epochs=2, share=0.5)
+    turned = hf_radin.compute_logits(
+        hf_radin.Ingredients([*bank.ingredients][::-1]), bank.source.dataset, cache_dir=tmp_path
+    )
+    hashes = []
+    for given in (bank, turned):
+        recipe = Recipe.uniform(given.ingredients.ids)
+        hashes.append(distill_tail(given, recipe, Teacher(recipe, labels=True), course).record.sha256)
+    assert hashes[0] == hashes[1]
+
+
+def test_equal_ingredients_and_the_own_logits_change_nothing(bank):
+    recipe = Recipe.uniform(bank.ingredients.ids[:1])
+    taught = distill_tail(bank, recipe, Teacher(recipe), Course())
+    named = dict(hf_radin.best_single(bank).model.named_parameters())
+    assert taught.head.tensors.keys() < named.keys()
+    single = hf_radin.average(bank.ingredients, recipe)
+    assert all(torch.equal(tensor, single[name]) for name, tensor in taught.head.tensors.items())
+    np.testing.assert_array_equal(taught.predictions, bank.predict(bank.row(recipe)))
+
+
+def test_nothing_to_learn_is_said_before_a_pass(bank, caplog, predictions):
+    best = max(bank.ingredients.ids, key=lambda name: bank.score(bank.row(Recipe.uniform([name]))[None])[0])
+    single = hf_radin.best_single(bank)
+    soup = replace(single.report, recipe=Recipe.uniform([best]))
+    alone = replace(bank, ingredients=bank.ingredients)
+    worse = min(bank.ingredients.ids, key=lambda name: bank.score(bank.row(Recipe.uniform([name]))[None])[0])
+    assert worse != best
+    ensemble = bank.score(bank.row(Recipe.uniform(bank.ingredients.ids))[None])[0]
+    predictions.clear()
+    result = hf_radin.distill(alone, Soup(soup, bank.ingredients, processes=bank.processes), labels=False)
+    if ensemble <= bank.score(bank.row(Recipe.uniform([best]))[None])[0]:
+        assert "There is nothing to learn" in caplog.text and not sum(predictions)
+        assert result.report == soup
+    else:
+        assert "With its last layers distilled" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"epochs": 0}, "epochs=0: it is a whole number"),
+        ({"epochs": 1.5}, "epochs=1.5"),
+        ({"rate": 1.0}, "rate=1.0: the rate of learning is above 0 and below 1"),
+        ({"tail": "no.such"}, r"can't be cut in two at 'no.such'; it can at .*vit.layers.1"),
+        ({"tail": "classifier"}, "classifier is the head"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_a_pass(bank, predictions, options, problem):
+    soup = hf_radin.uniform(bank)
+    predictions.clear()
+    with pytest.raises(ValueError, match=problem):
+        hf_radin.distill(bank, soup, **options)
+    assert not predictions
+
+
+def test_soups_that_can_not_be_distilled_are_refused(bank, own_heads_bank, runs, tmp_path):
+    distilled = hf_radin.distill(own_heads_bank, hf_radin.uniform(own_heads_bank))
+    with pytest.raises(ValueError, match="are distilled already"):
+        hf_radin.distill(own_heads_bank, distilled)
+    with pytest.raises(ValueError, match="was not measured"):
+        hf_radin.distill(bank, hf_radin.radin(bank, budget=0))
+    with pytest.raises(ValueError, match=r"ft-"):
+        hf_radin.distill(own_heads_bank, hf_radin.uniform(bank))
+    few = image_dataset(*digit_images(slice(700, 850)))
+    small = hf_radin.compute_logits(bank.ingredients, few, split="train", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"150 different images; to teach last layers,.* takes 200 at least"):
+        hf_radin.distill(small, hf_radin.uniform(small))
+
+
+def test_the_command_ends_as_the_option_does(own_heads, digits, tmp_path, caplog, capsys):
+    common = ["--models", f"{own_heads}/ft-*", "--dataset", str(digits), "--test-split", "test", "--method", "uniform"]
+    common += ["--cache-dir", str(tmp_path / "cache")]
+    assert main(["soup", *common, "--output", str(tmp_path / "one"), "--distill"]) == 0
+    assert main(["soup", *common, "--output", str(tmp_path / "plain")]) == 0
+    options = ["--output", str(tmp_path / "two"), "--cache-dir", str(tmp_path / "cache")]
+    assert main(["distill", str(tmp_path / "plain"), *options]) == 0
+    assert weights(tmp_path / "two") == weights(tmp_path / "one") != weights(tmp_path / "plain")
+    reports = [SearchReport.read(tmp_path / name / "recipe.json", is_saved=True) for name in ("one", "two")]
+    assert reports[0] == reports[1] and reports[0].is_distilled
+    out = capsys.readouterr().out
+    assert "Its last layers, from vit.layers.1 on, are distilled from the ensemble of 4 and the labels" in out
+    assert main(["distill", str(tmp_path / "plain"), "--output", str(tmp_path / "plain"), "--overwrite"]) == 2
+    assert "would be lost" in capsys.readouterr().err
+
+
+def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, caplog):
+    image_dataset(*digit_images(slice(700, 850))).to_parquet(tmp_path / "few" / "data" / "validation.parquet")
+    options = ["--models", f"{runs}/ft-[012]", "--dataset", str(tmp_path / "few"), "--budget", "1", "--distill"]
+    options += ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "soup")]
+    assert main(["soup", *options]) == 0
+    assert "Nothing is distilled: The split 'validation' has 150 different images" in caplog.text
+    assert (tmp_path / "soup" / "model.safetensors").exists()
+
+
+def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, capsys):
+    options = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(digits), "--output", str(tmp_path / "soup")]
+    for further in (["--pilot", "0.5"], ["--budget", "0"]):
+        assert main([*options, "--distill", *further]) == 2
+        assert "--distill" in capsys.readouterr().err

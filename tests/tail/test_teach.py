@@ -1,0 +1,126 @@
+"""A tail learns what it is taught, from what it is given, and nothing where there is nothing to learn."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_radin.tail.choose import choose_cut
+from hf_radin.tail.cut import open_tail
+from hf_radin.tail.teach import Course, TailLesson, TaughtTail, tail_logits, teach
+from tail.test_cut import given_to, images, logits_of, vit
+
+COUNT = 96
+COURSE = Course(epochs=5, rate=1e-2, batch_size=32)
+
+
+@pytest.fixture
+def model():
+    return vit()
+
+
+@pytest.fixture
+def cut(model):
+    return choose_cut(model, {"pixel_values": images(1)["pixel_values"][0]}, "block")
+
+
+@pytest.fixture
+def lesson(model, cut) -> TailLesson:
+    """What the tail is given of images, and the logits of another model."""
+    batch = images(COUNT)
+    given = given_to(model, cut.module, batch).reshape(COUNT, -1).numpy()
+    teacher = vit()
+    torch.nn.init.normal_(teacher.classifier.weight, generator=torch.Generator().manual_seed(2))
+    return TailLesson(given, logits_of(teacher, batch).numpy())
+
+
+def answers(model, cut, lesson: TailLesson, rows: np.ndarray | None = None) -> np.ndarray:
+    with open_tail(model, cut, images(COURSE.batch_size)) as run:
+        every = np.arange(COUNT) if rows is None else rows
+        return tail_logits(run, cut, lesson, every, batch_size=COURSE.batch_size, device=torch.device("cpu"))
+
+
+def taught(model, cut, lesson: TailLesson, course: Course = COURSE, rows: np.ndarray | None = None) -> int:
+    """Teach, and count the steps."""
+    steps = []
+    with open_tail(model, cut, images(course.batch_size)) as run:
+        every = np.arange(COUNT) if rows is None else rows
+        teach(model, run, cut, lesson, every, course, on_step=lambda: steps.append(1))
+    return len(steps)
+
+
+def entropy(logits: np.ndarray, wanted: torch.Tensor) -> float:
+    return float(-(wanted * torch.from_numpy(logits).log_softmax(1)).sum(1).mean())
+
+
+def test_a_tail_gives_the_logits_of_the_model(model, cut, lesson):
+    expected = logits_of(model, images(COUNT)).numpy()
+    np.testing.assert_allclose(answers(model, cut, lesson), expected, atol=1e-5)
+    rows = np.array([70, 3, 3])  # fewer than a batch, in any order
+    np.testing.assert_allclose(answers(model, cut, lesson, rows), expected[rows], atol=1e-5)
+
+
+def test_it_comes_nearer_to_its_teacher(model, cut, lesson):
+    wanted = lesson.wanted(np.arange(COUNT), 0.0)
+    before = entropy(answers(model, cut, lesson), wanted)
+    assert taught(model, cut, lesson) == COURSE.steps(COUNT) == 15
+    floor = entropy(lesson.teacher, wanted)
+    assert entropy(answers(model, cut, lesson), wanted) < floor + 0.5 * (before - floor)
+
+
+def test_labels_have_their_share(lesson):
+    labels = np.arange(COUNT) % 3
+    probabilities = torch.from_numpy(lesson.teacher).softmax(1).numpy()
+    wanted = TailLesson(lesson.given, lesson.teacher, labels).wanted(np.array([4, 5]), 0.25).numpy()
+    expected = 0.75 * probabilities[[4, 5]] + 0.25 * np.eye(3)[labels[[4, 5]]]
+    np.testing.assert_allclose(wanted, expected, atol=1e-6)
+    np.testing.assert_allclose(lesson.wanted(np.array([4]), 0.25).numpy(), probabilities[[4]], atol=1e-6)
+
+
+def test_what_a_model_says_already_is_known(model, cut, lesson):
+    logits, labels = logits_of(model, images(COUNT)).numpy(), np.zeros(COUNT, int)
+    assert TailLesson(lesson.given, logits).is_known(answers(model, cut, lesson), 0.0)
+    assert not lesson.is_known(answers(model, cut, lesson), 0.0)
+    assert not TailLesson(lesson.given, logits, labels).is_known(answers(model, cut, lesson), 0.5)
+
+
+def test_the_front_and_the_statistics_stay(model, cut, lesson):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    taught(model, cut, lesson)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and changed <= {*cut.tensors} and "classifier.weight" in changed
+    assert all(parameter.requires_grad for parameter in model.parameters()) and not model.training
+
+
+def test_the_same_course_ends_with_the_same_bits(model, cut, lesson):
+    start = TaughtTail.of(model, cut)
+    hashes = []
+    for seed in (0, 0, 1):
+        start.put_into(model)
+        taught(model, cut, lesson, Course(2, 1e-2, 32, seed=seed))
+        hashes.append(TaughtTail.of(model, cut).sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+    start.put_into(model)
+    assert TaughtTail.of(model, cut).sha256 == start.sha256 and start.tensors.keys() == {*cut.tensors}
+
+
+def test_other_images_than_those_that_teach_change_nothing(model, cut, lesson):
+    rows, others = np.arange(64), lesson.given.copy()
+    others[64:] = 7
+    start, hashes = TaughtTail.of(model, cut), []
+    for given in (lesson.given, others):
+        start.put_into(model)
+        taught(model, cut, TailLesson(given, lesson.teacher), rows=rows)
+        hashes.append(TaughtTail.of(model, cut).sha256)
+    assert hashes[0] == hashes[1]
+
+
+def test_a_model_that_it_does_not_fit_is_refused(model, cut):
+    tail = TaughtTail.of(model, cut)
+    other = vit()
+    other.classifier = torch.nn.Linear(16, 5)
+    with pytest.raises(
+        ValueError, match=r"classifier.weight: a tensor of \(3, 16\) was taught, and .* one of \(5, 16\)"
+    ):
+        tail.put_into(other)
+    with pytest.raises(ValueError, match="and the model has none"):
+        TaughtTail({"no": torch.zeros(1)}).put_into(model)
