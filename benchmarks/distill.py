@@ -7,8 +7,8 @@
 
 `distilled` learns the ensemble of all and the labels, half and half; `without labels` the ensemble alone; `labels
 alone` is the control, which no ensemble teaches. Validation accuracy is that of layers which the other half of the
-images taught. Passes are those of the search, and the one that shows the soup the split; what teaching takes, with that
-pass, is below the table, in passes of one model by the clock.
+images taught. Passes are those of the search, and the one that shows the soup the split; what teaching takes, with it,
+is below the table, in passes of one model by the clock.
 """
 
 import argparse
