@@ -177,7 +177,7 @@ def distill(args: argparse.Namespace, processes: Processes) -> None:
         raise ValueError(f"The output {args.output} is the folder of the soup, which would be lost. Choose another.")
     before = Soup.from_pretrained(args.folder)
     bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)
-    names = ("labels", "epochs", "rate", "seed", "allow_overlap")
+    names = ("labels", "split", "epochs", "rate", "seed", "allow_overlap")
     result = hf_radin.distill(bank, before, tail=args.layers, **{name: getattr(args, name) for name in names})
     if not result.report.is_distilled:
         show(soup_table(before))

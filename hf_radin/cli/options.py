@@ -172,6 +172,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     tail = "block: the last block and the head; stage: a quarter of the model; or a module, as in vit.layers.10"
     add("--layers", default="block", metavar="L", help=f"{tail} (default: block)")
     add("--no-labels", dest="labels", action="store_false", help="teach only what the ensemble says")
+    add("--split", help="whose images teach them, of the same dataset (default: that which chose the soup)")
     add("--epochs", type=int, default=12, metavar="N", help="how often they are shown each image (default: 12)")
     add("--rate", type=float, default=1e-3, metavar="R", help="of learning, at the start (default: 0.001)")
     add("--seed", type=int, default=0, help="of the halves and of the order of images (default: 0)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -131,6 +130,7 @@ def distill_tail(
     course: Course,
     *,
     tail: str = "block",
+    judge: LogitBank | None = None,
     hold_out: tuple[float, int] | None = None,
     with_logits: bool = False,
 ) -> CookedLayers[TaughtTail]:
@@ -144,6 +144,7 @@ def distill_tail(
         bank, recipe, hold_out, with_logits: as for `refit_head`.
         teacher: whose probabilities are taught; with labels, `course.share` of them.
         tail: which layers, as in `choose.choose_cut`.
+        judge: the bank of another split, whose images judge the final layers; by default the halves do.
 
     Raises:
         ValueError: if the model can't be cut there, there are too few images, the disk is too small for what the tail
@@ -158,18 +159,17 @@ def distill_tail(
         cut.module,
         f"{cut.parameters:,}",
         100 * cut.share,
-        6 * course.epochs * cut.share,  # twice the images, forth and twice as much back
+        (6 if judge is None else 3) * course.epochs * cut.share,  # forth and twice as much back, with halves once more
         bank.split,
     )
-    given = _shown(bank, recipe, Inputs((cut.module,), (cut.width,)), f"tail-{digest(cut.module)}")
-
-    def taught() -> tuple[TaughtTail, np.ndarray, np.ndarray]:
-        labels = np.asarray(bank.labels) if teacher.labels else None
-        lesson = TailLesson(given, bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), labels)
-        return _teach(bank, _averaged(bank, recipe), cut, lesson, course)
-
-    final, averaged, logits = processes.decide(taught)
-    labels = np.asarray(bank.labels)
+    teaching, judging = _lesson(bank, recipe, cut, teacher), None
+    if judge is not None:
+        judge = judge.by_content
+        judging = _lesson(judge, recipe, cut, teacher)
+    final, averaged, logits = processes.decide(
+        lambda: _teach(bank, _averaged(bank, recipe), cut, teaching, course, judging)
+    )
+    labels = np.asarray((judge or bank).labels)
     record = replace(
         _record(bank, teacher, hold_out, course.seed),
         kind=DISTILLED,
@@ -179,41 +179,54 @@ def distill_tail(
         tail=TailRecord(cut.module, cut.parameters, cut.share, course.epochs, course.rate, course.batch_size),
     )
     losses, before = log_losses(logits, labels), calibrated_losses(averaged, labels)
-    return CookedLayers(final, record, given, logits.argmax(1), losses, before, logits if with_logits else None)
+    shown = logits if with_logits else None
+    return CookedLayers(final, record, teaching.given, logits.argmax(1), losses, before, shown)
+
+
+def _lesson(bank: LogitBank, recipe: Recipe, cut: Cut, teacher: Teacher) -> TailLesson:
+    """What the images of a bank teach a tail."""
+    given = _shown(bank, recipe, Inputs((cut.module,), (cut.width,)), f"tail-{digest(cut.module)}")
+    labels = np.asarray(bank.labels) if teacher.labels else None
+    return TailLesson(given, bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), labels)
 
 
 def _teach(
-    bank: LogitBank, model: PreTrainedModel, cut: Cut, lesson: TailLesson, course: Course
+    bank: LogitBank,
+    model: PreTrainedModel,
+    cut: Cut,
+    lesson: TailLesson,
+    course: Course,
+    judging: TailLesson | None,
 ) -> tuple[TaughtTail, np.ndarray, np.ndarray]:
-    """The tail that all images teach, and the logits of images of the averaged one and of those that other halves
-    taught, `(images, classes)` each.
+    """The tail that all images teach, and the logits of images of the averaged one and of those that did not see the
+    image, `(images, classes)` each: of the images that judge, or else of these, by the tails that other halves taught.
 
     Images are taken in the order of their contents, so that the order of the split changes nothing.
     """
     running = bank.passes().running
-    model = replace(running, compiled=False).ready(model).float()
-    folds, order = draw_folds(bank.contents, seed=course.seed, folds=HALVES), np.argsort(bank.contents, kind="stable")
-    everything, device = np.arange(len(bank)), running.accelerator.device
-    start, logits = TaughtTail.of(model, cut), np.zeros((len(bank), len(bank.classes)), np.float32)
-    halves = [order[folds[order] == half] for half in range(HALVES)]
-    lessons = [*((np.concatenate([*halves[:half], *halves[half + 1 :]]), halves[half]) for half in range(HALVES))]
-    total = sum(course.steps(len(rows)) for rows in (*(rows for rows, _ in lessons), order))
-    batch = repeated(_example(bank), course.batch_size)
+    model, device = replace(running, compiled=False).ready(model).float(), running.accelerator.device
+    order, judged = np.argsort(bank.contents, kind="stable"), judging or lesson
+    start, everything = TaughtTail.of(model, cut), np.arange(len(judged.teacher))
+    folds = draw_folds(bank.contents, seed=course.seed, folds=HALVES)[order]
+    halves = [] if judging else [order[folds == half] for half in range(HALVES)]
+    total = course.steps(len(order)) + sum(course.steps(len(half)) for half in halves)
+    batch = {name: value.to(device) for name, value in repeated(_example(bank), course.batch_size).items()}
     with (
-        open_tail(model, cut, _on(batch, device)) as run,
+        open_tail(model, cut, batch) as run,
         progress_bar(total=total, desc="Teaching the last layers", unit="step", delay=DELAY) as bar,
     ):
-        answer: Callable[[np.ndarray], np.ndarray] = partial(
-            tail_logits, run, cut, lesson, batch_size=course.batch_size, device=device
-        )
+        answer = partial(tail_logits, run, cut, judged, batch_size=course.batch_size, device=device)
         averaged = answer(everything)
-        if lesson.is_known(averaged, course.share):
+        logits = averaged.copy()
+        if judging is None and lesson.is_known(averaged, course.share):
             return start, averaged, averaged
-        for teaching, judged in lessons:
+        for teaching, half in zip(halves, halves[::-1], strict=True):
             teach(model, run, cut, lesson, teaching, course, on_step=bar.update)
-            logits[judged] = answer(judged)
+            logits[half] = answer(half)
             start.put_into(model)
         teach(model, run, cut, lesson, order, course, on_step=bar.update)
+        if judging:
+            logits = answer(everything)
     return TaughtTail.of(model, cut), averaged, logits
 
 
@@ -236,10 +249,6 @@ def _example(bank: LogitBank) -> dict[str, torch.Tensor]:
     if example is None:
         raise ValueError(f"The split {bank.split!r} has no image that can be read.")
     return example
-
-
-def _on(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _fewest(bank: LogitBank, seed: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from hf_radin.layers.taught import CookedLayers, distill_tail, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
+from hf_radin.search.held_out import bank_of_split
 from hf_radin.search.reporter import (
     FinalLayers,
     Known,
@@ -45,6 +47,8 @@ def distill(
     *,
     tail: str = "block",
     labels: bool = True,
+    split: str | None = None,
+    teacher: Recipe | None = None,
     epochs: int = 12,
     rate: float = 1e-3,
     test_split: str | LogitBank | None = None,
@@ -67,6 +71,9 @@ def distill(
         tail: which layers: `block` (the last block and the head), `stage` (as many as take a quarter of the model's
             multiplications) or the name of the first module, as in `vit.layers.10` (see `choose.choose_cut`).
         labels: whether the labels have a part, too: one half.
+        split: another split of the same dataset whose images teach: one with more of them, say. All ingredients run
+            over it, and all images of the split that chose the soup judge what was taught.
+        teacher: the recipe whose ensemble teaches; by default all ingredients in equal parts.
         epochs: how often the layers are shown each image.
         rate: of learning, at the start.
         test_split: as in `radin`; by default the split that proved the soup.
@@ -84,34 +91,38 @@ def distill(
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
         test_split=test_split or (report.held_out if report.hold_out is None else None),
         hold_out=report.hold_out,
+        head_split=split,
         allow_overlap=allow_overlap,
         seed=report.seed or 0,
     )
     reporter = Reporter.of(bank, options, takes_all=True)
     bank, hold_out = reporter.bank, None if report.hold_out is None else (report.hold_out, report.seed or 0)
-    teacher, best = Teacher(Recipe.uniform(bank.ingredients.ids), labels), best_known(report.singles, len(bank))
+    ensemble = Teacher(teacher or Recipe.uniform(bank.ingredients.ids), labels)
     recipe = report.recipe.in_order(bank.ingredients.ids)  # as the search had it: what is cached of it is found
     before = _soup_before(bank, recipe, report.head, hold_out)
-    if not labels and _is_no_better(bank, teacher, before.predictions):
+    if not labels and _is_no_better(bank, ensemble, before.predictions):
         return soup
     course = replace(course, share=SHARE if labels else 0.0)
-    cooked = distill_tail(
-        bank, recipe, teacher, course, tail=tail, hold_out=hold_out, with_logits=reporter.need_logits
-    )
+    if split is None:
+        cooked = distill_tail(
+            bank, recipe, ensemble, course, tail=tail, hold_out=hold_out, with_logits=reporter.need_logits
+        )
+    else:
+        teaching = bank_of_split(bank, split)
+        cooked = distill_tail(
+            teaching, recipe, ensemble, course, tail=tail, judge=bank, with_logits=reporter.need_logits
+        )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
-    report = replace(report, passes=_with_pass(report.passes, bank))
-    is_taken = _is_taken(bank, cooked, before, best)
-    if is_taken:
-        layers = FinalLayers(cooked, recipe, teacher, cooked.predictions, cooked.logits)
-        report = _proved(reporter, report, layers, best)
-    return Soup(
-        report,
-        bank.ingredients,
-        processes=bank.processes,
-        statistics=bank.statistics,
-        head=cooked.head if is_taken else soup.head,
-    )
+    best = best_known(report.singles, len(bank))
+    report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if split else 0))
+    if not _is_taken(bank, cooked, before, best):
+        same = copy.copy(soup)
+        same.report = report
+        return same
+    layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
+    report = _proved(reporter, report, layers, best)
+    return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
 
 
 def _checked_course(epochs: int, rate: float, seed: int) -> Course:
@@ -189,9 +200,18 @@ def _is_taken(bank: LogitBank, cooked: CookedLayers[TaughtTail], before: Known, 
     return not reason
 
 
-def _with_pass(passes: PassCounts | None, bank: LogitBank) -> PassCounts | None:
-    """What a soup took, with the pass that shows it the split once more, images held out too."""
-    return None if passes is None else replace(passes, tail=passes.tail + bank.samples / len(bank))
+def _with_passes(
+    passes: PassCounts | None, bank: LogitBank, cooked: CookedLayers[TaughtTail], teachers: int
+) -> PassCounts | None:
+    """What a soup took, with the passes that show it the splits once more, images held out too.
+
+    Args:
+        teachers: how many ingredients ran over another split that teaches; 0 if none does.
+    """
+    if passes is None:
+        return None
+    other = (1 + teachers) * cooked.record.images if teachers else 0
+    return replace(passes, tail=passes.tail + (bank.samples + other) / len(bank))
 
 
 def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> SearchReport:

@@ -196,6 +196,7 @@ class Reporter:
                 *chosen.recipe.used,
                 "" if head is None else ", with a refitted head",
             )
+        _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
         return Soup(
             report,
@@ -413,6 +414,9 @@ class Reporter:
                 ]
             if split.ingredients.ids == self.bank.ingredients.ids:
                 proof.results += self._ensemble(split)
+            if "soup" in predictions and split.partial is None and split.ingredients.ids == self.bank.ingredients.ids:
+                ensemble = split.predict(split.row(Recipe.uniform(split.ingredients.ids)))
+                proof.lead = compare(split, ensemble, predictions["soup"])
             if "soup" in predictions and is_compared:
                 pair = predictions["soup"], predictions["best single"]
                 proof.comparisons.append(compare(split, *pair))
@@ -582,11 +586,29 @@ class FinalLayers:
 
 @dataclass(eq=False)
 class _Proof:
-    """What was reached on each split."""
+    """What was reached on each split.
+
+    Args:
+        lead: of the ensemble of all before the soup, on the split that proves most; None if it is not known.
+    """
 
     results: list[Result] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     by_class: ClassHits | None = None
+    lead: Comparison | None = None
+
+
+def _say_what_could_be_had(proof: _Proof) -> None:
+    """Where the ensemble of all is ahead of the soup beyond chance, say that the soup could learn that."""
+    lead = proof.lead
+    if lead is not None and lead.gain > 0 and lead.is_significant:
+        logger.info(
+            "The ensemble of all gets %.2f points more of %r right than the soup, which is no chance (p = %.2g). The "
+            "soup's last layers can learn that: hf-radin distill, or hf_radin.distill(bank, soup).",
+            100 * lead.gain,
+            lead.split,
+            lead.p_value,
+        )
 
 
 def best_known(singles: Iterable[Measurement], images: int) -> Measurement:

@@ -43,7 +43,7 @@ def about_head(report: SearchReport) -> str:
     if head is None:
         return ""
     if head.tail is not None:
-        return _about_tail(head, head.tail)
+        return _about_tail(report, head, head.tail)
     labels = f"with their labels, which count for {head.labels:.0%}" if head.labels else "without their labels"
     judged = "What it gets right of these images is said by heads that did not see the image."
     if report.data is not None and head.split != report.data.split:
@@ -54,15 +54,17 @@ def about_head(report: SearchReport) -> str:
     )
 
 
-def _about_tail(head: HeadRecord, tail: TailRecord) -> str:
+def _about_tail(report: SearchReport, head: HeadRecord, tail: TailRecord) -> str:
     """How last layers were distilled, in sentences."""
     labels = f"and of their labels, which count for {head.labels:.0%}" if head.labels else "and not of their labels"
+    judged = "What they get right of these images is said by layers that the other half of the images taught."
+    if report.data is not None and head.split != report.data.split:
+        judged = ""
     return (
         f"Its last layers, from {escape(tail.module)} on, were distilled: {tail.parameters:,} parameters learned what "
         f"the ensemble of {len(head.teacher.used)} checkpoints says of {head.images:,} images of the split "
-        f"{escape(head.split)}, {labels}, in {tail.epochs} epochs. What they get right of these images is said by "
-        "layers that the other half of the images taught."
-    )
+        f"{escape(head.split)}, {labels}, in {tail.epochs} epochs. {judged}"
+    ).rstrip()
 
 
 def shared_images(report: SearchReport) -> str:

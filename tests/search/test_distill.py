@@ -95,6 +95,59 @@ def test_a_net_with_batchnorm_is_distilled_and_cooked_again(nets, digits, tmp_pa
     assert weights(tmp_path / "again") == weights(tmp_path / "soup")
 
 
+def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path):
+    bank = own_heads_bank
+    soup = hf_radin.distill(bank, hf_radin.uniform(bank), split="test", labels=False)
+    record = soup.report.head
+    assert (record.split, record.images, record.labels) == ("test", 497, 0)
+    assert soup.report.passes.tail == pytest.approx(1 + 5 * 497 / 600)  # four teachers, and the soup on both
+    assert soup.accuracy("soup", "validation") > soup.accuracy("not distilled", "validation")
+    with torch.inference_mode():
+        predicted = [soup.model(**inputs).logits.argmax(1).numpy() for inputs in plain_inputs(bank)]
+    measured = np.mean(np.concatenate(predicted) == bank.labels)
+    assert measured == pytest.approx(soup.accuracy("soup", "validation"), abs=0.005)  # they saw none of these images
+    soup.save_pretrained(tmp_path / "soup")
+    assert "of 497 images of the split test, and not of their labels" in card(tmp_path / "soup")
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup")
+    before = hf_radin.uniform(bank, test_split="test")
+    for split, problem in (("validation", "chooses the soup"), ("test", "proves the soup")):
+        with pytest.raises(ValueError, match=problem):
+            hf_radin.distill(bank, before, split=split)
+
+
+def test_a_part_that_was_held_out_proves_it(own_heads_bank, tmp_path):
+    before = hf_radin.radin(own_heads_bank, budget=1, head="average", hold_out=0.3, seed=3)
+    soup = hf_radin.distill(own_heads_bank, before)
+    assert soup.report.head.images == 420 and soup.report.head.hold_out == 0.3
+    held_out = soup.report.held_out
+    assert soup.accuracy("not distilled", held_out) == before.accuracy("soup", held_out)
+    assert soup.accuracy("soup", held_out) > before.accuracy("soup", held_out) - 0.1  # of 180 images
+    soup.save_pretrained(tmp_path / "soup")
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup")
+
+
+def test_one_model_may_teach_and_one_that_is_left_out_may_not(own_heads_bank):
+    bank = own_heads_bank
+    first, last = bank.ingredients.ids[0], bank.ingredients.ids[-1]
+    soup = hf_radin.distill(bank, hf_radin.uniform(bank), teacher=Recipe.uniform([first]))
+    assert soup.report.head.teacher.used == {first: 1.0}
+    part = replace(bank, ingredients=bank.ingredients.select(bank.ingredients.ids[:-1]))
+    with pytest.raises(ValueError, match=re.escape(last)):
+        hf_radin.distill(part, hf_radin.uniform(part), teacher=Recipe.uniform([last]))
+
+
+def test_a_soup_that_the_ensemble_is_ahead_of_is_told_how_to_go_on(own_heads_bank, bank, caplog):
+    caplog.set_level("INFO", "hf_radin")
+    hf_radin.uniform(own_heads_bank)
+    assert "points more of 'validation' right than the soup, which is no chance" in caplog.text
+    assert "hf-radin distill" in caplog.text
+    caplog.clear()
+    hf_radin.best_single(replace(bank, ingredients=bank.ingredients.select(bank.ingredients.ids[:1])))
+    assert "hf-radin distill" not in caplog.text
+
+
 def test_the_order_of_the_ingredients_changes_no_bit(own_heads_bank, tmp_path):
     bank, course = own_heads_bank, Course(epochs=2, share=0.5)
     turned = hf_radin.compute_logits(
