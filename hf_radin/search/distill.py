@@ -62,7 +62,8 @@ def distill(
     arXiv 1503.02531), and the labels. The accuracy that is reported on the split that chooses is that of layers which
     did not see the image: each half of the images judges those that the other half taught. All teach those that are
     returned. They are taken if they give labels a higher probability, or get more of them right, beyond chance, do not
-    do the other worse beyond chance, and are above the best single model; else the soup is returned as it is.
+    do the other worse beyond chance, and are above the best single model (if the soup was); else it is returned as it
+    is.
 
     Args:
         bank: logits of all ingredients on the split that chose the soup.

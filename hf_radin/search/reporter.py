@@ -546,8 +546,9 @@ class Known:
 def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement, *, of: int = 1) -> str:
     """Why last layers that were taught are not to take the place of those before; empty if they are.
 
-    Their accuracy must be above that of the best single model. They must give labels a higher probability, which says
-    most, or get more of them right, beyond chance, and not do the other worse beyond chance.
+    Their accuracy must be above that of the best single model, unless that before is below it. They must give labels a
+    higher probability, which says most, or get more of them right, beyond chance, and not do the other worse beyond
+    chance.
 
     Args:
         taught: of layers that did not see the image.
@@ -559,7 +560,7 @@ def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement, 
     accuracy, known, gains = float(hits.mean()), float(others.mean()), (before.losses - taught.losses)[different]
     chance = mcnemar(hits[different], others[different])
     is_likelier, is_unlikelier = is_above_zero(gains), is_above_zero(-gains)
-    if accuracy <= best.known:
+    if accuracy <= best.known <= known:
         return f"the best single model has an accuracy of {best.known:.4f}"
     if is_unlikelier or (accuracy < known and chance < CHANCE / of):
         return "one of the two is worse by more than chance"

@@ -17,9 +17,10 @@ from shared.training import NAMES
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
 import hf_radin
-from hf_radin.layers.taught import refit_head
+from hf_radin.layers.taught import distill_tail, refit_head
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.soup.cook import find_ingredients
+from hf_radin.tail.teach import Course
 from hf_radin.weights.head import find_head, locate_head
 
 
@@ -77,7 +78,7 @@ def test_the_soup_of_adapters_is_an_ordinary_model(adapters, tmp_path):
         torch.testing.assert_close(tensor, by_hand.float(), rtol=1e-6, atol=1e-7)
 
 
-def test_the_head_of_adapters_is_refitted_as_any_other(adapters, digits, tmp_path):
+def test_the_last_layers_of_adapters_are_taught_as_any_others(adapters, digits, tmp_path):
     ingredients = hf_radin.gather(f"{adapters}/ft-*")
     place = find_head(ingredients[0])
     images = {"pixel_values": torch.randn(2, 3, 8, 8)}
@@ -87,6 +88,9 @@ def test_the_head_of_adapters_is_refitted_as_any_other(adapters, digits, tmp_pat
     head = refit_head(bank, recipe, Teacher(recipe)).head
     tensors = hf_radin.average(ingredients, recipe, head=head)
     assert torch.equal(tensors["classifier.weight"], torch.from_numpy(head.layer.weight).float())
+    tail = distill_tail(bank, recipe, Teacher(recipe, labels=True), Course(epochs=1)).head
+    tensors = hf_radin.average(ingredients, recipe, head=tail)
+    assert all(torch.equal(tensors[name], taught) for name, taught in tail.tensors.items()) and len(tail.tensors) > 2
 
 
 def test_adapters_and_their_base_mix(adapters, digits, runs, tmp_path, caplog):

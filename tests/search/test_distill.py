@@ -9,6 +9,7 @@ import pytest
 import torch
 from shared.banks import plain_inputs
 from shared.heads import own_heads, own_heads_bank
+from shared.launching import launch
 from shared.logs import warned
 from shared.training import digit_images, image_dataset
 
@@ -242,6 +243,18 @@ def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, 
     assert main(["soup", *options]) == 0
     assert "Nothing is distilled: The split 'validation' has 150 different images" in caplog.text
     assert (tmp_path / "soup" / "model.safetensors").exists()
+
+
+def test_two_processes_make_what_one_makes(own_heads, digits, tmp_path):
+    options = ["--models", f"{own_heads}/ft-*", "--dataset", digits, "--method", "uniform", "--distill"]
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        run = launch(tmp_path / str(count), count, *options)
+        assert run.returncode == 0, run.stderr
+    paths = [tmp_path / name / "soup" / "recipe.json" for name in "12"]
+    reports = [replace(SearchReport.read(path, is_saved=True), time=None) for path in paths]
+    assert reports[0] == reports[1] and reports[0].is_distilled
+    assert weights(tmp_path / "1" / "soup") == weights(tmp_path / "2" / "soup")
 
 
 def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, capsys):
