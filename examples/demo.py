@@ -45,7 +45,9 @@ def main() -> None:
         soup = hf_radin.radin(bank, budget=BUDGET, test_split=test, seed=args.seed)
     with stage("greedy"):
         greedy = hf_radin.greedy(bank, test_split=test)
-    print_table(soup, greedy)
+    with stage("last layers distilled"):
+        distilled = hf_radin.distill(bank, soup, test_split=test)
+    print_table(soup, greedy, distilled)
     soup.save_pretrained(args.output / "soup", overwrite=True)
     classify = transformers.pipeline("image-classification", model=str(args.output / "soup"))
     print(f"\n{args.output / 'soup'} is an ordinary checkpoint with a card: pipeline loads it as", end=" ")
@@ -60,7 +62,7 @@ def stage(name: str) -> Iterator[None]:
     print(f"{name:34}{time.perf_counter() - begun:6.1f} s", flush=True)
 
 
-def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
+def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup, distilled: hf_radin.Soup) -> None:
     """Accuracies on both splits, and forward passes over the validation split that each method spends."""
     models = len(soup.ingredients)
     spent = {result.report.method: result.report.total_passes for result in (soup, greedy)}
@@ -69,12 +71,13 @@ def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup) -> None:
         ("uniform soup", soup, "uniform", 1, 1),
         ("greedy soup", greedy, "soup", spent["greedy"], 1),
         (f"RADIN, budget {BUDGET}", soup, "soup", spent["radin"], 1),
+        ("last layers distilled", distilled, "soup", distilled.report.total_passes, 1),
         (f"ensemble of all {models}", soup, "ensemble", models, models),
     ]
-    print(f"\n{'':20}{'validation':>12}{'test':>10}{'passes spent':>15}{'models to run':>15}")
+    print(f"\n{'':22}{'validation':>12}{'test':>10}{'passes spent':>15}{'models to run':>15}")
     for title, result, name, passes, run in rows:
         accuracy = [f"{100 * result.accuracy(name, split):.2f}%" for split in ("validation", "test")]
-        print(f"{title:20}{accuracy[0]:>12}{accuracy[1]:>10}{passes:>15.3g}{run:>15}")
+        print(f"{title:22}{accuracy[0]:>12}{accuracy[1]:>10}{passes:>15.3g}{run:>15}")
     images = {result.split: result.images for result in soup.results}
     print(f"validation ({images['validation']} images) chose, test ({images['test']}) did not take part.")
     shown = next(result.images for result in soup.results if (result.name, result.split) == ("uniform", "validation"))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.record import DISTILLED, HeadRecord
 from hf_radin.layers.taught import CookedLayers, distill_tail, refit_head
 from hf_radin.logits.bank import LogitBank
@@ -28,6 +29,7 @@ from hf_radin.search.reporter import (
 from hf_radin.soup.report import PassCounts, SearchReport
 from hf_radin.soup.soup import Soup
 from hf_radin.tail.teach import Course, TaughtTail
+from hf_radin.weights.start import find_start
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ def distill(
     report = soup.report
     course = _checked_course(epochs, rate, seed)
     _check_soup(bank, report)
+    bank = _with_start(bank, soup)
     options = ReportOptions(
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
         test_split=test_split or (report.held_out if report.hold_out is None else None),
@@ -159,6 +162,15 @@ def _check_soup(bank: LogitBank, report: SearchReport) -> None:
             f"The split {bank.split!r} has {different} different images; to teach last layers, and to judge them by "
             f"images that they did not see, takes {LEAST_IMAGES} at least."
         )
+
+
+def _with_start(bank: LogitBank, soup: Soup) -> LogitBank:
+    """A bank whose ingredients have the start that a soup is pulled to, if it is."""
+    pull, ingredients = soup.recipe.pull, bank.ingredients
+    if pull is None or ingredients.start is not None:
+        return bank
+    start = soup.ingredients.start or bank.processes.decide(lambda: find_start(pull.start, ingredients))
+    return replace(bank, ingredients=Ingredients(ingredients, start=start))
 
 
 def _soup_before(

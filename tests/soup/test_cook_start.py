@@ -189,3 +189,15 @@ def test_a_private_start_is_hidden_where_that_is_asked(hub, on_the_hub):
     assert (report.pulled_to.revision, report.pulled_to.repo_id) == ("hidden", None)
     assert report.pulled_to.id == report.recipe.pull.start != "org/base@main"
     assert "nobody can make it again" in bytes(hub.files("org/soup")["README.md"]).decode()
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_its_last_layers_are_distilled_and_cooked_again(astray_bank, backbone, tmp_path, is_saved):
+    soup = pulled_soup(astray_bank, str(backbone))
+    soup.save_pretrained(tmp_path / "soup")
+    before = Soup.from_pretrained(tmp_path / "soup") if is_saved else soup
+    distilled = hf_radin.distill(astray_bank, before)
+    assert distilled.report.is_distilled and distilled.recipe.pull == Pull(str(backbone), 0.3)
+    distilled.save_pretrained(tmp_path / "distilled")
+    assert cook(tmp_path / "distilled", tmp_path / "again", "--cache-dir", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "distilled")
