@@ -31,6 +31,7 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import check_output, is_dir, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
 from hf_radin.runtime.processes import Processes
+from hf_radin.search.distill import check_distillation
 from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
 from hf_radin.soup.cook import cook_recipe, find_bank
@@ -172,13 +173,16 @@ def average(args: argparse.Namespace, processes: Processes) -> None:
 
 def distill(args: argparse.Namespace, processes: Processes) -> None:
     """Teach the last layers of a saved soup."""
+    args.folder = args.folder.parent if args.folder.name == RECIPE else args.folder
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() == args.folder.resolve():
         raise ValueError(f"The output {args.output} is the folder of the soup, which would be lost. Choose another.")
-    before = Soup.from_pretrained(args.folder)
+    before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split")
+    options = {name: getattr(args, name) for name in names}
+    check_distillation(before.report, **options)  # before the logits
     bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)
-    names = ("labels", "split", "epochs", "rate", "seed", "allow_overlap")
-    result = hf_radin.distill(bank, before, tail=args.layers, **{name: getattr(args, name) for name in names})
+    options |= {"tail": args.layers, "labels": args.labels, "allow_overlap": args.allow_overlap}
+    result = hf_radin.distill(bank, before, **options)
     if not result.report.is_distilled:
         show(soup_table(before))
         return say(f"Nothing is written: the soup in {args.folder} stays as it is.")

@@ -12,6 +12,9 @@ from hf_radin.weights.refit import FOLDS, SHARES
 # What last layers are that an ensemble taught: a tail, and not a refitted head.
 DISTILLED = "distilled"
 
+# Seeds are below, as torch takes them.
+SEEDS = 2**63
+
 # Each half of the images judges the tail that the other half taught.
 HALVES = 2
 
@@ -89,7 +92,9 @@ def check_head(record: HeadRecord | None) -> None:
         )
     if (record.kind == DISTILLED) != (record.tail is not None):
         raise ValueError(f"its 'head' says kind={record.kind!r} and tail={record.tail!r}")
-    if not 0 < (0.5 if record.hold_out is None else record.hold_out) < 1 or min(record.seed, record.hold_out_seed) < 0:
+    if not 0 < (0.5 if record.hold_out is None else record.hold_out) < 1 or not (
+        0 <= min(record.seed, record.hold_out_seed) <= max(record.seed, record.hold_out_seed) < SEEDS
+    ):
         values = f"hold_out={record.hold_out}, hold_out_seed={record.hold_out_seed}, seed={record.seed}"
         raise ValueError(f"its 'head' says {values}")
     if record.tail is not None:
@@ -104,6 +109,8 @@ def _check_tail(record: TailRecord, labels: float) -> None:
     Raises:
         ValueError: for a number that can't be.
     """
+    if record.module in ("block", "stage"):
+        raise ValueError(f"its 'head' says module={record.module!r}, which is no module")
     if min(record.epochs, record.batch_size) < 1 or not 0 < record.rate < 1 or not 0 <= labels <= 1:
         values = f"epochs={record.epochs}, batch_size={record.batch_size}, rate={record.rate}, labels={labels}"
         raise ValueError(f"its 'head' says {values}")

@@ -151,7 +151,7 @@ def distill_tail(
             is given, or after a pilot.
     """
     bank, processes = _teaching(bank, recipe, teacher), bank.processes
-    cut = processes.decide(lambda: _find_cut(bank, recipe, tail))
+    cut = processes.decide(lambda: find_cut(bank, recipe, tail))
     course = replace(course, batch_size=min(course.batch_size, _fewest(bank, course.seed)))
     logger.info(
         "From %s on the soup has %s parameters and %.3g%% of its multiplications: to teach them takes as many as %.3g "
@@ -230,8 +230,8 @@ def _teach(
     return TaughtTail.of(model, cut), averaged, logits
 
 
-def _find_cut(bank: LogitBank, recipe: Recipe, tail: str) -> Cut:
-    """Where the tail of a soup begins."""
+def find_cut(bank: LogitBank, recipe: Recipe, tail: str) -> Cut:
+    """Where the tail of a soup begins, as `choose.choose_cut` finds it."""
     model, example = _averaged(bank, recipe), _example(bank)
     return choose_cut(model, example, tail)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from numbers import Integral, Real
 
 import numpy as np
 
 from hf_radin.ingredients.ingredient import Ingredients
-from hf_radin.layers.record import DISTILLED, HeadRecord
-from hf_radin.layers.taught import CookedLayers, distill_tail, refit_head
+from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
+from hf_radin.layers.taught import CookedLayers, distill_tail, find_cut, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
@@ -79,7 +80,7 @@ def distill(
         teacher: the recipe whose ensemble teaches; by default all ingredients in equal parts.
         epochs: how often the layers are shown each image.
         rate: of learning, at the start.
-        test_split: as in `radin`; by default the split that proved the soup.
+        test_split: the bank of the split that proved the soup, which is opened by default.
         allow_overlap: as in `radin`.
         seed: of the halves, and of the order of images.
 
@@ -87,19 +88,21 @@ def distill(
         ValueError: before the first pass, if there are too few images, the soup is not one of these ingredients, it
             was not measured on this split, or the model can't be cut in two there.
     """
-    report = soup.report
-    course = _checked_course(epochs, rate, seed)
-    _check_soup(bank, report)
-    bank = _with_start(bank, soup)
+    report, split_that_proved = soup.report, soup.report.held_out if soup.report.hold_out is None else None
+    course = check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split)
+    _check_images(bank, report, test_split)
+    bank = _with_start(bank.by_content, soup)
+    bank.processes.decide(lambda: find_cut(bank, report.recipe, tail))  # before another split takes any pass
     options = ReportOptions(
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
-        test_split=test_split or (report.held_out if report.hold_out is None else None),
+        test_split=test_split or split_that_proved,
         hold_out=report.hold_out,
         head_split=split,
         allow_overlap=allow_overlap,
         seed=report.seed or 0,
     )
     reporter = Reporter.of(bank, options, takes_all=True)
+    _check_accuracies(reporter, report)
     bank, hold_out = reporter.bank, None if report.hold_out is None else (report.hold_out, report.seed or 0)
     ensemble = Teacher(teacher or Recipe.uniform(bank.ingredients.ids), labels)
     recipe = report.recipe.in_order(bank.ingredients.ids)  # as the search had it: what is cached of it is found
@@ -118,7 +121,7 @@ def distill(
         )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
-    best = best_known(report.singles, len(bank))
+    best = _best_single(bank, report)
     report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if split else 0))
     if not _is_taken(bank, cooked, before, best):
         same = copy.copy(soup)
@@ -129,39 +132,90 @@ def distill(
     return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
 
 
-def _checked_course(epochs: int, rate: float, seed: int) -> Course:
-    """How the layers learn.
+def check_distillation(
+    report: SearchReport, *, epochs: int = 12, rate: float = 1e-3, seed: int = 0, split: str | None = None
+) -> Course:
+    """How last layers are to learn, if those of a soup can be distilled, as far as its report tells. For the options
+    see `distill`.
 
     Raises:
-        ValueError: if they can't so.
+        ValueError: if they can't.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
         raise ValueError(f"epochs={epochs!r}: it is a whole number of 1 at least.")
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < 1:
         raise ValueError(f"rate={rate!r}: the rate of learning is above 0 and below 1.")
-    return Course(epochs, float(rate), seed=seed)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
+        raise ValueError(f"seed={seed!r}: it is a whole number, 0 at least and below 2**63.")
+    if not report.is_measured or not report.measured or report.data is None:
+        raise ValueError("The soup was not measured, so that nothing can be better: search with a budget above 0.")
+    if report.is_distilled:
+        raise ValueError("The last layers of the soup are distilled already: distil the soup that it was before.")
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"split={split!r}: it is the name of a split.")
+    if split == report.data.split:
+        raise ValueError(
+            f"The split {split!r} chose the soup, and teaches if no other one is named: leave --split out."
+        )
+    if split is not None and split == report.held_out:
+        raise ValueError(f"The split {split!r} proves the soup; another one has to teach (--split).")
+    return Course(int(epochs), float(rate), seed=int(seed))
 
 
-def _check_soup(bank: LogitBank, report: SearchReport) -> None:
+def _check_images(bank: LogitBank, report: SearchReport, test_split: str | LogitBank | None) -> None:
     """Refuse a soup that a bank can't teach.
 
     Raises:
-        ValueError: if it is not of these ingredients, or was not measured on this split; or if there are too few
-            images.
+        ValueError: if it is not of these ingredients, was chosen by another split or proved by another one than that
+            which is to prove it now; or if there are too few images.
     """
     bank.ingredients.select(report.recipe.used)
-    if not report.is_measured or not report.measured or report.data is None:
-        raise ValueError("The soup was not measured, so that nothing can be better: search with a budget above 0.")
-    if report.data.split != bank.split:
-        raise ValueError(f"The split {report.data.split!r} chose the soup, and the bank is of {bank.split!r}.")
-    if report.head is not None and report.head.kind == DISTILLED:
-        raise ValueError("The last layers of the soup are distilled already: distil the soup that it was before.")
+    chose = report.data.split if report.data else None
+    if chose != bank.split:
+        raise ValueError(f"The split {chose!r} chose the soup, and the bank is of {bank.split!r}.")
+    proves = test_split.split if isinstance(test_split, LogitBank) else test_split
+    if proves is not None and proves != report.held_out:
+        raise ValueError(
+            f"test_split={proves!r}: the soup was proved by {report.held_out or 'no split'}, and what it was before "
+            "is shown beside what it becomes: leave test_split out, or search with it."
+        )
     different = len(np.unique(bank.contents))
     if different < LEAST_IMAGES:
         raise ValueError(
             f"The split {bank.split!r} has {different} different images; to teach last layers, and to judge them by "
             f"images that they did not see, takes {LEAST_IMAGES} at least."
         )
+
+
+def _check_accuracies(reporter: Reporter, report: SearchReport) -> None:
+    """Refuse images that are others than those of which a report tells, by what a single model gets right of them.
+
+    Raises:
+        ValueError: if they are.
+    """
+    known = [entry for entry in report.singles if entry.images == report.images and entry.measured is not None]
+    figures = [(reporter.bank, entry.recipe, entry.images, entry.known) for entry in known]
+    if reporter.held_out is not None and known:
+        best = _best_single(reporter.bank, report)
+        figures += [
+            (reporter.held_out, best.recipe, result.images, result.metrics["accuracy"])
+            for result in report.results
+            if (result.name, result.split) == ("best single", reporter.held_out.split) and "accuracy" in result.metrics
+        ]
+    for bank, recipe, images, accuracy in figures:
+        here = float((bank.predict(bank.row(recipe)) == bank.labels).mean())
+        if len(bank) != images or abs(here - accuracy) > 0.5 / images:
+            raise ValueError(
+                f"The split {bank.split!r} has other images than the report of the soup tells of: "
+                f"{recipe.ingredients[0]} has an accuracy of {here:.4f} on {len(bank)} images, and {accuracy:.4f} on "
+                f"{images} there. Name the same images (--dataset), or search anew."
+            )
+
+
+def _best_single(bank: LogitBank, report: SearchReport) -> Measurement:
+    """The best single model of a report: of equals the first by content, as for the search."""
+    singles = sorted(report.singles, key=lambda entry: bank.ingredients.ids.index(entry.recipe.ingredients[0]))
+    return best_known(singles, report.images)
 
 
 def _with_start(bank: LogitBank, soup: Soup) -> LogitBank:
@@ -200,7 +254,8 @@ def _is_no_better(bank: LogitBank, teacher: Teacher, soup: np.ndarray) -> bool:
 
 def _is_taken(bank: LogitBank, cooked: CookedLayers[TaughtTail], before: Known, best: Measurement) -> bool:
     """Whether distilled layers take the place of those before, which a line says."""
-    reason = hindrance(bank, Known(cooked.predictions, cooked.losses), before, best)
+    is_better = float((before.predictions == bank.labels).mean()) >= best.known  # as of a search
+    reason = hindrance(bank, Known(cooked.predictions, cooked.losses), before, best if is_better else None)
     logger.info(
         "With its last layers distilled, on images that these did not see: accuracy %.4f (before: %.4f), log loss "
         "%.4f (before: %.4f). The %s.",

@@ -543,15 +543,15 @@ class Known:
     losses: np.ndarray
 
 
-def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement, *, of: int = 1) -> str:
+def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement | None, *, of: int = 1) -> str:
     """Why last layers that were taught are not to take the place of those before; empty if they are.
 
-    Their accuracy must be above that of the best single model, unless that before is below it. They must give labels a
-    higher probability, which says most, or get more of them right, beyond chance, and not do the other worse beyond
-    chance.
+    Their accuracy must be above that of the best single model. They must give labels a higher probability, which says
+    most, or get more of them right, beyond chance, and not do the other worse beyond chance.
 
     Args:
         taught: of layers that did not see the image.
+        best: the best single model; None if that makes no difference.
         of: of how many soups that with the layers before was the best, which flatters its accuracy: the chance that it
             is better is divided by their number.
     """
@@ -560,10 +560,12 @@ def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement, 
     accuracy, known, gains = float(hits.mean()), float(others.mean()), (before.losses - taught.losses)[different]
     chance = mcnemar(hits[different], others[different])
     is_likelier, is_unlikelier = is_above_zero(gains), is_above_zero(-gains)
-    if accuracy <= best.known <= known:
-        return f"the best single model has an accuracy of {best.known:.4f}"
-    if is_unlikelier or (accuracy < known and chance < CHANCE / of):
-        return "one of the two is worse by more than chance"
+    if best is not None and accuracy <= best.known:
+        return f"the best single model has an accuracy of {best.known:.4f}, which is not less"
+    if is_unlikelier:
+        return "its log loss is worse by more than chance"
+    if accuracy < known and chance < CHANCE / of:
+        return "its accuracy is worse by more than chance"
     return "" if is_likelier or (accuracy > known and chance < CHANCE) else "the difference may be chance"
 
 
@@ -605,7 +607,7 @@ def _say_what_could_be_had(proof: _Proof) -> None:
     if lead is not None and lead.gain > 0 and lead.is_significant:
         logger.info(
             "The ensemble of all gets %.2f points more of %r right than the soup, which is no chance (p = %.2g). The "
-            "soup's last layers can learn that: hf-radin distill, or hf_radin.distill(bank, soup).",
+            "soup's last layers may learn that: hf-radin distill, or hf_radin.distill(bank, soup).",
             100 * lead.gain,
             lead.split,
             lead.p_value,

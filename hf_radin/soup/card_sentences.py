@@ -57,13 +57,14 @@ def about_head(report: SearchReport) -> str:
 def _about_tail(report: SearchReport, head: HeadRecord, tail: TailRecord) -> str:
     """How last layers were distilled, in sentences."""
     labels = f"and of their labels, which count for {head.labels:.0%}" if head.labels else "and not of their labels"
+    epochs = f"epoch{'s' if tail.epochs > 1 else ''} at a rate of {tail.rate:g} from the seed {head.seed} on"
     judged = "What they get right of these images is said by layers that the other half of the images taught."
     if report.data is not None and head.split != report.data.split:
         judged = ""
     return (
         f"Its last layers, from {escape(tail.module)} on, were distilled: {tail.parameters:,} parameters learned what "
         f"the ensemble of {len(head.teacher.used)} checkpoints says of {head.images:,} images of the split "
-        f"{escape(head.split)}, {labels}, in {tail.epochs} epochs. {judged}"
+        f"{escape(head.split)}, {labels}, in {tail.epochs} {epochs}. {judged}"
     ).rstrip()
 
 
@@ -109,10 +110,11 @@ def spending(report: SearchReport) -> str:
     if passes.batchnorm:
         text += f", and as many images as {passes.batchnorm:.3g} passes for their BatchNorm statistics"
     if passes.head:
-        text += f", {passes.head:.3g} to refit the head of the soup{'' if report.head else ', which is not taken'}"
+        is_taken = "" if report.has_refitted_head else ", which is not taken"
+        text += f", {passes.head:.3g} to refit the head of the soup{is_taken}"
     if passes.tail:
         is_taken = "" if report.is_distilled else ", which are not taken"
-        text += f", {passes.tail:.3g} to show its last layers the split, to distil them{is_taken}"
+        text += f", {passes.tail:.3g} to distil its last layers{is_taken}"
     return text
 
 
@@ -128,7 +130,7 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
         row = "running soups once more, for metrics of probabilities"
         rows.append((row, f"{passes.probabilities:.3g}", _clock(time.probabilities)))
     if passes.head:
-        is_taken = "" if report.head else ", which was not taken"
+        is_taken = "" if report.has_refitted_head else ", which was not taken"
         rows.append((f"refitting the head of the soup{is_taken}", f"{passes.head:.3g}", ""))
     if passes.tail:
         is_taken = "" if report.is_distilled else ", which were not taken"
@@ -161,7 +163,7 @@ def _doubt(comparison: Comparison, gain: float) -> str:
 
 def _bias(report: SearchReport) -> str:
     """Why the figure may be too good."""
-    if report.method == "uniform":
+    if report.method == "uniform" and not report.is_distilled:
         return " Nothing was chosen: all checkpoints are in it, in equal parts."
     if report.held_out and report.overlap and report.overlap.images:
         shared, images = report.overlap.images, report.overlap.of

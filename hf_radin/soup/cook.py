@@ -215,6 +215,10 @@ def find_ingredients(
     recipe = report.recipe
     entries = [*report.ingredients] if everything else _entries(report, path)
     absent = [entry.id for entry in entries if not entry.repo_id and not Path(entry.id).is_dir()]
+    if absent and not models and everything:
+        raise ValueError(
+            f"There is no folder {absent[0]!r} here, where {path} has an ingredient: it must be there to run again."
+        )
     if absent and not models:
         raise ValueError(
             f"There is no folder {absent[0]!r} here, where {path} has an ingredient; say where the checkpoints are "
@@ -363,12 +367,11 @@ def find_last_layers(
     layers, taught = _taught_again(bank, recipe, teacher, record, hold_out)
     if taught.sha256 != record.sha256:
         logger.warning(
-            "The last layers of %s were taught again and are not the same to the last bit (penalty %.3g, then %.3g): "
-            "the weights of the recipe, the images, the versions of the libraries, the machine or its threads are "
-            "others.",
+            "The last layers of %s were taught again and are not the same to the last bit%s: what the recipe says of "
+            "them or of weights, the images, the versions of the libraries, the machine or its threads are others. "
+            "Its figures are those of the layers before.",
             path,
-            taught.penalty,
-            record.penalty,
+            "" if record.tail else f" (penalty {taught.penalty:.3g}, then {record.penalty:.3g})",
         )
     return layers, taught
 

@@ -385,6 +385,11 @@ class SearchReport(SearchSettings):
         return [entry for entry in self.ingredients if entry.id in self.recipe.used or entry.id in taught]
 
     @property
+    def has_refitted_head(self) -> bool:
+        """Whether its head was refitted."""
+        return self.head is not None and self.head.kind != DISTILLED
+
+    @property
     def is_distilled(self) -> bool:
         """Whether its last layers were distilled."""
         return self.head is not None and self.head.kind == DISTILLED

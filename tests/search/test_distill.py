@@ -68,7 +68,8 @@ def test_it_is_saved_told_and_cooked_again(own_heads_bank, tmp_path, caplog):
     text = card(tmp_path / "soup")
     assert "Model soup of 4 checkpoints, with distilled last layers" in text and "- distillation" in text
     assert "Its last layers, from vit.layers.1 on, were distilled" in text and "| not distilled | test |" in text
-    assert "their labels, which count for 50%, in 12 epochs" in text
+    assert "their labels, which count for 50%, in 12 epochs at a rate of 0.001 from the seed 0 on" in text
+    assert "Nothing was chosen" not in text
     assert "distilling the last layers of the soup | 1 |" in text
     caplog.clear()
     assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
@@ -112,9 +113,8 @@ def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank,
     assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
     assert weights(tmp_path / "again") == weights(tmp_path / "soup")
     before = hf_radin.uniform(bank, test_split="test")
-    for split, problem in (("validation", "chooses the soup"), ("test", "proves the soup")):
-        with pytest.raises(ValueError, match=problem):
-            hf_radin.distill(bank, before, split=split)
+    with pytest.raises(ValueError, match=r"proves the soup; another one has to teach \(--split\)"):
+        hf_radin.distill(bank, before, split="test")
 
 
 def test_a_part_that_was_held_out_proves_it(own_heads_bank, tmp_path):
@@ -193,6 +193,13 @@ def test_nothing_to_learn_is_said_before_a_pass(bank, caplog, predictions):
     [
         ({"epochs": 0}, "epochs=0: it is a whole number"),
         ({"epochs": 1.5}, "epochs=1.5"),
+        ({"seed": -1}, "seed=-1: it is a whole number, 0 at least"),
+        ({"seed": 2**63}, "and below 2\\*\\*63"),
+        ({"seed": None}, "seed=None"),
+        ({"split": ["train"]}, "it is the name of a split"),
+        ({"split": "validation"}, "chose the soup, and teaches if no other one is named: leave --split out"),
+        ({"test_split": "train"}, "test_split='train': the soup was proved by no split"),
+        ({"split": "train", "tail": "no.such"}, "can't be cut in two at 'no.such'"),
         ({"rate": 1.0}, "rate=1.0: the rate of learning is above 0 and below 1"),
         ({"tail": "no.such"}, r"can't be cut in two at 'no.such'; it can at .*vit.layers.1"),
         ({"tail": "classifier"}, "classifier is the head"),
@@ -220,13 +227,33 @@ def test_soups_that_can_not_be_distilled_are_refused(bank, own_heads_bank, runs,
         hf_radin.distill(small, hf_radin.uniform(small))
 
 
+def test_other_images_than_those_that_chose_or_proved_are_refused(own_heads_bank, digits, tmp_path, predictions):
+    bank = own_heads_bank
+    before = hf_radin.uniform(bank, test_split="test")
+    folder = tmp_path / "others"
+    image_dataset(*digit_images(slice(0, 600))).to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
+    image_dataset(*digit_images(slice(600, 1097))).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    others = hf_radin.compute_logits(bank.ingredients, folder, cache_dir=tmp_path)
+    predictions.clear()
+    with pytest.raises(
+        ValueError, match=r"'validation' has other images than the report .* \(--dataset\), or search anew"
+    ):
+        hf_radin.distill(others, before, test_split=bank_of_split(bank, "test"))
+    with pytest.raises(ValueError, match="'test' has other images than the report"):
+        hf_radin.distill(bank, before, test_split=bank_of_split(others, "test"), allow_overlap=True)
+    before.save_pretrained(tmp_path / "soup")
+    options = ["--dataset", str(folder), "--output", str(tmp_path / "two"), "--cache-dir", str(tmp_path / "cold")]
+    assert main(["distill", str(tmp_path / "soup"), *options, "--rate", "7"]) == 2 and not (tmp_path / "cold").exists()
+    assert main(["distill", str(tmp_path / "soup"), *options]) == 2 and not (tmp_path / "two").exists()
+
+
 def test_the_command_ends_as_the_option_does(own_heads, digits, tmp_path, caplog, capsys):
     common = ["--models", f"{own_heads}/ft-*", "--dataset", str(digits), "--test-split", "test", "--method", "uniform"]
     common += ["--cache-dir", str(tmp_path / "cache")]
     assert main(["soup", *common, "--output", str(tmp_path / "one"), "--distill"]) == 0
     assert main(["soup", *common, "--output", str(tmp_path / "plain")]) == 0
     options = ["--output", str(tmp_path / "two"), "--cache-dir", str(tmp_path / "cache")]
-    assert main(["distill", str(tmp_path / "plain"), *options]) == 0
+    assert main(["distill", str(tmp_path / "plain" / "recipe.json"), *options]) == 0
     assert weights(tmp_path / "two") == weights(tmp_path / "one") != weights(tmp_path / "plain")
     reports = [SearchReport.read(tmp_path / name / "recipe.json", is_saved=True) for name in ("one", "two")]
     assert reports[0] == reports[1] and reports[0].is_distilled

@@ -105,7 +105,9 @@ def test_what_is_tried_and_not_taken_is_counted_and_said(bank, caplog):
             "radin", [*singles, replace(last, measured=1.0)], SearchSettings(), singles[0], refits=True
         )
     assert soup.report.head is None and soup.report.passes.head == 1
-    assert "The averaged head stays: the best single model has an accuracy of 1.0000." in caplog.text
+    assert (
+        "The averaged head stays: the best single model has an accuracy of 1.0000, which is not less." in caplog.text
+    )
     assert "| refitting the head of the soup, which was not taken | 1 |" in card.render(soup.report)
 
 
