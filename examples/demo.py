@@ -66,12 +66,13 @@ def print_table(soup: hf_radin.Soup, greedy: hf_radin.Soup, distilled: hf_radin.
     """Accuracies on both splits, and forward passes over the validation split that each method spends."""
     models = len(soup.ingredients)
     spent = {result.report.method: result.report.total_passes for result in (soup, greedy)}
+    taught = "last layers distilled" if distilled.report.is_distilled else "distilled, not taken"
     rows = [
         ("best single model", soup, "best single", models, 1),
         ("uniform soup", soup, "uniform", 1, 1),
         ("greedy soup", greedy, "soup", spent["greedy"], 1),
         (f"RADIN, budget {BUDGET}", soup, "soup", spent["radin"], 1),
-        ("last layers distilled", distilled, "soup", distilled.report.total_passes, 1),
+        (taught, distilled, "soup", distilled.report.total_passes, 1),
         (f"ensemble of all {models}", soup, "ensemble", models, models),
     ]
     print(f"\n{'':22}{'validation':>12}{'test':>10}{'passes spent':>15}{'models to run':>15}")
