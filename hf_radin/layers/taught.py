@@ -232,22 +232,18 @@ def _teach(
 
 def find_cut(bank: LogitBank, recipe: Recipe, tail: str) -> Cut:
     """Where the tail of a soup begins, as `choose.choose_cut` finds it."""
-    model, example = _averaged(bank, recipe), _example(bank)
-    return choose_cut(model, example, tail)
+    return choose_cut(_averaged(bank, recipe).float(), _example(bank), tail)
 
 
 def _example(bank: LogitBank) -> dict[str, torch.Tensor]:
-    """An image, prepared.
+    """An image, prepared: one that is cached, or else the first."""
+    import torch
 
-    Raises:
-        ValueError: if there is none on this disk.
-    """
-    example = bank.images.example() or next(
-        ({name: value[:1][0] for name, value in inputs.items()} for _, inputs in bank.images.stream(0, 1) if inputs),
-        None,
-    )
-    if example is None:
-        raise ValueError(f"The split {bank.split!r} has no image that can be read.")
+    example, blocks = bank.images.example(), bank.images.stream(0, 1)
+    while example is None:  # a bank has images
+        _, inputs = next(blocks)
+        if inputs and len(next(iter(inputs.values()))):
+            example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in inputs.items()}
     return example
 
 

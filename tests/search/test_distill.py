@@ -1,6 +1,7 @@
 """The last layers of a soup are taught by the ensemble: what comes of it is measured, told, saved and cooked again."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from shared.heads import own_heads, own_heads_bank
 from shared.launching import launch
 from shared.logs import warned
 from shared.training import digit_images, image_dataset
+from transformers import ViTForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
@@ -147,6 +149,21 @@ def test_a_soup_that_the_ensemble_is_ahead_of_is_told_how_to_go_on(own_heads_ban
     caplog.clear()
     hf_radin.best_single(replace(bank, ingredients=bank.ingredients.select(bank.ingredients.ids[:1])))
     assert "hf-radin distill" not in caplog.text
+
+
+def test_images_that_are_not_cached_and_weights_of_16_bits(runs, digits, tmp_path):
+    for index in range(3):
+        model = ViTForImageClassification.from_pretrained(runs / f"ft-{index}").to(torch.bfloat16)
+        model.save_pretrained(tmp_path / f"ft-{index}")
+        shutil.copy(runs / f"ft-{index}" / "preprocessor_config.json", tmp_path / f"ft-{index}")
+    ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache", pixel_cache="off")
+    recipe = Recipe.uniform(ingredients.ids)
+    cooked = distill_tail(bank, recipe, Teacher(recipe, labels=True), Course(epochs=2, rate=1e-3, share=0.5))
+    tensors = hf_radin.average(ingredients, recipe, head=cooked.head)
+    name = "classifier.weight"
+    assert tensors[name].dtype == torch.bfloat16
+    assert torch.equal(tensors[name], cooked.head.tensors[name].to(torch.bfloat16))
 
 
 def test_the_order_of_the_ingredients_changes_no_bit(own_heads_bank, tmp_path):
