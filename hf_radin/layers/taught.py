@@ -129,7 +129,7 @@ def distill_tail(
     teacher: Teacher,
     course: Course,
     *,
-    tail: str = "block",
+    tail: str | Cut = "block",
     judge: LogitBank | None = None,
     hold_out: tuple[float, int] | None = None,
     with_logits: bool = False,
@@ -143,7 +143,7 @@ def distill_tail(
     Args:
         bank, recipe, hold_out, with_logits: as for `refit_head`.
         teacher: whose probabilities are taught; with labels, `course.share` of them.
-        tail: which layers, as in `choose.choose_cut`.
+        tail: which layers, as in `choose.choose_cut`; or where they begin, if that was found (`find_cut`).
         judge: the bank of another split, whose images judge the final layers; by default the halves do.
 
     Raises:
@@ -151,7 +151,7 @@ def distill_tail(
             is given, or after a pilot.
     """
     bank, processes = _teaching(bank, recipe, teacher), bank.processes
-    cut = processes.decide(lambda: find_cut(bank, recipe, tail))
+    cut = tail if isinstance(tail, Cut) else find_cut(bank, recipe, tail)
     course = replace(course, batch_size=min(course.batch_size, _fewest(bank, course.seed)))
     logger.info(
         "From %s on the soup has %s parameters and %.3g%% of its multiplications: to teach them takes as many as %.3g "
@@ -231,8 +231,8 @@ def _teach(
 
 
 def find_cut(bank: LogitBank, recipe: Recipe, tail: str) -> Cut:
-    """Where the tail of a soup begins, as `choose.choose_cut` finds it."""
-    return choose_cut(_averaged(bank, recipe).float(), _example(bank), tail)
+    """Where the tail of a soup begins, as `choose.choose_cut` finds it. All processes call this."""
+    return bank.processes.decide(lambda: choose_cut(_averaged(bank, recipe).float(), _example(bank), tail))
 
 
 def _example(bank: LogitBank) -> dict[str, torch.Tensor]:

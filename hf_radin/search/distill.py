@@ -92,7 +92,7 @@ def distill(
     course = check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split)
     _check_images(bank, report, test_split)
     bank = _with_start(bank.by_content, soup)
-    bank.processes.decide(lambda: find_cut(bank, report.recipe, tail))  # before another split takes any pass
+    cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     options = ReportOptions(
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
         test_split=test_split or split_that_proved,
@@ -112,12 +112,12 @@ def distill(
     course = replace(course, share=SHARE if labels else 0.0)
     if split is None:
         cooked = distill_tail(
-            bank, recipe, ensemble, course, tail=tail, hold_out=hold_out, with_logits=reporter.need_logits
+            bank, recipe, ensemble, course, tail=cut, hold_out=hold_out, with_logits=reporter.need_logits
         )
     else:
         teaching = bank_of_split(bank, split)
         cooked = distill_tail(
-            teaching, recipe, ensemble, course, tail=tail, judge=bank, with_logits=reporter.need_logits
+            teaching, recipe, ensemble, course, tail=cut, judge=bank, with_logits=reporter.need_logits
         )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
