@@ -28,13 +28,11 @@ import transformers
 from budget import Zoo
 
 import hf_radin
-from hf_radin.layers.taught import distill_tail
+from hf_radin.layers.distilled import distill_tail
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.distill import SHARE
 from hf_radin.search.measure import refitted_soup
-from hf_radin.tail.teach import Course
-
-COURSE = Course(rate=1e-3)
+from hf_radin.tail.teach import Course, usual_epochs
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Lesson:
         teacher: whose ensemble, as a function of the zoo.
         tail: which layers.
         images: how many teach; 0 for all.
+        epochs: of teaching; 0 for as many as there are by default.
     """
 
     start: Callable[[Zoo], Recipe]
@@ -54,6 +53,7 @@ class Lesson:
     teacher: Callable[[Zoo], Recipe] | None = None
     tail: str = "block"
     images: int = 0
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def taught(lesson: Lesson, zoo: Zoo, seed: int) -> Row:
         _, bank = bank.divided(lesson.images / len(bank), seed)
     recipe, teacher = lesson.start(zoo), Teacher((lesson.teacher or everything)(zoo), labels=lesson.share > 0)
     begun = time.perf_counter()
-    course = Course(COURSE.epochs, COURSE.rate, share=lesson.share, seed=seed)
+    course = Course(lesson.epochs or usual_epochs(len(bank)), share=lesson.share, seed=seed)
     cooked = distill_tail(bank, recipe, teacher, course, tail=lesson.tail)
     seconds = time.perf_counter() - begun
     predictions = refitted_soup(zoo.test, recipe, cooked.head).look(np.ones(len(zoo.test), dtype=bool))
@@ -104,6 +104,7 @@ METHODS: dict[str, Callable[[Zoo, int], sweeps.Row]] = {
     "best single, head refitted, labels too": sweeps.single_labelled,
     "best single, distilled without labels": partial(taught, Lesson(sweeps.best_recipe, share=0.0)),
     "best single, distilled": partial(taught, SINGLE),
+    "best single, distilled in 12 epochs": partial(taught, Lesson(sweeps.best_recipe, epochs=12)),
     "best single, taught by the best ensemble": partial(taught, Lesson(sweeps.best_recipe, teacher=best_ensemble)),
     "best single, taught by the labels alone": partial(taught, Lesson(sweeps.best_recipe, share=1.0)),
     "uniform, distilled without labels": partial(taught, Lesson(everything, share=0.0)),

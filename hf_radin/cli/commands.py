@@ -52,6 +52,9 @@ PILOTS = (0.5, 0.2, 0.1, 0.05)
 # Images that a pilot has at least: recipes that are ranked on a handful are hardly ranked.
 LEAST_IMAGES = 500
 
+# The share of a budget of time that teaching last layers may take, beside it.
+TEACHING = 0.25
+
 METHODS: dict[str, Callable[..., Soup]] = {
     "radin": hf_radin.radin,
     "greedy": hf_radin.greedy,
@@ -84,10 +87,17 @@ def _distilled(bank: LogitBank, result: Soup, args: argparse.Namespace) -> Soup:
     if not args.distill:
         return result
     try:
-        return hf_radin.distill(bank, result, test_split=args.test_split, allow_overlap=args.allow_overlap)
+        options = {"test_split": args.test_split, "allow_overlap": args.allow_overlap}
+        return hf_radin.distill(bank, result, **options, budget=teaching_budget(args.budget))
     except ValueError as error:
         logger.warning("Nothing is distilled: %s The soup is saved as it is.", error)
         return result
+
+
+def teaching_budget(budget: str | None) -> str | None:
+    """What teaching last layers may take after a search with this budget; None if there is no limit."""
+    seconds = Budget.of(budget).seconds if budget is not None else float("inf")
+    return None if seconds == float("inf") else str(Budget(seconds=TEACHING * seconds))
 
 
 def logits(args: argparse.Namespace, processes: Processes) -> None:
@@ -177,7 +187,7 @@ def distill(args: argparse.Namespace, processes: Processes) -> None:
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() == args.folder.resolve():
         raise ValueError(f"The output {args.output} is the folder of the soup, which would be lost. Choose another.")
-    before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split")
+    before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split", "budget")
     options = {name: getattr(args, name) for name in names}
     check_distillation(before.report, **options)  # before the logits
     bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)

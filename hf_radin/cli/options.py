@@ -173,8 +173,11 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     add("--layers", default="block", metavar="L", help=f"{tail} (default: block)")
     add("--no-labels", dest="labels", action="store_false", help="teach only what the ensemble says")
     add("--split", help="whose images teach them, of the same dataset (default: that which chose the soup)")
-    add("--epochs", type=int, default=12, metavar="N", help="how often they are shown each image (default: 12)")
+    epochs = "how often they are shown each image (default: 4, or as often as makes 200 steps of 64 images)"
+    add("--epochs", type=int, metavar="N", help=epochs)
     add("--rate", type=float, default=1e-3, metavar="R", help="of learning, at the start (default: 0.001)")
+    budget = "what teaching may take at most: a time, as in 5m, or passes by multiplications (default: no limit)"
+    add("--budget", help=budget)
     add("--seed", type=int, default=0, help="of the halves and of the order of images (default: 0)")
     add("--dataset", help="where the images are now, if not where the recipe says")
     add("--cache-dir", type=Path, help="where logits and images are cached (default: hf_radin in HF_HOME)")

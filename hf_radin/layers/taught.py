@@ -1,26 +1,22 @@
-"""The last layers of a soup, taught by an ensemble: its head refitted, or its tail distilled; now or again."""
+"""The last layers of a soup, taught by an ensemble; of these, its head, refitted: now or again."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from hf_radin.images.cache import SPARED
-from hf_radin.layers.record import DISTILLED, HALVES, HeadRecord, TailRecord
+from hf_radin.layers.record import HeadRecord
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Target
-from hf_radin.logits.passes import compute_soup, repeated
+from hf_radin.logits.passes import compute_soup
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import progress_bar
-from hf_radin.tail.choose import choose_cut
-from hf_radin.tail.cut import Cut, open_tail
-from hf_radin.tail.teach import Course, TailLesson, TaughtTail, tail_logits, teach
+from hf_radin.tail.teach import TaughtTail
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import FeatureRunning, Head, Inputs, RefittedHead, find_head
 from hf_radin.weights.refit import (
@@ -28,17 +24,13 @@ from hf_radin.weights.refit import (
     Lesson,
     Refit,
     calibrated_losses,
-    draw_folds,
     log_losses,
     logits_of,
     refit,
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 # Seconds after which it is shown how far the refit of a head is: most take less.
 DELAY = 5
@@ -96,13 +88,13 @@ def refit_head(
     Raises:
         ValueError: if the architecture has no head that can be refitted, the split is too small, or after a pilot.
     """
-    bank, processes = _teaching(bank, recipe, teacher), bank.processes
+    bank, processes = teaching_bank(bank, recipe, teacher), bank.processes
     place = processes.decide(lambda: find_head(bank.ingredients[0], bank.images.example()))
-    features = _shown(bank, recipe, place, "features", place)
+    features = shown_features(bank, recipe, place, "features", place)
 
     def compared() -> tuple[Refit, np.ndarray, np.ndarray, np.ndarray | None]:
         teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)
-        averaged = bank.soup_features(recipe).layer() or place.layer_of(_averaged(bank, recipe))
+        averaged = bank.soup_features(recipe).layer() or place.layer_of(averaged_soup(bank, recipe))
         taught, device = labels if teacher.labels else None, processes.float64_device
         lesson = Lesson(features, teaching, averaged, taught, device=device)
         with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
@@ -113,7 +105,7 @@ def refit_head(
 
     result, losses, averaged_losses, logits = processes.decide(compared)
     record = replace(
-        _record(bank, teacher, hold_out, seed),
+        first_record(bank, teacher, hold_out, seed),
         folds=FOLDS,
         penalty=result.penalty,
         labels=result.labels,
@@ -123,136 +115,7 @@ def refit_head(
     return CookedLayers(head, record, features, result.predictions, losses, averaged_losses, logits)
 
 
-def distill_tail(
-    bank: LogitBank,
-    recipe: Recipe,
-    teacher: Teacher,
-    course: Course,
-    *,
-    tail: str | Cut = "block",
-    judge: LogitBank | None = None,
-    hold_out: tuple[float, int] | None = None,
-    with_logits: bool = False,
-) -> CookedLayers[TaughtTail]:
-    """The last layers of a soup, taught the probabilities of an ensemble on the images of a bank.
-
-    The soup is shown the whole split once more; what its tail is given is cached beside the bank. Each half of the
-    images then judges the tail that the other half taught, and all teach the final one. All processes call this, and
-    the main one teaches.
-
-    Args:
-        bank, recipe, hold_out, with_logits: as for `refit_head`.
-        teacher: whose probabilities are taught; with labels, `course.share` of them.
-        tail: which layers, as in `choose.choose_cut`; or where they begin, if that was found (`find_cut`).
-        judge: the bank of another split, whose images judge the final layers; by default the halves do.
-
-    Raises:
-        ValueError: if the model can't be cut there, there are too few images, the disk is too small for what the tail
-            is given, or after a pilot.
-    """
-    bank, processes = _teaching(bank, recipe, teacher), bank.processes
-    cut = tail if isinstance(tail, Cut) else find_cut(bank, recipe, tail)
-    course = replace(course, batch_size=min(course.batch_size, _fewest(bank, course.seed)))
-    logger.info(
-        "From %s on the soup has %s parameters and %.3g%% of its multiplications: to teach them takes as many as %.3g "
-        "passes over %r.",
-        cut.module,
-        f"{cut.parameters:,}",
-        100 * cut.share,
-        (6 if judge is None else 3) * course.epochs * cut.share,  # forth and twice as much back, with halves once more
-        bank.split,
-    )
-    teaching, judging = _lesson(bank, recipe, cut, teacher), None
-    if judge is not None:
-        judge = judge.by_content
-        judging = _lesson(judge, recipe, cut, teacher)
-    final, averaged, logits = processes.decide(
-        lambda: _teach(bank, _averaged(bank, recipe), cut, teaching, course, judging)
-    )
-    labels = np.asarray((judge or bank).labels)
-    record = replace(
-        _record(bank, teacher, hold_out, course.seed),
-        kind=DISTILLED,
-        folds=HALVES,
-        labels=course.share if teacher.labels else 0.0,
-        sha256=final.sha256,
-        tail=TailRecord(cut.module, cut.parameters, cut.share, course.epochs, course.rate, course.batch_size),
-    )
-    losses, before = log_losses(logits, labels), calibrated_losses(averaged, labels)
-    shown = logits if with_logits else None
-    return CookedLayers(final, record, teaching.given, logits.argmax(1), losses, before, shown)
-
-
-def _lesson(bank: LogitBank, recipe: Recipe, cut: Cut, teacher: Teacher) -> TailLesson:
-    """What the images of a bank teach a tail."""
-    given = _shown(bank, recipe, Inputs((cut.module,), (cut.width,)), f"tail-{digest(cut.module)}")
-    labels = np.asarray(bank.labels) if teacher.labels else None
-    return TailLesson(given, bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), labels)
-
-
-def _teach(
-    bank: LogitBank,
-    model: PreTrainedModel,
-    cut: Cut,
-    lesson: TailLesson,
-    course: Course,
-    judging: TailLesson | None,
-) -> tuple[TaughtTail, np.ndarray, np.ndarray]:
-    """The tail that all images teach, and the logits of images of the averaged one and of those that did not see the
-    image, `(images, classes)` each: of the images that judge, or else of these, by the tails that other halves taught.
-
-    Images are taken in the order of their contents, so that the order of the split changes nothing.
-    """
-    running = bank.passes().running
-    model, device = replace(running, compiled=False).ready(model).float(), running.accelerator.device
-    order, judged = np.argsort(bank.contents, kind="stable"), judging or lesson
-    start, everything = TaughtTail.of(model, cut), np.arange(len(judged.teacher))
-    folds = draw_folds(bank.contents, seed=course.seed, folds=HALVES)[order]
-    halves = [] if judging else [order[folds == half] for half in range(HALVES)]
-    total = course.steps(len(order)) + sum(course.steps(len(half)) for half in halves)
-    batch = {name: value.to(device) for name, value in repeated(_example(bank), course.batch_size).items()}
-    with (
-        open_tail(model, cut, batch) as run,
-        progress_bar(total=total, desc="Teaching the last layers", unit="step", delay=DELAY) as bar,
-    ):
-        answer = partial(tail_logits, run, cut, judged, batch_size=course.batch_size, device=device)
-        averaged = answer(everything)
-        logits = averaged.copy()
-        if judging is None and lesson.is_known(averaged, course.share):
-            return start, averaged, averaged
-        for teaching, half in zip(halves, halves[::-1], strict=True):
-            teach(model, run, cut, lesson, teaching, course, on_step=bar.update)
-            logits[half] = answer(half)
-            start.put_into(model)
-        teach(model, run, cut, lesson, order, course, on_step=bar.update)
-        if judging:
-            logits = answer(everything)
-    return TaughtTail.of(model, cut), averaged, logits
-
-
-def find_cut(bank: LogitBank, recipe: Recipe, tail: str) -> Cut:
-    """Where the tail of a soup begins, as `choose.choose_cut` finds it. All processes call this."""
-    return bank.processes.decide(lambda: choose_cut(_averaged(bank, recipe).float(), _example(bank), tail))
-
-
-def _example(bank: LogitBank) -> dict[str, torch.Tensor]:
-    """An image, prepared: one that is cached, or else the first."""
-    import torch
-
-    example, blocks = bank.images.example(), bank.images.stream(0, 1)
-    while example is None:  # a bank has images
-        _, inputs = next(blocks)
-        if inputs and len(next(iter(inputs.values()))):
-            example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in inputs.items()}
-    return example
-
-
-def _fewest(bank: LogitBank, seed: int) -> int:
-    """How many images the smaller half has."""
-    return int(np.bincount(draw_folds(bank.contents, seed=seed, folds=HALVES)).min())
-
-
-def _teaching(bank: LogitBank, recipe: Recipe, teacher: Teacher) -> LogitBank:
+def teaching_bank(bank: LogitBank, recipe: Recipe, teacher: Teacher) -> LogitBank:
     """A bank that can teach, its ingredients by content.
 
     Raises:
@@ -268,7 +131,7 @@ def _teaching(bank: LogitBank, recipe: Recipe, teacher: Teacher) -> LogitBank:
     return bank
 
 
-def _record(bank: LogitBank, teacher: Teacher, hold_out: tuple[float, int] | None, seed: int) -> HeadRecord:
+def first_record(bank: LogitBank, teacher: Teacher, hold_out: tuple[float, int] | None, seed: int) -> HeadRecord:
     """Who taught, and on which images; what was taught is still to be added."""
     return HeadRecord(
         teacher=Recipe(tuple(teacher.used), tuple(teacher.used.values())),
@@ -287,7 +150,7 @@ def _record(bank: LogitBank, teacher: Teacher, hold_out: tuple[float, int] | Non
     )
 
 
-def _shown(bank: LogitBank, recipe: Recipe, inputs: Inputs, name: str, head: Head | None = None) -> np.ndarray:
+def shown_features(bank: LogitBank, recipe: Recipe, inputs: Inputs, name: str, head: Head | None = None) -> np.ndarray:
     """What modules of a soup are given of the images of a bank, `(images, features)`; it is shown the whole split.
 
     Args:
@@ -311,7 +174,7 @@ def _shown(bank: LogitBank, recipe: Recipe, inputs: Inputs, name: str, head: Hea
             )
 
     def make_model() -> PreTrainedModel:
-        model = _averaged(bank, recipe)
+        model = averaged_soup(bank, recipe)
         if head is not None and processes.is_main:
             cached.write_layer(head.layer_of(model))
         return model
@@ -324,6 +187,6 @@ def _shown(bank: LogitBank, recipe: Recipe, inputs: Inputs, name: str, head: Hea
     return features[bank.places]
 
 
-def _averaged(bank: LogitBank, recipe: Recipe) -> PreTrainedModel:
+def averaged_soup(bank: LogitBank, recipe: Recipe) -> PreTrainedModel:
     """A soup with its averaged head."""
     return average_model(bank.ingredients, recipe, statistics=bank.statistics)

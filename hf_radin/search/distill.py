@@ -10,12 +10,14 @@ from numbers import Integral, Real
 import numpy as np
 
 from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
-from hf_radin.layers.taught import CookedLayers, distill_tail, find_cut, refit_head
+from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.search.held_out import bank_of_split
+from hf_radin.search.race import Budget
 from hf_radin.search.reporter import (
     FinalLayers,
     Known,
@@ -29,7 +31,8 @@ from hf_radin.search.reporter import (
 )
 from hf_radin.soup.report import PassCounts, SearchReport
 from hf_radin.soup.soup import Soup
-from hf_radin.tail.teach import Course, TaughtTail
+from hf_radin.tail.cut import Cut
+from hf_radin.tail.teach import Course, TaughtTail, usual_epochs
 from hf_radin.weights.start import find_start
 
 logger = logging.getLogger(__name__)
@@ -52,8 +55,9 @@ def distill(
     labels: bool = True,
     split: str | None = None,
     teacher: Recipe | None = None,
-    epochs: int = 12,
+    epochs: int | None = None,
     rate: float = 1e-3,
+    budget: float | str | None = None,
     test_split: str | LogitBank | None = None,
     allow_overlap: bool = False,
     seed: int = 0,
@@ -78,8 +82,11 @@ def distill(
         split: another split of the same dataset whose images teach: one with more of them, say. All ingredients run
             over it, and all images of the split that chose the soup judge what was taught.
         teacher: the recipe whose ensemble teaches; by default all ingredients in equal parts.
-        epochs: how often the layers are shown each image.
+        epochs: how often the layers are shown each image; by default 4 times, or as often as makes 200 steps of 64
+            images.
         rate: of learning, at the start.
+        budget: what teaching may take at most, judging it included: a time, as in `90s`, or a number of passes of the
+            model, by multiplications. Epochs are left out, but for one.
         test_split: the bank of the split that proved the soup, which is opened by default.
         allow_overlap: as in `radin`.
         seed: of the halves, and of the order of images.
@@ -89,7 +96,7 @@ def distill(
             was not measured on this split, or the model can't be cut in two there.
     """
     report, split_that_proved = soup.report, soup.report.held_out if soup.report.hold_out is None else None
-    course = check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split)
+    check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split, budget=budget)
     _check_images(bank, report, test_split)
     bank = _with_start(bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
@@ -109,16 +116,19 @@ def distill(
     before = _soup_before(bank, recipe, report.head, hold_out)
     if not labels and _is_no_better(bank, ensemble, before.predictions):
         return soup
-    course = replace(course, share=SHARE if labels else 0.0)
-    if split is None:
-        cooked = distill_tail(
-            bank, recipe, ensemble, course, tail=cut, hold_out=hold_out, with_logits=reporter.need_logits
-        )
-    else:
-        teaching = bank_of_split(bank, split)
-        cooked = distill_tail(
-            teaching, recipe, ensemble, course, tail=cut, judge=bank, with_logits=reporter.need_logits
-        )
+    teaching, judge = (bank, None) if split is None else (bank_of_split(bank, split), bank)
+    course = Course(epochs or usual_epochs(len(teaching)), rate, share=SHARE if labels else 0.0, seed=seed)
+    course = _within(course, None if budget is None else Budget.of(budget), cut, halves=judge is None)
+    cooked = distill_tail(
+        teaching,
+        recipe,
+        ensemble,
+        course,
+        tail=cut,
+        judge=judge,
+        hold_out=None if judge else hold_out,
+        with_logits=reporter.need_logits,
+    )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
     best = _best_single(bank, report)
@@ -132,21 +142,36 @@ def distill(
     return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
 
 
+def _within(course: Course, budget: Budget | None, cut: Cut, *, halves: bool) -> Course:
+    """A course that keeps to a budget; of time, what it takes is measured when it begins."""
+    if budget is None:
+        return course
+    epochs = int(min(course.epochs, budget.passes / replace(course, epochs=1).passes(cut, halves=halves)))
+    return replace(course, epochs=max(1, epochs), seconds=budget.seconds)
+
+
 def check_distillation(
-    report: SearchReport, *, epochs: int = 12, rate: float = 1e-3, seed: int = 0, split: str | None = None
-) -> Course:
-    """How last layers are to learn, if those of a soup can be distilled, as far as its report tells. For the options
-    see `distill`.
+    report: SearchReport,
+    *,
+    epochs: int | None = None,
+    rate: float = 1e-3,
+    seed: int = 0,
+    split: str | None = None,
+    budget: float | str | None = None,
+) -> None:
+    """Refuse options, and a soup whose last layers can't be distilled, as far as its report tells. See `distill`.
 
     Raises:
         ValueError: if they can't.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
+    if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1):
         raise ValueError(f"epochs={epochs!r}: it is a whole number of 1 at least.")
     if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < 1:
         raise ValueError(f"rate={rate!r}: the rate of learning is above 0 and below 1.")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed!r}: it is a whole number, 0 at least and below 2**63.")
+    if budget is not None and not min(Budget.of(budget).passes, Budget.of(budget).seconds) > 0:
+        raise ValueError(f"budget={budget!r}: teaching takes some time; leave it out, or name more.")
     if not report.is_measured or not report.measured or report.data is None:
         raise ValueError("The soup was not measured, so that nothing can be better: search with a budget above 0.")
     if report.is_distilled:
@@ -159,7 +184,6 @@ def check_distillation(
         )
     if split is not None and split == report.held_out:
         raise ValueError(f"The split {split!r} proves the soup; another one has to teach (--split).")
-    return Course(int(epochs), float(rate), seed=int(seed))
 
 
 def _check_images(bank: LogitBank, report: SearchReport, test_split: str | LogitBank | None) -> None:

@@ -30,8 +30,9 @@ from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredi
 from hf_radin.ingredients.gather import locate
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import Alignment
+from hf_radin.layers.distilled import distill_tail
 from hf_radin.layers.record import HeadRecord
-from hf_radin.layers.taught import distill_tail, refit_head
+from hf_radin.layers.taught import refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import extend_bank
 from hf_radin.logits.manifest import RunOptions

@@ -8,9 +8,11 @@ BatchNorm too, so that what the tail is given of an image is computed once.
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,18 @@ if TYPE_CHECKING:
 
 # Images that are looked at together.
 CHUNK = 4096
+
+# Images in a step; steps at least; and epochs at least, which are more where there are few images.
+BATCH, STEPS, LEAST_EPOCHS = 64, 200, 4
+
+# Devices on which torch takes a step of Adam at once, which on a CPU is four times as quick.
+FUSED = ("cpu", "cuda")
+
+# Passes that a step takes: forth, and twice as much back.
+THERE_AND_BACK = 3
+
+# Steps by which time is measured, after a first one.
+TIMED = 3
 
 # Probabilities that differ by less are the same, but for rounding errors.
 SAME = 1e-5
@@ -40,17 +54,40 @@ class Course:
         batch_size: images in a step.
         share: that labels have in the probabilities that are taught; the teacher has the rest.
         seed: of the order in which images are shown.
+        seconds: that it may take at most; epochs are left out, but for one.
     """
 
-    epochs: int = 12
-    rate: float = 5e-4
-    batch_size: int = 64
+    epochs: int = LEAST_EPOCHS
+    rate: float = 1e-3
+    batch_size: int = BATCH
     share: float = 0.0
     seed: int = 0
+    seconds: float = math.inf
 
-    def steps(self, images: int) -> int:
-        """How many steps it takes with so many images: in an epoch, those that don't fill a batch are left out."""
-        return self.epochs * (images // self.batch_size)
+    def steps_in_an_epoch(self, images: int) -> int:
+        """How many steps so many images take: those that don't fill a batch are left out."""
+        return images // self.batch_size
+
+    def passes(self, cut: Cut, *, halves: bool) -> float:
+        """What it takes, in passes of the model over the images that teach, by the number of multiplications.
+
+        Args:
+            halves: whether each half of the images teaches a tail of its own, too.
+        """
+        return (2 if halves else 1) * THERE_AND_BACK * self.epochs * cut.share
+
+    def within(self, seconds: float) -> Course:
+        """The same with as many epochs as there is time for.
+
+        Args:
+            seconds: that an epoch takes.
+        """
+        return replace(self, epochs=max(1, min(self.epochs, int(self.seconds / max(seconds, 1e-9)))))
+
+
+def usual_epochs(images: int) -> int:
+    """How many epochs so many images teach a tail in by default: few images take more of them, to as many steps."""
+    return max(LEAST_EPOCHS, round(STEPS * BATCH / images))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +145,9 @@ def teach(
 
     parameters = [parameter for name, parameter in model.named_parameters() if name in {*cut.tensors}]
     device, generator = parameters[0].device, torch.Generator().manual_seed(course.seed)
-    optimizer = torch.optim.Adam(parameters, lr=course.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, course.steps(len(rows))))
+    optimizer = torch.optim.Adam(parameters, lr=course.rate, fused=device.type in FUSED)
+    steps = course.epochs * course.steps_in_an_epoch(len(rows))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     with _learning(model, parameters):
         for _ in range(course.epochs):
             shuffled = rows[torch.randperm(len(rows), generator=generator).numpy()]
@@ -123,7 +161,24 @@ def teach(
                 on_step()
 
 
-def tail_logits(run: Run, cut: Cut, lesson: TailLesson, rows: np.ndarray, batch_size: int, device: str) -> np.ndarray:
+def seconds_of_a_step(
+    model: PreTrainedModel, run: Run, cut: Cut, lesson: TailLesson, rows: np.ndarray, course: Course
+) -> float:
+    """How long a step takes: a few are made, in place; for the arguments see `teach`."""
+    begun: list[float] = []
+
+    def note() -> None:
+        TaughtTail.of(model, cut)  # waits for the device
+        begun.append(time.perf_counter())
+
+    few = rows[: course.batch_size]
+    teach(model, run, cut, lesson, few, replace(course, epochs=1 + TIMED), on_step=note)
+    return (begun[-1] - begun[0]) / TIMED
+
+
+def tail_logits(
+    run: Run, cut: Cut, lesson: TailLesson, rows: np.ndarray, *, batch_size: int, device: str
+) -> np.ndarray:
     """The logits of a tail for some images, float32 `(rows, classes)`.
 
     Args:

@@ -66,6 +66,10 @@ class LinearLayer:
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
         return hashlib.sha256(b"".join(np.ascontiguousarray(part, "<f8").tobytes() for part in parts)).hexdigest()
 
+    def scaled(self, factor: float) -> LinearLayer:
+        """The layer whose logits are so many times as large."""
+        return LinearLayer(factor * self.weight, None if self.bias is None else factor * self.bias)
+
     def __add__(self, other: LinearLayer) -> LinearLayer:
         if self.bias is None or other.bias is None:
             return LinearLayer(self.weight + other.weight)

@@ -343,28 +343,40 @@ def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The same of logits that are multiplied by the number that makes their sum least (temperature scaling).
+    """The same of logits that are multiplied by the number that makes their sum least (temperature scaling)."""
+    return _scaled(logits, labels, best_scale(logits, labels))[0]
+
+
+def best_scale(logits: np.ndarray, wanted: np.ndarray) -> float:
+    """The number by which logits are to be multiplied so that the sum of their cross-entropies is least.
 
     The sum is convex in that number (Guo et al., arXiv 1706.04599), and Newton's steps find it.
+
+    Args:
+        logits: `(images, classes)`.
+        wanted: the labels of the images `(images,)`, or the probabilities that they shall have `(images, classes)`.
     """
     scale = 1.0
     for _ in range(NEWTON):
-        _, slopes, curvatures = _scaled(logits, labels, scale)
+        _, slopes, curvatures = _scaled(logits, wanted, scale)
         step = slopes.sum() / max(float(curvatures.sum()), np.finfo(float).tiny)
         before, scale = scale, min(max(scale - step, scale / 2), scale * 2)
         if abs(scale - before) <= SMALL * scale:
             break
-    return _scaled(logits, labels, scale)[0]
+    return float(scale)
 
 
-def _scaled(logits: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of logits that are multiplied by a number: losses, and their first and second derivatives by it `(images,)`."""
+def _scaled(logits: np.ndarray, wanted: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of logits that are multiplied by a number: cross-entropies to labels or probabilities, and their first and
+    second derivatives by it `(images,)`."""
     results = np.zeros((3, len(logits)))
     for chunk in _chunks(np.arange(len(logits))):
-        values = logits[chunk].astype(np.float64)
+        values, targets = logits[chunk].astype(np.float64), wanted[chunk]
         values -= values.max(1, keepdims=True)
         powers = np.exp(scale * values)
-        sums, right = powers.sum(1), values[range(len(chunk)), labels[chunk]]
+        is_label = targets.ndim == 1
+        right = values[range(len(chunk)), targets] if is_label else (targets * values).sum(1)
+        sums = powers.sum(1)
         mean = (powers * values).sum(1) / sums
         results[0, chunk] = np.log(sums) - scale * right
         results[1, chunk] = mean - right

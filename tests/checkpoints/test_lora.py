@@ -17,7 +17,8 @@ from shared.training import NAMES
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
 import hf_radin
-from hf_radin.layers.taught import distill_tail, refit_head
+from hf_radin.layers.distilled import distill_tail
+from hf_radin.layers.taught import refit_head
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.soup.cook import find_ingredients
 from hf_radin.tail.teach import Course

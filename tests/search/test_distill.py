@@ -17,12 +17,13 @@ from transformers import ViTForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
-from hf_radin.layers.taught import distill_tail
+from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.held_out import bank_of_split
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 from hf_radin.tail.teach import Course
+from hf_radin.weights.refit import best_scale, draw_folds
 
 __all__ = ["own_heads", "own_heads_bank"]  # fixtures
 
@@ -70,7 +71,7 @@ def test_it_is_saved_told_and_cooked_again(own_heads_bank, tmp_path, caplog):
     text = card(tmp_path / "soup")
     assert "Model soup of 4 checkpoints, with distilled last layers" in text and "- distillation" in text
     assert "Its last layers, from vit.layers.1 on, were distilled" in text and "| not distilled | test |" in text
-    assert "their labels, which count for 50%, in 12 epochs at a rate of 0.001 from the seed 0 on" in text
+    assert "their labels, which count for 50%, in 21 epochs at a rate of 0.001 from the seed 0 on" in text
     assert "Nothing was chosen" not in text
     assert "distilling the last layers of the soup | 1 |" in text
     caplog.clear()
@@ -186,6 +187,37 @@ def test_equal_ingredients_and_the_own_logits_change_nothing(bank):
     single = hf_radin.average(bank.ingredients, recipe)
     assert all(torch.equal(tensor, single[name]) for name, tensor in taught.head.tensors.items())
     np.testing.assert_array_equal(taught.predictions, bank.predict(bank.row(recipe)))
+
+
+def test_one_number_makes_a_soup_as_sure_as_its_ensemble_first(own_heads_bank):
+    recipe = Recipe.uniform(own_heads_bank.ingredients.ids)
+    cooked = distill_tail(own_heads_bank, recipe, Teacher(recipe, False), Course(1, 1e-12), with_logits=True)
+    model = hf_radin.uniform(own_heads_bank).model
+    with torch.inference_mode():
+        averaged = np.concatenate([model(**inputs).logits.numpy() for inputs in plain_inputs(own_heads_bank)])
+    ensemble = own_heads_bank.mixed(own_heads_bank.row(recipe), np.arange(len(own_heads_bank)))
+    probabilities = torch.from_numpy(ensemble).softmax(1).numpy()
+    folds = draw_folds(own_heads_bank.contents, seed=0, folds=2)
+    for fold in range(2):  # each half sees the number of the other
+        expected = averaged[folds == fold] * best_scale(averaged[folds != fold], probabilities[folds != fold])
+        np.testing.assert_allclose(cooked.logits[folds == fold], expected, atol=2e-3)
+    assert abs(best_scale(averaged, probabilities) - 1) > 0.05
+
+
+def test_a_budget_leaves_epochs_out(own_heads_bank):
+    soup = hf_radin.uniform(own_heads_bank)
+    share = find_cut(own_heads_bank, soup.recipe, "block").share
+    three = hf_radin.distill(own_heads_bank, soup, budget=max(1, 6 * 3.5 * share))
+    assert three.report.head.tail.epochs == max(3, int(1 / (6 * share)))
+    assert hf_radin.distill(own_heads_bank, soup, epochs=2, budget="1h").report.head.tail.epochs == 2
+    cut = find_cut(own_heads_bank, soup.recipe, "block")
+    course = Course(50, seconds=1e-6)
+    hurried = distill_tail(own_heads_bank, soup.recipe, Teacher(soup.recipe, True), course, tail=cut)
+    assert hurried.record.tail.epochs == 1
+    with pytest.raises(ValueError, match="budget='soon': it is a number of passes"):
+        hf_radin.distill(own_heads_bank, soup, budget="soon")
+    with pytest.raises(ValueError, match="budget=0: teaching takes some time"):
+        hf_radin.distill(own_heads_bank, soup, budget=0)
 
 
 def test_nothing_to_learn_is_said_before_a_pass(bank, caplog, predictions):

@@ -6,7 +6,7 @@ import torch
 
 from hf_radin.tail.choose import choose_cut
 from hf_radin.tail.cut import open_tail
-from hf_radin.tail.teach import Course, TailLesson, TaughtTail, tail_logits, teach
+from hf_radin.tail.teach import Course, TailLesson, TaughtTail, seconds_of_a_step, tail_logits, teach, usual_epochs
 from tail.test_cut import given_to, images, logits_of, vit
 
 COUNT = 96
@@ -62,9 +62,25 @@ def test_a_tail_gives_the_logits_of_the_model(model, cut, lesson):
 def test_it_comes_nearer_to_its_teacher(model, cut, lesson):
     wanted = lesson.wanted(np.arange(COUNT), 0.0)
     before = entropy(answers(model, cut, lesson), wanted)
-    assert taught(model, cut, lesson) == COURSE.steps(COUNT) == 15
+    assert taught(model, cut, lesson) == COURSE.epochs * COURSE.steps_in_an_epoch(COUNT) == 15
     floor = entropy(lesson.teacher, wanted)
     assert entropy(answers(model, cut, lesson), wanted) < floor + 0.5 * (before - floor)
+
+
+def test_few_images_are_shown_more_often_to_as_many_steps():
+    epochs = {count: usual_epochs(count) for count in (300, 1000, 3000, 50_000)}
+    assert epochs == {300: 43, 1000: 13, 3000: 4, 50_000: 4}
+
+
+def test_a_course_keeps_to_its_time():
+    course = Course(epochs=10, seconds=12)
+    assert [course.within(seconds).epochs for seconds in (0.0, 1.0, 5.0, 100.0)] == [10, 10, 2, 1]
+
+
+def test_time_is_measured_and_images_that_do_not_teach_are_not_needed(model, cut, lesson):
+    with open_tail(model, cut, images(COURSE.batch_size)) as run:
+        rows = np.arange(COURSE.batch_size)
+        assert 0 < seconds_of_a_step(model, run, cut, lesson, rows, COURSE) < 10
 
 
 def test_labels_have_their_share(lesson):

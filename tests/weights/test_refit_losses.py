@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_radin.weights.refit import calibrated_losses, log_losses
+from hf_radin.weights.refit import best_scale, calibrated_losses, log_losses
 
 
 @pytest.fixture
@@ -40,3 +40,11 @@ def test_where_all_are_right_there_is_no_best_temperature_and_hardly_a_loss():
     labels = np.arange(5)
     assert calibrated_losses(np.eye(5, dtype=np.float32), labels).max() < 1e-6
     assert calibrated_losses(np.ones((5, 3), np.float32), labels % 3) == pytest.approx(np.log(3) * np.ones(5))
+
+
+def test_logits_are_brought_to_probabilities_by_one_number():
+    logits = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    powers = np.exp(2.5 * logits)
+    assert best_scale(logits, powers / powers.sum(1, keepdims=True)) == pytest.approx(2.5, rel=1e-4)
+    labels = np.random.default_rng(1).integers(0, 4, 200)
+    assert best_scale(logits, np.eye(4)[labels]) == pytest.approx(best_scale(logits, labels), rel=1e-6)
