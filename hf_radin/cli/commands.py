@@ -87,7 +87,7 @@ def _distilled(bank: LogitBank, result: Soup, args: argparse.Namespace) -> Soup:
     if not args.distill:
         return result
     try:
-        options = {"test_split": args.test_split, "allow_overlap": args.allow_overlap}
+        options = {"test_split": args.test_split, "allow_overlap": args.allow_overlap, "split": args.distill_split}
         return hf_radin.distill(bank, result, **options, budget=teaching_budget(args.budget))
     except ValueError as error:
         logger.warning("Nothing is distilled: %s The soup is saved as it is.", error)
@@ -187,7 +187,7 @@ def distill(args: argparse.Namespace, processes: Processes) -> None:
     check_output(args.output, overwrite=args.overwrite)
     if args.output.resolve() == args.folder.resolve():
         raise ValueError(f"The output {args.output} is the folder of the soup, which would be lost. Choose another.")
-    before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split", "budget")
+    before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split", "images", "budget")
     options = {name: getattr(args, name) for name in names}
     check_distillation(before.report, **options)  # before the logits
     bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)
@@ -270,6 +270,8 @@ def check_search(args: argparse.Namespace) -> None:
         raise ValueError(f"--head-split {args.head_split}: averaged heads (--head average) learn from no images.")
     if args.budget is not None and not Budget.of(args.budget).passes and args.distill:
         raise ValueError(f"--budget {args.budget}: --distill takes a soup that was measured; give it passes.")
+    if getattr(args, "distill_split", None) is not None and not args.distill:
+        raise ValueError(f"--distill-split {args.distill_split}: nothing is distilled without --distill.")
     if args.hold_out is not None and not 0 < args.hold_out < 1:
         raise ValueError(f"--hold-out {args.hold_out}: it is a share of the split, as in 0.2.")
     if args.hold_out is not None and args.test_split is not None:
@@ -330,10 +332,8 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
     """
     if args.test_split == source.split:
         raise ValueError(f"--test-split {source.split}: this split chooses the soup; another one has to prove it.")
-    teaching = args.head_split and open_split(source.at(args.head_split))
-    if args.head_split and args.head_split in (source.split, args.test_split):
-        does = "proves the soup" if args.head_split == args.test_split else "chooses the soup, and teaches its head"
-        raise ValueError(f"--head-split {args.head_split}: this split {does}; name another one, or none.")
+    for option in ("head_split", "distill_split"):
+        check_teaching(f"--{option.replace('_', '-')}", getattr(args, option), args, source, processes)
     if not args.test_split:
         return
     proving = open_split(source.at(args.test_split))
@@ -343,8 +343,30 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
     if proving.is_here and not args.allow_overlap:  # and so is the other, in the same dataset
         choosing, home = open_split(source), find_home(args.cache_dir)
         processes.decide(lambda: refuse_shared_splits(proving, choosing, home))
-        if teaching:
-            processes.decide(lambda: refuse_shared_splits(proving, teaching, home))
+
+
+def check_teaching(
+    option: str, name: str | None, args: argparse.Namespace, source: DataSource, processes: Processes
+) -> None:
+    """Refuse a split that can't teach a head or last layers, before anything is computed.
+
+    Args:
+        option: that names it.
+        name: of the split; None if none is named.
+
+    Raises:
+        ValueError: if there is none, it chooses or proves the soup, or shares images with one that does.
+    """
+    if not name:
+        return
+    teaching, home = open_split(source.at(name)), find_home(args.cache_dir)
+    if name in (source.split, args.test_split):
+        does = "proves the soup" if name == args.test_split else "chooses the soup, and teaches if none is named"
+        raise ValueError(f"{option} {name}: this split {does}; name another one, or none.")
+    for other in (source.split, args.test_split):
+        judging = other and open_split(source.at(other))
+        if judging and judging.is_here and not args.allow_overlap:
+            processes.decide(partial(refuse_shared_splits, judging, teaching, home))
 
 
 def warn_of_private_names(

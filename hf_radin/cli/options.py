@@ -155,6 +155,7 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where a soup goes."""
     add = parser.add_argument
     add("--distill", action="store_true", help="then teach its last layers what the ensemble of all knows")
+    add("--distill-split", metavar="SPLIT", help="whose images teach them (default: that which chooses)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
     overwrite = "allow an output folder that is not empty, and with --push-to a repository that holds something else"
     add("--overwrite", action="store_true", help=overwrite)
@@ -172,7 +173,9 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     tail = "block: the last block and the head; stage: a quarter of the model; or a module, as in vit.layers.10"
     add("--layers", default="block", metavar="L", help=f"{tail} (default: block)")
     add("--no-labels", dest="labels", action="store_false", help="teach only what the ensemble says")
-    add("--split", help="whose images teach them, of the same dataset (default: that which chose the soup)")
+    add("--split", help="whose images teach them (default: that which chose the soup; of --images, train)")
+    images = "another dataset whose images teach them, without labels: a folder or a Hub id"
+    add("--images", metavar="DATASET", help=images)
     epochs = "how often they are shown each image (default: 4, or as often as makes 200 steps of 64 images)"
     add("--epochs", type=int, metavar="N", help=epochs)
     add("--rate", type=float, default=1e-3, metavar="R", help="of learning, at the start (default: 0.001)")

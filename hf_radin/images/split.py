@@ -33,7 +33,7 @@ OBJECT = "Dataset"
 
 @dataclass(frozen=True)
 class DataSource:
-    """Which labelled images: all that is needed to open a split.
+    """Which images: all that is needed to open a split.
 
     Args:
         dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
@@ -41,6 +41,7 @@ class DataSource:
         config_name, revision: of the dataset, as in `load_dataset`.
         image_column, label_column: needed where the dataset has several candidates.
         token: of the Hub.
+        labelled: whether its labels are needed; else none are looked for.
     """
 
     dataset: Any
@@ -50,6 +51,7 @@ class DataSource:
     image_column: str | None = None
     label_column: str | None = None
     token: str | bool | None = field(default=None, repr=False)
+    labelled: bool = True
 
     def at(self, split: str) -> DataSource:
         """Another split of the same dataset."""
@@ -93,12 +95,11 @@ class Split:
         return hasattr(self.rows, "select") or (self.name != OBJECT and self.revision is None)
 
 
-def open_split(source: DataSource, *, labelled: bool = True) -> Split:
+def open_split(source: DataSource) -> Split:
     """Open a split and find its columns; nothing is decoded.
 
     Args:
         source: which split of which dataset.
-        labelled: whether its labels are needed.
 
     Raises:
         ValueError: if there is no such dataset or split, or no column of images or labels. The message lists what
@@ -118,7 +119,7 @@ def open_split(source: DataSource, *, labelled: bool = True) -> Split:
         features = datasets.Dataset.from_list(list(rows.take(1))).features
     try:
         image_column = _image_column(loaded.name, features, source.image_column)
-        label_column = _label_column(loaded.name, features, source.label_column) if labelled else ""
+        label_column = _label_column(loaded.name, features, source.label_column) if source.labelled else ""
     except ValueError as error:
         if loaded.folder and find_archives(loaded.folder):  # of a .tar, datasets sees no folders
             raise ValueError(f"{error} Or, if folders in them are the classes: {_advice(loaded.folder)}") from error

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # What `classes` is for the classes that all ingredients have.
 COMMON = "common"
 
+# The class of an image whose label is not known.
+NO_LABEL = -1
+
 # How two checkpoints with different classes come into one soup.
 WAY_OUT = "make a soup of the classes that all have with classes='common' (--classes common)"
 
@@ -303,11 +306,14 @@ def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]
         classes: names of the models' classes.
 
     Returns:
-        The function. It raises a KeyError for a value that the models don't know.
+        The function. It raises a KeyError for a value that the models don't know. Of a split without labels it gives
+        `NO_LABEL`.
 
     Raises:
         ValueError: if the dataset names classes that the models don't know, or that are ambiguous.
     """
+    if not split.label_column:
+        return _no_label
     if split.class_names is not None:
         return _match_class_labels(split, split.class_names, classes)
     known = Classes.of(classes)
@@ -325,6 +331,8 @@ def check_numbers(split: Split, ingredients: Ingredients) -> None:
     Raises:
         ValueError: if labels are numbers, and classes were left out that they may number too.
     """
+    if not split.label_column:
+        return
     known = Classes.of(ingredients.labels)
     selected = [ingredient.id for ingredient in ingredients if ingredient.left_out]
     if selected and split.class_names is None and not known.numbers_are_names and _are_numbers(split, known):
@@ -362,6 +370,10 @@ def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
     """
     for row in split.rows.take(1):
         label_of(row.get(split.label_column), 0, split, to_class)
+
+
+def _no_label(value: Any) -> int:
+    return NO_LABEL
 
 
 def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str, ...]) -> Callable[[Any], int]:

@@ -40,6 +40,7 @@ def distill_tail(
     *,
     tail: str | Cut = "block",
     judge: LogitBank | None = None,
+    judged: bool = True,
     hold_out: tuple[float, int] | None = None,
     with_logits: bool = False,
 ) -> CookedLayers[TaughtTail]:
@@ -54,6 +55,7 @@ def distill_tail(
         teacher: whose probabilities are taught; with labels, `course.share` of them.
         tail: which layers, as in `choose.choose_cut`; or where they begin, if that was found (`find_cut`).
         judge: the bank of another split, whose images judge the final layers; by default the halves do.
+        judged: whether anything is to be said of the layers; else there are neither halves nor losses.
 
     Raises:
         ValueError: if the model can't be cut there, there are too few images, the disk is too small for what the tail
@@ -68,16 +70,17 @@ def distill_tail(
         cut.module,
         f"{cut.parameters:,}",
         100 * cut.share,
-        course.passes(cut, halves=judge is None),
+        course.passes(cut, halves=judged and judge is None),
         bank.split,
     )
-    lesson, judged = _lesson(bank, recipe, cut, teacher), None
+    lesson, others = _lesson(bank, recipe, cut, teacher), None
     if judge is not None:
         judge = judge.by_content
-        judged = _lesson(judge, recipe, cut, teacher)
-    training = _Training(bank, recipe, cut, processes.decide(lambda: _head(bank)), lesson, judged)
+        others = _lesson(judge, recipe, cut, teacher)
+    head = processes.decide(lambda: _head(bank))
+    training = _Training(bank, recipe, cut, head, lesson, others, has_halves=judged and judge is None)
     trained = processes.decide(lambda: training.trained(course))
-    labels, course = np.asarray((judge or bank).labels), trained.course
+    course = trained.course
     record = replace(
         first_record(bank, teacher, hold_out, course.seed),
         kind=DISTILLED,
@@ -86,8 +89,10 @@ def distill_tail(
         sha256=trained.tail.sha256,
         tail=TailRecord(cut.module, cut.parameters, cut.share, course.epochs, course.rate, course.batch_size),
     )
-    logits = trained.logits
-    losses, before = log_losses(logits, labels), calibrated_losses(trained.averaged, labels)
+    logits, losses, before = trained.logits, np.zeros(0), np.zeros(0)
+    if judged:
+        labels = np.asarray((judge or bank).labels)
+        losses, before = log_losses(logits, labels), calibrated_losses(trained.averaged, labels)
     shown = logits if with_logits else None
     return CookedLayers(trained.tail, record, lesson.given, logits.argmax(1), losses, before, shown)
 
@@ -123,7 +128,8 @@ class _Training:
         recipe, cut: of the soup.
         head: of the soup; None if it has none that can be told from the rest.
         lesson: what the images teach.
-        judged: what the images that judge would teach; None if the halves of those that teach judge.
+        judged: what the images that judge would teach; None if no others do than those that teach.
+        has_halves: whether each half of the images judges the tail that the other half taught.
     """
 
     bank: LogitBank
@@ -132,6 +138,7 @@ class _Training:
     head: Head | None
     lesson: TailLesson
     judged: TailLesson | None
+    has_halves: bool
 
     def trained(self, course: Course) -> _Trained:
         """What comes of a course. Images are taken in the order of their contents, so that the order of the split
@@ -141,7 +148,7 @@ class _Training:
         device, judged = running.accelerator.device, self.judged or lesson
         order = np.argsort(self.bank.contents, kind="stable")
         folds = draw_folds(self.bank.contents, seed=course.seed, folds=HALVES)[order]
-        halves = [] if self.judged else [order[folds == half] for half in range(HALVES)]
+        halves = [order[folds == half] for half in range(HALVES)] if self.has_halves else []
         start = TaughtTail.of(model, cut)
         batch = {name: value.to(device) for name, value in repeated(_example(self.bank), course.batch_size).items()}
         with open_tail(model, cut, batch) as run:
@@ -163,7 +170,7 @@ class _Training:
                     start.put_into(model)
                 self._calibrate(model, before, order, course)
                 teach(model, run, cut, lesson, order, course, on_step=bar.update)
-            if self.judged:
+            if not self.has_halves:
                 logits = answer(judged, np.arange(len(judged.teacher)))
         return _Trained(TaughtTail.of(model, cut), averaged, logits, course)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_radin.logits.manifest import RunRecord
+from hf_radin.logits.manifest import DataRecord, RunRecord
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.schema import IF_ANY
 from hf_radin.weights.refit import FOLDS, SHARES
@@ -57,6 +57,7 @@ class HeadRecord:
         labels: the share of the labels in what taught it.
         sha256: of the head in float64, of a tail in float32.
         tail: which layers learned, and how; None of a head.
+        source: of the images, if they are of another dataset than those that chose the soup; it has no labels then.
     """
 
     kind: str = "refit"
@@ -75,6 +76,7 @@ class HeadRecord:
     labels: float = 0.0
     sha256: str
     tail: TailRecord | None = field(default=None, metadata=IF_ANY)
+    source: DataRecord | None = field(default=None, metadata=IF_ANY)
 
 
 def check_head(record: HeadRecord | None) -> None:

@@ -147,6 +147,7 @@ def first_record(bank: LogitBank, teacher: Teacher, hold_out: tuple[float, int] 
         folds=0,
         penalty=0.0,
         sha256="",
+        source=None if bank.manifest.data.is_labelled else replace(bank.manifest.data, key=""),
     )
 
 

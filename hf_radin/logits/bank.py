@@ -163,6 +163,8 @@ class LogitBank:
         """
         if self.is_pilot:
             raise ValueError("A bank of a part of the split (pilot) can't be published; compute it without.")
+        if not self.manifest.data.is_labelled:
+            raise ValueError("A bank without labels can't be published: nobody could choose a soup with it.")
         options = PushOptions(
             private=private,
             token=token,
@@ -223,6 +225,7 @@ class LogitBank:
             image_column=data.image_column,
             label_column=data.label_column,
             token=token,
+            labelled=data.is_labelled,
         )
         options = RunOptions(
             batch_size=manifest.batch_size,
@@ -270,7 +273,16 @@ class LogitBank:
 
     @property
     def labels(self) -> np.ndarray:
-        """The true class of each sample, as an index into `classes`: `(samples,)`."""
+        """The true class of each sample, as an index into `classes`: `(samples,)`.
+
+        Raises:
+            ValueError: if none are known (`labelled=False`).
+        """
+        if not self.manifest.data.is_labelled:
+            raise ValueError(
+                f"The labels of the split {self.split!r} of {self.manifest.data.name} are not known: its images can "
+                "teach, but neither choose a soup nor prove it."
+            )
         return np.asarray(open_array(self.folder / "labels.npy")[self._rows])
 
     @property

@@ -93,6 +93,7 @@ class DataRecord:
     Args:
         name: Hub id or folder; of an object, `Dataset`.
         key: identifies the content: commit, file listing or fingerprint. Of a recipe it is not kept.
+        label_column: empty if no labels are known.
     """
 
     name: str
@@ -102,6 +103,11 @@ class DataRecord:
     key: str = ""
     image_column: str | None = None
     label_column: str | None = None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the labels of the images are known."""
+        return self.label_column != ""
 
     @classmethod
     def of(cls, split: Split) -> DataRecord:
@@ -285,7 +291,7 @@ def reopen_sample(folder: Path, ingredients: Ingredients, source: DataSource, re
     manifest = BankManifest.read(folder)
     if is_object(source):
         _refuse_object(folder, manifest)
-    split = _reopen(replace(source, split=record.split), record.data, folder, labelled=False)
+    split = _reopen(replace(source, split=record.split, labelled=False), record.data, folder)
     processor = _same_processor(ingredients, manifest)
     return statistics_source(split, processor, count=record.images, seed=record.seed, on_error=record.on_error)
 
@@ -295,8 +301,8 @@ def is_object(source: DataSource) -> bool:
     return isinstance(source.dataset, str) and source.dataset == OBJECT
 
 
-def _reopen(source: DataSource, key: str, folder: Path, *, labelled: bool = True) -> Split:
-    split = open_split(source, labelled=labelled)
+def _reopen(source: DataSource, key: str, folder: Path) -> Split:
+    split = open_split(source)
     if split.key != key:
         raise ValueError(f"{split.name} has changed since the logits in {folder} were computed; compute them again.")
     return split

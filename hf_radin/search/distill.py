@@ -6,17 +6,21 @@ import copy
 import logging
 from dataclasses import replace
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
+from hf_radin.images.digests import refuse_shared
+from hf_radin.images.split import DataSource, open_split
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.compute import make_bank
 from hf_radin.recipes.intervals import accuracy_interval
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
-from hf_radin.search.held_out import bank_of_split
+from hf_radin.search.held_out import refuse_taught
 from hf_radin.search.race import Budget
 from hf_radin.search.reporter import (
     FinalLayers,
@@ -54,6 +58,7 @@ def distill(
     tail: str = "block",
     labels: bool = True,
     split: str | None = None,
+    images: Any = None,
     teacher: Recipe | None = None,
     epochs: int | None = None,
     rate: float = 1e-3,
@@ -81,6 +86,8 @@ def distill(
         labels: whether the labels have a part, too: one half.
         split: another split of the same dataset whose images teach: one with more of them, say. All ingredients run
             over it, and all images of the split that chose the soup judge what was taught.
+        images: another dataset whose images teach, of which no labels are needed: a Hub id, a folder or a `Dataset`;
+            `split` is its split then, `train` by default. What teaches is the ensemble alone.
         teacher: the recipe whose ensemble teaches; by default all ingredients in equal parts.
         epochs: how often the layers are shown each image; by default 4 times, or as often as makes 200 steps of 64
             images.
@@ -96,15 +103,20 @@ def distill(
             was not measured on this split, or the model can't be cut in two there.
     """
     report, split_that_proved = soup.report, soup.report.held_out if soup.report.hold_out is None else None
-    check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split, budget=budget)
+    check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split, images=images, budget=budget)
     _check_images(bank, report, test_split)
     bank = _with_start(bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
+    source = bank.source.at(split) if images is None and split else None
+    if images is not None:
+        source, labels = DataSource(images, split or "train", token=bank.source.token, labelled=False), False
+        if not allow_overlap:
+            refuse_taught(bank, open_split(source), [bank.whole])
     options = ReportOptions(
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
         test_split=test_split or split_that_proved,
         hold_out=report.hold_out,
-        head_split=split,
+        head_split=split if images is None else None,
         allow_overlap=allow_overlap,
         seed=report.seed or 0,
     )
@@ -116,7 +128,7 @@ def distill(
     before = _soup_before(bank, recipe, report.head, hold_out)
     if not labels and _is_no_better(bank, ensemble, before.predictions):
         return soup
-    teaching, judge = (bank, None) if split is None else (bank_of_split(bank, split), bank)
+    teaching, judge = (bank, None) if source is None else (_teaching_bank(reporter, source, allow_overlap), bank)
     course = Course(epochs or usual_epochs(len(teaching)), rate, share=SHARE if labels else 0.0, seed=seed)
     course = _within(course, None if budget is None else Budget.of(budget), cut, halves=judge is None)
     cooked = distill_tail(
@@ -132,7 +144,7 @@ def distill(
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
     best = _best_single(bank, report)
-    report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if split else 0))
+    report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if judge else 0))
     if not _is_taken(bank, cooked, before, best):
         same = copy.copy(soup)
         same.report = report
@@ -140,6 +152,29 @@ def distill(
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
     report = _proved(reporter, report, layers, best)
     return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
+
+
+def _teaching_bank(reporter: Reporter, source: DataSource, allow_overlap: bool) -> LogitBank:
+    """The bank of the images that teach, which are none of those that choose and prove, unless they may be.
+
+    Raises:
+        ValueError: if they are.
+    """
+    bank, held_out = reporter.bank, reporter.held_out
+    if held_out is not None and not allow_overlap and not source.labelled:
+        refuse_taught(bank, open_split(source), [held_out])
+    logger.info("%d checkpoints run over the split %r, which teaches.", len(bank.ingredients), source.split)
+    for ingredient in bank.ingredients:  # of somebody else's bank nothing is here yet
+        ingredient.download()
+    apart_from, options = None if allow_overlap else bank.whole, bank.options
+    if bank.statistics and not source.labelled:  # another dataset may have no split of that name
+        options = replace(options, batchnorm_split=source.split)
+    teaching = make_bank(bank.ingredients, source, options, bank.processes, apart_from=apart_from)
+    if not allow_overlap:  # what came as a stream could not be read before
+        for judge in (bank.whole, held_out):
+            if judge is not None and judge.digests is not None and teaching.digests is not None:
+                refuse_shared(judge.digests, teaching.digests, (judge.split, teaching.split))
+    return replace(teaching, statistics=bank.statistics)
 
 
 def _within(course: Course, budget: Budget | None, cut: Cut, *, halves: bool) -> Course:
@@ -157,6 +192,7 @@ def check_distillation(
     rate: float = 1e-3,
     seed: int = 0,
     split: str | None = None,
+    images: Any = None,
     budget: float | str | None = None,
 ) -> None:
     """Refuse options, and a soup whose last layers can't be distilled, as far as its report tells. See `distill`.
@@ -178,6 +214,8 @@ def check_distillation(
         raise ValueError("The last layers of the soup are distilled already: distil the soup that it was before.")
     if split is not None and not isinstance(split, str):
         raise ValueError(f"split={split!r}: it is the name of a split.")
+    if images is not None:
+        return
     if split == report.data.split:
         raise ValueError(
             f"The split {split!r} chose the soup, and teaches if no other one is named: leave --split out."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hf_radin.images.digests import count_shared, refuse_counted, refuse_shared, split_digests
@@ -81,10 +81,10 @@ def check_head_split(bank: LogitBank, split: str, proving: Split | LogitBank | N
         bank: of the split that chooses.
         split: that is to teach.
         proving: the split that proves the soup; None if none does.
-        allow_overlap: whether the two may share images.
+        allow_overlap: whether it may share images with the others.
 
     Raises:
-        ValueError: if it chooses the soup, proves it, or shares images with the one that proves.
+        ValueError: if it chooses the soup, proves it, or shares images with one that does.
     """
     if split == bank.split:
         raise ValueError(
@@ -92,24 +92,36 @@ def check_head_split(bank: LogitBank, split: str, proving: Split | LogitBank | N
             "(--head-split) out."
         )
     teaching = find_split(bank, split)
-    if proving is None:
-        return
-    if split == proving.split or (teaching is not None and teaching.key == _key(proving)):
+    if proving is not None and (split == proving.split or (teaching and teaching.key == _key(proving))):
         raise ValueError(f"The split {split!r} proves the soup; another one has to teach its head (--head-split).")
-    if (
-        allow_overlap
-        or teaching is None
-        or not teaching.is_here
-        or (isinstance(proving, Split) and not proving.is_here)
-    ):
-        return
+    if teaching is not None and not allow_overlap:
+        refuse_taught(bank, teaching, [bank.whole, *([proving] if proving else [])])
+
+
+def refuse_taught(bank: LogitBank, teaching: Split, judging: Sequence[LogitBank | Split]) -> None:
+    """Refuse images that are to teach last layers if they are among those that judge them, where that is known before
+    anything is computed.
+
+    Args:
+        bank: of the split that chooses.
+        teaching: the images that teach.
+        judging: the splits that choose and prove.
+
+    Raises:
+        ValueError: if images are in both.
+    """
 
     def refuse() -> None:
-        proved = proving.digests if isinstance(proving, LogitBank) else split_digests(proving, bank.home)
-        if proved is not None:
-            refuse_shared(proved, split_digests(teaching, bank.home), (proving.split, split))
+        for judge in judging:
+            if isinstance(judge, LogitBank):
+                digests = judge.digests
+            else:
+                digests = split_digests(judge, bank.home) if judge.is_here else None
+            if digests is not None:
+                refuse_shared(digests, split_digests(teaching, bank.home), (judge.split, teaching.split))
 
-    bank.processes.decide(refuse)
+    if teaching.is_here:
+        bank.processes.decide(refuse)
 
 
 def _key(data: Split | LogitBank) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hf_radin.images.split import OBJECT
 from hf_radin.layers.record import HeadRecord, TailRecord
 from hf_radin.recipes.recipe import Result
 from hf_radin.runtime.text import clock, escape, percent, show_metric
@@ -58,13 +59,16 @@ def _about_tail(report: SearchReport, head: HeadRecord, tail: TailRecord) -> str
     """How last layers were distilled, in sentences."""
     labels = f"and of their labels, which count for {head.labels:.0%}" if head.labels else "and not of their labels"
     epochs = f"epoch{'s' if tail.epochs > 1 else ''} at a rate of {tail.rate:g} from the seed {head.seed} on"
+    images = f"the split {escape(head.split)}"
+    if head.source is not None:
+        images += f" of {'a Dataset object' if head.source.name == OBJECT else escape(head.source.name)}"
     judged = "What they get right of these images is said by layers that the other half of the images taught."
-    if report.data is not None and head.split != report.data.split:
+    if head.source is not None or (report.data is not None and head.split != report.data.split):
         judged = ""
     return (
         f"Its last layers, from {escape(tail.module)} on, were distilled: {tail.parameters:,} parameters learned what "
-        f"the ensemble of {len(head.teacher.used)} checkpoints says of {head.images:,} images of the split "
-        f"{escape(head.split)}, {labels}, in {tail.epochs} {epochs}. {judged}"
+        f"the ensemble of {len(head.teacher.used)} checkpoints says of {head.images:,} images of {images}, "
+        f"{labels}, in {tail.epochs} {epochs}. {judged}"
     ).rstrip()
 
 

@@ -35,7 +35,7 @@ from hf_radin.layers.record import HeadRecord
 from hf_radin.layers.taught import refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import extend_bank
-from hf_radin.logits.manifest import RunOptions
+from hf_radin.logits.manifest import DataRecord, RunOptions
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import check_output, digest, write_folder
 from hf_radin.runtime.processes import Processes
@@ -183,7 +183,7 @@ def cook_recipe(
     images: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir}
     written["statistics"] = find_statistics(path, ingredients, **images)
     report, license = SearchReport.read(path), license_beside(path)
-    if cooked := find_last_layers(path, ingredients, recipe, **images):
+    if cooked := find_last_layers(path, ingredients, recipe, written["statistics"], **images):
         written["head"], record = cooked
         report = report.with_head(record)
     average(ingredients, recipe, output=output, report=report, license=license, **written)
@@ -291,8 +291,8 @@ def find_statistics(
     record = report.batchnorm
     if record is None:
         return None
-    source = _source(path, report, record.split, dataset, "BatchNorm statistics")
-    split = open_split(source, labelled=False)
+    source = _source(path, report.data, record.split, dataset, "BatchNorm statistics")
+    split = open_split(replace(source, labelled=False))
     if split.key != record.data:
         logger.warning(
             "It can't be told whether the images of %s are those that the soup had its BatchNorm statistics from.",
@@ -313,6 +313,7 @@ def find_last_layers(
     path: Path,
     ingredients: Ingredients,
     recipe: Recipe,
+    statistics: Statistics | None = None,
     *,
     dataset: str | Path | None = None,
     cache_dir: str | Path | None = None,
@@ -323,6 +324,7 @@ def find_last_layers(
 
     Args:
         ingredients, recipe: as `find_ingredients` gives them.
+        statistics: of BatchNorm, as `find_statistics` gives them.
         dataset: where the images are now; by default where the recipe says.
 
     Raises:
@@ -330,13 +332,11 @@ def find_last_layers(
     """
     path = recipe_path(path)
     report, processes = SearchReport.read(path), Processes()
-    record, statistics = report.head, report.batchnorm
+    record, sampled = report.head, report.batchnorm
     if record is None:
         return None
-    source, run = (
-        _source(path, report, record.split, dataset, "the logits that its last layers were taught"),
-        record.run,
-    )
+    run, what = record.run, "the logits that its last layers were taught"
+    source = _source(path, record.source or report.data, record.split, None if record.source else dataset, what)
     if (precision := processes.accelerator.mixed_precision) != run.mixed_precision:
         raise ValueError(
             f"{path}: its last layers were taught with mixed precision {run.mixed_precision!r}, and this run has "
@@ -350,11 +350,13 @@ def find_last_layers(
         logits_dtype=run.logits_dtype,
         on_error=run.on_error,
         strangers="keep",
-        batchnorm_split=statistics.split if statistics else None,
-        batchnorm_images=statistics.images if statistics else IMAGES,
+        batchnorm_split=(record.split if record.source else sampled.split) if sampled else None,
+        batchnorm_images=sampled.images if sampled else IMAGES,
         cache_dir=cache_dir,
     )
     bank, hold_out = extend_bank(ingredients, source, options, processes).by_content, None
+    if record.source:  # whose images are not those that the soup has its statistics from
+        bank = replace(bank, statistics=statistics)
     if record.hold_out is not None:
         hold_out = record.hold_out, record.hold_out_seed
         bank, _ = bank.divided(*hold_out)
@@ -410,7 +412,7 @@ def find_bank(path: Path, *, dataset: str | Path | None = None, cache_dir: str |
         batchnorm_images=statistics.images if statistics else IMAGES,
         cache_dir=cache_dir,
     )
-    source = _source(path, report, report.data.split, dataset, "the logits that it was chosen by")
+    source = _source(path, report.data, report.data.split, dataset, "the logits that it was chosen by")
     return extend_bank(ingredients, source, options, processes)
 
 
@@ -423,14 +425,15 @@ def _taught_again(
         return head.head, head.record
     tail = record.tail
     course = Course(tail.epochs, tail.rate, tail.batch_size, record.labels, record.seed)
-    cooked = distill_tail(bank, recipe, teacher, course, tail=tail.module, hold_out=hold_out)
+    cooked = distill_tail(bank, recipe, teacher, course, tail=tail.module, judged=False, hold_out=hold_out)
     return cooked.head, cooked.record
 
 
-def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | None, what: str) -> DataSource:
+def _source(path: Path, data: DataRecord | None, split: str, dataset: str | Path | None, what: str) -> DataSource:
     """Where the images of a recipe are.
 
     Args:
+        data: where it says that they are.
         split: of them.
         dataset: where they are now; by default where the recipe says.
         what: came from them, in words.
@@ -438,7 +441,6 @@ def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | 
     Raises:
         ValueError: if the recipe does not say where, and nobody does.
     """
-    data = report.data
     if dataset is None and (data is None or data.name == OBJECT):
         raise ValueError(
             f"{path}: {what} came from a dataset that it does not name; say where its images are (--dataset)."
@@ -450,6 +452,7 @@ def _source(path: Path, report: SearchReport, split: str, dataset: str | Path | 
         revision=data.revision if data and dataset is None else None,
         image_column=data.image_column if data else None,
         label_column=data.label_column if data else None,
+        labelled=data is None or data.is_labelled,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from hf_radin.ingredients.card_metadata import IngredientEntry
+from hf_radin.logits.manifest import DataRecord
 from hf_radin.runtime.hub_commit import hidden_repositories, is_repo_id
 from hf_radin.soup.report import SearchReport
 
@@ -66,7 +67,10 @@ def without_names(report: SearchReport, names: Sequence[str]) -> SearchReport:
     if data is not None and report.data is not None and report.data.name in aliases:
         data = replace(data, revision=None)
     bank = None if str(report.bank or "").split("@")[0] in aliases else renamed.bank
-    return replace(renamed, ingredients=hidden, pulled_to=start, data=data, bank=bank)
+    head = renamed.head
+    if head and head.source and report.head and report.head.source and report.head.source.name in aliases:
+        head = replace(head, source=replace(head.source, revision=None))
+    return replace(renamed, ingredients=hidden, pulled_to=start, data=data, bank=bank, head=head)
 
 
 def find_name(files: Mapping[str, Path | bytes], names: Sequence[str]) -> tuple[str, str] | None:
@@ -94,6 +98,11 @@ def _described(report: SearchReport) -> list[IngredientEntry]:
     return [*report.ingredients, *([report.pulled_to] if report.pulled_to else [])]
 
 
+def _data(report: SearchReport) -> list[DataRecord]:
+    """All images that a report names."""
+    return [data for data in (report.data, report.head and report.head.source) if data]
+
+
 def _names_in(report: SearchReport) -> Iterator[str]:
     """All names that may be paths."""
     if report.start:
@@ -103,8 +112,7 @@ def _names_in(report: SearchReport) -> Iterator[str]:
         if entry.base:
             yield entry.base.id
         yield from entry.hyperparameters.values()
-    if report.data:
-        yield report.data.name
+    yield from (data.name for data in _data(report))
     yield from (name for name, _ in report.remarks)
 
 
@@ -138,8 +146,7 @@ def _named_repositories(report: SearchReport) -> Iterable[tuple[str | None, str]
         yield entry.base_model_repo_id, "model"
         if entry.base:
             yield entry.base.repo_id, "model"
-    if report.data and report.data.revision:
-        yield report.data.name, "dataset"
+    yield from ((data.name, "dataset") for data in _data(report) if data.revision)
     yield str(report.bank or "").partition("@")[0], "dataset"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ def statistics_split(ingredient: Ingredient, opened: Split, source: DataSource, 
     has_single_split = opened.name == OBJECT and not isinstance(source.dataset, Mapping)
     if split is None and not has_single_split:
         try:
-            training = open_split(source.at("train"), labelled=False)
+            training = open_split(replace(source.at("train"), labelled=False))
             return opened if training.key == opened.key else training  # a folder of one split that has no name
         except ValueError as error:
             logger.warning("%s BatchNorm statistics come from images of %r.", error, opened.split)
@@ -118,7 +118,7 @@ def statistics_split(ingredient: Ingredient, opened: Split, source: DataSource, 
         return opened
     if has_single_split:
         raise ValueError(f"batchnorm_split={split!r}: a Dataset has one split; pass a DatasetDict of both.")
-    return open_split(source.at(split), labelled=False)
+    return open_split(replace(source.at(split), labelled=False))
 
 
 def refuse_statistics_of(held_out: str, ingredient: Ingredient, split: str | None) -> None:

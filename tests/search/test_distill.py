@@ -45,6 +45,10 @@ def card(folder: Path) -> str:
     return re.sub(r"\s+", " ", (folder / "README.md").read_text())
 
 
+def unescaped(folder: Path) -> str:
+    return card(folder).replace("\\", "")
+
+
 def test_a_soup_becomes_better_on_images_that_took_no_part(own_heads_bank, tmp_path):
     before = hf_radin.uniform(own_heads_bank, test_split="test")
     soup = hf_radin.distill(own_heads_bank, before)
@@ -331,3 +335,46 @@ def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, cap
     for further in (["--pilot", "0.5"], ["--budget", "0"]):
         assert main([*options, "--distill", *further]) == 2
         assert "--distill" in capsys.readouterr().err
+
+
+def test_images_without_labels_of_another_dataset_teach(own_heads_bank, tmp_path, caplog):
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    for place, image in enumerate(digit_images(slice(0, 400))[0]):
+        image.save(folder / f"{place}.png")
+    before = hf_radin.uniform(own_heads_bank, test_split="test")
+    soup = hf_radin.distill(own_heads_bank, before, images=str(folder))
+    record = soup.report.head
+    assert (record.images, record.split, record.labels, record.source.name) == (400, "train", 0.0, str(folder))
+    assert soup.accuracy("soup", "validation") > before.accuracy("soup", "validation")
+    assert soup.report.passes.total == pytest.approx(before.report.passes.total + 1 + 5 * 400 / 600)
+    soup.save_pretrained(tmp_path / "soup")
+    assert f"says of 400 images of the split train of {folder.parent.name}/{folder.name}" in unescaped(
+        tmp_path / "soup"
+    )
+    caplog.clear()
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
+    output = tmp_path / "by-command"
+    before.save_pretrained(tmp_path / "before")
+    command = ["distill", str(tmp_path / "before"), "--output", str(output), "--images", str(folder)]
+    assert main([*command, "--cache-dir", str(own_heads_bank.home)]) == 0
+    assert weights(output) == weights(tmp_path / "soup")
+
+
+def test_a_dataset_object_teaches_a_net_with_batchnorm(nets, digits, tmp_path):
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{nets}/ft-*"), digits, cache_dir=tmp_path / "cache")
+    images = image_dataset(*digit_images(slice(0, 250))).remove_columns("label")
+    soup = hf_radin.distill(bank, hf_radin.uniform(bank), images=images)
+    assert soup.report.passes.tail > 1  # taken or not, it was taught
+
+
+def test_images_that_judge_do_not_teach(own_heads_bank, digits, predictions):
+    soup = hf_radin.uniform(own_heads_bank, test_split="test")
+    done = len(predictions)
+    for split in ("validation", "test"):
+        with pytest.raises(ValueError, match=rf"images of the split '{split}' are in the split '{split}' too"):
+            hf_radin.distill(own_heads_bank, soup, images=digits, split=split)
+    assert len(predictions) == done
+    with pytest.raises(ValueError, match="nowhere"):
+        hf_radin.distill(own_heads_bank, soup, images=digits, split="nowhere")
