@@ -80,7 +80,7 @@ def taught(lesson: Lesson, zoo: Zoo, seed: int) -> Row:
     recipe, teacher = lesson.start(zoo), Teacher((lesson.teacher or everything)(zoo), labels=lesson.share > 0)
     begun = time.perf_counter()
     course = Course(lesson.epochs or usual_epochs(len(bank)), share=lesson.share, seed=seed)
-    cooked = distill_tail(bank, recipe, teacher, course, tail=lesson.tail)
+    cooked = distill_tail(bank, recipe, teacher, course, tail=lesson.tail, judge=bank)
     seconds = time.perf_counter() - begun
     predictions = refitted_soup(zoo.test, recipe, cooked.head).look(np.ones(len(zoo.test), dtype=bool))
     validation, test = (cooked.predictions == bank.labels).mean(), (predictions == zoo.test.labels).mean()

@@ -40,27 +40,26 @@ def distill_tail(
     *,
     tail: str | Cut = "block",
     judge: LogitBank | None = None,
-    judged: bool = True,
     hold_out: tuple[float, int] | None = None,
     with_logits: bool = False,
 ) -> CookedLayers[TaughtTail]:
     """The last layers of a soup, taught the probabilities of an ensemble on the images of a bank.
 
-    The soup is shown the whole split once more; what its tail is given is cached beside the bank. Each half of the
-    images then judges the tail that the other half taught, and all teach the final one. All processes call this, and
-    the main one teaches.
+    The soup is shown the whole split once more; what its tail is given is cached beside the bank. All processes call
+    this, and the main one teaches.
 
     Args:
         bank, recipe, hold_out, with_logits: as for `refit_head`.
         teacher: whose probabilities are taught; with labels, `course.share` of them.
         tail: which layers, as in `choose.choose_cut`; or where they begin, if that was found (`find_cut`).
-        judge: the bank of another split, whose images judge the final layers; by default the halves do.
-        judged: whether anything is to be said of the layers; else there are neither halves nor losses.
+        judge: the bank whose images judge the layers. Of the bank that teaches, each half judges the tail that the
+            other half taught. By default nothing is said of them: there are no losses then.
 
     Raises:
         ValueError: if the model can't be cut there, there are too few images, the disk is too small for what the tail
             is given, or after a pilot.
     """
+    has_halves = judge is bank
     bank, processes = teaching_bank(bank, recipe, teacher), bank.processes
     cut = tail if isinstance(tail, Cut) else find_cut(bank, recipe, tail)
     course = replace(course, batch_size=min(course.batch_size, _fewest(bank, course.seed)))
@@ -70,15 +69,15 @@ def distill_tail(
         cut.module,
         f"{cut.parameters:,}",
         100 * cut.share,
-        course.passes(cut, halves=judged and judge is None),
+        course.passes(cut, halves=has_halves),
         bank.split,
     )
     lesson, others = _lesson(bank, recipe, cut, teacher), None
-    if judge is not None:
+    if judge is not None and not has_halves:
         judge = judge.by_content
         others = _lesson(judge, recipe, cut, teacher)
     head = processes.decide(lambda: _head(bank))
-    training = _Training(bank, recipe, cut, head, lesson, others, has_halves=judged and judge is None)
+    training = _Training(bank, recipe, cut, head, lesson, others, has_halves=has_halves)
     trained = processes.decide(lambda: training.trained(course))
     course = trained.course
     record = replace(
@@ -90,8 +89,8 @@ def distill_tail(
         tail=TailRecord(cut.module, cut.parameters, cut.share, course.epochs, course.rate, course.batch_size),
     )
     logits, losses, before = trained.logits, np.zeros(0), np.zeros(0)
-    if judged:
-        labels = np.asarray((judge or bank).labels)
+    if judge is not None:
+        labels = np.asarray((bank if has_halves else judge).labels)
         losses, before = log_losses(logits, labels), calibrated_losses(trained.averaged, labels)
     shown = logits if with_logits else None
     return CookedLayers(trained.tail, record, lesson.given, logits.argmax(1), losses, before, shown)

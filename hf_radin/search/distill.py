@@ -107,11 +107,7 @@ def distill(
     _check_images(bank, report, test_split)
     bank = _with_start(bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
-    source = bank.source.at(split) if images is None and split else None
-    if images is not None:
-        source, labels = DataSource(images, split or "train", token=bank.source.token, labelled=False), False
-        if not allow_overlap:
-            refuse_taught(bank, open_split(source), [bank.whole])
+    source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
     options = ReportOptions(
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
         test_split=test_split or split_that_proved,
@@ -128,30 +124,50 @@ def distill(
     before = _soup_before(bank, recipe, report.head, hold_out)
     if not labels and _is_no_better(bank, ensemble, before.predictions):
         return soup
-    teaching, judge = (bank, None) if source is None else (_teaching_bank(reporter, source, allow_overlap), bank)
+    teaching = bank if source is None else _teaching_bank(reporter, source, allow_overlap)
     course = Course(epochs or usual_epochs(len(teaching)), rate, share=SHARE if labels else 0.0, seed=seed)
-    course = _within(course, None if budget is None else Budget.of(budget), cut, halves=judge is None)
+    course = course if budget is None else _within(course, Budget.of(budget), cut, halves=teaching is bank)
     cooked = distill_tail(
         teaching,
         recipe,
         ensemble,
         course,
         tail=cut,
-        judge=judge,
-        hold_out=None if judge else hold_out,
+        judge=bank,
+        hold_out=hold_out if teaching is bank else None,
         with_logits=reporter.need_logits,
     )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
     best = _best_single(bank, report)
-    report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if judge else 0))
+    report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if source else 0))
     if not _is_taken(bank, cooked, before, best):
-        same = copy.copy(soup)
-        same.report = report
-        return same
+        return _with_report(soup, report)
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
     report = _proved(reporter, report, layers, best)
     return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
+
+
+def _with_report(soup: Soup, report: SearchReport) -> Soup:
+    """The same soup with another report."""
+    same = copy.copy(soup)
+    same.report = report
+    return same
+
+
+def _source_that_teaches(bank: LogitBank, split: str | None, images: Any, allow_overlap: bool) -> DataSource | None:
+    """Where images are that teach and are none of a bank; None if its own do.
+
+    Raises:
+        ValueError: if there are none, or some of them are of the bank, and may not be.
+    """
+    if images is None:
+        return bank.source.at(split) if split else None
+    source = DataSource(images, split or "train", token=bank.source.token, labelled=False)
+    opened = open_split(source)
+    if not allow_overlap:
+        refuse_taught(bank, opened, [bank.whole])
+    return source
 
 
 def _teaching_bank(reporter: Reporter, source: DataSource, allow_overlap: bool) -> LogitBank:
@@ -177,10 +193,8 @@ def _teaching_bank(reporter: Reporter, source: DataSource, allow_overlap: bool) 
     return replace(teaching, statistics=bank.statistics)
 
 
-def _within(course: Course, budget: Budget | None, cut: Cut, *, halves: bool) -> Course:
+def _within(course: Course, budget: Budget, cut: Cut, *, halves: bool) -> Course:
     """A course that keeps to a budget; of time, what it takes is measured when it begins."""
-    if budget is None:
-        return course
     epochs = int(min(course.epochs, budget.passes / replace(course, epochs=1).passes(cut, halves=halves)))
     return replace(course, epochs=max(1, epochs), seconds=budget.seconds)
 

@@ -425,7 +425,7 @@ def _taught_again(
         return head.head, head.record
     tail = record.tail
     course = Course(tail.epochs, tail.rate, tail.batch_size, record.labels, record.seed)
-    cooked = distill_tail(bank, recipe, teacher, course, tail=tail.module, judged=False, hold_out=hold_out)
+    cooked = distill_tail(bank, recipe, teacher, course, tail=tail.module, hold_out=hold_out)
     return cooked.head, cooked.record
 
 

@@ -164,7 +164,9 @@ def test_images_that_are_not_cached_and_weights_of_16_bits(runs, digits, tmp_pat
     ingredients = hf_radin.gather(f"{tmp_path}/ft-*")
     bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache", pixel_cache="off")
     recipe = Recipe.uniform(ingredients.ids)
-    cooked = distill_tail(bank, recipe, Teacher(recipe, labels=True), Course(epochs=2, rate=1e-3, share=0.5))
+    cooked = distill_tail(
+        bank, recipe, Teacher(recipe, labels=True), Course(epochs=2, rate=1e-3, share=0.5), judge=bank
+    )
     tensors = hf_radin.average(ingredients, recipe, head=cooked.head)
     name = "classifier.weight"
     assert tensors[name].dtype == torch.bfloat16
@@ -185,7 +187,7 @@ def test_the_order_of_the_ingredients_changes_no_bit(own_heads_bank, tmp_path):
 
 def test_equal_ingredients_and_the_own_logits_change_nothing(bank):
     recipe = Recipe.uniform(bank.ingredients.ids[:1])
-    taught = distill_tail(bank, recipe, Teacher(recipe), Course())
+    taught = distill_tail(bank, recipe, Teacher(recipe), Course(), judge=bank)
     named = dict(hf_radin.best_single(bank).model.named_parameters())
     assert taught.head.tensors.keys() < named.keys()
     single = hf_radin.average(bank.ingredients, recipe)
@@ -195,7 +197,9 @@ def test_equal_ingredients_and_the_own_logits_change_nothing(bank):
 
 def test_one_number_makes_a_soup_as_sure_as_its_ensemble_first(own_heads_bank):
     recipe = Recipe.uniform(own_heads_bank.ingredients.ids)
-    cooked = distill_tail(own_heads_bank, recipe, Teacher(recipe, False), Course(1, 1e-12), with_logits=True)
+    cooked = distill_tail(
+        own_heads_bank, recipe, Teacher(recipe, False), Course(1, 1e-12), judge=own_heads_bank, with_logits=True
+    )
     model = hf_radin.uniform(own_heads_bank).model
     with torch.inference_mode():
         averaged = np.concatenate([model(**inputs).logits.numpy() for inputs in plain_inputs(own_heads_bank)])
@@ -360,6 +364,7 @@ def test_images_without_labels_of_another_dataset_teach(own_heads_bank, tmp_path
     command = ["distill", str(tmp_path / "before"), "--output", str(output), "--images", str(folder)]
     assert main([*command, "--cache-dir", str(own_heads_bank.home)]) == 0
     assert weights(output) == weights(tmp_path / "soup")
+    assert "hinton2015distilling" in (output / "README.md").read_text()
 
 
 def test_a_dataset_object_teaches_a_net_with_batchnorm(nets, digits, tmp_path):
