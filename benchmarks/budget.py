@@ -79,10 +79,10 @@ def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
     return read_zoo(name, make_zoo(folder, name, seed), folder)
 
 
-def read_zoo(name: str, models: Path, folder: Path) -> Zoo:
+def read_zoo(name: str, models: Path, folder: Path, images: str = "fashion-mnist") -> Zoo:
     """The fine-tunes `ft-*` among the models, with what is in the folder: the images, and the cache."""
     ingredients = hf_radin.gather(f"{models}/ft-*")
-    data, cache = str(folder / "fashion-mnist"), folder / "cache"
+    data, cache = str(folder / images), folder / "cache"
     bank = hf_radin.compute_logits(ingredients, data, cache_dir=cache)
     test = hf_radin.compute_logits(ingredients, data, split="test", cache_dir=cache)
     return Zoo(name, bank, test, hf_radin.greedy(bank, test_split=test))

@@ -75,7 +75,7 @@ def best_ensemble(zoo: Zoo) -> Recipe:
 def taught(lesson: Lesson, zoo: Zoo, seed: int) -> Row:
     """A soup with its last layers taught, whether that is better or not."""
     bank = zoo.bank
-    if lesson.images:
+    if 0 < lesson.images < len(bank):
         _, bank = bank.divided(lesson.images / len(bank), seed)
     recipe, teacher = lesson.start(zoo), Teacher((lesson.teacher or everything)(zoo), labels=lesson.share > 0)
     begun = time.perf_counter()

@@ -5,6 +5,7 @@
 
 Zoo "heads" is eight small ViTs of one pre-trained body, each with a head drawn with its own seed. Zoo "lite0" is
 twelve fine-tunes of EfficientNet-lite0 with ImageNet's weights, after a linear probe (both: `zoo/pretrained.py`). Zoos
+"digits" is that of the demo. Zoos
 "alike" and "spread" are those of `budget.py`, one of each, so that their seeds are those of the search alone. Of the
 others each seed draws splits, start, fine-tunes and search anew. Zoos are kept in the folder as NAME-SEED, and making
 them again is free. The test images took no part in any choice.
@@ -13,6 +14,7 @@ them again is free. The test images took no part in any choice.
 import argparse
 import logging
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,10 +33,31 @@ from hf_radin.search.measure import measured_soup, refitted_soup
 from hf_radin.search.radin import single_measurements
 from hf_radin.weights.head import RefittedHead, find_head
 
-MAKERS = {"heads": pretrained.heads_zoo, "lite0": pretrained.lite0_zoo}
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import digits
+
+
+def digits_zoo(folder: Path, *, seed: int = 0, count: int = 16) -> Path:
+    """The fine-tunes of the demo (`examples/digits.py`) from one seed."""
+    data = digits.make_dataset(folder / "digits", seed=seed)
+    start = digits.make_start(folder / "start", data, seed=seed)
+    digits.make_fine_tunes(start, data, folder / "runs", count=count, seed=seed)
+    return folder / "runs"
+
+
+MAKERS = {"heads": pretrained.heads_zoo, "lite0": pretrained.lite0_zoo, "digits": digits_zoo}
+
+# What the images of a zoo are called in its folder.
+IMAGES = {"digits": "digits"}
 
 # What the fine-tunes of each zoo began from, in the zoo's folder.
-STARTS = {"heads": "backbone", "lite0": "start", "alike": "start-resnet/start", "spread": "start-vit/start"}
+STARTS = {
+    "heads": "backbone",
+    "lite0": "start",
+    "digits": "start",
+    "alike": "start-resnet/start",
+    "spread": "start-vit/start",
+}
 
 
 def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
@@ -42,7 +65,7 @@ def open_zoo(folder: Path, name: str, seed: int) -> Zoo:
     if name in budget.ZOOS:
         return budget.open_zoo(folder / f"{name}-0", name, 0)
     place = folder / f"{name}-{seed}"
-    return budget.read_zoo(name, MAKERS[name](place, seed=seed), place)
+    return budget.read_zoo(name, MAKERS[name](place, seed=seed), place, IMAGES.get(name, "fashion-mnist"))
 
 
 @dataclass(frozen=True)
