@@ -33,7 +33,7 @@ def tables(folder, *paths: str):
 def rows_of(folder) -> dict[str, int]:
     """How many rows each split has: by reading them, and by counting them without."""
     splits = find_splits(folder.resolve()).patterns
-    opened = {name: open_split(DataSource(folder, name), labelled=False) for name in splits}
+    opened = {name: open_split(DataSource(folder, name, labelled=False)) for name in splits}
     counts = {name: sum(1 for _ in split.rows) for name, split in opened.items()}
     assert {name: count_rows(split) for name, split in opened.items()} == counts
     return counts
