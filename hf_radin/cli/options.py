@@ -185,7 +185,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     add("--dataset", help="where the images are now, if not where the recipe says")
     add("--cache-dir", type=Path, help="where logits and images are cached (default: hf_radin in HF_HOME)")
     add_pixel_option(parser)
-    allowed = "allow images of the split that proves the soup in the one that teaches"
+    allowed = "allow images that chose or prove the soup among those that teach"
     add("--allow-overlap", action="store_true", help=allowed)
     add("--overwrite", action="store_true", help="allow an output folder that is not empty")
     add("--license", help="for the card (default: the one it has, or that the models agree on)")

@@ -6,12 +6,13 @@ import copy
 import logging
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_radin.images.digests import refuse_shared
-from hf_radin.images.split import DataSource, open_split
+from hf_radin.images.split import OBJECT, DataSource, open_split
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
@@ -167,7 +168,9 @@ def _source_that_teaches(bank: LogitBank, split: str | None, images: Any, allow_
     opened = open_split(source)
     if not allow_overlap:
         refuse_taught(bank, opened, [bank.whole])
-    return source
+    if opened.name == OBJECT or opened.revision is not None:
+        return source
+    return replace(source, dataset=str(Path(images).resolve()))  # the recipe is cooked again from anywhere
 
 
 def _teaching_bank(reporter: Reporter, source: DataSource, allow_overlap: bool) -> LogitBank:
@@ -196,6 +199,10 @@ def _teaching_bank(reporter: Reporter, source: DataSource, allow_overlap: bool) 
 def _within(course: Course, budget: Budget, cut: Cut, *, halves: bool) -> Course:
     """A course that keeps to a budget; of time, what it takes is measured when it begins."""
     epochs = int(min(course.epochs, budget.passes / replace(course, epochs=1).passes(cut, halves=halves)))
+    if not epochs:
+        logger.warning(
+            "One epoch takes more passes than the budget of %s allows; it is the least, and is taken.", budget
+        )
     return replace(course, epochs=max(1, epochs), seconds=budget.seconds)
 
 

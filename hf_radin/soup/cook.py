@@ -336,7 +336,8 @@ def find_last_layers(
     if record is None:
         return None
     run, what = record.run, "the logits that its last layers were taught"
-    source = _source(path, record.source or report.data, record.split, None if record.source else dataset, what)
+    data, place = record.source or report.data, None if record.source and sampled else dataset
+    source = _source(path, data, record.split, place, what)
     if (precision := processes.accelerator.mixed_precision) != run.mixed_precision:
         raise ValueError(
             f"{path}: its last layers were taught with mixed precision {run.mixed_precision!r}, and this run has "

@@ -359,6 +359,10 @@ def test_images_without_labels_of_another_dataset_teach(own_heads_bank, tmp_path
     caplog.clear()
     assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
     assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
+    folder = folder.rename(tmp_path / "moved")
+    command = ["average", "--recipe", str(tmp_path / "soup"), "--output", str(tmp_path / "third")]
+    assert main([*command, "--cache-dir", str(tmp_path / "cache"), "--dataset", str(folder)]) == 0
+    assert weights(tmp_path / "third") == weights(tmp_path / "soup")
     output = tmp_path / "by-command"
     before.save_pretrained(tmp_path / "before")
     command = ["distill", str(tmp_path / "before"), "--output", str(output), "--images", str(folder)]
