@@ -25,7 +25,7 @@ from hf_radin.logits.bank_files import check_bank
 from hf_radin.logits.compute import make_bank
 from hf_radin.logits.cost import JobSize, estimate_job
 from hf_radin.logits.manifest import DataRecord, RunOptions
-from hf_radin.recipes.metrics import load_metrics
+from hf_radin.metrics.named import load_metrics
 from hf_radin.recipes.propose import check_start, propose, split_kinds
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import check_output, is_dir, put_back, write_atomically, write_folder

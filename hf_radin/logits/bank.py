@@ -35,9 +35,9 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
+from hf_radin.metrics.intervals import LEVEL
+from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
 from hf_radin.recipes import ensemble, propose, pruning, scoring
-from hf_radin.recipes.intervals import LEVEL
-from hf_radin.recipes.metrics import Answers, Metric, load_metrics, only_score
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest

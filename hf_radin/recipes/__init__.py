@@ -1,1 +1,1 @@
-"""Pure arithmetic on arrays: recipes, their ensembles, candidates, metrics, intervals; no files and no models."""
+"""Pure arithmetic on arrays: recipes, their ensembles, candidates, scores of many recipes; no files and no models."""

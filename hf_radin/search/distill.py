@@ -19,7 +19,7 @@ from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import make_bank
-from hf_radin.recipes.intervals import accuracy_interval
+from hf_radin.metrics.intervals import accuracy_interval
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.search.held_out import refuse_taught
 from hf_radin.search.race import Budget

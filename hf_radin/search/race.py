@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from hf_radin.logits.bank import LogitBank
-from hf_radin.recipes.intervals import LEVEL, Strata, accuracy_interval
+from hf_radin.metrics.intervals import LEVEL, Strata, accuracy_interval
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.runtime.processes import progress_bar

@@ -17,7 +17,7 @@ from hf_radin.checkpoints.files import as_dtype
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.preflight import load_cosines, load_inner_products
-from hf_radin.recipes.intervals import accuracy_interval
+from hf_radin.metrics.intervals import accuracy_interval
 from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, propose, seek, shortlist, split_kinds
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar

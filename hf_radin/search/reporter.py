@@ -14,8 +14,8 @@ from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
-from hf_radin.recipes.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
-from hf_radin.recipes.metrics import Answers, Metric, compute_metrics, load_metrics
+from hf_radin.metrics.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
+from hf_radin.metrics.named import Answers, Metric, compute_metrics, load_metrics
 from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
 from hf_radin.search.held_out import (
     bank_of_split,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_radin.images.sample import Chosen, Pilot
-from hf_radin.recipes.intervals import Strata
+from hf_radin.metrics.intervals import Strata
 from hf_radin.runtime.schema import to_json
 from hf_radin.search.race import Budget
 

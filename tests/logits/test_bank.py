@@ -9,8 +9,8 @@ from sklearn import metrics
 
 import hf_radin
 from hf_radin.logits.bank_files import DIGESTS, LogitsRecord, check_bank
+from hf_radin.metrics.named import NAMES, load_metrics, only_score
 from hf_radin.recipes import ensemble, scoring
-from hf_radin.recipes.metrics import NAMES, load_metrics, only_score
 from hf_radin.runtime.files import sha256_of
 
 

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_radin
 from hf_radin.cli import tables
-from hf_radin.recipes.metrics import NAMES
+from hf_radin.metrics.named import NAMES
 from hf_radin.runtime.processes import Processes
 from hf_radin.search.reporter import predict
 from hf_radin.soup import card

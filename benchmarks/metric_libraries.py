@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from sklearn import metrics as scikit_learn
 
-from hf_radin.recipes.metrics import OF_LOGITS, OF_PREDICTIONS, Answers
+from hf_radin.metrics.named import OF_LOGITS, OF_PREDICTIONS, Answers
 
 # What each installs beside what this package has anyway (torch, numpy).
 DISTRIBUTIONS = {

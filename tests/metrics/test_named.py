@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from hf_radin.recipes import ensemble, scoring
-from hf_radin.recipes.metrics import (
+from hf_radin.metrics.named import (
     NAMES,
     OF_LOGITS,
     OF_PREDICTIONS,
@@ -18,6 +17,7 @@ from hf_radin.recipes.metrics import (
     load_metrics,
     only_score,
 )
+from hf_radin.recipes import ensemble, scoring
 from hf_radin.recipes.scoring import Counts
 
 
@@ -153,7 +153,7 @@ def test_a_scripts_score_never_stands_for_another():
 
 def test_names_that_are_here_load_neither_evaluate_nor_torchmetrics():
     code = (
-        "import sys, hf_radin.recipes.metrics as metrics; metrics.load_metrics(metrics.NAMES);"
+        "import sys, hf_radin.metrics.named as metrics; metrics.load_metrics(metrics.NAMES);"
         "print(*({'evaluate', 'torchmetrics', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_radin.recipes.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
+from hf_radin.metrics.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
 
 
 def hits(count: int, samples: int) -> np.ndarray:
