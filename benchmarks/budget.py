@@ -139,7 +139,7 @@ def reached(zoo: Zoo, banks: Sequence[hf_radin.LogitBank], name: str) -> None:
 def second_stage(zoo: Zoo, seeds: int) -> None:
     """The same eight candidates, raced and measured in full."""
     share, lost, same = [], [], 0
-    best = zoo.bank.predict(zoo.bank.row(hf_radin.best_single(zoo.bank).recipe))
+    best = zoo.bank.answers(zoo.bank.row(hf_radin.best_single(zoo.bank).recipe))
     for seed in range(seeds):
         candidates = propose(zoo.models, proposals="monte-carlo", seed=seed)
         rows = np.array([row for row, kind in enumerate(candidates.proposals) if kind == "monte-carlo"])
@@ -154,7 +154,7 @@ def second_stage(zoo: Zoo, seeds: int) -> None:
             whole = [entry.known for entry in measured if entry.images == len(zoo.bank)]
             picks.append((max(whole, default=0.0), sum(entry.images for entry in measured)))
         (raced, images), (measured_all, all_images) = picks
-        single = float((best == zoo.bank.labels).mean())  # which is returned where no soup is better
+        single = float(best.hits.mean())  # which is returned where no soup is better
         share.append(images / all_images)
         lost.append(max(measured_all, single) - max(raced, single))
         same += lost[-1] <= 0.0005

@@ -37,6 +37,7 @@ from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, Statistic
 from hf_radin.logits.passes import Passes
 from hf_radin.metrics.intervals import LEVEL
 from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
+from hf_radin.metrics.objective import score_recipes
 from hf_radin.recipes import ensemble, propose, pruning, scoring
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
@@ -411,7 +412,7 @@ class LogitBank:
     def score(
         self,
         recipes: np.ndarray | Sequence[Sequence[float]] | Sequence[Recipe] | Recipe,
-        metric: str = "accuracy",
+        metric: Any = "accuracy",
         *,
         device: str = "cpu",
     ) -> np.ndarray:
@@ -420,34 +421,37 @@ class LogitBank:
         Args:
             recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex; or several `Recipe`, or
                 one.
-            metric: `accuracy`, `balanced_accuracy`, `f1` (the mean over classes), `mcc` or `top5_accuracy`, from the
-                classes that can win (`pruned`). For `cross_entropy` (or `log_loss`) and `calibration_error` all
-                logits are read; of these less is better. Any other is one of those that are reported
-                (`metrics.NAMES`) or of the evaluate library, computed recipe by recipe.
+            metric: as in `radin`. Those of predicted classes, and `top5_accuracy`, are computed from the classes that
+                can win (`pruned`). For `cross_entropy` (or `log_loss`) and `calibration_error` all logits are read;
+                of these less is better. Others are computed recipe by recipe.
             device: where logits are mixed: `cpu`, or one that torch knows. Predictions are the same.
 
         Raises:
             ValueError: for a metric that can't be loaded or gives several scores, or what is no recipe.
         """
-        metric = scoring.ALIASES.get(metric, metric)
-        (reported,) = (None,) if metric in scoring.METRICS else load_metrics(metric)
+        name = metric.name if isinstance(metric, Metric) else metric
+        name = scoring.ALIASES.get(name, name) if isinstance(name, str) else name
+        (reported,) = (None,) if name in scoring.METRICS else load_metrics(metric, self.classes)
         rows = ensemble.check_recipes(self._rows_of(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
+            if reported and self.partial is None and self.is_prunable(top := 0 if reported.needs_logits else 1):
+                labels, classes = np.asarray(self.labels), len(self.classes)
+                return score_recipes(reported, self.pruned(top), labels, classes, rows, bar.update)
             if reported:
                 return np.array([self._score_one(row, reported, bar) for row in rows])
-            if metric in scoring.DENSE:
-                return scoring.DENSE[metric](self._all_logits(), self.labels, rows, on_block=bar.update)
+            if name in scoring.DENSE:
+                return scoring.DENSE[name](self._all_logits(), self.labels, rows, on_block=bar.update)
             labels, classes = np.asarray(self.labels), len(self.classes)
-            top = 5 if metric == "top5_accuracy" else 1
+            top = 5 if name == "top5_accuracy" else 1
             try:
                 pruned = self.pruned(top)
             except pruning.TooMuchLeftError:
                 parts = [
-                    scoring.count_for(metric, part, labels[images], classes, rows, device=device)
+                    scoring.count_for(name, part, labels[images], classes, rows, device=device)
                     for images, part in self._pruned_parts(top)
                 ]
-                return scoring.made_of(metric, parts, len(self))
-            return scoring.score(pruned, labels, classes, rows, metric, device=device, on_block=bar.update)
+                return scoring.made_of(name, parts, len(self))
+            return scoring.score(pruned, labels, classes, rows, name, device=device, on_block=bar.update)
 
     def _score_one(self, row: np.ndarray, metric: Metric, bar: Any) -> float:
         """A reported metric of one recipe `(models,)`."""
@@ -455,10 +459,14 @@ class LogitBank:
         bar.update(len(self))
         return score
 
-    def is_prunable(self) -> bool:
-        """Whether what is left of the logits without the classes that can't win may be held in memory."""
+    def is_prunable(self, top: int = 1) -> bool:
+        """Whether what is left of the logits without the classes that can't win may be held in memory.
+
+        Args:
+            top: as in `pruned`.
+        """
         try:
-            self.pruned()
+            self.pruned(top)
         except pruning.TooMuchLeftError:
             return False
         return True
@@ -570,6 +578,8 @@ class LogitBank:
     def pruned(self, top: int = 1) -> pruning.Pruned:
         """Of each image the classes that can be among the best `top` under some recipe of these ingredients.
 
+        With a `top` of 0 all classes are kept: probabilities depend on all.
+
         Made at one reading of the logits, and cached in `pruned` of the folder, in a file for each set of ingredients.
         """
         if self.partial:
@@ -585,6 +595,9 @@ class LogitBank:
                 )
 
         if top not in self._pruned:
+            if not top:  # these are the logits themselves: cached as they are
+                self._pruned[top] = pruning.keep_all(self._all_logits(), most=self.most_pruned)
+                return self._pruned[top]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
             hashes = [record.sha256 for record in self._records.values()]
             pruned = pruning.load_or_make(path, digest(hashes, top), make, top=top)

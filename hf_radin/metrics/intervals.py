@@ -46,28 +46,56 @@ class Strata:
             drawn[group[:count]] = True
         return drawn
 
-    def mean(self, values: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    def weights(self, known: np.ndarray) -> np.ndarray | None:
+        """How many images of its group each drawn image stands for, 0 for the others; None if nothing is known of one.
+
+        Args:
+            known: bool `(samples,)`.
+        """
+        weights = np.zeros(len(self))
+        for group in filter(len, self.groups):
+            sample = group[known[group]]
+            if not len(sample):
+                return None
+            weights[sample] = len(group) / len(sample)
+        return weights
+
+    def expanded(self, known: np.ndarray) -> np.ndarray | None:
+        """As many positions as there are images, the drawn ones of each group over and over; None as in `weights`."""
+        if known.all():
+            return np.arange(len(self))
+        samples = [(group[known[group]], len(group)) for group in self.groups if len(group)]
+        if not all(len(sample) for sample, _ in samples):
+            return None
+        return np.concatenate([np.resize(sample, count) for sample, count in samples])
+
+    def mean(self, values: np.ndarray, known: np.ndarray, steps: np.ndarray | float = 1.0) -> tuple[float, float]:
         """The estimated mean over all images, and its standard error; infinite if nothing is known of a group.
 
-        In each group, the drawn images stand for all. The error is that of drawing without replacement. Values are
-        -1, 0 or 1. To the drawn ones, one is added that is none of them for certain: half a 0, and a quarter of a 1
-        and of a -1, so that a few equal values do not pass for certainty.
+        In each group, the drawn images stand for all. The error is that of drawing without replacement. To the drawn
+        values, one is added that is none of them for certain: half a 0, and a quarter of a step up and of one down, so
+        that a few equal values do not pass for certainty.
 
         Args:
             values: `(samples,)`; ignored where they are not known.
             known: bool `(samples,)`: the first images of each group.
+            steps: by how much a prediction that is another one changes the value of its image, `(samples,)`: 1 where
+                values are -1, 0 or 1.
         """
         total = variance = 0.0
+        steps = np.broadcast_to(steps, values.shape)
         for group in filter(len, self.groups):
             sample = group[known[group]]
             drawn, share = len(sample), len(group) / len(self)
             if not drawn:
                 return 0.0, np.inf
-            sample_sum = int(values[sample].sum())
+            sample_sum = float(values[sample].sum())
             # of a whole group this is the very sum: a tie must not become a difference
             total += len(group) * sample_sum / drawn
             if drawn < len(group):  # a group that is known in full has no error
-                spread = (np.count_nonzero(values[sample]) + 0.5) / (drawn + 1) - (sample_sum / (drawn + 1)) ** 2
+                squares = float(np.square(values[sample], dtype=np.float64).sum())
+                added = 0.5 * float(np.square(steps[group]).mean())
+                spread = (squares + added) / (drawn + 1) - (sample_sum / (drawn + 1)) ** 2
                 variance += share**2 * spread / drawn * (1 - drawn / len(group))
         return total / len(self), float(np.sqrt(variance))
 
@@ -80,7 +108,7 @@ def accuracy_interval(hits: np.ndarray, *, seed: int = 0) -> tuple[float, float]
     """
     samples = len(hits)
     counts = np.random.default_rng(seed).binomial(samples, np.mean(hits), size=RESAMPLES)
-    return _middle(counts / samples)
+    return middle(counts / samples)
 
 
 def difference_interval(hits: np.ndarray, others: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
@@ -93,7 +121,7 @@ def difference_interval(hits: np.ndarray, others: np.ndarray, *, seed: int = 0) 
     won, lost = np.sum(hits & ~others), np.sum(others & ~hits)
     parts = [won / samples, lost / samples, 1 - (won + lost) / samples]
     drawn = np.random.default_rng(seed).multinomial(samples, parts, size=RESAMPLES)
-    return _middle((drawn[:, 0] - drawn[:, 1]) / samples)
+    return middle((drawn[:, 0] - drawn[:, 1]) / samples)
 
 
 def mcnemar(hits: np.ndarray, others: np.ndarray) -> float:
@@ -122,7 +150,7 @@ def is_above_zero(gains: np.ndarray) -> bool:
     return bool(gains.mean() > NormalDist().inv_cdf((1 + LEVEL) / 2) * error)
 
 
-def _middle(resampled: np.ndarray) -> tuple[float, float]:
+def middle(resampled: np.ndarray) -> tuple[float, float]:
     """The interval that holds the middle 95% of the values."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -1,25 +1,33 @@
-"""The metrics that people report, by their usual names: torchmetrics' for any number of classes, and evaluate's.
+"""The metrics that people report, by their usual names, and evaluate's.
+
+To judge soups by a metric, and to say how certain it is, it is computed a thousand times: so those of the usual names
+are computed here, as arrays, and tests compare them with scikit-learn's.
 
 In a mean over classes (macro) a class counts if a sample has it or, for F1, precision and recall, if it is predicted;
 weighted means weight classes by their samples. Balanced accuracy, ROC AUC and average precision are means over the
 classes that have samples. The latter two rank the samples of one class against all others (one-vs-rest), even if there
 are only two classes, and are undefined if all samples have one class. A prediction of no class is never right.
+The Brier score is the sum over classes of the squared error of the probability, for two classes half of it.
+
+A name may also be that of one class, as in `recall[melanoma]`, or have any number, as in `top3_accuracy`.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_radin.recipes import scoring
 from hf_radin.recipes.ensemble import BINS
+from hf_radin.recipes.scoring import Counts
 from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
@@ -46,12 +54,20 @@ class Answers:
     classes: int
     logits: np.ndarray | None = None
 
-    @cached_property
-    def predicted(self) -> torch.Tensor:
-        """The predictions `(samples,)`; -1 becomes an additional class, which no sample has."""
-        import torch
+    def take(self, samples: np.ndarray) -> Answers:
+        """Those on some samples, by their positions, as often as these are named."""
+        logits = None if self.logits is None else self.logits[samples]
+        return Answers(self.predictions[samples], self.labels[samples], self.classes, logits)
 
-        return torch.from_numpy(np.where(self.predictions < 0, self.classes, self.predictions).astype(np.int64))
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """What is predicted right: bool `(samples,)`."""
+        return np.asarray(self.predictions == self.labels)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """How often each class is predicted, and how often that is right: of one model, `(1, classes)`."""
+        return weighted_counts(self, np.ones(len(self.labels)))
 
     @cached_property
     def targets(self) -> torch.Tensor:
@@ -81,23 +97,41 @@ class Metric:
         name: of the metric; for a script of evaluate as the user wrote it.
         needs_logits: whether it takes more than predicted classes.
         compute: from answers to scores by name; a script of evaluate may give several.
+        is_loss: whether less is better.
+        of_counts: where it follows from counts of predicted classes, how.
+        of_images: where it is a mean over images, what each adds to it: `(samples,)`.
+        top: where it is the share of labels among the best `top` classes, how many these are.
     """
 
     name: str
     needs_logits: bool
     compute: Callable[[Answers], dict[str, float]]
+    is_loss: bool = False
+    of_counts: Callable[[Counts], np.ndarray] | None = None
+    of_images: Callable[[Answers], np.ndarray] | None = None
+    top: int | None = None
+
+    def rank(self, value: float) -> float:
+        """A value such that more is better."""
+        return -value if self.is_loss else value
 
 
-def load_metrics(names: str | Iterable[str]) -> tuple[Metric, ...]:
+def load_metrics(metrics: Any, classes: Sequence[str] | None = None) -> tuple[Metric, ...]:
     """The metrics of these names, each once: those of `NAMES`, or else of the evaluate library.
 
+    Args:
+        metrics: a name or several; also a function `(logits, labels) -> float`, of logits `(samples, classes)` and
+            labels `(samples,)`. More of it is better unless it has an attribute `greater_is_better` that is False.
+        classes: names of the classes, for a metric of one of them; None if they are not known yet.
+
     Raises:
-        ValueError: if there is no name, or evaluate can't load or compute a metric that is not in `NAMES`.
+        ValueError: if there is no name, or evaluate can't load or compute a metric that is not in `NAMES`, or a class
+            is not there.
     """
-    distinct = dict.fromkeys([names] if isinstance(names, str) else names)
+    distinct = dict.fromkeys([metrics] if isinstance(metrics, (str, Metric)) or callable(metrics) else metrics)
     if not distinct:
         raise ValueError(f"No metric is named. There are {', '.join(NAMES)}.")
-    return tuple(_load(name) for name in distinct)
+    return tuple(_load(metric, classes) for metric in distinct)
 
 
 def compute_metrics(metrics: Iterable[Metric], answers: Answers) -> dict[str, float]:
@@ -119,11 +153,7 @@ def only_score(metric: Metric, answers: Answers) -> float:
     Raises:
         ValueError: if it gives several scores, none, or one that is undefined.
     """
-    scores = metric.compute(answers)
-    if len(scores) != 1:
-        names = ", ".join(scores) or "no number"
-        raise ValueError(f"The metric {metric.name!r} gives {names}: it takes one score to rank recipes.")
-    (score,) = scores.values()
+    score = score_or_nan(metric, answers)
     if np.isnan(score):
         raise ValueError(
             f"The metric {metric.name!r} is undefined here: the samples have one class only, or logits are not finite."
@@ -131,26 +161,105 @@ def only_score(metric: Metric, answers: Answers) -> float:
     return score
 
 
-def _load(name: str) -> Metric:
-    """The metric of a name, in any spelling."""
-    plain = name.strip().lower().replace("-", "_")
-    if plain in NAMES:
-        return Metric(plain, plain in OF_LOGITS, partial(_compute, plain))
-    if not _is_path(name) and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
-        raise ValueError(f"The metric {name!r} is none of {', '.join(NAMES)}. Did you mean {similar[0]!r}?")
+def score_or_nan(metric: Metric, answers: Answers) -> float:
+    """The score of a metric that gives one; NaN if it is undefined.
+
+    Raises:
+        ValueError: if it gives several scores, or none.
+    """
+    scores = metric.compute(answers)
+    if len(scores) != 1:
+        names = ", ".join(scores) or "no number"
+        raise ValueError(f"The metric {metric.name!r} gives {names}: it takes one score to rank recipes.")
+    (score,) = scores.values()
+    return score
+
+
+def weighted_counts(answers: Answers, weights: np.ndarray) -> Counts:
+    """The counts of answers, each with a weight `(samples,)`; predictions of no class add to none: `(1, classes)`."""
+
+    def count(classes: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.bincount(classes[which], weights[which], minlength=answers.classes)
+
+    predictions = answers.predictions
+    return Counts(
+        count(predictions, answers.hits)[None], count(predictions, predictions >= 0)[None], count(answers.labels)
+    )
+
+
+def _load(metric: Any, classes: Sequence[str] | None) -> Metric:
+    """The metric of a name, in any spelling, or of a function."""
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return _of_function(metric)
+    if not isinstance(metric, str):
+        raise ValueError(f"A metric is a name or a function of logits and labels, not {metric!r}.")
+    if of_class := _OF_CLASS.fullmatch(metric.strip()):
+        return _of_class(of_class[1].lower(), of_class[2], classes)
+    plain = metric.strip().lower().replace("-", "_")
+    if plain in NAMES or _TOP.fullmatch(plain):
+        return _named(plain)
+    if not _is_path(metric) and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
+        raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. Did you mean {similar[0]!r}?")
     try:
-        compute = _load_script(name)
+        compute = _load_script(metric)
     except ValueError as error:
-        raise ValueError(f"The metric {name!r} is none of {', '.join(NAMES)}. {error}") from error
-    return Metric(name, False, lambda answers: compute(answers.predictions, answers.labels))
+        raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. {error}") from error
+    return Metric(metric, False, lambda answers: compute(answers.predictions, answers.labels))
 
 
-def _compute(name: str, answers: Answers) -> dict[str, float]:
-    """The score of one of `NAMES`."""
+def _named(name: str) -> Metric:
+    """One of `NAMES`, or the share of labels among any number of best classes."""
+    if top := _TOP.fullmatch(name):
+        hits = partial(_top_hits, int(top[1]))
+        return Metric(name, True, partial(_compute_of_logits, name, _mean(hits)), of_images=hits, top=int(top[1]))
+    if name == "accuracy":
+        return Metric(name, False, lambda answers: {name: _mean(_hits)(answers)}, of_images=_hits, top=1)
     if name in OF_PREDICTIONS:
-        return {name: OF_PREDICTIONS[name](answers)}
+        of_counts = _of_counts(name)
+        return Metric(name, False, lambda answers: {name: float(of_counts(answers.counts)[0])}, of_counts=of_counts)
+    compute = partial(_compute_of_logits, name, OF_LOGITS[name])
+    return Metric(name, True, compute, is_loss=name in LOSSES, of_images=_OF_IMAGES.get(name))
+
+
+def _compute_of_logits(name: str, score: Callable[[Answers], float], answers: Answers) -> dict[str, float]:
+    """A score by its name; NaN if logits are not finite."""
     is_finite = answers.logits is not None and np.isfinite(answers.logits).all()
-    return {name: OF_LOGITS[name](answers) if is_finite else float("nan")}
+    return {name: score(answers) if is_finite else float("nan")}
+
+
+def _of_class(name: str, of: str, classes: Sequence[str] | None) -> Metric:
+    """F1, precision or recall of one class.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    if classes is not None and of not in classes:
+        near = get_close_matches(of, classes, n=1, cutoff=0.6)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(classes[:20])}."
+        raise ValueError(f"The metric '{name}[{of}]' is of a class that is not there. {hint}")
+    position = -1 if classes is None else classes.index(of)
+
+    def of_counts(counts: Counts) -> np.ndarray:
+        return scoring.of_each_class(name, counts)[:, position]
+
+    full = f"{name}[{of}]"
+    return Metric(full, False, lambda answers: {full: float(of_counts(answers.counts)[0])}, of_counts=of_counts)
+
+
+def _of_function(function: Callable[[np.ndarray, np.ndarray], float]) -> Metric:
+    """A user's function of logits and labels."""
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def score(answers: Answers) -> float:
+        value = function(np.asarray(answers.logits), answers.labels)
+        if np.ndim(value) != 0 or not np.isreal(value):
+            raise ValueError(f"The metric {name!r} is a function that gives one number; it gave {value!r}.")
+        return float(value)
+
+    is_loss = getattr(function, "greater_is_better", True) is False
+    return Metric(name, True, partial(_compute_of_logits, name, score), is_loss=is_loss)
 
 
 def _is_path(name: str) -> bool:
@@ -192,95 +301,103 @@ def _load_script(name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, floa
     return scores
 
 
-def _torchmetrics(name: str, answers: Answers, average: str | None) -> torch.Tensor:
-    """A metric of predictions by its name in torchmetrics: one score or, without an average, one for each class."""
-    from torchmetrics.functional import classification
-
-    options = {"num_classes": answers.classes + 1, "average": average}
-    score: torch.Tensor = getattr(classification, f"multiclass_{name}")(answers.predicted, answers.targets, **options)
-    return score
+def _mean(of_images: Callable[[Answers], np.ndarray]) -> Callable[[Answers], float]:
+    """A metric that is the mean of what each image adds."""
+    return lambda answers: float(np.mean(of_images(answers)))
 
 
-def _averaged(name: str, average: str, answers: Answers) -> float:
-    if average != "macro":
-        return float(_torchmetrics(name, answers, average).double())
-    counted = np.union1d(answers.labels, answers.predictions[answers.predictions >= 0])
-    return float(_torchmetrics(name, answers, None)[counted].double().mean())
+def _hits(answers: Answers) -> np.ndarray:
+    """What is predicted right: bool `(samples,)`."""
+    return answers.hits
 
 
-def _balanced_accuracy(answers: Answers) -> float:
-    return float(_torchmetrics("recall", answers, None)[np.unique(answers.labels)].double().mean())
+def _top_hits(top: int, answers: Answers) -> np.ndarray:
+    """Whether the label is among the best classes, the lower of equals first: bool `(samples,)`."""
+    scores = np.asarray(answers.logits)
+    of_label = np.take_along_axis(scores, answers.labels[:, None], axis=1)
+    lower = np.arange(scores.shape[1]) < answers.labels[:, None]
+    return np.asarray(((scores > of_label) | ((scores == of_label) & lower)).sum(axis=1) < top)
 
 
-def _mcc(answers: Answers) -> float:
-    """Matthews' correlation for any number of classes; 0 if all labels, or all predictions, are of one class."""
-    from torchmetrics.functional.classification import multiclass_matthews_corrcoef
-
-    if len(np.unique(answers.labels)) < 2:
-        return 0.0
-    return float(multiclass_matthews_corrcoef(answers.predicted, answers.targets, num_classes=answers.classes + 1))
-
-
-def _top5_accuracy(answers: Answers) -> float:
-    """The share of labels among the best five classes, which is 1 if there are no more classes than five."""
-    from torchmetrics.functional.classification import multiclass_accuracy
-
-    if answers.classes <= 5:
-        return 1.0
-    options = {"num_classes": answers.classes, "average": "micro", "top_k": 5}
-    return float(multiclass_accuracy(answers.scores, answers.targets, **options))
-
-
-def _log_loss(answers: Answers) -> float:
+def _losses(answers: Answers) -> np.ndarray:
+    """Minus the logarithm of the label's probability: `(samples,)`."""
     from torch.nn.functional import cross_entropy
 
-    return float(cross_entropy(answers.scores, answers.targets))
+    return cross_entropy(answers.scores, answers.targets, reduction="none").numpy()
+
+
+def _squared_errors(answers: Answers) -> np.ndarray:
+    """The sum over classes of the squared errors of probabilities, for two classes half of it: `(samples,)`."""
+    errors = answers.probabilities.numpy().copy()
+    errors[np.arange(len(errors)), answers.labels] -= 1
+    return np.asarray((errors**2).sum(axis=1)) / (2 if answers.classes == 2 else 1)
 
 
 def _calibration_error(answers: Answers) -> float:
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    """The expected calibration error (Guo et al. 2017): `BINS` bins of confidence, each by its share of samples."""
+    confidence = answers.probabilities.numpy().max(axis=1)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, (answers.scores.numpy().argmax(axis=1) == answers.labels) - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(answers.labels))
 
-    if answers.classes < 2:
-        return 0.0  # the probability of the only class is 1
-    options = {"num_classes": answers.classes, "n_bins": BINS, "norm": "l1"}
-    return float(multiclass_calibration_error(answers.probabilities, answers.targets, **options))
 
+def _one_vs_rest(of_class: Callable[[np.ndarray, np.ndarray], float], answers: Answers) -> float:
+    """The mean over the classes that have samples; NaN if there is only one such class.
 
-def _one_vs_rest(name: str, answers: Answers) -> float:
-    """The mean over the classes that have samples; NaN if there is only one such class."""
-    from torchmetrics.functional import classification
-
-    counted = np.unique(answers.labels)
+    Args:
+        of_class: the score of one class, from probabilities and whether a sample is of it: `(samples,)` each.
+    """
+    counted, probabilities = np.unique(answers.labels), answers.probabilities.numpy()
     if len(counted) < 2:
         return float("nan")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes without samples, which are left out below
-        scores = getattr(classification, f"multiclass_{name}")(
-            answers.probabilities, answers.targets, num_classes=answers.classes, average=None
-        )
-    return float(scores[counted].double().mean())
+    return float(np.mean([of_class(probabilities[:, label], answers.labels == label) for label in counted]))
 
 
-# Metrics of predicted classes by name; F1, precision and recall are means over classes unless the name says otherwise.
-OF_PREDICTIONS: Mapping[str, Callable[[Answers], float]] = {
-    "accuracy": lambda answers: float(np.mean(answers.predictions == answers.labels)),
-    "balanced_accuracy": _balanced_accuracy,
-    **{
-        f"{name}{ending}": partial(_averaged, function, average)
-        for name, function in (("f1", "f1_score"), ("precision", "precision"), ("recall", "recall"))
-        for ending, average in (("", "macro"), ("_macro", "macro"), ("_micro", "micro"), ("_weighted", "weighted"))
-    },
-    "mcc": _mcc,
-    "matthews_correlation": _mcc,
-}
+def _roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """How often a positive sample has a higher score than a negative one; of equals half."""
+    positive, negative = np.sort(scores[is_positive]), np.sort(scores[~is_positive])
+    lower = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+    return float(lower.sum() / (2 * len(positive) * len(negative)))
+
+
+def _average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """The mean over the positive samples of the share of positive ones among all with at least their score."""
+    above, all_scores, positive = len(scores), np.sort(scores), np.sort(scores[is_positive])
+    among = above - np.searchsorted(all_scores, positive, "left")
+    right = len(positive) - np.searchsorted(positive, positive, "left")
+    return float((right / among).mean())
+
+
+def _of_counts(name: str) -> Callable[[Counts], np.ndarray]:
+    """How a metric of predictions follows from counts."""
+    return scoring.OF_COUNTS[scoring.ALIASES.get(name, name)]
+
+
+# Metrics of predictions by name; F1, precision and recall are means over classes unless the name says otherwise.
+OF_PREDICTIONS = (
+    "accuracy",
+    "balanced_accuracy",
+    *(f"{name}{ending}" for name in ("f1", "precision", "recall") for ending in ("", "_macro", "_micro", "_weighted")),
+    *("worst_recall", "mcc", "matthews_correlation"),
+)
 
 # Metrics of logits by name.
 OF_LOGITS: Mapping[str, Callable[[Answers], float]] = {
-    "top5_accuracy": _top5_accuracy,
-    "log_loss": _log_loss,
-    "roc_auc": partial(_one_vs_rest, "auroc"),
-    "average_precision": partial(_one_vs_rest, "average_precision"),
+    "top5_accuracy": _mean(partial(_top_hits, 5)),
+    "log_loss": _mean(_losses),
+    "brier_score": _mean(_squared_errors),
+    "roc_auc": partial(_one_vs_rest, _roc_auc),
+    "average_precision": partial(_one_vs_rest, _average_precision),
     "calibration_error": _calibration_error,
 }
 
 NAMES = (*OF_PREDICTIONS, *OF_LOGITS)
+
+# Of these less is better.
+LOSSES = {"log_loss", "brier_score", "calibration_error"}
+
+# Of those that are means over images, what each image adds.
+_OF_IMAGES = {"log_loss": _losses, "brier_score": _squared_errors}
+
+_TOP = re.compile(r"top_?([1-9]\d*)_accuracy")
+_OF_CLASS = re.compile(r"(recall|precision|f1)\[(.+)\]", re.IGNORECASE)

@@ -78,7 +78,7 @@ class Pruned:
         counts: how many classes each of these has `(samples,)`.
         classes: `(entries,)`; the entries of the images with `k` classes lie together as `(k, images)`.
         logits: float16 or float32 `(models, entries of the images that are not decided)`, which are the last entries.
-        top: among how many best classes.
+        top: among how many best classes; 0 where all classes of all images are kept, and none is decided.
     """
 
     images: np.ndarray
@@ -237,6 +237,30 @@ def prune(
         np.concatenate([part.logits for part in parts]),
     )
     return _arrange(entries, samples, top)
+
+
+def keep_all(logits: Sequence[np.ndarray | Stored], *, most: int = MOST) -> Pruned:
+    """All classes of all images, in the form of pruned logits: for metrics of probabilities, to which all add.
+
+    Args:
+        logits: for each model float16 or float32 `(samples, classes)`.
+        most: how many bytes of logits may be left.
+
+    Raises:
+        TooMuchLeftError: if there are more than `most`.
+    """
+    samples, classes = logits[0].shape
+    size = len(logits) * samples * classes * logits[0].dtype.itemsize
+    if size > most:
+        raise TooMuchLeftError(f"{size} bytes of logits are left of {samples} samples.")
+    kept = np.stack([array[:].T for array in logits])  # (models, classes, samples)
+    return Pruned(
+        np.arange(samples),
+        np.full(samples, classes),
+        np.repeat(np.arange(classes, dtype=np.int32), samples),
+        kept.reshape(len(logits), -1),
+        top=0,
+    )
 
 
 @dataclass(frozen=True, eq=False)

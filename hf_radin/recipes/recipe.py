@@ -169,19 +169,21 @@ class Measurement:
         recipe: the candidate.
         proposal: what proposed it: `single`, `uniform`, `own`, `greedy`, `subset`, `alone` (a single model with a
             refitted head), or a kind of candidates.
-        estimate: accuracy of the ensemble on the validation split, in [0, 1]; with a refitted head, of its teacher.
-        measured: accuracy of the soup on the same images, in [0, 1]; None if it was only estimated. With a refitted
+        estimate: of the ensemble on the validation split what soups are chosen by, the accuracy in [0, 1] unless the
+            user says otherwise; with a refitted head, of its teacher.
+        measured: the same of the soup on the same images; None if it was only estimated. With a refitted
             head, that of heads which did not see the image (`refit.refit`).
         images: how many images the soup was measured on; if these are not all, `measured` is estimated from them.
-        interval: the 95% interval of the accuracy, given the images; None if nothing was measured.
+        interval: the 95% interval of what was measured, given the images; None if nothing was measured.
         passes: images that the soup was shown, as a share of the split; 0 for a single model, whose logits are known,
             and for a further head of a soup that was shown them.
-        predicted: the accuracy predicted from soups measured before; None if there was no prediction.
-        dropped: whether it was behind by more than chance and was shown no more images: its measured accuracy is then
-            more likely too low.
+        predicted: what soups that were measured before predict of it; None if there was no prediction.
+        dropped: whether it was behind by more than chance and was shown no more images: it is then more likely better
+            than it seems.
         seconds: of the device for these images, summed over devices; None if not timed. Ignored in comparisons.
         device: on which it was measured. Ignored in comparisons.
         teacher: what its head was refitted to; None where the head is averaged like all else.
+        keeps: whether it keeps all floors; None where there are none.
     """
 
     recipe: Recipe
@@ -196,10 +198,11 @@ class Measurement:
     seconds: float | None = field(default=None, compare=False)
     device: str | None = field(default=None, compare=False)
     teacher: Teacher | None = None
+    keeps: bool | None = field(default=None, metadata=IF_ANY)
 
     @property
     def known(self) -> float:
-        """The measured accuracy, or else the estimated one."""
+        """What was measured, or else estimated."""
         return self.estimate if self.measured is None else self.measured
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,6 +223,7 @@ class Measurement:
                 "ensemble": {"ingredients": list(self.teacher.used), "weights": list(self.teacher.used.values())},
                 "labels": self.teacher.labels,
             },
+            **({} if self.keeps is None else {"keeps": self.keeps}),
         }
 
     @classmethod

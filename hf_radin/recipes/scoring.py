@@ -7,9 +7,9 @@ again by `ensemble.mix_in_order`, which defines the dense computation. So every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -62,14 +62,12 @@ class Counts:
 
 def balanced_accuracy(counts: Counts) -> np.ndarray:
     """The mean over classes with samples of the share that is predicted right: `(recipes,)`."""
-    present = counts.true > 0
-    return (counts.hits[:, present] / counts.true[present]).mean(axis=1)
+    return _recalls(counts).mean(axis=1)
 
 
-def f1(counts: Counts) -> np.ndarray:
-    """The mean over classes of 2 hits / (predicted + true); classes with neither don't count: `(recipes,)`."""
-    both = counts.predicted + counts.true  # (recipes, classes)
-    return (2 * counts.hits / np.maximum(both, 1)).sum(axis=1) / (both > 0).sum(axis=1)
+def worst_recall(counts: Counts) -> np.ndarray:
+    """The least share that is predicted right of a class with samples: `(recipes,)`."""
+    return _recalls(counts).min(axis=1)
 
 
 def mcc(counts: Counts) -> np.ndarray:
@@ -77,16 +75,63 @@ def mcc(counts: Counts) -> np.ndarray:
     predicted, true = counts.predicted.astype(np.float64), counts.true.astype(np.float64)
     samples = true.sum()
     covariance = counts.hits.sum(axis=1) * samples - predicted @ true
-    variances = (samples**2 - (predicted**2).sum(axis=1)) * (samples**2 - (true**2).sum())
+    of_none = samples - predicted.sum(axis=1)  # predictions of no class count as those of one more
+    variances = (samples**2 - (predicted**2).sum(axis=1) - of_none**2) * (samples**2 - (true**2).sum())
     return np.where(variances > 0, covariance / np.sqrt(np.maximum(variances, 1)), 0.0)
 
 
-# Metrics of counts; `accuracy` and `top5_accuracy` need the hits alone.
-OF_COUNTS: dict[str, Callable[[Counts], np.ndarray]] = {"balanced_accuracy": balanced_accuracy, "f1": f1, "mcc": mcc}
+def of_each_class(name: str, counts: Counts) -> np.ndarray:
+    """F1, precision or recall of each class, 0 where it is undefined: `(recipes, classes)`.
+
+    Args:
+        name: `f1` is 2 hits / (predicted + true), `precision` hits / predicted, `recall` hits / true.
+    """
+    true = np.broadcast_to(counts.true, counts.hits.shape)
+    hits = 2 * counts.hits if name == "f1" else counts.hits
+    of = {"f1": counts.predicted + true, "precision": counts.predicted, "recall": true}[name]
+    return np.divide(hits, of, out=np.zeros(hits.shape), where=of > 0)
+
+
+def averaged(name: str, average: str, counts: Counts) -> np.ndarray:
+    """F1, precision or recall of all classes: `(recipes,)`.
+
+    Args:
+        average: `macro` is the mean over the classes that are true or predicted, `weighted` weighs classes by their
+            samples, `micro` counts samples of all classes alike: the accuracy.
+    """
+    if average == "micro":
+        return counts.hits.sum(axis=1) / counts.true.sum()
+    scores = of_each_class(name, counts)
+    if average == "weighted":
+        return scores @ counts.true / counts.true.sum()
+    return scores.sum(axis=1) / np.maximum((counts.predicted + counts.true > 0).sum(axis=1), 1)
+
+
+def _recalls(counts: Counts) -> np.ndarray:
+    """Of each class with samples the share that is predicted right: `(recipes, classes with samples)`."""
+    present = counts.true > 0
+    return counts.hits[:, present] / counts.true[present]
+
+
+# Metrics of counts, from which they follow for many recipes at once.
+OF_COUNTS: Mapping[str, Callable[[Counts], np.ndarray]] = {
+    "balanced_accuracy": balanced_accuracy,
+    "worst_recall": worst_recall,
+    "mcc": mcc,
+    **{
+        f"{name}{ending}": partial(averaged, name, average)
+        for name in ("f1", "precision", "recall")
+        for ending, average in (("", "macro"), ("_micro", "micro"), ("_weighted", "weighted"))
+    },
+}
 # Metrics of probabilities, which need every logit; less is better.
 DENSE = {"cross_entropy": cross_entropy, "calibration_error": calibration_error}
 # Their names in `metrics`.
-ALIASES = {"log_loss": "cross_entropy", "f1_macro": "f1", "matthews_correlation": "mcc"}
+ALIASES = {
+    "log_loss": "cross_entropy",
+    "matthews_correlation": "mcc",
+    **{f"{name}_macro": name for name in ("f1", "precision", "recall")},
+}
 METRICS = ("accuracy", *OF_COUNTS, "top5_accuracy", *DENSE)
 
 
@@ -95,19 +140,21 @@ def count_hits(
     labels: np.ndarray,
     rows: np.ndarray,
     *,
+    top: int | None = None,
     device: str = "cpu",
     on_block: OnBlock = lambda predictions: None,
     mixed_at_once: int = MIXED_AT_ONCE,
 ) -> np.ndarray:
-    """For how many samples the label is among the best `pruned.top` classes of each recipe: `(recipes,)`, integers.
+    """For how many samples the label is among the best `top` classes of each recipe: `(recipes,)`, integers.
 
     Args:
         rows: recipes, or other linear combinations of the logits, `(recipes, models)`.
+        top: by default that of the pruned logits.
         device: where the logits are mixed: `cpu`, or another that torch knows.
         on_block: is told how many predictions were made, for a progress bar.
         mixed_at_once: how many logits are held at a time.
     """
-    hits = np.zeros(len(rows), dtype=np.int64)
+    hits, top = np.zeros(len(rows), dtype=np.int64), pruned.top if top is None else top
     for bucket in pruned.buckets():
         on_block(len(rows) * len(bucket.images))
         can_win = (bucket.classes == labels[bucket.images]).any(axis=0)  # elsewhere the label never wins
@@ -123,14 +170,14 @@ def count_hits(
             by_image = part.logits.transpose(0, 2, 1)  # (models, images, k)
             for block, mixed, margin in _mixed(rows, logits, device, mixed_at_once):
                 label, others = mixed[:, 0], mixed[:, 1:]
-                hit = _to_numpy(_count_true(others < (label - margin)[:, None]) > others.shape[1] - pruned.top)
-                close = _to_numpy(_count_true(others > (label + margin)[:, None]) < pruned.top) & ~hit
+                hit = _to_numpy(_count_true(others < (label - margin)[:, None]) > others.shape[1] - top)
+                close = _to_numpy(_count_true(others > (label + margin)[:, None]) < top) & ~hit
                 hits[block] += hit.sum(axis=1)
                 for recipes, images, sums in mix_close_pairs(rows[block], by_image, close, mixed_at_once):
                     of_label = sums[np.arange(len(images)), place[images]][:, None]  # (pairs, 1)
                     lower = np.arange(sums.shape[1]) < place[images][:, None]  # classes that win ties
                     ahead = ((sums > of_label) | ((sums == of_label) & lower)).sum(axis=1)
-                    hits[block] += np.bincount(recipes[ahead < pruned.top], minlength=len(close))
+                    hits[block] += np.bincount(recipes[ahead < top], minlength=len(close))
     return hits
 
 
@@ -138,17 +185,21 @@ def predict(
     pruned: Pruned, recipes: np.ndarray, *, device: str = "cpu", mixed_at_once: int = MIXED_AT_ONCE
 ) -> np.ndarray:
     """The classes that each recipe predicts, for one or a few: `(recipes, samples)`."""
-    predictions = np.empty((len(np.atleast_2d(recipes)), len(pruned.images)), dtype=np.int64)
-    for block, images, classes in _predictions(pruned, recipes, device, mixed_at_once):
+    rows = check_recipes(recipes, pruned.models)
+    predictions = np.empty((len(rows), len(pruned.images)), dtype=np.int64)
+    for block, images, classes in _predictions(pruned, rows, device, mixed_at_once):
         predictions[block, images] = classes
     return predictions
 
 
-def count(pruned: Pruned, labels: np.ndarray, classes: int, recipes: np.ndarray, *, device: str = "cpu") -> Counts:
-    """How often each recipe predicts each class, and how often that is correct; no prediction is stored."""
-    shape = (len(np.atleast_2d(recipes)), classes)
-    hits, predicted = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for block, images, predictions in _predictions(pruned, recipes, device, MIXED_AT_ONCE):
+def count(pruned: Pruned, labels: np.ndarray, classes: int, rows: np.ndarray, *, device: str = "cpu") -> Counts:
+    """How often each recipe predicts each class, and how often that is correct; no prediction is stored.
+
+    Args:
+        rows: as in `count_hits`.
+    """
+    hits, predicted = (np.zeros((len(rows), classes), dtype=np.int64) for _ in range(2))
+    for block, images, predictions in _predictions(pruned, rows, device, MIXED_AT_ONCE):
         hits[block] += _count(predictions, classes, predictions == labels[images])
         predicted[block] += _count(predictions, classes)
     return Counts(hits, predicted, np.bincount(labels, minlength=classes))
@@ -201,12 +252,11 @@ def made_of(metric: str, parts: Sequence[Any], samples: int) -> np.ndarray:
 
 
 def _predictions(
-    pruned: Pruned, recipes: np.ndarray, device: str, mixed_at_once: int
+    pruned: Pruned, rows: np.ndarray, device: str, mixed_at_once: int
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of recipes and images `(images,)`, and the classes predicted `(recipes, images)`."""
-    if pruned.top != 1:
+    if pruned.top > 1:
         raise ValueError(f"These classes are the best {pruned.top}; a prediction is the best one.")
-    rows = check_recipes(recipes, pruned.models)
     for bucket in pruned.buckets():
         if not len(bucket.logits):
             yield slice(None), bucket.images, np.broadcast_to(bucket.classes, (len(rows), len(bucket.images)))
@@ -222,6 +272,19 @@ def _predictions(
                 for pairs, images, sums in mix_close_pairs(rows[block], by_image, close, mixed_at_once):
                     classes[pairs, images] = part.classes[sums.argmax(axis=1), images]
                 yield block, part.images, classes
+
+
+def mixed_logits(pruned: Pruned, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Of each row all logits that it mixes, float32 `(samples, classes)`; of a few rows at a time they are held.
+
+    Args:
+        pruned: that kept all classes (`pruning.keep_all`).
+        rows: as in `count_hits`.
+    """
+    (bucket,) = pruned.buckets()
+    logits = bucket.logits.astype(np.float32)
+    for _, mixed, _ in _mixed(rows, logits, "cpu", max(MIXED_AT_ONCE, logits[0].size)):
+        yield from mixed.transpose(0, 2, 1)
 
 
 def _parts(bucket: Bucket, places: np.ndarray, mixed_at_once: int) -> Iterator[Bucket]:

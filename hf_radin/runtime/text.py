@@ -10,10 +10,15 @@ from pathlib import PurePath
 from typing import Any
 
 # Metrics between 0 and 1, which are shown as percent. Correlations may be negative, and a loss has no upper end.
-SHARES = {
-    *("accuracy", "balanced_accuracy", "top5_accuracy", "roc_auc", "average_precision", "calibration_error"),
-    *(f"{name}{ending}" for name in ("f1", "precision", "recall") for ending in ("", "_macro", "_micro", "_weighted")),
-}
+_SHARES = re.compile(
+    r"((balanced_|top_?\d+_)?accuracy|(worst_)?recall(_macro|_micro|_weighted)?|(f1|precision)(_macro|_micro|_weighted)?"
+    r"|roc_auc|average_precision|calibration_error|(f1|precision|recall)\[.*\])"
+)
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is between 0 and 1, and shown as percent."""
+    return _SHARES.fullmatch(name) is not None
 
 
 def percent(value: float) -> str:
@@ -27,7 +32,12 @@ def between(interval: Sequence[float] | None) -> str:
 
 def show_metric(name: str, value: float) -> str:
     """The value of a metric: in percent if it is between 0 and 1, else as it is."""
-    return percent(value) if name in SHARES else f"{value:.4f}"
+    return percent(value) if is_share(name) else f"{value:.4f}"
+
+
+def show_difference(name: str, value: float) -> str:
+    """A difference of a metric: in points if it is shown in percent, else as it is."""
+    return f"{100 * value:.2f} points" if is_share(name) else f"{value:.4f}"
 
 
 def shown(name: str) -> str:

@@ -19,7 +19,7 @@ from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import make_bank
-from hf_radin.metrics.intervals import accuracy_interval
+from hf_radin.metrics.named import score_or_nan
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.search.held_out import refuse_taught
 from hf_radin.search.race import Budget
@@ -32,7 +32,6 @@ from hf_radin.search.reporter import (
     class_hits,
     compare,
     hindrance,
-    predict,
 )
 from hf_radin.soup.report import PassCounts, SearchReport
 from hf_radin.soup.soup import Soup
@@ -110,6 +109,8 @@ def distill(
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
     options = ReportOptions(
+        metric=report.metric,
+        keep=report.keep,
         metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
         test_split=test_split or split_that_proved,
         hold_out=report.hold_out,
@@ -122,8 +123,8 @@ def distill(
     bank, hold_out = reporter.bank, None if report.hold_out is None else (report.hold_out, report.seed or 0)
     ensemble = Teacher(teacher or Recipe.uniform(bank.ingredients.ids), labels)
     recipe = report.recipe.in_order(bank.ingredients.ids)  # as the search had it: what is cached of it is found
-    before = _soup_before(bank, recipe, report.head, hold_out)
-    if not labels and _is_no_better(bank, ensemble, before.predictions):
+    before = _soup_before(reporter, recipe, report.head, hold_out)
+    if not labels and _is_no_better(reporter, ensemble, before):
         return soup
     teaching = bank if source is None else _teaching_bank(reporter, source, allow_overlap)
     course = Course(epochs or usual_epochs(len(teaching)), rate, share=SHARE if labels else 0.0, seed=seed)
@@ -140,9 +141,9 @@ def distill(
     )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
-    best = _best_single(bank, report)
+    best = _best_single(reporter, report)
     report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if source else 0))
-    if not _is_taken(bank, cooked, before, best):
+    if not _is_taken(reporter, cooked, before, best):
         return _with_report(soup, report)
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
     report = _proved(reporter, report, layers, best)
@@ -277,28 +278,32 @@ def _check_accuracies(reporter: Reporter, report: SearchReport) -> None:
         ValueError: if they are.
     """
     known = [entry for entry in report.singles if entry.images == report.images and entry.measured is not None]
+    metric = reporter.objective.metric
     figures = [(reporter.bank, entry.recipe, entry.images, entry.known) for entry in known]
     if reporter.held_out is not None and known:
-        best = _best_single(reporter.bank, report)
+        best = _best_single(reporter, report)
         figures += [
-            (reporter.held_out, best.recipe, result.images, result.metrics["accuracy"])
+            (reporter.held_out, best.recipe, result.images, result.metrics[metric.name])
             for result in report.results
-            if (result.name, result.split) == ("best single", reporter.held_out.split) and "accuracy" in result.metrics
+            if (result.name, result.split) == ("best single", reporter.held_out.split)
+            and metric.name in result.metrics
         ]
-    for bank, recipe, images, accuracy in figures:
-        here = float((bank.predict(bank.row(recipe)) == bank.labels).mean())
-        if len(bank) != images or abs(here - accuracy) > 0.5 / images:
+    for bank, recipe, images, value in figures:
+        here = float(bank.score(recipe, metric)[0])
+        tolerance = 0.5 / images if metric.name == "accuracy" else 1e-4 * max(1.0, abs(value))
+        if len(bank) != images or abs(here - value) > tolerance:
             raise ValueError(
-                f"The split {bank.split!r} has other images than the report of the soup tells of: "
-                f"{recipe.ingredients[0]} has an accuracy of {here:.4f} on {len(bank)} images, and {accuracy:.4f} on "
-                f"{images} there. Name the same images (--dataset), or search anew."
+                f"The split {bank.split!r} has other images than the report of the soup tells of: the {metric.name} "
+                f"of {recipe.ingredients[0]} is {here:.4f} on {len(bank)} images, and {value:.4f} on {images} there. "
+                "Name the same images (--dataset), or search anew."
             )
 
 
-def _best_single(bank: LogitBank, report: SearchReport) -> Measurement:
+def _best_single(reporter: Reporter, report: SearchReport) -> Measurement:
     """The best single model of a report: of equals the first by content, as for the search."""
-    singles = sorted(report.singles, key=lambda entry: bank.ingredients.ids.index(entry.recipe.ingredients[0]))
-    return best_known(singles, report.images)
+    ids = reporter.bank.ingredients.ids
+    singles = sorted(report.singles, key=lambda entry: ids.index(entry.recipe.ingredients[0]))
+    return best_known(singles, report.images, reporter.objective)
 
 
 def _with_start(bank: LogitBank, soup: Soup) -> LogitBank:
@@ -311,39 +316,46 @@ def _with_start(bank: LogitBank, soup: Soup) -> LogitBank:
 
 
 def _soup_before(
-    bank: LogitBank, recipe: Recipe, head: HeadRecord | None, hold_out: tuple[float, int] | None
+    reporter: Reporter, recipe: Recipe, head: HeadRecord | None, hold_out: tuple[float, int] | None
 ) -> Known:
     """What the soup says of the images before: if its head was refitted, by heads that did not see the image; without
     losses if all its layers are averaged."""
     if head is None:
-        return Known(predict(bank, recipe), np.zeros(0))
-    teacher = Teacher(head.teacher, labels=head.labels > 0)
-    cooked = refit_head(bank, recipe, teacher, hold_out=hold_out, seed=head.seed)
-    return Known(cooked.predictions, cooked.losses)
+        return Known(reporter.choosing_answers(recipe), np.zeros(0))
+    teacher, with_logits = Teacher(head.teacher, labels=head.labels > 0), reporter.objective.needs_logits
+    cooked = refit_head(reporter.bank, recipe, teacher, hold_out=hold_out, seed=head.seed, with_logits=with_logits)
+    return Known(reporter.as_answers(cooked.predictions, cooked.logits), cooked.losses)
 
 
-def _is_no_better(bank: LogitBank, teacher: Teacher, soup: np.ndarray) -> bool:
-    """Whether an ensemble gets no more images right than a soup, which a line says."""
-    right = [float((classes == bank.labels).mean()) for classes in (bank.predict(bank.row(teacher.ensemble)), soup)]
-    if right[0] > right[1]:
+def _is_no_better(reporter: Reporter, teacher: Teacher, soup: Known) -> bool:
+    """Whether an ensemble is no better than a soup, which a line says."""
+    bank, metric = reporter.bank, reporter.objective.metric
+    ensemble, known = float(bank.score(teacher.ensemble, metric)[0]), score_or_nan(metric, soup.answers)
+    if metric.rank(ensemble) > metric.rank(known):
         return False
     logger.warning(
-        "There is nothing to learn: of %r the ensemble gets %.4f right, and the soup %.4f. It is returned as it is.",
+        "There is nothing to learn: on %r the ensemble's %s is %.4f, and the soup's %.4f. It is returned as it is.",
         bank.split,
-        *right,
+        metric.name,
+        ensemble,
+        known,
     )
     return True
 
 
-def _is_taken(bank: LogitBank, cooked: CookedLayers[TaughtTail], before: Known, best: Measurement) -> bool:
+def _is_taken(reporter: Reporter, cooked: CookedLayers[TaughtTail], before: Known, best: Measurement) -> bool:
     """Whether distilled layers take the place of those before, which a line says."""
-    is_better = float((before.predictions == bank.labels).mean()) >= best.known  # as of a search
-    reason = hindrance(bank, Known(cooked.predictions, cooked.losses), before, best if is_better else None)
+    objective, metric = reporter.objective, reporter.objective.metric
+    taught = Known(reporter.as_answers(cooked.predictions, cooked.logits), cooked.losses)
+    value, known = (score_or_nan(metric, given.answers) for given in (taught, before))
+    is_better = metric.rank(known) >= metric.rank(best.known)  # as of a search
+    reason = hindrance(reporter.bank, taught, before, best if is_better else None, objective)
     logger.info(
-        "With its last layers distilled, on images that these did not see: accuracy %.4f (before: %.4f), log loss "
+        "With its last layers distilled, on images that these did not see: %s %.4f (before: %.4f), log loss "
         "%.4f (before: %.4f). The %s.",
-        (cooked.predictions == bank.labels).mean(),
-        (before.predictions == bank.labels).mean(),
+        metric.name,
+        value,
+        known,
         cooked.losses.mean(),
         before.losses.mean(),
         f"soup stays as it is: {reason}" if reason else "distilled layers are taken",
@@ -367,25 +379,15 @@ def _with_passes(
 
 def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> SearchReport:
     """The report of a soup whose layers were distilled, with what it reaches on each split, before and after."""
-    bank, results, comparisons, by_class = reporter.bank, [], [], None
-    for split in [bank] + ([reporter.held_out] if reporter.held_out else []):
-        answers = reporter.taught_answers(split, layers)
+    metric, results, comparisons, by_class = reporter.objective.metric, [], [], None
+    for split in [reporter.bank] + ([reporter.held_out] if reporter.held_out else []):
+        answers, single = reporter.taught_answers(split, layers), reporter.answers(split, best.recipe)
         results.append(reporter.result("soup", split, answers))
-        pair = answers.predictions, reporter.answers(split, best.recipe).predictions
-        comparisons.append(compare(split, *pair))
-        by_class = class_hits(split, *pair)
+        if comparison := compare(split, answers, single, metric):
+            comparisons.append(comparison)
+        by_class = class_hits(split, answers.predictions, single.predictions)
     earlier = [replace(result, name=BEFORE) if result.name == "soup" else result for result in report.results]
-    hits = layers.predictions == bank.labels
-    ensemble = bank.predict(bank.row(layers.teacher.ensemble)) == bank.labels
-    measurement = Measurement(
-        report.recipe,
-        DISTILLED,
-        float(ensemble.mean()),
-        float(hits.mean()),
-        len(bank),
-        interval=accuracy_interval(hits),
-        teacher=layers.teacher,
-    )
+    measurement = replace(reporter.with_layers(report.recipe, layers), proposal=DISTILLED)
     return replace(
         report,
         head=layers.cooked.record,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import zip_longest
 
 import numpy as np
 
 from hf_radin.logits.bank import LogitBank
+from hf_radin.metrics.objective import ACCURACY, Objective, score_recipes
 from hf_radin.recipes.gaps import Gaps
 from hf_radin.recipes.propose import Candidates, equal_parts, neighbours
 from hf_radin.recipes.recipe import Measurement, Pull, Recipe, Teacher
@@ -37,12 +38,21 @@ class Guide:
         candidates: the first of them are the singles, which are not measured.
         products: of the ingredients, as `Gaps` has them.
         local: whether the best subsets' neighbours are candidates too: one ingredient added, dropped or swapped.
+        objective: what makes a soup better.
     """
 
-    def __init__(self, bank: LogitBank, candidates: Candidates, products: np.ndarray, *, local: bool):
-        self.bank, self.local = bank, local
-        self._plain = self._gaps = Gaps.none(products, bank.pruned())
-        self._labels = np.asarray(bank.labels)
+    def __init__(
+        self,
+        bank: LogitBank,
+        candidates: Candidates,
+        products: np.ndarray,
+        *,
+        local: bool,
+        objective: Objective = ACCURACY,
+    ):
+        self.bank, self.local, self.objective = bank, local, objective
+        self._plain = self._gaps = Gaps.none(products, bank.pruned(objective.top))
+        self._labels, self._classes = np.asarray(bank.labels), len(bank.classes)
         self._pool = candidates
         self._taken = [np.eye(len(products)), np.full((1, len(products)), 1 / len(products))]
         self._done: set[bytes] = set()
@@ -59,21 +69,31 @@ class Guide:
         if self.local:
             self._look_around()
         rows, taken = self._pool.weights, np.concatenate(self._taken)
-        scores = self._predict(rows)
-        order = np.argsort(-scores, kind="stable")
+        order = np.argsort(-self._predict(rows), kind="stable")
         apart = [float(np.abs(taken - rows[place]).sum(axis=1).min()) for place in order]
         # where only near copies are left, the best of these
         wanted = [place for place, far in zip(order, apart, strict=True) if far > 2 * APART]
         wanted += [place for place, far in zip(order, apart, strict=True) if 0 < far <= 2 * APART]
         if not wanted:
             return None
-        row, proposal, score = rows[wanted[0]], self._pool.proposals[wanted[0]], scores[wanted[0]]
+        row, proposal = rows[wanted[0]], self._pool.proposals[wanted[0]]
         self._taken.append(row[None])
-        estimate = self._plain.score(self._labels, row[None])[0]
-        return Entry(self.bank.recipe(row), proposal, float(estimate), float(score))
+        estimate, predicted = (
+            float(self._scores(gaps, row[None])[self.objective.name][0]) for gaps in (self._plain, self._gaps)
+        )
+        return Entry(self.bank.recipe(row), proposal, estimate, predicted)
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
-        return self.bank.processes.score(partial(self._gaps.score, self._labels), rows)
+        """The rank of soups by what is predicted of them: the more the better."""
+        return self.bank.processes.score(lambda block: self.objective.ranks(self._scores(self._gaps, block)), rows)
+
+    def _scores(self, gaps: Gaps, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What gaps predict of soups by each metric: `(recipes,)`."""
+        sums = gaps.sums(rows)
+        return {
+            metric.name: score_recipes(metric, gaps.pruned, self._labels, self._classes, sums)
+            for metric in self.objective.metrics
+        }
 
     def _look_around(self) -> None:
         """Add the neighbours of the best subsets, then those of the best of these, until there are no better ones."""
@@ -105,6 +125,7 @@ class PulledSoups:
         start: the id of the start.
         singles: what is known of the single models, which are pulled as well.
         with_heads: gives a soup the heads that are to be measured.
+        objective: what makes a soup better.
     """
 
     def __init__(
@@ -113,8 +134,10 @@ class PulledSoups:
         start: str,
         singles: Sequence[Measurement],
         with_heads: Callable[[Entry], Entry] = lambda entry: entry,
+        objective: Objective = ACCURACY,
     ):
         self._entries, self._start, self._with_heads = entries, start, with_heads
+        self._objective = objective
         self._ways: dict[Recipe, _Way] = {}  # of each soup that was measured
         for single in singles:
             self.hear(single)
@@ -134,7 +157,7 @@ class PulledSoups:
             way, step = self._ways.setdefault(recipe, _Way(measurement.estimate)), 0
             if pull is not None:
                 step = round(PARTS * pull.share)
-            way.known[step] = max(measurement.known, way.known.get(step, 0.0))
+            way.known[step] = max(self._objective.rank(measurement), way.known.get(step, -math.inf))
 
     def _next(self, count: int) -> Entry | None:
         """The next step of one of the best soups; None if none of them is to be pulled further."""
@@ -151,8 +174,8 @@ class _Way:
     """A soup on its way to a start.
 
     Args:
-        estimate: the accuracy of its ensemble.
-        known: what it reaches after so many steps, the best of its heads.
+        estimate: the metric of its ensemble.
+        known: what it reaches after so many steps, the best of its heads, the more the better.
     """
 
     estimate: float
@@ -177,7 +200,11 @@ def _all_teach(everything: Recipe) -> tuple[Teacher, Teacher]:
 
 
 def refitted_entries(
-    soups: Sequence[Entry], singles: Sequence[Measurement], everything: Recipe, estimate: float
+    soups: Sequence[Entry],
+    singles: Sequence[Measurement],
+    everything: Recipe,
+    estimate: float,
+    objective: Objective = ACCURACY,
 ) -> list[Entry]:
     """Soups with refitted heads, and each single model with a head refitted to the ensemble of all, taking turns.
 
@@ -186,9 +213,10 @@ def refitted_entries(
     Args:
         soups: the most promising first.
         everything: the recipe whose ensemble is that of all.
-        estimate: the accuracy of that ensemble.
+        estimate: the metric of that ensemble.
+        objective: what makes a model better.
     """
-    best = sorted(singles, key=lambda single: -single.known)
+    best = sorted(singles, key=lambda single: -objective.rank(single))
     alone = [Entry(single.recipe, "alone", estimate, teachers=_all_teach(everything)) for single in best]
     pairs = zip_longest(alone, (with_heads(entry, everything) for entry in soups))
     return [entry for pair in pairs for entry in pair if entry is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
+from hf_radin.metrics.named import Answers
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
@@ -33,6 +34,21 @@ logger = logging.getLogger(__name__)
 
 # The class of an image that a soup was not shown.
 UNKNOWN = -2
+
+
+@dataclass(frozen=True, eq=False)
+class RefittedAnswers:
+    """What a refitted head says of the images that its soup was shown: the head of the other folds, of each image.
+
+    Args:
+        refit: the head that all these images teach; its own `predictions` are of these only.
+        predictions: `(samples,)`, `UNKNOWN` for all other images.
+        logits: `(samples, classes)`; None if they were not wanted.
+    """
+
+    refit: Refit
+    predictions: np.ndarray
+    logits: np.ndarray | None
 
 
 class MeasuredSoup:
@@ -71,7 +87,8 @@ class MeasuredSoup:
         places, classes = entries.entries if entries else (np.zeros(0, int), np.zeros(0, int))
         self._entries = bank.places[places], classes  # positions in the split
         part = bank.part if bank.partial is None else bank.partial.unseen
-        key = digest(bank.ingredients.keys, bank.partial is None, part is not None and part.tolist())
+        is_whole = [True] if entries is not None and not entries.top else []  # all classes of all images
+        key = digest(bank.ingredients.keys, bank.partial is None, part is not None and part.tolist(), *is_whole)
         self._values_path = self._path.with_name(f"{self._path.stem}-{key}.npz")
         self._pace_path = self._path.with_suffix(".json")
         pace_subject = self._subject(self._pace_path)
@@ -125,6 +142,16 @@ class MeasuredSoup:
             bank.processes.decide(lambda: self._write(self._path, self._classes))
         return np.asarray(logits[bank.places]), Spent.on(pace.seconds, pace.device)
 
+    @property
+    def kept_logits(self) -> np.ndarray:
+        """Where all entries are wanted (`Pruned.top` is 0), the logits of images that it was shown.
+
+        Of the images of the bank, float32 `(samples, classes)`; zeros where a logit is no finite number, and of images
+        that it was not shown.
+        """
+        logits = self.values.reshape(-1, len(self.bank)).T
+        return np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.float32(0))
+
     def took(self, images: int) -> tuple[float | None, str | None]:
         """The seconds that it takes to show it so many images, and on which device.
 
@@ -137,19 +164,22 @@ class MeasuredSoup:
         """Release the model; it is made anew if there is more to show."""
         self._model = self._recording = None
 
-    def refit(self, teacher: Teacher, *, seed: int = 0) -> Refit:
+    def refit(self, teacher: Teacher, *, seed: int = 0, with_logits: bool = False) -> RefittedAnswers:
         """Its head refitted to a teacher, without a further pass, as `refit.refit` does it.
 
         The images that it was shown by `look` teach it. In `predictions` `(samples,)` they have
         the class that the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been
         shown them in other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
 
+        Args:
+            with_logits: whether the logits of these images are wanted, too.
+
         Raises:
             ValueError: if the logits of the teacher are not known of all images, or there are too few of these.
         """
         bank, row = self.bank, self.bank.row(teacher.ensemble)
 
-        def refitted() -> Refit:
+        def refitted() -> RefittedAnswers:
             images, features = self._features.read()
             layer, places = self._features.layer(), bank.places[self.predictions != UNKNOWN]
             if layer is None or not np.isin(places, images).all():
@@ -159,9 +189,12 @@ class MeasuredSoup:
             device = bank.processes.float64_device
             lesson = Lesson(features[rows], bank.mixed(row, shown), layer, labels, device=device)
             result = refit(lesson, bank.contents[shown], seed=seed)
-            predictions = np.full(len(bank), UNKNOWN)
+            predictions, logits = np.full(len(bank), UNKNOWN), None
             predictions[shown] = result.predictions
-            return replace(result, predictions=predictions)
+            if with_logits:
+                logits = np.zeros((len(bank), len(bank.classes)), dtype=np.float32)
+                logits[shown] = result.unseen_logits(features[rows])
+            return RefittedAnswers(result, predictions, logits)
 
         return bank.processes.decide(refitted)
 
@@ -265,6 +298,27 @@ def measured_soup(
     """The soup of a recipe of a bank's ingredients, measured on its images; `entries` and `head` as there."""
     make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics)
     return MeasuredSoup(bank, recipe, make_model, entries, head)
+
+
+def soup_answers(
+    bank: LogitBank,
+    recipe: Recipe,
+    *,
+    with_logits: bool = False,
+    on_block: Callable[[int], object] = lambda samples: None,
+) -> tuple[Answers, MeasuredSoup]:
+    """What a soup says of all images of a bank, and the soup.
+
+    Args:
+        with_logits: whether its logits are wanted: they are held in memory where a search may hold them, else read
+            from a file. Of an image with a logit that is no finite number they are zeros.
+    """
+    is_kept = with_logits and bank.processes.decide(partial(bank.is_prunable, 0))
+    soup = measured_soup(bank, recipe, bank.pruned(0) if is_kept else None)
+    predictions, logits = soup.look(np.ones(len(bank), dtype=bool), on_block=on_block), None
+    if with_logits:
+        logits = soup.kept_logits if is_kept else np.where((predictions >= 0)[:, None], soup.logits()[0], 0.0)
+    return Answers(predictions, np.asarray(bank.labels), len(bank.classes), logits), soup
 
 
 def refitted_soup(bank: LogitBank, recipe: Recipe, head: LastLayers) -> MeasuredSoup:

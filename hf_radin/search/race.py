@@ -10,6 +10,11 @@ a candidate is dropped if d + z s < 0, where a normal variable exceeds z with pr
 the number of candidates that the other was the best of. So one that is no worse than it on the whole split is dropped
 with a probability of about `ERROR` at most, however often it is looked at, and however lucky the other was.
 
+What "better" means is the objective's: of a metric of which less is better, d is the other way round. A candidate is
+also dropped if it breaks a floor by more than chance, and one that keeps all of them goes before any that does not.
+Where a metric depends on probabilities no image is decided: soups differ from their ensembles everywhere, so that all
+images are drawn alike, and a candidate is shown the whole split if it isn't dropped before.
+
 A soup may have several heads, averaged or refitted to an ensemble (see `refit`). Each makes a candidate, and all of
 them are judged by the same images: so the further ones cost no pass. What counts of a refitted head is what heads that
 were fitted to other images predict for an image. Fitted to few of them it is worse than it will be, so that such a
@@ -24,7 +29,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import NormalDist
 from typing import Any
 
@@ -32,9 +37,13 @@ import numpy as np
 
 from hf_radin.logits.bank import LogitBank
 from hf_radin.metrics.intervals import LEVEL, Strata, accuracy_interval
+from hf_radin.metrics.judge import Judge, sample_groups
+from hf_radin.metrics.named import Answers
+from hf_radin.metrics.objective import ACCURACY, Floor, Objective
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.runtime.processes import progress_bar
+from hf_radin.runtime.text import is_share
 from hf_radin.search.measure import MeasuredSoup, measured_soup
 
 logger = logging.getLogger(__name__)
@@ -105,8 +114,8 @@ class Entry:
     Args:
         recipe: of the soup.
         proposal: what proposed it.
-        estimate: the accuracy of its ensemble.
-        predicted: the accuracy that the soups measured before say it has; None where they say nothing.
+        estimate: the metric of its ensemble.
+        predicted: the metric that the soups measured before say it has; None where they say nothing.
         teachers: what its head is refitted to, `None` for the averaged head: a candidate for each.
     """
 
@@ -131,12 +140,14 @@ class RaceOptions:
         full: show each candidate the whole split, which is the procedure of arXiv 2401.17790.
         seed: of the samples, and of the folds that judge refitted heads.
         begun: when a budget of time began, by `time.perf_counter`; by default when the race does.
+        objective: what makes a soup better.
     """
 
     budget: Budget
     full: bool = False
     seed: int = 0
     begun: float | None = None
+    objective: Objective = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ class RaceResult:
     Args:
         measurements: of each candidate that was shown its sample; those of less than the whole split are estimates.
         ended: what ended the race: `candidates` if all were measured, `budget`, or `interrupt`.
-        curve: passes, and the accuracy of the best so far, as far as its images tell.
+        curve: passes, and the metric of the best so far, as far as its images tell.
     """
 
     measurements: list[Measurement]
@@ -160,9 +171,9 @@ class _Runner:
 
     Args:
         teacher: what its head is refitted to; None for the averaged head.
-        ensemble: which images its ensemble gets right, or that of its teacher: bool `(samples,)`.
+        ensemble: what its ensemble says of all images, or that of its teacher.
         is_first: whether the images that its soup is shown are counted with it, and not with another head of it.
-        hits: which it gets right itself, of those that it was shown: bool `(samples,)`.
+        answers: what it says itself of the images that it was shown, and its ensemble of the others.
         known: which it was shown: bool `(samples,)`.
         is_out: whether it was dropped.
     """
@@ -170,24 +181,14 @@ class _Runner:
     entry: Entry
     soup: MeasuredSoup
     teacher: Teacher | None
-    ensemble: np.ndarray
+    ensemble: Answers
     is_first: bool
-    hits: np.ndarray = field(init=False)
+    answers: Answers = field(init=False)
     known: np.ndarray = field(init=False)
     is_out: bool = False
 
     def __post_init__(self) -> None:
-        self.hits, self.known = np.zeros_like(self.ensemble), np.zeros_like(self.ensemble)
-
-    @property
-    def gains(self) -> np.ndarray:
-        """What it gets right and its ensemble does not (1), and the other way round (-1): `(samples,)`."""
-        return self.hits.astype(int) - self.ensemble
-
-    @property
-    def estimate(self) -> float:
-        """The accuracy of the ensemble that it stands for."""
-        return self.entry.estimate if self.teacher is None else float(self.ensemble.mean())
+        self.answers, self.known = self.ensemble, np.zeros(len(self.ensemble.labels), dtype=bool)
 
 
 def race(
@@ -195,7 +196,7 @@ def race(
     entries: Iterable[Entry],
     options: RaceOptions,
     *,
-    best: np.ndarray | None,
+    best: Answers | None,
     beside: Sequence[Entry] = (),
     learn: Callable[[Recipe, np.ndarray], object] | None = None,
     hear: Callable[[Measurement], object] = lambda measurement: None,
@@ -209,7 +210,7 @@ def race(
 
     Args:
         entries: the most promising first; each is drawn when the candidate before was measured.
-        best: classes `(samples,)` that the best single model predicts: the one to beat. None if there is none yet.
+        best: what the best single model says of the images: the one to beat. None if there is none yet.
         beside: baselines, which are shown their whole sample and are not counted.
         learn: hears of each soup, in all processes alike, its logits for the classes that can win
             (`MeasuredSoup.values`). Of those that are pulled to a start it does not: gaps say nothing of them.
@@ -253,21 +254,24 @@ class _Race:
         self,
         bank: LogitBank,
         options: RaceOptions,
-        best: np.ndarray | None,
+        best: Answers | None,
         learn: Callable[[Recipe, np.ndarray], object] | None,
         bar: Any,
         soup_of: MakeSoup,
     ):
         self.soup_of = soup_of
-        self.bank, self.budget, self.full, self.learn, self.bar = bank, options.budget, options.full, learn, bar
-        self.seed = options.seed
-        self.labels, self.images = np.asarray(bank.labels), len(bank)
-        self.strata = Strata.shuffled(_groups(bank, options.full), options.seed)
+        self.bank, self.budget, self.learn, self.bar = bank, options.budget, learn, bar
+        self.seed, self.objective = options.seed, options.objective
+        self.images = len(bank)
+        # what is kept of a soup's logits: where that is too much for memory, all images are shown, and none is kept
+        self.keeps_logits = self.objective.needs_logits and bank.processes.decide(partial(bank.is_prunable, 0))
+        self.full = options.full or (self.objective.needs_logits and not self.keeps_logits)
+        self.strata = Strata.shuffled(_groups(bank, self.full, self.objective), options.seed)
+        self.judge = Judge(self.objective.metric, self.strata)
         self.audit = max(LEAST, math.ceil(AUDIT * len(self.strata.groups[1])))
-        # the hits of who leads, and of which images they are known
-        nobody = np.zeros(self.images, dtype=bool)
-        self.leader = nobody if best is None else best == self.labels, np.ones(self.images, dtype=bool)
-        self.single = float(self.leader[0].mean())
+        # what the one who leads says, and of which images that is known
+        self.leader = None if best is None else (best, np.ones(self.images, dtype=bool))
+        self.single = None if best is None else self.judge.value(best)
         self.spent = self.shown = 0  # images: of the budget, and of all that was measured
         self.raced = time.perf_counter()
         self.begun = self.raced if options.begun is None else options.begun
@@ -301,7 +305,8 @@ class _Race:
         """Show a soup more and more images until it is behind or the sample is over; if it stays, all at once."""
         bank, recipe = self.bank, entry.recipe
         learn = self.learn if recipe.pull is None else None
-        soup = self.soup_of(bank, recipe, bank.pruned() if learn else None)
+        entries = bank.pruned(self.objective.top) if learn or self.keeps_logits else None
+        soup = self.soup_of(bank, recipe, entries)
         runners = [self._runner(entry, soup, teacher) for teacher in entry.teachers]
         for look, images in enumerate(
             self._samples(runners, (1.0,) if stays or entry.is_refitted else self.looks), start=1
@@ -311,11 +316,11 @@ class _Race:
             if all(behind) and not stays:
                 break
         for runner in runners:
-            if self._lead(runner)[0] > 0:
-                self.leader = runner.hits, runner.known
+            if self._takes_the_lead(runner):
+                self.leader = runner.answers, runner.known
         soup.forget()
-        if learn:  # of what it was shown in this race, whatever is known from another
-            images, _ = bank.pruned().entries
+        if learn and entries is not None:  # of what it was shown in this race, whatever is known from another
+            images, _ = entries.entries
             learn(recipe, np.where(runners[0].known[images], soup.values, np.nan))
         self.runners += runners  # only now: of a candidate that was interrupted nothing is known
         self._note()
@@ -325,7 +330,8 @@ class _Race:
 
     def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Teacher | None) -> _Runner:
         """A candidate: a soup with one of its heads."""
-        ensemble = self.bank.predict(self.bank.row(teacher.ensemble if teacher else entry.recipe)) == self.bank.labels
+        row = self.bank.row(teacher.ensemble if teacher else entry.recipe)
+        ensemble = self.bank.answers(row, with_logits=self.objective.needs_logits)
         return _Runner(entry, soup, teacher, ensemble, is_first=teacher == entry.teachers[0])
 
     def finish(self) -> None:
@@ -334,10 +340,11 @@ class _Race:
             first = max(
                 standing,
                 key=lambda runner: (
-                    self.accuracy(runner)[0],
+                    self._keeps(runner),
+                    self._rank(runner),
                     not runner.teacher,
                     not runner.entry.recipe.pull,
-                    runner.estimate,
+                    self.objective.metric.rank(self._estimate(runner)),
                 ),
             )
             left = int((~first.known).sum())
@@ -350,13 +357,17 @@ class _Race:
 
     def _note(self) -> None:
         """Add a point to the curve."""
-        known = [self.accuracy(runner)[0] for runner in self.runners if not runner.is_out]
-        self.curve.append((self.shown / self.images, max([self.single, *known])))
+        known = [self.value(runner)[0] for runner in self.runners if not runner.is_out and self._keeps(runner)]
+        single = [] if self.single is None else [self.single]
+        self.curve.append(
+            (self.shown / self.images, max([*single, *known], key=self.objective.metric.rank, default=0.0))
+        )
 
     def _log(self, runner: _Runner) -> None:
         """Say what was found of a candidate."""
-        entry, (value, error) = runner.entry, self.accuracy(runner)
-        values = {"soup/estimate": runner.estimate, "soup/measured": value}
+        entry, (value, error) = runner.entry, self.value(runner)
+        estimate = self._estimate(runner)
+        values = {"soup/estimate": estimate, "soup/measured": value}
         self.bank.processes.log(values, images=int(runner.known.sum()))
         prediction = "" if entry.predicted is None else f", predicted {entry.predicted:.4f}"
         images = ""
@@ -364,37 +375,68 @@ class _Race:
             dropped = ", dropped" if runner.is_out else ""
             images = f" by {runner.known.sum():,} images (\u00b1 {error:.4f} for the others){dropped}"
         logger.info(
-            "Soup of %d (%s): estimated %.4f%s, measured %.4f%s.",
+            "Soup of %d (%s): %sestimated %.4f%s, measured %.4f%s.",
             len(entry.recipe.used),
             entry.proposal
             + ("" if entry.recipe.pull is None else f", with {entry.recipe.pull}")
             + ("" if runner.teacher is None else f", head refitted to {runner.teacher}"),
-            runner.estimate,
+            "" if self.objective.name == "accuracy" else f"{self.objective.name} ",
+            estimate,
             prediction,
             value,
             images,
         )
 
-    def accuracy(self, runner: _Runner) -> tuple[float, float]:
-        """On the whole split, and its standard error: what the ensemble gets right is known of all images."""
-        gain, error = self.strata.mean(runner.gains, runner.known)
-        return min(1.0, max(0.0, float(runner.ensemble.mean()) + gain)), error
+    def value(self, runner: _Runner) -> tuple[float, float]:
+        """The metric on the whole split, and its standard error: what the ensemble says is known of all images."""
+        return self._value(self.judge, runner)
+
+    def _value(self, judge: Judge, runner: _Runner) -> tuple[float, float]:
+        gain, error = judge.difference(runner.answers, runner.ensemble, runner.known)
+        value = judge.value(runner.ensemble) + gain
+        return (min(1.0, max(0.0, value)) if is_share(judge.metric.name) else value), error
+
+    def _rank(self, runner: _Runner) -> float:
+        """The more the better: the metric, behind all others if it is undefined."""
+        rank = self.objective.metric.rank(self.value(runner)[0])
+        return -math.inf if math.isnan(rank) else rank
+
+    def _estimate(self, runner: _Runner) -> float:
+        """The metric of the ensemble that it stands for."""
+        return runner.entry.estimate if runner.teacher is None else self.judge.value(runner.ensemble)
+
+    def _keeps(self, runner: _Runner) -> bool:
+        """Whether it keeps all floors, as far as is known."""
+        if runner.known.all():
+            return not self.objective.broken(runner.answers)
+        return all(self._lead_over(floor, runner)[0] >= 0 for floor in self.objective.floors)
+
+    def _lead_over(self, floor: Floor, runner: _Runner) -> tuple[float, float]:
+        """By how much it keeps a floor, and the standard error of that."""
+        value, error = self._value(Judge(floor.metric, self.strata), runner)
+        return floor.metric.rank(value) - floor.metric.rank(floor.bound), error
 
     def measurement(self, runner: _Runner) -> Measurement:
         """What was found of a candidate."""
-        value, error = self.accuracy(runner)
-        if runner.known.all():
-            value, interval = float(runner.hits.mean()), accuracy_interval(runner.hits)
+        metric, is_known = self.objective.metric, bool(runner.known.all())
+        value, error = self.value(runner)
+        if is_known:
+            value = self.judge.value(runner.answers)
+        interval: tuple[float, float]
+        if is_known and metric.name == "accuracy":
+            interval = accuracy_interval(runner.answers.hits)
         else:
-            deviation = math.hypot(error, math.sqrt(value * (1 - value) / self.images))
+            deviation = math.hypot(error, self.judge.deviation(value, runner.answers))
             spread = NormalDist().inv_cdf((1 + LEVEL) / 2) * deviation
-            interval = max(0.0, value - spread), min(1.0, value + spread)
+            interval = value - spread, value + spread
+            if is_share(metric.name):
+                interval = max(0.0, interval[0]), min(1.0, interval[1])
         images = int(runner.known.sum())
         seconds, device = runner.soup.took(images) if runner.is_first else (None, None)
         return Measurement(
             runner.entry.recipe,
             runner.entry.proposal,
-            runner.estimate,
+            self._estimate(runner),
             value,
             images,
             interval=interval,
@@ -404,6 +446,7 @@ class _Race:
             seconds=seconds,
             device=device,
             teacher=runner.teacher,
+            keeps=self._keeps(runner) if self.objective.floors else None,
         )
 
     def _samples(self, runners: Sequence[_Runner], looks: tuple[float, ...]) -> Iterator[np.ndarray]:
@@ -411,10 +454,13 @@ class _Race:
         yield from map(self._sample, looks)
         decided = len(self.strata.groups[1])
         while self.audit < decided:
-            value, error = max(self.accuracy(runner) for runner in runners)
+            (value, error), runner = max(
+                ((self.value(runner), runner) for runner in runners),
+                key=lambda pair: (self.objective.metric.rank(pair[0][0]), pair[0][1]),
+            )
             further = min(2 * self.audit, decided) - self.audit
             # whoever is best then still has to be measured on all images
-            is_sure = error <= SURE * math.sqrt(value * (1 - value) / self.images)
+            is_sure = error <= SURE * self.judge.deviation(value, runner.answers)
             left = self.images - int(runners[0].known.sum()) - further
             if is_sure or not self.can_afford(further + max(left, self._left())):
                 return
@@ -422,10 +468,10 @@ class _Race:
             yield self._sample(1.0)
 
     def _sample(self, share: float) -> np.ndarray:
-        """So much of the contested images and of the audit: bool `(samples,)`."""
-        contested, decided = map(len, self.strata.groups)
+        """So much of the contested images and of the audit, and all that every sample has: bool `(samples,)`."""
+        contested, decided, always = map(len, self.strata.groups)
         wanted = (contested, min(self.audit, decided))
-        return self.strata.first([max(math.ceil(share * count), min(count, LEAST)) for count in wanted])
+        return self.strata.first([*(max(math.ceil(share * count), min(count, LEAST)) for count in wanted), always])
 
     def _show(self, runners: Sequence[_Runner], images: np.ndarray) -> None:
         """Show images to a soup, and let each of its heads say what they are."""
@@ -436,31 +482,64 @@ class _Race:
         averaged = soup.look(images, on_block=self.bar.update)
         is_finite = bool((averaged[images] >= 0).all())  # else no head can be refitted
         for runner in runners:
-            predictions = averaged
-            if runner.teacher is not None:
-                predictions = np.full(self.images, -1)
-                if is_finite:
-                    predictions = soup.refit(runner.teacher, seed=self.seed).predictions
-            runner.hits, runner.known = predictions == self.labels, images
+            runner.answers, runner.known = self._answers(runner, averaged, images, is_finite=is_finite), images
+
+    def _answers(self, runner: _Runner, averaged: np.ndarray, images: np.ndarray, *, is_finite: bool) -> Answers:
+        """What a candidate says of the images that it was shown, and its ensemble of the others.
+
+        Args:
+            averaged: what its soup predicts with its averaged head, `(samples,)`.
+            is_finite: whether all logits are numbers.
+        """
+        soup, ensemble, logits = runner.soup, runner.ensemble, None
+        if runner.teacher is not None and is_finite:
+            refit = soup.refit(runner.teacher, seed=self.seed, with_logits=self.objective.needs_logits)
+            predictions, own = refit.predictions, refit.logits
+        else:
+            predictions = np.full(self.images, -1) if runner.teacher is not None else averaged
+            own = self._own_logits(soup) if self.objective.needs_logits else None
+        if own is not None and ensemble.logits is not None:
+            # an image with a logit that is no number is wrong, and says nothing about classes
+            own = np.where((predictions >= 0)[:, None], own, 0.0)
+            logits = np.where(images[:, None], own, ensemble.logits)
+        return Answers(np.where(images, predictions, ensemble.predictions), ensemble.labels, ensemble.classes, logits)
+
+    def _own_logits(self, soup: MeasuredSoup) -> np.ndarray:
+        """A soup's logits of the images that it was shown, `(samples, classes)`."""
+        return soup.kept_logits if self.keeps_logits else soup.logits()[0]
 
     def _lead(self, runner: _Runner) -> tuple[float, float]:
         """By how much it is ahead of the leader on the whole split, and the standard error of that."""
-        hits, known = self.leader
-        return self.strata.mean(runner.hits.astype(int) - hits, runner.known & known)
+        if self.leader is None:
+            return math.inf, 0.0
+        answers, known = self.leader
+        gain, error = self.judge.difference(runner.answers, answers, runner.known & known)
+        return self.objective.metric.rank(gain), error
+
+    def _takes_the_lead(self, runner: _Runner) -> bool:
+        """Whether it is better than who leads, or keeps floors that this one breaks."""
+        if self.leader is not None and self.objective.broken(self.leader[0]):
+            return self._keeps(runner) or self._lead(runner)[0] > 0
+        return self._keeps(runner) and self._lead(runner)[0] > 0
 
     def _is_behind(self, runner: _Runner, look: int) -> bool:
         """Whether it can't win any more."""
-        ahead, error = self._lead(runner)
         chance = ERROR / 2**look / max(1, len(self.runners))
-        runner.is_out = ahead + NormalDist().inv_cdf(1 - chance) * error < 0
+        quantile = NormalDist().inv_cdf(1 - chance)
+        leads = [self._lead_over(floor, runner) for floor in self.objective.floors]
+        if self.leader is None or not self.objective.broken(self.leader[0]):
+            leads.append(self._lead(runner))
+        runner.is_out = any(ahead + quantile * error < 0 for ahead, error in leads)
         return runner.is_out
 
 
-def _groups(bank: LogitBank, full: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Positions among the images: contested ones and decided ones.
+def _groups(bank: LogitBank, full: bool, objective: Objective) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions among the images: contested ones, decided ones, and those that every sample has.
 
-    To show all, all are one group, and so are they where logits are too many to tell.
+    To show all, all are contested, and so are they where logits are too many to tell, or probabilities count.
     """
-    prunable = not full and bank.is_prunable()
+    prunable = not full and not objective.needs_logits and bank.is_prunable()
     decided = bank.pruned().decided if prunable else np.zeros(0, dtype=int)
-    return np.setdiff1d(np.arange(len(bank)), decided), decided
+    contested = np.setdiff1d(np.arange(len(bank)), decided)
+    always, contested, decided = sample_groups(objective.metrics, np.asarray(bank.labels), contested, decided)
+    return contested, decided, always

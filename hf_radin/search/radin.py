@@ -17,15 +17,24 @@ from hf_radin.checkpoints.files import as_dtype
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.preflight import load_cosines, load_inner_products
-from hf_radin.metrics.intervals import accuracy_interval
+from hf_radin.metrics.bootstrap import metric_interval
+from hf_radin.metrics.named import Answers, score_or_nan
+from hf_radin.metrics.objective import ACCURACY, Objective
 from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, propose, seek, shortlist, split_kinds
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_heads
-from hf_radin.search.measure import measured_soup
+from hf_radin.search.measure import measured_soup, soup_answers
 from hf_radin.search.pilot import complete
 from hf_radin.search.race import Budget, Entry, RaceOptions, RaceResult, race
-from hf_radin.search.reporter import Reporter, ReportOptions, best_known, check_report, fewest_of_a_class
+from hf_radin.search.reporter import (
+    Reporter,
+    ReportOptions,
+    best_known,
+    check_report,
+    fewest_of_a_class,
+    single_measurements,
+)
 from hf_radin.soup.report import PilotReport, SearchSettings
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.head import Head, HeadError, find_head
@@ -52,8 +61,9 @@ def radin(
     start: str | None = None,
     head: str = "auto",
     head_split: str | None = None,
-    metric: str = "accuracy",
-    metrics: Sequence[str] = ("accuracy",),
+    metric: Any = "accuracy",
+    keep: str | Sequence[str] = (),
+    metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
     hold_out: float | None = None,
     allow_overlap: bool = False,
@@ -103,9 +113,15 @@ def radin(
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
             unless it does so worse beyond chance: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
-        metric: what to choose by: `accuracy`.
-        metrics: what to report, by names in `metrics.NAMES` or of the evaluate library. Those that take logits cost
-            a pass of each soup that is reported.
+        metric: what to choose by: a name in `metrics.named.NAMES`, as in `f1`, one with a number or a class, as in
+            `top3_accuracy` or `recall[melanoma]`, one of the evaluate library, or a function
+            `(logits, labels) -> float` (see `load_metrics`). Of `log_loss`, `brier_score` and `calibration_error`
+            less is better. `race` says how soups are judged from samples.
+        keep: floors that the soup must keep on the split that chooses, as in `"accuracy >= best single - 0.002"`,
+            `"recall[melanoma] >= 0.9"` or `"log_loss <= 0.3"`. A candidate that breaks one does not win; a warning
+            says if all do.
+        metrics: what to report beside it, named in the same way. Those that take logits cost a pass of each soup that
+            is reported, unless soups are chosen by such a metric.
         test_split: a split of the same dataset that takes no part in the choice, for the final figures; or its bank.
             It costs a pass an ingredient.
         hold_out: where there is no such split: a share of the bank's images, drawn at random, that takes no part in
@@ -119,12 +135,13 @@ def radin(
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
     search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, head, seed)
-    options = ReportOptions(metric, metrics, test_split, hold_out, head_split, allow_overlap, seed)
+    options = ReportOptions(metric, metrics, test_split, hold_out, head_split, allow_overlap, seed, keep)
     if head_split is not None and head == "average":
         raise ValueError(f"head_split={head_split!r}: averaged heads (head='average') learn from no images.")
     begun = time.perf_counter() - bank.seconds
     ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, ids, passes=search.budget.passes)
+    search = search.leaving_out(Objective.of(metric, keep, bank.classes))
     search, pulled_to = search.with_start(bank)
     drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank)
     if bank.is_pilot and search.budget.passes:
@@ -166,6 +183,7 @@ class _Search:
     start: str | None
     head: str
     seed: int
+    objective: Objective = ACCURACY
 
     def __post_init__(self) -> None:
         if self.measure not in ("race", "full"):
@@ -183,6 +201,20 @@ class _Search:
     def is_full(self) -> bool:
         """Whether each candidate is shown the whole split."""
         return self.measure == "full"
+
+    def leaving_out(self, objective: Objective) -> _Search:
+        """The same search without candidates along a line, which is searched for accuracy only.
+
+        Raises:
+            ValueError: if the user names these.
+        """
+        if objective.is_accuracy:
+            return self
+        if "line" in self.proposals.split(","):
+            raise ValueError(
+                "proposals='line' finds where most images are right: it goes with metric='accuracy' only."
+            )
+        return replace(self, objective=objective)
 
     def draw(self, bank: LogitBank) -> Candidates:
         """The candidates that are drawn, and the user's own."""
@@ -277,14 +309,15 @@ class _Search:
             begun: when the budget of time began, by `time.perf_counter`.
         """
         bank = reporter.bank
-        can_guide = not self.is_full and self.budget.passes > 0 and not heads.race
-        is_guided = can_guide and bank.processes.decide(bank.is_prunable)
-        ranked = self._rank(bank, drawn, is_guided)
-        singles = single_measurements(bank)
+        objective = reporter.objective
+        search, singles = replace(self, objective=objective), single_measurements(bank, objective)
+        can_guide = not self.is_full and self.budget.passes > 0 and not heads.race and objective.is_fast
+        is_guided = can_guide and bank.processes.decide(partial(bank.is_prunable, objective.top))
+        ranked = search._rank(bank, drawn, is_guided)
         if heads.race and heads.place is not None:
-            result = self._race_of_heads(ranked, singles, heads.place, begun)
+            result = search._race_of_heads(ranked, singles, heads.place, begun)
         elif self.budget.passes:
-            result = self._race(bank, ranked, singles, is_guided, begun)
+            result = search._race(bank, ranked, singles, is_guided, begun)
         else:
             result = RaceResult([_estimated(ranked)], "", ())
         settings = SearchSettings(
@@ -311,13 +344,13 @@ class _Search:
         guide = None
         if is_guided:
             is_local = bool({"auto", "local"} & set(self.kinds))
-            guide = Guide(bank, ranked.candidates, _inner_products(bank), local=is_local)
+            guide = Guide(bank, ranked.candidates, _inner_products(bank), local=is_local, objective=self.objective)
         entries, hear = self._with_pulled(bank, guide or self._shortlist(ranked), singles)
         return race(
             bank,
             entries,
-            RaceOptions(self.budget, self.is_full, self.seed, begun),
-            best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
+            RaceOptions(self.budget, self.is_full, self.seed, begun, self.objective),
+            best=self._best_answers(bank, singles),
             beside=[ranked.entry(row) for row in ranked.rows("uniform")],
             learn=guide.learn if guide else None,
             hear=hear,
@@ -327,19 +360,24 @@ class _Search:
         """Measure soups and single models with refitted heads within the budget, and the uniform soup beside it."""
         bank, everything = ranked.bank, Recipe.uniform(ranked.bank.ingredients.ids)
         uniform = [with_heads(ranked.entry(row), everything) for row in ranked.rows("uniform")]
-        estimate = float((bank.predict(bank.row(everything)) == bank.labels).mean())
-        candidates = refitted_entries(self._shortlist(ranked), singles, everything, estimate)
+        estimate = float(bank.processes.decide(lambda: bank.score(everything, self.objective.metric))[0])
+        candidates = refitted_entries(self._shortlist(ranked), singles, everything, estimate, self.objective)
         entries, hear = self._with_pulled(bank, candidates, singles, lambda entry: with_heads(entry, everything))
         return race(
             bank,
             entries,
             # a head that is fitted to mostly contested images is better at these than the one that all will give
-            RaceOptions(self.budget, full=True, seed=self.seed, begun=begun),
-            best=bank.predict(bank.row(best_known(singles, len(bank)).recipe)),
+            RaceOptions(self.budget, full=True, seed=self.seed, begun=begun, objective=self.objective),
+            best=self._best_answers(bank, singles),
             beside=uniform,
             hear=hear,
             soup_of=partial(measured_soup, head=place),
         )
+
+    def _best_answers(self, bank: LogitBank, singles: list[Measurement]) -> Answers:
+        """What the best single model says of the images."""
+        best = best_known(singles, len(bank), self.objective)
+        return bank.answers(bank.row(best.recipe), with_logits=self.objective.needs_logits)
 
     def _with_pulled(
         self,
@@ -356,11 +394,11 @@ class _Search:
         start, mine = bank.ingredients.start, [recipe for recipe in self.recipes if recipe.pull]
         if start is None:
             return candidates, lambda measurement: None
-        estimates = bank.processes.decide(lambda: bank.score(mine) if mine else np.zeros(0))
+        estimates = bank.processes.decide(lambda: bank.score(mine, self.objective.metric) if mine else np.zeros(0))
         entries = [
             with_heads(Entry(recipe, "own", float(estimate))) for recipe, estimate in zip(mine, estimates, strict=True)
         ]
-        pulled = PulledSoups(candidates, start.id, singles, with_heads)
+        pulled = PulledSoups(candidates, start.id, singles, with_heads, self.objective)
         return chain(entries, pulled), pulled.hear
 
     def _shortlist(self, ranked: _Ranked) -> list[Entry]:
@@ -371,7 +409,7 @@ class _Search:
         most = len(rows)
         if math.isfinite(self.budget.passes):
             most = math.ceil(self.budget.passes * (1 if self.is_full else ENTRANTS))
-        order = shortlist(ranked.candidates.weights[rows], ranked.estimates[rows], most, apart=apart)
+        order = shortlist(ranked.candidates.weights[rows], ranked.ranks[rows], most, apart=apart)
         return [ranked.entry(rows[position]) for position in order]
 
     def _rank(self, bank: LogitBank, drawn: Candidates, is_guided: bool) -> _Ranked:
@@ -380,39 +418,51 @@ class _Search:
         Raises:
             ValueError: if the logits can't be searched along a line.
         """
-        decide, kinds = bank.processes.decide, self.kinds
-        is_prunable = decide(bank.is_prunable)
+        decide, kinds, objective = bank.processes.decide, self.kinds, self.objective
+        is_prunable = decide(partial(bank.is_prunable, objective.top))
         if "line" in kinds and not is_prunable:
             raise ValueError(
                 "proposals='line' needs few classes that can win, and here there are too many: leave it out."
             )
         # what is not asked for by name would take too long where too much is left; measured soups are a better guide
         left_out = {"auto", "local"} if is_guided else set() if is_prunable else {"auto"}
-        score = partial(bank.processes.score, bank.score)
-        candidates, estimates = seek(
+        sought = [kind for kind in kinds if kind not in left_out]
+        if not objective.is_accuracy:  # a line is searched for accuracy only
+            sought = ["local" if kind == "auto" else kind for kind in sought]
+        score = partial(bank.processes.score, partial(_ranks, bank, objective))
+        candidates, ranks = seek(
             drawn,
             score(drawn.weights),
             score,
             lambda start, end: decide(lambda: bank.best_step(start, end)),
-            [kind for kind in kinds if kind not in left_out],
+            sought,
             start=bank.ingredients.ids.index(self.start) if self.start in bank.ingredients.ids else None,
             products=_inner_products(bank) if "model-stock" in kinds else None,
         )
-        return _Ranked(bank, candidates, estimates)
+        return _Ranked(bank, candidates, ranks, objective)
+
+
+def _ranks(bank: LogitBank, objective: Objective, rows: np.ndarray) -> np.ndarray:
+    """Of recipes `(recipes, models)`, values of which the largest is that of the best ensemble: `(recipes,)`."""
+    return objective.ranks({metric.name: bank.score(rows, metric) for metric in objective.metrics})
 
 
 @dataclass(frozen=True, eq=False)
 class _Ranked:
-    """Candidates, and the accuracies of their ensembles `(recipes,)`."""
+    """Candidates, and how good their ensembles are, the more the better: `(recipes,)`."""
 
     bank: LogitBank
     candidates: Candidates
-    estimates: np.ndarray
+    ranks: np.ndarray
+    objective: Objective
 
     def entry(self, row: np.integer) -> Entry:
         """A candidate of the race."""
-        recipe = self.bank.recipe(self.candidates.weights[row])
-        return Entry(recipe, self.candidates.proposals[int(row)], float(self.estimates[row]))
+        weights, estimate = self.candidates.weights[row], float(self.ranks[row])
+        if not self.objective.is_accuracy:
+            score = partial(self.bank.score, weights[None], self.objective.metric)
+            estimate = float(self.bank.processes.decide(score)[0])
+        return Entry(self.bank.recipe(weights), self.candidates.proposals[int(row)], estimate)
 
     def rows(self, proposal: str) -> np.ndarray:
         """The rows of one kind of candidates."""
@@ -428,33 +478,36 @@ def greedy(
     bank: LogitBank,
     *,
     accept: str = ">=",
-    metric: str = "accuracy",
-    metrics: Sequence[str] = ("accuracy",),
+    metric: Any = "accuracy",
+    keep: str | Sequence[str] = (),
+    metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
     allow_overlap: bool = False,
 ) -> Soup:
     """The greedy soup (arXiv 2203.05482): take the ingredients from the best down, and keep each that does not hurt.
 
     Args:
-        accept: `>=` keeps an ingredient if the soup's accuracy does not fall, which is Recipe 1 of that paper; `>` if
-            it rises, which is what the published code does.
-        metric, metrics, test_split, allow_overlap: as in `radin`.
+        accept: `>=` keeps an ingredient if the soup does not get worse by the metric, which is Recipe 1 of that paper;
+            `>` if it gets better, which is what the published code does.
+        metric, keep, metrics, test_split, allow_overlap: as in `radin`.
     """
     if accept not in (">=", ">"):
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
-    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
+    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
     reporter = Reporter.of(bank, options, takes_all=True)
-    bank, singles = reporter.bank, single_measurements(reporter.bank)
+    bank, objective = reporter.bank, reporter.objective
+    singles = single_measurements(bank, objective)
     _warn_of_averaging(_heads_of_their_own(bank))
-    order = sorted(singles, key=lambda single: -single.known)
+    order = sorted(singles, key=lambda single: -objective.rank(single))
     chosen, measured = order[0], []
     curve = [(0.0, chosen.known)]
     with progress_bar(total=len(bank) * (len(order) - 1), desc="Measuring soups", unit="image") as bar:
         for single in order[1:]:
             recipe = Recipe.uniform((*chosen.recipe.used, *single.recipe.used))
-            soup = _measure(bank, recipe, "greedy", bar.update)
+            soup = _measure(bank, recipe, "greedy", objective, bar.update)
             measured.append(soup)
-            if soup.known > chosen.known or (accept == ">=" and soup.known == chosen.known):
+            rank, best = objective.rank(soup), objective.rank(chosen)
+            if rank > best or (accept == ">=" and rank == best):
                 chosen = soup
             curve.append((float(len(measured)), chosen.known))
     return reporter.soup("greedy", singles + measured, SearchSettings(accept=accept, curve=tuple(curve)), chosen)
@@ -463,47 +516,36 @@ def greedy(
 def uniform(
     bank: LogitBank,
     *,
-    metric: str = "accuracy",
-    metrics: Sequence[str] = ("accuracy",),
+    metric: Any = "accuracy",
+    keep: str | Sequence[str] = (),
+    metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
     allow_overlap: bool = False,
 ) -> Soup:
     """All ingredients in equal parts. Arguments as in `radin`."""
-    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
+    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
     reporter = Reporter.of(bank, options, takes_all=True)
     bank, recipe = reporter.bank, Recipe.uniform(reporter.bank.ingredients.ids)
     _warn_of_averaging(_heads_of_their_own(bank))
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
-        measured = _measure(bank, recipe, "uniform", bar.update)
-    return reporter.soup("uniform", [*single_measurements(bank), measured], SearchSettings(), measured)
+        measured = _measure(bank, recipe, "uniform", reporter.objective, bar.update)
+    singles = single_measurements(bank, reporter.objective)
+    return reporter.soup("uniform", [*singles, measured], SearchSettings(), measured)
 
 
 def best_single(
     bank: LogitBank,
     *,
-    metric: str = "accuracy",
-    metrics: Sequence[str] = ("accuracy",),
+    metric: Any = "accuracy",
+    keep: str | Sequence[str] = (),
+    metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
     allow_overlap: bool = False,
 ) -> Soup:
     """The ingredient that is best on the bank's split, of equals the first by content. Arguments as in `radin`."""
-    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap)
+    options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
     reporter = Reporter.of(bank, options, takes_all=True)
-    return reporter.soup("best_single", single_measurements(reporter.bank), SearchSettings())
-
-
-def single_measurements(bank: LogitBank) -> list[Measurement]:
-    """Each ingredient alone: its logits are known, so nothing is left to measure."""
-    measurements = []
-    for name in bank.ingredients.ids:
-        recipe = Recipe.uniform([name])
-        hits = bank.predict(bank.row(recipe)) == bank.labels
-        accuracy, interval, images = float(hits.mean()), accuracy_interval(hits), len(bank)
-        if bank.partial and len(bank.partial.unseen) and name not in bank.partial.complete:
-            accuracy, interval = bank.partial.estimate(hits)
-            images -= len(bank.partial.unseen)
-        measurements.append(Measurement(recipe, "single", accuracy, accuracy, images, interval=interval))
-    return measurements
+    return reporter.soup("best_single", single_measurements(reporter.bank, reporter.objective), SearchSettings())
 
 
 def _checked_recipes(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
@@ -554,7 +596,7 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
 def _estimated(ranked: _Ranked) -> Measurement:
     """The candidate of the best estimate, which is not measured."""
     rows = np.flatnonzero(np.array(ranked.candidates.proposals) != "single")
-    entry = ranked.entry(max(rows, key=lambda row: ranked.estimates[row]))
+    entry = ranked.entry(max(rows, key=lambda row: ranked.ranks[row]))
     return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0)
 
 
@@ -581,23 +623,26 @@ def _inner_products(bank: LogitBank) -> np.ndarray:
     return load_inner_products(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
 
 
-def _measure(bank: LogitBank, recipe: Recipe, proposal: str, on_block: Any) -> Measurement:
+def _measure(
+    bank: LogitBank, recipe: Recipe, proposal: str, objective: Objective, on_block: Callable[[int], object]
+) -> Measurement:
     """Measure a soup on all images."""
-    estimate = float(bank.processes.decide(lambda: bank.score(bank.row(recipe)[None]))[0])
-    soup = measured_soup(bank, recipe)
-    hits = soup.look(np.ones(len(bank), dtype=bool), on_block=on_block) == bank.labels
-    accuracy = float(hits.mean())
-    bank.processes.log({"soup/estimate": estimate, "soup/measured": accuracy}, images=len(bank))
-    logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, accuracy)
+    metric = objective.metric
+    estimate = float(bank.processes.decide(lambda: bank.score(bank.row(recipe)[None], metric))[0])
+    answers, soup = soup_answers(bank, recipe, with_logits=objective.needs_logits, on_block=on_block)
+    value = score_or_nan(metric, answers)
+    bank.processes.log({"soup/estimate": estimate, "soup/measured": value}, images=len(bank))
+    logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, value)
     seconds, device = soup.took(len(bank))
     return Measurement(
         recipe,
         proposal,
         estimate,
-        accuracy,
+        value,
         len(bank),
-        interval=accuracy_interval(hits),
+        interval=metric_interval(metric, answers),
         passes=1.0,
         seconds=seconds,
         device=device,
+        keeps=not objective.broken(answers) if objective.floors else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,12 @@ from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
-from hf_radin.metrics.intervals import accuracy_interval, difference_interval, is_above_zero, mcnemar
-from hf_radin.metrics.named import Answers, Metric, compute_metrics, load_metrics
+from hf_radin.metrics.bootstrap import Difference, metric_interval
+from hf_radin.metrics.intervals import is_above_zero
+from hf_radin.metrics.named import Answers, Metric, compute_metrics, load_metrics, only_score, score_or_nan
+from hf_radin.metrics.objective import ACCURACY, Objective
 from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
+from hf_radin.runtime.text import show_difference
 from hf_radin.search.held_out import (
     bank_of_split,
     check_head_split,
@@ -26,7 +30,7 @@ from hf_radin.search.held_out import (
     open_held_out,
     refuse_overlap,
 )
-from hf_radin.search.measure import measured_soup, refitted_soup
+from hf_radin.search.measure import measured_soup, refitted_soup, soup_answers
 from hf_radin.soup.report import (
     ClassHits,
     Comparison,
@@ -52,17 +56,26 @@ CHANCE = 0.05
 class ReportOptions:
     """What is reported of a soup, and which images prove it. The names are those of `radin`, which explains them."""
 
-    metric: str = "accuracy"
-    metrics: str | Sequence[str] = ("accuracy",)
+    metric: Any = "accuracy"
+    metrics: Any = ("accuracy",)
     test_split: str | LogitBank | None = None
     hold_out: float | None = None
     head_split: str | None = None
     allow_overlap: bool = False
     seed: int = 0
+    keep: str | Sequence[str] = ()
 
 
-def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = False) -> tuple[Metric, ...]:
-    """The metrics that are reported, if a soup can be chosen by the options and proved with them.
+@dataclass(frozen=True)
+class Metrics:
+    """What a soup is chosen by, and all that is reported of it, the former first."""
+
+    objective: Objective
+    reported: tuple[Metric, ...]
+
+
+def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = False) -> Metrics:
+    """The metrics, if a soup can be chosen by the options and proved with them.
 
     Args:
         takes_all: whether the search takes the logits of all images.
@@ -76,8 +89,13 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
             f"The logits in {bank.folder} are of a part of the split only; this takes all of them: compute them "
             "without pilot, or use radin."
         )
-    if options.metric != "accuracy":
-        raise ValueError(f"metric={options.metric!r}: soups are chosen by 'accuracy'.")
+    objective = Objective.of(options.metric, options.keep, bank.classes)
+    if bank.is_pilot and not objective.is_accuracy:
+        raise ValueError(
+            f"The logits in {bank.folder} are of a part of the split only, and what is known of the others is which "
+            f"class is the best: soups are chosen by accuracy then, and not by {objective.text}. Compute the logits "
+            "without pilot."
+        )
     if hold_out is not None and test_split is not None:
         raise ValueError(f"hold_out={hold_out!r}: the split {test_split!r} proves the soup already.")
     if hold_out is not None and bank.is_pilot:
@@ -94,7 +112,9 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
         refuse_overlap(bank, proving)
     if options.head_split is not None:
         check_head_split(bank, options.head_split, proving, allow_overlap=options.allow_overlap)
-    return load_metrics(options.metrics)
+    further = load_metrics(options.metrics, bank.classes)
+    reported = {metric.name: metric for metric in (*objective.metrics, *further)}
+    return Metrics(objective, tuple(reported.values()))
 
 
 @dataclass(eq=False)
@@ -104,6 +124,7 @@ class Reporter:
     Args:
         bank: of the images that choose, its ingredients by content.
         held_out: of the images that prove; None without any.
+        objective: what soups are chosen by.
         metrics: that are reported.
         overlap: images that the two share.
         hold_out: the share of the images that was held out, if any.
@@ -115,6 +136,7 @@ class Reporter:
 
     bank: LogitBank
     held_out: LogitBank | None
+    objective: Objective
     metrics: tuple[Metric, ...]
     overlap: Overlap | None
     hold_out: float | None = None
@@ -152,7 +174,8 @@ class Reporter:
         elif options.test_split is not None:
             held_out = open_held_out(bank, options.test_split, allow_overlap=options.allow_overlap)
         overlap = None if held_out is None else count_overlap(bank, held_out, allow=options.allow_overlap)
-        return cls(bank, held_out, metrics, overlap, options.hold_out, options.head_split, ids)
+        objective = with_fixed_floors(metrics.objective, bank)
+        return cls(bank, held_out, objective, metrics.reported, overlap, options.hold_out, options.head_split, ids)
 
     def soup(
         self,
@@ -173,9 +196,9 @@ class Reporter:
         bank, seed = self.bank, settings.seed or 0
         # a soup that was shown a part is not chosen; with a budget of 0 the soup was shown nothing
         eligible = [entry for entry in measurements if entry.images == len(bank) or entry.measured is None]
-        chosen = chosen or choose(eligible)
+        chosen = chosen or choose(eligible, self.objective)
         soups = [entry for entry in measurements if entry.proposal != "single"]
-        best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank))
+        best = best_known((entry for entry in measurements if entry.proposal == "single"), len(bank), self.objective)
         is_tried = chosen.teacher is not None or (refits and self._can_refit(chosen))
         head = self._refit(chosen, best, seed, of=len(measurements)) if is_tried else None
         is_single = chosen.proposal == "single"
@@ -238,17 +261,18 @@ class Reporter:
     def _is_better(self, cooked: CookedLayers, averaged: Measurement, best: Measurement, *, of: int) -> bool:
         """Whether heads that did not see the image are better than the averaged head of a soup, as a line says.
 
-        Their accuracy must be above that of the best single model. They must give labels a higher probability, which
-        says most, or get more of them right, beyond chance, and not do the other worse beyond chance. The averaged
-        head's soup is the best of many, which flatters its accuracy, so that the chance is divided by their number.
+        They must be better than the best single model. They must give labels a higher probability, which says most,
+        or be better by the metric, beyond chance, and not do the other worse beyond chance. The averaged head's soup
+        is the best of many, which flatters it, so that the chance is divided by their number.
         """
-        accuracy = float((cooked.predictions == self.bank.labels).mean())
-        known = Known(predict(self.bank, averaged.recipe), cooked.averaged_losses)
-        reason = hindrance(self.bank, Known(cooked.predictions, cooked.losses), known, best, of=of)
+        metric, taught = self.objective.metric, self.as_answers(cooked.predictions, cooked.logits)
+        known = Known(self.choosing_answers(averaged.recipe), cooked.averaged_losses)
+        reason = hindrance(self.bank, Known(taught, cooked.losses), known, best, self.objective, of=of)
         logger.info(
-            "With its head refitted to the ensemble of all and the labels, on images that heads did not see: accuracy "
+            "With its head refitted to the ensemble of all and the labels, on images that heads did not see: %s "
             "%.4f (averaged head: %.4f), log loss %.4f (at its best temperature: %.4f). The %s.",
-            accuracy,
+            metric.name,
+            score_or_nan(metric, taught),
             averaged.known,
             cooked.losses.mean(),
             cooked.averaged_losses.mean(),
@@ -256,27 +280,45 @@ class Reporter:
         )
         return not reason
 
+    def as_answers(self, predictions: np.ndarray, logits: np.ndarray | None) -> Answers:
+        """What last layers say of the images that choose, of layers that did not see the image."""
+        return Answers(predictions, np.asarray(self.bank.labels), len(self.bank.classes), logits)
+
+    def choosing_answers(self, recipe: Recipe) -> Answers:
+        """What a recipe's soup says of the images that choose, with its logits where soups are chosen by them."""
+        if not self.objective.needs_logits:
+            return self.as_answers(predict(self.bank, recipe), None)
+        if recipe.is_single:
+            return self.bank.answers(self.bank.row(recipe), with_logits=True)
+        return soup_answers(self.bank, recipe, with_logits=True)[0]
+
     def _is_no_worse(self, head: FinalLayers, other: FinalLayers, best: Measurement) -> bool:
-        """Whether a head that another split taught is above the best single model, and not behind those which images
-        that choose taught, by more than chance; else a warning says so."""
-        hits, others = (head.predictions == self.bank.labels, other.predictions == self.bank.labels)
-        accuracy, known = float(hits.mean()), float(others.mean())
-        if accuracy > best.known and (accuracy >= known or mcnemar(hits, others) >= CHANCE):
+        """Whether a head that another split taught is better than the best single model, and not behind those which
+        images that choose taught, by more than chance; else a warning says so."""
+        objective, metric = self.objective, self.objective.metric
+        answers, others = (self.as_answers(layers.predictions, layers.logits) for layers in (head, other))
+        value, known = (score_or_nan(metric, given) for given in (answers, others))
+        difference = Difference.of(metric, answers, others)
+        chance = 1.0 if difference is None else difference.p_value
+        is_above = metric.rank(value) > metric.rank(best.known) and not objective.broken(answers)
+        if is_above and (metric.rank(value) >= metric.rank(known) or chance >= CHANCE):
             logger.info(
-                "The head that the split %r teaches is taken: it gets %.4f of %r right, and heads that parts of this "
-                "teach get %.4f of the other parts right.",
+                "The head that the split %r teaches is taken: its %s on %r is %.4f, and that of heads that parts of "
+                "this teach is %.4f on the other parts.",
                 self.head_split,
-                accuracy,
+                metric.name,
                 self.bank.split,
+                value,
                 known,
             )
             return True
         logger.warning(
-            "The head that the split %r teaches gets %.4f of %r right, heads that parts of this teach get %.4f of the "
-            "other parts right, and the best single model %.4f: all of %r teaches the head.",
+            "The head that the split %r teaches has on %r the %s %.4f, heads that parts of this teach have on the "
+            "other parts %.4f, and the best single model has %.4f: all of %r teaches the head.",
             self.head_split,
-            accuracy,
             self.bank.split,
+            metric.name,
+            value,
             known,
             best.known,
             self.bank.split,
@@ -302,17 +344,24 @@ class Reporter:
         return bool((predict(bank, chosen.recipe) >= 0).all())
 
     def _with_head(self, chosen: Measurement, head: FinalLayers) -> Measurement:
-        """What is known of a soup when its head is refitted, which takes none of the budget's passes."""
-        bank, hits = self.bank, head.predictions == self.bank.labels
-        ensemble = bank.predict(bank.row(head.teacher.ensemble)) == bank.labels
+        """What is known of a soup when its head is refitted."""
+        proposal = "alone" if chosen.proposal == "single" else chosen.proposal
+        return replace(self.with_layers(chosen.recipe, head), proposal=proposal)
+
+    def with_layers(self, recipe: Recipe, layers: FinalLayers) -> Measurement:
+        """What is known of a soup whose last layers were taught, which takes none of the budget's passes."""
+        bank, metric = self.bank, self.objective.metric
+        answers = self.as_answers(layers.predictions, layers.logits)
+        estimate = bank.processes.decide(lambda: bank.score(layers.teacher.ensemble, metric))
         return Measurement(
-            chosen.recipe,
-            "alone" if chosen.proposal == "single" else chosen.proposal,
-            float(ensemble.mean()),
-            float(hits.mean()),
+            recipe,
+            "",
+            float(estimate[0]),
+            score_or_nan(metric, answers),
             len(bank),
-            interval=accuracy_interval(hits),
-            teacher=head.teacher,
+            interval=metric_interval(metric, answers),
+            teacher=layers.teacher,
+            keeps=not self.objective.broken(answers) if self.objective.floors else None,
         )
 
     @property
@@ -358,6 +407,8 @@ class Reporter:
             **{**vars(settings), "pilot": pilot},
             passes=self._passes(measurements, pilot),
             time=self._time(measurements, pilot),
+            metric=self.objective.name,
+            keep=tuple(floor.text for floor in self.objective.floors),
             against_best_single=tuple(proof.comparisons),
             by_class=proof.by_class,
             measured=chosen.measured is not None,
@@ -396,7 +447,7 @@ class Reporter:
         """
         proof = _Proof()
         for split in [self.bank] + ([self.held_out] if self.held_out else []):
-            predictions = {}
+            known: dict[str, Answers] = {}
             for name, measurement in rows:  # one after the other: logits of all rows would be a lot
                 # on the split that chose, no model runs again for the report
                 if split is not self.bank or self._is_shown(measurement):
@@ -405,22 +456,24 @@ class Reporter:
                     else:
                         answers = self.answers(split, measurement.recipe)
                     proof.results.append(self.result(name, split, answers))
-                    predictions[name] = answers.predictions
-            if self._has_accuracy:  # of a baseline that was shown a part
-                proof.results += [
-                    Result(name, split.split, {"accuracy": entry.measured}, entry.images, entry.interval)
-                    for name, entry in rows
-                    if name not in predictions and entry.measured is not None
-                ]
+                    is_pair = name in ("soup", "best single")  # of others, logits are not held
+                    known[name] = answers if is_pair else replace(answers, logits=None)
+            proof.results += [  # of a baseline that was shown a part
+                Result(name, split.split, {self.objective.name: entry.measured}, entry.images, entry.interval)
+                for name, entry in rows
+                if name not in known and entry.measured is not None
+            ]
             if split.ingredients.ids == self.bank.ingredients.ids:
                 proof.results += self._ensemble(split)
-            if "soup" in predictions and split.partial is None and split.ingredients.ids == self.bank.ingredients.ids:
-                ensemble = split.predict(split.row(Recipe.uniform(split.ingredients.ids)))
-                proof.lead = compare(split, ensemble, predictions["soup"])
-            if "soup" in predictions and is_compared:
-                pair = predictions["soup"], predictions["best single"]
-                proof.comparisons.append(compare(split, *pair))
-                proof.by_class = class_hits(split, *pair)
+            metric = self.objective.metric
+            if "soup" in known and split.partial is None and split.ingredients.ids == self.bank.ingredients.ids:
+                ensemble = self._ensemble_answers(split, split.row(Recipe.uniform(split.ingredients.ids)))
+                proof.lead = compare(split, ensemble, known["soup"], metric)
+            if "soup" in known and is_compared:
+                pair = known["soup"], known["best single"]
+                if comparison := compare(split, *pair, metric):
+                    proof.comparisons.append(comparison)
+                proof.by_class = class_hits(split, *(answers.predictions for answers in pair))
         return proof
 
     def _ensemble(self, split: LogitBank) -> list[Result]:
@@ -430,18 +483,12 @@ class Reporter:
         if partial is None or not len(partial.unseen):
             return [self.result("ensemble", split, self._ensemble_answers(split, row))]
         _warn_unknown([metric.name for metric in self.metrics if metric.name != "accuracy"], "ensemble", split)
-        if not self._has_accuracy:
-            return []
         value, interval = partial.estimate(split.predict(row) == split.labels)
         return [Result("ensemble", split.split, {"accuracy": value}, len(split) - len(partial.unseen), interval)]
 
     @property
     def need_logits(self) -> bool:
-        return any(metric.needs_logits for metric in self.metrics)
-
-    @property
-    def _has_accuracy(self) -> bool:
-        return any(metric.name == "accuracy" for metric in self.metrics)
+        return self.objective.needs_logits or any(metric.needs_logits for metric in self.metrics)
 
     def _is_shown(self, measurement: Measurement) -> bool:
         """Whether the predictions on the split that chose are known of all images, or will be with their logits."""
@@ -458,6 +505,8 @@ class Reporter:
         if recipe.is_single:
             return self._ensemble_answers(split, split.row(recipe))
         shown, logits = replace(split, ingredients=self.bank.ingredients), None  # a soup's need no logits
+        if split is self.bank and self.objective.needs_logits:  # they are known from the search
+            return soup_answers(shown, recipe, with_logits=True)[0]
         if self.need_logits:
             logits, spent = measured_soup(shown, recipe).logits()
             if split is self.bank:
@@ -494,8 +543,9 @@ class Reporter:
                 split.split,
             )
         metrics = {metric: value for metric, value in scores.items() if not np.isnan(value)}
-        hits = answers.predictions == answers.labels
-        return Result(name, split.split, metrics, len(hits), accuracy_interval(hits))
+        chosen_by = self.objective.metric
+        interval = metric_interval(chosen_by, answers) if chosen_by.name in metrics else None
+        return Result(name, split.split, metrics, len(answers.labels), interval)
 
     def _passes(self, measurements: Sequence[Measurement], pilot: PilotReport | None) -> PassCounts:
         """What the search took in passes over the split."""
@@ -535,38 +585,52 @@ class Known:
     """What a soup says of the images that choose.
 
     Args:
-        predictions: the class of each image, `(images,)`.
+        answers: its predictions, with logits where soups are chosen by them.
         losses: minus the logarithm of the probability that an image is given for its label, in nats: `(images,)`.
     """
 
-    predictions: np.ndarray
+    answers: Answers
     losses: np.ndarray
 
 
-def hindrance(bank: LogitBank, taught: Known, before: Known, best: Measurement | None, *, of: int = 1) -> str:
+def hindrance(
+    bank: LogitBank,
+    taught: Known,
+    before: Known,
+    best: Measurement | None,
+    objective: Objective = ACCURACY,
+    *,
+    of: int = 1,
+) -> str:
     """Why last layers that were taught are not to take the place of those before; empty if they are.
 
-    Their accuracy must be above that of the best single model. They must give labels a higher probability, which says
-    most, or get more of them right, beyond chance, and not do the other worse beyond chance.
+    They must be better than the best single model. They must give labels a higher probability, which says most, or be
+    better by the metric, beyond chance, and not do the other worse beyond chance.
 
     Args:
         taught: of layers that did not see the image.
         best: the best single model; None if that makes no difference.
-        of: of how many soups that with the layers before was the best, which flatters its accuracy: the chance that it
-            is better is divided by their number.
+        objective: what soups are chosen by.
+        of: of how many soups that with the layers before was the best, which flatters it: the chance that it is better
+            is divided by their number.
     """
+    metric = objective.metric
     _, different = np.unique(bank.contents, return_index=True)  # copies of an image say nothing new
-    hits, others = taught.predictions == bank.labels, before.predictions == bank.labels
-    accuracy, known, gains = float(hits.mean()), float(others.mean()), (before.losses - taught.losses)[different]
-    chance = mcnemar(hits[different], others[different])
+    answers, others = (known.answers.take(np.sort(different)) for known in (taught, before))
+    rank, known = (metric.rank(score_or_nan(metric, given.answers)) for given in (taught, before))
+    gains = (before.losses - taught.losses)[different]
+    difference = Difference.of(metric, answers, others)
+    chance = 1.0 if difference is None else difference.p_value
     is_likelier, is_unlikelier = is_above_zero(gains), is_above_zero(-gains)
-    if best is not None and accuracy <= best.known:
-        return f"the best single model has an accuracy of {best.known:.4f}, which is not less"
+    if broken := objective.broken(taught.answers):
+        return f"it would break {broken[0].text}"
+    if best is not None and not rank > metric.rank(best.known):
+        return f"of the best single model the {metric.name} is {best.known:.4f}, which is not worse"
     if is_unlikelier:
         return "its log loss is worse by more than chance"
-    if accuracy < known and chance < CHANCE / of:
-        return "its accuracy is worse by more than chance"
-    return "" if is_likelier or (accuracy > known and chance < CHANCE) else "the difference may be chance"
+    if rank < known and chance < CHANCE / of:
+        return f"its {metric.name} is worse by more than chance"
+    return "" if is_likelier or (rank > known and chance < CHANCE) else "the difference may be chance"
 
 
 @dataclass(frozen=True, eq=False)
@@ -604,19 +668,48 @@ class _Proof:
 def _say_what_could_be_had(proof: _Proof) -> None:
     """Where the ensemble of all is ahead of the soup beyond chance, say that the soup could learn that."""
     lead = proof.lead
-    if lead is not None and lead.gain > 0 and lead.is_significant:
+    if lead is not None and lead.advantage > 0 and lead.is_significant:
         logger.info(
-            "The ensemble of all gets %.2f points more of %r right than the soup, which is no chance (p = %.2g). The "
-            "soup's last layers may learn that: hf-radin distill, or hf_radin.distill(bank, soup).",
-            100 * lead.gain,
+            "The ensemble of all is ahead of the soup on %r by %s, which is no chance (p = %.2g). The soup's last "
+            "layers may learn that: hf-radin distill, or hf_radin.distill(bank, soup).",
             lead.split,
+            show_difference(lead.metric, lead.advantage),
             lead.p_value,
         )
 
 
-def best_known(singles: Iterable[Measurement], images: int) -> Measurement:
+def best_known(singles: Iterable[Measurement], images: int, objective: Objective = ACCURACY) -> Measurement:
     """The best single model of those that were run on all images."""
-    return choose(entry for entry in singles if entry.images == images)
+    return choose((entry for entry in singles if entry.images == images), objective)
+
+
+def single_measurements(bank: LogitBank, objective: Objective = ACCURACY) -> list[Measurement]:
+    """Each ingredient alone: its logits are known, so nothing is left to measure.
+
+    Raises:
+        ValueError: if the metric is undefined for one, or gives several scores.
+    """
+    return [_single_measurement(bank, name, objective) for name in bank.ingredients.ids]
+
+
+def with_fixed_floors(objective: Objective, bank: LogitBank) -> Objective:
+    """The same objective, where floors that are relative to the best single model of a bank are numbers."""
+    if not any(floor.is_relative for floor in objective.floors):
+        return objective
+    best = best_known(single_measurements(bank, objective), len(bank), objective)
+    return objective.measured_by(bank.answers(bank.row(best.recipe), with_logits=objective.needs_logits))
+
+
+def _single_measurement(bank: LogitBank, name: str, objective: Objective) -> Measurement:
+    """What is known of an ingredient."""
+    recipe, images = Recipe.uniform([name]), len(bank)
+    answers = bank.answers(bank.row(recipe), with_logits=objective.needs_logits)
+    if bank.partial and len(bank.partial.unseen) and name not in bank.partial.complete:
+        value, interval = bank.partial.estimate(answers.hits)
+        return Measurement(recipe, "single", value, value, images - len(bank.partial.unseen), interval=interval)
+    value, keeps = only_score(objective.metric, answers), not objective.broken(answers) if objective.floors else None
+    interval_of = metric_interval(objective.metric, answers)
+    return Measurement(recipe, "single", value, value, images, interval=interval_of, keeps=keeps)
 
 
 def fewest_of_a_class(bank: LogitBank) -> int:
@@ -625,7 +718,7 @@ def fewest_of_a_class(bank: LogitBank) -> int:
     return int(np.bincount(np.asarray(bank.labels)[different], minlength=len(bank.classes)).min())
 
 
-def choose(measurements: Iterable[Measurement]) -> Measurement:
+def choose(measurements: Iterable[Measurement], objective: Objective = ACCURACY) -> Measurement:
     """The best measured; of equals the better estimate, but a single model before any soup that is not better.
 
     A soup with an averaged head goes before any with a refitted one that is not better, what was refitted without
@@ -635,7 +728,7 @@ def choose(measurements: Iterable[Measurement]) -> Measurement:
     def key(entry: Measurement) -> tuple[float | bool, ...]:
         teacher = entry.teacher
         simplest = entry.proposal == "single", not teacher, not (teacher and teacher.labels), not entry.recipe.pull
-        return entry.known, *simplest, entry.estimate
+        return objective.rank(entry), *simplest, objective.metric.rank(entry.estimate)
 
     return max(measurements, key=key)
 
@@ -647,12 +740,14 @@ def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] =
     return measured_soup(bank, recipe).look(np.ones(len(bank), dtype=bool), on_block=on_block)
 
 
-def compare(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> Comparison:
-    """How much better than the best single model the soup is on a split; of both, predictions `(samples,)`."""
-    labels = np.asarray(split.labels)
-    hits, others = soup == labels, single == labels
-    gain = float(hits.mean() - others.mean())
-    return Comparison(split.split, gain, difference_interval(hits, others), mcnemar(hits, others))
+def compare(split: LogitBank, soup: Answers, single: Answers, metric: Metric) -> Comparison | None:
+    """How much better than the best single model the soup is on a split; None if the metric is undefined there."""
+    difference = Difference.of(metric, soup, single)
+    if difference is None:
+        return None
+    return Comparison(
+        split.split, difference.gain, difference.interval, difference.p_value, metric.name, metric.is_loss
+    )
 
 
 def class_hits(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> ClassHits:

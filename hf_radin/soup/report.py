@@ -119,15 +119,24 @@ class Comparison:
     """How much better than the best single model the soup is on a split, and whether that may be chance.
 
     Args:
-        gain: difference of their accuracies.
+        gain: the soup's metric less that of the other.
         interval: of the gain, 95% by the bootstrap.
-        p_value: of the exact McNemar test.
+        p_value: of the exact McNemar test for accuracies, else of the paired bootstrap.
+        metric: its name.
+        is_loss: whether less of it is better.
     """
 
     split: str
     gain: float
     interval: tuple[float, float]
     p_value: float
+    metric: str = field(default="accuracy", metadata=IF_ANY)
+    is_loss: bool = field(default=False, metadata=IF_ANY)
+
+    @property
+    def advantage(self) -> float:
+        """The gain, such that more is better."""
+        return -self.gain if self.is_loss else self.gain
 
     @property
     def is_significant(self) -> bool:
@@ -196,6 +205,8 @@ class SearchReport(SearchSettings):
     Args:
         recipe: the ingredients used and their weights, and how far their soup is pulled to a start, if it is.
         pulled_to: that start.
+        metric: what soups were chosen by.
+        keep: the floors that they had to keep.
         method: `radin`, `greedy`, `uniform`, `best_single`, or `average` if nothing was searched.
         passes, time: what it cost.
         against_best_single: the soup against the best single model, on each split.
@@ -227,6 +238,8 @@ class SearchReport(SearchSettings):
 
     recipe: Recipe
     pulled_to: IngredientEntry | None = field(default=None, metadata=IF_ANY)
+    metric: str = field(default="accuracy", metadata=IF_ANY)
+    keep: tuple[str, ...] = field(default=(), metadata=IF_ANY)
     method: str = "average"
     passes: PassCounts | None = None
     time: TimeSpent | None = None

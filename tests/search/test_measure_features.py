@@ -210,9 +210,9 @@ soup = measured_soup(bank, recipe, head=find_head(bank.ingredients[0]))
 images = np.ones(len(bank), dtype=bool)
 soup.look(images & (np.arange(len(bank)) % 2 == 0))
 soup.look(images)
-result = soup.refit(Teacher(recipe))
+refitted = soup.refit(Teacher(recipe))
 head = refit_head(bank, recipe, Teacher(recipe, labels=True)).head
-arrays = {"weight": result.layer.weight, "predictions": result.predictions, "saved": head.layer.weight}
+arrays = {"weight": refitted.refit.layer.weight, "predictions": refitted.predictions, "saved": head.layer.weight}
 np.savez(f"{output}-{bank.processes.index}.npz", **arrays)
 bank.processes.wait()
 """

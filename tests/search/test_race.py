@@ -44,7 +44,7 @@ def guided_race(bank, budget, *, seed=0, soup_of=measured_soup) -> RaceResult:
         bank,
         guide,
         RaceOptions(Budget.of(budget), seed=seed),
-        best=bank.predict(bank.row(best)),
+        best=bank.answers(bank.row(best)),
         beside=[Entry(uniform, "uniform", float(bank.score(uniform)[0]))],
         learn=guide.learn,
         soup_of=soup_of,

@@ -1,0 +1,115 @@
+"""How certain a metric is, and the difference of two models, by drawing images again: the paired bootstrap.
+
+Of accuracies the exact distribution is known: `intervals` has their intervals and the paired test. Of other metrics
+the images of each class are drawn again, as many as there are, so that no class gets lost; of two models the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_radin.metrics.intervals import accuracy_interval, difference_interval, mcnemar, middle
+from hf_radin.metrics.named import Answers, Metric, score_or_nan
+from hf_radin.recipes.scoring import Counts
+
+# How often images are drawn again: for metrics that follow from counts or sums, and for others.
+RESAMPLES, FEWER = 2_000, 200
+
+# How many numbers are held at a time: 2^22 are 32 MiB.
+HELD = 1 << 22
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a model's metric differs from another's on the same images.
+
+    Args:
+        gain: of the first less that of the second.
+        interval: of the gain, 95%.
+        p_value: two-sided, that there is no difference: McNemar's exact test for accuracies, else how often the gain
+            has the other sign among those of images that were drawn again.
+    """
+
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
+
+    @classmethod
+    def of(cls, metric: Metric, first: Answers, second: Answers, *, seed: int = 0) -> Difference | None:
+        """The difference of two models' answers; None if the metric is undefined for one."""
+        if metric.name == "accuracy":
+            hits, others = first.hits, second.hits
+            gain = float(hits.mean() - others.mean())
+            return cls(gain, difference_interval(hits, others, seed=seed), mcnemar(hits, others))
+        gain = score_or_nan(metric, first) - score_or_nan(metric, second)
+        scores = resampled(metric, [first, second], seed=seed)
+        gains = scores[0] - scores[1]
+        gains = gains[np.isfinite(gains)]
+        if not np.isfinite(gain) or not len(gains):
+            return None
+        fewer = min(np.count_nonzero(gains <= 0), np.count_nonzero(gains >= 0))
+        return cls(float(gain), middle(gains), min(1.0, 2 * (fewer + 1) / (len(gains) + 1)))
+
+
+def metric_interval(metric: Metric, answers: Answers, *, seed: int = 0) -> tuple[float, float] | None:
+    """The 95% interval of a metric; None if it is undefined."""
+    if metric.name == "accuracy":
+        return accuracy_interval(answers.hits, seed=seed)
+    (scores,) = resampled(metric, [answers], seed=seed)
+    scores = scores[np.isfinite(scores)]
+    return middle(scores) if len(scores) else None
+
+
+def resampled(metric: Metric, models: Sequence[Answers], *, seed: int = 0) -> np.ndarray:
+    """A metric of models on images that are drawn again within each class, the same for all: `(models, draws)`."""
+    generator, labels = np.random.default_rng(seed), models[0].labels
+    if metric.of_images is not None:
+        return _of_sums(np.stack([metric.of_images(answers) for answers in models]), labels, generator)
+    if metric.of_counts is not None:
+        return _of_counts(metric, models, generator)
+    draws = list(_drawn(labels, generator, FEWER))
+    return np.array([[score_or_nan(metric, answers.take(drawn)) for drawn in draws] for answers in models])
+
+
+def _drawn(labels: np.ndarray, generator: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+    """Positions of images, drawn with replacement within each class: `(samples,)`, so often."""
+    order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
+    starts, sizes = (np.repeat(values, counts) for values in (np.cumsum(counts) - counts, counts))
+    for _ in range(draws):
+        yield order[starts + (generator.random(len(labels)) * sizes).astype(int)]
+
+
+def _of_sums(values: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The means of values `(models, samples)` of images that are drawn again: `(models, draws)`."""
+    return np.stack([values[:, drawn].mean(axis=1) for drawn in _drawn(labels, generator, RESAMPLES)], axis=1)
+
+
+def _of_counts(metric: Metric, models: Sequence[Answers], generator: np.random.Generator) -> np.ndarray:
+    """A metric of counts. Images of one class for which the models predict the same are drawn together."""
+    assert metric.of_counts is not None
+    labels, classes = models[0].labels, models[0].classes
+    cells, counts = np.unique(
+        np.stack([labels, *(answers.predictions for answers in models)]), axis=1, return_counts=True
+    )
+    step = max(1, HELD // max(cells.shape[1], classes))
+    scores = []
+    for start in range(0, RESAMPLES, step):
+        drawn = np.concatenate(
+            [
+                generator.multinomial(of_class.sum(), of_class / of_class.sum(), size=min(step, RESAMPLES - start))
+                for of_class in (counts[cells[0] == label] for label in np.unique(labels))
+            ],
+            axis=1,
+        )  # (draws, cells); cells go by labels first
+        scores.append([metric.of_counts(_counts(drawn, cells[0], row, classes)) for row in cells[1:]])
+    return np.concatenate(scores, axis=1)
+
+
+def _counts(drawn: np.ndarray, labels: np.ndarray, predictions: np.ndarray, classes: int) -> Counts:
+    """The counts of draws `(draws, cells)` of cells with a label and a prediction."""
+    of_class = (predictions[:, None] == np.arange(classes)).astype(np.float64)  # (cells, classes)
+    is_hit = (labels == predictions)[:, None]
+    return Counts(drawn @ (of_class * is_hit), drawn @ of_class, np.bincount(labels, drawn[0], minlength=classes))

@@ -1,0 +1,210 @@
+"""What a soup is chosen by: one metric, and floors that others must keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score, score_or_nan
+from hf_radin.recipes import scoring
+from hf_radin.recipes.pruning import Pruned
+from hf_radin.recipes.recipe import Measurement
+
+# A rank that no metric reaches.
+BEHIND = 1e9
+
+_FLOOR = re.compile(r"\s*(?P<metric>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>.+?)\s*", re.DOTALL)
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_BOUND = re.compile(rf"(?P<single>best[ _]single)?\s*(?P<step>[-+]?\s*{_NUMBER})?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a metric must at least be, or at most if less of it is better.
+
+    Args:
+        text: as the user wrote it.
+        metric: of which.
+        bound: the value; where `is_relative`, what is added to that of the best single model.
+    """
+
+    text: str
+    metric: Metric
+    bound: float
+    is_relative: bool = False
+
+    @classmethod
+    def of(cls, text: str, classes: Sequence[str] | None = None) -> Floor:
+        """From `"accuracy >= best single - 0.002"`, `"recall[melanoma] >= 0.9"` or `"log_loss <= 0.3"`.
+
+        Raises:
+            ValueError: if it can't be read, or names a metric or class that is not there, or bounds a metric on the
+                side on which more of it is worse.
+        """
+        parts = _FLOOR.fullmatch(text) if isinstance(text, str) else None
+        bound = _BOUND.fullmatch(parts["bound"]) if parts else None
+        if parts is None or bound is None or not (bound["single"] or bound["step"]):
+            raise ValueError(
+                f"keep={text!r} can't be read: write it as in 'accuracy >= best single - 0.002', "
+                "'recall[melanoma] >= 0.9' or 'log_loss <= 0.3'."
+            )
+        (metric,) = load_metrics(parts["metric"], classes)
+        if metric.is_loss != (parts["sign"] == "<="):
+            better, sign = ("less", "<=") if metric.is_loss else ("more", ">=")
+            raise ValueError(
+                f"keep={text!r}: of {metric.name} {better} is better, so that its bound goes with {sign}."
+            )
+        step = float((bound["step"] or "0").replace(" ", ""))
+        return cls(" ".join(text.split()), metric, step, bool(bound["single"]))
+
+    def shortfall(self, values: Any) -> Any:
+        """By how much values break it; 0 where they keep it."""
+        return np.maximum(0.0, self.metric.rank(self.bound) - self.metric.rank(values))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What soups are chosen by.
+
+    Args:
+        metric: the best of it wins,
+        floors: of those that keep all of these.
+    """
+
+    metric: Metric
+    floors: tuple[Floor, ...] = ()
+
+    @classmethod
+    def of(
+        cls, metric: Any = "accuracy", keep: str | Sequence[str] = (), classes: Sequence[str] | None = None
+    ) -> Objective:
+        """From a metric as `load_metrics` takes it, and floors as `Floor.of` takes them.
+
+        Raises:
+            ValueError: as these do, and for several metrics.
+        """
+        metrics = load_metrics(metric, classes)
+        if len(metrics) > 1:
+            names = ", ".join(each.name for each in metrics)
+            raise ValueError(f"metric={names}: soups are chosen by one metric; others may have a floor (keep).")
+        return cls(metrics[0], tuple(Floor.of(text, classes) for text in ([keep] if isinstance(keep, str) else keep)))
+
+    @property
+    def name(self) -> str:
+        """The name of the metric."""
+        return self.metric.name
+
+    @property
+    def text(self) -> str:
+        """The metric and the floors."""
+        return ", ".join([self.name, *(floor.text for floor in self.floors)])
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is the accuracy, and nothing else."""
+        return self.metric.name == "accuracy" and not self.floors
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metric and those of the floors, each once."""
+        return tuple(dict.fromkeys([self.metric, *(floor.metric for floor in self.floors)]))
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether predicted classes are not enough."""
+        return any(metric.needs_logits for metric in self.metrics)
+
+    @property
+    def top(self) -> int:
+        """Of which pruned logits it follows (`LogitBank.pruned`): of those of the class that can win, or of all."""
+        return 0 if self.needs_logits else 1
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether thousands of recipes are scored in seconds."""
+        return all(metric.of_images is not None or metric.of_counts is not None for metric in self.metrics)
+
+    def rank(self, measurement: Measurement) -> float:
+        """What is known of a candidate, such that more is better; who breaks a floor is behind all who don't."""
+        rank = self.metric.rank(measurement.known)
+        return rank - BEHIND if measurement.keeps is False else rank
+
+    def is_better(self, first: Measurement, second: Measurement) -> bool:
+        """Whether a candidate is better than another."""
+        return self.rank(first) > self.rank(second)
+
+    def measured_by(self, best: Answers) -> Objective:
+        """The same with floors that are relative to the best single model's answers replaced by what they come to."""
+        floors = [
+            replace(floor, bound=only_score(floor.metric, best) + floor.bound, is_relative=False)
+            if floor.is_relative
+            else floor
+            for floor in self.floors
+        ]
+        return replace(self, floors=tuple(floors))
+
+    def broken(self, answers: Answers) -> tuple[Floor, ...]:
+        """The floors that answers don't keep; a relative one is not looked at."""
+        fixed = (floor for floor in self.floors if not floor.is_relative)
+        return tuple(floor for floor in fixed if not floor.shortfall(score_or_nan(floor.metric, answers)) <= 0)
+
+    def ranks(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Of many recipes, values of which the largest is the best: `(recipes,)`.
+
+        Those that break a floor are behind all others (by `BEHIND`), the further the more they break it.
+
+        Args:
+            scores: by metric, `(recipes,)`.
+        """
+        sign = -1.0 if self.metric.is_loss else 1.0
+        ranks = sign * np.asarray(scores[self.metric.name])
+        fixed = [floor for floor in self.floors if not floor.is_relative]
+        if not fixed:
+            return ranks
+        missing = np.sum([floor.shortfall(scores[floor.metric.name]) for floor in fixed], axis=0)
+        return np.where(missing > 0, -BEHIND - missing, ranks)
+
+
+# What soups are chosen by unless the user says otherwise.
+ACCURACY = Objective.of()
+
+
+def score_recipes(
+    metric: Metric,
+    pruned: Pruned,
+    labels: np.ndarray,
+    classes: int,
+    rows: np.ndarray,
+    on_block: Callable[[int], object] = lambda predictions: None,
+) -> np.ndarray:
+    """A metric of many recipes, or other linear combinations of logits: `(recipes,)`.
+
+    Args:
+        pruned: that kept all classes, where the metric needs logits.
+        rows: `(recipes, models)`.
+    """
+    if metric.top is not None:
+        return scoring.count_hits(pruned, labels, rows, top=metric.top, on_block=on_block) / len(labels)
+    if metric.of_counts is not None:
+        step = max(1, scoring.COUNTED_AT_ONCE // classes)
+        blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
+        counts = (scoring.count(pruned, labels, classes, block) for block in blocks)
+        return np.concatenate([metric.of_counts(block) for block in counts] or [np.zeros(0)])
+    scores = []
+    for logits in scoring.mixed_logits(pruned, rows) if pruned.top == 0 else _predicted(pruned, rows):
+        if logits.ndim == 1:
+            answers = Answers(logits, labels, classes)
+        else:
+            answers = Answers(logits.argmax(axis=1), labels, classes, logits)
+        scores.append(score_or_nan(metric, answers))
+        on_block(len(labels))
+    return np.array(scores)
+
+
+def _predicted(pruned: Pruned, rows: np.ndarray) -> Any:
+    """Of each row the predicted classes `(samples,)`."""
+    return (scoring.predict(pruned, row[None])[0] for row in rows)
