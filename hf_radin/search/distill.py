@@ -13,7 +13,6 @@ import numpy as np
 
 from hf_radin.images.digests import refuse_shared
 from hf_radin.images.split import OBJECT, DataSource, open_split
-from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
@@ -28,17 +27,17 @@ from hf_radin.search.reporter import (
     Known,
     Reporter,
     ReportOptions,
-    best_known,
+    best_single,
     class_hits,
     compare,
     hindrance,
     predict,
+    with_start,
 )
 from hf_radin.soup.report import PassCounts, SearchReport
 from hf_radin.soup.soup import Soup
 from hf_radin.tail.cut import Cut
 from hf_radin.tail.teach import Course, TaughtTail, usual_epochs
-from hf_radin.weights.start import find_start
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def distill(
     report, split_that_proved = soup.report, soup.report.held_out if soup.report.hold_out is None else None
     check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split, images=images, budget=budget)
     _check_images(bank, report, test_split)
-    bank = _with_start(bank.by_content, soup)
+    bank = with_start(bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
     options = ReportOptions(
@@ -140,13 +139,12 @@ def distill(
     )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
-    best = _best_single(bank, report)
+    best = best_single(bank, report)
     report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if source else 0))
     if not _is_taken(bank, cooked, before, best):
         return _with_report(soup, report)
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
-    report = _proved(reporter, report, layers, best)
-    return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
+    return _proved(reporter, report, layers, best)
 
 
 def _with_report(soup: Soup, report: SearchReport) -> Soup:
@@ -279,7 +277,7 @@ def _check_accuracies(reporter: Reporter, report: SearchReport) -> None:
     known = [entry for entry in report.singles if entry.images == report.images and entry.measured is not None]
     figures = [(reporter.bank, entry.recipe, entry.images, entry.known) for entry in known]
     if reporter.held_out is not None and known:
-        best = _best_single(reporter.bank, report)
+        best = best_single(reporter.bank, report)
         figures += [
             (reporter.held_out, best.recipe, result.images, result.metrics["accuracy"])
             for result in report.results
@@ -293,21 +291,6 @@ def _check_accuracies(reporter: Reporter, report: SearchReport) -> None:
                 f"{recipe.ingredients[0]} has an accuracy of {here:.4f} on {len(bank)} images, and {accuracy:.4f} on "
                 f"{images} there. Name the same images (--dataset), or search anew."
             )
-
-
-def _best_single(bank: LogitBank, report: SearchReport) -> Measurement:
-    """The best single model of a report: of equals the first by content, as for the search."""
-    singles = sorted(report.singles, key=lambda entry: bank.ingredients.ids.index(entry.recipe.ingredients[0]))
-    return best_known(singles, report.images)
-
-
-def _with_start(bank: LogitBank, soup: Soup) -> LogitBank:
-    """A bank whose ingredients have the start that a soup is pulled to, if it is."""
-    pull, ingredients = soup.recipe.pull, bank.ingredients
-    if pull is None or ingredients.start is not None:
-        return bank
-    start = soup.ingredients.start or bank.processes.decide(lambda: find_start(pull.start, ingredients))
-    return replace(bank, ingredients=Ingredients(ingredients, start=start))
 
 
 def _soup_before(
@@ -365,11 +348,12 @@ def _with_passes(
     return replace(passes, tail=passes.tail + (bank.samples + other) / len(bank))
 
 
-def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> SearchReport:
-    """The report of a soup whose layers were distilled, with what it reaches on each split, before and after."""
+def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> Soup:
+    """The soup whose layers were distilled; its report says what it reaches on each split, before and after."""
     bank, results, comparisons, by_class = reporter.bank, [], [], None
+    unseen = reporter.taught_answers(bank, layers)
     for split in [bank] + ([reporter.held_out] if reporter.held_out else []):
-        answers = reporter.taught_answers(split, layers)
+        answers = unseen if split is bank else reporter.taught_answers(split, layers)
         results.append(reporter.result("soup", split, answers))
         pair = answers.predictions, reporter.answers(split, best.recipe).predictions
         comparisons.append(compare(split, *pair))
@@ -386,11 +370,19 @@ def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best:
         interval=accuracy_interval(hits),
         teacher=layers.teacher,
     )
-    return replace(
+    report = replace(
         report,
         head=layers.cooked.record,
         results=(*results, *earlier),
         against_best_single=tuple(comparisons),
         by_class=by_class,
         measurements=(*report.measurements, measurement),
+    )
+    return Soup(
+        report,
+        bank.ingredients,
+        processes=bank.processes,
+        statistics=bank.statistics,
+        head=layers.cooked.head,
+        unseen=unseen,
     )

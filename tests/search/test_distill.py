@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from shared.banks import plain_inputs
@@ -324,6 +325,7 @@ def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, 
 
 def test_two_processes_make_what_one_makes(own_heads, digits, tmp_path):
     options = ["--models", f"{own_heads}/ft-*", "--dataset", digits, "--method", "uniform", "--distill"]
+    options += ["--test-split", "test", "--changes", "changes.parquet"]
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
         run = launch(tmp_path / str(count), count, *options)
@@ -332,6 +334,12 @@ def test_two_processes_make_what_one_makes(own_heads, digits, tmp_path):
     reports = [replace(SearchReport.read(path, is_saved=True), time=None) for path in paths]
     assert reports[0] == reports[1] and reports[0].is_distilled
     assert weights(tmp_path / "1" / "soup") == weights(tmp_path / "2" / "soup")
+    changes = [pq.read_table(tmp_path / name / "changes.parquet").to_pydict() for name in "12"]
+    for name, column in changes[0].items():
+        if name.startswith("margin"):  # of other batches
+            np.testing.assert_allclose(changes[1][name], column, atol=1e-4)
+        else:
+            assert changes[1][name] == column and len(column)
 
 
 def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, capsys):
