@@ -31,7 +31,7 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import check_file, check_output, is_dir, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
 from hf_radin.runtime.processes import Processes
-from hf_radin.search.distill import check_distillation
+from hf_radin.search.distill import check_distillation, check_layers, source_of
 from hf_radin.search.held_out import proving_bank
 from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
@@ -205,12 +205,19 @@ def distill(args: argparse.Namespace, processes: Processes) -> None:
     before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split", "images", "budget")
     options = {name: getattr(args, name) for name in names}
     check_distillation(before.report, **options)  # before the logits
-    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)
+    check_layers(before, args.layers)
+    if args.images:
+        open_split(source_of(args.images, args.split))
+    other_split = None if args.images else args.split
+    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir, other_split=other_split)
     options |= {"tail": args.layers, "labels": args.labels, "allow_overlap": args.allow_overlap}
     result = hf_radin.distill(bank, before, **options)
     if not result.report.is_distilled:
         show(soup_table(before))
-        return say(f"Nothing is written: the soup in {args.folder} stays as it is.")
+        return say(
+            f"Nothing is written to {args.output}: the distilled layers are not taken. The model to use is the soup "
+            f"in {args.folder}, as it is."
+        )
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from hf_radin.checkpoints.processor import prepare_image
 from hf_radin.images.digests import refuse_shared
 from hf_radin.images.split import OBJECT, DataSource, open_split
 from hf_radin.layers.distilled import distill_tail, find_cut
@@ -36,6 +38,7 @@ from hf_radin.search.reporter import (
 )
 from hf_radin.soup.report import PassCounts, SearchReport
 from hf_radin.soup.soup import Soup
+from hf_radin.tail.choose import choose_cut
 from hf_radin.tail.cut import Cut
 from hf_radin.tail.teach import Course, TaughtTail, usual_epochs
 
@@ -43,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 # Images that are to be had at least: each half of them teaches layers that the other half judges.
 LEAST_IMAGES = 200
+
+# The shape of an image of noise, to run a model where no others are at hand yet.
+NOISE = (224, 224, 3)
 
 # The share of the labels in what is taught, where they have a part.
 SHARE = 0.5
@@ -126,7 +132,7 @@ def distill(
         return soup
     teaching = bank if source is None else _teaching_bank(reporter, source, allow_overlap)
     course = Course(epochs or usual_epochs(len(teaching)), rate, share=SHARE if labels else 0.0, seed=seed)
-    course = course if budget is None else _within(course, Budget.of(budget), cut, halves=teaching is bank)
+    course = course if budget is None else _within(course, _teaching_budget(budget), cut, halves=teaching is bank)
     cooked = distill_tail(
         teaching,
         recipe,
@@ -162,7 +168,7 @@ def _source_that_teaches(bank: LogitBank, split: str | None, images: Any, allow_
     """
     if images is None:
         return bank.source.at(split) if split else None
-    source = DataSource(images, split or "train", token=bank.source.token, labelled=False)
+    source = source_of(images, split, bank.source.token)
     opened = open_split(source)
     if not allow_overlap:
         refuse_taught(bank, opened, [bank.whole])
@@ -204,6 +210,47 @@ def _within(course: Course, budget: Budget, cut: Cut, *, halves: bool) -> Course
     return replace(course, epochs=max(1, epochs), seconds=budget.seconds)
 
 
+def _teaching_budget(value: float | str) -> Budget:
+    """What teaching may take at most.
+
+    Raises:
+        ValueError: if it is none, or nothing can be taught with it.
+    """
+    try:
+        budget = Budget.of(value)
+    except ValueError:  # says what a budget of soups is
+        budget = Budget(passes=0)
+    if not min(budget.passes, budget.seconds) > 0:
+        raise ValueError(
+            f"budget={value!r}: what teaching may take at most is a time, as in '90s', or a number of passes of the "
+            "model, 1 at least; leave it out for no limit."
+        )
+    return budget
+
+
+def check_layers(soup: Soup, tail: str) -> None:
+    """Refuse layers that the model of a soup can't be cut at, which takes neither images nor logits.
+
+    Args:
+        tail: as in `distill`.
+
+    Raises:
+        CutError: if there is no such place.
+    """
+
+    def refuse() -> None:
+        noise = np.random.default_rng(0).integers(0, 256, NOISE, dtype=np.uint8)
+        example = prepare_image(soup.processor, Image.fromarray(noise))
+        choose_cut(copy.deepcopy(soup.model).float(), example, tail)
+
+    soup.processes.decide(refuse)
+
+
+def source_of(images: Any, split: str | None, token: str | bool | None = None) -> DataSource:
+    """Where the images of another dataset are that teach, which needs no labels. Arguments as in `distill`."""
+    return DataSource(images, split or "train", token=token, labelled=False)
+
+
 def check_distillation(
     report: SearchReport,
     *,
@@ -225,8 +272,8 @@ def check_distillation(
         raise ValueError(f"rate={rate!r}: the rate of learning is above 0 and below 1.")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed!r}: it is a whole number, 0 at least and below 2**63.")
-    if budget is not None and not min(Budget.of(budget).passes, Budget.of(budget).seconds) > 0:
-        raise ValueError(f"budget={budget!r}: teaching takes some time; leave it out, or name more.")
+    if budget is not None:
+        _teaching_budget(budget)
     if not report.is_measured or not report.measured or report.data is None:
         raise ValueError("The soup was not measured, so that nothing can be better: search with a budget above 0.")
     if report.is_distilled:

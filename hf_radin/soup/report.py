@@ -449,11 +449,16 @@ class SearchReport(SearchSettings):
         return any(measurement.recipe.is_same(self.recipe) for measurement in self.measurements)
 
     def with_head(self, made: HeadRecord) -> SearchReport:
-        """The report of a soup whose head was refitted again as it says, with what came of it this time."""
+        """The report of a soup whose last layers were taught again as it says, with what came of it this time.
+
+        Of a head that is another in its last bits the figures stay. Training makes differences larger: nothing that
+        was measured of other distilled layers is said of these.
+        """
         if self.head is None:
             return self
         head = replace(self.head, penalty=made.penalty, labels=made.labels, sha256=made.sha256)
-        return replace(self, head=head)
+        is_other = self.is_distilled and made.sha256 != self.head.sha256
+        return replace(self, head=head, measurements=() if is_other else self.measurements)
 
     def cooked(self, saved_dtype: str) -> SearchReport:
         """The report of weights that were averaged anew from this recipe.
