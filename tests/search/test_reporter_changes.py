@@ -16,6 +16,9 @@ __all__ = ["own_heads", "own_heads_bank", "zoo", "zoo_pilot"]  # fixtures
 
 
 def gain(soup: hf_radin.Soup, split: str) -> float:
+    """What a report says that a soup gains; the best single model itself gains nothing."""
+    if soup.report.is_single:
+        return 0.0
     (comparison,) = (entry for entry in soup.report.against_best_single if entry.split == split)
     return comparison.gain
 
@@ -34,13 +37,15 @@ def test_an_averaged_soup_on_both_splits(bank, predictions):
     assert (test.split, len(test)) == ("test", 497)
     for judging in (bank, test):
         changes = assert_counted(judging, soup)
-        assert len(changes) and np.isfinite(changes.margins).all() and (changes.margins >= 0).all()
+        assert len(changes) and np.isfinite(changes.margins).all() and (changes.margins > -1e-3).all()
     with torch.inference_mode():
         logits = np.concatenate([soup.model(**inputs).logits.numpy() for inputs in plain_inputs(test)])
     rows = np.searchsorted(test.ids, changes.ids)
-    np.testing.assert_array_equal(changes.predictions[:, 1], logits[rows].argmax(axis=1))
     ordered = np.sort(logits[rows], axis=1)
     np.testing.assert_allclose(changes.margins[:, 1], ordered[:, -1] - ordered[:, -2], atol=1e-3)
+    is_clear = changes.margins[:, 1] > 1e-3  # whatever the batches
+    np.testing.assert_array_equal(changes.predictions[is_clear, 1], logits[rows].argmax(axis=1)[is_clear])
+    assert is_clear.any()
     predictions.clear()
     hf_radin.soup_changes(test, soup)
     assert not predictions  # all is cached
@@ -105,7 +110,7 @@ def test_after_a_pilot_the_split_that_proves_tells(zoo_pilot):
     soup = hf_radin.radin(zoo_pilot, budget=2, head="average", test_split="test")
     proving = proving_bank(zoo_pilot, soup.report)
     assert len(proving.ingredients) < len(zoo_pilot.ingredients)
-    assert len(assert_counted(proving, soup))
+    assert bool(len(assert_counted(proving, soup))) == soup.report.is_average
     with pytest.raises(ValueError, match=r"are of a part of it \(pilot\)"):
         hf_radin.soup_changes(zoo_pilot, soup)
 
