@@ -19,10 +19,12 @@ _HOMES = {
     "Estimate": "logits.cost",
     "estimate": "logits.cost",
     "Measurement": "recipes.recipe",
+    "Changes": "metrics.changes",
     "Pull": "recipes.recipe",
     "Recipe": "recipes.recipe",
     "average": "soup.cook",
     "distill": "search.distill",
+    "soup_changes": "search.reporter",
     "best_single": "search.radin",
     "greedy": "search.radin",
     "radin": "search.radin",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from hf_radin.logits.compute import compute_logits as compute_logits
     from hf_radin.logits.cost import Estimate as Estimate
     from hf_radin.logits.cost import estimate as estimate
+    from hf_radin.metrics.changes import Changes as Changes
     from hf_radin.recipes.recipe import Measurement as Measurement
     from hf_radin.recipes.recipe import Pull as Pull
     from hf_radin.recipes.recipe import Recipe as Recipe
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from hf_radin.search.radin import greedy as greedy
     from hf_radin.search.radin import radin as radin
     from hf_radin.search.radin import uniform as uniform
+    from hf_radin.search.reporter import soup_changes as soup_changes
     from hf_radin.soup.cook import average as average
     from hf_radin.soup.soup import Soup as Soup
     from hf_radin.soup.soup import push_soup_to_hub as push_soup_to_hub

@@ -28,10 +28,11 @@ from hf_radin.logits.manifest import DataRecord, RunOptions
 from hf_radin.metrics.named import load_metrics
 from hf_radin.recipes.propose import check_start, propose, split_kinds
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import check_output, is_dir, put_back, write_atomically, write_folder
+from hf_radin.runtime.files import check_file, check_output, is_dir, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions, check_target, hashes_of, is_private, plan_commit
 from hf_radin.runtime.processes import Processes
-from hf_radin.search.distill import check_distillation
+from hf_radin.search.distill import check_distillation, check_layers, source_of
+from hf_radin.search.held_out import proving_bank
 from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
 from hf_radin.soup.cook import cook_recipe, find_bank
@@ -55,6 +56,12 @@ LEAST_IMAGES = 500
 # The share of a budget of time that teaching last layers may take, beside it.
 TEACHING = 0.25
 
+# Why nothing can be said of a soup image by image, of a file.
+NO_PILOT = (
+    "--changes {}: after a pilot the logits of the split that chooses are known of some images only; name a "
+    "--test-split, or compute the logits of all images."
+)
+
 METHODS: dict[str, Callable[..., Soup]] = {
     "radin": hf_radin.radin,
     "greedy": hf_radin.greedy,
@@ -76,7 +83,9 @@ def soup(args: argparse.Namespace, processes: Processes) -> None:
     options = run_options(args)
     pilot = choose_pilot(args, ingredients, source, options, processes)
     bank = make_bank(ingredients, source, options, processes, pilot=pilot)
-    save(_distilled(bank, METHODS[args.method](bank, **search), args), args)
+    result = _distilled(bank, METHODS[args.method](bank, **search), args)
+    save(result, args)
+    write_changes(bank, result, args)
 
 
 def _distilled(bank: LogitBank, result: Soup, args: argparse.Namespace) -> Soup:
@@ -131,11 +140,17 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
         raise ValueError(
             f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder on another machine."
         )
+    if away and args.changes:
+        raise ValueError(f"--changes {args.changes}: no soup can run here, {away[0]} is a folder on another machine.")
+    if args.changes and bank.is_pilot and not args.test_split:
+        raise ValueError(NO_PILOT.format(args.changes))
     check_push(args, processes, push_options(args))
     warn_of_private_names(args, bank.ingredients, bank.manifest.data, processes)
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
-        return save(_distilled(bank, result, args), args)
+        result = _distilled(bank, result, args)
+        save(result, args)
+        return write_changes(bank, result, args)
     recipe = result.report.text.encode()
 
     def write() -> None:  # as a folder: no model of another soup stays beside the recipe
@@ -190,12 +205,19 @@ def distill(args: argparse.Namespace, processes: Processes) -> None:
     before, names = Soup.from_pretrained(args.folder), ("epochs", "rate", "seed", "split", "images", "budget")
     options = {name: getattr(args, name) for name in names}
     check_distillation(before.report, **options)  # before the logits
-    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir)
+    check_layers(before, args.layers)
+    if args.images:
+        open_split(source_of(args.images, args.split))
+    other_split = None if args.images else args.split
+    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir, other_split=other_split)
     options |= {"tail": args.layers, "labels": args.labels, "allow_overlap": args.allow_overlap}
     result = hf_radin.distill(bank, before, **options)
     if not result.report.is_distilled:
         show(soup_table(before))
-        return say(f"Nothing is written: the soup in {args.folder} stays as it is.")
+        return say(
+            f"Nothing is written to {args.output}: the distilled layers are not taken. The model to use is the soup "
+            f"in {args.folder}, as it is."
+        )
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
@@ -251,6 +273,47 @@ def save(result: Soup, args: argparse.Namespace) -> None:
         say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")
 
 
+def write_changes(bank: LogitBank, result: Soup, args: argparse.Namespace) -> None:
+    """Write which images the soup and the best single model predict differently, if that is asked for.
+
+    Args:
+        bank: that the soup was searched with.
+    """
+    if args.changes is None:
+        return
+    judging = proving_bank(bank, result.report)
+    changes = hf_radin.soup_changes(judging, result)
+    result.processes.decide(lambda: changes.to_parquet(args.changes))
+    say(
+        f"On {judging.split} the soup gets {_images(changes.won)} right that the best single model gets wrong, and "
+        f"{_images(changes.lost)} wrong that this gets right: {args.changes}"
+    )
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def check_changes(args: argparse.Namespace) -> None:
+    """Refuse, before a model is looked at, a file of changes that can't be written.
+
+    Raises:
+        ValueError: if it has another ending or can't be written, or nothing will be known to write.
+    """
+    if args.changes is None:
+        return
+    if args.changes.suffix != ".parquet":
+        raise ValueError(f"--changes {args.changes}: it is written as parquet; name a file that ends with .parquet.")
+    check_file(args.changes, overwrite=args.overwrite)
+    is_proved = args.test_split is not None or args.hold_out is not None
+    if args.budget is not None and not Budget.of(args.budget).passes and not is_proved:
+        raise ValueError(
+            f"--budget {args.budget}: --changes takes a soup that was measured; give it passes, or a --test-split."
+        )
+    if getattr(args, "pilot", None) is not None and args.test_split is None:
+        raise ValueError(NO_PILOT.format(args.changes))
+
+
 def check_search(args: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is looked at.
 
@@ -287,6 +350,7 @@ def check_search(args: argparse.Namespace) -> None:
             other = "--distill" if args.distill else "--head refit"
             raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; give one of the two.")
     check_output(args.output, overwrite=args.overwrite)
+    check_changes(args)
     load_metrics(split_names(args.metrics))
 
 
@@ -400,7 +464,8 @@ def choose_pilot(
     if args.pilot is not None:
         return Pilot(args.pilot, args.seed)
     seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
-    if seconds == float("inf") or args.hold_out is not None or args.head == "refit" or args.distill:
+    takes_all = args.hold_out is not None or args.head == "refit" or args.distill
+    if seconds == float("inf") or takes_all or (args.changes and not args.test_split):
         return None
     share = pilot_share(ingredients, source, options, seconds, processes)
     return None if share is None else Pilot(share)

@@ -142,8 +142,9 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
             if source.on_error != "skip":
                 raise ValueError(
                     f"Sample {sample} of {split.name}, split {split.split!r}"
-                    f"{_file_name(row[split.image_column])}: the image can't be read: {one_line(error)}. Repair it, "
-                    "or pass on_error='skip' (--on-error skip) to leave such images out."
+                    f"{_file_name(row[split.image_column])}: the image can't be read: {one_line(error)}. Repair it "
+                    "or take it out of the dataset; or leave such images out where logits are computed, with "
+                    "on_error='skip' (--on-error skip of hf-radin soup and logits)."
                 ) from error
             skipped.append(place)
             continue

@@ -17,8 +17,8 @@ from hf_radin.runtime.files import digest, read_small
 from hf_radin.runtime.schema import known_arrays, write_arrays
 
 REMEDY = (
-    "Images that chose a soup can't prove it. Leave them out of one of the two splits, name another, or allow it with "
-    "allow_overlap=True (--allow-overlap): recipe and card then say it."
+    "The same images can't choose a soup and prove it, or judge last layers and teach them. Leave them out of one of "
+    "the two splits, name another, or allow it with allow_overlap=True (--allow-overlap)."
 )
 
 # Bytes of the file of an image: more than Pillow's limit of pixels takes without compression.

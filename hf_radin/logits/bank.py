@@ -35,6 +35,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
+from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
 from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
 from hf_radin.metrics.objective import score_recipes
@@ -496,6 +497,55 @@ class LogitBank:
             bank = replace(self, ingredients=self.ingredients.select(self._used(recipe)))
             logits = ensemble.mix(bank._all_logits(), np.asarray(recipe)[np.flatnonzero(recipe)])
         return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
+
+    def compare(self, recipe_a: Recipe | np.ndarray, recipe_b: Recipe | np.ndarray) -> Changes:
+        """The images for which the ensembles of two recipes predict different classes.
+
+        Each recipe is a `Recipe`, or weights `(models,)` in the order of `ingredients`. Margins are NaN
+        where the logits of a recipe are not known of all images (see `knows`).
+
+        Raises:
+            ValueError: for what is no recipe of these ingredients, or where no labels are known.
+        """
+        pair = [recipe if isinstance(recipe, Recipe) else np.atleast_2d(recipe) for recipe in (recipe_a, recipe_b)]
+        rows = [ensemble.check_recipes(self._rows_of(recipe), len(self.ingredients))[0] for recipe in pair]
+        predictions = np.stack([self.predict(row) for row in rows], axis=1)
+        images = np.flatnonzero(predictions[:, 0] != predictions[:, 1])
+        margins = [self.margins(row, images) for row in rows]
+        return self.changes(images, predictions[images], np.stack(margins, axis=1))
+
+    def changes(self, images: np.ndarray, predictions: np.ndarray, margins: np.ndarray) -> Changes:
+        """What differs between two models on images of this bank.
+
+        Args:
+            images: their positions among those that this bank is about.
+            predictions, margins: `(images, 2)`, as in `Changes`.
+
+        Raises:
+            ValueError: if no labels are known.
+        """
+        return Changes(self.ids[images], self.labels[images], predictions, margins, self.classes)
+
+    def margins(self, recipe: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """By how much the class that the ensemble of a recipe `(models,)` predicts is ahead, as in `Changes`.
+
+        Args:
+            images: their positions among those that this bank is about.
+
+        Returns:
+            float32 `(images,)`; NaN if the logits are not known of all images (see `knows`).
+        """
+        margins = np.full(len(images), np.nan, np.float32)
+        if not self.knows(recipe):
+            return margins
+        used = np.flatnonzero(recipe)
+        logits = [self.logits(int(position)) for position in used]
+        step = max(1, ensemble.MIXED_AT_ONCE // len(self.classes))
+        for start in range(0, len(images), step):
+            block = slice(start, start + step)
+            mixed = ensemble.mix([array[images[block]] for array in logits], np.asarray(recipe)[used])
+            margins[block] = margins_of(mixed, mixed.argmax(axis=1))
+        return margins
 
     def mixed(self, recipe: np.ndarray, images: np.ndarray) -> np.ndarray:
         """The logits of the ensemble of one recipe `(models,)`, to be used again and again: mixed once.

@@ -367,14 +367,37 @@ def check_output(folder: Path, *, overwrite: bool = False) -> None:
     put_back(folder)
     if folder.is_dir() and not overwrite and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
         raise ValueError(f"The output folder {folder} is not empty. Choose another, or pass overwrite (--overwrite).")
+    _check_place(folder, f"The output folder {folder} can't be made")
+
+
+def check_file(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse a file that can't be written.
+
+    Raises:
+        ValueError: if it is there and may not be overwritten, or is a folder, or its place can't be written to.
+    """
+    if is_dir(path):
+        raise ValueError(f"{path} is a folder. Name a file.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"The file {path} is there already. Choose another, or pass overwrite (--overwrite).")
+    _check_place(path.parent, f"The file {path} can't be written")
+
+
+def _check_place(folder: Path, problem: str) -> None:
+    """Refuse a folder that can't be written to, or made.
+
+    Args:
+        problem: what can't be done then.
+
+    Raises:
+        ValueError: if it can't.
+    """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=existing, prefix=PARTIAL):
             pass
     except OSError as error:
-        raise ValueError(
-            f"The output folder {folder} can't be made: {existing} can't be written to ({error.strerror})."
-        ) from error
+        raise ValueError(f"{problem}: {existing} can't be written to ({error.strerror}).") from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: bool = False) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from hf_radin.checkpoints.processor import prepare_image
 from hf_radin.images.digests import refuse_shared
 from hf_radin.images.split import OBJECT, DataSource, open_split
-from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
@@ -28,21 +29,25 @@ from hf_radin.search.reporter import (
     Known,
     Reporter,
     ReportOptions,
-    best_known,
+    best_single,
     class_hits,
     compare,
     hindrance,
+    with_start,
 )
 from hf_radin.soup.report import PassCounts, SearchReport
 from hf_radin.soup.soup import Soup
+from hf_radin.tail.choose import choose_cut
 from hf_radin.tail.cut import Cut
 from hf_radin.tail.teach import Course, TaughtTail, usual_epochs
-from hf_radin.weights.start import find_start
 
 logger = logging.getLogger(__name__)
 
 # Images that are to be had at least: each half of them teaches layers that the other half judges.
 LEAST_IMAGES = 200
+
+# The shape of an image of noise, to run a model where no others are at hand yet.
+NOISE = (224, 224, 3)
 
 # The share of the labels in what is taught, where they have a part.
 SHARE = 0.5
@@ -105,7 +110,7 @@ def distill(
     report, split_that_proved = soup.report, soup.report.held_out if soup.report.hold_out is None else None
     check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split, images=images, budget=budget)
     _check_images(bank, report, test_split)
-    bank = _with_start(bank.by_content, soup)
+    bank = with_start(bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
     options = ReportOptions(
@@ -128,7 +133,7 @@ def distill(
         return soup
     teaching = bank if source is None else _teaching_bank(reporter, source, allow_overlap)
     course = Course(epochs or usual_epochs(len(teaching)), rate, share=SHARE if labels else 0.0, seed=seed)
-    course = course if budget is None else _within(course, Budget.of(budget), cut, halves=teaching is bank)
+    course = course if budget is None else _within(course, _teaching_budget(budget), cut, halves=teaching is bank)
     cooked = distill_tail(
         teaching,
         recipe,
@@ -141,13 +146,12 @@ def distill(
     )
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
-    best = _best_single(reporter, report)
+    best = best_single(bank, report)
     report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if source else 0))
     if not _is_taken(reporter, cooked, before, best):
         return _with_report(soup, report)
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
-    report = _proved(reporter, report, layers, best)
-    return Soup(report, bank.ingredients, processes=bank.processes, statistics=bank.statistics, head=cooked.head)
+    return _proved(reporter, report, layers, best)
 
 
 def _with_report(soup: Soup, report: SearchReport) -> Soup:
@@ -165,7 +169,7 @@ def _source_that_teaches(bank: LogitBank, split: str | None, images: Any, allow_
     """
     if images is None:
         return bank.source.at(split) if split else None
-    source = DataSource(images, split or "train", token=bank.source.token, labelled=False)
+    source = source_of(images, split, bank.source.token)
     opened = open_split(source)
     if not allow_overlap:
         refuse_taught(bank, opened, [bank.whole])
@@ -207,6 +211,47 @@ def _within(course: Course, budget: Budget, cut: Cut, *, halves: bool) -> Course
     return replace(course, epochs=max(1, epochs), seconds=budget.seconds)
 
 
+def _teaching_budget(value: float | str) -> Budget:
+    """What teaching may take at most.
+
+    Raises:
+        ValueError: if it is none, or nothing can be taught with it.
+    """
+    try:
+        budget = Budget.of(value)
+    except ValueError:  # says what a budget of soups is
+        budget = Budget(passes=0)
+    if not min(budget.passes, budget.seconds) > 0:
+        raise ValueError(
+            f"budget={value!r}: what teaching may take at most is a time, as in '90s', or a number of passes of the "
+            "model, 1 at least; leave it out for no limit."
+        )
+    return budget
+
+
+def check_layers(soup: Soup, tail: str) -> None:
+    """Refuse layers that the model of a soup can't be cut at, which takes neither images nor logits.
+
+    Args:
+        tail: as in `distill`.
+
+    Raises:
+        CutError: if there is no such place.
+    """
+
+    def refuse() -> None:
+        noise = np.random.default_rng(0).integers(0, 256, NOISE, dtype=np.uint8)
+        example = prepare_image(soup.processor, Image.fromarray(noise))
+        choose_cut(copy.deepcopy(soup.model).float(), example, tail)
+
+    soup.processes.decide(refuse)
+
+
+def source_of(images: Any, split: str | None, token: str | bool | None = None) -> DataSource:
+    """Where the images of another dataset are that teach, which needs no labels. Arguments as in `distill`."""
+    return DataSource(images, split or "train", token=token, labelled=False)
+
+
 def check_distillation(
     report: SearchReport,
     *,
@@ -228,8 +273,8 @@ def check_distillation(
         raise ValueError(f"rate={rate!r}: the rate of learning is above 0 and below 1.")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed!r}: it is a whole number, 0 at least and below 2**63.")
-    if budget is not None and not min(Budget.of(budget).passes, Budget.of(budget).seconds) > 0:
-        raise ValueError(f"budget={budget!r}: teaching takes some time; leave it out, or name more.")
+    if budget is not None:
+        _teaching_budget(budget)
     if not report.is_measured or not report.measured or report.data is None:
         raise ValueError("The soup was not measured, so that nothing can be better: search with a budget above 0.")
     if report.is_distilled:
@@ -281,7 +326,7 @@ def _check_accuracies(reporter: Reporter, report: SearchReport) -> None:
     metric = reporter.objective.metric
     figures = [(reporter.bank, entry.recipe, entry.images, entry.known) for entry in known]
     if reporter.held_out is not None and known:
-        best = _best_single(reporter, report)
+        best = best_single(reporter.bank, report)
         figures += [
             (reporter.held_out, best.recipe, result.images, result.metrics[metric.name])
             for result in report.results
@@ -297,22 +342,6 @@ def _check_accuracies(reporter: Reporter, report: SearchReport) -> None:
                 f"of {recipe.ingredients[0]} is {here:.4f} on {len(bank)} images, and {value:.4f} on {images} there. "
                 "Name the same images (--dataset), or search anew."
             )
-
-
-def _best_single(reporter: Reporter, report: SearchReport) -> Measurement:
-    """The best single model of a report: of equals the first by content, as for the search."""
-    ids = reporter.bank.ingredients.ids
-    singles = sorted(report.singles, key=lambda entry: ids.index(entry.recipe.ingredients[0]))
-    return best_known(singles, report.images, reporter.objective)
-
-
-def _with_start(bank: LogitBank, soup: Soup) -> LogitBank:
-    """A bank whose ingredients have the start that a soup is pulled to, if it is."""
-    pull, ingredients = soup.recipe.pull, bank.ingredients
-    if pull is None or ingredients.start is not None:
-        return bank
-    start = soup.ingredients.start or bank.processes.decide(lambda: find_start(pull.start, ingredients))
-    return replace(bank, ingredients=Ingredients(ingredients, start=start))
 
 
 def _soup_before(
@@ -377,22 +406,32 @@ def _with_passes(
     return replace(passes, tail=passes.tail + (bank.samples + other) / len(bank))
 
 
-def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> SearchReport:
-    """The report of a soup whose layers were distilled, with what it reaches on each split, before and after."""
-    metric, results, comparisons, by_class = reporter.objective.metric, [], [], None
-    for split in [reporter.bank] + ([reporter.held_out] if reporter.held_out else []):
-        answers, single = reporter.taught_answers(split, layers), reporter.answers(split, best.recipe)
+def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> Soup:
+    """The soup whose layers were distilled; its report says what it reaches on each split, before and after."""
+    bank, metric, results, comparisons, by_class = reporter.bank, reporter.objective.metric, [], [], None
+    unseen = reporter.taught_answers(bank, layers)
+    for split in [bank] + ([reporter.held_out] if reporter.held_out else []):
+        answers = unseen if split is bank else reporter.taught_answers(split, layers)
+        single = reporter.answers(split, best.recipe)
         results.append(reporter.result("soup", split, answers))
         if comparison := compare(split, answers, single, metric):
             comparisons.append(comparison)
         by_class = class_hits(split, answers.predictions, single.predictions)
     earlier = [replace(result, name=BEFORE) if result.name == "soup" else result for result in report.results]
     measurement = replace(reporter.with_layers(report.recipe, layers), proposal=DISTILLED)
-    return replace(
+    report = replace(
         report,
         head=layers.cooked.record,
         results=(*results, *earlier),
         against_best_single=tuple(comparisons),
         by_class=by_class,
         measurements=(*report.measurements, measurement),
+    )
+    return Soup(
+        report,
+        bank.ingredients,
+        processes=bank.processes,
+        statistics=bank.statistics,
+        head=layers.cooked.head,
+        unseen=unseen,
     )

@@ -11,7 +11,7 @@ from hf_radin.images.split import OBJECT, Split, open_split
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import extend_bank, make_bank
 from hf_radin.logits.manifest import is_object
-from hf_radin.soup.report import Overlap
+from hf_radin.soup.report import Overlap, SearchReport
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,22 @@ def bank_of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) ->
     make = extend_bank if bank.partial else make_bank
     source, apart_from = bank.source.at(split), None if allow_overlap else bank
     return make(bank.ingredients, source, bank.options, bank.processes, apart_from=apart_from)
+
+
+def proving_bank(bank: LogitBank, report: SearchReport) -> LogitBank:
+    """The bank of the images that prove a soup; if none do, that of those that chose it.
+
+    Args:
+        bank: that the soup was searched with.
+        report: of the soup.
+    """
+    if report.hold_out is not None:
+        return bank.divided(report.hold_out, report.seed or 0)[1]
+    if report.held_out is None:
+        return bank
+    if report.pilot is not None and report.pilot.is_completed:  # it takes the logits of these only
+        bank = replace(bank, ingredients=bank.ingredients.select(report.pilot.whole))
+    return open_held_out(bank, report.held_out, allow_overlap=True)
 
 
 def check_test_split(bank: LogitBank, split: str) -> Split | None:

@@ -63,7 +63,7 @@ class MeasuredSoup:
         entries: whose logits of the soup are cached too, in `values` `(entries,)`; NaN of images that it was not
             shown.
         head: whose features are cached too, for `refit`; by default none are.
-        replaced: the head that its model has in the place of the averaged one.
+        last_layers: the hash of those that its model has in the place of the averaged ones.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class MeasuredSoup:
         make_model: Callable[[], PreTrainedModel],
         entries: Pruned | None = None,
         head: Head | None = None,
-        replaced: LastLayers | None = None,
+        last_layers: str | None = None,
     ):
         self.bank, self.recipe = bank, recipe
         self._make_model = make_model
         self._model: PreTrainedModel | None = None
         self._recording: Recording | None = None
         decide = bank.processes.decide
-        self._path = bank.soup_path(recipe, replaced.sha256 if replaced else None)
+        self._path = bank.soup_path(recipe, last_layers)
         unknown = np.full(bank.samples, UNKNOWN)
         self._classes: np.ndarray = decide(lambda: self._read(self._path, unknown))  # of the whole split
         self.predictions = np.full(len(bank), UNKNOWN)
@@ -324,7 +324,7 @@ def soup_answers(
 def refitted_soup(bank: LogitBank, recipe: Recipe, head: LastLayers) -> MeasuredSoup:
     """The soup of a recipe with a head that was refitted to other images than a bank's, measured on its images."""
     make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics, head=head)
-    return MeasuredSoup(bank, recipe, make_model, replaced=head)
+    return MeasuredSoup(bank, recipe, make_model, last_layers=head.sha256)
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:

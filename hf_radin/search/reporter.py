@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
 from hf_radin.metrics.bootstrap import Difference, metric_interval
+from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import is_above_zero
 from hf_radin.metrics.named import Answers, Metric, compute_metrics, load_metrics, only_score, score_or_nan
 from hf_radin.metrics.objective import ACCURACY, Objective
@@ -30,7 +32,7 @@ from hf_radin.search.held_out import (
     open_held_out,
     refuse_overlap,
 )
-from hf_radin.search.measure import measured_soup, refitted_soup, soup_answers
+from hf_radin.search.measure import MeasuredSoup, measured_soup, refitted_soup, soup_answers
 from hf_radin.soup.report import (
     ClassHits,
     Comparison,
@@ -44,6 +46,7 @@ from hf_radin.soup.report import (
 )
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.refit import FOLDS, logits_of
+from hf_radin.weights.start import find_start
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +230,7 @@ class Reporter:
             processes=bank.processes,
             statistics=bank.statistics,
             head=head.cooked.head if head else None,
+            unseen=self.taught_answers(bank, head) if head else None,
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:
@@ -408,6 +412,7 @@ class Reporter:
             passes=self._passes(measurements, pilot),
             time=self._time(measurements, pilot),
             metric=self.objective.name,
+            less_is_better=self.objective.metric.is_loss,
             keep=tuple(floor.text for floor in self.objective.floors),
             against_best_single=tuple(proof.comparisons),
             by_class=proof.by_class,
@@ -710,6 +715,93 @@ def _single_measurement(bank: LogitBank, name: str, objective: Objective) -> Mea
     value, keeps = only_score(objective.metric, answers), not objective.broken(answers) if objective.floors else None
     interval_of = metric_interval(objective.metric, answers)
     return Measurement(recipe, "single", value, value, images, interval=interval_of, keeps=keeps)
+
+
+def best_single(bank: LogitBank, report: SearchReport) -> Measurement:
+    """The best single model of a report: of equals the first by content, as for the search."""
+    ids = bank.by_content.ingredients.ids
+    places = {name: place for place, name in enumerate(ids)}
+    singles = sorted(report.singles, key=lambda entry: places.get(entry.recipe.ingredients[0], len(ids)))
+    return best_known(singles, report.images, ranking(report))
+
+
+def ranking(report: SearchReport) -> Objective:
+    """What ranks the measurements of a report, whatever computed them."""
+    return Objective(Metric(report.metric, False, lambda answers: {}, is_loss=report.less_is_better))
+
+
+def with_start(bank: LogitBank, soup: Soup) -> LogitBank:
+    """A bank whose ingredients have the start that a soup is pulled to, if it is."""
+    pull, ingredients = soup.recipe.pull, bank.ingredients
+    if pull is None or ingredients.start is not None:
+        return bank
+    start = soup.ingredients.start or bank.processes.decide(lambda: find_start(pull.start, ingredients))
+    return replace(bank, ingredients=Ingredients(ingredients, start=start))
+
+
+def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
+    """The images of a bank for which a soup, b, predicts another class than the best single model, a.
+
+    What was measured of the soup is not measured again; its logits, for margins, take a pass over the bank's images
+    and are cached beside it. If its last layers were taught, and these images chose it, what counts is what the report
+    counts: what layers say that did not see the image, whose margins are known if a metric took logits (else NaN).
+
+    Args:
+        bank: of the soup's ingredients, on the split that chose it, that proves it (as `compute_logits` finds it
+            again), or another one.
+        soup: of a search, or read from a folder.
+
+    Raises:
+        ValueError: if nothing was measured of the soup, the bank is of a pilot, lacks an ingredient or has no labels,
+            or its images taught the last layers of the soup.
+    """
+    if not soup.report.is_measured:
+        raise ValueError("The soup was not searched for, so that no best single model is known to compare it with.")
+    if bank.is_pilot:
+        raise ValueError(
+            f"The logits of the split {bank.split!r} are of a part of it (pilot), and a soup changes others: name the "
+            "bank of a split that proves it, or search without a pilot."
+        )
+    bank = with_start(bank.by_content, soup)
+    best = best_single(bank, soup.report).recipe
+    bank.ingredients.select(best.used)  # refuses others
+    single = bank.row(best)
+    answers = _soup_answers(bank, soup)
+    predictions = np.stack([bank.predict(single), answers.predictions], axis=1)
+    images = np.flatnonzero(predictions[:, 0] != predictions[:, 1])
+    margins = np.full((len(images), 2), np.nan, np.float32)
+    margins[:, 0] = bank.margins(single, images)
+    if answers.logits is not None:
+        margins[:, 1] = margins_of(answers.logits[images], predictions[images, 1])
+    return bank.changes(images, predictions[images], margins)
+
+
+def _soup_answers(bank: LogitBank, soup: Soup) -> Answers:
+    """What a soup predicts of a bank's images, as its report counts it, with its logits where they can be known."""
+    report, labels = soup.report, np.asarray(bank.labels)
+    ingredients = soup.ingredients.by_content if soup.ingredients else bank.ingredients
+    shown, recipe = replace(bank, ingredients=ingredients), report.recipe.in_order(ingredients.ids)
+    head = report.head
+    if head is None and recipe.is_single:
+        return Answers(bank.predict(bank.row(recipe)), labels, len(bank.classes))
+    if head is None:
+        measured = measured_soup(shown, recipe)
+    elif report.data is not None and bank.split == report.data.split:
+        if soup.unseen is None or not np.array_equal(soup.unseen.labels, labels):
+            raise ValueError(
+                f"What counts for images of the split {bank.split!r}, which chose the soup, is what last layers say "
+                "that did not see them, and that is known right after the search, of the images that chose: name "
+                "these, or the bank of a split that proves the soup."
+            )
+        return soup.unseen
+    elif (head.data, head.split) == (bank.manifest.data.key, bank.split):
+        raise ValueError(f"The split {bank.split!r} taught the last layers of the soup: name another one.")
+    elif soup.head is not None:
+        measured = refitted_soup(shown, recipe, soup.head)
+    else:
+        measured = MeasuredSoup(shown, recipe, lambda: copy.deepcopy(soup.model), last_layers=head.sha256)
+    logits, _ = measured.logits()
+    return Answers(measured.look(np.ones(len(bank), dtype=bool)), labels, len(bank.classes), logits)
 
 
 def fewest_of_a_class(bank: LogitBank) -> int:

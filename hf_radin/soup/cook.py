@@ -373,19 +373,27 @@ def find_last_layers(
         logger.warning(
             "The last layers of %s were taught again and are not the same to the last bit%s: what the recipe says of "
             "them or of weights, the images, the versions of the libraries, the machine or its threads are others. "
-            "Its figures are those of the layers before.",
+            "Its figures are those of the layers before%s.",
             path,
             "" if record.tail else f" (penalty {taught.penalty:.3g}, then {record.penalty:.3g})",
+            ", and are left out" if record.tail else "",
         )
     return layers, taught
 
 
-def find_bank(path: Path, *, dataset: str | Path | None = None, cache_dir: str | Path | None = None) -> LogitBank:
+def find_bank(
+    path: Path,
+    *,
+    dataset: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    other_split: str | None = None,
+) -> LogitBank:
     """The logits that the soup of a `recipe.json` was chosen by; those that are not cached are computed again.
 
     Args:
         path: the file, or the soup's folder.
         dataset: where the images are now; by default where the recipe says.
+        other_split: of the same dataset, which is needed later and has to be there, too.
 
     Raises:
         ValueError: if an ingredient or the images are not there, nothing was measured of the soup, or this run has
@@ -414,6 +422,8 @@ def find_bank(path: Path, *, dataset: str | Path | None = None, cache_dir: str |
         cache_dir=cache_dir,
     )
     source = _source(path, report.data, report.data.split, dataset, "the logits that it was chosen by")
+    if other_split is not None:
+        open_split(source.at(other_split))  # refused before anything is computed
     return extend_bank(ingredients, source, options, processes)
 
 

@@ -205,7 +205,7 @@ class SearchReport(SearchSettings):
     Args:
         recipe: the ingredients used and their weights, and how far their soup is pulled to a start, if it is.
         pulled_to: that start.
-        metric: what soups were chosen by.
+        metric: what soups were chosen by; of some less is better.
         keep: the floors that they had to keep.
         method: `radin`, `greedy`, `uniform`, `best_single`, or `average` if nothing was searched.
         passes, time: what it cost.
@@ -239,6 +239,7 @@ class SearchReport(SearchSettings):
     recipe: Recipe
     pulled_to: IngredientEntry | None = field(default=None, metadata=IF_ANY)
     metric: str = field(default="accuracy", metadata=IF_ANY)
+    less_is_better: bool = field(default=False, metadata=IF_ANY)
     keep: tuple[str, ...] = field(default=(), metadata=IF_ANY)
     method: str = "average"
     passes: PassCounts | None = None
@@ -462,11 +463,16 @@ class SearchReport(SearchSettings):
         return any(measurement.recipe.is_same(self.recipe) for measurement in self.measurements)
 
     def with_head(self, made: HeadRecord) -> SearchReport:
-        """The report of a soup whose head was refitted again as it says, with what came of it this time."""
+        """The report of a soup whose last layers were taught again as it says, with what came of it this time.
+
+        Of a head that is another in its last bits the figures stay. Training makes differences larger: nothing that
+        was measured of other distilled layers is said of these.
+        """
         if self.head is None:
             return self
         head = replace(self.head, penalty=made.penalty, labels=made.labels, sha256=made.sha256)
-        return replace(self, head=head)
+        is_other = self.is_distilled and made.sha256 != self.head.sha256
+        return replace(self, head=head, measurements=() if is_other else self.measurements)
 
     def cooked(self, saved_dtype: str) -> SearchReport:
         """The report of weights that were averaged anew from this recipe.

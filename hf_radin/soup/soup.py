@@ -12,6 +12,7 @@ from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.model import load_model, load_processor
 from hf_radin.checkpoints.processor import check_processor
 from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.metrics.named import Answers
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions
@@ -41,6 +42,8 @@ class Soup:
         folder: where the soup's own checkpoint lies, if it was read from one.
         statistics: images that its BatchNorm statistics are estimated from, if it has any.
         head: that was refitted, where it takes the place of the averaged one.
+        unseen: what layers like these which did not see the image say of the images that chose; None where all layers
+            are averaged, or where it is not known any more.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Soup:
         folder: Path | None = None,
         statistics: Statistics | None = None,
         head: LastLayers | None = None,
+        unseen: Answers | None = None,
     ):
         self.report = report
         self.ingredients = ingredients
@@ -59,6 +63,7 @@ class Soup:
         self._folder = folder
         self._statistics = statistics
         self.head = head
+        self.unseen = unseen
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{weight:.3g} {name}" for name, weight in self.recipe.used.items())

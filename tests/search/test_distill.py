@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from shared.banks import plain_inputs
@@ -222,10 +223,11 @@ def test_a_budget_leaves_epochs_out(own_heads_bank):
     course = Course(50, seconds=1e-6)
     hurried = distill_tail(own_heads_bank, soup.recipe, Teacher(soup.recipe, True), course, tail=cut)
     assert hurried.record.tail.epochs == 1
-    with pytest.raises(ValueError, match="budget='soon': it is a number of passes"):
+    with pytest.raises(ValueError, match="budget='soon': what teaching may take at most is a time, as in '90s', or"):
         hf_radin.distill(own_heads_bank, soup, budget="soon")
-    with pytest.raises(ValueError, match="budget=0: teaching takes some time"):
-        hf_radin.distill(own_heads_bank, soup, budget=0)
+    for budget in (0, "0s", float("nan"), -1, 0.5):
+        with pytest.raises(ValueError, match=rf"budget={budget!r}: what teaching may take at most .* leave it out"):
+            hf_radin.distill(own_heads_bank, soup, budget=budget)
 
 
 def test_nothing_to_learn_is_said_before_a_pass(bank, caplog, predictions):
@@ -277,7 +279,9 @@ def test_soups_that_can_not_be_distilled_are_refused(bank, own_heads_bank, runs,
         hf_radin.distill(small, hf_radin.uniform(small))
 
 
-def test_other_images_than_those_that_chose_or_proved_are_refused(own_heads_bank, digits, tmp_path, predictions):
+def test_other_images_than_those_that_chose_or_proved_are_refused(
+    own_heads_bank, digits, tmp_path, predictions, capsys
+):
     bank = own_heads_bank
     before = hf_radin.uniform(bank, test_split="test")
     folder = tmp_path / "others"
@@ -293,7 +297,12 @@ def test_other_images_than_those_that_chose_or_proved_are_refused(own_heads_bank
         hf_radin.distill(bank, before, test_split=bank_of_split(others, "test"), allow_overlap=True)
     before.save_pretrained(tmp_path / "soup")
     options = ["--dataset", str(folder), "--output", str(tmp_path / "two"), "--cache-dir", str(tmp_path / "cold")]
-    assert main(["distill", str(tmp_path / "soup"), *options, "--rate", "7"]) == 2 and not (tmp_path / "cold").exists()
+    wrong = [["--rate", "7"], ["--split", "nowhere"], ["--images", str(folder), "--split", "nowhere"]]
+    wrong += [["--images", str(tmp_path / "nowhere")], ["--layers", "no.such"], ["--budget", "nan"]]
+    for further in wrong:
+        assert main(["distill", str(tmp_path / "soup"), *options, *further]) == 2
+        error = capsys.readouterr().err
+        assert further[-1] in error and not (tmp_path / "cold").exists()
     assert main(["distill", str(tmp_path / "soup"), *options]) == 2 and not (tmp_path / "two").exists()
 
 
@@ -322,8 +331,47 @@ def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, 
     assert (tmp_path / "soup" / "model.safetensors").exists()
 
 
+def test_a_soup_that_stays_is_named(nets, digits, tmp_path, capsys):
+    options = ["--dataset", str(digits), "--cache-dir", str(tmp_path / "cache"), "--batchnorm-images", "64"]
+    command = ["soup", "--models", f"{nets}/ft-*", *options, "--method", "uniform", "--output", str(tmp_path / "soup")]
+    assert main(command) == 0
+    command = [
+        "distill",
+        str(tmp_path / "soup"),
+        "--output",
+        str(tmp_path / "two"),
+        "--rate",
+        "1e-12",
+        "--epochs",
+        "1",
+    ]
+    assert main([*command, "--no-labels", "--cache-dir", str(tmp_path / "cache")]) == 0
+    out = capsys.readouterr().out
+    assert f"Nothing is written to {tmp_path / 'two'}: the distilled layers are not taken." in out
+    assert f"The model to use is the soup in {tmp_path / 'soup'}, as it is." in out and not (tmp_path / "two").exists()
+
+
+def test_other_layers_than_the_recipe_tells_of_have_no_figures(own_heads_bank, tmp_path, caplog):
+    soup = hf_radin.distill(own_heads_bank, hf_radin.uniform(own_heads_bank))
+    soup.save_pretrained(tmp_path / "soup")
+    path = tmp_path / "soup" / "recipe.json"
+    report = SearchReport.read(path)
+    tail = replace(report.head.tail, epochs=1)
+    path.write_text(replace(report, head=replace(report.head, tail=tail)).text)
+    assert average(path, tmp_path / "again", own_heads_bank.home) == 0
+    assert "Its figures are those of the layers before, and are left out" in warned(caplog)[-1]
+    cooked = SearchReport.read(tmp_path / "again" / "recipe.json")
+    assert cooked.is_distilled and cooked.head.tail.epochs == 1 and cooked.head.sha256 != report.head.sha256
+    assert not (cooked.results or cooked.measurements or cooked.against_best_single or cooked.measured)
+    assert f"{100 * soup.accuracy('soup', 'validation'):.2f}" not in card(tmp_path / "again")
+    caplog.clear()
+    assert average(tmp_path / "again", tmp_path / "third", own_heads_bank.home) == 0
+    assert weights(tmp_path / "third") == weights(tmp_path / "again") and not warned(caplog)
+
+
 def test_two_processes_make_what_one_makes(own_heads, digits, tmp_path):
     options = ["--models", f"{own_heads}/ft-*", "--dataset", digits, "--method", "uniform", "--distill"]
+    options += ["--test-split", "test", "--changes", "changes.parquet"]
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
         run = launch(tmp_path / str(count), count, *options)
@@ -332,6 +380,12 @@ def test_two_processes_make_what_one_makes(own_heads, digits, tmp_path):
     reports = [replace(SearchReport.read(path, is_saved=True), time=None) for path in paths]
     assert reports[0] == reports[1] and reports[0].is_distilled
     assert weights(tmp_path / "1" / "soup") == weights(tmp_path / "2" / "soup")
+    changes = [pq.read_table(tmp_path / name / "changes.parquet").to_pydict() for name in "12"]
+    for name, column in changes[0].items():
+        if name.startswith("margin"):  # of other batches
+            np.testing.assert_allclose(changes[1][name], column, atol=1e-4)
+        else:
+            assert changes[1][name] == column and len(column)
 
 
 def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, capsys):
@@ -382,7 +436,10 @@ def test_images_that_judge_do_not_teach(own_heads_bank, digits, predictions):
     soup = hf_radin.uniform(own_heads_bank, test_split="test")
     done = len(predictions)
     for split in ("validation", "test"):
-        with pytest.raises(ValueError, match=rf"images of the split '{split}' are in the split '{split}' too"):
+        problem = (
+            rf"images of the split '{split}' are in the split '{split}' too.* or judge last layers and teach them"
+        )
+        with pytest.raises(ValueError, match=problem):
             hf_radin.distill(own_heads_bank, soup, images=digits, split=split)
     assert len(predictions) == done
     with pytest.raises(ValueError, match="nowhere"):
