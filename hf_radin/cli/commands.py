@@ -55,6 +55,9 @@ LEAST_IMAGES = 500
 # The share of a budget of time that teaching last layers may take, beside it.
 TEACHING = 0.25
 
+# The exit status where a soup is worse than the best single model, and --strict was given.
+WORSE = 3
+
 METHODS: dict[str, Callable[..., Soup]] = {
     "radin": hf_radin.radin,
     "greedy": hf_radin.greedy,
@@ -63,8 +66,8 @@ METHODS: dict[str, Callable[..., Soup]] = {
 }
 
 
-def soup(args: argparse.Namespace, processes: Processes) -> None:
-    """From names of checkpoints to a saved soup."""
+def soup(args: argparse.Namespace, processes: Processes) -> int:
+    """From names of checkpoints to a saved soup; the exit status."""
     check_search(args)
     start_tracking(args, processes)
     check_push(args, processes, push_options(args))
@@ -76,7 +79,7 @@ def soup(args: argparse.Namespace, processes: Processes) -> None:
     options = run_options(args)
     pilot = choose_pilot(args, ingredients, source, options, processes)
     bank = make_bank(ingredients, source, options, processes, pilot=pilot)
-    save(_distilled(bank, METHODS[args.method](bank, **search), args), args)
+    return save(_distilled(bank, METHODS[args.method](bank, **search), args), args)
 
 
 def _distilled(bank: LogitBank, result: Soup, args: argparse.Namespace) -> Soup:
@@ -115,8 +118,8 @@ def logits(args: argparse.Namespace, processes: Processes) -> None:
         say(f"Pushed: {bank.push_to_hub(args.push_to, private=args.private).commit_url}")
 
 
-def search(args: argparse.Namespace, processes: Processes) -> None:
-    """From a bank of logits to a saved soup, or to a recipe where the checkpoints are elsewhere."""
+def search(args: argparse.Namespace, processes: Processes) -> int:
+    """From a bank of logits to a saved soup, or to a recipe where the checkpoints are elsewhere; the exit status."""
     check_search(args)
     start_tracking(args, processes)
     if Path(args.bank).is_dir():
@@ -147,6 +150,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
         f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
         f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
     )
+    return strict_status(result, args)
 
 
 def inspect(args: argparse.Namespace, processes: Processes) -> None:
@@ -242,13 +246,31 @@ def _pushed(args: argparse.Namespace) -> str:
     return as_text([str(commit.pr_url or commit.commit_url)])
 
 
-def save(result: Soup, args: argparse.Namespace) -> None:
-    """Save, print and push a soup."""
+def save(result: Soup, args: argparse.Namespace) -> int:
+    """Save, print and push a soup; the exit status."""
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
-    if args.push_to:
+    status = strict_status(result, args)
+    if args.push_to and not status:
         say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")
+    return status
+
+
+def strict_status(result: Soup, args: argparse.Namespace) -> int:
+    """The exit status of a soup that was written: `WORSE` if `--strict` refuses it, as a line says, else 0."""
+    verdict = result.report.verdict
+    if not args.strict or verdict is None or not verdict.is_proven_worse:
+        return 0
+    logger.warning(
+        "--strict: the soup is worse than the best single model beyond chance on %s, so that the exit status is %d. "
+        "Nothing is lost: it is in %s%s.",
+        verdict.split,
+        WORSE,
+        args.output,
+        f", and was not pushed to {args.push_to}" if args.push_to else "",
+    )
+    return WORSE
 
 
 def check_search(args: argparse.Namespace) -> None:
@@ -266,6 +288,8 @@ def check_search(args: argparse.Namespace) -> None:
         if args.method != "radin" and getattr(args, name) != default:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
+    if args.strict and args.test_split is None and args.hold_out is None:
+        raise ValueError("--strict: nothing proves the soup; name a --test-split, or hold out a share (--hold-out).")
     if args.head_split is not None and args.head == "average":
         raise ValueError(f"--head-split {args.head_split}: averaged heads (--head average) learn from no images.")
     if args.budget is not None and not Budget.of(args.budget).passes and args.distill:
@@ -494,7 +518,17 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)
     if args.start is not None and args.start not in ingredients.ids:
         refuse_ingredients(args.output, [find_start(args.start, ingredients)])
-    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "head", "head_split", "seed")
+    radin = (
+        "budget",
+        "measure",
+        "hold_out",
+        "proposals",
+        "candidates",
+        "start",
+        "head",
+        "head_split",
+        "seed",
+    )
     names = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in names if getattr(args, name) is not None},

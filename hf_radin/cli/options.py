@@ -157,6 +157,10 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     add("--distill", action="store_true", help="then teach its last layers what the ensemble of all knows")
     add("--distill-split", metavar="SPLIT", help="whose images teach them (default: that which chooses)")
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
+    strict = (
+        "exit with status 3 if the soup is worse than the best single model beyond chance on the split that proves"
+    )
+    add("--strict", action="store_true", help=f"{strict}; it is saved, and not pushed")
     overwrite = "allow an output folder that is not empty, and with --push-to a repository that holds something else"
     add("--overwrite", action="store_true", help=overwrite)
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")

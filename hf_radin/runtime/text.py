@@ -90,6 +90,12 @@ def _printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, as in `1 pass` and `1,000 images`."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
 def clock(seconds: float) -> str:
     """A duration in hours, minutes, seconds or milliseconds."""
     for size, unit in ((3600, "h"), (60, "min"), (1, "s")):

@@ -386,7 +386,7 @@ def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best:
         interval=accuracy_interval(hits),
         teacher=layers.teacher,
     )
-    return replace(
+    proved = replace(
         report,
         head=layers.cooked.record,
         results=(*results, *earlier),
@@ -394,3 +394,5 @@ def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best:
         by_class=by_class,
         measurements=(*report.measurements, measurement),
     )
+    reporter.warn_if_worse(proved)
+    return proved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -198,12 +199,27 @@ class Reporter:
             )
         _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
+        self.warn_if_worse(report)
         return Soup(
             report,
             self._named_ingredients,
             processes=bank.processes,
             statistics=bank.statistics,
             head=head.cooked.head if head else None,
+        )
+
+    def warn_if_worse(self, report: SearchReport) -> None:
+        """Where a soup is worse than the best single model beyond chance, say so, and how that model is saved."""
+        if report.verdict is None or not report.verdict.is_proven_worse:
+            return
+        single = best_known(report.singles, report.images)
+        command = f"hf-radin search {shlex.quote(str(self.bank.folder))} --method best_single --output best-single"
+        logger.warning(
+            "On %r, which proves it, the soup is worse than the best single model beyond chance. Take that model "
+            "instead: %s",
+            report.verdict.split,
+            # `best_single` takes all logits
+            single.recipe.ingredients[0] if report.pilot else f"{command} (hf_radin.best_single(bank))",
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:

@@ -8,11 +8,26 @@ from hf_radin.images.split import OBJECT
 from hf_radin.layers.record import HeadRecord, TailRecord
 from hf_radin.recipes.recipe import Result
 from hf_radin.runtime.text import clock, escape, percent, show_metric
-from hf_radin.soup.report import Comparison, SearchReport, TimeSpent
+from hf_radin.soup.report import Comparison, SearchReport, SoupVerdict, TimeSpent
+
+# What a soup is, by the kind of its verdict.
+VERDICTS = {
+    "better": "better than the best single model beyond chance",
+    "alike": "not distinguishable from the best single model",
+    "worse": "worse than the best single model beyond chance",
+}
+
+
+def verdict_text(report: SearchReport) -> str:
+    """What the soup is worth, in plain words; empty where nothing says it."""
+    verdict = report.verdict
+    if verdict is None:
+        return ""
+    return _verdict(report, verdict) + ("" if verdict.kind == "single" else _bias(report))
 
 
 def outcome(report: SearchReport) -> str:
-    """The outcome in one sentence, soup against best single model, on the split that proves most."""
+    """What the soup is worth and its figures, soup against best single model, on the split that proves most."""
     if report.data is None or not report.results:
         kind = "a checkpoint" if report.is_single else "an average of checkpoints by weights"
         return (
@@ -20,12 +35,13 @@ def outcome(report: SearchReport) -> str:
         )
     split = report.held_out or report.data.split
     accuracies = _accuracies(report, split)
-    if not report.measured:
-        return _estimated(report, split, accuracies)
     if report.is_single:
         return _single(report, split, accuracies)
+    verdict = f"**{escape(_verdict(report, report.verdict))}** " if report.verdict else ""
+    if not report.measured:
+        return verdict + _estimated(report, split, accuracies)
     if "soup" not in accuracies:
-        return _by_another_metric(report, split)
+        return verdict + _by_another_metric(report, split)
     comparison = next((entry for entry in report.against_best_single if entry.split == split), None)
     gain = 100 * (accuracies["soup"] - accuracies["best single"])
     difference = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
@@ -33,7 +49,7 @@ def outcome(report: SearchReport) -> str:
     taught = "distilled last layers" if report.is_distilled else "refitted head"
     whose = "the soup's accuracy" if report.is_average else f"the accuracy of this checkpoint with its {taught}"
     return (
-        f"On the split {escape(split)} {whose} is {percent(accuracies['soup'])}, {difference} the best "
+        f"{verdict}On the split {escape(split)} {whose} is {percent(accuracies['soup'])}, {difference} the best "
         f"single ingredient{doubt}.{_bias(report)}"
     )
 
@@ -156,6 +172,15 @@ def _accuracies(report: SearchReport, split: str) -> dict[str, float]:
     return {result.name: result.metrics["accuracy"] for result in results}
 
 
+def _verdict(report: SearchReport, verdict: SoupVerdict) -> str:
+    """What the soup is worth, in a sentence."""
+    if verdict.kind == "single":
+        return _why_single(report)
+    taught = "distilled last layers" if report.is_distilled else "refitted head"
+    subject = "This soup" if report.is_average else f"This checkpoint with its {taught}"
+    return f"{subject} is {VERDICTS[verdict.kind]}, by the accuracy on the split {verdict.split}."
+
+
 def _doubt(comparison: Comparison, gain: float) -> str:
     """How sure the difference is, in brackets."""
     low, high = (f"{100 * value:+.2f}" for value in comparison.interval)
@@ -168,7 +193,8 @@ def _doubt(comparison: Comparison, gain: float) -> str:
 def _bias(report: SearchReport) -> str:
     """Why the figure may be too good."""
     if report.method == "uniform" and not report.is_distilled:
-        return " Nothing was chosen: all checkpoints are in it, in equal parts."
+        flattered = "" if report.held_out else "; that split chose the best single model, which flatters the latter"
+        return f" Nothing was chosen: all checkpoints are in it, in equal parts{flattered}."
     if report.held_out and report.overlap and report.overlap.images:
         shared, images = report.overlap.images, report.overlap.of
         return f" {shared:,} of its {images:,} images chose it too, which flatters it."
@@ -178,13 +204,20 @@ def _bias(report: SearchReport) -> str:
 def _single(report: SearchReport, split: str, accuracies: Mapping[str, float]) -> str:
     """Why it is one of the checkpoints, and how good that is."""
     reached = f" On the split {escape(split)} its accuracy is {percent(accuracies['soup'])}." if accuracies else ""
-    if not report.soups:
+    if report.verdict is None:
         return f"The best of {len(report.ingredients)} checkpoints on the split that chose it.{reached}"
+    return f"{_why_single(report)}{reached}"
+
+
+def _why_single(report: SearchReport) -> str:
+    """Why a search returned the best single model, in a sentence."""
+    if not report.soups:
+        return "No soup was measured, so this is the best single model on the split that chooses."
     all_measured = all(measurement.measured is not None for measurement in report.soups)
     better = "that was measured was" if all_measured else "was estimated to be"
     return (
         f"No soup {better} better than the best single model on the split that chooses ({len(report.soups)} of them), "
-        f"so this is that model.{reached}"
+        "so this is that model."
     )
 
 
