@@ -288,6 +288,8 @@ def check_search(args: argparse.Namespace) -> None:
         if args.method != "radin" and getattr(args, name) != default:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
+    if args.unmeasured and (args.budget is None or Budget.of(args.budget).passes):
+        raise ValueError("--unmeasured: soups are measured with a budget above 0; it goes with --budget 0.")
     if args.strict and args.test_split is None and args.hold_out is None:
         raise ValueError("--strict: nothing proves the soup; name a --test-split, or hold out a share (--hold-out).")
     if args.head_split is not None and args.head == "average":
@@ -520,6 +522,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         refuse_ingredients(args.output, [find_start(args.start, ingredients)])
     radin = (
         "budget",
+        "unmeasured",
         "measure",
         "hold_out",
         "proposals",

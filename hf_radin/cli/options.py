@@ -15,6 +15,7 @@ METRICS = (
     "metric of the evaluate library"
 )
 METHODS = ("radin", "greedy", "uniform", "best_single")
+USUAL = "as many as greedy takes, one less than there are models, and 8 at most"
 PROPOSALS = "auto, monte-carlo, dirichlet, subsets, forward, local, line, wise-ft, model-stock"
 
 
@@ -122,7 +123,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "how many there will be, each as fast as this one is now (default: auto, which is as many as there are)"
     )
     add("--processes", default="auto", type=number, metavar="N", help=processes)
-    add("--budget", type=passes, default=8.0, help="passes over the split for soups (default 8)")
+    add("--budget", type=passes, help=f"passes over the split for soups (default: {USUAL})")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +134,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--allow-overlap", action="store_true", help=overlap)
     method = "how the soup is found; only radin has a budget and candidates, and only greedy a rule to accept"
     add("--method", choices=METHODS, default="radin", help=method)
-    budget = "passes over the split for soups, as in 8, or time, as in 15m; 0 to estimate only (default 8)"
-    add("--budget", help=budget)
+    budget = "passes over the split for soups, as in 8, or time, as in 15m; 0 to measure none"
+    add("--budget", help=f"{budget} (default: {USUAL})")
+    unmeasured = "with --budget 0, return the soup of the best estimate in place of the best single model"
+    add("--unmeasured", action="store_true", help=unmeasured)
     measured = "show soups the telling images first and drop what is behind (race), or all of the split (full)"
     add("--measure", choices=("race", "full"), default="race", help=f"{measured} (radin; default race)")
     add("--hold-out", type=float, metavar="SHARE", help="in place of --test-split a share of the split, as in 0.2")

@@ -190,7 +190,8 @@ class Reporter:
         bank.processes.log(
             {f"{row.split}/{row.name} {key}": value for row in proof.results for key, value in row.metrics.items()}
         )
-        if method != "best_single" and is_single:
+        is_said = not soups and settings.budget == "0"  # that none was measured
+        if method != "best_single" and is_single and not is_said:
             logger.warning(
                 "None of %d soups was better than the best single model, %s, which is returned%s.",
                 len(soups),
