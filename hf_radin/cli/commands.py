@@ -26,6 +26,7 @@ from hf_radin.logits.compute import make_bank
 from hf_radin.logits.cost import JobSize, estimate_job
 from hf_radin.logits.manifest import DataRecord, RunOptions
 from hf_radin.metrics.named import load_metrics
+from hf_radin.metrics.objective import Objective
 from hf_radin.recipes.propose import check_start, propose, split_kinds
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import check_file, check_output, is_dir, put_back, write_atomically, write_folder
@@ -61,6 +62,8 @@ NO_PILOT = (
     "--changes {}: after a pilot the logits of the split that chooses are known of some images only; name a "
     "--test-split, or compute the logits of all images."
 )
+# The exit status where a soup is worse than the best single model, and --strict was given.
+WORSE = 3
 
 METHODS: dict[str, Callable[..., Soup]] = {
     "radin": hf_radin.radin,
@@ -70,8 +73,8 @@ METHODS: dict[str, Callable[..., Soup]] = {
 }
 
 
-def soup(args: argparse.Namespace, processes: Processes) -> None:
-    """From names of checkpoints to a saved soup."""
+def soup(args: argparse.Namespace, processes: Processes) -> int:
+    """From names of checkpoints to a saved soup; the exit status."""
     check_search(args)
     start_tracking(args, processes)
     check_push(args, processes, push_options(args))
@@ -84,8 +87,9 @@ def soup(args: argparse.Namespace, processes: Processes) -> None:
     pilot = choose_pilot(args, ingredients, source, options, processes)
     bank = make_bank(ingredients, source, options, processes, pilot=pilot)
     result = _distilled(bank, METHODS[args.method](bank, **search), args)
-    save(result, args)
+    status = save(result, args)
     write_changes(bank, result, args)
+    return status
 
 
 def _distilled(bank: LogitBank, result: Soup, args: argparse.Namespace) -> Soup:
@@ -124,8 +128,8 @@ def logits(args: argparse.Namespace, processes: Processes) -> None:
         say(f"Pushed: {bank.push_to_hub(args.push_to, private=args.private).commit_url}")
 
 
-def search(args: argparse.Namespace, processes: Processes) -> None:
-    """From a bank of logits to a saved soup, or to a recipe where the checkpoints are elsewhere."""
+def search(args: argparse.Namespace, processes: Processes) -> int:
+    """From a bank of logits to a saved soup, or to a recipe where the checkpoints are elsewhere; the exit status."""
     check_search(args)
     start_tracking(args, processes)
     if Path(args.bank).is_dir():
@@ -149,8 +153,9 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
         result = _distilled(bank, result, args)
-        save(result, args)
-        return write_changes(bank, result, args)
+        status = save(result, args)
+        write_changes(bank, result, args)
+        return status
     recipe = result.report.text.encode()
 
     def write() -> None:  # as a folder: no model of another soup stays beside the recipe
@@ -162,6 +167,7 @@ def search(args: argparse.Namespace, processes: Processes) -> None:
         f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
         f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
     )
+    return strict_status(result, args)
 
 
 def inspect(args: argparse.Namespace, processes: Processes) -> None:
@@ -264,13 +270,31 @@ def _pushed(args: argparse.Namespace) -> str:
     return as_text([str(commit.pr_url or commit.commit_url)])
 
 
-def save(result: Soup, args: argparse.Namespace) -> None:
-    """Save, print and push a soup."""
+def save(result: Soup, args: argparse.Namespace) -> int:
+    """Save, print and push a soup; the exit status."""
     result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
     show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
-    if args.push_to:
+    status = strict_status(result, args)
+    if args.push_to and not status:
         say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")
+    return status
+
+
+def strict_status(result: Soup, args: argparse.Namespace) -> int:
+    """The exit status of a soup that was written: `WORSE` if `--strict` refuses it, as a line says, else 0."""
+    verdict = result.report.verdict
+    if not args.strict or verdict is None or not verdict.is_proven_worse:
+        return 0
+    logger.warning(
+        "--strict: the soup is worse than the best single model beyond chance on %s, so that the exit status is %d. "
+        "Nothing is lost: it is in %s%s.",
+        verdict.split,
+        WORSE,
+        args.output,
+        f", and was not pushed to {args.push_to}" if args.push_to else "",
+    )
+    return WORSE
 
 
 def write_changes(bank: LogitBank, result: Soup, args: argparse.Namespace) -> None:
@@ -329,6 +353,10 @@ def check_search(args: argparse.Namespace) -> None:
         if args.method != "radin" and getattr(args, name) != default:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {getattr(args, name)}: {args.method} has no candidates; it is radin's.")
+    if args.unmeasured and (args.budget is None or Budget.of(args.budget).passes):
+        raise ValueError("--unmeasured: soups are measured with a budget above 0; it goes with --budget 0.")
+    if args.strict and args.test_split is None and args.hold_out is None:
+        raise ValueError("--strict: nothing proves the soup; name a --test-split, or hold out a share (--hold-out).")
     if args.head_split is not None and args.head == "average":
         raise ValueError(f"--head-split {args.head_split}: averaged heads (--head average) learn from no images.")
     if args.budget is not None and not Budget.of(args.budget).passes and args.distill:
@@ -352,6 +380,7 @@ def check_search(args: argparse.Namespace) -> None:
     check_output(args.output, overwrite=args.overwrite)
     check_changes(args)
     load_metrics(split_names(args.metrics))
+    Objective.of(args.metric, args.keep)
 
 
 def start_tracking(args: argparse.Namespace, processes: Processes) -> None:
@@ -559,10 +588,23 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)
     if args.start is not None and args.start not in ingredients.ids:
         refuse_ingredients(args.output, [find_start(args.start, ingredients)])
-    radin = ("budget", "measure", "hold_out", "proposals", "candidates", "start", "head", "head_split", "seed")
+    radin = (
+        "budget",
+        "unmeasured",
+        "measure",
+        "hold_out",
+        "proposals",
+        "candidates",
+        "start",
+        "head",
+        "head_split",
+        "seed",
+    )
     names = {"radin": radin, "greedy": ("accept",)}.get(args.method, ())
     return {
         **{name: getattr(args, name) for name in names if getattr(args, name) is not None},
+        "metric": args.metric,
+        "keep": tuple(args.keep),
         "metrics": split_names(args.metrics),
         "test_split": args.test_split,
         "allow_overlap": args.allow_overlap,

@@ -25,7 +25,7 @@ from hf_radin.runtime.text import one_line, printable, refuse_bytes
 
 SOUP = "find the best soup of some checkpoints"
 LOGITS = "run each checkpoint once over a split and store its logits, to be searched later, here or elsewhere"
-SEARCH = "find the best soup from logits that were computed before; with --budget 0 without images and without a GPU"
+SEARCH = "find the best soup from logits that were computed before; with --budget 0 without images or a GPU"
 INSPECT = "say of each checkpoint whether it can go into a soup with the others; no weights are downloaded"
 ESTIMATE = "say what a soup will cost in time, memory and disk, by a probe of this machine; no weights are downloaded"
 AVERAGE = "cook the soup of a recipe.json again"
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 2 for what a user can mend, 130 and 143 if it was interrupted or terminated, 1 for a fault of
-        the program. All but 0 come with one line on stderr.
+        The exit status: 2 for what a user can mend, 3 for a soup that `--strict` refuses, 130 and 143 if it was
+        interrupted or terminated, 1 for a fault of the program. All but 0 come with one line on stderr.
     """
     received: list[int] = []
     with _heard(received):
@@ -109,11 +109,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     processes = Processes()
     try:
         # loaded when the options were read: `--help` takes nothing of what runs the commands
-        getattr(import_module("hf_radin.cli.commands"), args.command)(args, processes)
+        status = getattr(import_module("hf_radin.cli.commands"), args.command)(args, processes)
         processes.leave()
     finally:
         processes.leave(together=False)  # whatever ended it; after the call above there is nothing left to do
-    return 0
+    return int(status or 0)
 
 
 class Lines(logging.Formatter):

@@ -10,11 +10,12 @@ from hf_radin.checkpoints.files import DTYPES, SHARD
 from hf_radin.runtime.text import printable
 
 METRICS = (
-    "what to report, with commas between: accuracy, balanced_accuracy, f1, precision, recall (means over classes; "
-    "also with _micro, _weighted), mcc, top5_accuracy, log_loss, roc_auc, average_precision, calibration_error, or a "
-    "metric of the evaluate library"
+    "accuracy, balanced_accuracy, f1, precision, recall (means over classes; also with _micro, _weighted), "
+    "worst_recall, recall[CLASS], mcc, top5_accuracy, log_loss, brier_score, roc_auc, average_precision, "
+    "calibration_error, or a metric of the evaluate library"
 )
 METHODS = ("radin", "greedy", "uniform", "best_single")
+USUAL = "as many as greedy takes, one less than there are models, and 8 at most"
 PROPOSALS = "auto, monte-carlo, dirichlet, subsets, forward, local, line, wise-ft, model-stock"
 
 
@@ -122,7 +123,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "how many there will be, each as fast as this one is now (default: auto, which is as many as there are)"
     )
     add("--processes", default="auto", type=number, metavar="N", help=processes)
-    add("--budget", type=passes, default=8.0, help="passes over the split for soups (default 8)")
+    add("--budget", type=passes, help=f"passes over the split for soups (default: {USUAL})")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +134,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--allow-overlap", action="store_true", help=overlap)
     method = "how the soup is found; only radin has a budget and candidates, and only greedy a rule to accept"
     add("--method", choices=METHODS, default="radin", help=method)
-    budget = "passes over the split for soups, as in 8, or time, as in 15m; 0 to estimate only (default 8)"
-    add("--budget", help=budget)
+    budget = "passes over the split for soups, as in 8, or time, as in 15m; 0 to measure none"
+    add("--budget", help=f"{budget} (default: {USUAL})")
+    unmeasured = "with --budget 0, return the soup of the best estimate in place of the best single model"
+    add("--unmeasured", action="store_true", help=unmeasured)
     measured = "show soups the telling images first and drop what is behind (race), or all of the split (full)"
     add("--measure", choices=("race", "full"), default="race", help=f"{measured} (radin; default race)")
     add("--hold-out", type=float, metavar="SHARE", help="in place of --test-split a share of the split, as in 0.2")
@@ -147,7 +150,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--head-split", metavar="SPLIT", help="whose images teach a refitted head (radin; default: those that choose)")
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
-    add("--metrics", default="accuracy", help=METRICS)
+    add("--metric", default="accuracy", help=f"what to choose by (default: accuracy): {METRICS}")
+    floors = "what else the soup must keep, as in 'accuracy >= best single - 0.002' or 'recall[melanoma] >= 0.9'"
+    add("--keep", action="append", default=[], metavar="FLOOR", help=f"{floors}; may be given several times")
+    add("--metrics", default="accuracy", help="what to report beside that, with commas between: any of these")
     add("--seed", type=int, default=0, help="of all that is drawn: candidates, samples, a pilot (default 0)")
 
 
@@ -159,6 +165,10 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     changes = "parquet file for the images on which the soup and the best single model differ (takes a pass more)"
     add("--changes", type=Path, metavar="FILE", help=changes)
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
+    strict = (
+        "exit with status 3 if the soup is worse than the best single model beyond chance on the split that proves"
+    )
+    add("--strict", action="store_true", help=f"{strict}; it is saved, and not pushed")
     overwrite = "allow an output folder that is not empty, and with --push-to a repository that holds something else"
     add("--overwrite", action="store_true", help=overwrite)
     add("--push-to", metavar="ID", help="repository on the Hub to push the soup to")

@@ -9,8 +9,8 @@ from hf_radin.ingredients.gather import Verdict
 from hf_radin.logits.cost import Estimate
 from hf_radin.runtime.hub_commit import Plan
 from hf_radin.runtime.processes import is_main_process
-from hf_radin.runtime.text import clock, printable, show_metric
-from hf_radin.soup.card_sentences import comparison_text, spending
+from hf_radin.runtime.text import clock, counted, printable, show_difference, show_metric
+from hf_radin.soup.card_sentences import comparison_text, spending, verdict_text
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 
@@ -81,8 +81,15 @@ def soup_table(soup: Soup) -> str:
     lines = [line for part in _fitting(columns) for line in _result_lines(part, rows, scores, count)]
     if not report.measured:
         lines += ["", _estimated(report)]
+    elif report.estimate_error is not None:
+        off = show_difference(report.metric, report.estimate_error)
+        lines += ["", f"Estimates of soups were off by {off} in the median, by those that were measured."]
     notes = [f"The figure of {text}." for text in _partial_figures(report)]
     proofs = [f"Soup against best single: {comparison_text(entry)}." for entry in report.against_best_single]
+    if report.keep:
+        kept = any(report.is_chosen(entry) and entry.keeps for entry in report.measurements)
+        proofs.append(f"Chosen to keep {', '.join(report.keep)}{'' if kept else ', which it does not'}.")
+    proofs += [f"Verdict: {verdict_text(report)}"] if report.verdict else []
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     if report.recipe.pull is not None:
         weights.append(f"All but its head has {report.recipe.pull}, and of these weights the rest.")
@@ -101,7 +108,7 @@ def _estimated(report: SearchReport) -> str:
     estimate = next(entry.estimate for entry in report.measurements if entry.recipe == report.recipe)
     part = f"a random {100 * report.pilot.share:.3g}% of " if report.pilot else ""
     split = report.data.split if report.data else ""
-    return f"Estimated, not measured: {show_metric('accuracy', estimate)} on {part}{split}."
+    return f"Estimated, not measured: {show_metric(report.metric, estimate)} on {part}{split}."
 
 
 def _spent(report: SearchReport) -> list[str]:
@@ -171,21 +178,21 @@ def estimate_table(job: Estimate) -> str:
     """Each cost with the arithmetic that gives it, and what does not fit."""
     probe, images, models = job.probe, f"{job.images:,} images", f"{job.ingredients} ingredients"
     decodes = (
-        f"each with {_count(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
+        f"each with {counted(job.workers, 'worker')} that decode" if job.workers else "without workers that decode"
     )
     once, again = map(_decoded, job.decodings)
     work = f"{images} x {models}"
     if job.pilot is not None:
         work = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
-    at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {_count(job.groups, 'group')}"
+    at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {counted(job.groups, 'group')}"
     share = job.cached_bytes / job.pixel_bytes
     parts = {
         f"an image, measured on {probe.device} in {probe.dtype}, {probe.batch_size} in a forward pass": [
             ("decode", f"{1 / probe.decode_seconds:,.0f} a second", clock(probe.decode_seconds)),
             ("one model", f"{1 / probe.forward_seconds:,.0f} a second", clock(probe.forward_seconds)),
         ],
-        f"time of {_count(job.processes, 'process')}, {decodes}": [
+        f"time of {counted(job.processes, 'process')}, {decodes}": [
             ("logits", f"{work}, {once}", clock(job.logits_seconds)),
             ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", clock(job.soups_seconds)),
             ("together", "", clock(job.logits_seconds + job.soups_seconds)),
@@ -224,11 +231,6 @@ def _too_much(job: Estimate) -> Iterator[str]:
 
 def _decoded(times: float) -> str:
     return "not decoded again" if not times else "decoded once" if times == 1 else f"decoded {times:.3g} times"
-
-
-def _count(number: int, noun: str) -> str:
-    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{plural}"
 
 
 def _bytes(count: float) -> str:

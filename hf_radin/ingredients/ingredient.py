@@ -150,7 +150,8 @@ class Ingredient:
             if self.is_away:
                 raise ValueError(
                     f"{self.id} is not here: there is no folder {self.folder}. Without it recipes can be searched "
-                    "with budget=0 (--budget 0), and be cooked where it is: `hf-radin average --recipe recipe.json`."
+                    "with budget=0, unmeasured=True (--budget 0 --unmeasured), and be cooked where it is: "
+                    "`hf-radin average --recipe recipe.json`."
                 )
             # a run that still trains may write here, and results must not be filed under another checkpoint
             if files_stamp(self.folder, allow_pickle=self.allow_pickle) != self.stamp:

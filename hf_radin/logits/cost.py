@@ -27,6 +27,7 @@ from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.compute import dtype_name
 from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number
 from hf_radin.logits.passes import choose_batch_size, models_at_once
+from hf_radin.recipes.propose import usual_passes
 from hf_radin.runtime.processes import Processes
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
 
@@ -150,7 +151,7 @@ def estimate(
     label_column: str | None = None,
     images: int | str = "auto",
     processes: int | str = "auto",
-    budget: float = 8,
+    budget: float | None = None,
     batch_size: int | str = "auto",
     models_in_memory: int | str = "auto",
     pixel_cache: int | str = "auto",
@@ -174,12 +175,13 @@ def estimate(
     Args:
         images: how many the split has; `auto` is what the dataset says.
         processes: how many there will be, each as fast as this one is now; `auto` is as many as there are.
-        budget: as in `radin`.
+        budget: a number of passes as in `radin`, with the same default.
 
     Raises:
         ValueError: if the dataset does not say how many images it has, or for what `compute_logits` would refuse.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 1 <= budget < math.inf:
+    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if budget is not None and not (is_number and 1 <= budget < math.inf):
         raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
     source = DataSource(dataset, split, config_name, revision, image_column, label_column, token)
     options = RunOptions(
@@ -195,7 +197,7 @@ def estimate(
         batchnorm_images=batchnorm_images,
         cache_dir=cache_dir,
     )
-    size = JobSize(images, processes, float(budget), Pilot.of(pilot))
+    size = JobSize(images, processes, None if budget is None else float(budget), Pilot.of(pilot))
     return estimate_job(ingredients, source, options, size, Processes(accelerator))
 
 
@@ -206,7 +208,7 @@ class JobSize:
     Args:
         images: in the split; `auto` is what the dataset says.
         processes: that share the work; `auto` is as many as there are.
-        budget: passes over the split for soups.
+        budget: passes over the split for soups; None for as many as `radin` takes by default.
         pilot: which images' logits are computed first; None for all.
 
     Raises:
@@ -215,7 +217,7 @@ class JobSize:
 
     images: int | str = "auto"
     processes: int | str = "auto"
-    budget: float = 8.0
+    budget: float | None = None
     pilot: Pilot | None = None
 
     def __post_init__(self) -> None:
@@ -249,7 +251,7 @@ def estimate_job(
         images=count,
         classes=len(ingredients.labels),
         processes=processes.count if size.processes == "auto" else int(size.processes),
-        budget=size.budget,
+        budget=usual_passes(len(ingredients)) if size.budget is None else size.budget,
         pilot=size.pilot,
         probe=measured,
         at_once=min(len(ingredients), at_once),

@@ -319,6 +319,6 @@ def _refuse_object(folder: Path, manifest: BankManifest) -> NoReturn:
     if manifest.origin:
         raise ValueError(
             f"The images of the bank {manifest.origin} are not on the Hub, so that no soup can be measured on them. "
-            "Search with budget=0 (--budget 0): recipes are then estimated only."
+            "Search with budget=0, unmeasured=True (--budget 0 --unmeasured): recipes are then estimated only."
         )
     raise ValueError(f"{folder} is gone, or parts of it; run compute_logits again to prepare the images anew.")

@@ -400,7 +400,8 @@ Recipes of [model soups](https://arxiv.org/abs/2203.05482) can be scored by thei
 import hf_radin
 
 bank = hf_radin.LogitBank.from_hub("{repo_id}")
-soup = hf_radin.radin(bank, budget=0)  # estimated, not measured; a larger budget needs images and checkpoints
+# estimated, not measured; a budget above 0 needs images and checkpoints
+soup = hf_radin.radin(bank, budget=0, unmeasured=True)
 print(soup.recipe)
 ```
 

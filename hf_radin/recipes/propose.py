@@ -30,6 +30,9 @@ FEW = 3
 # Up to this many ingredients `auto` takes all subsets: they are fewer than 4096.
 EXHAUSTIVE_UP_TO = 12
 
+# Passes that a search takes for soups at most where nobody says.
+MOST_PASSES = 8
+
 # By how much of their weight measured candidates differ at least, where candidates are sought by their scores.
 APART = 0.1
 
@@ -142,6 +145,11 @@ def check_start(kinds: Sequence[str], start: str | None, ids: Sequence[str], *, 
             f"start={start!r} is no ingredient: what soups reach that are pulled to it has to be measured, and with a "
             "budget of 0 nothing is."
         )
+
+
+def usual_passes(ingredients: int) -> int:
+    """Passes that soups take at most where nobody says: as many as for a greedy soup of these ingredients, or 8."""
+    return min(MOST_PASSES, max(1, ingredients - 1))
 
 
 def equal_parts(members: np.ndarray) -> np.ndarray:

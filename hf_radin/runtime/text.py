@@ -25,9 +25,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}%"
 
 
-def between(interval: Sequence[float] | None) -> str:
-    """An interval of accuracies in percent; empty if there is none."""
-    return "" if interval is None else f"{100 * interval[0]:.2f}\u2013{percent(interval[1])}"
+def between(interval: Sequence[float] | None, name: str = "accuracy") -> str:
+    """An interval of a metric, in percent if it is between 0 and 1; empty if there is none."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"{100 * low:.2f}\u2013{percent(high)}" if is_share(name) else f"{low:.4f}\u2013{high:.4f}"
 
 
 def show_metric(name: str, value: float) -> str:
@@ -37,7 +40,17 @@ def show_metric(name: str, value: float) -> str:
 
 def show_difference(name: str, value: float) -> str:
     """A difference of a metric: in points if it is shown in percent, else as it is."""
-    return f"{100 * value:.2f} points" if is_share(name) else f"{value:.4f}"
+    return f"{scaled(name, value):.2f} points" if is_share(name) else f"{value:.4f}"
+
+
+def signed(name: str, value: float) -> str:
+    """A difference of a metric with its sign, without a unit."""
+    return f"{100 * value:+.2f}" if is_share(name) else f"{value:+.4f}"
+
+
+def scaled(name: str, value: float) -> float:
+    """A metric as it is shown: times 100 if that is in percent."""
+    return 100 * value if is_share(name) else value
 
 
 def shown(name: str) -> str:
@@ -98,6 +111,12 @@ def code(text: Any) -> str:
 
 def _printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, as in `1 pass` and `1,000 images`."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def clock(seconds: float) -> str:

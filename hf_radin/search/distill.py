@@ -419,7 +419,7 @@ def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best:
         by_class = class_hits(split, answers.predictions, single.predictions)
     earlier = [replace(result, name=BEFORE) if result.name == "soup" else result for result in report.results]
     measurement = replace(reporter.with_layers(report.recipe, layers), proposal=DISTILLED)
-    report = replace(
+    proved = replace(
         report,
         head=layers.cooked.record,
         results=(*results, *earlier),
@@ -427,8 +427,9 @@ def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best:
         by_class=by_class,
         measurements=(*report.measurements, measurement),
     )
+    reporter.warn_if_worse(proved)
     return Soup(
-        report,
+        proved,
         bank.ingredients,
         processes=bank.processes,
         statistics=bank.statistics,

@@ -20,9 +20,20 @@ from hf_radin.logits.preflight import load_cosines, load_inner_products
 from hf_radin.metrics.bootstrap import metric_interval
 from hf_radin.metrics.named import Answers, score_or_nan
 from hf_radin.metrics.objective import ACCURACY, Objective
-from hf_radin.recipes.propose import APART, SOUGHT, Candidates, check_start, propose, seek, shortlist, split_kinds
+from hf_radin.recipes.propose import (
+    APART,
+    SOUGHT,
+    Candidates,
+    check_start,
+    propose,
+    seek,
+    shortlist,
+    split_kinds,
+    usual_passes,
+)
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
+from hf_radin.runtime.text import counted
 from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_heads
 from hf_radin.search.measure import measured_soup, soup_answers
 from hf_radin.search.pilot import complete
@@ -53,7 +64,8 @@ HEADS = ("auto", "average", "refit")
 def radin(
     bank: LogitBank,
     *,
-    budget: float | str = 8,
+    budget: float | str | None = None,
+    unmeasured: bool = False,
     measure: str = "race",
     proposals: str = "auto",
     candidates: int = 200,
@@ -79,9 +91,11 @@ def radin(
     Args:
         bank: logits of the ingredients on the split that chooses.
         budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, which counts the
-            time that this process took to compute the logits. With 0 no model runs and no image is read: the candidate
-            of the best estimate is returned, and its recipe and card say that it was not measured. An interrupt ends
-            the search early with the best so far.
+            time that this process took to compute the logits. By default as many passes as greedy measures soups, one
+            less than there are ingredients, and 8 at most. With 0 no model runs and no image is read: the best single
+            model is returned. An interrupt ends the search early with the best so far.
+        unmeasured: with a budget of 0, return the candidate of the best estimate all the same, if that is above the
+            accuracy of the best single model; its recipe and card say that it was not measured.
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
             that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
             procedure: those of the best estimates (the accuracy of the ensemble), as many as the budget has passes,
@@ -134,7 +148,8 @@ def radin(
     Raises:
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    search = _Search(Budget.of(budget), measure, proposals, candidates, _checked_recipes(recipes), start, head, seed)
+    limit, mine = _checked_budget(budget, len(bank.ingredients), unmeasured=unmeasured), _checked_recipes(recipes)
+    search = _Search(limit, unmeasured, measure, proposals, candidates, mine, start, head, seed)
     options = ReportOptions(metric, metrics, test_split, hold_out, head_split, allow_overlap, seed, keep)
     if head_split is not None and head == "average":
         raise ValueError(f"head_split={head_split!r}: averaged heads (head='average') learn from no images.")
@@ -176,6 +191,7 @@ class _Search:
     """How `radin` searches; see there."""
 
     budget: Budget
+    unmeasured: bool
     measure: str
     proposals: str
     candidates: int
@@ -319,7 +335,7 @@ class _Search:
         elif self.budget.passes:
             result = search._race(bank, ranked, singles, is_guided, begun)
         else:
-            result = RaceResult([_estimated(ranked)], "", ())
+            result = RaceResult(self._estimated(ranked, singles), "", ())
         settings = SearchSettings(
             budget=str(self.budget),
             measure=self.measure,
@@ -336,6 +352,23 @@ class _Search:
         )
         refits = heads.place is not None and result.ended != "interrupt"  # else what took a pass is wanted at once
         return reporter.soup("radin", singles + result.measurements, settings, refits=refits)
+
+    def _estimated(self, ranked: _Ranked, singles: list[Measurement]) -> list[Measurement]:
+        """The candidate of the best estimate, if the user wants what is not measured; else none, as a line says."""
+        estimated = ranked.best_estimate()
+        if self.unmeasured:
+            return [estimated]
+        best = best_known(singles, len(ranked.bank), self.objective)
+        logger.warning(
+            "With a budget of 0 no soup is measured, and the best single model is returned: %s, whose %s is "
+            "%.4f. The best estimate of a soup is %.4f, and estimates are usually too high: with unmeasured=True "
+            "(--unmeasured) that soup is returned all the same, or with a budget above 0 soups are measured.",
+            *best.recipe.used,
+            self.objective.name,
+            best.known,
+            estimated.estimate,
+        )
+        return []
 
     def _race(
         self, bank: LogitBank, ranked: _Ranked, singles: list[Measurement], is_guided: bool, begun: float
@@ -473,6 +506,12 @@ class _Ranked:
         kinds = np.array(self.candidates.proposals)
         return np.flatnonzero((kinds != "single") & (kinds != "uniform"))
 
+    def best_estimate(self) -> Measurement:
+        """The candidate of the best estimate that is no single model, which is not measured."""
+        rows = np.flatnonzero(np.array(self.candidates.proposals) != "single")
+        entry = self.entry(max(rows, key=lambda row: self.ranks[row]))
+        return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0)
+
 
 def greedy(
     bank: LogitBank,
@@ -548,6 +587,29 @@ def best_single(
     return reporter.soup("best_single", single_measurements(reporter.bank, reporter.objective), SearchSettings())
 
 
+def _checked_budget(budget: float | str | None, ingredients: int, *, unmeasured: bool) -> Budget:
+    """What soups may take; where nobody says, no more than a greedy soup of these ingredients, as a line says.
+
+    Raises:
+        ValueError: for a budget that is none, or above 0 where nothing is to be measured.
+    """
+    usual = usual_passes(ingredients)
+    checked = Budget.of(usual if budget is None else budget)
+    if unmeasured and checked.passes:
+        raise ValueError(
+            f"unmeasured=True: soups are measured with a budget of {checked}. It goes with budget=0 (--budget 0), "
+            "where the best estimate is returned without that."
+        )
+    if budget is None:
+        logger.info(
+            "%s: greedy measures %s; this search takes at most %s, and one for the uniform soup (budget, --budget).",
+            counted(ingredients, "ingredient"),
+            counted(ingredients - 1, "soup"),
+            counted(usual, "pass"),
+        )
+    return checked
+
+
 def _checked_recipes(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     """A user's recipes.
 
@@ -591,13 +653,6 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
         bank.ingredients.select(recipe.used)
     rows = [bank.row(recipe) for recipe in recipes]
     return Candidates(np.array(rows).reshape(-1, len(bank.ingredients)), ("own",) * len(rows))
-
-
-def _estimated(ranked: _Ranked) -> Measurement:
-    """The candidate of the best estimate, which is not measured."""
-    rows = np.flatnonzero(np.array(ranked.candidates.proposals) != "single")
-    entry = ranked.entry(max(rows, key=lambda row: ranked.ranks[row]))
-    return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0)
 
 
 def _heads_of_their_own(bank: LogitBank) -> str:

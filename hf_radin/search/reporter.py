@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -215,7 +216,8 @@ class Reporter:
         bank.processes.log(
             {f"{row.split}/{row.name} {key}": value for row in proof.results for key, value in row.metrics.items()}
         )
-        if method != "best_single" and is_single:
+        is_said = not soups and settings.budget == "0"  # that none was measured
+        if method != "best_single" and is_single and not is_said:
             logger.warning(
                 "None of %d soups was better than the best single model, %s, which is returned%s.",
                 len(soups),
@@ -224,6 +226,7 @@ class Reporter:
             )
         _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
+        self.warn_if_worse(report)
         return Soup(
             report,
             self._named_ingredients,
@@ -231,6 +234,20 @@ class Reporter:
             statistics=bank.statistics,
             head=head.cooked.head if head else None,
             unseen=self.taught_answers(bank, head) if head else None,
+        )
+
+    def warn_if_worse(self, report: SearchReport) -> None:
+        """Where a soup is worse than the best single model beyond chance, say so, and how that model is saved."""
+        if report.verdict is None or not report.verdict.is_proven_worse:
+            return
+        single = best_known(report.singles, report.images, self.objective)
+        command = f"hf-radin search {shlex.quote(str(self.bank.folder))} --method best_single --output best-single"
+        logger.warning(
+            "On %r, which proves it, the soup is worse than the best single model beyond chance. Take that model "
+            "instead: %s",
+            report.verdict.split,
+            # `best_single` takes all logits
+            single.recipe.ingredients[0] if report.pilot else f"{command} (hf_radin.best_single(bank))",
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:

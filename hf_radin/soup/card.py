@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Result
 from hf_radin.runtime.files import BrokenFileError, card_metadata, read_text
 from hf_radin.runtime.hub_commit import hub_address
-from hf_radin.runtime.text import between, code, escape, one_line, percent, show_metric
+from hf_radin.runtime.text import between, code, escape, one_line, show_metric
 from hf_radin.soup import pictures
 from hf_radin.soup.card_sentences import about_head, comparison_text, costs, outcome, shared_images
 from hf_radin.soup.redact import without_paths
@@ -92,7 +93,7 @@ class CardData:
     def alone(self) -> dict[str, str]:
         """By id what each ingredient reaches by itself on the split that chose."""
         return {
-            row.entry.recipe.ingredients[0]: row.about + percent(row.entry.known)
+            row.entry.recipe.ingredients[0]: row.about + show_metric(self.report.metric, row.entry.known)
             for row in self.singles
             if isinstance(row.entry, Measurement)
         }
@@ -197,7 +198,8 @@ class CardData:
     def _rows(self, measurements: Sequence[Measurement]) -> list[Row]:
         """Rows of measurements, the best first."""
         rows = [Row(entry, self._about_measurement(entry), self.report.is_chosen(entry)) for entry in measurements]
-        return sorted(rows, key=lambda row: -row.entry.known if isinstance(row.entry, Measurement) else 0.0)
+        sign = 1 if self.report.less_is_better else -1
+        return sorted(rows, key=lambda row: sign * row.entry.known if isinstance(row.entry, Measurement) else 0.0)
 
     def _about_measurement(self, measurement: Measurement) -> str:
         is_part = self._chose_by_part or 0 < measurement.images < self.report.images
@@ -241,9 +243,9 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         costs=costs(report) if card.data else [],
         md=escape,
         code=code,
-        percent=percent,
+        value=partial(show_metric, report.metric),
         show_metric=show_metric,
-        between=between,
+        between=partial(between, name=report.metric),
         count="{:,}".format,
         hub_id=_hub_id,
         hub_address=hub_address,

@@ -7,35 +7,68 @@ from collections.abc import Mapping
 from hf_radin.images.split import OBJECT
 from hf_radin.layers.record import HeadRecord, TailRecord
 from hf_radin.recipes.recipe import Result
-from hf_radin.runtime.text import clock, escape, percent, show_metric
-from hf_radin.soup.report import Comparison, SearchReport, TimeSpent
+from hf_radin.runtime.text import clock, escape, is_share, percent, show_difference, show_metric, signed
+from hf_radin.soup.report import Comparison, SearchReport, SoupVerdict, TimeSpent
+
+# What a soup is, by the kind of its verdict.
+VERDICTS = {
+    "better": "better than the best single model beyond chance",
+    "alike": "not distinguishable from the best single model",
+    "worse": "worse than the best single model beyond chance",
+}
+
+
+def verdict_text(report: SearchReport) -> str:
+    """What the soup is worth, in plain words; empty where nothing says it."""
+    verdict = report.verdict
+    if verdict is None:
+        return ""
+    return _verdict(report, verdict) + ("" if verdict.kind == "single" else _bias(report))
 
 
 def outcome(report: SearchReport) -> str:
-    """The outcome in one sentence, soup against best single model, on the split that proves most."""
+    """What the soup is worth and its figures, soup against best single model, on the split that proves most."""
     if report.data is None or not report.results:
         kind = "a checkpoint" if report.is_single else "an average of checkpoints by weights"
         return (
             f"**Nothing was measured of this model.** It is {kind} that somebody gave; how good it is was not asked."
         )
     split = report.held_out or report.data.split
-    accuracies = _accuracies(report, split)
-    if not report.measured:
-        return _estimated(report, split, accuracies)
+    values = _values(report, split)
     if report.is_single:
-        return _single(report, split, accuracies)
-    if "soup" not in accuracies:
-        return _by_another_metric(report, split)
-    comparison = next((entry for entry in report.against_best_single if entry.split == split), None)
-    gain = 100 * (accuracies["soup"] - accuracies["best single"])
-    difference = f"{abs(gain):.2f} points {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+        return _single(report, split, values)
+    verdict = f"**{escape(_verdict(report, report.verdict))}** " if report.verdict else ""
+    if not report.measured:
+        return verdict + _estimated(report, split, values)
+    if "soup" not in values or "best single" not in values:
+        return verdict + _by_another_metric(report, split)
+    name, comparison = (
+        report.metric,
+        next((entry for entry in report.against_best_single if entry.split == split), None),
+    )
+    gain = values["soup"] - values["best single"]
+    better = "better" if (gain < 0) == report.less_is_better else "worse"
+    difference = f"{show_difference(name, abs(gain))} {better} than" if gain else "as good as"
     doubt = _doubt(comparison, gain) if comparison else ""
     taught = "distilled last layers" if report.is_distilled else "refitted head"
-    whose = "the soup's accuracy" if report.is_average else f"the accuracy of this checkpoint with its {taught}"
-    return (
-        f"On the split {escape(split)} {whose} is {percent(accuracies['soup'])}, {difference} the best "
-        f"single ingredient{doubt}.{_bias(report)}"
+    whose = (
+        f"the soup's {escape(name)}"
+        if report.is_average
+        else f"the {escape(name)} of this checkpoint with its {taught}"
     )
+    return (
+        f"{verdict}On the split {escape(split)} {whose} is {show_metric(name, values['soup'])}, {difference} the best "
+        f"single ingredient{doubt}.{_floors(report)}{_bias(report)}"
+    )
+
+
+def _floors(report: SearchReport) -> str:
+    """Which floors the soup was to keep, and whether it does on the split that chose it."""
+    if not report.keep:
+        return ""
+    kept = any(report.is_chosen(entry) and entry.keeps for entry in report.measurements)
+    floors = ", ".join(map(escape, report.keep))
+    return f" It was chosen to keep {floors}{'' if kept else ', **which it does not**'}."
 
 
 def about_head(report: SearchReport) -> str:
@@ -93,12 +126,17 @@ def shared_images(report: SearchReport) -> str:
 
 def comparison_text(comparison: Comparison) -> str:
     """How the soup compares to the best single model on a split, as far as the number of images tells."""
-    gain, low, high = (f"{100 * value:+.2f}" for value in (comparison.gain, *comparison.interval))
+    name = comparison.metric
+    gain, low, high = (signed(name, value) for value in (comparison.gain, *comparison.interval))
     p = f"{comparison.p_value:.2f}" if comparison.p_value >= 0.01 else f"{comparison.p_value:.1g}"
-    return (
-        f"{gain} points on {comparison.split} (95% by the bootstrap: {low} to {high}; p = {p} by the exact McNemar "
-        "test)"
-    )
+    of = "points" if name == "accuracy" else f"points of {name}" if is_share(name) else f"of {name}"
+    less = ", of which less is better," if comparison.is_loss else ""
+    return f"{gain} {of}{less} on {comparison.split} (95% by the bootstrap: {low} to {high}; p = {p} by {_test(comparison)})"
+
+
+def _test(comparison: Comparison) -> str:
+    """Which test a comparison's p-value is of."""
+    return "the exact McNemar test" if comparison.metric == "accuracy" else "the paired bootstrap"
 
 
 def spending(report: SearchReport) -> str:
@@ -150,41 +188,64 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _accuracies(report: SearchReport, split: str) -> dict[str, float]:
-    """By the name of the model, its accuracy on a split."""
-    results = [result for result in report.results if result.split == split and "accuracy" in result.metrics]
-    return {result.name: result.metrics["accuracy"] for result in results}
+def _values(report: SearchReport, split: str) -> dict[str, float]:
+    """By the name of the model, what soups were chosen by, on a split."""
+    results = [result for result in report.results if result.split == split and report.metric in result.metrics]
+    return {result.name: result.metrics[report.metric] for result in results}
+
+
+def _verdict(report: SearchReport, verdict: SoupVerdict) -> str:
+    """What the soup is worth, in a sentence."""
+    if verdict.kind == "single":
+        return _why_single(report)
+    taught = "distilled last layers" if report.is_distilled else "refitted head"
+    subject = "This soup" if report.is_average else f"This checkpoint with its {taught}"
+    return f"{subject} is {VERDICTS[verdict.kind]}, by the {report.metric} on the split {verdict.split}."
 
 
 def _doubt(comparison: Comparison, gain: float) -> str:
     """How sure the difference is, in brackets."""
-    low, high = (f"{100 * value:+.2f}" for value in comparison.interval)
+    low, high = (signed(comparison.metric, value) for value in comparison.interval)
     excludes_zero = not comparison.interval[0] <= 0 <= comparison.interval[1]
-    reason = f" (p = {comparison.p_value:.2f} by the exact McNemar test)" if excludes_zero else ""
+    reason = f" (p = {comparison.p_value:.2f} by {_test(comparison)})" if excludes_zero else ""
     maybe = f", which may be chance{reason}" if gain and not comparison.is_significant else ""
-    return f" (95%: {low} to {high} points{maybe})"
+    return f" (95%: {low} to {high}{' points' if is_share(comparison.metric) else ''}{maybe})"
 
 
 def _bias(report: SearchReport) -> str:
     """Why the figure may be too good."""
     if report.method == "uniform" and not report.is_distilled:
-        return " Nothing was chosen: all checkpoints are in it, in equal parts."
+        flattered = "" if report.held_out else "; that split chose the best single model, which flatters the latter"
+        return f" Nothing was chosen: all checkpoints are in it, in equal parts{flattered}."
     if report.held_out and report.overlap and report.overlap.images:
         shared, images = report.overlap.images, report.overlap.of
         return f" {shared:,} of its {images:,} images chose it too, which flatters it."
     return "" if report.held_out else " That split chose it too, which flatters it."
 
 
-def _single(report: SearchReport, split: str, accuracies: Mapping[str, float]) -> str:
+def _single(report: SearchReport, split: str, values: Mapping[str, float]) -> str:
     """Why it is one of the checkpoints, and how good that is."""
-    reached = f" On the split {escape(split)} its accuracy is {percent(accuracies['soup'])}." if accuracies else ""
+    name, reached = report.metric, ""
+    if "soup" in values:
+        reached = f" On the split {escape(split)} its {escape(name)} is {show_metric(name, values['soup'])}."
+    if report.verdict is None:
+        return (
+            f"The best of {len(report.ingredients)} checkpoints on the split that chose it.{reached}{_floors(report)}"
+        )
+    return f"{_why_single(report)}{reached}{_floors(report)}"
+
+
+def _why_single(report: SearchReport) -> str:
+    """Why a search returned the best single model, in a sentence."""
     if not report.soups:
-        return f"The best of {len(report.ingredients)} checkpoints on the split that chose it.{reached}"
+        return "No soup was measured, so this is the best single model on the split that chooses."
     all_measured = all(measurement.measured is not None for measurement in report.soups)
+    floors = f" and kept {', '.join(report.keep)}" if report.keep else ""
     better = "that was measured was" if all_measured else "was estimated to be"
     return (
-        f"No soup {better} better than the best single model on the split that chooses ({len(report.soups)} of them), "
-        f"so this is that model.{reached}"
+        f"No soup {better} better than the best single model{floors} on the split that chooses "
+        f"({len(report.soups)} of them), "
+        "so this is that model."
     )
 
 
@@ -194,33 +255,35 @@ def _by_another_metric(report: SearchReport, split: str) -> str:
     soup, single = (results[name].metrics if name in results else {} for name in ("soup", "best single"))
     name = next((name for name in soup if name in single), None)
     if name is None:
-        chosen = "" if report.method == "uniform" else "The soup was chosen by its accuracy."
+        chosen = "" if report.method == "uniform" else f"The soup was chosen by its {escape(report.metric)}."
         text = f"None of the requested metrics is defined on the split {escape(split)}. "
         return f"{text}{chosen}{_bias(report)}".strip()
-    chosen = "" if report.method == "uniform" else " It was chosen by its accuracy."
+    chosen = "" if report.method == "uniform" else f" It was chosen by its {escape(report.metric)}."
     return (
         f"On the split {escape(split)} the soup's {escape(name)} is {show_metric(name, soup[name])}, and that of the "
         f"best single ingredient {show_metric(name, single[name])}.{chosen}{_bias(report)}"
     )
 
 
-def _estimated(report: SearchReport, split: str, accuracies: Mapping[str, float]) -> str:
+def _estimated(report: SearchReport, split: str, values: Mapping[str, float]) -> str:
     """What is known of a soup that was not measured on the split that chose it."""
+    name, rank = report.metric, -1 if report.less_is_better else 1
     soup = next(measurement for measurement in report.measurements if measurement.measured is None)
-    best = max(measurement.known for measurement in report.singles)
+    best = max((measurement.known for measurement in report.singles), key=lambda value: rank * value)
     part = f"a random {percent(report.pilot.share)} of " if report.pilot else ""
     choosing = report.data.split if report.data else ""
     proof = ""
-    if "soup" in accuracies:  # on the held-out split
+    if "soup" in values:  # on the held-out split
         proof = (
-            f"On the split {escape(split)}, which did not choose it, the soup's accuracy is "
-            f"{percent(accuracies['soup'])}, and that of the best single ingredient "
-            f"{percent(accuracies['best single'])}. "
+            f"On the split {escape(split)}, which did not choose it, the soup's {escape(name)} is "
+            f"{show_metric(name, values['soup'])}, and that of the best single ingredient "
+            f"{show_metric(name, values['best single'])}. "
         )
     return (
         f"{proof}**Estimated, not measured** is how good it is on {part}the split {escape(choosing)}, which chose it: "
-        f"the ensemble of its ingredients, whose accuracy estimates that of the soup, has {percent(soup.estimate)} "
-        f"there, and the best single ingredient {percent(best)}. Such estimates tend to be too high."
+        f"the ensemble of its ingredients, whose {escape(name)} estimates that of the soup, has "
+        f"{show_metric(name, soup.estimate)} there, and the best single ingredient {show_metric(name, best)}. "
+        "Such estimates are usually too good."
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.recipes.recipe import Measurement
+from hf_radin.runtime.text import is_share, scaled
 from hf_radin.soup.report import SearchReport
 
 if TYPE_CHECKING:
@@ -52,41 +53,44 @@ def _png(figure: Figure) -> bytes:
 
 
 def _estimates(axes: Axes, report: SearchReport) -> bool:
-    """Each measured soup: the ensemble's accuracy against its own."""
+    """Each measured soup: what its ensemble reaches against what it reaches itself."""
     soups = [soup for soup in report.soups if soup.measured is not None]
     if len(soups) < 2:
         return False
     chosen = [soup for soup in soups if soup.recipe.is_same(report.recipe)]
     others = [soup for soup in soups if soup not in chosen]
     part = [soup for soup in others if soup.images < report.images]
-    _points(axes, [soup for soup in others if soup not in part], color=BLUE, label="soup")
-    _points(axes, part, facecolors="none", edgecolors=BLUE, label="soup, from a part of the images")
-    _points(axes, chosen, color=ORANGE, marker="D", label="this soup")
+    _points(axes, report.metric, [soup for soup in others if soup not in part], color=BLUE, label="soup")
+    _points(axes, report.metric, part, facecolors="none", edgecolors=BLUE, label="soup, from a part of the images")
+    _points(axes, report.metric, chosen, color=ORANGE, marker="D", label="this soup")
     low, high = axes.get_xlim()
     axes.axline((low, low), (high, high), color=GREY, linestyle="--", linewidth=1, label="as estimated")
     axes.set_xlim(low, high)
-    _name(axes, "accuracy of the ensemble, %", "accuracy of the soup, %", _split(report))
+    metric, unit = report.metric, _unit(report)
+    _name(axes, f"{metric} of the ensemble{unit}", f"{metric} of the soup{unit}", _split(report))
     axes.legend(fontsize=11, frameon=False)
     return True
 
 
-def _points(axes: Axes, soups: Sequence[Measurement], **style: Any) -> None:
+def _points(axes: Axes, metric: str, soups: Sequence[Measurement], **style: Any) -> None:
     if soups:
-        estimates, measured = [100 * soup.estimate for soup in soups], [100 * soup.known for soup in soups]
-        axes.scatter(estimates, measured, s=42, alpha=0.85, **style)
+        pairs = [(scaled(metric, soup.estimate), scaled(metric, soup.known)) for soup in soups]
+        axes.scatter(*zip(*pairs, strict=True), s=42, alpha=0.85, **style)
 
 
 def _passes(axes: Axes, report: SearchReport) -> bool:
-    """The accuracy of the best so far, after so many passes over the split."""
+    """What the best so far reaches, after so many passes over the split."""
     if len(report.curve) < 3 or report.passes is None:
         return False
     spent = [report.passes.logits + passes for passes, _ in report.curve]
-    best = [100 * accuracy for _, accuracy in report.curve]
+    best = [scaled(report.metric, value) for _, value in report.curve]
     axes.step(spent, best, where="post", color=BLUE, linewidth=2)
     axes.axhline(best[0], color=GREY, linestyle="--", linewidth=1)
     low, high = min(best), max(best)
-    room = max(0.1 * (high - low), 0.05)
-    axes.set_ylim(low - 2 * room, min(100.0, high + 2 * room))
+    room = max(0.1 * (high - low), scaled(report.metric, 0.0005))
+    axes.set_ylim(
+        low - 2 * room, min(scaled(report.metric, 1.0), high + 2 * room) if _unit(report) else high + 2 * room
+    )
     end: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 11}
     axes.annotate("best single model", (0.75, best[0]), (-4, -3), xycoords=("axes fraction", "data"), **end)
     if report.method == "radin" and not report.hold_out:
@@ -94,7 +98,9 @@ def _passes(axes: Axes, report: SearchReport) -> bool:
         axes.axvline(greedy, color=ORANGE, linestyle=":", linewidth=2)
         text = f"greedy takes {greedy} passes"
         axes.annotate(text, (greedy, 1), (-4, -4), xycoords=("data", "axes fraction"), color=ORANGE, **end)
-    _name(axes, "passes over the split, logits included", "best so far, %", _split(report))
+    _name(
+        axes, "passes over the split, logits included", f"best {report.metric} so far{_unit(report)}", _split(report)
+    )
     return True
 
 
@@ -120,6 +126,11 @@ def _classes(axes: Axes, report: SearchReport) -> bool:
     part = "" if len(largest) == len(rows) else f", the {len(largest)} of {len(rows)} classes that change most"
     _name(axes, "soup less best single model, points", "", f"split {hits.split}{part}")
     return True
+
+
+def _unit(report: SearchReport) -> str:
+    """What an axis says after the name of the metric."""
+    return ", %" if is_share(report.metric) else ""
 
 
 def _split(report: SearchReport) -> str:

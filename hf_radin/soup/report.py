@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import hf_radin
@@ -143,6 +144,34 @@ class Comparison:
         """Whether both the interval and the test say that the difference is more than chance."""
         low, high = self.interval
         return not low <= 0 <= high and self.p_value < 0.05
+
+    @property
+    def kind(self) -> str:
+        """`better` or `worse` if the difference is more than chance, else `alike`."""
+        if not self.is_significant:
+            return "alike"
+        return "better" if self.advantage > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class SoupVerdict:
+    """What a search's soup is worth against the best single model.
+
+    Args:
+        split: whose images say so.
+        kind: `better` or `worse` beyond chance, `alike` if the images don't tell them apart, or `single` if the best
+            single model itself is returned.
+        is_proof: whether this split is held out: it took no part in the choice.
+    """
+
+    split: str
+    kind: str
+    is_proof: bool
+
+    @property
+    def is_proven_worse(self) -> bool:
+        """Whether the soup is worse beyond chance on the split that proves."""
+        return self.is_proof and self.kind == "worse"
 
 
 @dataclass(frozen=True)
@@ -461,6 +490,30 @@ class SearchReport(SearchSettings):
         if not (self.data and self.results and self.versions and self.method != "average"):
             return False
         return any(measurement.recipe.is_same(self.recipe) for measurement in self.measurements)
+
+    @property
+    def verdict(self) -> SoupVerdict | None:
+        """What the soup is worth by the split that proves, or else by the one that chose.
+
+        None if that was not measured, or nothing was sought that could be better.
+        """
+        if self.data is None or (self.is_single and self.method in ("best_single", "average")):
+            return None
+        split, is_proof = self.held_out or self.data.split, self.held_out is not None
+        if self.is_single:
+            return SoupVerdict(split, "single", is_proof)
+        for comparison in self.against_best_single:
+            if comparison.split == split:
+                return SoupVerdict(split, comparison.kind, is_proof)
+        return None
+
+    @property
+    def estimate_error(self) -> float | None:
+        """By how much estimates missed what averaged weights were measured to reach, in the median of all soups that
+        were measured: a difference of accuracies. None if none was.
+        """
+        soups = [entry for entry in self.soups if entry.measured is not None and entry.teacher is None]
+        return median(abs(entry.known - entry.estimate) for entry in soups) if soups else None
 
     def with_head(self, made: HeadRecord) -> SearchReport:
         """The report of a soup whose last layers were taught again as it says, with what came of it this time.

@@ -77,7 +77,7 @@ def test_a_bank_of_selected_classes_is_searched_elsewhere(zoo, runs, tmp_path):
     yours = hf_radin.LogitBank.from_hub("org/selected", cache_dir=tmp_path / "yours")
     assert [ingredient.left_out for ingredient in yours.ingredients] == [2, 2]
     assert [ingredient.order for ingredient in yours.ingredients] == [each.order for each in bank.ingredients]
-    soup = hf_radin.radin(yours, budget=0)
+    soup = hf_radin.radin(yours, budget=0, unmeasured=True)
     mine = hf_radin.average(bank.ingredients, soup.recipe)
     assert all(torch.equal(mine[name], tensor) for name, tensor in soup.model.state_dict().items())
 
@@ -102,7 +102,7 @@ def test_others_search_it_without_images_and_without_checkpoints(pushed, zoo, tm
     forget_downloads()
     before = len(zoo.requests)
     bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
-    soup = hf_radin.radin(bank, budget=0)
+    soup = hf_radin.radin(bank, budget=0, unmeasured=True)
     paths = [request.path for request in zoo.requests[before:]]
     assert [path for path in paths if "org/bank" in path]
     assert not [path for path in paths if "ft-" in path or "digits" in path]
@@ -123,7 +123,7 @@ def estimated(pushed, tmp_path):
     """A soup that is estimated to be better than any single model, from a machine that never saw the models."""
     forget_downloads()
     bank = hf_radin.LogitBank.from_hub("org/bank", cache_dir=tmp_path / "yours")
-    return hf_radin.radin(bank, budget=0)
+    return hf_radin.radin(bank, budget=0, unmeasured=True)
 
 
 def test_a_soup_that_was_not_measured_says_so(estimated, tmp_path, pushed):
@@ -180,7 +180,8 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert len(contents) > 10
     assert not any(str(place).encode() in content for place in (tmp_path, runs, digits) for content in contents)
     monkeypatch.chdir(tmp_path)
-    assert main(["search", "org/bank", "--budget", "0", "--output", "found", "--cache-dir", "yours"]) == 0
+    estimate = ["search", "org/bank", "--cache-dir", "yours", "--budget", "0", "--unmeasured"]
+    assert main([*estimate, "--output", "found"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"Estimated, not measured: \d\d\.\d\d% on validation", printed)
     assert "The recipe is in found/recipe.json" in printed
@@ -188,8 +189,7 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert main(["push", "found", "org/new"]) == 2
     assert "found holds the recipe alone, and no model: cook it where its" in capsys.readouterr().err
     shutil.copytree(runs / "ft-0", "earlier")  # a model stays beside no recipe that is not its own
-    command = ["search", "org/bank", "--budget", "0", "--cache-dir", "yours", "--output", "earlier", "--overwrite"]
-    assert main(command) == 0
+    assert main([*estimate, "--output", "earlier", "--overwrite"]) == 0
     assert [path.name for path in Path("earlier").iterdir()] == ["recipe.json"]
     command = ["average", "--recipe", "found/recipe.json", "--models", f"{runs}/ft-*", "--output", "soup"]
     assert main(command) == 0
@@ -200,18 +200,17 @@ def test_checkpoints_of_somebody_elses_folders_can_be_searched_and_cooked_where_
     assert main(["search", "org/bank", "--output", "other", "--cache-dir", "yours"]) == 2
     assert "with budget=0" in capsys.readouterr().err
     before = len(hub.requests)
-    command = ["search", "org/bank", "--budget", "0", "--cache-dir", "yours", "--output", "third"]
-    assert main([*command, "--push-to", "org/new"]) == 2
+    assert main([*estimate, "--output", "third", "--push-to", "org/new"]) == 2
     assert "--push-to org/new: no soup can be made here" in capsys.readouterr().err
     assert not [request for request in hub.requests[before:] if request.method == "POST"]
     yours = hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours")
-    soup = hf_radin.radin(yours, budget=0)
+    soup = hf_radin.radin(yours, budget=0, unmeasured=True)
     with pytest.raises(ValueError, match=r"No model can be made here: .* is a folder on another machine"):
         soup.save_pretrained("none")
     soup.save_recipe("alone.json")
     assert not Path("none").exists() and SearchReport.read(Path("alone.json")).recipe == soup.recipe
     with pytest.raises(ValueError, match=r"images of the bank org/bank@.* are not on the Hub, and its split 'test'"):
-        hf_radin.radin(yours, budget=0, test_split="test")
+        hf_radin.radin(yours, budget=0, unmeasured=True, test_split="test")
     with pytest.raises(ValueError, match=r"The images of the bank org/bank@.* are not on the Hub"):
         next(hf_radin.LogitBank.from_hub("org/bank", cache_dir="yours").images.stream(0, 1))
 

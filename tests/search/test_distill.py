@@ -270,7 +270,7 @@ def test_soups_that_can_not_be_distilled_are_refused(bank, own_heads_bank, runs,
     with pytest.raises(ValueError, match="are distilled already"):
         hf_radin.distill(own_heads_bank, distilled)
     with pytest.raises(ValueError, match="was not measured"):
-        hf_radin.distill(bank, hf_radin.radin(bank, budget=0))
+        hf_radin.distill(bank, hf_radin.radin(bank, budget=0, unmeasured=True))
     with pytest.raises(ValueError, match=r"ft-"):
         hf_radin.distill(own_heads_bank, hf_radin.uniform(bank))
     few = image_dataset(*digit_images(slice(700, 850)))

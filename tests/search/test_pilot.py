@@ -164,7 +164,7 @@ def test_of_images_that_nobody_was_shown_some_things_are_not_known(zoo_pilot):
 
 
 def test_without_measuring_recipes_are_estimated(pilot):
-    soup = hf_radin.radin(pilot, budget=0)
+    soup = hf_radin.radin(pilot, budget=0, unmeasured=True)
     assert soup.measurements[-1].measured is None and soup.report.measured is False
 
 
@@ -211,8 +211,8 @@ class Poor(hf_radin.LogitBank):
 
 
 def test_estimates_of_a_pilot_are_compared_with_singles(pilot):
-    assert len(hf_radin.radin(pilot, budget=0).recipe.used) > 1
-    assert len(hf_radin.radin(as_kind(pilot, Poor), budget=0).recipe.used) == 1
+    assert len(hf_radin.radin(pilot, budget=0, unmeasured=True).recipe.used) > 1
+    assert len(hf_radin.radin(as_kind(pilot, Poor), budget=0, unmeasured=True).recipe.used) == 1
 
 
 def test_the_card_says_what_was_not_computed(zoo_pilot, tmp_path):
@@ -228,7 +228,7 @@ def test_the_card_says_what_was_not_computed(zoo_pilot, tmp_path):
     soups = 2 if len(soup.recipe.used) > 1 else 1
     assert f"| the figures on test, in passes over it | {whole + soups} | |" in text
     assert f"{whole} of 6 ingredients were run on all 600 images: what the others" in tables.soup_table(soup)
-    hf_radin.radin(zoo_pilot, budget=0).save_pretrained(tmp_path / "estimated")
+    hf_radin.radin(zoo_pilot, budget=0, unmeasured=True).save_pretrained(tmp_path / "estimated")
     assert "The images that chose are a random 25% of the split" in (tmp_path / "estimated" / "README.md").read_text()
 
 
@@ -272,7 +272,7 @@ def test_what_can_not_be_is_refused_before_further_logits(untouched, predictions
 
 
 def test_without_measuring_the_held_out_split_is_whole(pilot):
-    soup = hf_radin.radin(pilot, budget=0, test_split="test")
+    soup = hf_radin.radin(pilot, budget=0, unmeasured=True, test_split="test")
     assert {row.images for row in soup.results if row.split == "test"} == {497}
 
 

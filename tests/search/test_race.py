@@ -338,7 +338,7 @@ class Overfull(hf_radin.LogitBank):
 def test_lines_need_classes_that_can_not_win(bank):
     crowded = as_kind(bank, Overfull)
     assert hf_radin.radin(crowded, budget=2).report.scored > 30  # without what would have to be sought
-    assert hf_radin.radin(crowded, budget=0, proposals="auto,local").report.scored > 30
+    assert hf_radin.radin(crowded, budget=0, unmeasured=True, proposals="auto,local").report.scored > 30
     with pytest.raises(ValueError, match="proposals='line' needs few classes that can win"):
         hf_radin.radin(crowded, budget=2, proposals="line")
 

@@ -332,10 +332,10 @@ def test_numbers_of_numpy_are_numbers(bank, tmp_path):
     "kinds", ["forward", "monte-carlo,forward", "local", "line", "subsets", "dirichlet,local,line,subsets,forward"]
 )
 def test_what_is_sought_is_estimated_no_lower_than_what_is_drawn(bank, kinds):
-    drawn = hf_radin.radin(bank, budget=0, proposals="monte-carlo", candidates=3)
-    sought = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
+    drawn = hf_radin.radin(bank, budget=0, unmeasured=True, proposals="monte-carlo", candidates=3)
+    sought = hf_radin.radin(bank, budget=0, unmeasured=True, proposals=f"monte-carlo,{kinds}", candidates=3)
     assert sought.measurements[-1].estimate >= drawn.measurements[-1].estimate
-    again = hf_radin.radin(bank, budget=0, proposals=f"monte-carlo,{kinds}", candidates=3)
+    again = hf_radin.radin(bank, budget=0, unmeasured=True, proposals=f"monte-carlo,{kinds}", candidates=3)
     assert again.measurements == sought.measurements
 
 

@@ -22,7 +22,7 @@ SEARCHES = {
     "full": lambda bank: hf_radin.radin(bank, budget=4, measure="full"),
     "drawn": lambda bank: hf_radin.radin(bank, budget=3, proposals="monte-carlo,dirichlet", candidates=8),
     "sought": lambda bank: hf_radin.radin(bank, budget=2, measure="full", proposals="forward,line,local"),
-    "estimated": lambda bank: hf_radin.radin(bank, budget=0),
+    "estimated": lambda bank: hf_radin.radin(bank, budget=0, unmeasured=True),
     "held out": lambda bank: hf_radin.radin(bank, budget=2, hold_out=0.3),
     "greedy": hf_radin.greedy,
     "greedy, strictly": lambda bank: hf_radin.greedy(bank, accept=">"),

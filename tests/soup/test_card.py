@@ -274,7 +274,7 @@ def test_the_linter_sees_what_is_wrong(saved, tmp_path):
         hf_radin.best_single,
         hf_radin.uniform,
         hf_radin.greedy,
-        lambda bank, **options: hf_radin.radin(bank, budget=0, **options),
+        lambda bank, **options: hf_radin.radin(bank, budget=0, unmeasured=True, **options),
         lambda bank, **options: hf_radin.radin(bank, budget=2, measure="full", **options),
     ],
 )
@@ -349,7 +349,7 @@ def test_the_budget_has_its_unit(soup, budget, text):
 
 def test_a_pilot_alone_gives_estimates(bank, digits, cache):
     pilot = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache, pilot=0.25)
-    text = card.render(as_read(hf_radin.radin(pilot, budget=0)))
+    text = card.render(as_read(hf_radin.radin(pilot, budget=0, unmeasured=True)))
     assert re.search(r"\| best single \| validation \| \d+ \| \u2248", text)
 
 

@@ -16,6 +16,7 @@ NAMES = ("digits", "fashion-mnist-resnets", "fashion-mnist-vits")
 ROW = re.compile(r"^\|")
 # What another processor or another day may round or spend otherwise; whether a difference may be chance hangs on it.
 CHANCE = re.compile(r", which may be chance( \(p = [^()]* test\))?")
+VERDICT = re.compile(r"is [a-z ]+ the best single model( beyond chance)?, by the accuracy")
 # Whether its head is refitted does, too.
 HEAD = re.compile(r"Its head was refitted [^\n]*\n\n|, or of that which its head was refitted to")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e-\d+)?( m?s\b)?")
@@ -27,7 +28,7 @@ def frame(text: str) -> list[str]:
     for before, line in zip(["", *lines], lines, strict=False):
         if not (ROW.match(line) and ROW.match(before)) and "backend); hf_radin" not in line:
             line = (
-                NUMBER.sub("#", CHANCE.sub("", line))
+                NUMBER.sub("#", VERDICT.sub("is #", CHANCE.sub("", line)))
                 .replace("better than", "as good as")
                 .replace("worse than", "as good as")
             )

@@ -1,0 +1,81 @@
+"""A search spends no more than greedy does unless the user says so, and returns nothing unmeasured unasked."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shared.logs import warned
+
+import hf_radin
+from hf_radin.cli.main import main
+from hf_radin.recipes.propose import usual_passes
+
+
+def test_by_default_a_search_takes_no_more_passes_than_greedy_and_eight_at_most():
+    assert [usual_passes(count) for count in (1, 2, 3, 6, 9, 10, 72)] == [1, 1, 2, 5, 8, 8, 8]
+
+
+def selected(bank, count: int) -> hf_radin.LogitBank:
+    return replace(bank, ingredients=bank.ingredients.select(bank.ingredients.ids[:count]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_default_is_spent_and_said(bank, caplog, count):
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    fewer, passes = selected(bank, count), max(1, count - 1)
+    report = hf_radin.radin(fewer, measure="full", proposals="monte-carlo", head="average").report
+    baseline = sum(entry.passes for entry in report.soups if entry.proposal == "uniform")
+    assert report.budget == str(passes) and report.passes.soups - baseline <= passes
+    if count > 2:  # of fewer ingredients there is no candidate but the uniform soup
+        assert report.passes.soups - baseline == passes == hf_radin.greedy(fewer).report.passes.soups
+        assert "5 ingredients: greedy measures 4 soups; this search takes at most 4 passes" in caplog.text
+    if count == 2:
+        assert "2 ingredients: greedy measures 1 soup; this search takes at most 1 pass," in caplog.text
+
+
+def test_a_budget_that_is_named_is_kept_without_a_word(bank, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    assert hf_radin.radin(bank, budget=8, measure="full").report.budget == "8"
+    assert "greedy" not in caplog.text
+
+
+def test_an_estimate_of_costs_has_the_same_default(runs, digits, tmp_path):
+    job = hf_radin.estimate(hf_radin.gather(f"{runs}/ft-[012]"), digits, cache_dir=tmp_path)
+    assert job.budget == usual_passes(3) == 2 and job.soups == 3
+
+
+def test_with_nothing_measured_the_best_single_model_is_returned(bank, tmp_path, caplog, predictions):
+    soup, insisted = hf_radin.radin(bank, budget=0), hf_radin.radin(bank, budget=0, unmeasured=True)
+    assert soup.recipe == hf_radin.best_single(bank).recipe and not soup.report.soups and not predictions
+    best = bank.score(np.eye(5)).max()
+    (line,) = [line for line in warned(caplog) if "budget of 0" in line]
+    assert f"is returned: {soup.recipe.ingredients[0]}, with an accuracy of {best:.4f}" in line
+    assert f"The best estimate of a soup is {insisted.measurements[-1].estimate:.4f}" in line
+    assert len(insisted.recipe.used) > 1 and insisted.report.measured is False
+    soup.save_pretrained(tmp_path / "soup")
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "No soup was measured, so this is the best single model" in card and "Estimated, not measured" not in card
+
+
+@pytest.mark.parametrize("budget", [{}, {"budget": 2}, {"budget": "15m"}])
+def test_unmeasured_says_nothing_where_soups_are_measured(bank, budget, predictions):
+    with pytest.raises(ValueError, match="unmeasured=True: soups are measured with a budget of"):
+        hf_radin.radin(bank, unmeasured=True, **budget)
+    assert not predictions
+
+
+@pytest.mark.parametrize("options", [[], ["--budget", "2"], ["--budget", "15m"], ["--method", "greedy"]])
+def test_the_option_is_refused_before_a_model_is_looked_at(options, tmp_path, capsys):
+    command = ["soup", "--models", "nowhere", "--output", str(tmp_path / "soup"), "--unmeasured"]
+    assert main([*command, *options]) == 2
+    assert "--unmeasured: soups are measured with a budget above 0; it goes with --budget 0" in capsys.readouterr().err
+
+
+def test_the_options_are_those_of_the_function(bank, tmp_path):
+    command = ["search", str(bank.folder), "--budget", "0", "--output"]
+    assert main([*command, str(tmp_path / "single")]) == 0
+    assert main([*command, str(tmp_path / "soup"), "--unmeasured"]) == 0
+    single, soup = (hf_radin.Soup.from_pretrained(Path(tmp_path / name)) for name in ("single", "soup"))
+    assert single.report.is_single and soup.recipe == hf_radin.radin(bank, budget=0, unmeasured=True).recipe
