@@ -131,7 +131,8 @@ def comparison_text(comparison: Comparison) -> str:
     p = f"{comparison.p_value:.2f}" if comparison.p_value >= 0.01 else f"{comparison.p_value:.1g}"
     of = "points" if name == "accuracy" else f"points of {name}" if is_share(name) else f"of {name}"
     less = ", of which less is better," if comparison.is_loss else ""
-    return f"{gain} {of}{less} on {comparison.split} (95% by the bootstrap: {low} to {high}; p = {p} by {_test(comparison)})"
+    interval = f"95% by the bootstrap: {low} to {high}"
+    return f"{gain} {of}{less} on {comparison.split} ({interval}; p = {p} by {_test(comparison)})"
 
 
 def _test(comparison: Comparison) -> str:

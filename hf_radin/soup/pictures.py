@@ -75,7 +75,8 @@ def _estimates(axes: Axes, report: SearchReport) -> bool:
 def _points(axes: Axes, metric: str, soups: Sequence[Measurement], **style: Any) -> None:
     if soups:
         pairs = [(scaled(metric, soup.estimate), scaled(metric, soup.known)) for soup in soups]
-        axes.scatter(*zip(*pairs, strict=True), s=42, alpha=0.85, **style)
+        estimates, measured = zip(*pairs, strict=True)
+        axes.scatter(estimates, measured, s=42, alpha=0.85, **style)
 
 
 def _passes(axes: Axes, report: SearchReport) -> bool:
