@@ -188,7 +188,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     add("--split", help="whose images teach them (default: that which chose the soup; of --images, train)")
     images = "another dataset whose images teach them, without labels: a folder or a Hub id"
     add("--images", metavar="DATASET", help=images)
-    epochs = "how often they are shown each image (default: 4, or as often as makes 200 steps of 64 images)"
+    epochs = "how often they are shown each image (default: 4, or as often as makes 400 steps of 32 images)"
     add("--epochs", type=int, metavar="N", help=epochs)
     add("--rate", type=float, default=1e-3, metavar="R", help="of learning, at the start (default: 0.001)")
     budget = "what teaching may take at most: a time, as in 5m, or passes by multiplications (default: no limit)"

@@ -103,7 +103,9 @@ class Judge:
         gained, lost = (weighted_counts(answers, weights) for answers in (first, second))
         # equal predictions change nothing, to the last bit
         after = Counts(
-            before.hits + (gained.hits - lost.hits), before.predicted + (gained.predicted - lost.predicted), before.true
+            before.hits + (gained.hits - lost.hits),
+            before.predicted + (gained.predicted - lost.predicted),
+            before.true,
         )
         gain = float((metric.of_counts(after) - metric.of_counts(before))[0])
         if known.all():

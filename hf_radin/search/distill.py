@@ -94,7 +94,7 @@ def distill(
         images: another dataset whose images teach, of which no labels are needed: a Hub id, a folder or a `Dataset`;
             `split` is its split then, `train` by default. What teaches is the ensemble alone.
         teacher: the recipe whose ensemble teaches; by default all ingredients in equal parts.
-        epochs: how often the layers are shown each image; by default 4 times, or as often as makes 200 steps of 64
+        epochs: how often the layers are shown each image; by default 4 times, or as often as makes 400 steps of 32
             images.
         rate: of learning, at the start.
         budget: what teaching may take at most, judging it included: a time, as in `90s`, or a number of passes of the

@@ -224,6 +224,12 @@ class Reporter:
                 *chosen.recipe.used,
                 "" if head is None else ", with a refitted head",
             )
+        if chosen.keeps is False:
+            logger.warning(
+                "Nothing that was measured keeps %s on %r, the soup that is returned neither.",
+                " and ".join(floor.text for floor in self.objective.floors),
+                bank.split,
+            )
         _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
         self.warn_if_worse(report)

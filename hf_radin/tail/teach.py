@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHUNK = 4096
 
 # Images in a step; steps at least; and epochs at least, which are more where there are few images.
-BATCH, STEPS, LEAST_EPOCHS = 64, 200, 4
+BATCH, STEPS, LEAST_EPOCHS = 32, 400, 4
 
 # Devices on which torch takes a step of Adam at once, which on a CPU is four times as quick.
 FUSED = ("cpu", "cuda")

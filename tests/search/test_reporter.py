@@ -97,7 +97,7 @@ def test_what_it_takes_to_know_the_probabilities_of_soups_is_told(soup, tmp_path
 def test_shares_are_percent_and_losses_are_numbers(soup):
     (scores,) = (row.metrics for row in soup.results if (row.name, row.split) == ("soup", "test"))
     shown = {name: f"{100 * value:.2f}%" for name, value in scores.items()}
-    shown |= {name: f"{scores[name]:.4f}" for name in ("log_loss", "mcc", "matthews_correlation")}
+    shown |= {name: f"{scores[name]:.4f}" for name in ("log_loss", "brier_score", "mcc", "matthews_correlation")}
     (line,) = (line for line in card.render(soup.report).splitlines() if line.startswith("| soup | test |"))
     (head,) = (line for line in card.render(soup.report).splitlines() if line.startswith("| | split | images |"))
     names = [name.strip().replace("\\", "") for name in head.split("|")]
@@ -188,8 +188,8 @@ def test_after_a_pilot_what_is_not_known_is_left_out_and_said(zoo_pilot, caplog)
     assert "f1, log_loss of the ensemble on validation: left out, because after a pilot its logits" in caplog.text
     assert np.isfinite([value for metrics in scores.values() for value in metrics.values()]).all()
     soup = hf_radin.radin(zoo_pilot, budget=2, metrics=("f1",))
-    names = {row.name for row in soup.results}
-    assert {"soup", "best single"} <= names and "ensemble" not in names
+    scores = {row.name: row.metrics.keys() for row in soup.results}
+    assert scores["soup"] == scores["best single"] == {"accuracy", "f1"} and scores["ensemble"] == {"accuracy"}
 
 
 def test_a_split_of_one_class_gives_no_area_and_says_so(runs, tmp_path, caplog):
@@ -205,7 +205,9 @@ def test_a_split_of_one_class_gives_no_area_and_says_so(runs, tmp_path, caplog):
     assert "| soup | validation |" in card.render(soup.report)
     nothing = hf_radin.uniform(bank, metrics=("roc_auc",))
     nothing.save_pretrained(tmp_path / "soup")  # what was computed is not lost
-    assert "None of the requested metrics is defined" in (tmp_path / "soup" / "README.md").read_text()
+    assert all(row.metrics.keys() == {"accuracy"} for row in nothing.results)  # what chooses is reported, too
+    with pytest.raises(ValueError, match="The metric 'roc_auc' is undefined here: the samples have one class only"):
+        hf_radin.uniform(bank, metric="roc_auc")
 
 
 def test_a_split_without_some_classes_gives_all_figures(runs, tmp_path):
