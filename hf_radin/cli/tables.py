@@ -87,8 +87,8 @@ def soup_table(soup: Soup) -> str:
     notes = [f"The figure of {text}." for text in _partial_figures(report)]
     proofs = [f"Soup against best single: {comparison_text(entry)}." for entry in report.against_best_single]
     if report.keep:
-        kept = any(report.is_chosen(entry) and entry.keeps for entry in report.measurements)
-        proofs.append(f"Chosen to keep {', '.join(report.keep)}{'' if kept else ', which it does not'}.")
+        does_keep = any(report.is_chosen(entry) and entry.keeps for entry in report.measurements)
+        proofs.append(f"Chosen to keep {', '.join(report.keep)}{'' if does_keep else ', which it does not'}.")
     proofs += [f"Verdict: {verdict_text(report)}"] if report.verdict else []
     weights = [f"{weight:8.4f}  {name}" for name, weight in soup.recipe.used.items()]
     if report.recipe.pull is not None:

@@ -141,9 +141,9 @@ class Judge:
         places = np.concatenate([group[known[group] & partly[group]] for group in self.strata.groups])
         gains = []
         for part in range(min(GROUPS, len(places))):
-            kept = known.copy()
-            kept[places[part::GROUPS]] = False
-            drawn = self.strata.expanded(kept)
+            remaining = known.copy()
+            remaining[places[part::GROUPS]] = False
+            drawn = self.strata.expanded(remaining)
             gains.append(math.nan if drawn is None else self._gain(first, second, drawn))
         defined = [gain for gain in gains if math.isfinite(gain)]
         if len(defined) < 2:

@@ -101,6 +101,7 @@ class Metric:
         of_counts: where it follows from counts of predicted classes, how.
         of_images: where it is a mean over images, what each adds to it: `(samples,)`.
         top: where it is the share of labels among the best `top` classes, how many these are.
+        of_class: where it is that of one class, which.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Metric:
     of_counts: Callable[[Counts], np.ndarray] | None = None
     of_images: Callable[[Answers], np.ndarray] | None = None
     top: int | None = None
+    of_class: int | None = None
 
     def rank(self, value: float) -> float:
         """A value such that more is better."""
@@ -245,7 +247,11 @@ def _of_class(name: str, of: str, classes: Sequence[str] | None) -> Metric:
         return scoring.of_each_class(name, counts)[:, position]
 
     full = f"{name}[{of}]"
-    return Metric(full, False, lambda answers: {full: float(of_counts(answers.counts)[0])}, of_counts=of_counts)
+
+    def compute(answers: Answers) -> dict[str, float]:
+        return {full: float(of_counts(answers.counts)[0])}
+
+    return Metric(full, False, compute, of_counts=of_counts, of_class=position)
 
 
 def _of_function(function: Callable[[np.ndarray, np.ndarray], float]) -> Metric:

@@ -253,12 +253,12 @@ def keep_all(logits: Sequence[np.ndarray | Stored], *, most: int = MOST) -> Prun
     size = len(logits) * samples * classes * logits[0].dtype.itemsize
     if size > most:
         raise TooMuchLeftError(f"{size} bytes of logits are left of {samples} samples.")
-    kept = np.stack([array[:].T for array in logits])  # (models, classes, samples)
+    stacked = np.stack([array[:].T for array in logits])  # (models, classes, samples)
     return Pruned(
         np.arange(samples),
         np.full(samples, classes),
         np.repeat(np.arange(classes, dtype=np.int32), samples),
-        kept.reshape(len(logits), -1),
+        stacked.reshape(len(logits), -1),
         top=0,
     )
 

@@ -113,15 +113,8 @@ def distill(
     bank = with_start(bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
-    options = ReportOptions(
-        metric=report.metric,
-        keep=report.keep,
-        metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
-        test_split=test_split or split_that_proved,
-        hold_out=report.hold_out,
-        head_split=split if images is None else None,
-        allow_overlap=allow_overlap,
-        seed=report.seed or 0,
+    options = _report_options(
+        report, test_split or split_that_proved, split if images is None else None, allow_overlap
     )
     reporter = Reporter.of(bank, options, takes_all=True)
     _check_accuracies(reporter, report)
@@ -152,6 +145,22 @@ def distill(
         return _with_report(soup, report)
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
     return _proved(reporter, report, layers, best)
+
+
+def _report_options(
+    report: SearchReport, test_split: str | LogitBank | None, head_split: str | None, allow_overlap: bool
+) -> ReportOptions:
+    """What is reported of distilled layers: what was reported of the soup."""
+    return ReportOptions(
+        metric=report.metric,
+        keep=report.keep,
+        metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
+        test_split=test_split,
+        hold_out=report.hold_out,
+        head_split=head_split,
+        allow_overlap=allow_overlap,
+        seed=report.seed or 0,
+    )
 
 
 def _with_report(soup: Soup, report: SearchReport) -> Soup:

@@ -28,7 +28,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from statistics import NormalDist
 from typing import Any
@@ -176,6 +176,7 @@ class _Runner:
         answers: what it says itself of the images that it was shown, and its ensemble of the others.
         known: which it was shown: bool `(samples,)`.
         is_out: whether it was dropped.
+        measured: what was found of it, where its logits were forgotten.
     """
 
     entry: Entry
@@ -186,6 +187,7 @@ class _Runner:
     answers: Answers = field(init=False)
     known: np.ndarray = field(init=False)
     is_out: bool = False
+    measured: Measurement | None = None
 
     def __post_init__(self) -> None:
         self.answers, self.known = self.ensemble, np.zeros(len(self.ensemble.labels), dtype=bool)
@@ -327,6 +329,9 @@ class _Race:
         for runner in runners:
             self._log(runner)
             hear(self.measurement(runner))
+            if runner.is_out and self.objective.needs_logits:  # these are a lot, and of no more use
+                runner.measured = self.measurement(runner)
+                runner.ensemble = runner.answers = replace(runner.answers, logits=None)
 
     def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Teacher | None) -> _Runner:
         """A candidate: a soup with one of its heads."""
@@ -350,7 +355,7 @@ class _Race:
             left = int((~first.known).sum())
             if not left or (any(runner.known.all() for runner in standing) and not self.can_afford(left)):
                 return
-            heads = [runner for runner in self.runners if runner.soup is first.soup]
+            heads = [runner for runner in self.runners if runner.soup is first.soup and runner.measured is None]
             self._show(heads, np.ones(self.images, dtype=bool))
             self._note()
             first.soup.forget()
@@ -418,6 +423,8 @@ class _Race:
 
     def measurement(self, runner: _Runner) -> Measurement:
         """What was found of a candidate."""
+        if runner.measured is not None:
+            return runner.measured
         metric, is_known = self.objective.metric, bool(runner.known.all())
         value, error = self.value(runner)
         if is_known:
@@ -494,14 +501,14 @@ class _Race:
         soup, ensemble, logits = runner.soup, runner.ensemble, None
         if runner.teacher is not None and is_finite:
             refit = soup.refit(runner.teacher, seed=self.seed, with_logits=self.objective.needs_logits)
-            predictions, own = refit.predictions, refit.logits
+            predictions, own_logits = refit.predictions, refit.logits
         else:
             predictions = np.full(self.images, -1) if runner.teacher is not None else averaged
-            own = self._own_logits(soup) if self.objective.needs_logits else None
-        if own is not None and ensemble.logits is not None:
+            own_logits = self._own_logits(soup) if self.objective.needs_logits else None
+        if own_logits is not None and ensemble.logits is not None:
             # an image with a logit that is no number is wrong, and says nothing about classes
-            own = np.where((predictions >= 0)[:, None], own, 0.0)
-            logits = np.where(images[:, None], own, ensemble.logits)
+            own_logits = np.where((predictions >= 0)[:, None], own_logits, 0.0)
+            logits = np.where(images[:, None], own_logits, ensemble.logits)
         return Answers(np.where(images, predictions, ensemble.predictions), ensemble.labels, ensemble.classes, logits)
 
     def _own_logits(self, soup: MeasuredSoup) -> np.ndarray:

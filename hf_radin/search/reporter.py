@@ -116,9 +116,35 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
         refuse_overlap(bank, proving)
     if options.head_split is not None:
         check_head_split(bank, options.head_split, proving, allow_overlap=options.allow_overlap)
+    _check_classes(bank, objective)
     further = load_metrics(options.metrics, bank.classes)
     reported = {metric.name: metric for metric in (*objective.metrics, *further)}
     return Metrics(objective, tuple(reported.values()))
+
+
+def _check_classes(bank: LogitBank, objective: Objective) -> None:
+    """Say what becomes of classes without an image, where what chooses does not count all images alike.
+
+    Raises:
+        ValueError: if a metric is of such a class.
+    """
+    missing = np.bincount(np.asarray(bank.labels), minlength=len(bank.classes)) == 0
+    for metric in objective.metrics:
+        if metric.of_class is not None and missing[metric.of_class]:
+            raise ValueError(
+                f"The split {bank.split!r} has no image of {bank.classes[metric.of_class]!r}, and nothing is known of "
+                f"{metric.name}: name a split that has some, or choose by something else."
+            )
+    is_mean = all(metric.of_images is not None for metric in objective.metrics)
+    if missing.any() and not is_mean:
+        names = [bank.classes[label] for label in np.flatnonzero(missing)]
+        logger.warning(
+            "The split %r has no image of %s: %s says nothing of %s, but for what is predicted so by mistake.",
+            bank.split,
+            ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else ""),
+            objective.name,
+            "it" if len(names) == 1 else "them",
+        )
 
 
 @dataclass(eq=False)

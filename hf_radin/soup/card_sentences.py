@@ -66,9 +66,9 @@ def _floors(report: SearchReport) -> str:
     """Which floors the soup was to keep, and whether it does on the split that chose it."""
     if not report.keep:
         return ""
-    kept = any(report.is_chosen(entry) and entry.keeps for entry in report.measurements)
+    does_keep = any(report.is_chosen(entry) and entry.keeps for entry in report.measurements)
     floors = ", ".join(map(escape, report.keep))
-    return f" It was chosen to keep {floors}{'' if kept else ', **which it does not**'}."
+    return f" It was chosen to keep {floors}{'' if does_keep else ', **which it does not**'}."
 
 
 def about_head(report: SearchReport) -> str:

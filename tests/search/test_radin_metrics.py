@@ -93,15 +93,15 @@ def test_for_a_linear_model_the_soup_is_the_ensemble_by_every_metric(heads, digi
 
 def test_a_floor_keeps_out_what_breaks_it(bank):
     free = hf_radin.radin(bank, metric="recall[three]", budget=3, head="average")
-    kept = hf_radin.radin(
+    floored = hf_radin.radin(
         bank, metric="recall[three]", keep="accuracy >= best single + 0.01", budget=3, head="average"
     )
     (best,) = hf_radin.best_single(bank, metric="recall[three]").recipe.used
     floor = float(bank.score(hf_radin.Recipe.uniform([best]))[0]) + 0.01
     assert floor > min(float(bank.score(entry.recipe)[0]) for entry in free.report.singles)  # it leaves something out
-    winners = [entry for entry in kept.measurements if entry.keeps]
-    assert winners and kept.recipe in [entry.recipe for entry in winners]
-    assert float((predict(bank, kept.recipe) == bank.labels).mean()) >= floor - 1e-12
+    winners = [entry for entry in floored.measurements if entry.keeps]
+    assert winners and floored.recipe in [entry.recipe for entry in winners]
+    assert float((predict(bank, floored.recipe) == bank.labels).mean()) >= floor - 1e-12
     assert all(entry.keeps is None for entry in free.measurements)
 
 
