@@ -380,7 +380,9 @@ def check_search(args: argparse.Namespace) -> None:
     check_output(args.output, overwrite=args.overwrite)
     check_changes(args)
     load_metrics(split_names(args.metrics))
-    Objective.of(args.metric, args.keep)
+    objective = Objective.of(args.metric, args.keep)
+    if getattr(args, "pilot", None) is not None and not objective.is_accuracy:
+        raise ValueError(f"--pilot {args.pilot}: soups are chosen by accuracy after a pilot, not by {objective.text}.")
 
 
 def start_tracking(args: argparse.Namespace, processes: Processes) -> None:
@@ -493,7 +495,8 @@ def choose_pilot(
     if args.pilot is not None:
         return Pilot(args.pilot, args.seed)
     seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
-    takes_all = args.hold_out is not None or args.head == "refit" or args.distill
+    by_accuracy = Objective.of(args.metric, args.keep).is_accuracy  # which is all that a pilot knows
+    takes_all = args.hold_out is not None or args.head == "refit" or args.distill or not by_accuracy
     if seconds == float("inf") or takes_all or (args.changes and not args.test_split):
         return None
     share = pilot_share(ingredients, source, options, seconds, processes)
@@ -583,6 +586,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
     refuse_ingredients(args.output, ingredients)
+    Objective.of(args.metric, args.keep, ingredients[0].labels)  # which names classes
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     passes = Budget.of(args.budget).passes if args.budget is not None else float("inf")
     check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)

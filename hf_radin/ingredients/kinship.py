@@ -20,6 +20,9 @@ ENTRIES = 4096
 # `benchmarks/kinship.py`, over learning rates a factor of 25 apart, it is at least 0.67 and at most 0.013.
 KIN = 0.3
 
+# How many times the median distance from the mean of all is far off: a run that diverged, or learnt much faster.
+FAR = 2.0
+
 # The cosine of heads is above this where they began alike, and below where each was drawn for itself. In four sweeps
 # of fine-tunes with heads of their own it is 0.16 to 0.38, as features that are alike teach them alike; in two with a
 # shared head it is 0.97 at least.
@@ -130,6 +133,17 @@ def inner_products(weights: Sequence[Weights]) -> np.ndarray:
     rows -= rows.mean(axis=0)
     products = rows @ rows.T
     return products / max(products.trace() / len(products), np.finfo(float).tiny)
+
+
+def find_far_off(products: np.ndarray) -> dict[int, float]:
+    """The models that are at least `FAR` times as far from the mean of all as the median model is, and how far.
+
+    Args:
+        products: of all pairs of models, as `inner_products` gives them.
+    """
+    distances = np.sqrt(np.maximum(products.diagonal(), 0))
+    median = max(float(np.median(distances)), np.finfo(float).tiny)
+    return {int(place): float(distances[place] / median) for place in np.flatnonzero(distances >= FAR * median)}
 
 
 def relate(weights: dict[str, Weights]) -> list[Relation]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.ingredients.kinship import find_far_off
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.preflight import load_cosines, load_inner_products
 from hf_radin.metrics.bootstrap import metric_interval
@@ -56,6 +57,9 @@ logger = logging.getLogger(__name__)
 
 # How many candidates a pass can be enough for: those that are dropped at the first look cost that little.
 ENTRANTS = 16
+
+# The last part of a search in which what is found suggests that there is more to be found.
+LATE = 1 / 3
 
 # Which heads soups may have.
 HEADS = ("auto", "average", "refit")
@@ -350,6 +354,7 @@ class _Search:
             pilot=pilot,
             curve=result.curve,
         )
+        search._advise(bank, result, is_guided)
         refits = heads.place is not None and result.ended != "interrupt"  # else what took a pass is wanted at once
         return reporter.soup("radin", singles + result.measurements, settings, refits=refits)
 
@@ -406,6 +411,26 @@ class _Search:
             hear=hear,
             soup_of=partial(measured_soup, head=place),
         )
+
+    def _advise(self, bank: LogitBank, result: RaceResult, is_guided: bool) -> None:
+        """Say what the figures suggest for a next search.
+
+        Args:
+            is_guided: whether the weights were compared, to guide it.
+        """
+        for place, times in (find_far_off(_inner_products(bank)) if is_guided else {}).items():
+            logger.info(
+                "%s lies %.1f times as far from the mean of all ingredients as the median one: its run may have "
+                "diverged, or learnt much faster. Soups with it are often worse.",
+                bank.ingredients.ids[place],
+                times,
+            )
+        values = [self.objective.metric.rank(value) for _, value in result.curve]
+        last = next((place for place in range(len(values) - 1, 0, -1) if values[place] > values[place - 1]), 0)
+        if result.ended == "budget" and last > (1 - LATE) * len(values):
+            logger.info(
+                "The best was found late: a larger budget (--budget) than %s may find better soups.", self.budget
+            )
 
     def _best_answers(self, bank: LogitBank, singles: list[Measurement]) -> Answers:
         """What the best single model says of the images."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_radin.ingredients.kinship import KIN, Weights, inner_products, relate
+from hf_radin.ingredients.kinship import KIN, Weights, find_far_off, inner_products, relate
 
 ENTRIES = 5000
 
@@ -78,3 +78,17 @@ def test_products_are_those_of_the_differences_from_the_mean():
     np.testing.assert_allclose(products / products[0, 0], centred @ centred.T / (centred[0] @ centred[0]), rtol=1e-4)
     assert products.trace() == pytest.approx(4) and np.abs(products.sum(axis=0)).max() < 1e-4
     assert (inner_products([Weights(rows[0])] * 3) == 0).all()
+
+
+def test_a_model_that_lies_far_from_all_others_stands_out():
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((8, 50))
+    assert not find_far_off(products_of(rows))
+    rows[5] *= 6
+    assert [*find_far_off(products_of(rows))] == [5] and find_far_off(products_of(rows))[5] > 3
+    assert not find_far_off(np.zeros((3, 3)))
+
+
+def products_of(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.mean(axis=0)
+    return rows @ rows.T
