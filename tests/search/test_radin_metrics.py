@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 from shared.heads import own_heads, own_heads_bank
+from shared.launching import launch
 from shared.zoo import zoo, zoo_pilot
 
 import hf_radin
@@ -150,3 +151,15 @@ def test_refitted_heads_race_by_any_metric(own_heads_bank, name):
     best = [metric.rank(entry.known) for entry in soup.measurements if entry.proposal == "single"]
     (chosen,) = (row.metrics[name] for row in soup.results if row.name == "soup")
     assert metric.rank(chosen) >= max(best) and any(entry.teacher for entry in soup.measurements)
+
+
+def test_two_processes_choose_what_one_does(runs, digits, tmp_path):
+    options = ["--models", f"{runs}/ft-[012]", "--dataset", digits, "--budget", "2", "--test-split", "test"]
+    options += ["--metric", "f1", "--keep", "log_loss <= best single + 0.5", "--metrics", "brier_score"]
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run = launch(tmp_path / str(processes), processes, *options)
+        assert run.returncode == 0, run.stderr
+    first, second = (SearchReport.read(tmp_path / str(processes) / "soup" / "recipe.json") for processes in (1, 2))
+    assert first.recipe == second.recipe and first.results == second.results and first.keep
+    assert first.measurements == second.measurements and first.verdict == second.verdict
