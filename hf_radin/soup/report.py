@@ -131,8 +131,8 @@ class Comparison:
     gain: float
     interval: tuple[float, float]
     p_value: float
-    metric: str = field(default="accuracy", metadata=IF_ANY)
-    is_loss: bool = field(default=False, metadata=IF_ANY)
+    metric: str = "accuracy"
+    is_loss: bool = False
 
     @property
     def advantage(self) -> float:
@@ -267,9 +267,9 @@ class SearchReport(SearchSettings):
 
     recipe: Recipe
     pulled_to: IngredientEntry | None = field(default=None, metadata=IF_ANY)
-    metric: str = field(default="accuracy", metadata=IF_ANY)
-    less_is_better: bool = field(default=False, metadata=IF_ANY)
-    keep: tuple[str, ...] = field(default=(), metadata=IF_ANY)
+    metric: str = "accuracy"
+    less_is_better: bool = False
+    keep: tuple[str, ...] = ()
     method: str = "average"
     passes: PassCounts | None = None
     time: TimeSpent | None = None
