@@ -1,6 +1,6 @@
-"""Two libraries that the reported metrics could come from, torchmetrics and scikit-learn: size, import and time.
+"""How long the reported metrics take, beside scikit-learn's, which give the same values.
 
-10 000 images x 1 000 classes, one thread. Both give the same values.
+10 000 images x 1 000 classes, one thread. scikit-learn is given probabilities, here the softmax is part of the time.
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import distribution
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,30 +17,7 @@ import numpy as np
 import torch
 from sklearn import metrics as scikit_learn
 
-from hf_radin.metrics.named import OF_LOGITS, OF_PREDICTIONS, Answers
-
-# What each installs beside what this package has anyway (torch, numpy).
-DISTRIBUTIONS = {
-    "torchmetrics": ("torchmetrics", "lightning-utilities"),
-    "scikit-learn": ("scikit-learn", "scipy", "joblib", "threadpoolctl"),
-}
-IMPORTS = {"torchmetrics": "torchmetrics.functional.classification", "scikit-learn": "sklearn.metrics"}
-
-
-def megabytes(names: tuple[str, ...]) -> float:
-    """What their files take on the disk."""
-    files = [file.locate() for name in names for file in distribution(name).files or ()]
-    return sum(os.path.getsize(file) for file in files if os.path.exists(file)) / 1e6
-
-
-def import_seconds(module: str) -> float:
-    """In a process that has torch and transformers already, as one that computed logits has: the median of five."""
-    code = (
-        "import time, torch, transformers; from transformers import ViTForImageClassification;"
-        f"begun = time.perf_counter(); import {module}; print(time.perf_counter() - begun)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    return statistics.median(float(subprocess.check_output(command, encoding="utf-8")) for _ in range(5))
+from hf_radin.metrics.named import Answers, load_metrics, only_score
 
 
 def seconds(run: Callable[[], float], times: int) -> tuple[float, float]:
@@ -68,8 +42,7 @@ def main() -> None:
     logits = generator.standard_normal((settings.images, settings.classes)).astype(np.float32)
     logits[np.arange(settings.images), labels] += 3
     predictions = logits.argmax(axis=1)
-    answers = Answers(predictions, labels, settings.classes, logits)
-    probabilities = answers.probabilities.numpy()
+    probabilities = Answers(predictions, labels, settings.classes, logits).probabilities.numpy()
     classes = np.arange(settings.classes)
     is_class = labels[:, None] == classes
     macro = {"average": "macro", "zero_division": 0}
@@ -80,27 +53,26 @@ def main() -> None:
         "balanced_accuracy": lambda: scikit_learn.balanced_accuracy_score(labels, predictions),
         "mcc": lambda: scikit_learn.matthews_corrcoef(labels, predictions),
         "top5_accuracy": lambda: scikit_learn.top_k_accuracy_score(labels, probabilities, k=5, labels=classes),
+        "brier_score": lambda: scikit_learn.brier_score_loss(labels, probabilities, labels=classes),
         "log_loss": lambda: scikit_learn.log_loss(labels, probabilities, labels=classes),
         "roc_auc": lambda: scikit_learn.roc_auc_score(is_class, probabilities, average="macro"),
         "average_precision": lambda: scikit_learn.average_precision_score(is_class, probabilities, average="macro"),
         "calibration_error": None,
     }
-    print("| | torchmetrics | scikit-learn |\n|---|---:|---:|")
-    sizes, imports = (
-        [measure(names[library]) for library in ("torchmetrics", "scikit-learn")]
-        for measure, names in ((megabytes, DISTRIBUTIONS), (import_seconds, IMPORTS))
-    )
-    print(f"| size on disk, with dependencies beside torch and numpy | {sizes[0]:.0f} MB | {sizes[1]:.0f} MB |")
-    print(f"| import, after torch and transformers | {imports[0]:.1f} s | {imports[1]:.1f} s |")
+    print("| | hf_radin | scikit-learn |\n|---|---:|---:|")
     for name, reference in pairs.items():
-        compute = OF_PREDICTIONS.get(name) or OF_LOGITS[name]
-        ours, value = seconds(lambda compute=compute: compute(answers), settings.times)
+        (metric,) = load_metrics(name)
+        # answers anew, so that nothing is known of them from another metric
+        ours, value = seconds(
+            lambda metric=metric: only_score(metric, Answers(predictions, labels, settings.classes, logits)),
+            settings.times,
+        )
         if reference is None:
-            print(f"| {name} | {ours:.3f} s | has none |")
+            print(f"| {name} | {1000 * ours:,.1f} ms | has none |")
             continue
         theirs, expected = seconds(reference, settings.times)
         assert abs(value - expected) < 1e-5, (name, value, expected)
-        print(f"| {name} | {ours:.3f} s | {theirs:.3f} s |", flush=True)
+        print(f"| {name} | {1000 * ours:,.1f} ms | {1000 * theirs:,.1f} ms |", flush=True)
 
 
 if __name__ == "__main__":

@@ -134,11 +134,16 @@ def make_data(
     images, labels = (read_idx(source / f"train-{kind}.gz") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     tests = [read_idx(source / f"t10k-{kind}.gz")[:test] for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     seen, unseen, _ = np.split(np.random.default_rng(seed).permutation(len(images)), [train, train + validation])
-    splits = {
-        "train": (images[seen], labels[seen]),
-        "validation": (images[unseen], labels[unseen]),
-        "test": tests,
-    }
+    return write_splits(
+        folder,
+        train=(images[seen], labels[seen]),
+        validation=(images[unseen], labels[unseen]),
+        test=(tests[0], tests[1]),
+    )
+
+
+def write_splits(folder: Path, **splits: tuple[np.ndarray, np.ndarray]) -> Path:
+    """Write images `(samples, 28, 28)` and labels `(samples,)` of each split as parquet files."""
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CLASSES)))
 
     def fill(new: Path) -> None:
@@ -176,9 +181,7 @@ def make(folder: Path, data: Path, runs: Sequence[Run], architecture: Architectu
     if not todo:
         return folder
     processor = ViTImageProcessor(size={"height": 28, "width": 28})
-    split = datasets.load_dataset(str(data), split="train")
-    images = processor([image.convert("RGB") for image in split["image"]], return_tensors="pt")["pixel_values"]
-    labels = torch.tensor(split["label"])
+    images, labels = read_train(data, processor)
     torch.set_num_threads(1)  # models so small gain nothing from more, and the figures shall not depend on cores
     for run in todo:
         torch.manual_seed(zlib.crc32(f"{seed} {run.name}".encode()))
@@ -192,6 +195,13 @@ def make(folder: Path, data: Path, runs: Sequence[Run], architecture: Architectu
 
         write_folder(folder / run.name, fill)
     return folder
+
+
+def read_train(data: Path, processor: ViTImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels `(samples, 3, height, width)` and labels of the training split."""
+    split = datasets.load_dataset(str(data), split="train")
+    images = processor([image.convert("RGB") for image in split["image"]], return_tensors="pt")["pixel_values"]
+    return images, torch.tensor(split["label"])
 
 
 def begin(folder: Path, run: Run, architecture: Architecture) -> PreTrainedModel:
