@@ -20,7 +20,7 @@ PROPOSALS = "auto, monte-carlo, dirichlet, subsets, forward, local, line, wise-f
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no shortened options, of commands too: `--metric` would be read as `--metrics`."""
+    """A parser that takes no shortened options, of commands too: `--proposal` would be read as `--proposals`."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)

@@ -368,5 +368,5 @@ def test_a_shortened_option_is_refused_by_every_command(name):
 
 def test_a_shortened_option_is_named(runs, capsys):
     with pytest.raises(SystemExit, match="2"):
-        soup("--models", f"{runs}/ft-*", "--metric", "f1")
-    assert "unrecognized arguments: --metric f1" in capsys.readouterr().err
+        soup("--models", f"{runs}/ft-*", "--proposal", "line")
+    assert "unrecognized arguments: --proposal line" in capsys.readouterr().err
