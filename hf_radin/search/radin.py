@@ -354,9 +354,10 @@ class _Search:
             pilot=pilot,
             curve=result.curve,
         )
-        search._advise(bank, result, is_guided)
         refits = heads.place is not None and result.ended != "interrupt"  # else what took a pass is wanted at once
-        return reporter.soup("radin", singles + result.measurements, settings, refits=refits)
+        soup = reporter.soup("radin", singles + result.measurements, settings, refits=refits)
+        search._advise(bank, result, soup.recipe, is_guided)
+        return soup
 
     def _estimated(self, ranked: _Ranked, singles: list[Measurement]) -> list[Measurement]:
         """The candidate of the best estimate, if the user wants what is not measured; else none, as a line says."""
@@ -412,19 +413,20 @@ class _Search:
             soup_of=partial(measured_soup, head=place),
         )
 
-    def _advise(self, bank: LogitBank, result: RaceResult, is_guided: bool) -> None:
+    def _advise(self, bank: LogitBank, result: RaceResult, chosen: Recipe, is_guided: bool) -> None:
         """Say what the figures suggest for a next search.
 
         Args:
             is_guided: whether the weights were compared, to guide it.
         """
         for place, times in (find_far_off(_inner_products(bank)) if is_guided else {}).items():
-            logger.info(
-                "%s lies %.1f times as far from the mean of all ingredients as the median one: its run may have "
-                "diverged, or learnt much faster. Soups with it are often worse.",
-                bank.ingredients.ids[place],
-                times,
-            )
+            if (name := bank.ingredients.ids[place]) not in chosen.used:
+                logger.info(
+                    "%s lies %.1f times as far from the mean of all ingredients as the median one, and is not in the "
+                    "soup: its run may have diverged, or learnt much faster.",
+                    name,
+                    times,
+                )
         values = [self.objective.metric.rank(value) for _, value in result.curve]
         last = next((place for place in range(len(values) - 1, 0, -1) if values[place] > values[place - 1]), 0)
         if result.ended == "budget" and last > (1 - LATE) * len(values):

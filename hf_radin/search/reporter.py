@@ -273,13 +273,16 @@ class Reporter:
         if report.verdict is None or not report.verdict.is_proven_worse:
             return
         single = best_known(report.singles, report.images, self.objective)
-        command = f"hf-radin search {shlex.quote(str(self.bank.folder))} --method best_single --output best-single"
+        options = [] if report.metric == "accuracy" else ["--metric", report.metric]
+        options += [option for floor in report.keep for option in ("--keep", floor)]
+        words = ["hf-radin", "search", str(self.bank.folder), "--method", "best_single", *options]
+        command = shlex.join([*words, "--output", "best-single"])
         logger.warning(
             "On %r, which proves it, the soup is worse than the best single model beyond chance. Take that model "
             "instead: %s",
             report.verdict.split,
             # `best_single` takes all logits
-            single.recipe.ingredients[0] if report.pilot else f"{command} (hf_radin.best_single(bank))",
+            single.recipe.ingredients[0] if report.pilot else f"{command} (or hf_radin.best_single)",
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:

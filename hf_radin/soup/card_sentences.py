@@ -200,8 +200,9 @@ def _verdict(report: SearchReport, verdict: SoupVerdict) -> str:
     if verdict.kind == "single":
         return _why_single(report)
     taught = "distilled last layers" if report.is_distilled else "refitted head"
+    the_metric = "the accuracy" if report.metric == "accuracy" else report.metric
     subject = "This soup" if report.is_average else f"This checkpoint with its {taught}"
-    return f"{subject} is {VERDICTS[verdict.kind]}, by the {report.metric} on the split {verdict.split}."
+    return f"{subject} is {VERDICTS[verdict.kind]}, by {the_metric} on the split {verdict.split}."
 
 
 def _doubt(comparison: Comparison, gain: float) -> str:
