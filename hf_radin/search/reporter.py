@@ -256,7 +256,8 @@ class Reporter:
                 " and ".join(floor.text for floor in self.objective.floors),
                 bank.split,
             )
-        _say_what_could_be_had(proof)
+        if bank.given is None:
+            _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
         self.warn_if_worse(report)
         return Soup(
@@ -272,14 +273,14 @@ class Reporter:
         """Where a soup is worse than the best single model beyond chance, say so, and how that model is saved."""
         if report.verdict is None or not report.verdict.is_proven_worse:
             return
-        single = best_known(report.singles, report.images, self.objective)
+        (single,) = best_known(report.singles, report.images, self.objective).recipe.ingredients
         command = f"hf-radin search {shlex.quote(str(self.bank.folder))} --method best_single --output best-single"
         logger.warning(
             "On %r, which proves it, the soup is worse than the best single model beyond chance. Take that model "
             "instead: %s",
             report.verdict.split,
-            # `best_single` takes all logits
-            single.recipe.ingredients[0] if report.pilot else f"{command} (hf_radin.best_single(bank))",
+            # `best_single` takes all logits, and what it writes is a checkpoint
+            single if report.pilot or self.bank.given else f"{command} (hf_radin.best_single(bank))",
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:
@@ -563,7 +564,7 @@ class Reporter:
             return soup_answers(shown, recipe, with_logits=True)[0]
         if self.need_logits:
             logits, spent = measured_soup(shown, recipe).logits()
-            if split is self.bank:
+            if split is self.bank and split.given is None:  # of given models they are known from the search
                 self.probed[recipe] = spent
         return Answers(predict(shown, recipe), np.asarray(split.labels), len(split.classes), logits)
 

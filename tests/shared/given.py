@@ -13,15 +13,15 @@ class Evaluating:
     """What averages the checkpoints of a bank and shows them its images.
 
     Args:
-        asked: the recipes that it was called with.
+        evaluated: the recipes that it was called with.
     """
 
     def __init__(self, bank: hf_radin.LogitBank):
         self.bank = bank
-        self.asked: list[hf_radin.Recipe] = []
+        self.evaluated: list[hf_radin.Recipe] = []
 
     def __call__(self, recipe: hf_radin.Recipe) -> np.ndarray:
-        self.asked.append(recipe)
+        self.evaluated.append(recipe)
         whole = replace(self.bank, part=None)
         return measured_soup(whole, recipe.in_order(whole.by_content.ingredients.ids)).logits()[0]
 
