@@ -120,3 +120,17 @@ def test_the_python_api_of_the_readme(runs, digits, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
+
+
+def test_a_soup_of_plain_torch_modules(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "any_model.py")]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    *rows, recipe = run.stdout.splitlines()
+    accuracies = {(row[:12].strip(), row[12:26].strip()): float(row[26:]) for row in rows}
+    for split in ("validation", "test"):
+        names = {"soup", "best single", "uniform", "ensemble"}
+        assert {name for place, name in accuracies if place == split} == names
+    assert min(accuracies.values()) > 0.85  # ten classes: the models were really trained, and averaged
+    assert {*hf_radin.Recipe.from_json(recipe).used} <= {f"mlp-{seed}" for seed in range(1, 6)}
+    assert not any(tmp_path.iterdir())

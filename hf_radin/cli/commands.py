@@ -140,12 +140,11 @@ def search(args: argparse.Namespace, processes: Processes) -> int:
         options = {"revision": args.revision, "cache_dir": args.cache_dir}
         bank = LogitBank.from_hub(args.bank, **options, processes=processes)
     away = [ingredient.id for ingredient in bank.ingredients if ingredient.is_away]
+    why = "is known by its logits alone" if bank.given else "is a folder on another machine"
     if away and args.push_to:
-        raise ValueError(
-            f"--push-to {args.push_to}: no soup can be made here, {away[0]} is a folder on another machine."
-        )
+        raise ValueError(f"--push-to {args.push_to}: no soup can be made here, {away[0]} {why}.")
     if away and args.changes:
-        raise ValueError(f"--changes {args.changes}: no soup can run here, {away[0]} is a folder on another machine.")
+        raise ValueError(f"--changes {args.changes}: no soup can run here, {away[0]} {why}.")
     if args.changes and bank.is_pilot and not args.test_split:
         raise ValueError(NO_PILOT.format(args.changes))
     check_push(args, processes, push_options(args))
@@ -163,10 +162,9 @@ def search(args: argparse.Namespace, processes: Processes) -> int:
 
     processes.decide(write)
     show(soup_table(result))
-    say(
-        f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} is not here: cook it where it is, "
-        f"with `hf-radin average --recipe {RECIPE} --models ... --output soup`."
-    )
+    cook = f"cook it where it is, with `hf-radin average --recipe {RECIPE} --models ... --output soup`"
+    way_out = "average the weights yourself" if bank.given else cook
+    say(f"The recipe is in {args.output / RECIPE}. Its ingredient {result.away[0]} {why}: {way_out}.")
     return strict_status(result, args)
 
 

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 Version = tuple[str | None, str, str | None]
 
+# What the revision of an ingredient begins with that is no checkpoint: its logits are all that is known of it.
+GIVEN = "logits:"
+
 
 @dataclass(frozen=True)
 class Ingredient:
@@ -123,6 +126,11 @@ class Ingredient:
         return modeling.load_processor(folder, trust_remote_code=self.trust_remote_code)
 
     @property
+    def is_given(self) -> bool:
+        """Whether it is a model from elsewhere, of which logits were given and no checkpoint."""
+        return self.revision.startswith(GIVEN)
+
+    @property
     def is_here(self) -> bool:
         """Whether its weights are on this machine."""
         try:
@@ -142,8 +150,9 @@ class Ingredient:
             The folder with the weights.
 
         Raises:
-            ValueError: if a folder's checkpoint has changed, or the Hub does not give it.
+            ValueError: if a folder's checkpoint has changed, the Hub does not give it, or there is none.
         """
+        refuse_given([self], "A model in memory or on disk")
         if self.base is not None:
             self.base.download()
         if self.repo_id is None:
@@ -372,7 +381,7 @@ class IngredientRecord:
 
 def is_available(ingredient: Ingredient) -> bool:
     """Whether the checkpoint of a bank's ingredient can still be used: the Hub keeps commits, but folders change."""
-    if ingredient.repo_id is not None:
+    if ingredient.repo_id is not None or ingredient.is_given:
         return True
     try:
         ingredient.download()
@@ -380,6 +389,24 @@ def is_available(ingredient: Ingredient) -> bool:
         logger.warning("%s is left out of the bank: %s", ingredient.id, error)
         return False
     return True
+
+
+def refuse_given(ingredients: Iterable[Ingredient], what: str, way_out: str = "") -> None:
+    """Refuse what takes checkpoints where one of the ingredients is none.
+
+    Args:
+        what: takes them, to be named in the error.
+        way_out: in place of the usual sentence that says what to do.
+
+    Raises:
+        ValueError: if logits are all that is known of one.
+    """
+    for ingredient in ingredients:
+        if ingredient.is_given:
+            raise ValueError(
+                f"{what} takes checkpoints of transformers, and of {ingredient.id!r} logits are all that is known "
+                f"(LogitBank.from_arrays). {way_out or 'Average the weights yourself, by soup.recipe.'}"
+            )
 
 
 def in_hub_cache(ingredient: Ingredient, token: str | bool | None) -> Ingredient:

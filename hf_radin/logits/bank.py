@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +24,13 @@ from hf_radin.images.digests import as_digests, with_copies
 from hf_radin.images.sample import drawn_places
 from hf_radin.images.shards import Block
 from hf_radin.images.split import DataSource
-from hf_radin.ingredients.ingredient import Ingredients, in_hub_cache, is_available, with_distinct_ids
+from hf_radin.ingredients.ingredient import (
+    Ingredients,
+    in_hub_cache,
+    is_available,
+    refuse_given,
+    with_distinct_ids,
+)
 from hf_radin.logits import publish
 from hf_radin.logits.bank_files import (
     DIGESTS,
@@ -32,6 +40,7 @@ from hf_radin.logits.bank_files import (
     check_bank,
     logits_path,
     open_array,
+    write_given,
 )
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
@@ -39,7 +48,8 @@ from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
 from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
 from hf_radin.metrics.objective import score_recipes
-from hf_radin.recipes import ensemble, propose, pruning, scoring
+from hf_radin.recipes import ensemble, gaps, propose, pruning, scoring
+from hf_radin.recipes.given import Evaluate, GivenLogits, GivenModels
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
@@ -76,6 +86,7 @@ class LogitBank:
         partial: where some ingredients have no logits of some images; None where all have all.
         seconds: that computing it took just now, in this process; a search's budget of time counts them.
         most_pruned: bytes of logits that may be held in memory.
+        given: what stands for checkpoints and images where there are none; None where there are.
     """
 
     folder: Path
@@ -91,6 +102,7 @@ class LogitBank:
     partial: PartialLogits | None = None
     seconds: float = 0.0
     most_pruned: int = field(default=pruning.MOST, repr=False)
+    given: GivenModels | None = field(default=None, repr=False)
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -115,6 +127,62 @@ class LogitBank:
         if not available:
             raise ValueError(f"None of the checkpoints of the bank {folder} is where and what it was. Put them back.")
         return replace(bank, ingredients=Ingredients(available))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        logits: Mapping[str, np.ndarray],
+        labels: Sequence[int] | Sequence[str] | np.ndarray,
+        *,
+        classes: Sequence[str] | None = None,
+        evaluate: Evaluate | None = None,
+        ids: Sequence[int] | np.ndarray | None = None,
+        split: str = "validation",
+        folder: str | Path | None = None,
+    ) -> LogitBank:
+        """A bank of logits that were computed elsewhere, of models that are no checkpoints of transformers.
+
+        Recipes are scored and searched as those of checkpoints are (`radin`, `greedy`, `uniform`, `best_single`).
+        `evaluate` averages the weights, so that soups are measured. It shows a soup all images at once, and a sample
+        would cost as much as all of them. So `radin` measures each candidate in full: a budget of 8 is 8 calls, beside
+        the one for the uniform soup. Which candidate is next is still predicted from the soups before it, with
+        distances between the models' logits in the place of distances between their weights. Without `evaluate`
+        nothing is measured: by default `radin` returns the best single model, and with `unmeasured=True` the
+        candidate of the best estimate.
+
+        There are no images and no checkpoints: heads are averaged, no layers are distilled, and neither the bank nor
+        a soup is pushed or saved as a model. `soup.recipe` says which weights to average, and `soup.save_recipe`
+        writes all that was measured. BatchNorm statistics of averaged weights are up to `evaluate`.
+
+        Args:
+            logits: of each model by its name, floats `(samples, classes)`, kept as float32.
+            labels: of each image its class, ints `(samples,)`, or names of `classes`.
+            classes: names in the order of the logits; by default `"0"`, `"1"`, ...
+            evaluate: from a `Recipe` (`recipe.used` has a weight for each name) to the logits `(samples, classes)` of
+                really averaged weights on the same images, in the same order. What it gave for a recipe is kept in
+                the folder and not asked for again. With several processes the main one calls it.
+            ids: a number for each image, `(samples,)`, as `compare` names it; by default its position.
+            split: what to call these images; the bank of a held-out split (`test_split` of a search) has another
+                name, the same names of models, and an `evaluate` of its own.
+            folder: where logits are kept, and what `evaluate` gave, for the next time that the same logits are given:
+                use another folder if `evaluate` has changed and they have not. By default a temporary one, which
+                lasts as long as the bank. Several processes must share its disk.
+
+        Raises:
+            ValueError: for fewer than two models, or names that are no strings; arrays of different shapes, of other
+                than floats, or with values that are not finite; labels or ids of another number, or that are none;
+                class names of another number, or one twice; several processes and no folder.
+        """
+        if evaluate is not None and not callable(evaluate):
+            raise ValueError(f"evaluate={evaluate!r}: it is a function from a recipe to logits.")
+        checked, processes = GivenLogits.of(logits, labels, classes=classes, ids=ids, split=split), Processes()
+        if folder is None and processes.count > 1:
+            raise ValueError(f"{processes.count} processes work on these logits: name a folder that all of them see.")
+        given = GivenModels(evaluate)
+        home = Path(tempfile.mkdtemp(prefix="hf_radin-") if folder is None else folder).resolve()
+        if folder is None:
+            weakref.finalize(given, shutil.rmtree, home, ignore_errors=True)
+        return replace(cls._read(processes.decide(lambda: write_given(home, checked)), processes), given=given)
 
     @classmethod
     def from_hub(
@@ -163,6 +231,7 @@ class LogitBank:
         Raises:
             ValueError: if the id is none, or the token may not write there.
         """
+        refuse_given(self.ingredients, "push_to_hub of a bank", "Keep its folder (folder=...), or pass on the arrays.")
         if self.is_pilot:
             raise ValueError("A bank of a part of the split (pilot) can't be published; compute it without.")
         if not self.manifest.data.is_labelled:
@@ -258,6 +327,7 @@ class LogitBank:
             statistics=statistics,
             remarks=latest.remarks,
             part=drawn_places(manifest.blocks, manifest.pilot),
+            given=GivenModels() if any(ingredient.is_given for ingredient in ingredients) else None,
         )
 
     def __repr__(self) -> str:
@@ -356,6 +426,27 @@ class LogitBank:
     def is_pilot(self) -> bool:
         """Whether logits were computed of a part of the split only."""
         return self.manifest.pilot is not None or self.manifest.chosen
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether weights can be averaged: of given models by whoever gave them, else by their checkpoints."""
+        return self.given is None or self.given.evaluate is not None
+
+    def check_measurable(self, what: str) -> None:
+        """Refuse to measure soups where nothing averages the weights of given models.
+
+        Args:
+            what: would measure them, to be named in the error.
+
+        Raises:
+            ValueError: if nothing does.
+        """
+        if not self.is_measurable:
+            raise ValueError(
+                f"{what}: nothing measures soups on the split {self.split!r}, whose bank was made of logits alone. "
+                "Give it what averages weights, LogitBank.from_arrays(..., evaluate=...), or go by estimates: "
+                "radin(bank, budget=0, unmeasured=True)."
+            )
 
     @property
     def _rows(self) -> slice | np.ndarray:
@@ -653,6 +744,11 @@ class LogitBank:
             pruned = pruning.load_or_make(path, digest(hashes, top), make, top=top)
             self._pruned[top] = pruned if self.part is None or self.is_pilot else pruned.select(self.part)
         return self._pruned[top]
+
+    def logit_products(self) -> np.ndarray:
+        """Inner products of all pairs of ingredients by their logits, `(models, models)`: see `gaps`."""
+        at_once = max(1, ensemble.MIXED_AT_ONCE // (len(self.ingredients) * len(self.classes)))
+        return gaps.logit_products([self.logits(place) for place in range(len(self.ingredients))], at_once=at_once)
 
     def _all_logits(self) -> Sequence[ensemble.Stored | np.ndarray]:
         """Of each ingredient the logits of all images `(samples, classes)`."""

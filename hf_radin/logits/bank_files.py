@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+import hf_radin
 from hf_radin.images.shards import Block
-from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
-from hf_radin.logits.manifest import BANK, COMPUTE_AGAIN, BankManifest, Latest
+from hf_radin.ingredients.ingredient import GIVEN, Ingredient, IngredientRecord, Ingredients
+from hf_radin.logits.manifest import BANK, COMPUTE_AGAIN, BankManifest, DataRecord, Latest, RunRecord
+from hf_radin.recipes.given import GivenLogits
 from hf_radin.runtime.files import BrokenFileError, Checks, digest, remove_partials, take_away, write_to_cache
 from hf_radin.runtime.schema import (
     MADE_ANEW,
@@ -31,6 +33,10 @@ from hf_radin.weights.head import LinearLayer
 logger = logging.getLogger(__name__)
 
 DIGESTS = "digests.npy"
+
+# What a bank of arrays says in the place of a dataset, and of an architecture.
+ARRAYS = "arrays"
+
 BATCH_SIZE_FILE = "batch_size.json"
 
 # The head of a soup, beside its features.
@@ -279,6 +285,44 @@ def write_index(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str
         write_to_cache(folder / name, partial(Path.write_bytes, data=buffer.getvalue()))
         hashes[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
     return hashes
+
+
+def write_given(home: Path, given: GivenLogits) -> Path:
+    """Write a bank of logits that were computed elsewhere into a cache; returns its folder.
+
+    Equal names are the same model on every split; its order among others depends on what it says.
+    """
+    hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in given.arrays.items()}
+    labels, ids = (hashlib.sha256(array.tobytes()).hexdigest() for array in (given.labels, given.ids))
+    content, samples = digest(ARRAYS, hashes, labels, given.classes), len(given.labels)
+    key = digest(content, ids, given.split)
+    folder = home / "banks" / key
+    index = write_index(folder, {"ids.npy": given.ids, "labels.npy": given.labels})
+    BankManifest(
+        data=DataRecord(ARRAYS, given.split, key=content),
+        classes=given.classes,
+        run=RunRecord({}, "float32", "no", False, False, "float32", "raise"),
+        batch_size=samples,
+        samples=samples,
+        skipped=(),
+        rows=samples,
+        block_size=samples,
+        blocks=((0, 0, samples),),
+        pixels="pixels",
+        hf_radin=hf_radin.__version__,
+        key=key,
+        arrays=index,
+    ).write(folder)
+    keys = []
+    for name, array in given.arrays.items():
+        nowhere = folder / "checkpoints" / digest(name)
+        ingredient = Ingredient(name, f"{GIVEN}{name}", nowhere, given.classes, ARRAYS, content=hashes[name])
+        (sha256,) = write_index(folder, {f"logits/{ingredient.key}.npy": array}).values()
+        record = LogitsRecord(IngredientRecord.of(ingredient), finite=True, sha256=sha256)
+        record.write(folder, key, ingredient.key)
+        keys.append(ingredient.key)
+    Latest(tuple(keys), (), None).write(folder, key)
+    return folder
 
 
 def check_bank(folder: Path, checks: Checks) -> None:

@@ -13,7 +13,7 @@ from hf_radin.images.cache import block_size, parse_size
 from hf_radin.images.decode import Source
 from hf_radin.images.sample import Pilot
 from hf_radin.images.split import OBJECT, DataSource, Split, open_split
-from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.ingredients.ingredient import Ingredients, refuse_given
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.runtime.schema import read_sealed, write_sealed
 from hf_radin.weights.batchnorm import IMAGES, StatisticsRecord, check_images, statistics_source
@@ -275,8 +275,9 @@ def reopen_images(folder: Path, ingredients: Ingredients, source: DataSource) ->
         source: where they are.
 
     Raises:
-        ValueError: if they are no longer there or no longer the same.
+        ValueError: if they are no longer there or no longer the same, or only logits of them were given.
     """
+    refuse_given(ingredients, "What is computed from images")
     manifest = BankManifest.read(folder)
     if is_object(source):
         _refuse_object(folder / manifest.pixels, manifest)

@@ -19,6 +19,7 @@ ensembles are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,6 +102,26 @@ def spread_products(products: np.ndarray, recipes: np.ndarray, others: np.ndarra
     to_recipes, to_others = recipes @ products, others @ products  # (recipes, models), (others, models)
     squares = recipes @ products**2 @ others.T - recipes @ (to_others**2).T - to_recipes**2 @ others.T
     return squares + (to_recipes @ others.T) ** 2
+
+
+def logit_products(logits: Sequence[np.ndarray], *, at_once: int) -> np.ndarray:
+    """Inner products of all pairs of models, as differences from their mean, by what they say: `(models, models)`.
+
+    Where weights are not known these stand for theirs (`kinship.inner_products`), and are scaled alike: near a common
+    start logits are linear in the weights.
+
+    Args:
+        logits: of each model `(samples, classes)`.
+        at_once: samples that are read at a time.
+    """
+    products = np.zeros((len(logits), len(logits)))
+    for start in range(0, len(logits[0]), at_once):
+        block = np.stack([np.asarray(array[start : start + at_once], dtype=np.float64) for array in logits])
+        block -= block.mean(axis=2, keepdims=True)  # what is added to all classes makes no difference
+        block -= block.mean(axis=0)
+        flat = block.reshape(len(block), -1)
+        products += flat @ flat.T
+    return products / max(products.trace() / len(products), np.finfo(float).tiny)
 
 
 def _trace(products: np.ndarray, recipes: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 from hf_radin.checkpoints.processor import prepare_image
 from hf_radin.images.digests import refuse_shared
 from hf_radin.images.split import OBJECT, DataSource, open_split
+from hf_radin.ingredients.ingredient import refuse_given
 from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
@@ -305,8 +306,9 @@ def _check_images(bank: LogitBank, report: SearchReport, test_split: str | Logit
 
     Raises:
         ValueError: if it is not of these ingredients, was chosen by another split or proved by another one than that
-            which is to prove it now; or if there are too few images.
+            which is to prove it now; or if there are too few images, or logits alone.
     """
+    refuse_given(bank.ingredients, "distill", "Take the soup as it is.")
     bank.ingredients.select(report.recipe.used)
     chose = report.data.split if report.data else None
     if chose != bank.split:

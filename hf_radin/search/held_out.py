@@ -152,6 +152,11 @@ def find_split(bank: LogitBank, split: str) -> Split | None:
         ValueError: if there is none, as far as that is known without reading it.
     """
     dataset = bank.source.dataset
+    if bank.given is not None:
+        raise ValueError(
+            f"A bank of arrays has no split {split!r}, only {bank.split!r}: give the logits of that with "
+            f"LogitBank.from_arrays(..., split={split!r}), and pass the bank (test_split=...)."
+        )
     if bank.manifest.origin is not None and is_object(bank.source):
         raise ValueError(
             f"The images of the bank {bank.manifest.origin} are not on the Hub, and its split {split!r} is not "
@@ -180,6 +185,11 @@ def check_held_out(bank: LogitBank, held_out: LogitBank) -> None:
     chosen, proving = bank.manifest, held_out.manifest
     if chosen.data.key == proving.data.key:  # whatever the two are called
         raise ValueError(f"The split {bank.split!r} chooses the soup; another one has to prove it.")
+    if bank.given is not None and bank.split == held_out.split:
+        raise ValueError(
+            f"The split that chooses and the one that proves are both called {bank.split!r}: name the latter in "
+            "LogitBank.from_arrays(..., split=...)."
+        )
     pairs = {"classes": (chosen.classes, proving.classes)}
     pairs |= {name: (getattr(chosen.run, name), getattr(proving.run, name)) for name in _SAME_RUN}
     for name, (wanted, value) in pairs.items():

@@ -21,7 +21,7 @@ from hf_radin.metrics.named import Answers
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
-from hf_radin.runtime.schema import known_arrays, known_record, write_arrays, write_sealed
+from hf_radin.runtime.schema import known_arrays, known_record, read_arrays, write_arrays, write_sealed
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import Head, LastLayers, Recording
 from hf_radin.weights.refit import Lesson, Refit, refit
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # The class of an image that a soup was not shown.
 UNKNOWN = -2
+
+# What is named as the device of soups that a function evaluates.
+EVALUATE = "evaluate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +256,43 @@ class MeasuredSoup:
         write_arrays(path, {"array": array}, self._subject(path))
 
 
+class EvaluatedSoup(MeasuredSoup):
+    """A soup of models that are no checkpoints: a function averages their weights (`LogitBank.from_arrays`).
+
+    The function gives the logits of all images of the split at once. They are kept beside the bank, and all else is
+    read from them.
+    """
+
+    def logits(self) -> tuple[np.ndarray, Spent]:
+        """As of any soup; it is shown all images, if it was not."""
+        logits = self._evaluated()
+        self._classes = _predicted(logits)
+        return logits[self.bank.places], Spent.on(self._pace.seconds, self._pace.device)
+
+    def _measure(self, missing: np.ndarray, on_block: Callable[[int], object]) -> None:
+        logits = self._evaluated()
+        self._classes, self.values = _predicted(logits), logits[self._entries]
+        on_block(int(missing.sum()))
+
+    def _evaluated(self) -> np.ndarray:
+        """The soup's logits of all images of the split, float32 `(samples, classes)`."""
+        path = self._path.with_name(f"{self._path.stem}-evaluated.npz")
+        self._pace = self.bank.processes.decide(lambda: self._evaluate(path))
+        (logits,) = read_arrays(path, self._subject(path)).values()
+        return logits
+
+    def _evaluate(self, path: Path) -> Pace:
+        """Have a file with the logits; returns what they took."""
+        bank, begun = self.bank, time.perf_counter()
+        if bank.given is None or known_arrays(path, self._subject(path)) is not None:
+            return self._pace
+        logits = bank.given.logits(self.recipe, (bank.samples, len(bank.classes)))
+        pace = self._pace.after(time.perf_counter() - begun, bank.samples, EVALUATE)
+        write_sealed(self._pace_path, pace, self._subject(self._pace_path))
+        self._write(path, logits)
+        return pace
+
+
 class _Tally:
     """What a soup predicts for this process's images.
 
@@ -295,8 +335,16 @@ class _Tally:
 def measured_soup(
     bank: LogitBank, recipe: Recipe, entries: Pruned | None = None, head: Head | None = None
 ) -> MeasuredSoup:
-    """The soup of a recipe of a bank's ingredients, measured on its images; `entries` and `head` as there."""
+    """The soup of a recipe of a bank's ingredients, measured on its images; `entries` and `head` as there.
+
+    Raises:
+        ValueError: if the bank has logits alone, and nothing averages weights.
+    """
     make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics)
+    if bank.given is not None:
+        bank.check_measurable(f"The soup of {', '.join(recipe.used)}")
+        in_order = recipe.in_order(bank.ingredients.by_content.ids)  # whatever the order, it is evaluated once
+        return EvaluatedSoup(bank, in_order, make_model, entries)
     return MeasuredSoup(bank, recipe, make_model, entries, head)
 
 

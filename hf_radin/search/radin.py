@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients, refuse_given
 from hf_radin.ingredients.kinship import find_far_off
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.preflight import load_cosines, load_inner_products
@@ -96,14 +96,16 @@ def radin(
         bank: logits of the ingredients on the split that chooses.
         budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, which counts the
             time that this process took to compute the logits. By default as many passes as greedy measures soups, one
-            less than there are ingredients, and 8 at most. With 0 no model runs and no image is read: the best single
-            model is returned. An interrupt ends the search early with the best so far.
+            less than there are ingredients, and 8 at most; or 0 where nothing can measure soups. With 0 no model runs
+            and no image is read: the best single model is returned. An interrupt ends the search early with the best
+            so far.
         unmeasured: with a budget of 0, return the candidate of the best estimate all the same, if that is above the
             accuracy of the best single model; its recipe and card say that it was not measured.
         measure: `race` shows candidates the contested images first and drops those that are behind (see `race`), so
             that a pass is enough for several; the winner is measured on the whole split. `full` is the paper's
             procedure: those of the best estimates (the accuracy of the ensemble), as many as the budget has passes,
-            each on the whole split.
+            each on the whole split. Where a function evaluates soups, `race` shows all images too (see
+            `LogitBank.from_arrays`).
         proposals: kinds of candidates, as in `"monte-carlo,forward"`. Drawn: `monte-carlo`, `dirichlet` (see
             `propose.propose`). Sought by their estimates: `subsets` (all of them, up to 20 ingredients), `forward` and
             `line` (see `seek`); by predictions, after each soup anew: `local`. `auto` takes all subsets of up to 12
@@ -152,11 +154,12 @@ def radin(
     Raises:
         ValueError: for a budget or anything else that can't be used, before the first pass.
     """
-    limit, mine = _checked_budget(budget, len(bank.ingredients), unmeasured=unmeasured), _checked_recipes(recipes)
+    limit, mine = _checked_budget(budget, bank, unmeasured=unmeasured), _checked_recipes(recipes)
     search = _Search(limit, unmeasured, measure, proposals, candidates, mine, start, head, seed)
     options = ReportOptions(metric, metrics, test_split, hold_out, head_split, allow_overlap, seed, keep)
     if head_split is not None and head == "average":
         raise ValueError(f"head_split={head_split!r}: averaged heads (head='average') learn from no images.")
+    search.check_given(bank, options)
     begun = time.perf_counter() - bank.seconds
     ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, ids, passes=search.budget.passes)
@@ -222,6 +225,27 @@ class _Search:
         """Whether each candidate is shown the whole split."""
         return self.measure == "full"
 
+    def check_given(self, bank: LogitBank, options: ReportOptions) -> None:
+        """Refuse what takes checkpoints or images where a bank has neither.
+
+        Raises:
+            ValueError: if the search takes them.
+        """
+        if self.budget.passes:
+            bank.check_measurable(f"budget={str(self.budget)!r}")
+        if self.budget.passes or self.unmeasured:
+            _check_proof(bank, options)
+        if bank.given is None:
+            return
+        takes = {
+            "head='refit'": self.head == "refit",
+            f"head_split={options.head_split!r}": options.head_split is not None,
+            f"start={self.start!r}": self.start is not None and self.start not in bank.ingredients.ids,
+            "proposals='model-stock'": "model-stock" in self.kinds,
+        }
+        for what in (what for what, is_asked in takes.items() if is_asked):
+            refuse_given(bank.ingredients, what, "Leave it out.")
+
     def leaving_out(self, objective: Objective) -> _Search:
         """The same search without candidates along a line, which is searched for accuracy only.
 
@@ -252,7 +276,7 @@ class _Search:
         if self.start is not None and self.start not in ingredients.ids:
             name = self.start
             start = bank.processes.decide(lambda: find_start(name, ingredients))
-        elif self.start is None and self.budget.passes and (base := named_start(ingredients)):
+        elif self.start is None and self.budget.passes and bank.given is None and (base := named_start(ingredients)):
             logger.info(
                 "The ingredients' base model is %s: name it as start (--start) with proposals='auto,wise-ft' "
                 "(--proposals) to pull soups to it, too.",
@@ -311,6 +335,8 @@ class _Search:
 
     def _hindrance(self, bank: LogitBank) -> str:
         """Why no head can be refitted on the images of a bank, whatever the architecture; empty if it can."""
+        if bank.given is not None:
+            return "a head is refitted to what a soup makes of images, and there are logits alone"
         if not self.budget.passes:
             return "a head is refitted to what a soup makes of images, and with a budget of 0 it is shown none"
         if bank.is_pilot:
@@ -356,7 +382,7 @@ class _Search:
         )
         refits = heads.place is not None and result.ended != "interrupt"  # else what took a pass is wanted at once
         soup = reporter.soup("radin", singles + result.measurements, settings, refits=refits)
-        search._advise(bank, result, soup.recipe, is_guided)
+        search._advise(bank, result, soup.recipe, is_guided and bank.given is None)
         return soup
 
     def _estimated(self, ranked: _Ranked, singles: list[Measurement]) -> list[Measurement]:
@@ -368,11 +394,12 @@ class _Search:
         logger.warning(
             "With a budget of 0 no soup is measured, and the best single model is returned: %s, whose %s is "
             "%.4f. The best estimate of a soup is %.4f, and estimates are usually too high: with unmeasured=True "
-            "(--unmeasured) that soup is returned all the same, or with a budget above 0 soups are measured.",
+            "(--unmeasured) that soup is returned all the same, or with %s soups are measured.",
             *best.recipe.used,
             self.objective.name,
             best.known,
             estimated.estimate,
+            "a budget above 0" if ranked.bank.is_measurable else "LogitBank.from_arrays(..., evaluate=...)",
         )
         return []
 
@@ -388,7 +415,8 @@ class _Search:
         return race(
             bank,
             entries,
-            RaceOptions(self.budget, self.is_full, self.seed, begun, self.objective),
+            # what is evaluated elsewhere is evaluated for all images
+            RaceOptions(self.budget, self.is_full or bank.given is not None, self.seed, begun, self.objective),
             best=self._best_answers(bank, singles),
             beside=[ranked.entry(row) for row in ranked.rows("uniform")],
             learn=guide.learn if guide else None,
@@ -560,6 +588,8 @@ def greedy(
     if accept not in (">=", ">"):
         raise ValueError(f"accept={accept!r}: it is '>=' or '>'.")
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
+    bank.check_measurable("greedy")
+    _check_proof(bank, options)
     reporter = Reporter.of(bank, options, takes_all=True)
     bank, objective = reporter.bank, reporter.objective
     singles = single_measurements(bank, objective)
@@ -590,6 +620,8 @@ def uniform(
 ) -> Soup:
     """All ingredients in equal parts. Arguments as in `radin`."""
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
+    bank.check_measurable("uniform")
+    _check_proof(bank, options)
     reporter = Reporter.of(bank, options, takes_all=True)
     bank, recipe = reporter.bank, Recipe.uniform(reporter.bank.ingredients.ids)
     _warn_of_averaging(_heads_of_their_own(bank))
@@ -614,20 +646,33 @@ def best_single(
     return reporter.soup("best_single", single_measurements(reporter.bank, reporter.objective), SearchSettings())
 
 
-def _checked_budget(budget: float | str | None, ingredients: int, *, unmeasured: bool) -> Budget:
+def _check_proof(bank: LogitBank, options: ReportOptions) -> None:
+    """Refuse images that are to prove a soup where nothing averages its weights.
+
+    Raises:
+        ValueError: if nothing does.
+    """
+    if options.hold_out is not None:
+        bank.check_measurable(f"hold_out={options.hold_out!r}")
+    if isinstance(options.test_split, LogitBank):
+        options.test_split.check_measurable("test_split")
+
+
+def _checked_budget(budget: float | str | None, bank: LogitBank, *, unmeasured: bool) -> Budget:
     """What soups may take; where nobody says, no more than a greedy soup of these ingredients, as a line says.
 
     Raises:
         ValueError: for a budget that is none, or above 0 where nothing is to be measured.
     """
-    usual = usual_passes(ingredients)
+    ingredients = len(bank.ingredients)
+    usual = usual_passes(ingredients) if bank.is_measurable else 0
     checked = Budget.of(usual if budget is None else budget)
     if unmeasured and checked.passes:
         raise ValueError(
             f"unmeasured=True: soups are measured with a budget of {checked}. It goes with budget=0 (--budget 0), "
             "where the best estimate is returned without that."
         )
-    if budget is None:
+    if budget is None and usual:
         logger.info(
             "%s: greedy measures %s; this search takes at most %s, and one for the uniform soup (budget, --budget).",
             counted(ingredients, "ingredient"),
@@ -683,7 +728,9 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
 
 
 def _heads_of_their_own(bank: LogitBank) -> str:
-    """Where the ingredients' heads were drawn apart, how far apart they are; else nothing."""
+    """Where the ingredients' heads were drawn apart, how far apart they are; else, or if it is not known, nothing."""
+    if bank.given is not None:
+        return ""
     cosines = load_cosines(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
     if cosines.is_one_start:
         return ""
@@ -701,7 +748,9 @@ def _warn_of_averaging(kinds: str, reason: str = "") -> None:
 
 
 def _inner_products(bank: LogitBank) -> np.ndarray:
-    """Of all pairs of ingredients `(models, models)`."""
+    """Of all pairs of ingredients `(models, models)`; where no weights are known, by their logits."""
+    if bank.given is not None:
+        return bank.processes.decide(bank.logit_products)
     return load_inner_products(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
 
 

@@ -256,7 +256,8 @@ class Reporter:
                 " and ".join(floor.text for floor in self.objective.floors),
                 bank.split,
             )
-        _say_what_could_be_had(proof)
+        if bank.given is None:
+            _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
         self.warn_if_worse(report)
         return Soup(
@@ -272,7 +273,7 @@ class Reporter:
         """Where a soup is worse than the best single model beyond chance, say so, and how that model is saved."""
         if report.verdict is None or not report.verdict.is_proven_worse:
             return
-        single = best_known(report.singles, report.images, self.objective)
+        (single,) = best_known(report.singles, report.images, self.objective).recipe.ingredients
         options = [] if report.metric == "accuracy" else ["--metric", report.metric]
         options += [option for floor in report.keep for option in ("--keep", floor)]
         words = ["hf-radin", "search", str(self.bank.folder), "--method", "best_single", *options]
@@ -281,8 +282,8 @@ class Reporter:
             "On %r, which proves it, the soup is worse than the best single model beyond chance. Take that model "
             "instead: %s",
             report.verdict.split,
-            # `best_single` takes all logits
-            single.recipe.ingredients[0] if report.pilot else f"{command} (or hf_radin.best_single)",
+            # `best_single` takes all logits, and what it writes is a checkpoint
+            single if report.pilot or self.bank.given else f"{command} (or hf_radin.best_single)",
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:
@@ -566,7 +567,7 @@ class Reporter:
             return soup_answers(shown, recipe, with_logits=True)[0]
         if self.need_logits:
             logits, spent = measured_soup(shown, recipe).logits()
-            if split is self.bank:
+            if split is self.bank and split.given is None:  # of given models they are known from the search
                 self.probed[recipe] = spent
         return Answers(predict(shown, recipe), np.asarray(split.labels), len(split.classes), logits)
 

@@ -28,7 +28,7 @@ from hf_radin.images.cache import find_home
 from hf_radin.images.split import OBJECT, DataSource, open_split
 from hf_radin.ingredients.card_metadata import IngredientEntry, describe_ingredient, describe_start
 from hf_radin.ingredients.gather import locate
-from hf_radin.ingredients.ingredient import Ingredient, Ingredients
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients, refuse_given
 from hf_radin.ingredients.labels import Alignment
 from hf_radin.layers.distilled import distill_tail
 from hf_radin.layers.record import HeadRecord
@@ -101,6 +101,7 @@ def average(
             folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size; if
             there is a head and no report of it.
     """
+    refuse_given(ingredients, "average", "Average the weights yourself, by the recipe.")
     max_shard_size = shard_size(max_shard_size)
     if dtype is not None:
         as_dtype(dtype)
@@ -215,6 +216,7 @@ def find_ingredients(
     report = SearchReport.read(path)
     recipe = report.recipe
     entries = [*report.ingredients] if everything else _entries(report, path)
+    refuse_given((_ingredient(entry, report) for entry in entries), f"Cooking {path}", "Average the weights yourself.")
     absent = [entry.id for entry in entries if not entry.repo_id and not Path(entry.id).is_dir()]
     if absent and not models and everything:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.model import load_model, load_processor
 from hf_radin.checkpoints.processor import check_processor
-from hf_radin.ingredients.ingredient import Ingredients
+from hf_radin.ingredients.ingredient import Ingredients, refuse_given
 from hf_radin.metrics.named import Answers
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
 from hf_radin.runtime.files import put_back, write_atomically, write_folder
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
+
+# What to do with a soup whose ingredients are no checkpoints.
+_RECIPE_ALONE = "Average the weights yourself, by soup.recipe; soup.save_recipe writes it, with all that was measured."
 
 
 class Soup:
@@ -90,6 +93,7 @@ class Soup:
         """The averaged model, in evaluation mode on the CPU."""
         if self._folder is not None:
             return load_model(self._folder, dtype=as_dtype(self.report.saved_dtype or "float32"))
+        refuse_given(self.ingredients, "soup.model")
         return average_model(self.ingredients, self.recipe, statistics=self._statistics, head=self.head)
 
     @cached_property
@@ -97,6 +101,7 @@ class Soup:
         """The ingredients' image processor."""
         if self._folder is not None:
             return load_processor(self._folder)
+        refuse_given(self.ingredients, "soup.processor")
         processor = self.ingredients.select(self.recipe.used).processor
         check_processor(processor, self.report.processor)
         return processor
@@ -140,8 +145,10 @@ class Soup:
             license: for the card; by default that of the ingredients, if they agree.
 
         Raises:
-            ValueError: if the folder is not empty, or an ingredient's.
+            ValueError: if the folder is not empty, or an ingredient's; or if logits are all that is known of the
+                ingredients (`save_recipe` writes the recipe).
         """
+        refuse_given(self.ingredients, "save_pretrained", _RECIPE_ALONE)
         folder = Path(save_directory)
         refuse_ingredients(folder, self.ingredients.checkpoints)
         self.processes.decide(
@@ -205,8 +212,8 @@ class Soup:
 
     def _saved_report(self) -> SearchReport:
         """The report of a saved soup, which says the dtype of its weights."""
-        if self._folder is not None:
-            return self.report
+        if self._folder is not None or any(ingredient.is_given for ingredient in self.ingredients):
+            return self.report  # of the latter no weights are known
         return replace(self.report, saved_dtype=saved_dtype(self.ingredients, self.recipe))
 
 
@@ -252,6 +259,7 @@ def push_soup_to_hub(
 
 def push_soup(soup: Soup, repo_id: str, options: PushOptions, shown: CardOptions) -> CommitInfo:
     """See `push_soup_to_hub`."""
+    refuse_given(soup.ingredients, "push_to_hub", _RECIPE_ALONE)
 
     def push() -> CommitInfo:
         with tempfile.TemporaryDirectory() as temporary:

@@ -7,7 +7,7 @@ import pytest
 
 from hf_radin.ingredients.kinship import Weights, inner_products
 from hf_radin.recipes import scoring
-from hf_radin.recipes.gaps import NOISE, Gaps, covariance, spread_products
+from hf_radin.recipes.gaps import NOISE, Gaps, covariance, logit_products, spread_products
 from hf_radin.recipes.pruning import prune
 
 MODELS, SAMPLES, CLASSES = 6, 80, 4
@@ -140,3 +140,15 @@ def test_the_covariance_is_that_of_gaps_under_random_curvature():
 
     both = [4 * float((gaps(RECIPES[0]) * gaps(other)).mean()) for other in RECIPES[:5]]
     np.testing.assert_allclose(spread_products(models.products, RECIPES[:1], RECIPES[:5])[0], both, rtol=0.05)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, SAMPLES])
+def test_of_linear_models_logits_have_the_products_of_weights(at_once):
+    """Where each direction of the features is as frequent; what is added to all classes makes no difference."""
+    generator = np.random.default_rng(0)
+    features, _ = np.linalg.qr(generator.normal(size=(SAMPLES, 5)))
+    weights = generator.normal(size=(MODELS, 5, CLASSES))
+    weights -= weights.mean(axis=2, keepdims=True)
+    logits = [features @ part + generator.normal(size=(SAMPLES, 1)) for part in weights]
+    expected = inner_products([Weights(part.ravel().astype(np.float32)) for part in weights])
+    np.testing.assert_allclose(logit_products(logits, at_once=at_once), expected, atol=1e-6)
