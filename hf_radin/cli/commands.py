@@ -20,7 +20,7 @@ from hf_radin.ingredients.card_metadata import Origin, agreed_origin, describe_i
 from hf_radin.ingredients.gather import inspect as inspect_models
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels, split_classes
-from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.bank import NO_CHANGES, LogitBank
 from hf_radin.logits.bank_files import check_bank
 from hf_radin.logits.compute import make_bank
 from hf_radin.logits.cost import JobSize, estimate_job
@@ -431,7 +431,7 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
         return
     proving = open_split(source.at(args.test_split))
     check_numbers(proving, ingredients)
-    check_first_label(proving, match_labels(proving, ingredients.labels))
+    check_first_label(proving, match_labels(proving, ingredients.labels, multi_label=ingredients.multi_label))
     refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
     if proving.is_here and not args.allow_overlap:  # and so is the other, in the same dataset
         choosing, home = open_split(source), find_home(args.cache_dir)
@@ -493,7 +493,7 @@ def choose_pilot(
     if args.pilot is not None:
         return Pilot(args.pilot, args.seed)
     seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
-    takes_all = args.hold_out is not None or args.head == "refit" or args.distill
+    takes_all = args.hold_out is not None or args.head == "refit" or args.distill or ingredients.multi_label
     if seconds == float("inf") or takes_all or (args.changes and not args.test_split):
         return None
     share = pilot_share(ingredients, source, options, seconds, processes)
@@ -583,6 +583,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
     refuse_ingredients(args.output, ingredients)
+    refuse_for_multi_label(args, ingredients)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     passes = Budget.of(args.budget).passes if args.budget is not None else float("inf")
     check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)
@@ -609,6 +610,26 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         "test_split": args.test_split,
         "allow_overlap": args.allow_overlap,
     }
+
+
+def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -> None:
+    """Refuse what multi-label checkpoints can't be asked, before anything is computed.
+
+    Raises:
+        ValueError: for such an option, or a metric or floor of other classifiers or of a class that is not there.
+    """
+    if not ingredients.multi_label:
+        return
+    Objective.of(args.metric, args.keep, ingredients.labels, of_label_sets=True)
+    load_metrics(split_names(args.metrics), ingredients.labels, of_label_sets=True)
+    if args.changes:
+        raise ValueError(f"--changes {args.changes}: {NO_CHANGES}")
+    if args.head == "refit" or args.distill:
+        option = "--distill" if args.distill else "--head refit"
+        raise ValueError(
+            f"{option}: last layers are taught where each image has one class, and these checkpoints are multi-label: "
+            "leave it out."
+        )
 
 
 def push_options(args: argparse.Namespace) -> PushOptions:

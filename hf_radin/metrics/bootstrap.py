@@ -53,7 +53,7 @@ class Difference:
         if not np.isfinite(gain) or not len(gains):
             return None
         fewer = min(np.count_nonzero(gains <= 0), np.count_nonzero(gains >= 0))
-        return cls(float(gain), middle(gains), min(1.0, 2 * (fewer + 1) / (len(gains) + 1)))
+        return cls(float(gain), middle(gains), float(min(1.0, 2 * (fewer + 1) / (len(gains) + 1))))
 
 
 def metric_interval(metric: Metric, answers: Answers, *, seed: int = 0) -> tuple[float, float] | None:

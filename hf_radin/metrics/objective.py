@@ -82,7 +82,7 @@ class Objective:
     @classmethod
     def of(
         cls,
-        metric: Any = "accuracy",
+        metric: Any = None,
         keep: str | Sequence[str] = (),
         classes: Sequence[str] | None = None,
         *,
@@ -90,9 +90,13 @@ class Objective:
     ) -> Objective:
         """From a metric as `load_metrics` takes it, and floors as `Floor.of` takes them.
 
+        By default the metric is the accuracy; where an image may have any number of classes, F1 (macro): there most
+        decisions are no, so that a model which always says so has a high accuracy.
+
         Raises:
             ValueError: as these do, and for several metrics.
         """
+        metric = ("f1" if of_label_sets else "accuracy") if metric is None else metric
         metrics = load_metrics(metric, classes, of_label_sets=of_label_sets)
         if len(metrics) > 1:
             names = ", ".join(each.name for each in metrics)
@@ -112,8 +116,8 @@ class Objective:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether it is the accuracy, and nothing else."""
-        return self.metric.name == "accuracy" and not self.floors
+        """Whether it is the accuracy, multi-label the share of right decisions, and nothing else."""
+        return self.metric.name in ("accuracy", "label_accuracy") and not self.floors
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -296,8 +296,10 @@ def _check_images(bank: LogitBank, report: SearchReport, test_split: str | Logit
 
     Raises:
         ValueError: if it is not of these ingredients, was chosen by another split or proved by another one than that
-            which is to prove it now; or if there are too few images.
+            which is to prove it now; if there are too few images, or an image may have any number of classes.
     """
+    if bank.is_multi_label:
+        raise ValueError("Last layers are taught where each image has one class; these checkpoints are multi-label.")
     bank.ingredients.select(report.recipe.used)
     chose = report.data.split if report.data else None
     if chose != bank.split:
