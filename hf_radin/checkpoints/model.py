@@ -104,31 +104,37 @@ def check_saves(folder: Path, config: PretrainedConfig, processor: BaseImageProc
                 ) from error
 
 
+def is_multi_label(config: PretrainedConfig) -> bool:
+    """Whether a classifier says of each class by itself whether an image has it."""
+    return getattr(config, "problem_type", None) == "multi_label_classification"
+
+
 def task_of(config: PretrainedConfig) -> str:
     """The task of a classifier in words, as a pipeline understands its `problem_type`.
 
     Without one, more than one class means a single label for each image (transformers#28433, #38219).
     """
     problem_type = getattr(config, "problem_type", None)
-    if problem_type == "multi_label_classification":
+    if is_multi_label(config):
         return "multi-label classification"
     return "regression" if problem_type == "regression" or config.num_labels == 1 else "single-label classification"
 
 
 def check_task(name: str, config: PretrainedConfig) -> None:
-    """Refuse a model that does not choose one class for each image.
+    """Refuse a model that chooses no classes for an image: neither one nor, multi-label, any number of them.
 
     Args:
         name: of the checkpoint, for the error.
 
     Raises:
-        ValueError: for multi-label classification and regression.
+        ValueError: for regression, which a single output is too, unless it is multi-label.
     """
-    if (task := task_of(config)) != "single-label classification":
+    if (task := task_of(config)) == "regression":
         says = f"problem_type {config.problem_type!r}" if config.problem_type else f"{config.num_labels} output"
         raise ValueError(
-            f"{name}: it is made for {task} (its {CONFIG} says {says}), and soups are made here of classifiers that "
-            "give each image one class. If it is such a classifier, correct its problem_type."
+            f"{name}: it is made for {task} (its {CONFIG} says {says}), and soups are made here of classifiers. If it "
+            "is one, correct its problem_type: 'single_label_classification', or 'multi_label_classification' where "
+            "the sigmoid of each output is the probability of a class, be there only one."
         )
 
 

@@ -20,7 +20,7 @@ from hf_radin.ingredients.card_metadata import Origin, agreed_origin, describe_i
 from hf_radin.ingredients.gather import inspect as inspect_models
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels, split_classes
-from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.bank import NO_CHANGES, LogitBank
 from hf_radin.logits.bank_files import check_bank
 from hf_radin.logits.compute import make_bank
 from hf_radin.logits.cost import JobSize, estimate_job
@@ -377,10 +377,29 @@ def check_search(args: argparse.Namespace) -> None:
             raise ValueError(f"--pilot {pilot}: {other} takes the logits of all images; give one of the two.")
     check_output(args.output, overwrite=args.overwrite)
     check_changes(args)
-    load_metrics(split_names(args.metrics))
-    objective = Objective.of(args.metric, args.keep)
+    objective = checked_objective(args)
     if getattr(args, "pilot", None) is not None and not objective.is_accuracy:
         raise ValueError(f"--pilot {args.pilot}: soups are chosen by accuracy after a pilot, not by {objective.text}.")
+
+
+def checked_objective(args: argparse.Namespace) -> Objective:
+    """What to choose by, as far as that is known before a model is looked at.
+
+    Raises:
+        ValueError: for a metric that is none, neither of one class an image nor of several.
+    """
+
+    def load(of_label_sets: bool) -> Objective:
+        load_metrics(split_names(args.metrics), of_label_sets=of_label_sets)
+        return Objective.of(args.metric, args.keep, of_label_sets=of_label_sets)
+
+    try:
+        return load(False)
+    except ValueError as error:
+        try:
+            return load(True)
+        except ValueError:
+            raise error from None
 
 
 def start_tracking(args: argparse.Namespace, processes: Processes) -> None:
@@ -431,7 +450,7 @@ def check_data(args: argparse.Namespace, ingredients: Ingredients, source: DataS
         return
     proving = open_split(source.at(args.test_split))
     check_numbers(proving, ingredients)
-    check_first_label(proving, match_labels(proving, ingredients.labels))
+    check_first_label(proving, match_labels(proving, ingredients.labels, multi_label=ingredients.multi_label))
     refuse_statistics_of(args.test_split, ingredients[0], args.batchnorm_split)
     if proving.is_here and not args.allow_overlap:  # and so is the other, in the same dataset
         choosing, home = open_split(source), find_home(args.cache_dir)
@@ -494,7 +513,8 @@ def choose_pilot(
         return Pilot(args.pilot, args.seed)
     seconds = Budget.of(args.budget).seconds if args.budget is not None else float("inf")
     by_accuracy = Objective.of(args.metric, args.keep).is_accuracy  # which is all that a pilot knows
-    takes_all = args.hold_out is not None or args.head == "refit" or args.distill or not by_accuracy
+    takes_all = args.hold_out is not None or args.head == "refit" or args.distill
+    takes_all = takes_all or ingredients.multi_label or not by_accuracy
     if seconds == float("inf") or takes_all or (args.changes and not args.test_split):
         return None
     share = pilot_share(ingredients, source, options, seconds, processes)
@@ -584,7 +604,10 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
     refuse_ingredients(args.output, ingredients)
-    Objective.of(args.metric, args.keep, ingredients[0].labels)  # which names classes
+    refuse_for_multi_label(args, ingredients)
+    labels, is_multi_label = ingredients[0].labels, ingredients.multi_label
+    Objective.of(args.metric, args.keep, labels, of_label_sets=is_multi_label)  # which may name classes
+    load_metrics(split_names(args.metrics), labels, of_label_sets=is_multi_label)
     propose(len(ingredients), proposals=args.proposals, count=args.candidates, seed=args.seed)
     passes = Budget.of(args.budget).passes if args.budget is not None else float("inf")
     check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)
@@ -611,6 +634,24 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         "test_split": args.test_split,
         "allow_overlap": args.allow_overlap,
     }
+
+
+def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -> None:
+    """Refuse what multi-label checkpoints can't be asked, before anything is computed.
+
+    Raises:
+        ValueError: for such an option.
+    """
+    if not ingredients.multi_label:
+        return
+    if args.changes:
+        raise ValueError(f"--changes {args.changes}: {NO_CHANGES}")
+    if args.head == "refit" or args.distill:
+        option = "--distill" if args.distill else "--head refit"
+        raise ValueError(
+            f"{option}: last layers are taught where each image has one class, and these checkpoints are multi-label: "
+            "leave it out."
+        )
 
 
 def push_options(args: argparse.Namespace) -> PushOptions:

@@ -150,7 +150,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--head-split", metavar="SPLIT", help="whose images teach a refitted head (radin; default: those that choose)")
     add("--candidates", type=int, default=200, help="how many to draw of each kind that is drawn (default 200)")
     add("--accept", choices=(">=", ">"), default=">=", help="when greedy keeps an ingredient")
-    add("--metric", default="accuracy", help=f"what to choose by (default: accuracy): {METRICS}")
+    add("--metric", help=f"what to choose by (default: accuracy; of multi-label checkpoints f1): {METRICS}")
     floors = "what else the soup must keep, as in 'accuracy >= best single - 0.002' or 'recall[melanoma] >= 0.9'"
     add("--keep", action="append", default=[], metavar="FLOOR", help=f"{floors}; may be given several times")
     add("--metrics", default="accuracy", help="what to report beside that, with commas between: any of these")

@@ -61,7 +61,7 @@ class BlockRecord:
     """What the cache knows of a block once its images were decoded, whether their pixels are cached or not.
 
     Args:
-        labels: the class of each sample that can be used.
+        labels: the class of each sample that can be used, or its classes, as `match_labels` gives them.
         digests: of their images.
         skipped: the places in the block of samples that were left out.
         sha256: of the file with their pixels; None if there was no room for it.
@@ -79,14 +79,14 @@ class SplitIndex:
 
     Args:
         ids: positions of the samples in the split, `(samples,)`.
-        labels: their classes, `(samples,)`.
+        labels: the class of each, or its classes, as `match_labels` gives them.
         digests: of their images, `(samples,)`.
         skipped: positions of those that were left out.
         counts: how many samples each block has.
     """
 
     ids: np.ndarray
-    labels: np.ndarray
+    labels: list[int]
     digests: np.ndarray
     skipped: list[int]
     counts: list[int]
@@ -167,7 +167,7 @@ class Images:
             labels += record.labels
             digests += record.digests
             counts.append(len(record.labels))
-        return SplitIndex(np.array(ids, np.int64), np.array(labels, np.int64), as_digests(digests), skipped, counts)
+        return SplitIndex(np.array(ids, np.int64), labels, as_digests(digests), skipped, counts)
 
     def stream(
         self,
@@ -440,6 +440,6 @@ def _row_checksum(row: dict[str, Any], split: Split) -> tuple[Any, ...]:
     image = row.get(split.image_column)
     if isinstance(image, dict):
         content = image.get("bytes")
-        return row.get(split.label_column), image.get("path"), content and zlib.crc32(content)
+        return split.label(row), image.get("path"), content and zlib.crc32(content)
     as_bytes = getattr(image, "tobytes", None)
-    return row.get(split.label_column), zlib.crc32(as_bytes() if as_bytes else repr(image).encode())
+    return split.label(row), zlib.crc32(as_bytes() if as_bytes else repr(image).encode())

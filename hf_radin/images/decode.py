@@ -46,7 +46,8 @@ class Source:
     Args:
         split: an opened split.
         prepare: from an image to the models' inputs, without the batch dimension.
-        to_class: from a value of the label column to the models' class; raises a KeyError if there is none.
+        to_class: from a label (`Split.label`) to the models' class, as `match_labels` gives it; raises a KeyError if
+            there is none.
         on_error: what to do with an image that can't be read: `raise`, or `skip` and count it.
         size: samples in a block, to name them by their ids.
     """
@@ -99,7 +100,8 @@ def decode_all(
 
 
 def label_of(value: Any, sample: int | str, split: Split, to_class: Callable[[Any], int]) -> int:
-    """The index of the models' class that a sample's label stands for.
+    """The index of the models' class that a sample's label stands for; of a multi-label split, those of all its
+    classes, as `match_labels` gives them.
 
     Raises:
         ValueError: if there is none, naming the sample.
@@ -129,7 +131,7 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     for place, (row, image) in enumerate(zip(rows, _read_all(rows, split), strict=True)):
         position = number * source.size + place
         sample = f"{position} of shard {shard}" if shard else str(position)
-        label = label_of(row.get(split.label_column), sample, split, source.to_class)
+        label = label_of(split.label(row), sample, split, source.to_class)
         try:
             if isinstance(image, Exception):
                 raise image

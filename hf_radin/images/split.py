@@ -39,7 +39,8 @@ class DataSource:
         dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
         split: the split's name.
         config_name, revision: of the dataset, as in `load_dataset`.
-        image_column, label_column: needed where the dataset has several candidates.
+        image_column, label_column: needed where the dataset has several candidates. Of a multi-label dataset the
+            latter may name several columns, with commas between: one a class, with 0 or 1 for each image.
         token: of the Hub.
         labelled: whether its labels are needed; else none are looked for.
     """
@@ -70,9 +71,12 @@ class Split:
         revision: the commit of a dataset on the Hub.
         key: identifies the content: commit, file listing or fingerprint.
         image_column, label_column: of its columns; without labels, the latter is empty.
+        label_columns: where there is a column for each class, that holds 0 or 1, all of them; else none.
+        has_label_lists: whether the label column holds a list of classes for each image.
         class_names: of the label column, if it has any.
         image_mode: that the dataset wants its images in, as in `L` for grey ones; None for that of the file.
-        label_dtype: of the label column, as datasets calls it; None if it has no simple type.
+        label_dtype: of the label column, or of what is in its lists, as datasets calls it; None if that has no simple
+            type.
         token: of the Hub, for files that are fetched one by one.
     """
 
@@ -87,7 +91,20 @@ class Split:
     class_names: tuple[str, ...] | None
     image_mode: str | None = None
     label_dtype: str | None = None
+    label_columns: tuple[str, ...] = ()
+    has_label_lists: bool = False
     token: str | bool | None = field(default=None, repr=False)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.has_label_lists or bool(self.label_columns)
+
+    def label(self, row: Mapping[str, Any]) -> Any:
+        """What a row says of its classes: a value, a list, or the values of several columns in their order."""
+        if self.label_columns:
+            return [row.get(column) for column in self.label_columns]
+        return row.get(self.label_column)
 
     @property
     def is_here(self) -> bool:
@@ -124,7 +141,10 @@ def open_split(source: DataSource) -> Split:
         if loaded.folder and find_archives(loaded.folder):  # of a .tar, datasets sees no folders
             raise ValueError(f"{error} Or, if folders in them are the classes: {_advice(loaded.folder)}") from error
         raise
+    label_columns = () if label_column in features else tuple(_columns_in(label_column))
     label = features.get(label_column)
+    has_label_lists = (inner := _inner(label)) is not None
+    label = inner or label
     class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
     if class_names is not None and loaded.files and {*class_names} <= loaded.files.folders:
         raise ValueError(
@@ -148,6 +168,8 @@ def open_split(source: DataSource) -> Split:
         label_column=label_column,
         image_mode=mode,
         label_dtype=dtype if isinstance(dtype, str) else None,
+        label_columns=label_columns,
+        has_label_lists=has_label_lists,
         class_names=class_names,
         token=source.token,
     )
@@ -440,21 +462,38 @@ def _holds_bytes(feature: Any) -> bool:
 
 
 def _label_column(name: str, features: Mapping[str, Any], named: str | None) -> str:
-    """The column of labels: the one that is named, else the only one called `label` or `labels` or of class labels."""
+    """The column of labels: the one that is named, else the only one called `label` or `labels` or of class labels.
+
+    If there is none, it is the only one of lists of class labels. Several columns may be named, with commas between.
+    """
     import datasets
 
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    lists = [column for column, feature in features.items() if isinstance(_inner(feature), datasets.ClassLabel)]
     usual = [column for column in ("label", "labels") if column in features]
-    candidates = list(dict.fromkeys([*usual, *classes]))
+    candidates = list(dict.fromkeys([*usual, *classes])) or lists
     column = candidates[0] if named is None and len(candidates) == 1 else named
     if column in features:
         return str(column)
+    parts = _columns_in(named or "")
+    if len(parts) > 1 and {*parts} <= {*features}:
+        return ",".join(parts)
     have = f"no label column {named!r}" if named is not None else "0 columns of class labels"
     if candidates and named is None:  # transformers#28408: the one beside `label` may be about something else
         have = f"{len(candidates)} columns that could be the labels, {' and '.join(map(repr, candidates))}"
     raise ValueError(
         f"The dataset {name} has {have}; {_describe(features)}. Name one with label_column (--label-column)."
     )
+
+
+def _columns_in(text: str) -> list[str]:
+    """The names of columns with commas between; empty for an empty text."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _inner(feature: Any) -> Any:
+    """The type of what is in a column's lists; None if it holds no lists."""
+    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
 
 
 def _describe(features: Mapping[str, Any]) -> str:

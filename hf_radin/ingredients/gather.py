@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints import lora
 from hf_radin.checkpoints.files import ADAPTER_CONFIG, CONFIG, PROCESSOR_FILES
-from hf_radin.checkpoints.model import check_header, check_saves, check_task, empty_model, load_config, load_processor
+from hf_radin.checkpoints.model import (
+    check_header,
+    check_saves,
+    check_task,
+    empty_model,
+    is_multi_label,
+    load_config,
+    load_processor,
+)
 from hf_radin.checkpoints.processor import ProcessorDifference, find_processor_differences
 from hf_radin.ingredients.checkpoint_files import CheckpointFiles, Options, read_places
 from hf_radin.ingredients.compatibility import describe, find_differences
@@ -258,6 +266,7 @@ class _Checks:
             notes = tuple(f"{name} {note}" for note in header.notes) + _notes_of_files(files, config, trust)
             ingredient = replace(
                 _ingredient(files, labels, header.architecture, self.options),
+                multi_label=is_multi_label(config),
                 base=base,
                 image_processor=self.processor.name,
                 processor_folder=self.processor.folder,

@@ -58,6 +58,7 @@ class Ingredient:
         stamp: sizes and times of a folder's files when `revision` was computed.
         order: for each of `labels` the number of the class in the checkpoint; None if all are the same.
         left_out: how many classes of the checkpoint are not among `labels`.
+        multi_label: whether it says of each class by itself whether an image has it.
         base: the model that a LoRA adapter is merged into.
         image_processor: the one that the user named in place of the checkpoint's own, with its revision.
         processor_folder: where that is.
@@ -79,6 +80,7 @@ class Ingredient:
     stamp: str | None = None
     order: tuple[int, ...] | None = None
     left_out: int = 0
+    multi_label: bool = False
     base: Ingredient | None = None
     image_processor: str | None = None
     processor_folder: Path | None = None
@@ -299,6 +301,11 @@ class Ingredients(tuple[Ingredient, ...]):
         return self[0].labels
 
     @property
+    def multi_label(self) -> bool:
+        """Whether all say of each class by itself whether an image has it; else an image has one class."""
+        return self[0].multi_label
+
+    @property
     def by_content(self) -> Ingredients:
         """The same ingredients in the order of their contents, so that nothing depends on how a user names them."""
         ordered = sorted(self, key=lambda ingredient: (ingredient.content, ingredient.key))
@@ -356,6 +363,7 @@ class IngredientRecord:
     stamp: str | None = None
     order: tuple[int, ...] | None = None
     left_out: int = 0
+    multi_label: bool = False
     base: IngredientRecord | None = None
     image_processor: str | None = None
     processor_folder: str | None = None

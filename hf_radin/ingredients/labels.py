@@ -1,4 +1,8 @@
-"""Class names: those of all ingredients in one order, and the classes that the labels of a dataset mean."""
+"""Class names: those of all ingredients in one order, and the classes that the labels of a dataset mean.
+
+The label of an image is the number of its class. Of a multi-label dataset, where it may have any number of classes, it
+is the whole number with a bit for each of them: 0b101 for the classes 0 and 2.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_radin.checkpoints.model import is_multi_label
 from hf_radin.images.decode import label_of
 from hf_radin.images.split import Split
 
@@ -31,6 +36,12 @@ NO_LABEL = -1
 
 # How two checkpoints with different classes come into one soup.
 WAY_OUT = "make a soup of the classes that all have with classes='common' (--classes common)"
+
+# How many classes an image may choose several of: of more, JSON holds no number with a bit for each.
+MOST_LABELS = 14_000
+
+# In how many rows a list that is not empty is looked for.
+ROWS_WITH_LISTS = 256
 
 # A whole number as people write it, or as pandas does in a column with gaps.
 _WHOLE_NUMBER = re.compile(r"-?\d+(\.0+)?")
@@ -67,9 +78,11 @@ def read_labels(name: str, config: PretrainedConfig) -> tuple[str, ...]:
         ValueError: if the classes are not numbered from 0.
     """
     id2label = config.id2label if isinstance(config.id2label, dict) else {}
-    if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
+    least = 1 if is_multi_label(config) else 2  # a class that is there or not
+    if sorted(id2label) != list(range(len(id2label))) or len(id2label) < least:
         raise ValueError(
-            f"{name}: id2label has the keys {sorted(id2label)[:5]}; a classifier numbers two or more classes from 0."
+            f"{name}: id2label has the keys {sorted(id2label)[:5]}; a classifier numbers two or more classes from 0, "
+            "a multi-label one at least one."
         )
     return tuple(str(id2label[index]) for index in range(len(id2label)))
 
@@ -295,15 +308,19 @@ class Classes:
         return cls(by_name, frozenset(counts) - frozenset(by_name), by_number, numbers_are_names)
 
 
-def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]:
-    """A function from a value of the label column to the index of the models' class.
+def match_labels(split: Split, classes: tuple[str, ...], *, multi_label: bool = False) -> Callable[[Any], int]:
+    """A function from a label (`Split.label`) to the index of the models' class, or to a number with a bit for each.
 
     `datasets.ClassLabel`s and strings are matched by name. Numbers are matched by name if the names of all classes are
     numbers, else by position; booleans by name, else by number if the classes are 0 and 1. Matches other than by name
     are logged. (FARM#66, pandas#48487: `True` equals 1 in Python.)
 
+    Multi-label, a label is a list of such values, each at most once; a list of booleans or floats, 0 or 1 for each
+    class in the models' order; or 0 or 1 in each of the columns that are called as the classes.
+
     Args:
         classes: names of the models' classes.
+        multi_label: whether the models say of each class by itself whether an image has it.
 
     Returns:
         The function. It raises a KeyError for a value that the models don't know. Of a split without labels it gives
@@ -314,6 +331,79 @@ def match_labels(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]
     """
     if not split.label_column:
         return _no_label
+    _check_kind(split, classes, multi_label=multi_label)
+    if split.label_columns:
+        return partial(_bits_of_flags, _order_of_columns(split, classes))
+    if split.has_label_lists and _are_vectors(split):
+        warn_once(
+            f"The labels of {split.name}, split {split.split!r}, are vectors of 0 and 1, whose numbers are taken as "
+            f"{_listed(classes)}, in this order."
+        )
+        return partial(_bits_of_flags, range(len(classes)))
+    to_class = _match_values(split, classes)
+    return partial(_bits_of_list, to_class) if split.has_label_lists else to_class
+
+
+def stack_labels(labels: Sequence[int], classes: int) -> np.ndarray:
+    """Of a multi-label split, which classes the images have: bool `(samples, classes)`.
+
+    Args:
+        labels: of the images, with a bit for each class.
+    """
+    width = -(-classes // 8)
+    packed = np.frombuffer(b"".join(label.to_bytes(width, "little") for label in labels), np.uint8)
+    return np.unpackbits(packed.reshape(-1, width), axis=1, count=classes, bitorder="little").astype(bool)
+
+
+def _check_kind(split: Split, classes: tuple[str, ...], *, multi_label: bool) -> None:
+    """Refuse labels of one class for models that choose any number of them, and the other way round.
+
+    Raises:
+        ValueError: if they don't go together, or there are too many classes.
+    """
+    labels = f"The labels of {split.name}, split {split.split!r}, in {split.label_column!r}"
+    if split.is_multi_label and not multi_label:
+        raise ValueError(
+            f"{labels} are several for an image, and the checkpoints give each image one class: name another column "
+            "with label_column (--label-column), or take multi-label checkpoints."
+        )
+    if multi_label and not split.is_multi_label:
+        raise ValueError(
+            f"{labels} are one for an image, and the checkpoints are multi-label: they say of each class by itself "
+            "whether an image has it. Write a list of classes for each image, or name the columns that hold 0 or 1 "
+            "for each class with label_column (--label-column), with commas between."
+        )
+    if multi_label and len(classes) > MOST_LABELS:
+        raise ValueError(f"Multi-label checkpoints may have {MOST_LABELS:,} classes; these have {len(classes):,}.")
+
+
+def _are_vectors(split: Split) -> bool:
+    """Whether lists hold 0 or 1 for each class, and no numbers of classes: by their type."""
+    return split.class_names is None and (split.label_dtype or "").startswith(("bool", "float"))
+
+
+def _order_of_columns(split: Split, classes: tuple[str, ...]) -> list[int]:
+    """Of each label column the number of the class that it is called by.
+
+    Raises:
+        ValueError: if a class has no column, or a column no class.
+    """
+    indices, columns = Classes.of(classes).by_name, split.label_columns
+    absent, unknown = (
+        [name for name in classes if name not in columns],
+        [name for name in columns if name not in indices],
+    )
+    if absent or unknown:
+        raise ValueError(
+            f"The label columns of {split.name}, split {split.split!r}, are one for each class, called as it is: "
+            f"{_first_names(absent) or 'no class'} has none, and {_first_names(unknown) or 'none of them'} "
+            "is no class of the models."
+        )
+    return [indices[name] for name in columns]
+
+
+def _match_values(split: Split, classes: tuple[str, ...]) -> Callable[[Any], int]:
+    """A function from a value of the label column, or of a list in it, to the index of the models' class."""
     if split.class_names is not None:
         return _match_class_labels(split, split.class_names, classes)
     known = Classes.of(classes)
@@ -335,7 +425,9 @@ def check_numbers(split: Split, ingredients: Ingredients) -> None:
         return
     known = Classes.of(ingredients.labels)
     selected = [ingredient.id for ingredient in ingredients if ingredient.left_out]
-    if selected and split.class_names is None and not known.numbers_are_names and _are_numbers(split, known):
+    if not selected or split.class_names is not None or split.label_columns:
+        return
+    if (split.has_label_lists and _are_vectors(split)) or (not known.numbers_are_names and _are_numbers(split, known)):
         raise ValueError(
             f"The labels of {split.name}, split {split.split!r}, are numbers, and classes of {selected[0]} are left "
             "out: whether they number the soup's classes or the checkpoint's can't be told. Write the names of the "
@@ -353,13 +445,14 @@ def split_classes(split: Split) -> tuple[str, ...]:
     """
     if split.class_names is not None:
         return split.class_names
+    if split.label_columns:
+        return split.label_columns
     if _kind_of_labels(split) not in ("text", "number as text"):
         raise ValueError(
             f"The labels of {split.name}, split {split.split!r}, are no names of classes: which classes it has can't "
             f"be told. Write the names into {split.label_column!r}."
         )
-    rows = split.rows.select_columns([split.label_column])
-    return tuple(sorted({row[split.label_column] for row in rows if isinstance(row[split.label_column], str)}))
+    return tuple(sorted(value for value in _all_values(split) if isinstance(value, str)))
 
 
 def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
@@ -369,7 +462,16 @@ def check_first_label(split: Split, to_class: Callable[[Any], int]) -> None:
         ValueError: if the models don't know the label.
     """
     for row in split.rows.take(1):
-        label_of(row.get(split.label_column), 0, split, to_class)
+        label_of(split.label(row), 0, split, to_class)
+
+
+def _all_values(split: Split) -> set[Any]:
+    """The values of the label column, or of the lists in it; of all images these are read."""
+    column = split.label_column
+    rows = split.rows.select_columns([column])
+    if split.has_label_lists:
+        return {value for row in rows for value in row[column] or ()}
+    return {row[column] for row in rows}
 
 
 def _no_label(value: Any) -> int:
@@ -390,7 +492,8 @@ def _match_class_labels(split: Split, names: tuple[str, ...], classes: tuple[str
         )
         return partial(_index_of_number, {number: number for number in range(len(names))})
     if unknown and hasattr(split.rows, "select"):  # a part of a dataset keeps the names of all its classes
-        labels = {_whole_number(value) for value in split.rows.unique(split.label_column)}
+        values = _all_values(split) if split.has_label_lists else split.rows.unique(split.label_column)
+        labels = {_whole_number(value) for value in values}
         unknown = [name for number, name in enumerate(names) if name in unknown and number in labels]
     if unknown:
         raise ValueError(
@@ -463,6 +566,26 @@ def _index_of_boolean(indices: dict[bool, int], value: Any) -> int:
     return indices[bool(value)]
 
 
+def _bits_of_list(to_class: Callable[[Any], int], value: Any) -> int:
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise KeyError(value)
+    numbers_of_classes = [to_class(entry) for entry in value]
+    if len({*numbers_of_classes}) < len(numbers_of_classes):
+        raise ValueError(
+            f"A list of labels names a class twice: {str(list(value))[:100]}. If it holds 0 or 1 for each class, "
+            "write it as booleans or floats."
+        )
+    return sum(1 << number for number in numbers_of_classes)
+
+
+def _bits_of_flags(order: Sequence[int], value: Any) -> int:
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != len(order):
+        raise KeyError(value)
+    if any(not isinstance(flag, (numbers.Real, np.bool_)) or flag not in (0, 1) for flag in value):
+        raise KeyError(value)
+    return sum(1 << number for number, flag in zip(order, value, strict=True) if flag)
+
+
 def _kind_of_labels(split: Split) -> str:
     """`boolean`, `number`, `number as text` or `text`."""
     dtype = re.match("[a-z]*", split.label_dtype or "")
@@ -499,7 +622,10 @@ def _are_names(split: Split, known: Classes) -> bool:
 
 
 def _first_label(split: Split) -> Any:
-    return next((row.get(split.label_column) for row in split.rows.take(1)), None)
+    if not split.has_label_lists:
+        return next((split.label(row) for row in split.rows.take(1)), None)
+    lists = (split.label(row) for row in split.rows.take(ROWS_WITH_LISTS))
+    return next((values[0] for values in lists if isinstance(values, (list, np.ndarray)) and len(values)), None)
 
 
 def _whole_number(value: Any) -> int | None:

@@ -64,6 +64,11 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_LOGITS = "After a pilot the logits of these images are not all known; this takes all of them."
 
+NO_CHANGES = (
+    "Which images two models predict differently is told of models that give each image one class, and these are "
+    "multi-label. `LogitBank.predict` has the decisions of any recipe."
+)
+
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
 
@@ -347,6 +352,8 @@ class LogitBank:
     def labels(self) -> np.ndarray:
         """The true class of each sample, as an index into `classes`: `(samples,)`.
 
+        Multi-label, which classes each sample has: bool `(samples, classes)`.
+
         Raises:
             ValueError: if none are known (`labelled=False`).
         """
@@ -389,6 +396,11 @@ class LogitBank:
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
         return self.manifest.classes
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of classes: logits say of each by itself whether it is there."""
+        return self.manifest.multi_label
 
     @property
     def split(self) -> str:
@@ -523,7 +535,8 @@ class LogitBank:
         """
         name = metric.name if isinstance(metric, Metric) else metric
         name = scoring.ALIASES.get(name, name) if isinstance(name, str) else name
-        (reported,) = (None,) if name in scoring.METRICS else load_metrics(metric, self.classes)
+        is_fast = name in scoring.METRICS and not self.is_multi_label
+        (reported,) = (None,) if is_fast else self.load_metrics(metric)
         rows = ensemble.check_recipes(self._rows_of(recipes), len(self.ingredients))
         with progress_bar(total=len(rows) * len(self), desc="Scoring recipes", unit="prediction") as bar:
             if reported and self.partial is None and self.is_prunable(top := 0 if reported.needs_logits else 1):
@@ -545,6 +558,10 @@ class LogitBank:
                 return scoring.made_of(name, parts, len(self))
             return scoring.score(pruned, labels, classes, rows, name, device=device, on_block=bar.update)
 
+    def load_metrics(self, metrics: Any) -> tuple[Metric, ...]:
+        """The metrics of these names, for the classes of this bank: see `named.load_metrics`."""
+        return load_metrics(metrics, self.classes, of_label_sets=self.is_multi_label)
+
     def _score_one(self, row: np.ndarray, metric: Metric, bar: Any) -> float:
         """A reported metric of one recipe `(models,)`."""
         score = only_score(metric, self.answers(row, with_logits=metric.needs_logits))
@@ -564,14 +581,20 @@ class LogitBank:
         return True
 
     def best_step(self, start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
-        """Where between two recipes `(models,)` most images are right, exactly: see `propose.best_step`."""
-        return propose.best_step(self.pruned(), np.asarray(self.labels), start, end)
+        """Where between two recipes `(models,)` most is right, exactly: see `propose.best_step`."""
+        labels = np.asarray(self.labels).ravel().astype(np.int64)  # multi-label, of pairs, as `pruned` has them
+        return propose.best_step(self.pruned(), labels, start, end)
 
     def predict(self, recipe: np.ndarray | Sequence[float]) -> np.ndarray:
-        """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`."""
+        """Classes predicted by the ensemble of one recipe `(models,)`: `(samples,)`.
+
+        Multi-label, its decisions: int8 `(samples, classes)`, 1 for classes that are there, else 0.
+        """
         used = self._used(recipe)
         if self.partial and len(used) == 1 and used[0] in self.partial.singles:
             return self.partial.singles[used[0]]
+        if self.is_multi_label:
+            return ensemble.decide(self._all_logits(), np.asarray(recipe))
         try:
             return scoring.predict(self.pruned(), np.asarray(recipe))[0]
         except pruning.TooMuchLeftError:
@@ -596,8 +619,11 @@ class LogitBank:
         where the logits of a recipe are not known of all images (see `knows`).
 
         Raises:
-            ValueError: for what is no recipe of these ingredients, or where no labels are known.
+            ValueError: for what is no recipe of these ingredients, or where no labels are known, or of multi-label
+                models.
         """
+        if self.is_multi_label:
+            raise ValueError(NO_CHANGES)
         pair = [recipe if isinstance(recipe, Recipe) else np.atleast_2d(recipe) for recipe in (recipe_a, recipe_b)]
         rows = [ensemble.check_recipes(self._rows_of(recipe), len(self.ingredients))[0] for recipe in pair]
         predictions = np.stack([self.predict(row) for row in rows], axis=1)
@@ -719,6 +745,7 @@ class LogitBank:
     def pruned(self, top: int = 1) -> pruning.Pruned:
         """Of each image the classes that can be among the best `top` under some recipe of these ingredients.
 
+        Multi-label, of each pair of an image and a class whether recipes decide it in two ways (`Pruned.pairs`).
         With a `top` of 0 all classes are kept: probabilities depend on all.
 
         Made at one reading of the logits, and cached in `pruned` of the folder, in a file for each set of ingredients.
@@ -731,6 +758,8 @@ class LogitBank:
         def make() -> pruning.Pruned:
             threads = min(MOST_THREADS, os.cpu_count() or 1)
             with progress_bar(total=self.samples, desc="Pruning logits", unit="image") as bar:
+                if self.is_multi_label:
+                    return pruning.prune_pairs(self._stored(), on_block=bar.update, most=self.most_pruned)
                 return pruning.prune(
                     self._stored(), top=top, threads=threads, on_block=bar.update, most=self.most_pruned
                 )
@@ -741,7 +770,8 @@ class LogitBank:
                 return self._pruned[top]
             path = self.folder / "pruned" / f"{digest(self.ingredients.keys, top)}.npz"
             hashes = [record.sha256 for record in self._records.values()]
-            pruned = pruning.load_or_make(path, digest(hashes, top), make, top=top)
+            pairs = len(self.classes) if self.is_multi_label else 0
+            pruned = pruning.load_or_make(path, digest(hashes, top), make, top=top, pairs=pairs)
             self._pruned[top] = pruned if self.part is None or self.is_pilot else pruned.select(self.part)
         return self._pruned[top]
 

@@ -30,7 +30,7 @@ from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
 from hf_radin.images.split import OBJECT, DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
-from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels
+from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels, stack_labels
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import (
     BATCH_SIZE_FILE,
@@ -158,6 +158,11 @@ def make_bank(
     """The bank of at least two ingredients. See `compute_logits`."""
     begun = time.perf_counter()
     check_ingredients(ingredients)
+    if pilot is not None and ingredients.multi_label:
+        raise ValueError(
+            f"pilot={pilot.share}: it goes by which class of an image is the best, and these checkpoints are "
+            "multi-label: compute the logits of all images, without pilot."
+        )
     if pilot is not None and (passes := pilot.passes(len(ingredients))) >= len(ingredients):
         logger.warning(SAVES_NOTHING, pilot.share, len(ingredients), passes)
     bank = extend_bank(ingredients, source, options, processes, sample=pilot, apart_from=apart_from)
@@ -241,7 +246,7 @@ class _Task:
 
     def images(self, apart_from: LogitBank | None) -> Images:
         """The images as the models take them; those of another bank are refused."""
-        to_class = match_labels(self.split, self.ingredients.labels)
+        to_class = match_labels(self.split, self.ingredients.labels, multi_label=self.ingredients.multi_label)
         prepare = partial(prepare_image, self.ingredients.processor)
         source = Source(self.split, prepare, to_class, self.options.on_error, self.block)
         refusal = _refusal(apart_from, self.split)
@@ -278,7 +283,7 @@ def _plan(
         source = replace(source, dataset=str(Path(source.dataset).resolve()))  # wherever the process goes
     split = replace(split, key=processes.decide(lambda: split.key))  # an object without fingerprint has a random one
     check_numbers(split, ingredients)
-    to_class = match_labels(split, ingredients.labels)
+    to_class = match_labels(split, ingredients.labels, multi_label=ingredients.multi_label)
     if split.is_here:  # of a stream, the first image comes no sooner
         check_first_label(split, to_class)
     sampled = statistics_split(ingredients[0], split, source, options.batchnorm_split)
@@ -298,7 +303,8 @@ def _plan(
     home = find_home(options.cache_dir)
     # what the data are called may vary (`data`, `./data`); what they are is in the key
     data = asdict(replace(DataRecord.of(split), name=""))
-    content = (options.samples_in_block(samples), data, ingredients.labels, run.processor, run.on_error)
+    content = [options.samples_in_block(samples), data, ingredients.labels, run.processor, run.on_error]
+    content += ["multi-label"] if ingredients.multi_label else []
     return _Task(
         ingredients=ingredients,
         source=source,
@@ -491,7 +497,8 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
     places = drawn_places(blocks, task.sample)
     if task.sample is not None and places is not None and not len(places):
         raise ValueError(f"pilot={task.sample.share}: that is none of {len(ids)} images.")
-    hashes = write_index(task.folder, {"ids.npy": ids, "labels.npy": index.labels, DIGESTS: index.digests})
+    arrays = {"ids.npy": ids, "labels.npy": _label_array(task, index.labels), DIGESTS: index.digests}
+    hashes = write_index(task.folder, arrays)
     is_object = task.split.name == OBJECT
     BankManifest(
         data=DataRecord.of(task.split),
@@ -510,7 +517,23 @@ def _write_index(task: _Task, images: Images, batch_size: int) -> None:
         chosen=isinstance(task.sample, Chosen),
         key=task.folder.name,
         arrays=hashes,
+        multi_label=task.ingredients.multi_label,
     ).write(task.folder)
+
+
+def _label_array(task: _Task, labels: Sequence[int]) -> np.ndarray:
+    """The labels of a split, as `LogitBank.labels` has them, where they are known."""
+    if not (task.ingredients.multi_label and task.split.label_column):
+        return np.array(labels, np.int64)
+    stacked = stack_labels(labels, len(task.ingredients.labels))
+    if without := int((~stacked.any(axis=1)).sum()):
+        logger.info(
+            "%d of %d images of the split %r have none of the classes; they count as all others.",
+            without,
+            len(stacked),
+            task.split.split,
+        )
+    return stacked
 
 
 def dtype_name(dtype: str | torch.dtype | None) -> str:

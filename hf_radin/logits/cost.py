@@ -236,7 +236,13 @@ def estimate_job(
     count = _count_images(split, size.images)
     block = options.samples_in_block(count)
     prepare = partial(prepare_image, ingredients.processor)
-    images = Source(split, prepare, match_labels(split, ingredients.labels), options.on_error, block)
+    images = Source(
+        split,
+        prepare,
+        match_labels(split, ingredients.labels, multi_label=ingredients.multi_label),
+        options.on_error,
+        block,
+    )
     settle_threads()
     dtype = as_dtype(options.dtype)
     running = Running(processes.accelerator, dtype, BATCH_SIZE, options.channels_last, options.torch_compile)

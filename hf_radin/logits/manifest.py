@@ -159,6 +159,7 @@ class BankManifest:
         key: of all that decides about the logits; where they were computed, the folder's name. All other records of
             the bank are sealed with it.
         arrays: the SHA-256 of the files that say of each sample what it is, by their names.
+        multi_label: whether an image may have any number of classes: logits say of each by itself whether it is there.
     """
 
     data: DataRecord
@@ -178,6 +179,7 @@ class BankManifest:
     origin: str | None = None
     key: str = ""
     arrays: dict[str, str] = field(default_factory=dict)
+    multi_label: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> BankManifest:
@@ -282,7 +284,7 @@ def reopen_images(folder: Path, ingredients: Ingredients, source: DataSource) ->
     if is_object(source):
         _refuse_object(folder / manifest.pixels, manifest)
     split = _reopen(replace(source, split=manifest.data.split), manifest.data.key, folder)
-    to_class = match_labels(split, ingredients.labels)
+    to_class = match_labels(split, ingredients.labels, multi_label=ingredients.multi_label)
     prepare = partial(prepare_image, _same_processor(ingredients, manifest))
     return Source(split, prepare, to_class, manifest.run.on_error, manifest.block_size)
 

@@ -316,14 +316,18 @@ def _array_problems(folder: Path, manifest: BankManifest, keys: Sequence[str]) -
     """What does not fit its manifest in its arrays."""
     samples, classes, dtype = manifest.samples, len(manifest.classes), manifest.run.logits_dtype
     ids, labels = (open_array(folder / f"{name}.npy") for name in ("ids", "labels"))
-    for name, array in (("ids", ids), ("labels", labels)):
+    whole = [("ids", ids)] if manifest.multi_label else [("ids", ids), ("labels", labels)]
+    if manifest.multi_label and (labels.shape != (samples, classes) or labels.dtype != bool):
+        yield f"labels.npy is {labels.dtype} {labels.shape}, not bool {(samples, classes)}"
+    for name, array in whole:
         if array.shape != (samples,) or array.dtype.kind not in "iu":
             yield f"{name}.npy is {array.dtype} {array.shape}, not whole numbers ({samples},)"
     if (folder / DIGESTS).exists():
         digests = open_array(folder / DIGESTS)
         if digests.shape != (samples,) or digests.dtype != DTYPE:
             yield f"{DIGESTS} is {digests.dtype} {digests.shape}, not {DTYPE} ({samples},)"
-    if (np.diff(ids) <= 0).any() or (labels < 0).any() or (labels >= classes).any():
+    is_outside = not manifest.multi_label and bool((labels < 0).any() or (labels >= classes).any())
+    if (np.diff(ids) <= 0).any() or is_outside:
         yield "its ids do not rise, or its labels are not among its classes"
     for key in keys:
         logits = open_array(logits_path(folder, key))
@@ -376,6 +380,7 @@ def _card(
         f"| {_linked(ingredient)} | `{escape(ingredient.revision)}` | {percent(score)} |"
         for ingredient, score in zip(ingredients, scores, strict=True)
     ]
+    labels = " (multi-label: bool) too" if manifest.multi_label else ""
     precision = run.dtype + ("" if run.mixed_precision == "no" else f", autocast {run.mixed_precision}")
     return f"""---
 {metadata}
@@ -387,7 +392,7 @@ What each of these checkpoints says of {manifest.samples} images in {len(manifes
 in {escape(run.logits_dtype)}, computed in {escape(precision)} with hf_radin {escape(manifest.hf_radin)}. The
 images are those of {place}, split {escape(data.split)}. They are not here; their labels are.
 
-| checkpoint | revision | accuracy |
+| checkpoint | revision | {"share of right decisions" if manifest.multi_label else "accuracy"} |
 |---|---|---:|
 {chr(10).join(rows)}
 
@@ -405,8 +410,8 @@ soup = hf_radin.radin(bank, budget=0, unmeasured=True)
 print(soup.recipe)
 ```
 
-`logits/*.npy` are arrays `(samples, classes)`, `labels.npy`, `ids.npy` and `digests.npy` (of the bytes of the image
-files, to find images that two splits share) `(samples,)`, all of them plain NumPy files.
+`logits/*.npy` are arrays `(samples, classes)`, `labels.npy`{labels}, `ids.npy` and `digests.npy` (of the bytes of the
+image files, to find images that two splits share) `(samples,)`, all of them plain NumPy files.
 """
 
 

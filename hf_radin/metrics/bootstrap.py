@@ -2,6 +2,7 @@
 
 Of accuracies the exact distribution is known: `intervals` has their intervals and the paired test. Of other metrics
 the images of each class are drawn again, as many as there are, so that no class gets lost; of two models the same.
+Where an image may have any number of classes, all images are drawn again, each with all that is decided on it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_radin.metrics import multi_label
 from hf_radin.metrics.intervals import accuracy_interval, difference_interval, mcnemar, middle
 from hf_radin.metrics.named import Answers, Metric, score_or_nan
 from hf_radin.recipes.scoring import Counts
@@ -66,6 +68,10 @@ def metric_interval(metric: Metric, answers: Answers, *, seed: int = 0) -> tuple
 def resampled(metric: Metric, models: Sequence[Answers], *, seed: int = 0) -> np.ndarray:
     """A metric of models on images that are drawn again within each class, the same for all: `(models, draws)`."""
     generator, labels = np.random.default_rng(seed), models[0].labels
+    if models[0].are_multi_label:
+        if metric.of_counts is not None:
+            return _of_decisions(metric, models, generator)
+        labels = np.zeros(len(labels), dtype=int)  # as if all were of one class
     if metric.of_images is not None:
         return _of_sums(np.stack([metric.of_images(answers) for answers in models]), labels, generator)
     if metric.of_counts is not None:
@@ -105,6 +111,21 @@ def _of_counts(metric: Metric, models: Sequence[Answers], generator: np.random.G
             axis=1,
         )  # (draws, cells); cells go by labels first
         scores.append([metric.of_counts(_counts(drawn, cells[0], row, classes)) for row in cells[1:]])
+    return np.concatenate(scores, axis=1)
+
+
+def _of_decisions(metric: Metric, models: Sequence[Answers], generator: np.random.Generator) -> np.ndarray:
+    """A metric of counts of decisions."""
+    assert metric.of_counts is not None
+    samples, classes = models[0].labels.shape
+    draws = RESAMPLES if samples * classes <= HELD else FEWER
+    step = max(1, HELD // max(samples, classes))
+    scores = []
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        drawn = generator.integers(samples, size=(count, samples)) + samples * np.arange(count)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * samples).reshape(count, samples).astype(np.float64)
+        scores.append([metric.of_counts(multi_label.weighted_counts(answers, weights)) for answers in models])
     return np.concatenate(scores, axis=1)
 
 

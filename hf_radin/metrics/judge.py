@@ -19,7 +19,7 @@ sample (`sample_groups`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,7 +70,9 @@ class Judge:
             values, others = (metric.of_images(answers) for answers in (first, second))
             if values.dtype == bool:
                 return strata.mean(values.astype(int) - others, known)
-            return strata.mean(np.where(known, values - others, 0.0), known, steps=0.0)
+            # of a mean over decisions another one is a step of one class; probabilities have no steps
+            steps = 0.0 if metric.needs_logits else 1 / first.classes
+            return strata.mean(np.where(known, values - others, 0.0), known, steps=steps)
         if metric.of_counts is not None:
             return self._of_counts(first, second, known)
         return self._of_all(first, second, known)
@@ -92,6 +94,10 @@ class Judge:
             return float(values.std() / math.sqrt(len(labels)))
         if metric.of_counts is not None:
             influence = Influence.of(metric, answers.counts)
+            if answers.are_multi_label:  # images are not of one class each: all are what varies
+                of_true = _slope(metric, answers.counts, "true")
+                values = influence.of_predictions(answers) + answers.labels @ of_true
+                return math.sqrt(len(labels) * float(values.var()))
             return math.sqrt(_variance_within(influence.of_predictions(answers), labels))
         return math.sqrt(self._jackknife(answers, None, np.ones(len(labels), dtype=bool), np.ones(len(labels), bool)))
 
@@ -112,7 +118,7 @@ class Judge:
             return gain, 0.0
         influence, samples = Influence.of(metric, after), len(known)
         changes = samples * (influence.of_predictions(first) - influence.of_predictions(second))
-        steps = samples * influence.of_hits[first.labels]
+        steps = samples * influence.of_another(first.labels)
         _, error = self.strata.mean(np.where(known, changes, 0.0), known, steps)
         return gain, error
 
@@ -170,26 +176,46 @@ class Influence:
     @classmethod
     def of(cls, metric: Metric, counts: Counts) -> Influence:
         """That around some counts `(1, classes)`, by adding one to each."""
-        assert metric.of_counts is not None
-        classes, here = counts.hits.shape[1], metric.of_counts(counts)[0]
-        step = max(1, HELD // classes)
-        hits, predicted = np.zeros(classes), np.zeros(classes)
-        for start in range(0, classes, step):
-            one_more = np.eye(min(step, classes - start), classes, start)  # (rows, classes)
-            same = np.zeros_like(one_more)
-            hits[start : start + step] = (
-                metric.of_counts(Counts(counts.hits + one_more, counts.predicted + same, counts.true)) - here
-            )
-            predicted[start : start + step] = (
-                metric.of_counts(Counts(counts.hits + same, counts.predicted + one_more, counts.true)) - here
-            )
-        return cls(hits, predicted)
+        return cls(_slope(metric, counts, "hits"), _slope(metric, counts, "predicted"))
 
     def of_predictions(self, answers: Answers) -> np.ndarray:
-        """What each prediction adds to the metric: `(samples,)`."""
+        """What each prediction adds to the metric, or all decisions on an image: `(samples,)`."""
         predictions = answers.predictions
+        if answers.are_multi_label:
+            return np.asarray((predictions == 1) @ self.of_predicted + (answers.hits & answers.labels) @ self.of_hits)
         added = np.where(predictions >= 0, self.of_predicted[np.maximum(predictions, 0)], 0.0)
         return np.asarray(added + np.where(answers.hits, self.of_hits[answers.labels], 0.0))
+
+    def of_another(self, labels: np.ndarray) -> np.ndarray:
+        """By how much a prediction that is another one changes the metric; of one decision, on average: `(samples,)`.
+
+        Args:
+            labels: as in `Answers`.
+        """
+        if labels.ndim == 2:
+            return np.sqrt(
+                np.where(labels, (self.of_hits + self.of_predicted) ** 2, self.of_predicted**2).mean(axis=1)
+            )
+        return np.asarray(self.of_hits[labels])
+
+
+def _slope(metric: Metric, counts: Counts, name: str) -> np.ndarray:
+    """By how much a metric changes if one is added to counts, class by class, to first order: `(classes,)`.
+
+    Args:
+        counts: `(1, classes)`.
+        name: of the field of `Counts` that one is added to.
+    """
+    assert metric.of_counts is not None
+    classes, here = counts.hits.shape[1], metric.of_counts(counts)[0]
+    step = max(1, HELD // classes)
+    slope = np.zeros(classes)
+    for start in range(0, classes, step):
+        one_more = np.eye(min(step, classes - start), classes, start)  # (rows, classes)
+        same = replace(counts, hits=counts.hits + 0 * one_more, predicted=counts.predicted + 0 * one_more)
+        changed = replace(same, **{name: getattr(counts, name) + one_more})
+        slope[start : start + step] = metric.of_counts(changed) - here
+    return slope
 
 
 def sample_groups(
@@ -199,12 +225,15 @@ def sample_groups(
 
     Of a metric that counts all images alike, samples need none; of others they have all images of the classes that
     have few (see `FEW`).
+
+    Args:
+        labels: as in `Answers`.
     """
     if all(metric.of_images is not None for metric in metrics):
         return np.zeros(0, dtype=int), contested, decided
-    counts = np.bincount(labels)
-    rare = np.flatnonzero((counts < FEW) & (counts < counts[counts > 0].mean() / 2))
-    is_rare = np.isin(labels, rare)
+    counts = np.asarray(labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels))
+    rare = np.flatnonzero((counts < FEW) & (counts < counts[counts > 0].mean() / 2)) if counts.any() else counts[:0]
+    is_rare = np.asarray(labels[:, rare].any(axis=1) if labels.ndim == 2 else np.isin(labels, rare))
     return np.flatnonzero(is_rare), contested[~is_rare[contested]], decided[~is_rare[decided]]
 
 

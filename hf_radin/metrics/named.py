@@ -10,6 +10,8 @@ are only two classes, and are undefined if all samples have one class. A predict
 The Brier score is the sum over classes of the squared error of the probability, for two classes half of it.
 
 A name may also be that of one class, as in `recall[melanoma]`, or have any number, as in `top3_accuracy`.
+
+Of multi-label classifiers the metrics are those of `multi_label`: see there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_radin.metrics import multi_label
 from hf_radin.recipes import scoring
 from hf_radin.recipes.ensemble import BINS
 from hf_radin.recipes.scoring import Counts
@@ -43,8 +46,9 @@ class Answers:
     """A model's answers on labelled images.
 
     Args:
-        predictions: classes `(samples,)`, -1 for none.
-        labels: the true classes `(samples,)`.
+        predictions: classes `(samples,)`, -1 for none; of a multi-label model its decisions `(samples, classes)`, as
+            `multi_label.decisions_of` gives them.
+        labels: the true classes `(samples,)`; multi-label, which classes the images have, bool `(samples, classes)`.
         classes: how many there are; some may have no sample.
         logits: `(samples, classes)`, if they are known.
     """
@@ -59,9 +63,14 @@ class Answers:
         logits = None if self.logits is None else self.logits[samples]
         return Answers(self.predictions[samples], self.labels[samples], self.classes, logits)
 
+    @property
+    def are_multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.labels.ndim == 2
+
     @cached_property
     def hits(self) -> np.ndarray:
-        """What is predicted right: bool `(samples,)`."""
+        """What is predicted right: bool `(samples,)`, or `(samples, classes)` as the predictions."""
         return np.asarray(self.predictions == self.labels)
 
     @cached_property
@@ -100,7 +109,8 @@ class Metric:
         is_loss: whether less is better.
         of_counts: where it follows from counts of predicted classes, how.
         of_images: where it is a mean over images, what each adds to it: `(samples,)`.
-        top: where it is the share of labels among the best `top` classes, how many these are.
+        top: where it is the share of labels among the best `top` classes, how many these are; 1 for that of right
+            decisions, too.
         of_class: where it is that of one class, which.
     """
 
@@ -118,22 +128,28 @@ class Metric:
         return -value if self.is_loss else value
 
 
-def load_metrics(metrics: Any, classes: Sequence[str] | None = None) -> tuple[Metric, ...]:
+def load_metrics(
+    metrics: Any, classes: Sequence[str] | None = None, *, of_label_sets: bool | None = None
+) -> tuple[Metric, ...]:
     """The metrics of these names, each once: those of `NAMES`, or else of the evaluate library.
 
     Args:
         metrics: a name or several; also a function `(logits, labels) -> float`, of logits `(samples, classes)` and
             labels `(samples,)`. More of it is better unless it has an attribute `greater_is_better` that is False.
         classes: names of the classes, for a metric of one of them; None if they are not known yet.
+        of_label_sets: whether an image may have any number of classes; None if that is not known yet.
 
     Raises:
         ValueError: if there is no name, or evaluate can't load or compute a metric that is not in `NAMES`, or a class
-            is not there.
+            is not there, or a metric is not of such classifiers.
     """
     distinct = dict.fromkeys([metrics] if isinstance(metrics, (str, Metric)) or callable(metrics) else metrics)
     if not distinct:
         raise ValueError(f"No metric is named. There are {', '.join(NAMES)}.")
-    return tuple(_load(metric, classes) for metric in distinct)
+    if of_label_sets:
+        loaded = [_load_multi_label(metric, classes) for metric in distinct]
+        return tuple({metric.name: metric for metric in loaded}.values())
+    return tuple(_load(metric, classes, may_be_other=of_label_sets is None) for metric in distinct)
 
 
 def compute_metrics(metrics: Iterable[Metric], answers: Answers) -> dict[str, float]:
@@ -179,6 +195,8 @@ def score_or_nan(metric: Metric, answers: Answers) -> float:
 
 def weighted_counts(answers: Answers, weights: np.ndarray) -> Counts:
     """The counts of answers, each with a weight `(samples,)`; predictions of no class add to none: `(1, classes)`."""
+    if answers.are_multi_label:
+        return multi_label.weighted_counts(answers, weights[None])
 
     def count(classes: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         return np.bincount(classes[which], weights[which], minlength=answers.classes)
@@ -189,8 +207,12 @@ def weighted_counts(answers: Answers, weights: np.ndarray) -> Counts:
     )
 
 
-def _load(metric: Any, classes: Sequence[str] | None) -> Metric:
-    """The metric of a name, in any spelling, or of a function."""
+def _load(metric: Any, classes: Sequence[str] | None, *, may_be_other: bool) -> Metric:
+    """The metric of a name, in any spelling, or of a function.
+
+    Args:
+        may_be_other: whether one of multi-label classifiers alone is taken, too.
+    """
     if isinstance(metric, Metric):
         return metric
     if callable(metric):
@@ -202,6 +224,13 @@ def _load(metric: Any, classes: Sequence[str] | None) -> Metric:
     plain = metric.strip().lower().replace("-", "_")
     if plain in NAMES or _TOP.fullmatch(plain):
         return _named(plain)
+    if plain in (*multi_label.NAMES, *multi_label.ALIASES):
+        if may_be_other:
+            return _load_multi_label(metric, classes)
+        raise ValueError(
+            f"The metric {metric!r} is one of multi-label classifiers, and these give each image one class: there are "
+            f"{', '.join(NAMES)}."
+        )
     if not _is_path(metric) and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
         raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. Did you mean {similar[0]!r}?")
     try:
@@ -209,6 +238,45 @@ def _load(metric: Any, classes: Sequence[str] | None) -> Metric:
     except ValueError as error:
         raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. {error}") from error
     return Metric(metric, False, lambda answers: compute(answers.predictions, answers.labels))
+
+
+def _load_multi_label(metric: Any, classes: Sequence[str] | None) -> Metric:
+    """The metric of a name, in any spelling, or of a function, for multi-label classifiers.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return _of_function(metric)
+    if isinstance(metric, str) and (of_class := _OF_CLASS.fullmatch(metric.strip())):
+        return _of_class(of_class[1].lower(), of_class[2], classes)
+    plain = str(metric).strip().lower().replace("-", "_")
+    name = multi_label.ALIASES.get(plain, plain)
+    if name == "label_accuracy":
+        of_images = multi_label.right_decisions
+        return Metric(name, False, lambda answers: {name: _mean(_hits)(answers)}, of_images=of_images, top=1)
+    if name == "subset_accuracy":
+        of_images = multi_label.all_right
+        return Metric(name, False, lambda answers: {name: _mean(of_images)(answers)}, of_images=of_images)
+    if (of_counts := multi_label.OF_COUNTS.get(name)) is not None:
+        return Metric(name, False, lambda answers: {name: float(of_counts(answers.counts)[0])}, of_counts=of_counts)
+    if (losses := multi_label.OF_PROBABILITIES.get(name)) is not None:
+        compute = partial(_compute_of_logits, name, _mean(losses))
+        return Metric(name, True, compute, is_loss=True, of_images=losses)
+    if name in multi_label.RANKING:
+        return Metric(name, True, partial(_compute_of_logits, name, partial(_one_vs_rest, _RANKING[name])))
+    names = ", ".join(multi_label.NAMES)
+    if name in NAMES or _TOP.fullmatch(name):
+        raise ValueError(
+            f"The metric {metric!r} is one of classifiers that give each image one class, and these are multi-label: "
+            f"there are {names}."
+        )
+    raise ValueError(
+        f"The metric {metric!r} is none of those of multi-label classifiers: {names}. A function (logits, labels) -> "
+        "float can be passed in Python."
+    )
 
 
 def _named(name: str) -> Metric:
@@ -353,6 +421,10 @@ def _one_vs_rest(of_class: Callable[[np.ndarray, np.ndarray], float], answers: A
     Args:
         of_class: the score of one class, from probabilities and whether a sample is of it: `(samples,)` each.
     """
+    if answers.are_multi_label:  # ranked by logits: a sigmoid changes no order, but may make equals
+        pairs = list(zip(answers.scores.numpy().T, answers.labels.T, strict=True))
+        scores = [of_class(*pair) for pair in pairs if pair[1].any()]
+        return float(np.mean([score for score in scores if not np.isnan(score)] or [np.nan]))
     counted, probabilities = np.unique(answers.labels), answers.probabilities.numpy()
     if len(counted) < 2:
         return float("nan")
@@ -360,8 +432,10 @@ def _one_vs_rest(of_class: Callable[[np.ndarray, np.ndarray], float], answers: A
 
 
 def _roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """How often a positive sample has a higher score than a negative one; of equals half."""
+    """How often a positive sample has a higher score than a negative one, of equals half; NaN if none is negative."""
     positive, negative = np.sort(scores[is_positive]), np.sort(scores[~is_positive])
+    if not len(negative):
+        return float("nan")
     lower = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
     return float(lower.sum() / (2 * len(positive) * len(negative)))
 
@@ -387,13 +461,15 @@ OF_PREDICTIONS = (
     *("worst_recall", "mcc", "matthews_correlation"),
 )
 
+# What ranks the samples of a class.
+_RANKING = {"roc_auc": _roc_auc, "average_precision": _average_precision}
+
 # Metrics of logits by name.
 OF_LOGITS: Mapping[str, Callable[[Answers], float]] = {
     "top5_accuracy": _mean(partial(_top_hits, 5)),
     "log_loss": _mean(_losses),
     "brier_score": _mean(_squared_errors),
-    "roc_auc": partial(_one_vs_rest, _roc_auc),
-    "average_precision": partial(_one_vs_rest, _average_precision),
+    **{name: partial(_one_vs_rest, of_class) for name, of_class in _RANKING.items()},
     "calibration_error": _calibration_error,
 }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score, score_or_nan
 from hf_radin.recipes import scoring
 from hf_radin.recipes.pruning import Pruned
@@ -38,7 +39,7 @@ class Floor:
     is_relative: bool = False
 
     @classmethod
-    def of(cls, text: str, classes: Sequence[str] | None = None) -> Floor:
+    def of(cls, text: str, classes: Sequence[str] | None = None, *, of_label_sets: bool | None = None) -> Floor:
         """From `"accuracy >= best single - 0.002"`, `"recall[melanoma] >= 0.9"` or `"log_loss <= 0.3"`.
 
         Raises:
@@ -52,7 +53,7 @@ class Floor:
                 f"keep={text!r} can't be read: write it as in 'accuracy >= best single - 0.002', "
                 "'recall[melanoma] >= 0.9' or 'log_loss <= 0.3'."
             )
-        (metric,) = load_metrics(parts["metric"], classes)
+        (metric,) = load_metrics(parts["metric"], classes, of_label_sets=of_label_sets)
         if metric.is_loss != (parts["sign"] == "<="):
             better, sign = ("less", "<=") if metric.is_loss else ("more", ">=")
             raise ValueError(
@@ -80,18 +81,28 @@ class Objective:
 
     @classmethod
     def of(
-        cls, metric: Any = "accuracy", keep: str | Sequence[str] = (), classes: Sequence[str] | None = None
+        cls,
+        metric: Any = None,
+        keep: str | Sequence[str] = (),
+        classes: Sequence[str] | None = None,
+        *,
+        of_label_sets: bool | None = None,
     ) -> Objective:
         """From a metric as `load_metrics` takes it, and floors as `Floor.of` takes them.
+
+        By default the metric is the accuracy; where an image may have any number of classes, F1 (macro): there most
+        decisions are no, so that a model which always says so has a high accuracy.
 
         Raises:
             ValueError: as these do, and for several metrics.
         """
-        metrics = load_metrics(metric, classes)
+        metric = ("f1" if of_label_sets else "accuracy") if metric is None else metric
+        metrics = load_metrics(metric, classes, of_label_sets=of_label_sets)
         if len(metrics) > 1:
             names = ", ".join(each.name for each in metrics)
             raise ValueError(f"metric={names}: soups are chosen by one metric; others may have a floor (keep).")
-        return cls(metrics[0], tuple(Floor.of(text, classes) for text in ([keep] if isinstance(keep, str) else keep)))
+        texts = [keep] if isinstance(keep, str) else keep
+        return cls(metrics[0], tuple(Floor.of(text, classes, of_label_sets=of_label_sets) for text in texts))
 
     @property
     def name(self) -> str:
@@ -105,8 +116,8 @@ class Objective:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether it is the accuracy, and nothing else."""
-        return self.metric.name == "accuracy" and not self.floors
+        """Whether it is the accuracy, multi-label the share of right decisions, and nothing else."""
+        return self.metric.name in ("accuracy", "label_accuracy") and not self.floors
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -185,26 +196,36 @@ def score_recipes(
 
     Args:
         pruned: that kept all classes, where the metric needs logits.
+        labels: the true classes `(samples,)`, or which classes images have, bool `(samples, classes)`.
         rows: `(recipes, models)`.
     """
-    if metric.top is not None:
-        return scoring.count_hits(pruned, labels, rows, top=metric.top, on_block=on_block) / len(labels)
-    if metric.of_counts is not None:
+    are_decisions = labels.ndim == 2  # if so, they follow from all classes only one recipe at a time
+    if metric.top is not None and (pruned.pairs or not are_decisions):
+        targets = labels.ravel().astype(np.int64) if are_decisions else labels
+        return scoring.count_hits(pruned, targets, rows, top=metric.top, on_block=on_block) / labels.size
+    if metric.of_counts is not None and (pruned.pairs or not are_decisions):
         step = max(1, scoring.COUNTED_AT_ONCE // classes)
         blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
-        counts = (scoring.count(pruned, labels, classes, block) for block in blocks)
+        counts = (
+            scoring.count_pairs(pruned, labels, block)
+            if pruned.pairs
+            else scoring.count(pruned, labels, classes, block)
+            for block in blocks
+        )
         return np.concatenate([metric.of_counts(block) for block in counts] or [np.zeros(0)])
     scores = []
-    for logits in scoring.mixed_logits(pruned, rows) if pruned.top == 0 else _predicted(pruned, rows):
-        if logits.ndim == 1:
-            answers = Answers(logits, labels, classes)
-        else:
-            answers = Answers(logits.argmax(axis=1), labels, classes, logits)
+    for answers in _answers(pruned, labels, classes, rows):
         scores.append(score_or_nan(metric, answers))
         on_block(len(labels))
     return np.array(scores)
 
 
-def _predicted(pruned: Pruned, rows: np.ndarray) -> Any:
-    """Of each row the predicted classes `(samples,)`."""
-    return (scoring.predict(pruned, row[None])[0] for row in rows)
+def _answers(pruned: Pruned, labels: np.ndarray, classes: int, rows: np.ndarray) -> Iterator[Answers]:
+    """What each row predicts, with its logits where all classes were kept. Arguments as of `score_recipes`."""
+    if pruned.top == 0:
+        for logits in scoring.mixed_logits(pruned, rows):
+            predictions = decisions_of(logits) if labels.ndim == 2 else logits.argmax(axis=1)
+            yield Answers(predictions, labels, classes, logits)
+        return
+    for row in rows:
+        yield Answers(scoring.predict(pruned, row[None])[0].reshape(labels.shape), labels, classes)

@@ -198,6 +198,19 @@ def predict(logits: Sequence[np.ndarray | Stored], recipe: np.ndarray) -> np.nda
     return np.concatenate([classes[0] for _, _, classes in mixed_predictions(logits, recipe)])
 
 
+def decide(logits: Sequence[np.ndarray | Stored], recipe: np.ndarray) -> np.ndarray:
+    """Which classes the ensemble of one recipe `(models,)` says are there, of multi-label logits: int8 `(samples,
+    classes)`, 1 where the mixed logit is above 0, else 0."""
+    row = check_recipes(recipe, len(logits))
+    samples, classes = logits[0].shape
+    step = max(1, MIXED_AT_ONCE // classes)
+    decisions = np.empty((samples, classes), np.int8)
+    for start in range(0, samples, step):
+        block = slice(start, min(start + step, samples))
+        decisions[block] = mix_in_order(row, (np.asarray(values[block]) for values in logits)) > 0
+    return decisions
+
+
 def cross_entropy(
     logits: Sequence[np.ndarray | Stored],
     labels: np.ndarray,

@@ -13,6 +13,14 @@ recipe predicts c, rounding included:
 
 The class that a recipe predicts is therefore beaten by no other and never dropped, whichever pairs are compared: to
 compare fewer keeps more and is as right. For the best `top` classes a class is dropped if `top` others beat it.
+
+Where an image may have any number of classes (multi-label), each *pair* of an image and a class is decided by itself:
+the class is there if its mixed logit is above 0. So a pair is looked at as an image of its own with two classes, 0 for
+no and 1 for yes, whose logits are 0 and that of the class; the argmax is the sign, and of 0 it is no. All that is said
+above holds for pairs, and is plain here: if no model has a logit above 0, products and sums of numbers that are not
+above 0 are not above 0, however they are rounded. If all have one above 0, which is 2^-149 at least, no product is
+below 0, and that with the largest weight, 1/n at least, does not vanish in float64: their sum is above 0. Such pairs
+are decided.
 """
 
 from __future__ import annotations
@@ -34,6 +42,9 @@ logger = logging.getLogger(__name__)
 # What is saved of pruned logits, beside `top`.
 ARRAYS = ("images", "counts", "classes", "logits")
 
+# The class of an entry that stands for none: its logit is 0 in every model.
+NONE = -1
+
 # How many logits of all models a thread reads at a time: 32 MiB in float16.
 READ_AT_ONCE = 1 << 24
 
@@ -42,6 +53,9 @@ POLLED = 8
 
 # With how many of an image's classes the others are compared, so that hundreds that survive don't cost their square.
 ROUNDS = 32
+
+# What is held of each pair: its position and its number of classes in 8 bytes each, the class in 4.
+_BYTES_OF_A_PAIR = 20
 
 # How many bytes of logits may be left in memory. Fine-tunes of one start leave a few megabytes; if models disagree
 # widely, hardly a class is dropped.
@@ -79,6 +93,8 @@ class Pruned:
         classes: `(entries,)`; the entries of the images with `k` classes lie together as `(k, images)`.
         logits: float16 or float32 `(models, entries of the images that are not decided)`, which are the last entries.
         top: among how many best classes; 0 where all classes of all images are kept, and none is decided.
+        pairs: how many classes an image has, where its pairs with them are what has classes: pair `image * pairs +
+            class` then takes the place of an image; 0 for images.
     """
 
     images: np.ndarray
@@ -86,6 +102,7 @@ class Pruned:
     classes: np.ndarray
     logits: np.ndarray
     top: int = 1
+    pairs: int = 0
 
     @property
     def models(self) -> int:
@@ -93,15 +110,25 @@ class Pruned:
 
     @property
     def decided(self) -> np.ndarray:
-        """Positions of the decided images, ascending."""
-        return np.sort(self.images[self.counts <= self.top])
+        """Positions of the decided images, ascending; of pairs, of the images whose pairs are all decided."""
+        decided = np.sort(self.images[self.counts <= self.top])
+        if not self.pairs:
+            return decided
+        return np.flatnonzero(np.bincount(decided // self.pairs) == self.pairs)
 
     @property
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
-        """The image's position and the class of each entry that has logits: `(entries,)` each."""
+        """The image's position and the class of each entry that has logits: `(entries,)` each.
+
+        Of pairs it is the class whose logit that is; `NONE` for no, whose logit is 0.
+        """
         contested = [bucket for bucket in self.buckets() if len(bucket.logits)]
-        images = [np.tile(bucket.images, len(bucket.classes)) for bucket in contested]
-        return np.concatenate([np.zeros(0, int), *images]), self.classes[len(self.classes) - self.logits.shape[1] :]
+        parts = [np.tile(bucket.images, len(bucket.classes)) for bucket in contested]
+        images = np.concatenate([np.zeros(0, int), *parts])
+        classes = self.classes[len(self.classes) - self.logits.shape[1] :]
+        if not self.pairs:
+            return images, classes
+        return images // self.pairs, np.where(classes == 1, images % self.pairs, NONE)
 
     def select(self, positions: np.ndarray) -> Pruned:
         """The part about some images, as a split of its own.
@@ -109,6 +136,8 @@ class Pruned:
         Args:
             positions: of the images `(samples,)`, ascending.
         """
+        if self.pairs:
+            positions = (positions[:, None] * self.pairs + np.arange(self.pairs)).ravel()
         place = np.full(len(self.images), -1)
         place[positions] = np.arange(len(positions))
         parts = []
@@ -116,7 +145,7 @@ class Pruned:
             selected = place[bucket.images] >= 0
             logits = bucket.logits[:, :, selected] if len(bucket.logits) else bucket.logits
             parts.append(Bucket(place[bucket.images][selected], bucket.classes[:, selected], logits))
-        return _of_buckets(parts, self.logits[:, :0], self.top)
+        return replace(_of_buckets(parts, self.logits[:, :0], self.top), pairs=self.pairs)
 
     def buckets(self) -> Iterator[Bucket]:
         """All images, grouped by their number of classes."""
@@ -156,18 +185,18 @@ def join(parts: Sequence[tuple[Pruned, np.ndarray]]) -> Pruned:
     return _of_buckets(buckets, first.logits[:, :0], first.top)
 
 
-def load_or_make(path: Path, subject: str, make: Callable[[], Pruned], *, top: int) -> Pruned:
+def load_or_make(path: Path, subject: str, make: Callable[[], Pruned], *, top: int, pairs: int = 0) -> Pruned:
     """The pruned logits that are cached at `path`, if they are those of this subject; else those that are made.
 
     What is made is cached, if it can be written.
 
     Args:
         subject: which logits they are made of, to the last bit.
-        top: among how many best classes.
+        top, pairs: as in `Pruned`.
     """
     arrays = known_arrays(path, subject)
     if arrays is not None:
-        return Pruned(**arrays, top=top)
+        return Pruned(**arrays, top=top, pairs=pairs)
     made = make()
     try:
         write_arrays(path, {name: getattr(made, name) for name in ARRAYS}, subject)
@@ -237,6 +266,47 @@ def prune(
         np.concatenate([part.logits for part in parts]),
     )
     return _arrange(entries, samples, top)
+
+
+def prune_pairs(
+    logits: Sequence[np.ndarray | Stored],
+    *,
+    on_block: Callable[[int], object] = lambda samples: None,
+    read_at_once: int = READ_AT_ONCE,
+    most: int = MOST,
+) -> Pruned:
+    """Of multi-label logits the pairs of an image and a class that recipes decide in two ways, and what others are.
+
+    Args:
+        logits: for each model `(samples, classes)`, finite, read in blocks of samples.
+        on_block, read_at_once, most: as in `prune`.
+
+    Raises:
+        ValueError: if a logit is not finite.
+        TooMuchLeftError: if more than `most` bytes are left, or what is known of all pairs takes more.
+    """
+    samples, classes = logits[0].shape
+    left = samples * classes * _BYTES_OF_A_PAIR
+    step = max(1, read_at_once // (len(logits) * classes))
+    answers, contested, values = [], [], [np.zeros((len(logits), 0), logits[0].dtype)]
+    for start in range(0, samples, step):
+        if left > most:
+            break
+        block = np.stack([array[start : start + step].reshape(-1) for array in logits])  # (models, pairs)
+        if not np.isfinite(block).all():
+            model, pair = np.argwhere(~np.isfinite(block))[0]
+            raise ValueError(f"Model {model} has the logit {block[model, pair]} for class {pair % classes}.")
+        is_yes = block > 0
+        is_open = is_yes.any(axis=0) & ~is_yes.all(axis=0)
+        answers.append(is_yes[0])
+        contested.append(is_open)
+        values.append(block[:, is_open])
+        left += 2 * values[-1].nbytes
+        on_block(block.shape[1] // classes)
+    if left > most:
+        raise TooMuchLeftError(f"{left} bytes of logits are left of {samples} samples.")
+    yes, is_contested = (np.concatenate([np.zeros(0, bool), *parts]) for parts in (answers, contested))
+    return _arrange_pairs(yes, is_contested, np.concatenate(values, axis=1), classes)
 
 
 def keep_all(logits: Sequence[np.ndarray | Stored], *, most: int = MOST) -> Pruned:
@@ -380,3 +450,24 @@ def _arrange(entries: _Entries, samples: int, top: int) -> Pruned:
     contested = order[counts[images[order]] > top]
     logits = np.ascontiguousarray(entries.logits[contested].T)
     return Pruned(by_count, counts[by_count], entries.classes[order], logits, top)
+
+
+def _arrange_pairs(yes: np.ndarray, is_contested: np.ndarray, logits: np.ndarray, pairs: int) -> Pruned:
+    """Pairs, the decided ones first.
+
+    Args:
+        yes: whether the class is there, of those that are decided: bool `(all pairs,)`.
+        is_contested: which are not decided, bool `(all pairs,)`.
+        logits: of these, `(models, contested)`.
+        pairs: as in `Pruned`.
+    """
+    decided, contested = np.flatnonzero(~is_contested), np.flatnonzero(is_contested)
+    counts = np.repeat([1, 2], [len(decided), len(contested)])
+    answers = np.repeat(np.array([0, 1], np.int32), len(contested))
+    return Pruned(
+        np.concatenate([decided, contested]),
+        counts,
+        np.concatenate([yes[decided].astype(np.int32), answers]),
+        np.concatenate([np.zeros_like(logits), logits], axis=1),
+        pairs=pairs,
+    )

@@ -205,6 +205,24 @@ def count(pruned: Pruned, labels: np.ndarray, classes: int, rows: np.ndarray, *,
     return Counts(hits, predicted, np.bincount(labels, minlength=classes))
 
 
+def count_pairs(pruned: Pruned, labels: np.ndarray, rows: np.ndarray, *, device: str = "cpu") -> Counts:
+    """How often each recipe says that a class is there, and how often it is: of pairs (`Pruned.pairs`).
+
+    Args:
+        labels: which classes the images have, bool `(samples, classes)`.
+        rows: as in `count_hits`.
+    """
+    classes, is_there = labels.shape[1], labels.ravel()
+    hits, predicted = (np.zeros((len(rows), classes), dtype=np.int64) for _ in range(2))
+    for block, pairs, predictions in _predictions(pruned, rows, device, MIXED_AT_ONCE):
+        if block == slice(None):  # decided: the same for all
+            predictions = predictions[:1]
+        of_class, yes = np.broadcast_to(pairs % classes, predictions.shape), predictions == 1
+        hits[block] += _count(of_class, classes, yes & is_there[pairs])
+        predicted[block] += _count(of_class, classes, yes)
+    return Counts(hits, predicted, labels.sum(axis=0))
+
+
 def score(
     pruned: Pruned,
     labels: np.ndarray,

@@ -11,8 +11,8 @@ from typing import Any
 
 # Metrics between 0 and 1, which are shown as percent. Correlations may be negative, and a loss has no upper end.
 _SHARES = re.compile(
-    r"((balanced_|top_?\d+_)?accuracy|(worst_)?recall(_macro|_micro|_weighted)?|(f1|precision)(_macro|_micro|_weighted)?"
-    r"|roc_auc|average_precision|calibration_error|(f1|precision|recall)\[.*\])"
+    r"((balanced_|label_|subset_|top_?\d+_)?accuracy|(worst_)?recall(_macro|_micro|_weighted)?"
+    r"|(f1|precision)(_macro|_micro|_weighted)?|roc_auc|average_precision|calibration_error|(f1|precision|recall)\[.*\])"
 )
 
 

@@ -17,8 +17,9 @@ from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
+from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.metrics.named import Answers
-from hf_radin.recipes.pruning import Pruned
+from hf_radin.recipes.pruning import NONE, Pruned
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, read_arrays, write_arrays, write_sealed
@@ -57,7 +58,8 @@ class RefittedAnswers:
 class MeasuredSoup:
     """A soup that is measured bit by bit: what it predicts for the images that it was shown.
 
-    What was measured once is cached beside the bank and not measured again.
+    What was measured once is cached beside the bank and not measured again. Of multi-label models predictions are
+    decisions, `(samples, classes)`, as `multi_label.decisions_of` gives them.
 
     Args:
         bank: on whose images.
@@ -84,9 +86,8 @@ class MeasuredSoup:
         self._recording: Recording | None = None
         decide = bank.processes.decide
         self._path = bank.soup_path(recipe, last_layers)
-        unknown = np.full(bank.samples, UNKNOWN)
-        self._classes: np.ndarray = decide(lambda: self._read(self._path, unknown))  # of the whole split
-        self.predictions = np.full(len(bank), UNKNOWN)
+        self._classes: np.ndarray = decide(lambda: self._read(self._path, _unknown(bank, bank.samples)))  # of all
+        self.predictions = _unknown(bank, len(bank))
         places, classes = entries.entries if entries else (np.zeros(0, int), np.zeros(0, int))
         self._entries = bank.places[places], classes  # positions in the split
         part = bank.part if bank.partial is None else bank.partial.unseen
@@ -117,14 +118,14 @@ class MeasuredSoup:
         places = self.bank.places
         missing = np.zeros(self.bank.samples, dtype=bool)
         missing[places] = images
-        unknown = (self._classes == UNKNOWN) | ~self._recorded
+        unknown = is_unknown(self._classes) | ~self._recorded
         entries, _ = self._entries
-        unknown[entries[~np.isfinite(self.values) & (self._classes[entries] >= 0)]] = True
+        unknown[entries[~np.isfinite(self.values) & is_predicted(self._classes)[entries]]] = True
         missing &= unknown
-        on_block(int(np.sum(images & ~missing[places] & (self.predictions == UNKNOWN))))
+        on_block(int(np.sum(images & ~missing[places] & is_unknown(self.predictions))))
         if missing.any():
             self._measure(missing, on_block)
-        self.predictions = np.where(images, self._classes[places], self.predictions)
+        self.predictions = where_images(images, self._classes[places], self.predictions)
         return self.predictions
 
     def logits(self) -> tuple[np.ndarray, Spent]:
@@ -139,9 +140,9 @@ class MeasuredSoup:
         bank, path = self.bank, self._path.with_name(f"{self._path.stem}-logits.npy")
         target = Target("Logits of the soup", path, len(bank.classes), self._subject(path))
         logits, pace = compute_soup(target, bank.images, self._make_model, bank.passes(), bank.samples)
-        unknown = np.flatnonzero(self._classes == UNKNOWN)
+        unknown = np.flatnonzero(is_unknown(self._classes))
         if len(unknown):
-            self._classes[unknown] = _predicted(logits[unknown])
+            self._classes[unknown] = _predicted(bank, logits[unknown])
             bank.processes.decide(lambda: self._write(self._path, self._classes))
         return np.asarray(logits[bank.places]), Spent.on(pace.seconds, pace.device)
 
@@ -218,10 +219,10 @@ class MeasuredSoup:
             processes.sync_files(self._features.folder, "*.npz")
         processes.sync_files(bank.images.folder, "*.json")
         processes.decide(bank.images.check_order)
-        classes = processes.sum(tally.classes)
-        if classes[-1] != missing.sum():
-            raise RuntimeError(f"{classes[-1]} images were measured where {missing.sum()} were meant; this is a bug.")
-        self._classes = np.where(missing, classes[:-1].numpy(), self._classes)
+        classes, shown = processes.sum(tally.classes), int(processes.sum(tally.shown))
+        if shown != missing.sum():
+            raise RuntimeError(f"{shown} images were measured where {missing.sum()} were meant; this is a bug.")
+        self._classes = where_images(missing, classes.numpy(), self._classes)
         self._recorded = self._recorded | missing
         if len(tally.values):
             values = processes.sum(tally.values).numpy()
@@ -266,12 +267,12 @@ class EvaluatedSoup(MeasuredSoup):
     def logits(self) -> tuple[np.ndarray, Spent]:
         """As of any soup; it is shown all images, if it was not."""
         logits = self._evaluated()
-        self._classes = _predicted(logits)
+        self._classes = _predicted(self.bank, logits)
         return logits[self.bank.places], Spent.on(self._pace.seconds, self._pace.device)
 
     def _measure(self, missing: np.ndarray, on_block: Callable[[int], object]) -> None:
         logits = self._evaluated()
-        self._classes, self.values = _predicted(logits), logits[self._entries]
+        self._classes, self.values = _predicted(self.bank, logits), logits[self._entries]
         on_block(int(missing.sum()))
 
     def _evaluated(self) -> np.ndarray:
@@ -308,8 +309,9 @@ class _Tally:
         self.blocks = bank.blocks
         self._images, self._classes = entries
         self._order = np.argsort(self._images, kind="stable")
-        # an entry for each sample, filled by the process that has its block, and a last one that counts them
-        self.classes = torch.zeros(bank.samples + 1, dtype=torch.int64)
+        # an entry for each sample, filled by the process that has its block, and how many were filled
+        self.classes = torch.zeros_like(_as_tensor(_unknown(bank, bank.samples)))
+        self.shown = torch.zeros(1, dtype=torch.int64)
         self.values = torch.zeros(len(self._images))
 
     def is_wanted(self, block: Block) -> bool:
@@ -322,13 +324,15 @@ class _Tally:
         rows = np.flatnonzero(self.missing[samples])
         (answers,) = passes.running.logits([model], select(inputs, rows))
         logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
-        self.classes[samples.start + rows] = _as_tensor(_predicted(logits))
-        self.classes[-1] += len(rows)
+        self.classes[samples.start + rows] = _as_tensor(_predicted(self.bank, logits))
+        self.shown += len(rows)
         first, last = np.searchsorted(self._images[self._order], (samples.start, samples.stop))
         entries = self._order[first:last]
         entries = entries[self.missing[self._images[entries]]]
         positions = np.searchsorted(rows, self._images[entries] - samples.start)
-        self.values[entries] = _as_tensor(logits[positions, self._classes[entries]].astype(np.float32))
+        classes = self._classes[entries]
+        values = np.where(classes == NONE, 0, logits[positions, classes])  # that of none is 0, as in `Pruned.entries`
+        self.values[entries] = _as_tensor(values.astype(np.float32))
         return samples.start + rows
 
 
@@ -365,7 +369,7 @@ def soup_answers(
     soup = measured_soup(bank, recipe, bank.pruned(0) if is_kept else None)
     predictions, logits = soup.look(np.ones(len(bank), dtype=bool), on_block=on_block), None
     if with_logits:
-        logits = soup.kept_logits if is_kept else np.where((predictions >= 0)[:, None], soup.logits()[0], 0.0)
+        logits = soup.kept_logits if is_kept else np.where(is_predicted(predictions)[:, None], soup.logits()[0], 0.0)
     return Answers(predictions, np.asarray(bank.labels), len(bank.classes), logits), soup
 
 
@@ -381,6 +385,30 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _predicted(logits: np.ndarray) -> np.ndarray:
-    """The class of the largest logit of each image `(samples,)`, -1 where one is no finite number."""
+def is_unknown(predictions: np.ndarray) -> np.ndarray:
+    """Of which images nothing is predicted yet: bool `(samples,)`. Decisions are known of all classes or of none."""
+    return np.asarray((predictions if predictions.ndim == 1 else predictions[:, 0]) == UNKNOWN)
+
+
+def is_predicted(predictions: np.ndarray) -> np.ndarray:
+    """Of which images something is predicted, because all logits are finite numbers: bool `(samples,)`."""
+    return np.asarray((predictions if predictions.ndim == 1 else predictions[:, 0]) >= 0)
+
+
+def where_images(images: np.ndarray, predictions: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The predictions of these images, bool `(samples,)`, and the others of all others."""
+    return np.where(images if predictions.ndim == 1 else images[:, None], predictions, others)
+
+
+def _unknown(bank: LogitBank, samples: int) -> np.ndarray:
+    """What is predicted of images before they are shown."""
+    if bank.is_multi_label:
+        return np.full((samples, len(bank.classes)), UNKNOWN, np.int8)
+    return np.full(samples, UNKNOWN)
+
+
+def _predicted(bank: LogitBank, logits: np.ndarray) -> np.ndarray:
+    """The class of each image's largest logit `(samples,)`, or its decisions; -1 where a logit is no finite number."""
+    if bank.is_multi_label:
+        return decisions_of(logits)
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)

@@ -44,7 +44,7 @@ from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.runtime.text import is_share
-from hf_radin.search.measure import MeasuredSoup, measured_soup
+from hf_radin.search.measure import MeasuredSoup, is_predicted, measured_soup, where_images
 
 logger = logging.getLogger(__name__)
 
@@ -495,7 +495,7 @@ class _Race:
         """What a candidate says of the images that it was shown, and its ensemble of the others.
 
         Args:
-            averaged: what its soup predicts with its averaged head, `(samples,)`.
+            averaged: what its soup predicts with its averaged head, `(samples,)`, or decides.
             is_finite: whether all logits are numbers.
         """
         soup, ensemble, logits = runner.soup, runner.ensemble, None
@@ -507,9 +507,10 @@ class _Race:
             own_logits = self._own_logits(soup) if self.objective.needs_logits else None
         if own_logits is not None and ensemble.logits is not None:
             # an image with a logit that is no number is wrong, and says nothing about classes
-            own_logits = np.where((predictions >= 0)[:, None], own_logits, 0.0)
+            own_logits = np.where(is_predicted(predictions)[:, None], own_logits, 0.0)
             logits = np.where(images[:, None], own_logits, ensemble.logits)
-        return Answers(np.where(images, predictions, ensemble.predictions), ensemble.labels, ensemble.classes, logits)
+        predictions = where_images(images, predictions, ensemble.predictions)
+        return Answers(predictions, ensemble.labels, ensemble.classes, logits)
 
     def _own_logits(self, soup: MeasuredSoup) -> np.ndarray:
         """A soup's logits of the images that it was shown, `(samples, classes)`."""

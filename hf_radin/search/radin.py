@@ -77,7 +77,7 @@ def radin(
     start: str | None = None,
     head: str = "auto",
     head_split: str | None = None,
-    metric: Any = "accuracy",
+    metric: Any = None,
     keep: str | Sequence[str] = (),
     metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -135,8 +135,9 @@ def radin(
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
         metric: what to choose by: a name in `metrics.named.NAMES`, as in `f1`, one with a number or a class, as in
             `top3_accuracy` or `recall[melanoma]`, one of the evaluate library, or a function
-            `(logits, labels) -> float` (see `load_metrics`). Of `log_loss`, `brier_score` and `calibration_error`
-            less is better. `race` says how soups are judged from samples.
+            `(logits, labels) -> float` (see `load_metrics`). By default `accuracy`; of multi-label checkpoints `f1`,
+            and there the names are those in `metrics.multi_label.NAMES`. Of `log_loss`, `brier_score` and
+            `calibration_error` less is better. `race` says how soups are judged from samples.
         keep: floors that the soup must keep on the split that chooses, as in `"accuracy >= best single - 0.002"`,
             `"recall[melanoma] >= 0.9"` or `"log_loss <= 0.3"`. A candidate that breaks one does not win; a warning
             says if all do.
@@ -163,7 +164,7 @@ def radin(
     begun = time.perf_counter() - bank.seconds
     ids, bank = bank.ingredients.ids, bank.by_content
     check_start(search.kinds, start, ids, passes=search.budget.passes)
-    search = search.leaving_out(Objective.of(metric, keep, bank.classes))
+    search = search.leaving_out(Objective.of(metric, keep, bank.classes, of_label_sets=bank.is_multi_label))
     search, pulled_to = search.with_start(bank)
     drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank)
     if bank.is_pilot and search.budget.passes:
@@ -252,9 +253,7 @@ class _Search:
         Raises:
             ValueError: if the user names these.
         """
-        if objective.is_accuracy:
-            return self
-        if "line" in self.proposals.split(","):
+        if not objective.is_accuracy and "line" in self.proposals.split(","):
             raise ValueError(
                 "proposals='line' finds where most images are right: it goes with metric='accuracy' only."
             )
@@ -339,6 +338,8 @@ class _Search:
             return "a head is refitted to what a soup makes of images, and there are logits alone"
         if not self.budget.passes:
             return "a head is refitted to what a soup makes of images, and with a budget of 0 it is shown none"
+        if bank.is_multi_label:
+            return "a head is refitted where each image has one class, and these checkpoints are multi-label"
         if bank.is_pilot:
             return "a head is refitted to the logits of all images, and after a pilot they are known of some only"
         different = len(np.unique(bank.contents))
@@ -572,7 +573,7 @@ def greedy(
     bank: LogitBank,
     *,
     accept: str = ">=",
-    metric: Any = "accuracy",
+    metric: Any = None,
     keep: str | Sequence[str] = (),
     metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -612,7 +613,7 @@ def greedy(
 def uniform(
     bank: LogitBank,
     *,
-    metric: Any = "accuracy",
+    metric: Any = None,
     keep: str | Sequence[str] = (),
     metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,
@@ -634,7 +635,7 @@ def uniform(
 def best_single(
     bank: LogitBank,
     *,
-    metric: Any = "accuracy",
+    metric: Any = None,
     keep: str | Sequence[str] = (),
     metrics: Sequence[Any] = ("accuracy",),
     test_split: str | LogitBank | None = None,

@@ -15,12 +15,12 @@ from hf_radin.images.split import Split
 from hf_radin.ingredients.card_metadata import describe_ingredient, describe_start
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.taught import CookedLayers, refit_head
-from hf_radin.logits.bank import LogitBank
+from hf_radin.logits.bank import NO_CHANGES, LogitBank
 from hf_radin.logits.bank_files import Spent
 from hf_radin.metrics.bootstrap import Difference, metric_interval
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import is_above_zero
-from hf_radin.metrics.named import Answers, Metric, compute_metrics, load_metrics, only_score, score_or_nan
+from hf_radin.metrics.named import Answers, Metric, compute_metrics, only_score, score_or_nan
 from hf_radin.metrics.objective import ACCURACY, Objective
 from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
 from hf_radin.runtime.text import show_difference
@@ -60,7 +60,7 @@ CHANCE = 0.05
 class ReportOptions:
     """What is reported of a soup, and which images prove it. The names are those of `radin`, which explains them."""
 
-    metric: Any = "accuracy"
+    metric: Any = None
     metrics: Any = ("accuracy",)
     test_split: str | LogitBank | None = None
     hold_out: float | None = None
@@ -93,7 +93,7 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
             f"The logits in {bank.folder} are of a part of the split only; this takes all of them: compute them "
             "without pilot, or use radin."
         )
-    objective = Objective.of(options.metric, options.keep, bank.classes)
+    objective = Objective.of(options.metric, options.keep, bank.classes, of_label_sets=bank.is_multi_label)
     if bank.is_pilot and not objective.is_accuracy:
         raise ValueError(
             f"The logits in {bank.folder} are of a part of the split only, and what is known of the others is which "
@@ -117,7 +117,7 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
     if options.head_split is not None:
         check_head_split(bank, options.head_split, proving, allow_overlap=options.allow_overlap)
     _check_classes(bank, objective)
-    further = load_metrics(options.metrics, bank.classes)
+    further = bank.load_metrics(options.metrics)
     reported = {metric.name: metric for metric in (*objective.metrics, *further)}
     return Metrics(objective, tuple(reported.values()))
 
@@ -128,7 +128,9 @@ def _check_classes(bank: LogitBank, objective: Objective) -> None:
     Raises:
         ValueError: if a metric is of such a class.
     """
-    missing = np.bincount(np.asarray(bank.labels), minlength=len(bank.classes)) == 0
+    labels = np.asarray(bank.labels)  # of several classes an image `(samples, classes)`
+    counts = labels.sum(axis=0) if labels.ndim > 1 else np.bincount(labels, minlength=len(bank.classes))
+    missing = counts == 0
     for metric in objective.metrics:
         if metric.of_class is not None and missing[metric.of_class]:
             raise ValueError(
@@ -486,6 +488,7 @@ class Reporter:
             batchnorm=bank.statistics.record if bank.statistics else None,
             head=head.cooked.record if head else None,
             classes=bank.classes,
+            multi_label=bank.is_multi_label or None,
             architecture=bank.ingredients[0].architecture,
             ingredients=tuple(map(describe_ingredient, self._named_ingredients)),
             versions=versions(),
@@ -810,6 +813,8 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
     """
     if not soup.report.is_measured:
         raise ValueError("The soup was not searched for, so that no best single model is known to compare it with.")
+    if bank.is_multi_label:
+        raise ValueError(NO_CHANGES)
     if bank.is_pilot:
         raise ValueError(
             f"The logits of the split {bank.split!r} are of a part of it (pilot), and a soup changes others: name the "
@@ -896,8 +901,13 @@ def compare(split: LogitBank, soup: Answers, single: Answers, metric: Metric) ->
 
 
 def class_hits(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> ClassHits:
-    """Class by class, what two models get right on a split; of both, predictions `(samples,)`."""
+    """Class by class, of how many images that have it two models get it right on a split; of both, predictions."""
     labels, classes = np.asarray(split.labels), len(split.classes)
+    if split.is_multi_label:
+        of_class = [
+            np.sum(images, axis=0).tolist() for images in (labels, labels & (soup == 1), labels & (single == 1))
+        ]
+        return ClassHits(split.split, *map(tuple, of_class))
 
     def count(images: np.ndarray) -> tuple[int, ...]:
         return tuple(np.bincount(images, minlength=classes).tolist())

@@ -134,6 +134,7 @@ def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics
         measured=False,
         processor=describe_processor(used.processor),
         classes=used.labels,
+        multi_label=used.multi_label or None,
         architecture=used[0].architecture,
         image_processor=used[0].image_processor,
         batchnorm=statistics.record if statistics else None,

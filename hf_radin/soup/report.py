@@ -254,6 +254,7 @@ class SearchReport(SearchSettings):
         batchnorm: where BatchNorm statistics are from.
         head: how the head was refitted; None where it is averaged like all else.
         classes: class names in the order of the logits.
+        multi_label: True where an image may have any number of them; else it is not said.
         architecture: class name of the model.
         ingredients: all checkpoints that were to choose from.
         versions: of all packages that decide about bits.
@@ -292,6 +293,7 @@ class SearchReport(SearchSettings):
     batchnorm: StatisticsRecord | None = None
     head: HeadRecord | None = None
     classes: tuple[str, ...] | None = None
+    multi_label: bool | None = field(default=None, metadata=IF_ANY)
     architecture: str | None = None
     ingredients: tuple[IngredientEntry, ...]
     versions: dict[str, str] = field(default_factory=dict)

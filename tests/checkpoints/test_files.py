@@ -137,9 +137,9 @@ KINDS = {
         lambda bad: change(bad, **labels("zero", *NAMES[:8], "nine")),
         "ft-1 differs from .*ft-0 in its classes: it has 'zero' and not 'eight'",
     ),
-    "several labels for an image": (
+    "several labels for an image, in one alone": (
         lambda bad: change(bad, problem_type="multi_label_classification"),
-        r"ft-1: it is made for multi-label classification \(its config.json says problem_type 'multi_label",
+        "ft-1 differs from .*ft-0 in configuration's task: 'multi-label classification' against 'single-label",
     ),
     "regression": (
         lambda bad: change(bad, problem_type="regression"),

@@ -34,6 +34,7 @@ def train(
     names: tuple[str, ...] = ("",),
     share: float = 0.5,
     size: int = 8,
+    targets: torch.Tensor | None = None,
 ) -> None:
     """Train a model in place on a random share of the training part.
 
@@ -41,11 +42,12 @@ def train(
         names: what the names of the parameters begin with that are trained; by default all are.
         share: of the images.
         size: that they are scaled to, as the processor of `save` does it.
+        targets: what the model learns of all images of that part, by default their digits.
     """
     images, labels = digit_images(PARTS["train"])
     pixels = (torch.tensor(np.stack([np.asarray(image) for image in images])) / 127.5 - 1)[:, None]
     pixels = torch.nn.functional.interpolate(pixels.repeat(1, 3, 1, 1), (size, size))
-    target = torch.tensor(labels)
+    target = torch.tensor(labels) if targets is None else targets
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(len(target), generator=generator)[: round(share * len(target))]
     parameters = [parameter for name, parameter in model.named_parameters() if name.startswith(names)]

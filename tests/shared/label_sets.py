@@ -1,0 +1,58 @@
+"""Multi-label classifiers of digits: of each property a digit may have, whether it has it. Nine tenths have some."""
+
+import json
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import ViTForImageClassification
+
+from shared.training import PARTS, digit_images, save, train
+
+# Digits that have a property. A seven has no curve, a one is neither: one in ten digits has none of these.
+PROPERTIES = {"round": {0, 6, 8, 9}, "even": {0, 2, 4, 6, 8}, "prime": {2, 3, 5, 7}, "long": {4, 7, 9}}
+NAMES = list(PROPERTIES)
+
+
+def properties(digits: list[int]) -> list[list[int]]:
+    """Of each digit the numbers of its properties."""
+    return [[number for number, name in enumerate(NAMES) if digit in PROPERTIES[name]] for digit in digits]
+
+
+def save_runs(start: Path, folder: Path, *, count: int = 4) -> None:
+    """Fine-tunes, `ft-0` and so on, of a classifier of digits with a new head."""
+    torch.manual_seed(1)
+    classes = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+    options = {"problem_type": "multi_label_classification", "ignore_mismatched_sizes": True, **classes}
+    base = ViTForImageClassification.from_pretrained(start, **options)
+    targets = torch.zeros(700, len(NAMES))
+    for row, numbers in zip(targets, properties(digit_images(PARTS["train"])[1]), strict=True):
+        row[numbers] = 1.0
+    train(base, learning_rate=3e-3, epochs=3, seed=9, targets=targets)
+    base.save_pretrained(folder / "base")
+    for seed in range(count):
+        model = ViTForImageClassification.from_pretrained(folder / "base")
+        train(model, learning_rate=2e-3, epochs=2, seed=seed, targets=targets)
+        save(model, folder / f"ft-{seed}")
+
+
+def dataset(part: str = "validation") -> datasets.Dataset:
+    """Images of a part of the digits, with lists of class labels."""
+    images, digits = digit_images(PARTS[part])
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Sequence(datasets.ClassLabel(names=NAMES))}
+    )
+    return datasets.Dataset.from_dict({"image": images, "label": properties(digits)}, features=features)
+
+
+def write_images(folder: Path, *, count: int = 40) -> None:
+    """A folder of images with the splits validation and test, whose `metadata.jsonl` has lists of names."""
+    for split, part in (("validation", PARTS["validation"]), ("test", PARTS["test"])):
+        (folder / split).mkdir(parents=True)
+        images, digits = digit_images(part)
+        rows = zip(images[:count], properties(digits[:count]), strict=True)
+        with open(folder / split / "metadata.jsonl", "w") as file:
+            for place, (image, numbers) in enumerate(rows):
+                image.save(folder / split / f"{place}.png")
+                file.write(json.dumps({"file_name": f"{place}.png", "label": [NAMES[number] for number in numbers]}))
+                file.write("\n")
