@@ -563,6 +563,7 @@ def data_source(args: argparse.Namespace, ingredients: Ingredients) -> DataSourc
         revision=args.dataset_revision,
         image_column=args.image_column,
         label_column=args.label_column,
+        classes=ingredients.labels if ingredients.multi_label else (),
     )
     if not args.dataset:
         is_folder = not is_path(source.dataset) and is_dir(Path(source.dataset))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from shared.label_sets import NAMES, dataset, save_runs, write_images
+from shared.launching import launch
 from shared.training import PARTS, digit_images, save
 from sklearn.metrics import f1_score
 from transformers import AutoModelForImageClassification, pipeline
@@ -212,3 +213,17 @@ def test_a_bank_is_pushed_and_searched_elsewhere(hub, runs, bank, tmp_path):
     row = yours.row(estimated.recipe)
     mixed = sum(weight * yours.logits(place).astype(float) for place, weight in enumerate(row))
     assert estimated.estimate == pytest.approx(f1_score(np.array(yours.labels), mixed > 0, average="macro"))
+
+
+def test_two_processes_find_what_one_does(runs, tmp_path):
+    write_images(tmp_path / "images", count=120)
+    options = ["--models", f"{runs}/ft-*", "--dataset", str(tmp_path / "images"), "--budget", "2"]
+    soups = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run = launch(tmp_path / str(processes), processes, *options, "--test-split", "test")
+        assert run.returncode == 0, run.stderr
+        soups.append(hf_radin.Soup.from_pretrained(tmp_path / str(processes) / "soup").report)
+    alone, together = soups
+    assert alone.recipe == together.recipe and alone.results == together.results
+    assert alone.multi_label and alone.metric == "f1" and alone.passes == together.passes
