@@ -625,6 +625,10 @@ def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -
     load_metrics(split_names(args.metrics), ingredients.labels, of_label_sets=True)
     if args.changes:
         raise ValueError(f"--changes {args.changes}: {NO_CHANGES}")
+    if args.eval_task:
+        raise ValueError(
+            f"--eval-task {args.eval_task}: a leaderboard takes an accuracy, which multi-label checkpoints don't have."
+        )
     if args.head == "refit" or args.distill:
         option = "--distill" if args.distill else "--head refit"
         raise ValueError(

@@ -141,6 +141,28 @@ def test_a_folder_of_images_goes_the_whole_road(runs, tmp_path):
     assert result.metrics["label_accuracy"] == pytest.approx(np.mean(yes == truth))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--changes", "changes.parquet"], "--changes changes.parquet: Which images two models predict differently"),
+        (["--distill"], "--distill: last layers are taught where each image has one class"),
+        (["--head", "refit"], "--head refit: last layers are taught"),
+        (["--metric", "mcc"], "The metric 'mcc' is one of classifiers that give each image one class"),
+        (["--keep", "recall[cat] >= 0.5"], "is of a class that is not there"),
+        (["--pilot", "0.5"], "pilot=0.5: it goes by which class of an image is the best"),
+        (["--eval-task", "org/bench:default", "--test-split", "test"], "a leaderboard takes an accuracy"),
+    ],
+)
+def test_options_of_other_checkpoints_are_refused_before_anything_is_computed(
+    options, reason, runs, tmp_path, capsys, monkeypatch, model_calls
+):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", count=10)
+    command = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(tmp_path / "images"), "--split", "validation"]
+    assert main([*command, "--cache-dir", str(tmp_path / "cache"), "--output", "soup", *options]) == 2
+    assert reason in capsys.readouterr().err and not model_calls and not (tmp_path / "cache" / "banks").exists()
+
+
 def test_what_multi_label_checkpoints_can_not_be_asked_is_refused(bank, runs, tmp_path):
     row = np.eye(4)[0]
     with pytest.raises(ValueError, match="these are multi-label"):
