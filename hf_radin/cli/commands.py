@@ -584,6 +584,7 @@ def data_source(args: argparse.Namespace, ingredients: Ingredients) -> DataSourc
         revision=args.dataset_revision,
         image_column=args.image_column,
         label_column=args.label_column,
+        classes=ingredients.labels if ingredients.multi_label else (),
     )
     if not args.dataset:
         is_folder = not is_path(source.dataset) and is_dir(Path(source.dataset))
@@ -646,6 +647,10 @@ def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -
         return
     if args.changes:
         raise ValueError(f"--changes {args.changes}: {NO_CHANGES}")
+    if args.eval_task:
+        raise ValueError(
+            f"--eval-task {args.eval_task}: a leaderboard takes an accuracy, which multi-label checkpoints don't have."
+        )
     if args.head == "refit" or args.distill:
         option = "--distill" if args.distill else "--head refit"
         raise ValueError(

@@ -43,6 +43,7 @@ class DataSource:
             latter may name several columns, with commas between: one a class, with 0 or 1 for each image.
         token: of the Hub.
         labelled: whether its labels are needed; else none are looked for.
+        classes: of multi-label checkpoints: if the dataset has no label column, those that are called so are taken.
     """
 
     dataset: Any
@@ -53,6 +54,7 @@ class DataSource:
     label_column: str | None = None
     token: str | bool | None = field(default=None, repr=False)
     labelled: bool = True
+    classes: tuple[str, ...] = ()
 
     def at(self, split: str) -> DataSource:
         """Another split of the same dataset."""
@@ -136,14 +138,15 @@ def open_split(source: DataSource) -> Split:
         features = datasets.Dataset.from_list(list(rows.take(1))).features
     try:
         image_column = _image_column(loaded.name, features, source.image_column)
-        label_column = _label_column(loaded.name, features, source.label_column) if source.labelled else ""
+        label_column = _label_column(loaded.name, features, source) if source.labelled else ""
     except ValueError as error:
         if loaded.folder and find_archives(loaded.folder):  # of a .tar, datasets sees no folders
             raise ValueError(f"{error} Or, if folders in them are the classes: {_advice(loaded.folder)}") from error
         raise
-    label_columns = () if label_column in features else tuple(_columns_in(label_column))
     label = features.get(label_column)
     has_label_lists = (inner := _inner(label)) is not None
+    is_flag = source.classes == (label_column,) and not has_label_lists  # the only class has a column called so
+    label_columns = tuple(_columns_in(label_column)) if label is None or is_flag else ()
     label = inner or label
     class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
     if class_names is not None and loaded.files and {*class_names} <= loaded.files.folders:
@@ -461,13 +464,15 @@ def _holds_bytes(feature: Any) -> bool:
     return "binary" in str(getattr(feature["bytes"], "dtype", ""))
 
 
-def _label_column(name: str, features: Mapping[str, Any], named: str | None) -> str:
+def _label_column(name: str, features: Mapping[str, Any], source: DataSource) -> str:
     """The column of labels: the one that is named, else the only one called `label` or `labels` or of class labels.
 
-    If there is none, it is the only one of lists of class labels. Several columns may be named, with commas between.
+    If there is none, it is the only one of lists of class labels, or those that are called as the classes of
+    multi-label checkpoints: several columns have commas between their names.
     """
     import datasets
 
+    named = source.label_column
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     lists = [column for column, feature in features.items() if isinstance(_inner(feature), datasets.ClassLabel)]
     usual = [column for column in ("label", "labels") if column in features]
@@ -475,8 +480,8 @@ def _label_column(name: str, features: Mapping[str, Any], named: str | None) -> 
     column = candidates[0] if named is None and len(candidates) == 1 else named
     if column in features:
         return str(column)
-    parts = _columns_in(named or "")
-    if len(parts) > 1 and {*parts} <= {*features}:
+    parts = list(source.classes) if named is None and not candidates else _columns_in(named or "")
+    if parts and {*parts} <= {*features} and not any("," in part for part in parts):
         return ",".join(parts)
     have = f"no label column {named!r}" if named is not None else "0 columns of class labels"
     if candidates and named is None:  # transformers#28408: the one beside `label` may be about something else

@@ -303,7 +303,7 @@ class Ingredients(tuple[Ingredient, ...]):
     @property
     def multi_label(self) -> bool:
         """Whether all say of each class by itself whether an image has it; else an image has one class."""
-        return self[0].multi_label
+        return any(ingredient.multi_label for ingredient in self)
 
     @property
     def by_content(self) -> Ingredients:

@@ -302,6 +302,7 @@ class LogitBank:
             label_column=data.label_column,
             token=token,
             labelled=data.is_labelled,
+            classes=manifest.classes if manifest.multi_label else (),
         )
         options = RunOptions(
             batch_size=manifest.batch_size,
@@ -525,9 +526,10 @@ class LogitBank:
         Args:
             recipes: `(recipes, models)` in the order of `ingredients`, rows on the simplex; or several `Recipe`, or
                 one.
-            metric: as in `radin`. Those of predicted classes, and `top5_accuracy`, are computed from the classes that
-                can win (`pruned`). For `cross_entropy` (or `log_loss`) and `calibration_error` all logits are read;
-                of these less is better. Others are computed recipe by recipe.
+            metric: as in `radin`; by default the accuracy, multi-label the share of right decisions. Metrics of
+                predicted classes, and `top5_accuracy`, are computed from the classes that can win (`pruned`). For
+                `cross_entropy` (or `log_loss`) and `calibration_error` all logits are read; of these less is better.
+                Others are computed recipe by recipe.
             device: where logits are mixed: `cpu`, or one that torch knows. Predictions are the same.
 
         Raises:

@@ -96,7 +96,8 @@ def compute_logits(
         dataset: a Hub id, a folder, or a `Dataset`, `IterableDataset` or a dictionary of these.
         split: used to choose; never the split that shall prove the choice.
         config_name, revision: of the dataset, as in `load_dataset`.
-        image_column, label_column: needed where the dataset has several that could be meant.
+        image_column, label_column: needed where the dataset has several that could be meant. Of multi-label
+            checkpoints the latter may be columns of 0 and 1, one for each class, with commas between.
         batch_size: images in a forward pass; `auto` is 64 on a CPU and grows on an accelerator as long as that pays.
             It is decided once for a bank. On an accelerator give a number if two runs shall agree to the last bit.
         models_in_memory: how many models see each image while it is there; `auto` is as many as fit.
@@ -126,6 +127,7 @@ def compute_logits(
             weights, or fewer than two ingredients give finite logits.
     """
     source = DataSource(dataset, split, config_name, revision, image_column, label_column, token)
+    source = replace(source, classes=ingredients.labels if ingredients.multi_label else ())
     options = RunOptions(
         batch_size=batch_size,
         models_in_memory=models_in_memory,

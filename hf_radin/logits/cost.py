@@ -184,6 +184,7 @@ def estimate(
     if budget is not None and not (is_number and 1 <= budget < math.inf):
         raise ValueError(f"budget={budget!r}: an estimate is made for a number of passes, at least 1 (--budget).")
     source = DataSource(dataset, split, config_name, revision, image_column, label_column, token)
+    source = replace(source, classes=ingredients.labels if ingredients.multi_label else ())
     options = RunOptions(
         batch_size=batch_size,
         models_in_memory=models_in_memory,

@@ -135,7 +135,8 @@ def load_metrics(
 
     Args:
         metrics: a name or several; also a function `(logits, labels) -> float`, of logits `(samples, classes)` and
-            labels `(samples,)`. More of it is better unless it has an attribute `greater_is_better` that is False.
+            labels `(samples,)`, multi-label bool `(samples, classes)`. More of it is better unless it has an attribute
+            `greater_is_better` that is False.
         classes: names of the classes, for a metric of one of them; None if they are not known yet.
         of_label_sets: whether an image may have any number of classes; None if that is not known yet.
 

@@ -901,13 +901,11 @@ def compare(split: LogitBank, soup: Answers, single: Answers, metric: Metric) ->
 
 
 def class_hits(split: LogitBank, soup: np.ndarray, single: np.ndarray) -> ClassHits:
-    """Class by class, of how many images that have it two models get it right on a split; of both, predictions."""
+    """Class by class, what two models get right on a split; of both, predictions `(samples,)`, or decisions."""
     labels, classes = np.asarray(split.labels), len(split.classes)
     if split.is_multi_label:
-        of_class = [
-            np.sum(images, axis=0).tolist() for images in (labels, labels & (soup == 1), labels & (single == 1))
-        ]
-        return ClassHits(split.split, *map(tuple, of_class))
+        right = (tuple((labels == decisions).sum(axis=0).tolist()) for decisions in (soup, single))
+        return ClassHits(split.split, (len(labels),) * classes, *right)
 
     def count(images: np.ndarray) -> tuple[int, ...]:
         return tuple(np.bincount(images, minlength=classes).tolist())

@@ -176,7 +176,10 @@ class SoupVerdict:
 
 @dataclass(frozen=True)
 class ClassHits:
-    """Images of each class on a split, and how many of them two models get right: `(classes,)` each."""
+    """Images of each class on a split, and how many of them two models get right: `(classes,)` each.
+
+    Multi-label, each class is decided on all images.
+    """
 
     split: str
     images: tuple[int, ...]

@@ -15,13 +15,13 @@ OF_TEXT = datasets.Sequence(datasets.Value("string"))
 OF_NUMBERS = datasets.Sequence(datasets.Value("int64"))
 
 
-def sets(dataset: datasets.Dataset, classes: tuple[str, ...] = CLASSES, **options) -> np.ndarray:
+def sets(dataset: datasets.Dataset, names: tuple[str, ...] = CLASSES, **options) -> np.ndarray:
     labels.warn_once.cache_clear()
     split = open_split(DataSource({"validation": dataset}, **options))
-    to_classes = labels.match_labels(split, classes, multi_label=True)
+    to_classes = labels.match_labels(split, names, multi_label=True)
     labels.check_first_label(split, to_classes)
     of_images = [labels.label_of(split.label(row), place, split, to_classes) for place, row in enumerate(split.rows)]
-    return labels.stack_labels(of_images, len(classes))
+    return labels.stack_labels(of_images, len(names))
 
 
 def columns(**flags: list) -> datasets.Dataset:
@@ -50,6 +50,16 @@ FORMS = {
 def test_all_forms_mean_the_same(form):
     options = {"label_column": "ant, bee, cat"} if form.startswith("columns") else {}
     assert (sets(FORMS[form], **options) == TRUTH).all()
+
+
+def test_columns_that_are_called_as_the_classes_are_taken_where_no_other_could_be_meant():
+    assert (sets(FORMS["columns"], classes=CLASSES) == TRUTH).all()
+    named = FORMS["columns"].add_column("label", [["bee"], [], []], feature=OF_TEXT)
+    assert sets(named, classes=CLASSES).sum() == 1
+    (one_class,) = sets(columns(bee=[0, 1], other=[5, 5]), ("bee",), classes=("bee",)).T
+    assert one_class.tolist() == [False, True]
+    with pytest.raises(ValueError, match="0 columns of class labels"):
+        sets(FORMS["columns"])
 
 
 def test_many_classes_are_told_apart():

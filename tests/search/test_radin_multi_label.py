@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from shared.label_sets import NAMES, dataset, save_runs, write_images
+from shared.launching import launch
 from shared.training import PARTS, digit_images, save
 from sklearn.metrics import f1_score
 from transformers import AutoModelForImageClassification, pipeline
@@ -140,6 +141,28 @@ def test_a_folder_of_images_goes_the_whole_road(runs, tmp_path):
     assert result.metrics["label_accuracy"] == pytest.approx(np.mean(yes == truth))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--changes", "changes.parquet"], "--changes changes.parquet: Which images two models predict differently"),
+        (["--distill"], "--distill: last layers are taught where each image has one class"),
+        (["--head", "refit"], "--head refit: last layers are taught"),
+        (["--metric", "mcc"], "The metric 'mcc' is one of classifiers that give each image one class"),
+        (["--keep", "recall[cat] >= 0.5"], "is of a class that is not there"),
+        (["--pilot", "0.5"], "pilot=0.5: it goes by which class of an image is the best"),
+        (["--eval-task", "org/bench:default", "--test-split", "test"], "a leaderboard takes an accuracy"),
+    ],
+)
+def test_options_of_other_checkpoints_are_refused_before_anything_is_computed(
+    options, reason, runs, tmp_path, capsys, monkeypatch, model_calls
+):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", count=10)
+    command = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(tmp_path / "images"), "--split", "validation"]
+    assert main([*command, "--cache-dir", str(tmp_path / "cache"), "--output", "soup", *options]) == 2
+    assert reason in capsys.readouterr().err and not model_calls and not (tmp_path / "cache" / "banks").exists()
+
+
 def test_what_multi_label_checkpoints_can_not_be_asked_is_refused(bank, runs, tmp_path):
     row = np.eye(4)[0]
     with pytest.raises(ValueError, match="these are multi-label"):
@@ -212,3 +235,17 @@ def test_a_bank_is_pushed_and_searched_elsewhere(hub, runs, bank, tmp_path):
     row = yours.row(estimated.recipe)
     mixed = sum(weight * yours.logits(place).astype(float) for place, weight in enumerate(row))
     assert estimated.estimate == pytest.approx(f1_score(np.array(yours.labels), mixed > 0, average="macro"))
+
+
+def test_two_processes_find_what_one_does(runs, tmp_path):
+    write_images(tmp_path / "images", count=120)
+    options = ["--models", f"{runs}/ft-*", "--dataset", str(tmp_path / "images"), "--budget", "2"]
+    soups = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run = launch(tmp_path / str(processes), processes, *options, "--test-split", "test")
+        assert run.returncode == 0, run.stderr
+        soups.append(hf_radin.Soup.from_pretrained(tmp_path / str(processes) / "soup").report)
+    alone, together = soups
+    assert alone.recipe == together.recipe and alone.results == together.results
+    assert alone.multi_label and alone.metric == "f1" and alone.passes == together.passes
