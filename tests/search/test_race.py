@@ -285,7 +285,7 @@ def test_no_budget_is_overspent(bank, budget, seed):
     assert 0 < sum(entry.images for entry in raced) <= budget * 600
 
 
-@pytest.mark.parametrize("number", [3, 5, 7, 9, 11, 13])
+@pytest.mark.parametrize("number", [4, 5, 7, 9, 11, 13])
 def test_an_interrupted_candidate_is_as_if_it_had_not_begun(fresh, number):
     soup = hf_radin.radin(stopped(fresh, "reduce", number), budget=3)
     assert soup.report.ended == "interrupt"
