@@ -142,6 +142,8 @@ class Objective:
     def rank(self, measurement: Measurement) -> float:
         """What is known of a candidate, such that more is better; who breaks a floor is behind all who don't."""
         rank = self.metric.rank(measurement.known)
+        if np.isnan(rank):  # of a user's function
+            return -2 * BEHIND
         return rank - BEHIND if measurement.keeps is False else rank
 
     def is_better(self, first: Measurement, second: Measurement) -> bool:
@@ -166,18 +168,21 @@ class Objective:
     def ranks(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
         """Of many recipes, values of which the largest is the best: `(recipes,)`.
 
-        Those that break a floor are behind all others (by `BEHIND`), the further the more they break it.
+        Those that break a floor are behind all others (by `BEHIND`), the further the more they break it, and behind
+        these those of which the metric is undefined.
 
         Args:
             scores: by metric, `(recipes,)`.
         """
         sign = -1.0 if self.metric.is_loss else 1.0
-        ranks = sign * np.asarray(scores[self.metric.name])
+        ranks = sign * np.asarray(scores[self.metric.name], dtype=np.float64)
+        ranks = np.where(np.isnan(ranks), -2 * BEHIND, ranks)  # undefined, of a user's function
         fixed = [floor for floor in self.floors if not floor.is_relative]
         if not fixed:
             return ranks
         missing = np.sum([floor.shortfall(scores[floor.metric.name]) for floor in fixed], axis=0)
-        return np.where(missing > 0, -BEHIND - missing, ranks)
+        missing = np.nan_to_num(missing, nan=1.0)  # what is undefined is not kept
+        return np.where(missing > 0, np.minimum(ranks, -BEHIND - missing), ranks)
 
 
 # What soups are chosen by unless the user says otherwise.

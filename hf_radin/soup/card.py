@@ -421,7 +421,7 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
         datasets=[data.name] if data and data.revision else None,
         library_name="transformers",
         license=license or _agreed_license(report.parents),
-        metrics=sorted({name for result in soup_results for name in result.metrics}) or None,
+        metrics=sorted({_metric_type(name) for result in soup_results for name in result.metrics}) or None,
         model_name=("Model soup" if report.is_average else "Best single model") if soup_results else None,
         pipeline_tag="image-classification",
         tags=(["model-soup", "merge"] if report.is_average else [])
@@ -429,6 +429,11 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
         + ["hf-radin", "arxiv:2401.17790"],
         eval_results=_eval_results(data, soup_results) if data else None,
     )
+
+
+def _metric_type(name: str) -> str:
+    """What the Hub files a metric under: that of one class under all of its kind, a function under its letters."""
+    return re.sub(r"\W+", "_", name.partition("[")[0]).strip("_") or "function"
 
 
 def _eval_results(data: DataRecord, results: Sequence[Result]) -> list[EvalResult] | None:
@@ -443,7 +448,8 @@ def _eval_results(data: DataRecord, results: Sequence[Result]) -> list[EvalResul
             dataset_name=_dataset_name(data),
             dataset_config=data.config_name,
             dataset_split=result.split,
-            metric_type=name,
+            metric_type=_metric_type(name),
+            metric_name=None if name == _metric_type(name) else name,
             metric_value=value,
         )
         for result in results

@@ -132,6 +132,23 @@ def test_the_record_says_what_chose_and_is_read_back(bank, tmp_path):
     assert "accuracy >= best single - 0.5" in text.replace("\\", "")
 
 
+def test_the_hub_is_told_of_metrics_by_their_kind(bank):
+    soup = hf_radin.uniform(bank, metric=lambda logits, labels: right(logits, labels), metrics=("recall[three]",))
+    metadata = card.render(soup.report).split("---")[1]
+    assert "- function\n" not in metadata and "- lambda\n" in metadata and "- recall\n" in metadata
+    assert "name: recall[three]" in metadata and "type: recall" in metadata and "name: <lambda>" in metadata
+
+
+def test_a_function_that_is_undefined_for_a_soup_does_not_choose_it(bank):
+    def picky(logits: np.ndarray, labels: np.ndarray) -> float:
+        value = right(logits, labels)
+        return value if any(abs(value - known) < 1e-9 for known in alone) else float("nan")
+
+    alone = [entry.known for entry in single_measurements(bank)]
+    soup = hf_radin.radin(bank, metric=picky, budget=2, head="average")
+    assert soup.report.verdict.kind == "single" and max(alone) == soup.results[0].metrics["picky"]
+
+
 def test_a_pilot_knows_accuracy_only(zoo_pilot):
     for options in ({"metric": "f1"}, {"keep": "f1 >= 0.5"}):
         with pytest.raises(ValueError, match="soups are chosen by accuracy then, and not by"):
