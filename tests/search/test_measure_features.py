@@ -94,7 +94,9 @@ def test_images_that_were_not_shown_have_no_part_in_it(fresh, predictions):
     shutil.rmtree(fresh.folder / "features")
     at_once = recorded(fresh)
     at_once.look(everything(fresh))
-    np.testing.assert_allclose(refit(at_once, teacher).layer.weight, whole.layer.weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        refit(at_once, teacher).refit.layer.weight, whole.refit.layer.weight, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_held_out_images_have_no_part_in_it(fresh):
@@ -114,7 +116,7 @@ def test_held_out_images_have_no_part_in_it(fresh):
         np.save(path, logits)
     again = recorded(noise)
     again.look(everything(noise))
-    assert (refit(again, teacher).layer.weight == result.layer.weight).all()
+    assert (refit(again, teacher).refit.layer.weight == result.refit.layer.weight).all()
 
 
 def test_a_soup_that_was_measured_without_is_shown_its_images_again(fresh, predictions):
@@ -139,7 +141,9 @@ def test_broken_features_are_named_and_made_anew(fresh, predictions, caplog):
         soup = recorded(fresh)
         soup.look(everything(fresh))
         assert sum(predictions) == shown and path.name in warned(caplog)[-1]
-        np.testing.assert_allclose(refit(soup, teacher).layer.weight, result.layer.weight, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            refit(soup, teacher).refit.layer.weight, result.refit.layer.weight, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_a_single_model_learns_from_all(fresh):

@@ -73,7 +73,8 @@ def test_the_option_is_refused_before_a_model_is_looked_at(options, tmp_path, ca
     assert "--unmeasured: soups are measured with a budget above 0; it goes with --budget 0" in capsys.readouterr().err
 
 
-def test_the_options_are_those_of_the_function(bank, tmp_path):
+def test_the_options_are_those_of_the_function(bank, digits, cache, tmp_path):
+    hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache)  # a folder is read as it was last used
     command = ["search", str(bank.folder), "--budget", "0", "--output"]
     assert main([*command, str(tmp_path / "single")]) == 0
     assert main([*command, str(tmp_path / "soup"), "--unmeasured"]) == 0
