@@ -212,6 +212,8 @@ class Images:
             tensors = self._read_pixels(block)
         except (FileNotFoundError, BrokenFileError) as error:
             logger.warning("%s", error)
+            tensors = None
+        if tensors is None:
             return self._decode_again(block).inputs
         names = [name.removeprefix("inputs.") for name in tensors if name.startswith("inputs.")]
         inputs: Inputs = {name: tensors[f"inputs.{name}"] for name in names}
@@ -220,8 +222,10 @@ class Images:
                 inputs[name] = Pixels(tensors[f"inputs.{name}"], tensors[f"tables.{name}"])
         return inputs
 
-    def _read_pixels(self, block: Block) -> dict[str, torch.Tensor]:
+    def _read_pixels(self, block: Block) -> dict[str, torch.Tensor] | None:
         """The tensors in a block's file: read and hashed once in a run, memory-mapped after that.
+
+        None without a record that says what was written: if it is broken, that was said.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -230,7 +234,9 @@ class Images:
         from safetensors.torch import load, load_file
 
         path, record = self.path(block), self._record(block)
-        sha256 = record.sha256 if record else None
+        if record is None:
+            return None
+        sha256 = record.sha256
         if self.checks.knows(path, sha256):
             return load_file(path)
         with open_regular(path, way_out=MADE_ANEW) as file:
