@@ -12,7 +12,6 @@ is below the table, in passes of one model by the clock.
 """
 
 import argparse
-import logging
 import statistics
 import tempfile
 import time
@@ -21,10 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import datasets
 import numpy as np
 import sweeps
-import transformers
 from budget import Zoo
 
 import hf_radin
@@ -135,10 +132,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[], help="instead: so many images teach")
     parser.add_argument("--tails", nargs="+", default=[], help="instead: these layers are taught")
     args = parser.parse_args()
-    logging.getLogger("hf_radin").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    sweeps.quieten()
     methods = METHODS
     if args.images or args.tails:
         varied = {f"{images:,} images": Lesson(sweeps.best_recipe, images=images) for images in args.images}

@@ -9,7 +9,6 @@ them again is free.
 """
 
 import argparse
-import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,12 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import datasets
 import numpy as np
-import transformers
 from budget import BUDGETS, averaged
 from scipy.stats import t as student
-from sweeps import show
+from sweeps import quieten, show
 from zoo import long_tail
 
 import hf_radin
@@ -258,10 +255,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="how many zoos, from 0")
     parser.add_argument("--count", type=int, default=8, help="fine-tunes of each zoo")
     args = parser.parse_args()
-    logging.getLogger("hf_radin").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quieten()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         zoos = [open_zoo(folder, seed, args.count) for seed in range(args.seeds)]

@@ -229,6 +229,14 @@ def print_few_images(zoos: Sequence[Zoo], counts: Sequence[int]) -> None:
         print(f"| {images} | {' | '.join(cells)} |", flush=True)
 
 
+def quieten() -> None:
+    """Only errors are said: a table is what is printed."""
+    logging.getLogger("hf_radin").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -239,10 +247,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many zoos of each kind, or searches, from 0")
     parser.add_argument("--images", type=int, nargs="+", help="instead: heads that so many images teach")
     args = parser.parse_args()
-    logging.getLogger("hf_radin").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quieten()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         for name in args.zoos:

@@ -146,10 +146,6 @@ class Objective:
             return -2 * BEHIND
         return rank - BEHIND if measurement.keeps is False else rank
 
-    def is_better(self, first: Measurement, second: Measurement) -> bool:
-        """Whether a candidate is better than another."""
-        return self.rank(first) > self.rank(second)
-
     def measured_by(self, best: Answers) -> Objective:
         """The same with floors that are relative to the best single model's answers replaced by what they come to."""
         floors = [

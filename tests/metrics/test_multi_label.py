@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from shared.scores import averaged_scores
 from sklearn import metrics as reference
 
 from hf_radin.metrics import bootstrap
@@ -34,11 +35,7 @@ def expected(given: Answers) -> dict[str, float]:
         "roc_auc": reference.roc_auc_score(labels, logits),
         "average_precision": reference.average_precision_score(labels, logits),
     }
-    for name in ("f1", "precision", "recall"):
-        for ending, average in (("", "macro"), ("_macro", "macro"), ("_micro", "micro"), ("_weighted", "weighted")):
-            score = getattr(reference, f"{name}_score")
-            scores[name + ending] = score(labels, yes, average=average, zero_division=0)
-    return scores
+    return scores | averaged_scores(labels, yes)
 
 
 @pytest.mark.parametrize("classes", [2, 6])

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from shared.scores import averaged_scores
 from sklearn import metrics as reference
 
 from hf_radin.metrics.named import (
@@ -52,10 +53,7 @@ def expected(given: Answers) -> dict[str, float]:
         "mcc": reference.matthews_corrcoef(labels, predictions),
         "matthews_correlation": reference.matthews_corrcoef(labels, predictions),
     }
-    for name in ("f1", "precision", "recall"):
-        for ending, average in (("", "macro"), ("_macro", "macro"), ("_micro", "micro"), ("_weighted", "weighted")):
-            score = getattr(reference, f"{name}_score")
-            scores[name + ending] = score(labels, predictions, average=average, zero_division=0)
+    scores |= averaged_scores(labels, predictions)
     probabilities = softmax(given.logits)
     classes = np.arange(given.classes)
     is_of_class = labels[:, None] == np.unique(labels)

@@ -84,8 +84,8 @@ def test_who_breaks_a_floor_is_behind_all_others():
     def measured(value: float, keeps: bool | None) -> Measurement:
         return Measurement(Recipe.uniform(["a"]), "own", value, value, 9, keeps=keeps)
 
-    assert objective.is_better(measured(0.4, True), measured(0.1, False))
-    assert objective.is_better(measured(0.1, True), measured(0.4, True))
+    assert objective.rank(measured(0.4, True)) > objective.rank(measured(0.1, False))
+    assert objective.rank(measured(0.1, True)) > objective.rank(measured(0.4, True))
     assert objective.rank(measured(0.1, None)) == -0.1 > -BEHIND
 
 
