@@ -212,10 +212,10 @@ def compare(title: str, folders: Sequence[Path], place: Path, mergekit: Path | N
     cold_times = []
     for _ in range(rounds):
         cold(folders)
-        ours = in_process(folders, place / "out").seconds
+        averaging = in_process(folders, place / "out").seconds
         shutil.rmtree(place / "out")
         cold(folders)
-        cold_times.append((ours, read_and_write(folders, place / "out").seconds))
+        cold_times.append((averaging, read_and_write(folders, place / "out").seconds))
         shutil.rmtree(place / "out")
     print(f"- files dropped from the cache: averaging alone over read and write: time {ratio(cold_times)}", flush=True)
 

@@ -38,7 +38,10 @@ TRAIN = 40_000
 BUDGETS = (1, 1.5, 2, 3, 4, 6, 8)
 
 # name: architecture, how many fine-tunes, lowest and highest learning rate, share of the images that each sees
-ZOOS = {"alike": ("resnet", 16, 3e-3, 3e-3, 0.05), "spread": ("vit", 32, 1e-4, 3e-3, 0.25)}
+ZOOS: dict[str, tuple[fashion.Architecture, int, float, float, float]] = {
+    "alike": ("resnet", 16, 3e-3, 3e-3, 0.05),
+    "spread": ("vit", 32, 1e-4, 3e-3, 0.25),
+}
 
 
 def make_zoo(folder: Path, name: str, seed: int) -> Path:
@@ -249,13 +252,13 @@ def predictions(zoo: Zoo, seeds: int, pool: int = 60, count: int = 40) -> None:
                 100 * (best - max(measured[left]))
             )
     print(f"- rank correlation with the measured accuracy of {count - 4} soups:")
-    for name, values in ranks.items():
-        print(show(f"  - {name}", values))
+    for name, figures in ranks.items():
+        print(show(f"  - {name}", figures))
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def exhaustive(zoo: Zoo) -> None:

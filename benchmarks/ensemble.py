@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -82,7 +83,7 @@ def make_bank(folder: Path, images: int, classes: int, models: int, seed: int, b
     np.save(folder / "labels.npy", labels.numpy())
 
 
-def dense(logits: list[np.ndarray], labels: np.ndarray, recipes: np.ndarray) -> tuple[np.ndarray, float]:
+def dense(logits: list[ensemble.Stored], labels: np.ndarray, recipes: np.ndarray) -> tuple[np.ndarray, float]:
     """Hits `(recipes,)`, and the seconds that mixing and comparing took; ties are hits."""
     rows = torch.from_numpy(recipes).float()
     samples, classes = logits[0].shape
@@ -90,7 +91,7 @@ def dense(logits: list[np.ndarray], labels: np.ndarray, recipes: np.ndarray) -> 
     hits, spent = torch.zeros(len(rows), dtype=torch.int64), 0.0
     mixed = torch.empty(len(rows), step * classes)
     for start in range(0, samples, step):
-        block = torch.stack([torch.from_numpy(array[start : start + step]) for array in logits]).float()
+        block = torch.stack([torch.from_numpy(np.asarray(array[start : start + step])) for array in logits]).float()
         target = torch.from_numpy(labels[start : start + step])
         begun = time.perf_counter()
         out = mixed[:, : block[0].numel()]
@@ -102,7 +103,10 @@ def dense(logits: list[np.ndarray], labels: np.ndarray, recipes: np.ndarray) -> 
     return hits.numpy(), spent
 
 
-def timed(run: Callable[[], object]) -> tuple[object, float]:
+Result = TypeVar("Result")
+
+
+def timed(run: Callable[[], Result]) -> tuple[Result, float]:
     begun = time.perf_counter()
     return run(), time.perf_counter() - begun
 

@@ -117,8 +117,8 @@ def main() -> None:
         for name, (false, kin, hits, strangers) in counts.items():
             print(f"| {name} | {false} of {kin} | {hits} of {strangers} |")
         print("\n| soup of two | | soup, test | ensemble, test |\n|---|---|---:|---:|")
-        for pair, values in soups.items():
-            soup, ensemble = (statistics.mean(accuracies) for accuracies in zip(*values, strict=True))
+        for pair, accuracies in soups.items():
+            soup, ensemble = map(statistics.mean, zip(*accuracies, strict=True))
             print(f"| {' + '.join(pair)} | {relation(*pair)} | {soup:.2f}% | {ensemble:.2f}% |")
 
 

@@ -17,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -47,11 +49,15 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def ours(models: Path, data: Path, **options: object) -> hf_radin.LogitBank:
+def ours(models: Path, data: Path, **options: Any) -> hf_radin.LogitBank:
     """All of it, with nothing in the cache: try each checkpoint, decode, run, put together."""
     ingredients = hf_radin.gather(f"{models}/*")
     with tempfile.TemporaryDirectory() as cache:
         return hf_radin.compute_logits(ingredients, str(data), cache_dir=cache, **options)
+
+
+def run_all(model: ViTForImageClassification, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [model(pixel_values=batch).logits for batch in batches]
 
 
 def bare(models: Path, data: Path) -> float:
@@ -68,7 +74,7 @@ def bare(models: Path, data: Path) -> float:
     for folder in sorted(models.iterdir()):
         model = ViTForImageClassification.from_pretrained(folder)
         with torch.inference_mode():
-            took += seconds(lambda model=model: [model(pixel_values=batch).logits for batch in batches])
+            took += seconds(partial(run_all, model, batches))
     return took
 
 
@@ -114,7 +120,7 @@ def overhead(folder: Path, rounds: int, seed: int) -> None:
     for key, case in CASES.items():
         models, data = folder / f"models-{key}", make_split(folder / f"data-{key}", case.images)
         make_models(models, case, 8, seed)
-        pairs = [(seconds(lambda m=models, d=data: ours(m, d)), bare(models, data)) for _ in range(rounds)]
+        pairs = [(seconds(partial(ours, models, data)), bare(models, data)) for _ in range(rounds)]
         mine, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
         note = f"; medians {mine:.1f} s and {theirs:.1f} s, {case.images} images"
         show(case.name, [our_time / bare_time for our_time, bare_time in pairs], note)
@@ -126,9 +132,7 @@ def peers(folder: Path, rounds: int, seed: int) -> None:
     models, data = folder / "models-peers", make_split(folder / "data-peers", 2048)
     make_models(models, case, 8, seed)
     for name, loop in (("pipeline", pipelines), ("evaluator", evaluators)):
-        pairs = [
-            (seconds(lambda run=loop: run(models, data)), seconds(lambda: ours(models, data))) for _ in range(rounds)
-        ]
+        pairs = [(seconds(partial(loop, models, data)), seconds(partial(ours, models, data))) for _ in range(rounds)]
         theirs, mine = (statistics.median(times) for times in zip(*pairs, strict=True))
         show(
             name,
@@ -188,9 +192,9 @@ def decoded(folder: Path, rounds: int, seed: int) -> None:
     data = make_split(folder / "data-decoded", images)
     opened, open_image = [0], decoding.open_image
 
-    def count(*args: object) -> Image.Image:
+    def count(image: Any, mode: str | None = None) -> Image.Image:
         opened[0] += 1
-        return open_image(*args)
+        return open_image(image, mode)
 
     decoding.open_image = count
     for number in (2, 8, 24):  # one ingredient is no soup
@@ -274,7 +278,7 @@ def batches(folder: Path, rounds: int, seed: int) -> None:
         rates: dict[int, list[float]] = {size: [] for size in sizes}
         for _ in range(rounds):
             for size in sizes:
-                rates[size].append(len(images) / seconds(lambda size=size: run(size)))
+                rates[size].append(len(images) / seconds(partial(run, size)))
         cells = (
             f" {statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f}) |"
             for values in rates.values()
@@ -285,6 +289,7 @@ def batches(folder: Path, rounds: int, seed: int) -> None:
 # Written, opened and scored by a process that may take so many bytes more than it has when all is imported.
 LIMITED = """
 import json, os, resource, sys, time
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch, transformers, datasets, hf_radin

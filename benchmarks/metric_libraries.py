@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from sklearn import metrics as scikit_learn
 
-from hf_radin.metrics.named import Answers, load_metrics, only_score
+from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
 
 
 def seconds(run: Callable[[], float], times: int) -> tuple[float, float]:
@@ -62,11 +62,12 @@ def main() -> None:
     print("| | hf_radin | scikit-learn |\n|---|---:|---:|")
     for name, reference in pairs.items():
         (metric,) = load_metrics(name)
-        # answers anew, so that nothing is known of them from another metric
-        ours, value = seconds(
-            lambda metric=metric: only_score(metric, Answers(predictions, labels, settings.classes, logits)),
-            settings.times,
-        )
+
+        def score(metric: Metric = metric) -> float:
+            # answers anew, so that nothing is known of them from another metric
+            return only_score(metric, Answers(predictions, labels, settings.classes, logits))
+
+        ours, value = seconds(score, settings.times)
         if reference is None:
             print(f"| {name} | {1000 * ours:,.1f} ms | has none |")
             continue

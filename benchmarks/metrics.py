@@ -82,8 +82,14 @@ def row_of(zoo: Zoo, known: Answers, proven: Answers, passes: float) -> Row:
     before, after = (compute_metrics(metrics, answers) for answers in (known, proven))
     shares = np.bincount(zoo.bank.labels, minlength=proven.classes) / len(zoo.bank)
     weights = shares[proven.labels] / np.bincount(proven.labels, minlength=proven.classes)[proven.labels]
-    scores = (before["accuracy"], before["f1"], after["f1"], after["accuracy"], proven.hits @ weights)
-    return Row(*(100 * float(score) for score in scores), passes)
+    return Row(
+        validation=100 * before["accuracy"],
+        validation_f1=100 * before["f1"],
+        f1=100 * after["f1"],
+        accuracy=100 * after["accuracy"],
+        as_frequent=100 * float(proven.hits @ weights),
+        passes=passes,
+    )
 
 
 def of_soup(zoo: Zoo, soup: hf_radin.Soup) -> Row:

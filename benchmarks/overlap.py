@@ -14,12 +14,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import datasets
+import numpy as np
 from PIL import Image
 from zoo.fashion import SOURCE, read_idx
 
@@ -29,7 +31,7 @@ from hf_radin.images.split import DataSource, Split, open_split
 datasets.disable_progress_bars()
 
 
-def png(pixels) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -85,7 +87,7 @@ def main(source: Path, images: int, rounds: int) -> None:
                 taken["open both"].append(seconds(open_both))
                 taken["read and compare both"].append(seconds(compare))
                 taken["again"].append(seconds(compare))
-                taken["decode one"].append(seconds(lambda splits=splits: decode(splits[0])))
+                taken["decode one"].append(seconds(partial(decode, splits[0])))
             cells = (
                 f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
                 for values in taken.values()

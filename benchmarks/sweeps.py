@@ -142,7 +142,7 @@ def of_few_images(zoo: Zoo, images: int, seed: int, *, labels: bool) -> float:
     bank, place = zoo.bank, find_head(zoo.bank.ingredients[0], zoo.bank.images.example())
     soup = measured_soup(bank, Recipe.uniform(bank.ingredients.ids), head=place)
     soup.look(np.random.default_rng(seed).permutation(len(bank)) < images)
-    layer = soup.refit(Teacher(soup.recipe, labels), seed=seed).layer
+    layer = soup.refit(Teacher(soup.recipe, labels), seed=seed).refit.layer
     proving = refitted_soup(zoo.test, soup.recipe, RefittedHead(place, layer))
     return 100 * float((proving.look(np.ones(len(zoo.test), dtype=bool)) == zoo.test.labels).mean())
 
@@ -158,7 +158,7 @@ def refitted(zoo: Zoo, recipe: Recipe, seed: int, *, labels: bool = False) -> Ro
     soup = measured_soup(bank, recipe, head=place)
     soup.look(np.ones(len(bank), dtype=bool))
     refit = soup.refit(Teacher(Recipe.uniform(bank.ingredients.ids), labels), seed=seed)
-    proving = refitted_soup(zoo.test, recipe, RefittedHead(place, refit.layer))
+    proving = refitted_soup(zoo.test, recipe, RefittedHead(place, refit.refit.layer))
     predictions = proving.look(np.ones(len(zoo.test), dtype=bool))
     validation, test = ((refit.predictions == bank.labels).mean(), (predictions == zoo.test.labels).mean())
     return Row(100 * float(validation), 100 * float(test), zoo.models + 1)

@@ -52,7 +52,7 @@ def draw(seed: int, index: int) -> LongTailRun:
     """One point of the sweep; it does not depend on how many are drawn."""
     rng = np.random.default_rng([seed, index])
     return LongTailRun(
-        rate=math.exp(rng.uniform(*map(math.log, RATES))),
+        rate=math.exp(rng.uniform(math.log(RATES[0]), math.log(RATES[1]))),
         epochs=int(rng.integers(2, 5)),
         shift=int(rng.integers(0, 3)),
         smoothing=float(rng.choice([0.0, 0.1])),

