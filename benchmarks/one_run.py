@@ -29,7 +29,11 @@ DECAYS = (0.8, 0.5)
 
 @dataclass(frozen=True)
 class Run:
-    """The checkpoints of a run in the order of training, and its exponential average, with logits on both splits."""
+    """The checkpoints of a run in the order of training, with logits on both splits.
+
+    Args:
+        average, average_on_test: of two models, the last checkpoint and the exponential average.
+    """
 
     bank: hf_radin.LogitBank
     test: hf_radin.LogitBank
@@ -48,7 +52,7 @@ def open_run(folder: Path, schedule: Schedule, seed: int) -> Run:
     data, cache = str(place / "fashion-mnist"), place / "cache"
     banks = (
         hf_radin.compute_logits(hf_radin.gather(models), data, split=split, cache_dir=cache)
-        for models in (checkpoints, [average])
+        for models in (checkpoints, [checkpoints[-1], average])  # a single model is no set of ingredients
         for split in ("validation", "test")
     )
     return Run(*banks)
@@ -88,7 +92,7 @@ def decayed(decay: float, run: Run, seed: int) -> Row:
 def of_each_step(run: Run, seed: int) -> Row:
     """The exponential average that was kept while the run was trained."""
     banks = (run.average, run.average_on_test)
-    validation, test = (100 * float((bank.predict(np.ones(1)) == bank.labels).mean()) for bank in banks)
+    validation, test = (100 * float((bank.predict(np.array([0.0, 1.0])) == bank.labels).mean()) for bank in banks)
     return Row(validation, test, passes=0)
 
 
