@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -670,5 +671,5 @@ def card_options(args: argparse.Namespace) -> CardOptions:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names between commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """The names between commas, but for those in the name of a class, as in `recall[tench, Tinca tinca]`."""
+    return tuple(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip())

@@ -626,6 +626,14 @@ class LogitBank:
         """
         if self.is_multi_label:
             raise ValueError(NO_CHANGES)
+        for recipe in (recipe_a, recipe_b):
+            if not isinstance(recipe, Recipe) and np.ndim(recipe) != 1:
+                is_array, kind = np.ndim(recipe) > 0, type(recipe).__name__
+                raise ValueError(
+                    f"compare takes two recipes, each a Recipe or {len(self.ingredients)} weights, and not "
+                    f"{f'an array of the shape {np.shape(recipe)}' if is_array else f'a {kind}'}. A soup is compared "
+                    "by soup_changes(bank, soup)."
+                )
         pair = [recipe if isinstance(recipe, Recipe) else np.atleast_2d(recipe) for recipe in (recipe_a, recipe_b)]
         rows = [ensemble.check_recipes(self._rows_of(recipe), len(self.ingredients))[0] for recipe in pair]
         predictions = np.stack([self.predict(row) for row in rows], axis=1)

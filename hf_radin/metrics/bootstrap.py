@@ -1,8 +1,12 @@
-"""How certain a metric is, and the difference of two models, by drawing images again: the paired bootstrap.
+"""How certain a metric is, and the difference of two models, by drawing images again and by exchanging answers.
 
 Of accuracies the exact distribution is known: `intervals` has their intervals and the paired test. Of other metrics
 the images of each class are drawn again, as many as there are, so that no class gets lost; of two models the same.
 Where an image may have any number of classes, all images are drawn again, each with all that is decided on it.
+
+Of a class with one image the same is drawn over and over: intervals are too narrow where classes have few. So what is
+chance is told by the paired permutation test, which McNemar's is for accuracies. If two models are alike, chance says
+whose an answer to an image is: they are exchanged, image by image, and how often that gives as much as the gain is p.
 """
 
 from __future__ import annotations
@@ -31,8 +35,8 @@ class Difference:
     Args:
         gain: of the first less that of the second.
         interval: of the gain, 95%.
-        p_value: two-sided, that there is no difference: McNemar's exact test for accuracies, else how often the gain
-            has the other sign among those of images that were drawn again.
+        p_value: two-sided, that there is no difference: McNemar's exact test for accuracies, else how often it is as
+            large where answers are exchanged.
     """
 
     gain: float
@@ -52,8 +56,10 @@ class Difference:
         gains = gains[np.isfinite(gains)]
         if not np.isfinite(gain) or not len(gains):
             return None
-        fewer = min(np.count_nonzero(gains <= 0), np.count_nonzero(gains >= 0))
-        return cls(float(gain), middle(gains), float(min(1.0, 2 * (fewer + 1) / (len(gains) + 1))))
+        others = exchanged(metric, first, second, seed=seed)
+        # sums in another order are others in their last bits
+        as_large = np.count_nonzero(np.abs(others) >= abs(gain) - 1e-9)
+        return cls(float(gain), middle(gains), float((as_large + 1) / (len(others) + 1)))
 
 
 def metric_interval(metric: Metric, answers: Answers, *, seed: int = 0) -> tuple[float, float] | None:
@@ -78,6 +84,56 @@ def resampled(metric: Metric, models: Sequence[Answers], *, seed: int = 0) -> np
         return _of_counts(metric, models, generator)
     draws = list(_drawn(labels, generator, FEWER))
     return np.array([[score_or_nan(metric, answers.take(drawn)) for drawn in draws] for answers in models])
+
+
+def exchanged(metric: Metric, first: Answers, second: Answers, *, seed: int = 0) -> np.ndarray:
+    """Gains of a metric where chance says, image by image, which of two answers is the first model's: `(draws,)`.
+
+    Those that are undefined are left out.
+    """
+    generator = np.random.default_rng(seed)
+    if metric.of_images is not None:
+        gains = metric.of_images(first).astype(np.float64) - metric.of_images(second)
+        different = gains[gains != 0]
+        signs = (generator.integers(2, size=len(different)) * 2 - 1 for _ in range(RESAMPLES))
+        return np.array([different @ sign for sign in signs]) / len(gains)
+    if metric.of_counts is not None and not first.are_multi_label:
+        scores = _of_exchanged_counts(metric, first, second, generator)
+    else:
+        is_large = metric.of_counts is None or first.labels.size > HELD
+        swaps = (generator.integers(2, size=len(first.labels)) > 0 for _ in range(FEWER if is_large else RESAMPLES))
+        pairs = ((_either(swap, second, first), _either(swap, first, second)) for swap in swaps)
+        scores = np.array([[score_or_nan(metric, answers) for answers in pair] for pair in pairs]).T
+    gains = scores[0] - scores[1]
+    return gains[np.isfinite(gains)]
+
+
+def _either(is_first: np.ndarray, first: Answers, second: Answers) -> Answers:
+    """Of each image the answer of one of two models: of the first where it says so, bool `(samples,)`."""
+    shape = (-1, *[1] * (first.predictions.ndim - 1))
+    predictions = np.where(is_first.reshape(shape), first.predictions, second.predictions)
+    logits = None
+    if first.logits is not None and second.logits is not None:
+        logits = np.where(is_first[:, None], first.logits, second.logits)
+    return Answers(predictions, first.labels, first.classes, logits)
+
+
+def _of_exchanged_counts(
+    metric: Metric, first: Answers, second: Answers, generator: np.random.Generator
+) -> np.ndarray:
+    """A metric of counts, of two models whose answers are exchanged: `(2, draws)`."""
+    assert metric.of_counts is not None
+    images = np.stack([first.labels, first.predictions, second.predictions])
+    cells, counts = np.unique(images, axis=1, return_counts=True)
+    labels, predictions = np.tile(cells[0], 2), cells[1:].ravel()
+    step = max(1, HELD // max(len(labels), first.classes))
+    scores = []
+    for start in range(0, RESAMPLES, step):
+        swapped = generator.binomial(counts, 0.5, size=(min(step, RESAMPLES - start), len(counts)))
+        remaining = counts - swapped
+        pair = np.hstack([remaining, swapped]), np.hstack([swapped, remaining])
+        scores.append([metric.of_counts(_counts(drawn, labels, predictions, first.classes)) for drawn in pair])
+    return np.concatenate(scores, axis=1)
 
 
 def _drawn(labels: np.ndarray, generator: np.random.Generator, draws: int) -> Iterator[np.ndarray]:

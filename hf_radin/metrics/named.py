@@ -16,6 +16,7 @@ Of multi-label classifiers the metrics are those of `multi_label`: see there.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -112,6 +113,7 @@ class Metric:
         top: where it is the share of labels among the best `top` classes, how many these are; 1 for that of right
             decisions, too.
         of_class: where it is that of one class, which.
+        function: where it is a user's, that.
     """
 
     name: str
@@ -122,10 +124,18 @@ class Metric:
     of_images: Callable[[Answers], np.ndarray] | None = None
     top: int | None = None
     of_class: int | None = None
+    function: Callable[..., Any] | None = None
 
     def rank(self, value: float) -> float:
         """A value such that more is better."""
         return -value if self.is_loss else value
+
+    @property
+    def why_undefined(self) -> str:
+        """What it comes of if the metric is undefined."""
+        if self.function is not None:
+            return "the function gives no finite number"
+        return "all images are of one class, or logits are no finite numbers"
 
 
 def load_metrics(
@@ -135,22 +145,37 @@ def load_metrics(
 
     Args:
         metrics: a name or several; also a function `(logits, labels) -> float`, of logits `(samples, classes)` and
-            labels `(samples,)`, multi-label bool `(samples, classes)`. More of it is better unless it has an attribute
-            `greater_is_better` that is False.
+            labels `(samples,)`, multi-label bool `(samples, classes)`, which it may change. More of it is better
+            unless it has an attribute `greater_is_better` that is False.
         classes: names of the classes, for a metric of one of them; None if they are not known yet.
         of_label_sets: whether an image may have any number of classes; None if that is not known yet.
 
     Raises:
         ValueError: if there is no name, or evaluate can't load or compute a metric that is not in `NAMES`, or a class
-            is not there, or a metric is not of such classifiers.
+            is not there, or a metric is not of such classifiers, or a function has the name of another metric.
     """
-    distinct = dict.fromkeys([metrics] if isinstance(metrics, (str, Metric)) or callable(metrics) else metrics)
+    is_single = isinstance(metrics, (str, Metric)) or callable(metrics) or not isinstance(metrics, Iterable)
+    distinct = dict.fromkeys([metrics] if is_single else metrics)
     if not distinct:
         raise ValueError(f"No metric is named. There are {', '.join(NAMES)}.")
     if of_label_sets:
-        loaded = [_load_multi_label(metric, classes) for metric in distinct]
-        return tuple({metric.name: metric for metric in loaded}.values())
-    return tuple(_load(metric, classes, may_be_other=of_label_sets is None) for metric in distinct)
+        return by_name(_load_multi_label(metric, classes) for metric in distinct)
+    return by_name(_load(metric, classes, may_be_other=of_label_sets is None) for metric in distinct)
+
+
+def by_name(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
+    """Metrics, each name once: scores are known by it.
+
+    Raises:
+        ValueError: if two functions have the same name.
+    """
+    named: dict[str, Metric] = {}
+    for metric in metrics:
+        if named.setdefault(metric.name, metric).function != metric.function:
+            raise ValueError(
+                f"Two functions are called {metric.name!r}, and scores are known by the name: set `__name__` of one."
+            )
+    return tuple(named.values())
 
 
 def compute_metrics(metrics: Iterable[Metric], answers: Answers) -> dict[str, float]:
@@ -174,9 +199,7 @@ def only_score(metric: Metric, answers: Answers) -> float:
     """
     score = score_or_nan(metric, answers)
     if np.isnan(score):
-        raise ValueError(
-            f"The metric {metric.name!r} is undefined here: the samples have one class only, or logits are not finite."
-        )
+        raise ValueError(f"The metric {metric.name!r} is undefined here: {metric.why_undefined}.")
     return score
 
 
@@ -223,6 +246,7 @@ def _load(metric: Any, classes: Sequence[str] | None, *, may_be_other: bool) -> 
     if of_class := _OF_CLASS.fullmatch(metric.strip()):
         return _of_class(of_class[1].lower(), of_class[2], classes)
     plain = metric.strip().lower().replace("-", "_")
+    plain = plain if plain in NAMES else multi_label.ALIASES.get(plain, plain)
     if plain in NAMES or _TOP.fullmatch(plain):
         return _named(plain)
     if plain in (*multi_label.NAMES, *multi_label.ALIASES):
@@ -324,17 +348,30 @@ def _of_class(name: str, of: str, classes: Sequence[str] | None) -> Metric:
 
 
 def _of_function(function: Callable[[np.ndarray, np.ndarray], float]) -> Metric:
-    """A user's function of logits and labels."""
+    """A user's function of logits and labels.
+
+    Raises:
+        ValueError: if it has the name of a metric that is computed here: one would pass for the other.
+    """
     name = getattr(function, "__name__", type(function).__name__)
+    if name in (*NAMES, *multi_label.NAMES, *multi_label.ALIASES) or _TOP.fullmatch(name):
+        raise ValueError(
+            f"A function is called {name!r}, as a metric that is computed here: call it otherwise, as in "
+            f"my_{name}, or set its `__name__`."
+        )
 
     def score(answers: Answers) -> float:
-        value = function(np.asarray(answers.logits), answers.labels)
-        if np.ndim(value) != 0 or not np.isreal(value):
+        value = function(np.array(answers.logits), np.array(answers.labels))  # its own, whatever it does with them
+        try:
+            number = float(value) if np.ndim(value) == 0 and not isinstance(value, (str, bytes)) else None
+        except TypeError:
+            number = None
+        if number is None:
             raise ValueError(f"The metric {name!r} is a function that gives one number; it gave {value!r}.")
-        return float(value)
+        return number if math.isfinite(number) else math.nan
 
     is_loss = getattr(function, "greater_is_better", True) is False
-    return Metric(name, True, partial(_compute_of_logits, name, score), is_loss=is_loss)
+    return Metric(name, True, partial(_compute_of_logits, name, score), is_loss=is_loss, function=function)
 
 
 def _is_path(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score, sc
 from hf_radin.recipes import scoring
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Measurement
+from hf_radin.runtime.text import is_share
 
 # A rank that no metric reaches.
 BEHIND = 1e9
 
-_FLOOR = re.compile(r"\s*(?P<metric>.+?)\s*(?P<sign>>=|<=)\s*(?P<bound>.+?)\s*", re.DOTALL)
+# The name of a class may have any character.
+_FLOOR = re.compile(r"\s*(?P<metric>[^<>=\[]+?(?:\[.+?\])?)\s*(?P<sign>>=|<=)\s*(?P<bound>.+?)\s*", re.DOTALL)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _BOUND = re.compile(rf"(?P<single>best[ _]single)?\s*(?P<step>[-+]?\s*{_NUMBER})?", re.IGNORECASE)
 
@@ -44,7 +46,7 @@ class Floor:
 
         Raises:
             ValueError: if it can't be read, or names a metric or class that is not there, or bounds a metric on the
-                side on which more of it is worse.
+                side on which more of it is worse, or a share by more than 1.
         """
         parts = _FLOOR.fullmatch(text) if isinstance(text, str) else None
         bound = _BOUND.fullmatch(parts["bound"]) if parts else None
@@ -59,8 +61,13 @@ class Floor:
             raise ValueError(
                 f"keep={text!r}: of {metric.name} {better} is better, so that its bound goes with {sign}."
             )
-        step = float((bound["step"] or "0").replace(" ", ""))
-        return cls(" ".join(text.split()), metric, step, bool(bound["single"]))
+        step, is_relative = float((bound["step"] or "0").replace(" ", "")), bool(bound["single"])
+        if is_share(metric.name) and (abs(step) > 1 or (is_relative and abs(step) == 1)):
+            raise ValueError(
+                f"keep={text!r}: {metric.name} is a share of 1, and {step:g} is more than it can be or change. Points "
+                f"are hundredths: write {step / 100:g}."
+            )
+        return cls(" ".join(text.split()), metric, step, is_relative)
 
     def shortfall(self, values: Any) -> Any:
         """By how much values break it; 0 where they keep it."""
@@ -101,7 +108,7 @@ class Objective:
         if len(metrics) > 1:
             names = ", ".join(each.name for each in metrics)
             raise ValueError(f"metric={names}: soups are chosen by one metric; others may have a floor (keep).")
-        texts = [keep] if isinstance(keep, str) else keep
+        texts = [keep] if isinstance(keep, str) or not isinstance(keep, Iterable) else keep
         return cls(metrics[0], tuple(Floor.of(text, classes, of_label_sets=of_label_sets) for text in texts))
 
     @property

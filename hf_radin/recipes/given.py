@@ -38,7 +38,7 @@ class GivenModels:
             raise ValueError("Without evaluate=... (LogitBank.from_arrays) nothing averages weights.")
         parts = ", ".join(f"{weight:.4g} {name}" for name, weight in recipe.used.items())
         what = f"What evaluate gives for the recipe {parts}"
-        logits = np.asarray(self.evaluate(recipe))
+        logits = _as_array(what, self.evaluate(recipe))
         if logits.shape != shape:
             raise ValueError(f"{what} has the shape {logits.shape}; it is (samples, classes), here {shape}.")
         return _finite_floats(what, logits)
@@ -87,7 +87,7 @@ def _checked_logits(logits: Any) -> dict[str, np.ndarray]:
     for name, values in logits.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"A model is named by a string, and not by {name!r}.")
-        array = np.asarray(values)
+        array = _as_array(f"What is given as logits of {name!r}", values)
         if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 2:
             raise ValueError(
                 f"The logits of {name!r} have the shape {array.shape}; it is (samples, classes), with two classes or "
@@ -101,6 +101,23 @@ def _checked_logits(logits: Any) -> dict[str, np.ndarray]:
             )
         arrays[name] = _finite_floats(f"What is given as logits of {name!r}", array)
     return arrays
+
+
+def _as_array(what: str, values: Any) -> np.ndarray:
+    """An array of what may be a tensor, on any device, of any precision, with a gradient or without.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # numpy has none
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{what} is no array (samples, classes): {error}") from error
 
 
 def _finite_floats(what: str, array: np.ndarray) -> np.ndarray:

@@ -563,10 +563,17 @@ class _Ranked:
         return np.flatnonzero((kinds != "single") & (kinds != "uniform"))
 
     def best_estimate(self) -> Measurement:
-        """The candidate of the best estimate that is no single model, which is not measured."""
+        """The candidate of the best estimate that is no single model, which is not measured.
+
+        Whether it keeps the floors is estimated too: else one that breaks them would win from a single model.
+        """
         rows = np.flatnonzero(np.array(self.candidates.proposals) != "single")
-        entry = self.entry(max(rows, key=lambda row: self.ranks[row]))
-        return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0)
+        row = max(rows, key=lambda row: self.ranks[row])
+        entry, keeps = self.entry(row), None
+        if self.objective.floors:
+            weights, with_logits = self.candidates.weights[row], self.objective.needs_logits
+            keeps = not self.objective.broken(self.bank.answers(weights, with_logits=with_logits))
+        return Measurement(entry.recipe, entry.proposal, entry.estimate, measured=None, images=0, keeps=keeps)
 
 
 def greedy(

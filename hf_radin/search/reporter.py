@@ -20,7 +20,7 @@ from hf_radin.logits.bank_files import Spent
 from hf_radin.metrics.bootstrap import Difference, metric_interval
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import is_above_zero
-from hf_radin.metrics.named import Answers, Metric, compute_metrics, only_score, score_or_nan
+from hf_radin.metrics.named import Answers, Metric, by_name, compute_metrics, only_score, score_or_nan
 from hf_radin.metrics.objective import ACCURACY, Objective
 from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
 from hf_radin.runtime.text import show_difference
@@ -117,9 +117,25 @@ def check_report(bank: LogitBank, options: ReportOptions, *, takes_all: bool = F
     if options.head_split is not None:
         check_head_split(bank, options.head_split, proving, allow_overlap=options.allow_overlap)
     _check_classes(bank, objective)
-    further = bank.load_metrics(options.metrics)
-    reported = {metric.name: metric for metric in (*objective.metrics, *further)}
-    return Metrics(objective, tuple(reported.values()))
+    reported = by_name((*objective.metrics, *bank.load_metrics(options.metrics)))
+    _check_scores(bank, objective, reported)
+    return Metrics(objective, reported)
+
+
+def _check_scores(bank: LogitBank, objective: Objective, reported: Sequence[Metric]) -> None:
+    """Compute what chooses, and each function of the user, of one model: before anything is spent, and not after.
+
+    Raises:
+        ValueError: if it is undefined, or gives another thing than one score.
+    """
+    if bank.is_pilot:  # by accuracy; of others than the leading models the logits are not known
+        return
+    tried = [metric for metric in reported if metric in objective.metrics or metric.function is not None]
+    row = bank.row(Recipe.uniform(bank.ingredients.ids[:1]))
+    answers = bank.answers(row, with_logits=any(metric.needs_logits for metric in tried))
+    for metric in tried:
+        score = only_score if metric == objective.metric else score_or_nan
+        score(metric, answers)
 
 
 def _check_classes(bank: LogitBank, objective: Objective) -> None:
@@ -595,13 +611,14 @@ class Reporter:
         unknown = [metric.name for metric in self.metrics if metric.needs_logits and answers.logits is None]
         _warn_unknown(unknown, name, split)
         scores = compute_metrics((metric for metric in self.metrics if metric.name not in unknown), answers)
+        reasons = {metric.name: metric.why_undefined for metric in self.metrics}
         for metric in (metric for metric, value in scores.items() if np.isnan(value)):
             logger.warning(
-                "%s of the %s on %s is undefined, and is left out: all images are of one class, or logits are no "
-                "finite numbers.",
+                "%s of the %s on %s is undefined, and is left out: %s.",
                 metric,
                 name,
                 split.split,
+                reasons.get(metric, "the script gives no number"),
             )
         metrics = {metric: value for metric, value in scores.items() if not np.isnan(value)}
         chosen_by = self.objective.metric
@@ -808,8 +825,8 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
         soup: of a search, or read from a folder.
 
     Raises:
-        ValueError: if nothing was measured of the soup, the bank is of a pilot, lacks an ingredient or has no labels,
-            or its images taught the last layers of the soup.
+        ValueError: if nothing was measured of the soup, the bank is of a pilot, lacks an ingredient, has other
+            classes or no labels, or its images taught the last layers of the soup.
     """
     if not soup.report.is_measured:
         raise ValueError("The soup was not searched for, so that no best single model is known to compare it with.")
@@ -823,6 +840,11 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
     bank = with_start(bank.by_content, soup)
     best = best_single(bank, soup.report).recipe
     bank.ingredients.select(best.used)  # refuses others
+    if soup.report.classes and bank.classes != soup.report.classes:
+        raise ValueError(
+            f"The bank of the split {bank.split!r} has the classes {list(bank.classes)[:10]}, and the soup "
+            f"{list(soup.report.classes)[:10]}: name a bank with the soup's classes, in the same order."
+        )
     single = bank.row(best)
     answers = _soup_answers(bank, soup)
     predictions = np.stack([bank.predict(single), answers.predictions], axis=1)

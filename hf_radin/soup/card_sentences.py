@@ -137,7 +137,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 def _test(comparison: Comparison) -> str:
     """Which test a comparison's p-value is of."""
-    return "the exact McNemar test" if comparison.metric == "accuracy" else "the paired bootstrap"
+    return "the exact McNemar test" if comparison.metric == "accuracy" else "the paired permutation test"
 
 
 def spending(report: SearchReport) -> str:

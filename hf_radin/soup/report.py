@@ -122,7 +122,7 @@ class Comparison:
     Args:
         gain: the soup's metric less that of the other.
         interval: of the gain, 95% by the bootstrap.
-        p_value: of the exact McNemar test for accuracies, else of the paired bootstrap.
+        p_value: of the exact McNemar test for accuracies, else of the paired permutation test.
         metric: its name.
         is_loss: whether less of it is better.
     """

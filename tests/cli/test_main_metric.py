@@ -3,6 +3,7 @@
 import pytest
 
 import hf_radin
+from hf_radin.cli.commands import split_names
 from hf_radin.cli.main import main
 
 
@@ -38,3 +39,8 @@ def test_a_soup_is_chosen_by_a_metric_with_floors(command, capsys):
 def test_what_is_no_metric_is_refused_before_anything_is_computed(command, capsys, model_calls, options, message):
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err and not model_calls
+
+
+def test_a_comma_in_the_name_of_a_class_parts_no_metrics():
+    names = "accuracy, recall[tench, Tinca tinca],f1[a [b, c] d],,mcc"
+    assert split_names(names) == ("accuracy", "recall[tench, Tinca tinca]", "f1[a [b, c] d]", "mcc")

@@ -58,3 +58,11 @@ def test_recipes_of_others_are_refused(bank):
         bank.compare(first, hf_radin.Recipe(("other",), (1.0,)))
     with pytest.raises(ValueError, match=r"Recipes have the shape \(recipes, 5\)"):
         bank.compare(np.array([0.5, 0.5]), first)
+
+
+def test_what_is_more_or_less_than_a_recipe_is_refused(bank):
+    """Of several rows one would pass for all."""
+    first, _ = pair(bank)
+    for other in (np.eye(5), bank.ingredients.ids[0], first.used, None, hf_radin.best_single(bank)):
+        with pytest.raises(ValueError, match=r"compare takes two recipes.*soup_changes\(bank, soup\)"):
+            bank.compare(first, other)

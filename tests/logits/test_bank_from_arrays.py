@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from shared.given import twin
 
 import hf_radin
@@ -52,6 +53,17 @@ def test_logits_are_kept_as_float32_and_what_is_changed_later_changes_nothing():
     np.testing.assert_array_equal(bank.logits("b"), expected)
 
 
+def test_tensors_are_taken_with_a_gradient_and_in_any_precision():
+    arrays = {name: values.astype(np.float32) for name, values in logits_of().items()}
+    tensors = {name: torch.tensor(values, requires_grad=True) for name, values in arrays.items()}
+    tensors["b"] = tensors["b"].bfloat16()
+    bank = hf_radin.LogitBank.from_arrays(tensors, torch.tensor(LABELS), evaluate=lambda recipe: tensors["b"] * 2)
+    np.testing.assert_array_equal(bank.logits("a"), arrays["a"])
+    np.testing.assert_allclose(bank.logits("b"), arrays["b"], rtol=2**-8)
+    soup = hf_radin.uniform(bank)
+    assert soup.measurements[-1].measured == bank.score([[0, 1, 0]])
+
+
 def test_a_temporary_folder_lasts_as_long_as_the_last_bank_in_it(tmp_path):
     bank = hf_radin.LogitBank.from_arrays(logits_of(), LABELS)
     folder, part = bank.folder, bank.divided(0.5, 0)[1]
@@ -95,6 +107,7 @@ REFUSED = {
         r"'d' have the shape \(19, 4\), and those of 'a' \(20, 4\)",
     ),
     "a single column": ({"logits": {"a": np.zeros(20), "b": np.zeros(20)}}, r"'a' have the shape \(20,\)"),
+    "rows of other lengths": ({"logits": {"a": [[1.0, 2.0], [1.0]], "b": np.zeros((2, 2))}}, "'a' is no array"),
     "predictions": ({"logits": {"a": np.zeros((20, 4), int), "b": np.zeros((20, 4))}}, "'a' is int64: logits are"),
     "not finite": ({"logits": spoilt("b", (3, 1), np.nan)}, "'b' is not finite: nan in row 3, column 1"),
     "too large": ({"logits": spoilt("c", (0, 2), 1e39)}, r"'c' is not finite: 1e\+39 in row 0, column 2"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_radin.metrics.bootstrap import Difference, metric_interval, resampled
+from hf_radin.metrics.bootstrap import Difference, exchanged, metric_interval, resampled
 from hf_radin.metrics.intervals import accuracy_interval, difference_interval, mcnemar
 from hf_radin.metrics.named import NAMES, Answers, load_metrics, score_or_nan
 
@@ -77,3 +77,45 @@ def test_of_an_undefined_metric_nothing_is_said():
     (metric,) = load_metrics("roc_auc")
     answers = Answers(np.zeros(9, int), np.zeros(9, int), 2, np.ones((9, 2)))
     assert metric_interval(metric, answers) is None and Difference.of(metric, answers, answers) is None
+
+
+@pytest.mark.parametrize("name", ["f1", "log_loss", "roc_auc", "mcc", "worst_recall", "recall[3]"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_of_one_image_or_two_all_is_chance(name, images):
+    (metric,) = load_metrics(name, [str(label) for label in range(images, images + CLASSES)])
+    right = np.eye(CLASSES)[np.arange(images)] * 9
+    labels, wrong = np.arange(images), np.roll(right, 1, axis=1)
+    pair = (Answers(logits.argmax(axis=1), labels, CLASSES, logits) for logits in (right, wrong))
+    difference = Difference.of(metric, *pair)
+    assert difference is None or difference.p_value > 0.2
+
+
+@pytest.mark.parametrize("name", ["f1", "log_loss", "balanced_accuracy"])
+def test_models_that_are_alike_seldom_differ_beyond_chance_with_an_image_a_class(name):
+    """Where the images of each class were drawn again these were the same, and any difference was no chance."""
+    (metric,), labels, chances = load_metrics(name), np.arange(40), []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        logits = generator.standard_normal((40, 40)) + 2 * np.eye(40)
+        noisy = (logits + 0.7 * generator.standard_normal(logits.shape) for _ in range(2))
+        difference = Difference.of(metric, *(Answers(each.argmax(axis=1), labels, 40, each) for each in noisy))
+        chances.append(difference.p_value)
+    assert (
+        np.count_nonzero(np.array(chances) < 0.05) <= 4
+    )  # of 20 one is to be expected, and more than four in one of 400 such tests
+
+
+def test_for_accuracies_exchanged_answers_tell_what_mcnemars_test_tells():
+    (metric,), first, second = load_metrics("accuracy"), model(1), model(4, noise=1.5)
+    gain = Difference.of(metric, first, second).gain
+    as_large = np.abs(exchanged(metric, first, second)) >= abs(gain) - 1e-9
+    assert as_large.mean() == pytest.approx(mcnemar(first.hits, second.hits), abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["f1", "worst_recall", "mcc"])
+def test_counts_are_exchanged_as_images_are(name):
+    (metric,), first, second = load_metrics(name), model(1), model(4, noise=1.5)
+    by_images = exchanged(type(metric)(name, False, metric.compute), first, second)  # without its counts
+    by_counts = exchanged(metric, first, second)
+    assert len(by_counts) > len(by_images) and abs(by_counts.mean()) < 0.2 * by_counts.std()
+    np.testing.assert_allclose(by_counts.std(), by_images.std(), rtol=0.2)

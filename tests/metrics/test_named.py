@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from shared.scores import averaged_scores
 from sklearn import metrics as reference
 
@@ -103,7 +104,7 @@ def test_where_all_samples_have_one_class_no_score_is_made_up(classes):
     assert scores["mcc"] == 0
     assert [scores["recall_weighted"], scores["f1_micro"]] == pytest.approx(2 * [scores["accuracy"]])
     for name in without:
-        with pytest.raises(ValueError, match=f"The metric '{name}' is undefined here: the samples have one class"):
+        with pytest.raises(ValueError, match=f"The metric '{name}' is undefined here: all images are of one class"):
             only_score(load_metrics(name)[0], given)
 
 
@@ -218,3 +219,67 @@ def test_a_folder_of_the_name_of_evaluates_own_stands_for_nothing(tmp_path, monk
     with pytest.raises(ValueError, match="There is a folder evaluate-metric here"):
         load_metrics("my_count")
     assert not (tmp_path / "it-ran").exists()
+
+
+def test_what_a_function_does_with_its_arrays_changes_nothing():
+    def spoiling(logits: np.ndarray, labels: np.ndarray) -> float:
+        value = float((logits.argmax(axis=1) == labels).mean())
+        logits[:], labels[:] = 0, 0
+        return value
+
+    given = answers(50, 4, 4)
+    before = compute_metrics(load_metrics(["accuracy", "log_loss"]), given)
+    after = compute_metrics(load_metrics([spoiling, "accuracy", "log_loss"]), answers(50, 4, 4))
+    assert after == {"spoiling": before["accuracy"], **before}
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5), np.float32(0.5), np.array(0.5), True])
+def test_a_function_may_give_any_number(value):
+    def half(logits: np.ndarray, labels: np.ndarray) -> object:
+        return value
+
+    assert only_score(load_metrics(half)[0], answers(9, 4, 4)) == float(value)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", 1j, [0.5], np.ones(1), {"half": 0.5}])
+def test_what_is_no_number_is_refused(value):
+    def odd(logits: np.ndarray, labels: np.ndarray) -> object:
+        return value
+
+    with pytest.raises(ValueError, match="'odd' is a function that gives one number; it gave"):
+        only_score(load_metrics(odd)[0], answers(9, 4, 4))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_of_what_is_not_finite_nothing_is_said(value):
+    def endless(logits: np.ndarray, labels: np.ndarray) -> float:
+        return value
+
+    assert np.isnan(compute_metrics(load_metrics(endless), answers(9, 4, 4))["endless"])
+    with pytest.raises(ValueError, match="'endless' is undefined here: the function gives no finite number"):
+        only_score(load_metrics(endless)[0], answers(9, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "log_loss", "cross_entropy", "top3_accuracy", "subset_accuracy"])
+@pytest.mark.parametrize("of_label_sets", [False, True])
+def test_a_function_never_stands_for_a_metric_that_is_computed_here(name, of_label_sets):
+    def mine(logits: np.ndarray, labels: np.ndarray) -> float:
+        return 0.0
+
+    mine.__name__ = name
+    with pytest.raises(ValueError, match=f"A function is called '{name}', as a metric that is computed here"):
+        load_metrics(mine, of_label_sets=of_label_sets)
+
+
+def test_two_functions_of_one_name_are_refused():
+    def make(value: float):
+        return lambda logits, labels: value
+
+    first = make(1.0)
+    assert len(load_metrics([first, first, "f1", "F1"])) == 2
+    with pytest.raises(ValueError, match="Two functions are called '<lambda>'"):
+        load_metrics([first, make(2.0)])
+
+
+def test_other_names_of_the_same_metric():
+    assert [metric.name for metric in load_metrics(["mAP", "cross_entropy"])] == ["average_precision", "log_loss"]

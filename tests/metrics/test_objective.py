@@ -9,7 +9,7 @@ from hf_radin.recipes.ensemble import mix
 from hf_radin.recipes.pruning import keep_all, prune
 from hf_radin.recipes.recipe import Measurement, Recipe
 
-CLASSES = ("cat", "melanoma", "a b")
+CLASSES = ("cat", "melanoma", "a b", "<=50K", "a [b]")
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,11 @@ CLASSES = ("cat", "melanoma", "a b")
         ("f1 >= best single", "f1", 0.0, True),
         ("recall[melanoma] >= 9e-1", "recall[melanoma]", 0.9, False),
         ("precision[a b] >= 0.5", "precision[a b]", 0.5, False),
+        ("recall[<=50K] >= 0.5", "recall[<=50K]", 0.5, False),
+        ("f1[a [b]] >= best single", "f1[a [b]]", 0.0, True),
         ("log_loss <= 0.3", "log_loss", 0.3, False),
+        ("log_loss <= best single + 2", "log_loss", 2.0, True),
+        ("accuracy >= 1", "accuracy", 1.0, False),
         ("mcc >= -0.1", "mcc", -0.1, False),
     ],
 )
@@ -40,6 +44,10 @@ def test_floors_are_read(text, name, bound, is_relative):
         ("accuracy >= nan", "can't be read"),
         (">= 0.9", "can't be read"),
         (0.9, "can't be read"),
+        (None, "can't be read"),
+        ("accuracy >= 0.5, f1 >= 0.5", "can't be read"),
+        ("accuracy >= 90", "accuracy is a share of 1, and 90 is more than it can be or change.*: write 0.9"),
+        ("f1 >= best single - 1", "f1 is a share of 1, and -1 is .*: write -0.01"),
         ("acuracy >= 0.9", "Did you mean 'accuracy'"),
         ("recall[melanom] >= 0.9", "of a class that is not there. Did you mean 'melanoma'"),
         ("log_loss >= 0.3", "of log_loss less is better, so that its bound goes with <="),
@@ -54,8 +62,12 @@ def test_what_is_no_floor_is_refused(text, message):
 def test_one_metric_chooses():
     with pytest.raises(ValueError, match="metric=f1, mcc: soups are chosen by one metric; others may have a floor"):
         Objective.of(("f1", "mcc"))
-    with pytest.raises(ValueError, match="A metric is a name or a function of logits and labels, not 3"):
-        Objective.of([3])
+    for other in (3, [3]):
+        with pytest.raises(ValueError, match="A metric is a name or a function of logits and labels, not 3"):
+            Objective.of(other)
+    for keep in (None, 0.9):
+        with pytest.raises(ValueError, match=f"keep={keep} can't be read"):
+            Objective.of("f1", keep)
 
 
 def answers(seed: int = 0) -> Answers:

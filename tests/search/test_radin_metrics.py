@@ -180,3 +180,34 @@ def test_two_processes_choose_what_one_does(runs, digits, tmp_path):
     first, second = (SearchReport.read(tmp_path / str(processes) / "soup" / "recipe.json") for processes in (1, 2))
     assert first.recipe == second.recipe and first.results == second.results and first.keep
     assert first.measurements == second.measurements and first.verdict == second.verdict
+
+
+def test_functions_are_tried_before_anything_is_spent(bank, predictions):
+    def broken(logits: np.ndarray, labels: np.ndarray) -> list[float]:
+        return [0.5]
+
+    def right_too(logits: np.ndarray, labels: np.ndarray) -> float:
+        return right(logits, labels) + 1
+
+    right_too.__name__ = "right"
+    for options in ({"metric": broken}, {"metrics": ("accuracy", broken)}):
+        for method in (hf_radin.radin, hf_radin.greedy, hf_radin.uniform, hf_radin.best_single):
+            with pytest.raises(ValueError, match="'broken' is a function that gives one number"):
+                method(bank, **options, test_split="test")
+    with pytest.raises(ValueError, match="Two functions are called 'right'"):
+        hf_radin.uniform(bank, metric=right, metrics=(right_too,))
+    assert not predictions
+
+
+def test_an_estimate_that_breaks_a_floor_does_not_win_from_a_model_that_keeps_it():
+    labels = np.arange(200) % 2
+    careful = np.tile([0.0, 0.1], (200, 1))  # finds all of class 1, and none of the other
+    better = 4 * np.eye(2)[labels]
+    better[1:20:2] = [4.0, 0.0]  # a tenth of class 1
+    bank = hf_radin.LogitBank.from_arrays({"careful": careful, "better": better, "twin": better}, labels)
+    options = {"budget": 0, "unmeasured": True, "proposals": "dirichlet", "candidates": 1}
+    soup = hf_radin.radin(bank, keep="recall[1] >= 0.99", **options)
+    assert soup.recipe.used == {"careful": 1.0}
+    assert [entry.keeps for entry in soup.measurements if entry.measured is None] == [False]
+    loose = hf_radin.radin(bank, keep="recall[1] >= 0.8", metric="recall[0]", **options)
+    assert [entry.keeps for entry in loose.measurements if entry.measured is None] == [True]

@@ -123,3 +123,6 @@ def test_what_can_not_be_compared_is_refused(bank):
     unsearched = hf_radin.Soup(replace(soup.report, method="average"), bank.ingredients)
     with pytest.raises(ValueError, match="was not searched for"):
         hf_radin.soup_changes(bank, unsearched)
+    classes = tuple(reversed(bank.classes))
+    with pytest.raises(ValueError, match=r"has the classes \['nine', .*, and the soup \['zero', "):
+        hf_radin.soup_changes(replace(bank, manifest=replace(bank.manifest, classes=classes)), soup)
