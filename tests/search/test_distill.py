@@ -50,6 +50,14 @@ def unescaped(folder: Path) -> str:
     return card(folder).replace("\\", "")
 
 
+def image_files(folder: Path, part: slice) -> Path:
+    """A folder of digits that nobody labelled."""
+    folder.mkdir()
+    for place, image in enumerate(digit_images(part)[0]):
+        image.save(folder / f"{place:04}.png")
+    return folder
+
+
 def test_a_soup_becomes_better_on_images_that_took_no_part(own_heads_bank, tmp_path):
     before = hf_radin.uniform(own_heads_bank, test_split="test")
     soup = hf_radin.distill(own_heads_bank, before)
@@ -103,6 +111,23 @@ def test_a_net_with_batchnorm_is_distilled_and_cooked_again(nets, digits, tmp_pa
             assert torch.equal(tensor, before[name]), name
     assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
     assert weights(tmp_path / "again") == weights(tmp_path / "soup")
+
+
+@pytest.mark.parametrize("kind", ["split", "folder"])
+def test_a_net_with_batchnorm_that_other_images_taught_is_cooked_again(
+    nets, digits, tmp_path, caplog, monkeypatch, kind
+):
+    monkeypatch.setattr("hf_radin.search.distill._is_taken", lambda *_: True)  # better or not, it is cooked again
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{nets}/ft-*"), digits, cache_dir=tmp_path / "first")
+    teaching = {"split": "test", "labels": False}
+    if kind == "folder":
+        teaching = {"images": str(image_files(tmp_path / "unlabelled", slice(0, 400)))}
+    soup = hf_radin.distill(bank, hf_radin.uniform(bank), **teaching)
+    assert (soup.report.head.source is None) == (kind == "split") and soup.report.batchnorm.split == "train"
+    soup.save_pretrained(tmp_path / "soup")
+    caplog.clear()
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
 
 
 def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path):
@@ -396,10 +421,7 @@ def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, cap
 
 
 def test_images_without_labels_of_another_dataset_teach(own_heads_bank, tmp_path, caplog):
-    folder = tmp_path / "unlabelled"
-    folder.mkdir()
-    for place, image in enumerate(digit_images(slice(0, 400))[0]):
-        image.save(folder / f"{place}.png")
+    folder = image_files(tmp_path / "unlabelled", slice(0, 400))
     before = hf_radin.uniform(own_heads_bank, test_split="test")
     soup = hf_radin.distill(own_heads_bank, before, images=str(folder))
     record = soup.report.head
