@@ -347,6 +347,25 @@ def test_the_command_ends_as_the_option_does(own_heads, digits, tmp_path, caplog
     assert "would be lost" in capsys.readouterr().err
 
 
+def test_checkpoints_that_moved_are_named(own_heads, digits, tmp_path, capsys):
+    place = shutil.copytree(own_heads, tmp_path / "then")
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{place}/ft-*"), digits, cache_dir=tmp_path / "cache")
+    before = hf_radin.uniform(bank)
+    before.save_pretrained(tmp_path / "soup")
+    hf_radin.distill(bank, before).save_pretrained(tmp_path / "one")
+    place.rename(tmp_path / "now")
+    command = ["distill", str(tmp_path / "soup"), "--output", str(tmp_path / "two")]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    assert main(command) == 2 and r"with models=... (--models)" in capsys.readouterr().err
+    assert main([*command, "--models", f"{tmp_path}/now/ft-[012]"]) == 2
+    assert f"{tmp_path}/then/ft-3 is not the checkpoint that the recipe was made with" in capsys.readouterr().err
+    assert main([*command, "--models", f"{tmp_path}/now/ft-*"]) == 0
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+    reports = [SearchReport.read(tmp_path / name / "recipe.json", is_saved=True) for name in ("one", "two")]
+    assert replace(reports[0], ingredients=()) == replace(reports[1], ingredients=())
+    assert [entry.id for entry in reports[0].ingredients] == [entry.id for entry in reports[1].ingredients]
+
+
 def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, caplog):
     image_dataset(*digit_images(slice(700, 850))).to_parquet(tmp_path / "few" / "data" / "validation.parquet")
     options = ["--models", f"{runs}/ft-[012]", "--dataset", str(tmp_path / "few"), "--budget", "1", "--distill"]
