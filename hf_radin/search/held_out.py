@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hf_radin.images.digests import count_shared, refuse_counted, refuse_shared, split_digests
-from hf_radin.images.split import OBJECT, Split, open_split
+from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import extend_bank, make_bank
 from hf_radin.logits.manifest import is_object
@@ -51,11 +51,25 @@ def bank_of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) ->
         ValueError: if the bank was computed from an object that is one split.
     """
     find_split(bank, split)
+    return bank_of_images(bank, bank.source.at(split), allow_overlap=allow_overlap)
+
+
+def bank_of_images(bank: LogitBank, source: DataSource, *, allow_overlap: bool) -> LogitBank:
+    """The bank of the same ingredients on other images, computed as this one was, if it is not there yet.
+
+    Args:
+        allow_overlap: whether they may be images of the split that this bank is about.
+
+    Raises:
+        ValueError: if a checkpoint is not here, or images are in both, and may not be.
+    """
     for ingredient in bank.ingredients:  # of somebody else's bank nothing is here yet
         ingredient.download()
-    make = extend_bank if bank.partial else make_bank
-    source, apart_from = bank.source.at(split), None if allow_overlap else bank
-    return make(bank.ingredients, source, bank.options, bank.processes, apart_from=apart_from)
+    make, options = extend_bank if bank.partial else make_bank, bank.options
+    if bank.statistics and not source.labelled:  # another dataset may have no split of that name
+        options = replace(options, batchnorm_split=source.split)
+    apart_from = None if allow_overlap else bank
+    return make(bank.ingredients, source, options, bank.processes, apart_from=apart_from)
 
 
 def proving_bank(bank: LogitBank, report: SearchReport) -> LogitBank:

@@ -130,9 +130,12 @@ def test_a_net_with_batchnorm_that_other_images_taught_is_cooked_again(
     assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
 
 
-def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path):
-    bank = own_heads_bank
-    soup = hf_radin.distill(bank, hf_radin.uniform(bank), split="test", labels=False)
+def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path, predictions):
+    bank, before = own_heads_bank, hf_radin.uniform(own_heads_bank)
+    test = bank_of_split(bank, "test")
+    predictions.clear()
+    soup = hf_radin.distill(bank, before, split="test", labels=False)
+    assert sum(predictions) == len(bank) + len(test)  # the soup sees both; of its teachers, the logits are there
     record = soup.report.head
     assert (record.split, record.images, record.labels) == ("test", 497, 0)
     assert soup.report.passes.tail == pytest.approx(1 + 5 * 497 / 600)  # four teachers, and the soup on both
