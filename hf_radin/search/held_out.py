@@ -238,7 +238,7 @@ def refuse_overlap(bank: LogitBank, held_out: Split | LogitBank) -> None:
     def refuse() -> None:
         proving = held_out.digests if isinstance(held_out, LogitBank) else split_digests(held_out, bank.home)
         if proving is not None:
-            refuse_shared(proving, chosen, (held_out.split, bank.split))
+            refuse_shared(proving, chosen, (held_out.split, bank.split), alike=_alike(bank))
 
     bank.processes.decide(refuse)
 
@@ -252,12 +252,13 @@ def count_overlap(bank: LogitBank, held_out: LogitBank, *, allow: bool) -> Overl
     overlap = bank.processes.decide(lambda: overlap_of(bank, held_out))
     names = held_out.split, bank.split
     if overlap.images is None:
-        logger.warning(
-            "Whether the splits %r and %r share images is not known: a bank has no digests of its images.", *names
-        )
+        reason = "a bank has no digests of its images"
+        if bank.given is not None:
+            reason = "give each image an id that is the same in both (LogitBank.from_arrays(..., ids=...))"
+        logger.warning("Whether the splits %r and %r share images is not known: %s.", *names, reason)
     if overlap.images:
         if not allow:
-            refuse_counted(overlap.images, overlap.of, names)
+            refuse_counted(overlap.images, overlap.of, names, alike=_alike(bank))
         logger.warning("%d of %d images of the split %r are in %r too.", overlap.images, overlap.of, *names)
     if overlap.batchnorm:
         logger.warning(
@@ -267,6 +268,11 @@ def count_overlap(bank: LogitBank, held_out: LogitBank, *, allow: bool) -> Overl
             held_out.split,
         )
     return overlap
+
+
+def _alike(bank: LogitBank) -> str:
+    """In what sense images are the same."""
+    return "byte for byte" if bank.given is None else "by their ids"
 
 
 def overlap_of(bank: LogitBank, held_out: LogitBank) -> Overlap:
