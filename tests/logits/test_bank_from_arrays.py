@@ -59,7 +59,9 @@ def test_ids_that_are_given_say_which_images_splits_share(caplog):
     held_out = hf_radin.LogitBank.from_arrays(logits_of(), LABELS, ids=numbers)
     assert hf_radin.radin(held_out, hold_out=0.5).report.overlap == Overlap(10, 0)
     assert not [line for line in warned(caplog) if "images" in line]
-    with pytest.raises(ValueError, match="5 of the 20 images of the split 'test' are in the split 'validation' too, by"):
+    with pytest.raises(
+        ValueError, match="5 of the 20 images of the split 'test' are in the split 'validation' too, by"
+    ):
         proved(chosen=numbers, proving=numbers + 15)
     assert proved(chosen=numbers, proving=numbers + 15, allow_overlap=True).report.overlap == Overlap(20, 5)
 

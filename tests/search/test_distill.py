@@ -117,7 +117,7 @@ def test_a_net_with_batchnorm_is_distilled_and_cooked_again(nets, digits, tmp_pa
 def test_a_net_with_batchnorm_that_other_images_taught_is_cooked_again(
     nets, digits, tmp_path, caplog, monkeypatch, kind
 ):
-    monkeypatch.setattr("hf_radin.search.distill._is_taken", lambda *_: True)  # better or not, it is cooked again
+    monkeypatch.setattr("hf_radin.search.distill.hindrance", lambda *_: "")  # better or not, it is cooked again
     bank = hf_radin.compute_logits(hf_radin.gather(f"{nets}/ft-*"), digits, cache_dir=tmp_path / "first")
     teaching = {"split": "test", "labels": False}
     if kind == "folder":
@@ -293,12 +293,12 @@ def test_what_can_not_be_is_refused_before_a_pass(bank, predictions, options, pr
     assert not predictions
 
 
-def test_soups_that_can_not_be_distilled_are_refused(bank, own_heads_bank, runs, tmp_path):
+def test_soups_that_can_not_be_distilled_are_refused(bank, unsearched, own_heads_bank, runs, tmp_path):
     distilled = hf_radin.distill(own_heads_bank, hf_radin.uniform(own_heads_bank))
     with pytest.raises(ValueError, match="are distilled already"):
         hf_radin.distill(own_heads_bank, distilled)
     with pytest.raises(ValueError, match="was not measured"):
-        hf_radin.distill(bank, hf_radin.radin(bank, budget=0, unmeasured=True))
+        hf_radin.distill(bank, hf_radin.radin(unsearched, budget=0, unmeasured=True))
     with pytest.raises(ValueError, match=r"ft-"):
         hf_radin.distill(own_heads_bank, hf_radin.uniform(bank))
     few = image_dataset(*digit_images(slice(700, 850)))
