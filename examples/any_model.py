@@ -49,8 +49,8 @@ def bank_of(part: torch.Tensor, split: str) -> hf_radin.LogitBank:
         mixed = {key: sum(weight * states[name][key] for name, weight in recipe.used.items()) for key in start}
         return logits_of(mixed, part)
 
-    logits = {name: logits_of(state, part).numpy() for name, state in states.items()}
-    return hf_radin.LogitBank.from_arrays(logits, labels[part].numpy(), evaluate=evaluate, split=split)
+    logits, ids = {name: logits_of(state, part).numpy() for name, state in states.items()}, part.numpy()
+    return hf_radin.LogitBank.from_arrays(logits, labels[part].numpy(), evaluate=evaluate, ids=ids, split=split)
 
 
 soup = hf_radin.radin(bank_of(validation, "validation"), budget=4, test_split=bank_of(test, "test"))

@@ -14,6 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,14 @@ def bank(runs, digits, cache):
     import hf_radin
 
     return hf_radin.compute_logits(hf_radin.gather(f"{runs}/ft-*"), digits, cache_dir=cache)
+
+
+@pytest.fixture
+def unsearched(bank, tmp_path):
+    """The same logits where no soup was measured yet."""
+    folder = tmp_path / "unsearched" / "banks" / bank.folder.name
+    shutil.copytree(bank.folder, folder, ignore=shutil.ignore_patterns("soups", "features"))
+    return replace(bank, folder=folder)
 
 
 @pytest.fixture

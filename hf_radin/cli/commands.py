@@ -58,6 +58,9 @@ LEAST_IMAGES = 500
 # The share of a budget of time that teaching last layers may take, beside it.
 TEACHING = 0.25
 
+# Options that say where the checkpoints of a recipe are now, and what they may do (`options.add_moved_options`).
+MOVED = ("models", "start", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
+
 # Why nothing can be said of a soup image by image, of a file.
 NO_PILOT = (
     "--changes {}: after a pilot the logits of the split that chooses are known of some images only; name a "
@@ -195,8 +198,7 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
 
 def average(args: argparse.Namespace, processes: Processes) -> None:
     """Cook the soup of a `recipe.json` again."""
-    moved = ("models", "start", "dataset", "image_processor", "base_model", "cache_dir")
-    names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
+    names = (*MOVED, "dataset", "cache_dir", "overwrite", "dtype", "max_shard_size")
     cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
 
@@ -214,7 +216,8 @@ def distill(args: argparse.Namespace, processes: Processes) -> None:
     if args.images:
         open_split(source_of(args.images, args.split))
     other_split = None if args.images else args.split
-    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir, other_split=other_split)
+    moved = {name: value for name in MOVED if (value := getattr(args, name))}
+    bank = find_bank(args.folder, dataset=args.dataset, cache_dir=args.cache_dir, other_split=other_split, **moved)
     options |= {"tail": args.layers, "labels": args.labels, "allow_overlap": args.allow_overlap}
     result = hf_radin.distill(bank, before, **options)
     if not result.report.is_distilled:

@@ -194,6 +194,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     budget = "what teaching may take at most: a time, as in 5m, or passes by multiplications (default: no limit)"
     add("--budget", help=budget)
     add("--seed", type=int, default=0, help="of the halves and of the order of images (default: 0)")
+    add_moved_options(parser)
     add("--dataset", help="where the images are now, if not where the recipe says")
     add("--cache-dir", type=Path, help="where logits and images are cached (default: hf_radin in HF_HOME)")
     add_pixel_option(parser)
@@ -237,10 +238,7 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     """The options of `hf-radin average`."""
     add = parser.add_argument
     add("--recipe", type=Path, required=True, help="a recipe.json")
-    add("--models", nargs="+", default=(), help="where the ingredients are now, if not where the recipe says")
-    add("--start", metavar="ID", help="where the start is now, if the soup is pulled to one")
-    add("--image-processor", metavar="ID", help="where it is now, if a processor was named for the soup")
-    add("--base-model", metavar="ID", help="where the base of LoRA adapters is now")
+    add_moved_options(parser)
     add("--output", type=Path, required=True, help="folder to write the checkpoint to")
     add("--dataset", help="of models with BatchNorm, where the images for its statistics are now")
     add("--cache-dir", type=Path, help="where these are cached (default: hf_radin in HF_HOME)")
@@ -248,6 +246,15 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=sorted(DTYPES), help="of the soup (default: as the ingredients)")
     add("--max-shard-size", default=SHARD, help="of a file of weights, as in 5GB (default: %(default)s)")
     add("--overwrite", action="store_true", help="allow an output folder that is not empty")
+
+
+def add_moved_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the checkpoints of a recipe are now, and allow what may run their code."""
+    add = parser.add_argument
+    add("--models", nargs="+", default=(), help="where the ingredients are now, if not where the recipe says")
+    add("--start", metavar="ID", help="where the start is now, if the soup is pulled to one")
+    add("--image-processor", metavar="ID", help="where it is now, if a processor was named for the soup")
+    add("--base-model", metavar="ID", help="where the base of LoRA adapters is now")
     add_trust_options(parser)
 
 

@@ -79,9 +79,8 @@ def soup_table(soup: Soup) -> str:
     rows = list(dict.fromkeys(result.name for result in report.results))
     count = len(report.ingredients)
     lines = [line for part in _fitting(columns) for line in _result_lines(part, rows, scores, count)]
-    if not report.measured:
-        lines += ["", _estimated(report)]
-    elif report.estimate_error is not None:
+    lines += [] if report.measured else ["", _estimated(report)]
+    if report.estimate_error is not None:
         off = show_difference(report.metric, report.estimate_error)
         lines += ["", f"Estimates of soups were off by {off} in the median, by those that were measured."]
     notes = [f"The figure of {text}." for text in _partial_figures(report)]
@@ -105,10 +104,11 @@ def soup_table(soup: Soup) -> str:
 
 def _estimated(report: SearchReport) -> str:
     """What is known of a soup that was not measured."""
-    estimate = next(entry.estimate for entry in report.measurements if entry.recipe == report.recipe)
+    entry = next(entry for entry in report.measurements if entry.recipe == report.recipe)
+    how = "Estimated" if entry.predicted is None else "Predicted by soups that were measured before"
     part = f"a random {100 * report.pilot.share:.3g}% of " if report.pilot else ""
     split = report.data.split if report.data else ""
-    return f"Estimated, not measured: {show_metric(report.metric, estimate)} on {part}{split}."
+    return f"{how}, not measured: {show_metric(report.metric, entry.known)} on {part}{split}."
 
 
 def _spent(report: SearchReport) -> list[str]:

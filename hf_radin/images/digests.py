@@ -98,24 +98,27 @@ def count_shared(held_out: np.ndarray, chosen: np.ndarray) -> int:
     return int(find_shared(held_out, chosen).sum())
 
 
-def refuse_shared(held_out: np.ndarray, chosen: np.ndarray, names: tuple[str, str]) -> None:
+def refuse_shared(
+    held_out: np.ndarray, chosen: np.ndarray, names: tuple[str, str], *, alike: str = "byte for byte"
+) -> None:
     """Refuse two splits that share images.
 
     Args:
         held_out, chosen: digests of the images of both.
         names: of the two splits.
+        alike: in what sense they are the same images.
 
     Raises:
         ValueError: if there is an image in both.
     """
     if shared := count_shared(held_out, chosen):
-        refuse_counted(shared, len(held_out), names)
+        refuse_counted(shared, len(held_out), names, alike=alike)
 
 
-def refuse_counted(shared: int, images: int, names: tuple[str, str]) -> NoReturn:
+def refuse_counted(shared: int, images: int, names: tuple[str, str], *, alike: str = "byte for byte") -> NoReturn:
     """Raise the error for so many shared images, of so many in the held-out split."""
     raise ValueError(
-        f"{shared} of the {images} images of the split {names[0]!r} are in the split {names[1]!r} too, byte for byte. "
+        f"{shared} of the {images} images of the split {names[0]!r} are in the split {names[1]!r} too, {alike}. "
         f"{REMEDY}"
     )
 

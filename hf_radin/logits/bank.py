@@ -166,7 +166,9 @@ class LogitBank:
             evaluate: from a `Recipe` (`recipe.used` has a weight for each name) to the logits `(samples, classes)` of
                 really averaged weights on the same images, in the same order. What it gave for a recipe is kept in
                 the folder and not asked for again. With several processes the main one calls it.
-            ids: a number for each image, `(samples,)`, as `compare` names it; by default its position.
+            ids: a number for each image, `(samples,)`, as `compare` names it; by default its position. Those that
+                are given tell images apart: the split that proves a soup has other ids than the one that chooses, and
+                which images both have is not known if they are not given.
             split: what to call these images; the bank of a held-out split (`test_split` of a search) has another
                 name, the same names of models, and an `evaluate` of its own.
             folder: where logits are kept, and what `evaluate` gave, for the next time that the same logits are given:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import hf_radin
+from hf_radin.images.digests import as_digests
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import GIVEN, Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.manifest import BANK, COMPUTE_AGAIN, BankManifest, DataRecord, Latest, RunRecord
@@ -295,9 +296,11 @@ def write_given(home: Path, given: GivenLogits) -> Path:
     hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in given.arrays.items()}
     labels, ids = (hashlib.sha256(array.tobytes()).hexdigest() for array in (given.labels, given.ids))
     content, samples = digest(ARRAYS, hashes, labels, given.classes), len(given.labels)
-    key = digest(content, ids, given.split)
-    folder = home / "banks" / key
-    index = write_index(folder, {"ids.npy": given.ids, "labels.npy": given.labels})
+    key = digest(content, ids, given.split, *["ids"] * given.has_ids)
+    folder, index_arrays = home / "banks" / key, {"ids.npy": given.ids, "labels.npy": given.labels}
+    if given.has_ids:  # which tell images apart, as digests of their files do
+        index_arrays[DIGESTS] = as_digests(given.ids.astype(str))
+    index = write_index(folder, index_arrays)
     BankManifest(
         data=DataRecord(ARRAYS, given.split, key=content),
         classes=given.classes,

@@ -54,6 +54,7 @@ class GivenLogits:
         classes: names in the order of the logits.
         ids: of the samples, int64 `(samples,)`.
         split: its name.
+        has_ids: whether the user gave these, and they are no positions.
     """
 
     arrays: dict[str, np.ndarray]
@@ -61,6 +62,7 @@ class GivenLogits:
     classes: tuple[str, ...]
     ids: np.ndarray
     split: str
+    has_ids: bool = False
 
     @classmethod
     def of(cls, logits: Any, labels: Any, *, classes: Any = None, ids: Any = None, split: str) -> GivenLogits:
@@ -71,7 +73,7 @@ class GivenLogits:
         samples, count = next(iter(arrays.values())).shape
         names = tuple(map(str, range(count))) if classes is None else _checked_classes(classes, count)
         given = _checked_labels(labels, samples, names, are_named=classes is not None)
-        return cls(arrays, given, names, _checked_ids(ids, samples), split)
+        return cls(arrays, given, names, _checked_ids(ids, samples), split, ids is not None)
 
 
 def _checked_logits(logits: Any) -> dict[str, np.ndarray]:

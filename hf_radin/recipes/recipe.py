@@ -202,8 +202,9 @@ class Measurement:
 
     @property
     def known(self) -> float:
-        """What was measured, or else estimated."""
-        return self.estimate if self.measured is None else self.measured
+        """What was measured, or else predicted, or else estimated."""
+        values = self.measured, self.predicted, self.estimate
+        return next(value for value in values if value is not None)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -20,10 +20,9 @@ from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.compute import make_bank
 from hf_radin.metrics.named import score_or_nan
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
-from hf_radin.search.held_out import refuse_taught
+from hf_radin.search.held_out import bank_of_images, refuse_taught
 from hf_radin.search.race import Budget
 from hf_radin.search.reporter import (
     FinalLayers,
@@ -198,12 +197,7 @@ def _teaching_bank(reporter: Reporter, source: DataSource, allow_overlap: bool) 
     if held_out is not None and not allow_overlap and not source.labelled:
         refuse_taught(bank, open_split(source), [held_out])
     logger.info("%d checkpoints run over the split %r, which teaches.", len(bank.ingredients), source.split)
-    for ingredient in bank.ingredients:  # of somebody else's bank nothing is here yet
-        ingredient.download()
-    apart_from, options = None if allow_overlap else bank.whole, bank.options
-    if bank.statistics and not source.labelled:  # another dataset may have no split of that name
-        options = replace(options, batchnorm_split=source.split)
-    teaching = make_bank(bank.ingredients, source, options, bank.processes, apart_from=apart_from)
+    teaching = bank_of_images(bank, source, allow_overlap=allow_overlap)
     if not allow_overlap:  # what came as a stream could not be read before
         for judge in (bank.whole, held_out):
             if judge is not None and judge.digests is not None and teaching.digests is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hf_radin.images.digests import count_shared, refuse_counted, refuse_shared, split_digests
-from hf_radin.images.split import OBJECT, Split, open_split
+from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.compute import extend_bank, make_bank
 from hf_radin.logits.manifest import is_object
@@ -51,11 +51,25 @@ def bank_of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) ->
         ValueError: if the bank was computed from an object that is one split.
     """
     find_split(bank, split)
+    return bank_of_images(bank, bank.source.at(split), allow_overlap=allow_overlap)
+
+
+def bank_of_images(bank: LogitBank, source: DataSource, *, allow_overlap: bool) -> LogitBank:
+    """The bank of the same ingredients on other images, computed as this one was, if it is not there yet.
+
+    Args:
+        allow_overlap: whether they may be images of the split that this bank is about.
+
+    Raises:
+        ValueError: if a checkpoint is not here, or images are in both, and may not be.
+    """
     for ingredient in bank.ingredients:  # of somebody else's bank nothing is here yet
         ingredient.download()
-    make = extend_bank if bank.partial else make_bank
-    source, apart_from = bank.source.at(split), None if allow_overlap else bank
-    return make(bank.ingredients, source, bank.options, bank.processes, apart_from=apart_from)
+    make, options = extend_bank if bank.partial else make_bank, bank.options
+    if bank.statistics and not source.labelled:  # another dataset may have no split of that name
+        options = replace(options, batchnorm_split=source.split)
+    apart_from = None if allow_overlap else bank
+    return make(bank.ingredients, source, options, bank.processes, apart_from=apart_from)
 
 
 def proving_bank(bank: LogitBank, report: SearchReport) -> LogitBank:
@@ -224,7 +238,7 @@ def refuse_overlap(bank: LogitBank, held_out: Split | LogitBank) -> None:
     def refuse() -> None:
         proving = held_out.digests if isinstance(held_out, LogitBank) else split_digests(held_out, bank.home)
         if proving is not None:
-            refuse_shared(proving, chosen, (held_out.split, bank.split))
+            refuse_shared(proving, chosen, (held_out.split, bank.split), alike=_alike(bank))
 
     bank.processes.decide(refuse)
 
@@ -238,12 +252,13 @@ def count_overlap(bank: LogitBank, held_out: LogitBank, *, allow: bool) -> Overl
     overlap = bank.processes.decide(lambda: overlap_of(bank, held_out))
     names = held_out.split, bank.split
     if overlap.images is None:
-        logger.warning(
-            "Whether the splits %r and %r share images is not known: a bank has no digests of its images.", *names
-        )
+        reason = "a bank has no digests of its images"
+        if bank.given is not None:
+            reason = "give each image an id that is the same in both (LogitBank.from_arrays(..., ids=...))"
+        logger.warning("Whether the splits %r and %r share images is not known: %s.", *names, reason)
     if overlap.images:
         if not allow:
-            refuse_counted(overlap.images, overlap.of, names)
+            refuse_counted(overlap.images, overlap.of, names, alike=_alike(bank))
         logger.warning("%d of %d images of the split %r are in %r too.", overlap.images, overlap.of, *names)
     if overlap.batchnorm:
         logger.warning(
@@ -253,6 +268,11 @@ def count_overlap(bank: LogitBank, held_out: LogitBank, *, allow: bool) -> Overl
             held_out.split,
         )
     return overlap
+
+
+def _alike(bank: LogitBank) -> str:
+    """In what sense images are the same."""
+    return "byte for byte" if bank.given is None else "by their ids"
 
 
 def overlap_of(bank: LogitBank, held_out: LogitBank) -> Overlap:

@@ -103,6 +103,11 @@ class MeasuredSoup:
         nothing = np.full(len(classes), np.nan, dtype=np.float32)
         self.values: np.ndarray = decide(lambda: self._read(self._values_path, nothing)) if len(classes) else nothing
 
+    @property
+    def shown(self) -> np.ndarray:
+        """Which images of the bank it was shown before, bool `(samples,)`: to look at these takes no model."""
+        return ~self._missing[self.bank.places]
+
     def look(self, images: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
         """Show it images; `predictions` then has their classes too, -1 where a logit is not finite.
 
@@ -118,15 +123,20 @@ class MeasuredSoup:
         places = self.bank.places
         missing = np.zeros(self.bank.samples, dtype=bool)
         missing[places] = images
-        unknown = is_unknown(self._classes) | ~self._recorded
-        entries, _ = self._entries
-        unknown[entries[~np.isfinite(self.values) & is_predicted(self._classes)[entries]]] = True
-        missing &= unknown
+        missing &= self._missing
         on_block(int(np.sum(images & ~missing[places] & is_unknown(self.predictions))))
         if missing.any():
             self._measure(missing, on_block)
         self.predictions = where_images(images, self._classes[places], self.predictions)
         return self.predictions
+
+    @property
+    def _missing(self) -> np.ndarray:
+        """Images of the split of which something that is wanted is not known, bool."""
+        missing = is_unknown(self._classes) | ~self._recorded
+        entries, _ = self._entries
+        missing[entries[~np.isfinite(self.values) & is_predicted(self._classes)[entries]]] = True
+        return missing
 
     def logits(self) -> tuple[np.ndarray, Spent]:
         """Its logits on the images of the bank `(samples, classes)`, and what those of the whole split took.

@@ -249,6 +249,27 @@ def race(
     return RaceResult([course.measurement(runner) for runner in course.runners], ended, tuple(course.curve))
 
 
+def remember(
+    bank: LogitBank, entries: Iterable[Entry], options: RaceOptions, learn: Callable[[Recipe, np.ndarray], object]
+) -> tuple[list[Measurement], Entry | None]:
+    """What earlier races on a bank found of candidates, up to the first of which nothing is known; no model runs.
+
+    Args:
+        entries: each is drawn when the one before was learnt.
+        learn: as in `race`.
+
+    Returns:
+        Measurements, which take no passes now, and the candidate that nothing is known of; None if there is none.
+    """
+    course = _Race(bank, options, None, learn, None, measured_soup)
+    known: list[Measurement] = []
+    for entry in entries:
+        if (measurement := course.remembered(entry)) is None:
+            return known, entry
+        known.append(measurement)
+    return known, None
+
+
 class _Race:
     """The state of a race: who was shown what, who leads, and what was spent."""
 
@@ -332,6 +353,18 @@ class _Race:
             if runner.is_out and self.objective.needs_logits:  # these are a lot, and of no more use
                 runner.measured = self.measurement(runner)
                 runner.ensemble = runner.answers = replace(runner.answers, logits=None)
+
+    def remembered(self, entry: Entry) -> Measurement | None:
+        """What is known of a soup with an averaged head by what it was shown before; None if that says nothing."""
+        entries = self.bank.pruned(self.objective.top)
+        soup, (images, _) = self.soup_of(self.bank, entry.recipe, entries), entries.entries
+        if not np.isfinite(soup.values).any():
+            return None
+        runner, known = self._runner(entry, soup, None), soup.shown
+        runner.answers, runner.known = self._answers(runner, soup.look(known), known, is_finite=True), known
+        if self.learn:
+            self.learn(entry.recipe, np.where(known[images], soup.values, np.nan))
+        return replace(self.measurement(runner), passes=0.0, seconds=None, device=None)
 
     def _runner(self, entry: Entry, soup: MeasuredSoup, teacher: Teacher | None) -> _Runner:
         """A candidate: a soup with one of its heads."""

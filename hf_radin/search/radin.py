@@ -38,7 +38,7 @@ from hf_radin.runtime.text import counted
 from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_heads
 from hf_radin.search.measure import measured_soup, soup_answers
 from hf_radin.search.pilot import complete
-from hf_radin.search.race import Budget, Entry, RaceOptions, RaceResult, race
+from hf_radin.search.race import Budget, Entry, RaceOptions, RaceResult, race, remember
 from hf_radin.search.reporter import (
     Reporter,
     ReportOptions,
@@ -97,7 +97,8 @@ def radin(
         budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, which counts the
             time that this process took to compute the logits. By default as many passes as greedy measures soups, one
             less than there are ingredients, and 8 at most; or 0 where nothing can measure soups. With 0 no model runs
-            and no image is read: the best single model is returned. An interrupt ends the search early with the best
+            and no image is read: the best single model is returned, or what soups that an earlier search measured say
+            is better. An interrupt ends the search early with the best
             so far.
         unmeasured: with a budget of 0, return the candidate of the best estimate all the same, if that is above the
             accuracy of the best single model; its recipe and card say that it was not measured.
@@ -358,15 +359,18 @@ class _Search:
         bank = reporter.bank
         objective = reporter.objective
         search, singles = replace(self, objective=objective), single_measurements(bank, objective)
-        can_guide = not self.is_full and self.budget.passes > 0 and not heads.race and objective.is_fast
+        can_guide = not self.is_full and not heads.race and objective.is_fast
         is_guided = can_guide and bank.processes.decide(partial(bank.is_prunable, objective.top))
+        is_guided = is_guided and (self.budget.passes > 0 or _is_uniform_known(reporter))
         ranked = search._rank(bank, drawn, is_guided)
         if heads.race and heads.place is not None:
             result = search._race_of_heads(ranked, singles, heads.place, begun)
         elif self.budget.passes:
             result = search._race(bank, ranked, singles, is_guided, begun)
+        elif is_guided:
+            result = RaceResult(search._predicted(bank, ranked), "", ())
         else:
-            result = RaceResult(self._estimated(ranked, singles), "", ())
+            result = RaceResult(search._estimated(ranked, singles), "", ())
         settings = SearchSettings(
             budget=str(self.budget),
             measure=self.measure,
@@ -404,14 +408,34 @@ class _Search:
         )
         return []
 
+    def _predicted(self, bank: LogitBank, ranked: _Ranked) -> list[Measurement]:
+        """What earlier searches found, and the candidate that one would measure next by that, unmeasured."""
+        guide, options = self._guide(bank, ranked), RaceOptions(self.budget, seed=self.seed, objective=self.objective)
+        entries = chain([ranked.entry(row) for row in ranked.rows("uniform")], guide)
+        known, entry = remember(bank, entries, options, guide.learn)
+        if entry is None:
+            return known
+        following = Measurement(entry.recipe, entry.proposal, entry.estimate, None, 0, predicted=entry.predicted)
+        logger.info(
+            "With a budget of 0 no soup is measured. By what earlier searches measured (%s), the %s of the best other "
+            "candidate is predicted to be %.4f; that of its ensemble is %.4f.",
+            counted(len(known), "soup"),
+            self.objective.name,
+            following.known,
+            entry.estimate,
+        )
+        return [*known, following]
+
+    def _guide(self, bank: LogitBank, ranked: _Ranked) -> Guide:
+        """What says which candidate is next."""
+        is_local = bool({"auto", "local"} & set(self.kinds))
+        return Guide(bank, ranked.candidates, _inner_products(bank), local=is_local, objective=self.objective)
+
     def _race(
         self, bank: LogitBank, ranked: _Ranked, singles: list[Measurement], is_guided: bool, begun: float
     ) -> RaceResult:
         """Measure the most promising candidates within the budget, and the uniform soup beside it."""
-        guide = None
-        if is_guided:
-            is_local = bool({"auto", "local"} & set(self.kinds))
-            guide = Guide(bank, ranked.candidates, _inner_products(bank), local=is_local, objective=self.objective)
+        guide = self._guide(bank, ranked) if is_guided else None
         entries, hear = self._with_pulled(bank, guide or self._shortlist(ranked), singles)
         return race(
             bank,
@@ -529,6 +553,19 @@ class _Search:
             products=_inner_products(bank) if "model-stock" in kinds else None,
         )
         return _Ranked(bank, candidates, ranks, objective)
+
+
+def _is_uniform_known(reporter: Reporter) -> bool:
+    """Whether an earlier search measured the uniform soup, so that other soups can be predicted without a pass.
+
+    Not where more counts than which predictions are right: what is known of a soup is too little then.
+    """
+    bank, held_out = reporter.bank, reporter.held_out
+    is_measurable = bank.is_measurable and (held_out is None or held_out.is_measurable)
+    if bank.is_pilot or reporter.need_logits or reporter.objective.floors or not is_measurable:
+        return False
+    soup = measured_soup(bank, Recipe.uniform(bank.ingredients.ids), bank.pruned(reporter.objective.top))
+    return bool(np.isfinite(soup.values).any())
 
 
 def _ranks(bank: LogitBank, objective: Objective, rows: np.ndarray) -> np.ndarray:

@@ -291,7 +291,7 @@ class Reporter:
         """Where a soup is worse than the best single model beyond chance, say so, and how that model is saved."""
         if report.verdict is None or not report.verdict.is_proven_worse:
             return
-        (single,) = best_known(report.singles, report.images, self.objective).recipe.ingredients
+        (single,) = best_single(self.bank, report).recipe.ingredients
         options = [] if report.metric == "accuracy" else ["--metric", report.metric]
         options += [option for floor in report.keep for option in ("--keep", floor)]
         words = ["hf-radin", "search", str(self.bank.folder), "--method", "best_single", *options]
@@ -300,8 +300,8 @@ class Reporter:
             "On %r, which proves it, the soup is worse than the best single model beyond chance. Take that model "
             "instead: %s",
             report.verdict.split,
-            # `best_single` takes all logits, and what it writes is a checkpoint
-            single if report.pilot or self.bank.given else f"{command} (or hf_radin.best_single)",
+            # `best_single` takes the logits of all images, held out too, and what it writes is a checkpoint
+            single if report.pilot or report.hold_out or self.bank.given else f"{command} (or hf_radin.best_single)",
         )
 
     def _refit(self, chosen: Measurement, best: Measurement, seed: int, *, of: int) -> FinalLayers | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from hf_radin.images.split import OBJECT
 from hf_radin.layers.record import HeadRecord, TailRecord
-from hf_radin.recipes.recipe import Result
-from hf_radin.runtime.text import clock, escape, is_share, percent, show_difference, show_metric, signed
+from hf_radin.recipes.recipe import Measurement, Result
+from hf_radin.runtime.text import clock, counted, escape, is_share, percent, show_difference, show_metric, signed
 from hf_radin.soup.report import Comparison, SearchReport, SoupVerdict, TimeSpent
 
 # What a soup is, by the kind of its verdict.
@@ -284,9 +284,21 @@ def _estimated(report: SearchReport, split: str, values: Mapping[str, float]) ->
     return (
         f"{proof}**Estimated, not measured** is how good it is on {part}the split {escape(choosing)}, which chose it: "
         f"the ensemble of its ingredients, whose {escape(name)} estimates that of the soup, has "
-        f"{show_metric(name, soup.estimate)} there, and the best single ingredient {show_metric(name, best)}. "
-        "Such estimates are usually too good."
+        f"{show_metric(name, soup.estimate)} there, and the best single ingredient {show_metric(name, best)}."
+        f"{_estimate_errors(report, soup)}"
     )
+
+
+def _estimate_errors(report: SearchReport, soup: Measurement) -> str:
+    """How far estimates are to be trusted, by soups that were measured before, if there are any."""
+    if report.estimate_error is None:
+        return " Such estimates are usually too good."
+    name, known = report.metric, sum(entry.measured is not None for entry in report.soups)
+    were = f"{counted(known, 'soup')} that {'was' if known == 1 else 'were'} measured before"
+    off = f" Of {were}, such estimates were off by {show_difference(name, report.estimate_error)} in the median"
+    if soup.predicted is None:
+        return f"{off}."
+    return f"{off}; corrected by these, that of this soup is {show_metric(name, soup.predicted)}."
 
 
 def _clock(seconds: float | None) -> str:

@@ -219,10 +219,6 @@ def find_ingredients(
     entries = [*report.ingredients] if everything else _entries(report, path)
     refuse_given((_ingredient(entry, report) for entry in entries), f"Cooking {path}", "Average the weights yourself.")
     absent = [entry.id for entry in entries if not entry.repo_id and not Path(entry.id).is_dir()]
-    if absent and not models and everything:
-        raise ValueError(
-            f"There is no folder {absent[0]!r} here, where {path} has an ingredient: it must be there to run again."
-        )
     if absent and not models:
         raise ValueError(
             f"There is no folder {absent[0]!r} here, where {path} has an ingredient; say where the checkpoints are "
@@ -387,16 +383,22 @@ def find_last_layers(
 def find_bank(
     path: Path,
     *,
+    models: Sequence[str] = (),
     dataset: str | Path | None = None,
     cache_dir: str | Path | None = None,
     other_split: str | None = None,
+    **options: Any,
 ) -> LogitBank:
     """The logits that the soup of a `recipe.json` was chosen by; those that are not cached are computed again.
 
+    Its ingredients have the ids that the recipe gives them, wherever they are.
+
     Args:
         path: the file, or the soup's folder.
+        models: where all checkpoints that the soup was chosen from are now; by default where the recipe says.
         dataset: where the images are now; by default where the recipe says.
         other_split: of the same dataset, which is needed later and has to be there, too.
+        options: as `find_ingredients` takes them.
 
     Raises:
         ValueError: if an ingredient or the images are not there, nothing was measured of the soup, or this run has
@@ -413,9 +415,11 @@ def find_bank(
             f"{path}: its ingredients ran with mixed precision {report.mixed_precision!r}, and this run has "
             f"{precision!r}: accelerate launch --mixed_precision {report.mixed_precision} -m hf_radin."
         )
-    ingredients, _ = find_ingredients(path, everything=True)
+    ingredients, _ = find_ingredients(path, models=models, everything=True, **options)
+    pairs = zip(ingredients, report.ingredients, strict=True)
+    named = [replace(ingredient, id=entry.id) for ingredient, entry in pairs]
     statistics = report.batchnorm
-    options = RunOptions(
+    run = RunOptions(
         dtype=report.dtype or "auto",
         logits_dtype=report.logits_dtype or "float32",
         on_error="skip" if report.skipped else "raise",
@@ -427,7 +431,7 @@ def find_bank(
     source = _source(path, report.data, report.data.split, dataset, "the logits that it was chosen by")
     if other_split is not None:
         open_split(source.at(other_split))  # refused before anything is computed
-    return extend_bank(ingredients, source, options, processes)
+    return extend_bank(Ingredients(named, start=ingredients.start), source, run, processes)
 
 
 def _taught_again(

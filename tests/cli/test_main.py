@@ -258,8 +258,8 @@ def test_an_odd_card_of_an_ingredient_does_no_harm(two, digits, cache, cwd):
     assert soup("--models", f"{two}/*", "--dataset", digits, "--cache-dir", cache) == 0
 
 
-def test_an_estimate_may_be_proved_on_another_split(runs, digits, cache, cwd, capsys):
-    options = ["--dataset", digits, "--cache-dir", cache, "--test-split", "test"]
+def test_an_estimate_may_be_proved_on_another_split(runs, digits, tmp_path, cwd, capsys):
+    options = ["--dataset", digits, "--cache-dir", tmp_path / "cache", "--test-split", "test"]
     assert soup("--models", f"{runs}/ft-*", *options, "--budget", "0", "--unmeasured") == 0
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("soup "))

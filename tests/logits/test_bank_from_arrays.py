@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from shared.given import twin
+from shared.logs import warned
 
 import hf_radin
+from hf_radin.soup.report import Overlap
 
 NAMES = ("a", "b", "c")
 
@@ -41,6 +43,35 @@ def test_labels_may_be_names_and_ids_may_be_any_numbers():
     assert (named.classes, numbered.classes) == (tuple(classes), ("0", "1", "2", "3"))
     np.testing.assert_array_equal(numbered.ids, np.arange(20))
     assert named.score([[1, 0, 0]]) == numbered.score([[1, 0, 0]])
+
+
+def proved(*, chosen: np.ndarray | None, proving: np.ndarray | None, **options) -> hf_radin.Soup:
+    """The best single model, proved by images of these ids."""
+    banks = [
+        hf_radin.LogitBank.from_arrays({**logits_of(), "a": logits_of()["a"] + at}, LABELS, ids=ids, split=split)
+        for at, (split, ids) in enumerate({"validation": chosen, "test": proving}.items())
+    ]
+    return hf_radin.radin(banks[0], test_split=banks[1], **options)
+
+
+def test_ids_that_are_given_say_which_images_splits_share(caplog):
+    numbers = np.arange(20)
+    assert proved(chosen=numbers, proving=numbers + 20).report.overlap == Overlap(20, 0)
+    held_out = hf_radin.LogitBank.from_arrays(logits_of(), LABELS, ids=numbers)
+    assert hf_radin.radin(held_out, hold_out=0.5).report.overlap == Overlap(10, 0)
+    assert not [line for line in warned(caplog) if "images" in line]
+    with pytest.raises(
+        ValueError, match="5 of the 20 images of the split 'test' are in the split 'validation' too, by"
+    ):
+        proved(chosen=numbers, proving=numbers + 15)
+    assert proved(chosen=numbers, proving=numbers + 15, allow_overlap=True).report.overlap == Overlap(20, 5)
+
+
+@pytest.mark.parametrize("ids", [None, np.arange(20)])
+def test_without_ids_that_is_not_known_and_a_line_says_how_it_would_be(caplog, ids):
+    assert proved(chosen=None, proving=ids).report.overlap == Overlap(20, None)
+    (line,) = [line for line in warned(caplog) if "share images" in line]
+    assert "is not known: give each image an id that is the same in both (LogitBank.from_arrays(..., ids=...))" in line
 
 
 def test_logits_are_kept_as_float32_and_what_is_changed_later_changes_nothing():

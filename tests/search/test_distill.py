@@ -50,6 +50,14 @@ def unescaped(folder: Path) -> str:
     return card(folder).replace("\\", "")
 
 
+def image_files(folder: Path, part: slice) -> Path:
+    """A folder of digits that nobody labelled."""
+    folder.mkdir()
+    for place, image in enumerate(digit_images(part)[0]):
+        image.save(folder / f"{place:04}.png")
+    return folder
+
+
 def test_a_soup_becomes_better_on_images_that_took_no_part(own_heads_bank, tmp_path):
     before = hf_radin.uniform(own_heads_bank, test_split="test")
     soup = hf_radin.distill(own_heads_bank, before)
@@ -105,9 +113,29 @@ def test_a_net_with_batchnorm_is_distilled_and_cooked_again(nets, digits, tmp_pa
     assert weights(tmp_path / "again") == weights(tmp_path / "soup")
 
 
-def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path):
-    bank = own_heads_bank
-    soup = hf_radin.distill(bank, hf_radin.uniform(bank), split="test", labels=False)
+@pytest.mark.parametrize("kind", ["split", "folder"])
+def test_a_net_with_batchnorm_that_other_images_taught_is_cooked_again(
+    nets, digits, tmp_path, caplog, monkeypatch, kind
+):
+    monkeypatch.setattr("hf_radin.search.distill.hindrance", lambda *_: "")  # better or not, it is cooked again
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{nets}/ft-*"), digits, cache_dir=tmp_path / "first")
+    teaching = {"split": "test", "labels": False}
+    if kind == "folder":
+        teaching = {"images": str(image_files(tmp_path / "unlabelled", slice(0, 400)))}
+    soup = hf_radin.distill(bank, hf_radin.uniform(bank), **teaching)
+    assert (soup.report.head.source is None) == (kind == "split") and soup.report.batchnorm.split == "train"
+    soup.save_pretrained(tmp_path / "soup")
+    caplog.clear()
+    assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
+    assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
+
+
+def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path, predictions):
+    bank, before = own_heads_bank, hf_radin.uniform(own_heads_bank)
+    test = bank_of_split(bank, "test")
+    predictions.clear()
+    soup = hf_radin.distill(bank, before, split="test", labels=False)
+    assert sum(predictions) == len(bank) + len(test)  # the soup sees both; of its teachers, the logits are there
     record = soup.report.head
     assert (record.split, record.images, record.labels) == ("test", 497, 0)
     assert soup.report.passes.tail == pytest.approx(1 + 5 * 497 / 600)  # four teachers, and the soup on both
@@ -265,12 +293,12 @@ def test_what_can_not_be_is_refused_before_a_pass(bank, predictions, options, pr
     assert not predictions
 
 
-def test_soups_that_can_not_be_distilled_are_refused(bank, own_heads_bank, runs, tmp_path):
+def test_soups_that_can_not_be_distilled_are_refused(bank, unsearched, own_heads_bank, runs, tmp_path):
     distilled = hf_radin.distill(own_heads_bank, hf_radin.uniform(own_heads_bank))
     with pytest.raises(ValueError, match="are distilled already"):
         hf_radin.distill(own_heads_bank, distilled)
     with pytest.raises(ValueError, match="was not measured"):
-        hf_radin.distill(bank, hf_radin.radin(bank, budget=0, unmeasured=True))
+        hf_radin.distill(bank, hf_radin.radin(unsearched, budget=0, unmeasured=True))
     with pytest.raises(ValueError, match=r"ft-"):
         hf_radin.distill(own_heads_bank, hf_radin.uniform(bank))
     few = image_dataset(*digit_images(slice(700, 850)))
@@ -320,6 +348,25 @@ def test_the_command_ends_as_the_option_does(own_heads, digits, tmp_path, caplog
     assert "Its last layers, from vit.layers.1 on, are distilled from the ensemble of 4 and the labels" in out
     assert main(["distill", str(tmp_path / "plain"), "--output", str(tmp_path / "plain"), "--overwrite"]) == 2
     assert "would be lost" in capsys.readouterr().err
+
+
+def test_checkpoints_that_moved_are_named(own_heads, digits, tmp_path, capsys):
+    place = shutil.copytree(own_heads, tmp_path / "then")
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{place}/ft-*"), digits, cache_dir=tmp_path / "cache")
+    before = hf_radin.uniform(bank)
+    before.save_pretrained(tmp_path / "soup")
+    hf_radin.distill(bank, before).save_pretrained(tmp_path / "one")
+    place.rename(tmp_path / "now")
+    command = ["distill", str(tmp_path / "soup"), "--output", str(tmp_path / "two")]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    assert main(command) == 2 and r"with models=... (--models)" in capsys.readouterr().err
+    assert main([*command, "--models", f"{tmp_path}/now/ft-[012]"]) == 2
+    assert f"{tmp_path}/then/ft-3 is not the checkpoint that the recipe was made with" in capsys.readouterr().err
+    assert main([*command, "--models", f"{tmp_path}/now/ft-*"]) == 0
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+    reports = [SearchReport.read(tmp_path / name / "recipe.json", is_saved=True) for name in ("one", "two")]
+    assert replace(reports[0], ingredients=()) == replace(reports[1], ingredients=())
+    assert [entry.id for entry in reports[0].ingredients] == [entry.id for entry in reports[1].ingredients]
 
 
 def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, caplog):
@@ -396,10 +443,7 @@ def test_options_that_do_not_go_together_are_refused(runs, digits, tmp_path, cap
 
 
 def test_images_without_labels_of_another_dataset_teach(own_heads_bank, tmp_path, caplog):
-    folder = tmp_path / "unlabelled"
-    folder.mkdir()
-    for place, image in enumerate(digit_images(slice(0, 400))[0]):
-        image.save(folder / f"{place}.png")
+    folder = image_files(tmp_path / "unlabelled", slice(0, 400))
     before = hf_radin.uniform(own_heads_bank, test_split="test")
     soup = hf_radin.distill(own_heads_bank, before, images=str(folder))
     record = soup.report.head

@@ -336,7 +336,8 @@ def test_numbers_of_numpy_are_numbers(bank, tmp_path):
 @pytest.mark.parametrize(
     "kinds", ["forward", "monte-carlo,forward", "local", "line", "subsets", "dirichlet,local,line,subsets,forward"]
 )
-def test_what_is_sought_is_estimated_no_lower_than_what_is_drawn(bank, kinds):
+def test_what_is_sought_is_estimated_no_lower_than_what_is_drawn(unsearched, kinds):
+    bank = unsearched
     drawn = hf_radin.radin(bank, budget=0, unmeasured=True, proposals="monte-carlo", candidates=3)
     sought = hf_radin.radin(bank, budget=0, unmeasured=True, proposals=f"monte-carlo,{kinds}", candidates=3)
     assert sought.measurements[-1].estimate >= drawn.measurements[-1].estimate

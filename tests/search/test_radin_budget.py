@@ -1,6 +1,7 @@
 """A search spends no more than greedy does unless the user says so, and returns nothing unmeasured unasked."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from shared.logs import warned
 
 import hf_radin
 from hf_radin.cli.main import main
+from hf_radin.cli.tables import soup_table
 from hf_radin.recipes.propose import usual_passes
+from hf_radin.soup.card import render
 
 
 def test_by_default_a_search_takes_no_more_passes_than_greedy_and_eight_at_most():
@@ -46,7 +49,8 @@ def test_an_estimate_of_costs_has_the_same_default(runs, digits, tmp_path):
     assert job.budget == usual_passes(3) == 2 and job.soups == 3
 
 
-def test_with_nothing_measured_the_best_single_model_is_returned(bank, tmp_path, caplog, predictions):
+def test_with_nothing_measured_the_best_single_model_is_returned(unsearched, tmp_path, caplog, predictions):
+    bank = unsearched
     soup, insisted = hf_radin.radin(bank, budget=0), hf_radin.radin(bank, budget=0, unmeasured=True)
     assert soup.recipe == hf_radin.best_single(bank).recipe and not soup.report.soups and not predictions
     best = bank.score(np.eye(5)).max()
@@ -57,6 +61,39 @@ def test_with_nothing_measured_the_best_single_model_is_returned(bank, tmp_path,
     soup.save_pretrained(tmp_path / "soup")
     card = (tmp_path / "soup" / "README.md").read_text()
     assert "No soup was measured, so this is the best single model" in card and "Estimated, not measured" not in card
+
+
+@pytest.mark.parametrize("unmeasured", [False, True])
+def test_soups_that_were_measured_before_predict_the_others(bank, unsearched, predictions, unmeasured):
+    searched = hf_radin.radin(unsearched, budget=2, head="average")
+    longer = hf_radin.radin(bank, budget=4, head="average")
+    predictions.clear()
+    soup = hf_radin.radin(unsearched, budget=0, unmeasured=unmeasured)
+    assert not predictions and not soup.report.passes.soups
+    *known, new = soup.report.soups
+    before = {entry.recipe: (entry.measured, entry.images) for entry in searched.report.soups}
+    assert {entry.recipe: (entry.measured, entry.images) for entry in known} == before
+    assert new.measured is None and new.recipe == longer.report.soups[len(searched.report.soups)].recipe
+    assert new.known == new.predicted != new.estimate
+    whole = [entry for entry in known if entry.images == 600]
+    best = max([*soup.report.singles, *whole, new], key=lambda entry: entry.known)
+    assert soup.recipe == best.recipe and soup.report.measured == (best is not new)
+
+
+def test_predicted_is_said_and_by_how_much_estimates_missed(unsearched):
+    hf_radin.uniform(unsearched)  # of this soup alone it is known which images it gets right, and no logits
+    assert not hf_radin.radin(unsearched, budget=0).report.soups
+    hf_radin.radin(unsearched, budget=1, head="average")
+    soup = hf_radin.radin(unsearched, budget=0)
+    measured = [entry for entry in soup.report.soups if entry.measured is not None]
+    off = f"{100 * soup.report.estimate_error:.2f} points in the median"
+    chosen = replace(soup.report, recipe=soup.report.soups[-1].recipe, measured=False)
+    printed, card = soup_table(hf_radin.Soup(chosen, soup.ingredients)), " ".join(render(chosen).split())
+    predicted = f"{100 * chosen.soups[-1].predicted:.2f}%"
+    assert f"Predicted by soups that were measured before, not measured: {predicted} on validation." in printed
+    assert f"Estimates of soups were off by {off}" in printed
+    assert re.search(rf"Of {len(measured)} soups? that w\w+ measured before, such estimates were off by {off}; ", card)
+    assert f"; corrected by these, that of this soup is {predicted}." in card
 
 
 @pytest.mark.parametrize("budget", [{}, {"budget": 2}, {"budget": "15m"}])
@@ -73,8 +110,8 @@ def test_the_option_is_refused_before_a_model_is_looked_at(options, tmp_path, ca
     assert "--unmeasured: soups are measured with a budget above 0; it goes with --budget 0" in capsys.readouterr().err
 
 
-def test_the_options_are_those_of_the_function(bank, digits, cache, tmp_path):
-    hf_radin.compute_logits(bank.ingredients, digits, cache_dir=cache)  # a folder is read as it was last used
+def test_the_options_are_those_of_the_function(bank, digits, tmp_path):
+    bank = hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path / "cache")
     command = ["search", str(bank.folder), "--budget", "0", "--output"]
     assert main([*command, str(tmp_path / "single")]) == 0
     assert main([*command, str(tmp_path / "soup"), "--unmeasured"]) == 0

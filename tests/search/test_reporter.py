@@ -20,9 +20,9 @@ import hf_radin
 from hf_radin.cli import tables
 from hf_radin.metrics.named import NAMES
 from hf_radin.runtime.processes import Processes
-from hf_radin.search.reporter import predict
+from hf_radin.search.reporter import Reporter, ReportOptions, predict
 from hf_radin.soup import card
-from hf_radin.soup.report import PassCounts
+from hf_radin.soup.report import Comparison, PassCounts
 
 __all__ = ["zoo", "zoo_pilot"]  # fixtures
 
@@ -170,6 +170,21 @@ def test_of_images_that_were_held_out_the_figures_are_theirs(runs, digits, tmp_p
     whole = hf_radin.uniform(bank, metrics="log_loss").results[0].metrics["log_loss"]
     both = [rows["uniform", split] for split in ("validation", "validation (held out)")]
     assert sum(row.images * row.metrics["log_loss"] for row in both) / 600 == pytest.approx(whole, abs=1e-9)
+
+
+def test_of_images_that_were_held_out_none_chooses_the_model_that_is_named_instead(bank, caplog):
+    def best(part: hf_radin.LogitBank) -> str:
+        part = part.by_content  # of equals the first
+        return part.ingredients.ids[part.score(np.eye(len(part.ingredients))).argmax()]
+
+    seed = next(seed for seed in range(99) if best(bank.by_content.divided(0.4, seed)[0]) != best(bank))
+    report = hf_radin.radin(bank, budget=0, unmeasured=True, hold_out=0.4, seed=seed).report
+    worse = Comparison(report.held_out, -0.1, (-0.2, -0.05), 1e-3)
+    reporter = Reporter.of(bank, ReportOptions(hold_out=0.4, seed=seed))
+    caplog.clear()
+    reporter.warn_if_worse(replace(report, against_best_single=(worse,)))
+    (line,) = warned(caplog)
+    assert line.endswith(f"Take that model instead: {best(reporter.bank)}")
 
 
 def test_what_a_single_model_predicts_is_known(bank, model_calls):

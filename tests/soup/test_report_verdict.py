@@ -51,7 +51,8 @@ def test_the_best_single_model_is_neither_better_nor_worse(soup):
     assert replace(single, method="best_single").verdict is None
 
 
-def test_of_what_was_not_measured_there_is_none(bank):
+def test_of_what_was_not_measured_there_is_none(unsearched):
+    bank = unsearched
     report = hf_radin.radin(bank, budget=0, unmeasured=True).report
     assert report.verdict is None and verdict_text(report) == "" and report.estimate_error is None
     assert "Verdict" not in soup_table(hf_radin.best_single(bank))
