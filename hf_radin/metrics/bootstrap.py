@@ -82,7 +82,8 @@ def resampled(metric: Metric, models: Sequence[Answers], *, seed: int = 0) -> np
         return _of_sums(np.stack([metric.of_images(answers) for answers in models]), labels, generator)
     if metric.of_counts is not None:
         return _of_counts(metric, models, generator)
-    draws = list(_drawn(labels, generator, FEWER))
+    order = np.argsort(labels, kind="stable")
+    draws = [order[places] for places in _drawn(labels, generator, FEWER)]
     return np.array([[score_or_nan(metric, answers.take(drawn)) for drawn in draws] for answers in models])
 
 
@@ -137,16 +138,18 @@ def _of_exchanged_counts(
 
 
 def _drawn(labels: np.ndarray, generator: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
-    """Positions of images, drawn with replacement within each class: `(samples,)`, so often."""
-    order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
+    """Places of images in the order of their classes, drawn with replacement within each: `(samples,)`, so often."""
+    counts = np.bincount(labels)
     starts, sizes = (np.repeat(values, counts) for values in (np.cumsum(counts) - counts, counts))
     for _ in range(draws):
-        yield order[starts + (generator.random(len(labels)) * sizes).astype(int)]
+        yield starts + (generator.random(len(labels)) * sizes).astype(int)
 
 
 def _of_sums(values: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """The means of values `(models, samples)` of images that are drawn again: `(models, draws)`."""
-    return np.stack([values[:, drawn].mean(axis=1) for drawn in _drawn(labels, generator, RESAMPLES)], axis=1)
+    in_order = values[:, np.argsort(labels, kind="stable")]
+    draws = _drawn(labels, generator, RESAMPLES)
+    return np.array([[row.take(places).mean() for row in in_order] for places in draws]).T
 
 
 def _of_counts(metric: Metric, models: Sequence[Answers], generator: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_radin.recipes.scoring import Counts, of_each_class
+from hf_radin.recipes.scoring import Counts, Losses, of_each_class
 
 if TYPE_CHECKING:
     from hf_radin.metrics.named import Answers
@@ -72,21 +72,17 @@ def all_right(answers: Answers) -> np.ndarray:
     return np.asarray(answers.hits.all(axis=1))
 
 
-def losses(answers: Answers) -> np.ndarray:
-    """Of each image the mean over classes of minus the logarithm of the probability of what is right: `(samples,)`."""
-    logits = np.asarray(answers.logits, dtype=np.float64)
-    wrong = np.where(answers.labels, -logits, logits)
-    return np.logaddexp(0.0, wrong).mean(axis=1)
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean over classes of minus the logarithm of the probability of what is right, as `Losses` has it."""
+    wrong = np.where(labels.T, -logits, logits)
+    return (np.maximum(wrong, 0) + np.log1p(np.exp(-np.abs(wrong)))).mean(axis=1)
 
 
-def squared_errors(answers: Answers) -> np.ndarray:
-    """Of each image the mean over classes of the squared error of the probability: `(samples,)`."""
-    return ((_probabilities(answers) - answers.labels) ** 2).mean(axis=1)
-
-
-def _probabilities(answers: Answers) -> np.ndarray:
-    """The sigmoid of the logits, float64 `(samples, classes)`."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(answers.logits, dtype=np.float64)))
+def squared_errors(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean over classes of the squared error of the probability, as `Losses` has it."""
+    wrong = np.where(labels.T, -logits, logits)
+    small = np.exp(-np.abs(wrong))  # the probability of what is wrong is a sigmoid: no large number is raised
+    return ((np.where(wrong > 0, 1, small) / (1 + small)) ** 2).mean(axis=1)
 
 
 # What follows from counts of decisions.
@@ -100,7 +96,7 @@ OF_COUNTS: Mapping[str, Callable[[Counts], np.ndarray]] = {
 }
 
 # What is a mean over images, of probabilities.
-OF_PROBABILITIES = {"log_loss": losses, "brier_score": squared_errors}
+OF_PROBABILITIES: Mapping[str, Losses] = {"log_loss": losses, "brier_score": squared_errors}
 
 # Ranks the images of each class.
 RANKING = ("roc_auc", "average_precision")

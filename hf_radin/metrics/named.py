@@ -31,7 +31,7 @@ import numpy as np
 from hf_radin.metrics import multi_label
 from hf_radin.recipes import scoring
 from hf_radin.recipes.ensemble import BINS
-from hf_radin.recipes.scoring import Counts
+from hf_radin.recipes.scoring import Counts, Losses
 from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
@@ -80,13 +80,6 @@ class Answers:
         return weighted_counts(self, np.ones(len(self.labels)))
 
     @cached_property
-    def targets(self) -> torch.Tensor:
-        """The true classes `(samples,)`."""
-        import torch
-
-        return torch.from_numpy(np.array(self.labels, dtype=np.int64))
-
-    @cached_property
     def scores(self) -> torch.Tensor:
         """The logits, float64 `(samples, classes)`."""
         import torch
@@ -110,6 +103,7 @@ class Metric:
         is_loss: whether less is better.
         of_counts: where it follows from counts of predicted classes, how.
         of_images: where it is a mean over images, what each adds to it: `(samples,)`.
+        of_logits: where that follows from logits by arithmetic, the same for many recipes at once.
         top: where it is the share of labels among the best `top` classes, how many these are; 1 for that of right
             decisions, too.
         of_class: where it is that of one class, which.
@@ -122,6 +116,7 @@ class Metric:
     is_loss: bool = False
     of_counts: Callable[[Counts], np.ndarray] | None = None
     of_images: Callable[[Answers], np.ndarray] | None = None
+    of_logits: Losses | None = None
     top: int | None = None
     of_class: int | None = None
     function: Callable[..., Any] | None = None
@@ -288,8 +283,7 @@ def _load_multi_label(metric: Any, classes: Sequence[str] | None) -> Metric:
     if (of_counts := multi_label.OF_COUNTS.get(name)) is not None:
         return Metric(name, False, lambda answers: {name: float(of_counts(answers.counts)[0])}, of_counts=of_counts)
     if (losses := multi_label.OF_PROBABILITIES.get(name)) is not None:
-        compute = partial(_compute_of_logits, name, _mean(losses))
-        return Metric(name, True, compute, is_loss=True, of_images=losses)
+        return _of_losses(name, losses)
     if name in multi_label.RANKING:
         return Metric(name, True, partial(_compute_of_logits, name, partial(_one_vs_rest, _RANKING[name])))
     names = ", ".join(multi_label.NAMES)
@@ -314,8 +308,17 @@ def _named(name: str) -> Metric:
     if name in OF_PREDICTIONS:
         of_counts = _of_counts(name)
         return Metric(name, False, lambda answers: {name: float(of_counts(answers.counts)[0])}, of_counts=of_counts)
+    if name in _OF_PROBABILITIES:
+        return _of_losses(name, _OF_PROBABILITIES[name])
     compute = partial(_compute_of_logits, name, OF_LOGITS[name])
-    return Metric(name, True, compute, is_loss=name in LOSSES, of_images=_OF_IMAGES.get(name))
+    return Metric(name, True, compute, is_loss=name == "calibration_error")
+
+
+def _of_losses(name: str, losses: Losses) -> Metric:
+    """A metric that is the mean of what each image adds by its logits, of which less is better."""
+    of_images = partial(_of_each_image, losses)
+    compute = partial(_compute_of_logits, name, _mean(of_images))
+    return Metric(name, True, compute, is_loss=True, of_images=of_images, of_logits=losses)
 
 
 def _compute_of_logits(name: str, score: Callable[[Answers], float], answers: Answers) -> dict[str, float]:
@@ -431,18 +434,26 @@ def _top_hits(top: int, answers: Answers) -> np.ndarray:
     return np.asarray(((scores > of_label) | ((scores == of_label) & lower)).sum(axis=1) < top)
 
 
-def _losses(answers: Answers) -> np.ndarray:
-    """Minus the logarithm of the label's probability: `(samples,)`."""
-    from torch.nn.functional import cross_entropy
+def _of_each_image(losses: Losses, answers: Answers) -> np.ndarray:
+    """What each image adds by its logits, in float64: `(samples,)`."""
+    by_class = np.array(np.asarray(answers.logits).T, dtype=np.float64, order="C")
+    return losses(by_class[None], answers.labels)[0]
 
-    return cross_entropy(answers.scores, answers.targets, reduction="none").numpy()
+
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Minus the logarithm of the label's probability, as `Losses` has it."""
+    ahead = logits - logits.max(axis=1, keepdims=True)
+    of_label = ahead[:, labels, np.arange(len(labels))]
+    return np.asarray(np.log(np.exp(ahead, out=ahead).sum(axis=1)) - of_label)
 
 
-def _squared_errors(answers: Answers) -> np.ndarray:
-    """The sum over classes of the squared errors of probabilities, for two classes half of it: `(samples,)`."""
-    errors = answers.probabilities.numpy().copy()
-    errors[np.arange(len(errors)), answers.labels] -= 1
-    return np.asarray((errors**2).sum(axis=1)) / (2 if answers.classes == 2 else 1)
+def _squared_errors(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The sum over classes of the squared errors of probabilities, for two classes half of it, as `Losses` has it."""
+    errors = logits - logits.max(axis=1, keepdims=True)
+    np.exp(errors, out=errors)
+    errors /= errors.sum(axis=1, keepdims=True)
+    errors[:, labels, np.arange(len(labels))] -= 1
+    return np.asarray((errors**2).sum(axis=1)) / (2 if logits.shape[1] == 2 else 1)
 
 
 def _calibration_error(answers: Answers) -> float:
@@ -502,22 +513,16 @@ OF_PREDICTIONS = (
 # What ranks the samples of a class.
 _RANKING = {"roc_auc": _roc_auc, "average_precision": _average_precision}
 
-# Metrics of logits by name.
+# Other metrics of logits by name.
 OF_LOGITS: Mapping[str, Callable[[Answers], float]] = {
-    "top5_accuracy": _mean(partial(_top_hits, 5)),
-    "log_loss": _mean(_losses),
-    "brier_score": _mean(_squared_errors),
     **{name: partial(_one_vs_rest, of_class) for name, of_class in _RANKING.items()},
     "calibration_error": _calibration_error,
 }
 
-NAMES = (*OF_PREDICTIONS, *OF_LOGITS)
+# Of those that are means over images, what each image adds; less is better.
+_OF_PROBABILITIES: Mapping[str, Losses] = {"log_loss": _losses, "brier_score": _squared_errors}
 
-# Of these less is better.
-LOSSES = {"log_loss", "brier_score", "calibration_error"}
-
-# Of those that are means over images, what each image adds.
-_OF_IMAGES = {"log_loss": _losses, "brier_score": _squared_errors}
+NAMES = (*OF_PREDICTIONS, "top5_accuracy", *_OF_PROBABILITIES, *OF_LOGITS)
 
 _TOP = re.compile(r"top_?([1-9]\d*)_accuracy")
 _OF_CLASS = re.compile(r"(recall|precision|f1)\[(.+)\]", re.IGNORECASE)

@@ -221,6 +221,8 @@ def score_recipes(
             for block in blocks
         )
         return np.concatenate([metric.of_counts(block) for block in counts] or [np.zeros(0)])
+    if metric.of_logits is not None and pruned.top == 0:
+        return scoring.mean_losses(pruned, labels, rows, metric.of_logits, on_block=on_block)
     scores = []
     for answers in _answers(pruned, labels, classes, rows):
         scores.append(score_or_nan(metric, answers))

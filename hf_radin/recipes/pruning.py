@@ -323,7 +323,11 @@ def keep_all(logits: Sequence[np.ndarray | Stored], *, most: int = MOST) -> Prun
     size = len(logits) * samples * classes * logits[0].dtype.itemsize
     if size > most:
         raise TooMuchLeftError(f"{size} bytes of logits are left of {samples} samples.")
-    stacked = np.stack([array[:].T for array in logits])  # (models, classes, samples)
+    stacked = np.empty((len(logits), classes, samples), logits[0].dtype)
+    step = max(1, READ_AT_ONCE // classes)
+    for of_model, array in zip(stacked, logits, strict=True):
+        for start in range(0, samples, step):
+            of_model[:, start : start + step] = array[start : start + step].T
     return Pruned(
         np.arange(samples),
         np.full(samples, classes),

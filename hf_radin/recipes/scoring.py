@@ -28,8 +28,15 @@ from hf_radin.recipes.pruning import Bucket, Pruned
 # How many logits are converted, and how many mixed ones are held, at a time: 4 MiB in float32, which a cache holds.
 MIXED_AT_ONCE = 1 << 20
 
+# The same where each mixed logit is looked at again and again: 1 MiB.
+CACHED = 1 << 18
+
 # How many counts of predicted classes are held at a time: 2^23 integers are 64 MiB.
 COUNTED_AT_ONCE = 1 << 23
+
+# From logits `(recipes, classes, images)` and the images' labels, what each image adds to a metric that is a mean:
+# `(recipes, images)`. Labels are the true classes `(images,)`, or which classes there are, bool `(images, classes)`.
+Losses = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -290,6 +297,38 @@ def _predictions(
                 for pairs, images, sums in mix_close_pairs(rows[block], by_image, close, mixed_at_once):
                     classes[pairs, images] = part.classes[sums.argmax(axis=1), images]
                 yield block, part.images, classes
+
+
+def mean_losses(
+    pruned: Pruned,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    losses: Losses,
+    *,
+    on_block: OnBlock = lambda predictions: None,
+    mixed_at_once: int = CACHED,
+) -> np.ndarray:
+    """The mean over images of what each adds by all the logits that a recipe mixes of it: `(recipes,)`.
+
+    Args:
+        pruned: that kept all classes (`pruning.keep_all`).
+        labels, losses: see `Losses`.
+        rows, on_block, mixed_at_once: as in `count_hits`.
+    """
+    (bucket,) = pruned.buckets()
+    models, k, images = bucket.logits.shape
+    weights, total = rows.astype(np.float32), np.zeros(len(rows))
+    step = max(1, mixed_at_once // (models * k))
+    for start in range(0, images, step):
+        part = slice(start, start + step)
+        of_part = labels[bucket.images[part]]
+        flat = bucket.logits[:, :, part].astype(np.float32).reshape(models, -1)
+        for first in range(0, len(rows), models):  # as many recipes as models: what is mixed is as large as they are
+            block = slice(first, first + models)
+            mixed = (weights[block] @ flat).reshape(-1, k, len(of_part))
+            total[block] += losses(mixed, of_part).sum(axis=1, dtype=np.float64)
+        on_block(len(rows) * len(of_part))
+    return total / images
 
 
 def mixed_logits(pruned: Pruned, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -56,6 +56,7 @@ class Guide:
         self._pool = candidates
         self._taken = [np.eye(len(products)), np.full((1, len(products)), 1 / len(products))]
         self._done: set[bytes] = set()
+        self._known: dict[bytes, float] = {}  # ranks of recipes by what is predicted of them now
 
     def __iter__(self) -> Iterator[Entry]:
         while entry := self._next():
@@ -64,6 +65,7 @@ class Guide:
     def learn(self, recipe: Recipe, values: np.ndarray) -> None:
         """Learn a soup's logits `(entries,)`, as `Gaps.learn` takes them."""
         self._gaps = self._gaps.learn(self.bank.row(recipe), values)
+        self._known = {}
 
     def _next(self) -> Entry | None:
         if self.local:
@@ -84,8 +86,13 @@ class Guide:
         return Entry(self.bank.recipe(row), proposal, estimate, predicted)
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
-        """The rank of soups by what is predicted of them: the more the better."""
-        return self.bank.processes.score(lambda block: self.objective.ranks(self._scores(self._gaps, block)), rows)
+        """The rank of soups by what is predicted of them: the more the better. Each is predicted once."""
+        keys = [row.tobytes() for row in rows]
+        new = rows[[place for place, key in enumerate(keys) if key not in self._known]]
+        if len(new):
+            ranks = self.bank.processes.score(lambda block: self.objective.ranks(self._scores(self._gaps, block)), new)
+            self._known |= zip([row.tobytes() for row in new], ranks.tolist(), strict=True)
+        return np.array([self._known[key] for key in keys])
 
     def _scores(self, gaps: Gaps, rows: np.ndarray) -> dict[str, np.ndarray]:
         """What gaps predict of soups by each metric: `(recipes,)`."""

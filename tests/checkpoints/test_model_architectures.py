@@ -1,4 +1,4 @@
-"""Every architecture that transformers can classify images with goes the whole road, to the Hub and back."""
+"""Every architecture that transformers can classify images with goes the whole road, and multi-label a shorter one."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import save_file
-from shared.architectures import EXCEPTIONS, INSTALLED, TINY, Architecture
+from shared import label_set_road
+from shared.architectures import EXCEPTIONS, INSTALLED, TINY, Architecture, save_fine_tunes
 from shared.whole_road import broken_laws, walk
 from shared.write_table import WHOLE_ROAD, read_table
 from transformers import AutoConfig, ViTImageProcessor
@@ -30,6 +31,15 @@ EXCEPTED = {
 def test_the_whole_road(hub, tmp_path, architecture):
     findings = walk(architecture, tmp_path)
     assert broken_laws(architecture, findings) == [], findings
+    assert label_set_road.broken_laws(tmp_path) == []
+
+
+@pytest.mark.parametrize("classes", [("cat",), ("cat", "dog")], ids=["one logit", "two logits"])
+@pytest.mark.parametrize("model_type", ["vit", "resnet", "swin", "siglip", "convnext"])
+def test_few_logits_are_label_sets_too(tmp_path, model_type, classes):
+    [architecture] = [installed for installed in INSTALLED if installed.model_type == model_type]
+    save_fine_tunes(architecture, tmp_path, 2, classes=classes)
+    assert label_set_road.broken_laws(tmp_path, classes) == []
 
 
 def test_few_architectures_are_excepted():

@@ -8,6 +8,7 @@ from hf_radin.metrics.objective import BEHIND, Floor, Objective, score_recipes
 from hf_radin.recipes.ensemble import mix
 from hf_radin.recipes.pruning import keep_all, prune
 from hf_radin.recipes.recipe import Measurement, Recipe
+from hf_radin.recipes.scoring import mean_losses
 
 CLASSES = ("cat", "melanoma", "a b", "<=50K", "a [b]")
 
@@ -115,3 +116,24 @@ def test_many_recipes_are_scored_as_one_is(name):
     mixed = [mix(logits, row) for row in rows]
     expected = [metric.compute(Answers(each.argmax(axis=1), labels, 3, each))[name] for each in mixed]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["log_loss", "brier_score"])
+@pytest.mark.parametrize("are_multi_label", [False, True], ids=["one class", "label sets"])
+def test_means_over_images_are_the_same_in_blocks_of_any_size(name, are_multi_label):
+    """A recipe that is no recipe, as predicted soups are, and a last block of fewer images, too."""
+    generator = np.random.default_rng(4)
+    labels = generator.random((70, 5)) < 0.3 if are_multi_label else generator.integers(5, size=70)
+    logits = [(3 * generator.standard_normal((70, 5))).astype(np.float32) for _ in range(3)]
+    rows = np.concatenate([generator.dirichlet(np.ones(3), size=7), [[1.5, -0.7, 0.4]]])
+    (metric,) = load_metrics(name, of_label_sets=are_multi_label)
+    seen: list[int] = []
+    scores = [
+        mean_losses(keep_all(logits), labels, rows, metric.of_logits, on_block=seen.append, mixed_at_once=size)
+        for size in (1, 15 * 16, 1 << 18)
+    ]
+    mixed = [sum(weight * each.astype(np.float64) for weight, each in zip(row, logits, strict=True)) for row in rows]
+    expected = [metric.compute(Answers(labels, labels, 5, each))[name] for each in mixed]
+    for each in scores:
+        np.testing.assert_allclose(each, expected, rtol=1e-5)
+    assert sum(seen) == 3 * len(rows) * 70 and len(seen) == 70 + 5 + 1

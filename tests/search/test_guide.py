@@ -93,3 +93,23 @@ def test_a_search_says_what_was_predicted(bank, caplog):
         hf_radin.radin(bank, budget=3)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Soup of")]
     assert len(lines) > 2 and "predicted" not in lines[0] and all(", predicted 0." in line for line in lines[1:])
+
+
+def test_each_recipe_is_predicted_once_until_a_soup_says_more(bank, products, monkeypatch):
+    predicted: list[bytes] = []
+    score = bank.processes.score
+
+    def counting(of, rows):
+        predicted.extend(row.tobytes() for row in rows)
+        return score(of, rows)
+
+    monkeypatch.setattr(bank.processes, "score", counting)
+    guide = Guide(bank, propose(5), products, local=True)
+    entries = iter(guide)
+    first = next(entries)
+    next(entries)
+    assert len(predicted) == len(set(predicted)) >= len(propose(5).weights)
+    before = len(predicted)
+    guide.learn(first.recipe, shown_all(bank, first.recipe).values)
+    next(entries)
+    assert len(predicted) == before + len(set(predicted))

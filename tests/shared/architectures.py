@@ -1,7 +1,7 @@
 """Tiny checkpoints of every class of transformers that classifies images: random weights, right shapes."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,9 +205,9 @@ def pictures(count: int = 6) -> list[Image.Image]:
     return [Image.fromarray(image) for image in (colours + noise).astype(np.uint8)]
 
 
-def build(architecture: Architecture) -> PreTrainedModel:
-    """A model of one architecture with three classes and random weights, in evaluation mode."""
-    names = dict(enumerate(CLASSES))
+def build(architecture: Architecture, classes: Sequence[str] = CLASSES) -> PreTrainedModel:
+    """A model of one architecture with random weights, in evaluation mode."""
+    names = dict(enumerate(classes))
     config = AutoConfig.for_model(
         architecture.model_type,
         **architecture.options,
@@ -240,13 +240,15 @@ def build_processor(architecture: Architecture) -> BaseImageProcessor:
             return transformers.ViTImageProcessor(size={"height": size, "width": size})
 
 
-def save_fine_tunes(architecture: Architecture, folder: Path, count: int = 3) -> None:
+def save_fine_tunes(
+    architecture: Architecture, folder: Path, count: int = 3, *, classes: Sequence[str] = CLASSES
+) -> None:
     """`count` checkpoints that lie around one start, as fine-tunes do, each with the BatchNorm statistics of its own.
 
     With a new model's weights and statistics the signal dies away layer by layer: all images get the same logits.
     """
     torch.manual_seed(0)
-    start = build(architecture)
+    start = build(architecture, classes)
     for parameter in start.parameters():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter)
