@@ -651,10 +651,9 @@ def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -
         raise ValueError(
             f"--eval-task {args.eval_task}: a leaderboard takes an accuracy, which multi-label checkpoints don't have."
         )
-    if args.head == "refit" or args.distill:
-        option = "--distill" if args.distill else "--head refit"
+    if args.head == "refit":
         raise ValueError(
-            f"{option}: last layers are taught where each image has one class, and these checkpoints are multi-label: "
+            "--head refit: a head is refitted where each image has one class, and these checkpoints are multi-label: "
             "leave it out."
         )
 

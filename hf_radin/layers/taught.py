@@ -13,21 +13,14 @@ from hf_radin.layers.record import HeadRecord
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Target
 from hf_radin.logits.passes import compute_soup
+from hf_radin.metrics.cross_entropy import calibrated_losses, log_losses
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.tail.teach import TaughtTail
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import FeatureRunning, Head, Inputs, RefittedHead, find_head
-from hf_radin.weights.refit import (
-    FOLDS,
-    Lesson,
-    Refit,
-    calibrated_losses,
-    log_losses,
-    logits_of,
-    refit,
-)
+from hf_radin.weights.refit import FOLDS, Lesson, Refit, logits_of, refit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +41,7 @@ class CookedLayers(Generic[L]):
         head: taught by all images of a bank.
         record: how it was made.
         features: what they are given of images, `(images, features)`; may be memory-mapped.
-        predictions: the class of each image, `(images,)`.
+        predictions: the class of each image `(images,)`, multi-label all decisions `(images, classes)`.
         losses: minus the logarithm of the probability that an image is given for its label, in nats: `(images,)`.
         averaged_losses: the same of the averaged layers, at the temperature that is best for them.
         logits: `(images, classes)`; None unless they were wanted.

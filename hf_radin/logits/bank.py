@@ -46,6 +46,7 @@ from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, Statistic
 from hf_radin.logits.passes import Passes
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
+from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
 from hf_radin.metrics.objective import score_recipes
 from hf_radin.recipes import ensemble, gaps, propose, pruning, scoring
@@ -601,6 +602,16 @@ class LogitBank:
             return scoring.predict(self.pruned(), np.asarray(recipe))[0]
         except pruning.TooMuchLeftError:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
+
+    def predictions_of(self, logits: np.ndarray) -> np.ndarray:
+        """The class of the largest logit of each image `(samples,)`, or its decisions; -1 where a logit is not finite.
+
+        Args:
+            logits: `(samples, classes)`, of any images.
+        """
+        if self.is_multi_label:
+            return decisions_of(logits)
+        return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
 
     def answers(self, recipe: np.ndarray, *, with_logits: bool = False) -> Answers:
         """What the ensemble of one recipe `(models,)` predicts, with its logits if they are wanted.

@@ -17,7 +17,6 @@ from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
-from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.metrics.named import Answers
 from hf_radin.recipes.pruning import NONE, Pruned
 from hf_radin.recipes.recipe import Recipe, Teacher
@@ -142,7 +141,7 @@ class MeasuredSoup:
         logits, pace = compute_soup(target, bank.images, self._make_model, bank.passes(), bank.samples)
         unknown = np.flatnonzero(is_unknown(self._classes))
         if len(unknown):
-            self._classes[unknown] = _predicted(bank, logits[unknown])
+            self._classes[unknown] = bank.predictions_of(logits[unknown])
             bank.processes.decide(lambda: self._write(self._path, self._classes))
         return np.asarray(logits[bank.places]), Spent.on(pace.seconds, pace.device)
 
@@ -267,12 +266,12 @@ class EvaluatedSoup(MeasuredSoup):
     def logits(self) -> tuple[np.ndarray, Spent]:
         """As of any soup; it is shown all images, if it was not."""
         logits = self._evaluated()
-        self._classes = _predicted(self.bank, logits)
+        self._classes = self.bank.predictions_of(logits)
         return logits[self.bank.places], Spent.on(self._pace.seconds, self._pace.device)
 
     def _measure(self, missing: np.ndarray, on_block: Callable[[int], object]) -> None:
         logits = self._evaluated()
-        self._classes, self.values = _predicted(self.bank, logits), logits[self._entries]
+        self._classes, self.values = self.bank.predictions_of(logits), logits[self._entries]
         on_block(int(missing.sum()))
 
     def _evaluated(self) -> np.ndarray:
@@ -324,7 +323,7 @@ class _Tally:
         rows = np.flatnonzero(self.missing[samples])
         (answers,) = passes.running.logits([model], select(inputs, rows))
         logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
-        self.classes[samples.start + rows] = _as_tensor(_predicted(self.bank, logits))
+        self.classes[samples.start + rows] = _as_tensor(self.bank.predictions_of(logits))
         self.shown += len(rows)
         first, last = np.searchsorted(self._images[self._order], (samples.start, samples.stop))
         entries = self._order[first:last]
@@ -405,10 +404,3 @@ def _unknown(bank: LogitBank, samples: int) -> np.ndarray:
     if bank.is_multi_label:
         return np.full((samples, len(bank.classes)), UNKNOWN, np.int8)
     return np.full(samples, UNKNOWN)
-
-
-def _predicted(bank: LogitBank, logits: np.ndarray) -> np.ndarray:
-    """The class of each image's largest logit `(samples,)`, or its decisions; -1 where a logit is no finite number."""
-    if bank.is_multi_label:
-        return decisions_of(logits)
-    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_radin.metrics.cross_entropy import compared, taught_probabilities
 from hf_radin.weights.head import LinearLayer
 from hf_radin.weights.ridge import Moments, Ridge, fit
 
@@ -38,9 +39,6 @@ CHUNK = 1024
 # Steps to the least cross-entropy at most, how many of them are remembered, and what is no step any more. The unknowns
 # are scaled so that images leave each of them a standard error of about 1.
 STEPS, MEMORY, SMALL = 100, 8, 1e-3
-
-# Newton's steps to the best temperature, at most.
-NEWTON = 30
 
 # Shares of the labels in what a head is taught, if they have a part: those to choose from.
 SHARES = (0.1, 0.25, 0.5)
@@ -105,11 +103,8 @@ class Lesson:
 
     def wanted(self, rows: np.ndarray) -> torch.Tensor:
         """The probabilities that are taught, of images by their rows, float64 `(rows, classes)`."""
-        wanted = self._tensor(self.teacher[rows]).softmax(1)
-        if self.labels is not None and self.share:
-            wanted *= 1 - self.share
-            wanted[range(len(rows)), self.labels[rows]] += self.share
-        return wanted
+        labels = None if self.labels is None else self.labels[rows]
+        return taught_probabilities(self._tensor(self.teacher[rows]), labels, self.share)
 
     def moments(self, rows: np.ndarray) -> Moments:
         """The sums over images, given by their rows; targets are what the head lacks of the teacher's logits.
@@ -144,10 +139,9 @@ class Lesson:
 
         def of_chunk(chunk: np.ndarray) -> Errors:
             features, wanted = self._tensor(self.features[chunk]), self.wanted(chunk)
-            logs = (features @ weight.T + bias).log_softmax(1)
-            errors = logs.exp() - wanted
+            entropies, errors = compared(features @ weight.T + bias, wanted)
             squares = (errors**2).sum() + (wanted * (1 - wanted)).sum()
-            return Errors(-(wanted * logs).sum(), squares, errors.T @ features, errors.sum(0))
+            return Errors(entropies.sum(), squares, errors.T @ features, errors.sum(0))
 
         return reduce(add, map(of_chunk, _chunks(rows)))
 
@@ -330,59 +324,6 @@ def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: Line
 def logits_of(layer: LinearLayer, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """What a head makes of the features of some images, given by their rows: float32 `(rows, classes)`."""
     return np.concatenate([layer(features[chunk]).astype(np.float32) for chunk in _chunks(rows)])
-
-
-def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Minus the logarithm of the probability that images are given for their labels, in nats: float64 `(images,)`.
-
-    Args:
-        logits: `(images, classes)`.
-        labels: `(images,)`.
-    """
-    return _scaled(logits, labels, 1.0)[0]
-
-
-def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The same of logits that are multiplied by the number that makes their sum least (temperature scaling)."""
-    return _scaled(logits, labels, best_scale(logits, labels))[0]
-
-
-def best_scale(logits: np.ndarray, wanted: np.ndarray) -> float:
-    """The number by which logits are to be multiplied so that the sum of their cross-entropies is least.
-
-    The sum is convex in that number (Guo et al., arXiv 1706.04599), and Newton's steps find it.
-
-    Args:
-        logits: `(images, classes)`.
-        wanted: the labels of the images `(images,)`, or the probabilities that they shall have `(images, classes)`.
-    """
-    scale = 1.0
-    for _ in range(NEWTON):
-        _, slopes, curvatures = _scaled(logits, wanted, scale)
-        step = slopes.sum() / max(float(curvatures.sum()), np.finfo(float).tiny)
-        before, scale = scale, min(max(scale - step, scale / 2), scale * 2)
-        if abs(scale - before) <= SMALL * scale:
-            break
-    return float(scale)
-
-
-def _scaled(logits: np.ndarray, wanted: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of logits that are multiplied by a number: cross-entropies to labels or probabilities, and their first and
-    second derivatives by it `(images,)`."""
-    results = np.zeros((3, len(logits)))
-    for chunk in _chunks(np.arange(len(logits))):
-        values, targets = logits[chunk].astype(np.float64), wanted[chunk]
-        values -= values.max(1, keepdims=True)
-        powers = np.exp(scale * values)
-        is_label = targets.ndim == 1
-        right = values[range(len(chunk)), targets] if is_label else (targets * values).sum(1)
-        sums = powers.sum(1)
-        mean = (powers * values).sum(1) / sums
-        results[0, chunk] = np.log(sums) - scale * right
-        results[1, chunk] = mean - right
-        results[2, chunk] = (powers * values**2).sum(1) / sums - mean**2
-    losses, slopes, curvatures = results
-    return losses, slopes, curvatures
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -145,8 +145,7 @@ def test_a_folder_of_images_goes_the_whole_road(runs, tmp_path):
     ("options", "reason"),
     [
         (["--changes", "changes.parquet"], "--changes changes.parquet: Which images two models predict differently"),
-        (["--distill"], "--distill: last layers are taught where each image has one class"),
-        (["--head", "refit"], "--head refit: last layers are taught"),
+        (["--head", "refit"], "--head refit: a head is refitted where each image has one class"),
         (["--metric", "mcc"], "The metric 'mcc' is one of classifiers that give each image one class"),
         (["--keep", "recall[cat] >= 0.5"], "is of a class that is not there"),
         (["--pilot", "0.5"], "pilot=0.5: it goes by which class of an image is the best"),
@@ -174,8 +173,6 @@ def test_what_multi_label_checkpoints_can_not_be_asked_is_refused(bank, runs, tm
     with pytest.raises(ValueError, match="multi-label: compute the logits of all images, without pilot"):
         hf_radin.compute_logits(bank.ingredients, dataset(), pilot=0.5, cache_dir=tmp_path)
     soup = hf_radin.uniform(bank)
-    with pytest.raises(ValueError, match="Last layers are taught where each image has one class"):
-        hf_radin.distill(bank, soup)
     with pytest.raises(ValueError, match="these are multi-label"):
         hf_radin.soup_changes(bank, soup)
 

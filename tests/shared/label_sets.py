@@ -19,8 +19,12 @@ def properties(digits: list[int]) -> list[list[int]]:
     return [[number for number, name in enumerate(NAMES) if digit in PROPERTIES[name]] for digit in digits]
 
 
-def save_runs(start: Path, folder: Path, *, count: int = 4) -> None:
-    """Fine-tunes, `ft-0` and so on, of a classifier of digits with a new head."""
+def save_runs(start: Path, folder: Path, *, count: int = 4, own_heads: bool = False) -> None:
+    """Fine-tunes, `ft-0` and so on, of a classifier of digits with a new head.
+
+    Args:
+        own_heads: whether each has one that was drawn for it, so that these have nothing in common.
+    """
     torch.manual_seed(1)
     classes = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
     options = {"problem_type": "multi_label_classification", "ignore_mismatched_sizes": True, **classes}
@@ -32,7 +36,10 @@ def save_runs(start: Path, folder: Path, *, count: int = 4) -> None:
     base.save_pretrained(folder / "base")
     for seed in range(count):
         model = ViTForImageClassification.from_pretrained(folder / "base")
-        train(model, learning_rate=2e-3, epochs=2, seed=seed, targets=targets)
+        if own_heads:
+            torch.manual_seed(seed)
+            torch.nn.init.normal_(model.classifier.weight, std=0.2)
+        train(model, learning_rate=2e-3, epochs=4 if own_heads else 2, seed=seed, targets=targets)
         save(model, folder / f"ft-{seed}")
 
 
