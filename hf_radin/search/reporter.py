@@ -15,7 +15,7 @@ from hf_radin.images.split import Split
 from hf_radin.ingredients.card_metadata import describe_ingredient, describe_start
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.taught import CookedLayers, refit_head
-from hf_radin.logits.bank import NO_CHANGES, LogitBank
+from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
 from hf_radin.metrics.bootstrap import Difference, metric_interval
 from hf_radin.metrics.changes import Changes, margins_of
@@ -796,7 +796,8 @@ def with_start(bank: LogitBank, soup: Soup) -> LogitBank:
 
 
 def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
-    """The images of a bank for which a soup, b, predicts another class than the best single model, a.
+    """The images of a bank for which a soup, b, predicts another class than the best single model, a; multi-label, the
+    pairs of an image and a class that they decide differently.
 
     What was measured of the soup is not measured again; its logits, for margins, take a pass over the bank's images
     and are cached beside it. If its last layers were taught, and these images chose it, what counts is what the report
@@ -813,8 +814,6 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
     """
     if not soup.report.is_measured:
         raise ValueError("The soup was not searched for, so that no best single model is known to compare it with.")
-    if bank.is_multi_label:
-        raise ValueError(NO_CHANGES)
     if bank.is_pilot:
         raise ValueError(
             f"The logits of the split {bank.split!r} are of a part of it (pilot), and a soup changes others: name the "
@@ -825,13 +824,14 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
     bank.ingredients.select(best.used)  # refuses others
     single = bank.row(best)
     answers = _soup_answers(bank, soup)
-    predictions = np.stack([bank.predict(single), answers.predictions], axis=1)
-    images = np.flatnonzero(predictions[:, 0] != predictions[:, 1])
-    margins = np.full((len(images), 2), np.nan, np.float32)
-    margins[:, 0] = bank.margins(single, images)
+    pair = np.stack([bank.predict(single), answers.predictions], axis=-1)
+    places = np.nonzero(pair[..., 0] != pair[..., 1])
+    predictions = pair[places]
+    margins = np.full(predictions.shape, np.nan, np.float32)
+    margins[:, 0] = bank.margins(single, places)
     if answers.logits is not None:
-        margins[:, 1] = margins_of(answers.logits[images], predictions[images, 1])
-    return bank.changes(images, predictions[images], margins)
+        margins[:, 1] = margins_of(answers.logits[places], predictions[:, 1])
+    return bank.changes(places, predictions, margins)
 
 
 def _soup_answers(bank: LogitBank, soup: Soup) -> Answers:

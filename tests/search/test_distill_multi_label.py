@@ -73,6 +73,11 @@ def test_a_soup_becomes_better_is_saved_told_and_cooked_again(bank, tmp_path, ca
     assert f1_score(truth, yes, average="macro") == pytest.approx(f1(soup, "soup", "test"), abs=5e-3)
     card = (tmp_path / "soup" / "README.md").read_text()
     assert "with distilled last layers" in card and "- distillation" in card and "| not distilled | test |" in card
+    changes = hf_radin.soup_changes(bank, soup)
+    best, labels = bank.predict(bank.row(hf_radin.best_single(bank).recipe)), np.array(bank.labels)
+    right = [(decisions == labels).sum() for decisions in (best, soup.unseen.predictions)]
+    assert changes.won - changes.lost == right[1] - right[0] and len(changes)
+    assert np.isfinite(changes.margins[:, 0]).all() and np.isnan(changes.margins[:, 1]).all()  # no metric took logits
     caplog.clear()
     command = ["average", "--recipe", str(tmp_path / "soup"), "--output", str(tmp_path / "again")]
     assert main([*command, "--cache-dir", str(tmp_path / "cache")]) == 0
