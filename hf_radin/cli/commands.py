@@ -647,11 +647,6 @@ def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -
         raise ValueError(
             f"--eval-task {args.eval_task}: a leaderboard takes an accuracy, which multi-label checkpoints don't have."
         )
-    if args.head == "refit":
-        raise ValueError(
-            "--head refit: a head is refitted where each image has one class, and these checkpoints are multi-label: "
-            "leave it out."
-        )
 
 
 def push_options(args: argparse.Namespace) -> PushOptions:

@@ -89,7 +89,7 @@ def refit_head(
         teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)
         averaged = bank.soup_features(recipe).layer() or place.layer_of(averaged_soup(bank, recipe))
         taught, device = labels if teacher.labels else None, processes.float64_device
-        lesson = Lesson(features, teaching, averaged, taught, device=device)
+        lesson = Lesson(features, teaching, averaged, taught, device=device, multi_label=bank.is_multi_label)
         with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
             result = refit(lesson, bank.contents, seed=seed, on_fit=bar.update)
         logits = result.unseen_logits(features)

@@ -45,7 +45,7 @@ class RefittedAnswers:
 
     Args:
         refit: the head that all these images teach; its own `predictions` are of these only.
-        predictions: `(samples,)`, `UNKNOWN` for all other images.
+        predictions: `(samples,)`, multi-label `(samples, classes)`; `UNKNOWN` for all other images.
         logits: `(samples, classes)`; None if they were not wanted.
     """
 
@@ -170,9 +170,9 @@ class MeasuredSoup:
     def refit(self, teacher: Teacher, *, seed: int = 0, with_logits: bool = False) -> RefittedAnswers:
         """Its head refitted to a teacher, without a further pass, as `refit.refit` does it.
 
-        The images that it was shown by `look` teach it. In `predictions` `(samples,)` they have
-        the class that the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been
-        shown them in other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
+        The images that it was shown by `look` teach it. In `predictions` they have the class, or the decisions, that
+        the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been shown them in
+        other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
 
         Args:
             with_logits: whether the logits of these images are wanted, too.
@@ -184,15 +184,16 @@ class MeasuredSoup:
 
         def refitted() -> RefittedAnswers:
             images, features = self._features.read()
-            layer, places = self._features.layer(), bank.places[self.predictions != UNKNOWN]
+            layer, places = self._features.layer(), bank.places[~is_unknown(self.predictions)]
             if layer is None or not np.isin(places, images).all():
                 raise ValueError(f"{self._features.folder} was changed while it was used. Run the same again.")
-            rows, shown = np.searchsorted(images, places), np.flatnonzero(self.predictions != UNKNOWN)
+            rows, shown = np.searchsorted(images, places), np.flatnonzero(~is_unknown(self.predictions))
             labels = np.asarray(bank.labels)[shown] if teacher.labels else None
             device = bank.processes.float64_device
-            lesson = Lesson(features[rows], bank.mixed(row, shown), layer, labels, device=device)
+            teaching = bank.mixed(row, shown)
+            lesson = Lesson(features[rows], teaching, layer, labels, device=device, multi_label=bank.is_multi_label)
             result = refit(lesson, bank.contents[shown], seed=seed)
-            predictions, logits = np.full(len(bank), UNKNOWN), None
+            predictions, logits = _unknown(bank, len(bank)), None
             predictions[shown] = result.predictions
             if with_logits:
                 logits = np.zeros((len(bank), len(bank.classes)), dtype=np.float32)

@@ -308,7 +308,7 @@ class Reporter:
             return head
         other = self._cook(bank_of_split(self.bank, self.head_split), recipe, teacher, seed)
         logits = logits_of(other.head.layer, cooked.features, np.arange(len(self.bank)))
-        taught_elsewhere = FinalLayers(other, recipe, teacher, logits.argmax(1), logits)
+        taught_elsewhere = FinalLayers(other, recipe, teacher, self.bank.predictions_of(logits), logits)
         return taught_elsewhere if self._is_no_worse(taught_elsewhere, head, best) else head
 
     def _cook(self, bank: LogitBank, recipe: Recipe, teacher: Teacher, seed: int) -> CookedLayers:
@@ -393,10 +393,11 @@ class Reporter:
         bank = self.bank
         if (least := fewest_of_a_class(bank)) < FOLDS:
             logger.info(
-                "The averaged head stays: the split %r has %d different images of one class, and a head is refitted "
-                "with %d of each or more.",
+                "The averaged head stays: the split %r has %d different images %s, and a head is refitted with %d of "
+                "each or more.",
                 bank.split,
                 least,
+                "with one class, or without it" if bank.is_multi_label else "of one class",
                 FOLDS,
             )
             return False
@@ -701,7 +702,7 @@ class FinalLayers:
     Args:
         soup: the recipe of all else.
         teacher: of these layers.
-        predictions: on the images that choose, of layers that did not see the image: `(images,)`.
+        predictions: on the images that choose, of layers that did not see the image, as in `Answers`.
         logits: of the same layers, `(images, classes)`; None if they were not wanted.
     """
 
@@ -863,9 +864,12 @@ def _soup_answers(bank: LogitBank, soup: Soup) -> Answers:
 
 
 def fewest_of_a_class(bank: LogitBank) -> int:
-    """How many different images there are of the class that has the fewest."""
+    """How many different images there are of the class that has the fewest; multi-label, with it or without it."""
     _, different = np.unique(bank.contents, return_index=True)
-    return int(np.bincount(np.asarray(bank.labels)[different], minlength=len(bank.classes)).min())
+    labels = np.asarray(bank.labels)[different]
+    if bank.is_multi_label:
+        return int(np.minimum(labels.sum(axis=0), (~labels).sum(axis=0)).min())
+    return int(np.bincount(labels, minlength=len(bank.classes)).min())
 
 
 def choose(measurements: Iterable[Measurement], objective: Objective = ACCURACY) -> Measurement:

@@ -11,6 +11,9 @@ no part in. The second step is taken if it brings such heads nearer to the teach
 
 The labels of the images may have a part in what a head is taught. How large it is best, cross-fitting says: the more
 images, the larger.
+
+Multi-label, each class has a regression and a cross-entropy of its own, and they add up: of the logits as they are,
+since a number that is added to all of an image changes all its probabilities.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_radin.metrics.cross_entropy import compared, taught_probabilities
+from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.weights.head import LinearLayer
 from hf_radin.weights.ridge import Moments, Ridge, fit
 
@@ -51,7 +55,8 @@ class Refit:
     Args:
         layer: fitted to all images.
         penalty: that it was fitted with, as in `ridge.Ridge`.
-        predictions: the class of each image, from the head that was fitted to the other folds: `(images,)`.
+        predictions: the class of each image `(images,)`, multi-label all decisions `(images, classes)`, from the head
+            that was fitted to the other folds.
         folds: of the images, `(images,)`.
         layers: fitted without the images of each fold.
         labels: the share of the labels in what it was taught.
@@ -85,9 +90,10 @@ class Lesson:
         features: of the images, `(images, features)`; may be memory-mapped.
         teacher: logits of the images, `(images, classes)`; may be memory-mapped.
         layer: the head that the model has.
-        labels: of the images, `(images,)`; None if they have no part.
+        labels: of the images, `(images,)`, multi-label bool `(images, classes)`; None if they have no part.
         share: that labels have in the probabilities that are taught; the teacher has the rest.
         device: of torch, for sums over images; it takes float64.
+        multi_label: whether an image may have any number of classes.
     """
 
     features: np.ndarray
@@ -96,6 +102,7 @@ class Lesson:
     labels: np.ndarray | None = None
     share: float = 0.0
     device: str = "cpu"
+    multi_label: bool = False
 
     def at(self, share: float) -> Lesson:
         """The same with another share of the labels."""
@@ -104,13 +111,18 @@ class Lesson:
     def wanted(self, rows: np.ndarray) -> torch.Tensor:
         """The probabilities that are taught, of images by their rows, float64 `(rows, classes)`."""
         labels = None if self.labels is None else self.labels[rows]
-        return taught_probabilities(self._tensor(self.teacher[rows]), labels, self.share)
+        return taught_probabilities(self._tensor(self.teacher[rows]), labels, self.share, multi_label=self.multi_label)
+
+    def predictions(self, layer: LinearLayer, rows: np.ndarray) -> np.ndarray:
+        """The classes that a head gives some images `(rows,)`, multi-label its decisions `(rows, classes)`."""
+        logits = layer(self.features[rows])
+        return decisions_of(logits) if self.multi_label else logits.argmax(1)
 
     def moments(self, rows: np.ndarray) -> Moments:
         """The sums over images, given by their rows; targets are what the head lacks of the teacher's logits.
 
         The targets are centred for each image: a number that is added to all of its logits changes no probability, but
-        would be an error to the regression, by which the penalty is chosen.
+        would be an error to the regression, by which the penalty is chosen. Multi-label it changes all, and they stay.
 
         Raises:
             ValueError: if a feature is no finite number.
@@ -124,7 +136,7 @@ class Lesson:
                     "in float32 (--dtype float32)."
                 )
             lacking = self.teacher[chunk].astype(np.float64) - self.layer(features)
-            return Moments.of(features, lacking - lacking.mean(1, keepdims=True))
+            return Moments.of(features, lacking if self.multi_label else lacking - lacking.mean(1, keepdims=True))
 
         return reduce(add, map(of_chunk, _chunks(rows)))
 
@@ -139,7 +151,7 @@ class Lesson:
 
         def of_chunk(chunk: np.ndarray) -> Errors:
             features, wanted = self._tensor(self.features[chunk]), self.wanted(chunk)
-            entropies, errors = compared(features @ weight.T + bias, wanted)
+            entropies, errors = compared(features @ weight.T + bias, wanted, multi_label=self.multi_label)
             squares = (errors**2).sum() + (wanted * (1 - wanted)).sum()
             return Errors(entropies.sum(), squares, errors.T @ features, errors.sum(0))
 
@@ -234,10 +246,10 @@ def refit(
     ]
     step = int(np.sum(entropies, axis=0).argmin())
     layers = tuple(fold.heads[step] for fold in taught)
-    predictions = np.zeros(len(lesson.features), dtype=int)
+    predictions = np.zeros(lesson.teacher.shape if lesson.multi_label else len(lesson.features), dtype=int)
     for layer_without, part in zip(layers, parts, strict=True):
         for chunk in _chunks(part.rows):
-            predictions[chunk] = layer_without(lesson.features[chunk]).argmax(1)
+            predictions[chunk] = lesson.predictions(layer_without, chunk)
     final = _teach(lesson, parts, penalty)
     on_fit()
     share = 0.0 if lesson.labels is None else SHARES[step]

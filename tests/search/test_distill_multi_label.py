@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from shared.banks import plain_inputs
-from shared.label_sets import NAMES, dataset, save_runs
+from shared.label_sets import NAMES, dataset, digit_sets, own_heads_of_sets, own_heads_of_sets_bank
 from shared.logs import warned
 from shared.training import PARTS, digit_images
 from sklearn.metrics import f1_score
@@ -21,28 +21,12 @@ from hf_radin.soup.report import SearchReport
 from hf_radin.tail.teach import Course
 from hf_radin.weights.refit import draw_folds
 
-
-@pytest.fixture(scope="module")
-def runs(start, tmp_path_factory) -> Path:
-    """Fine-tunes whose heads have nothing in common."""
-    folder = tmp_path_factory.mktemp("own-heads-of-properties")
-    save_runs(start, folder, own_heads=True)
-    return folder
+__all__ = ["digit_sets", "own_heads_of_sets", "own_heads_of_sets_bank"]  # fixtures
 
 
-@pytest.fixture(scope="module")
-def properties(tmp_path_factory) -> Path:
-    """Digits with the names of their properties, in two splits."""
-    folder = tmp_path_factory.mktemp("properties") / "data"
-    for split in ("validation", "test"):
-        dataset(split).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder.parent
-
-
-@pytest.fixture(scope="module")
-def bank(runs, properties, tmp_path_factory) -> hf_radin.LogitBank:
-    ingredients = hf_radin.gather(f"{runs}/ft-*")
-    return hf_radin.compute_logits(ingredients, properties, cache_dir=tmp_path_factory.mktemp("cache"))
+@pytest.fixture
+def bank(own_heads_of_sets_bank) -> hf_radin.LogitBank:
+    return own_heads_of_sets_bank
 
 
 def weights(folder: Path) -> bytes:
@@ -100,9 +84,9 @@ def test_images_without_labels_teach_and_those_that_chose_judge(bank, tmp_path):
     assert weights(tmp_path / "again") == weights(tmp_path / "soup")
 
 
-def test_the_option_ends_as_the_function_does(runs, properties, bank, tmp_path):
-    command = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(properties), "--method", "uniform", "--distill"]
-    assert main([*command, "--cache-dir", str(bank.home), "--output", str(tmp_path / "one")]) == 0
+def test_the_option_ends_as_the_function_does(own_heads_of_sets, digit_sets, bank, tmp_path):
+    command = ["soup", "--models", f"{own_heads_of_sets}/ft-*", "--dataset", str(digit_sets), "--method", "uniform"]
+    assert main([*command, "--distill", "--cache-dir", str(bank.home), "--output", str(tmp_path / "one")]) == 0
     hf_radin.distill(bank, hf_radin.uniform(bank)).save_pretrained(tmp_path / "two")
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     assert SearchReport.read(tmp_path / "one" / "recipe.json").is_distilled

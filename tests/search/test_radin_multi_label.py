@@ -74,7 +74,7 @@ def test_pruned_scores_are_dense_scores(bank):
     ids=["f1", "map with a floor", "accuracy, held out", "all right, in full"],
 )
 def test_the_soup_that_is_returned_has_what_its_report_says(bank, options, tmp_path):
-    soup = hf_radin.radin(bank, budget=3, **options)
+    soup = hf_radin.radin(bank, budget=3, head="average", **options)
     report = soup.report
     assert report.metric == {"accuracy": "label_accuracy", "map": "average_precision"}.get(
         options.get("metric"), options.get("metric", "f1")
@@ -145,7 +145,6 @@ def test_a_folder_of_images_goes_the_whole_road(runs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--head", "refit"], "--head refit: a head is refitted where each image has one class"),
         (["--metric", "mcc"], "The metric 'mcc' is one of classifiers that give each image one class"),
         (["--keep", "recall[cat] >= 0.5"], "is of a class that is not there"),
         (["--pilot", "0.5"], "pilot=0.5: it goes by which class of an image is the best"),
@@ -163,8 +162,6 @@ def test_options_of_other_checkpoints_are_refused_before_anything_is_computed(
 
 
 def test_what_multi_label_checkpoints_can_not_be_asked_is_refused(bank, runs, tmp_path):
-    with pytest.raises(ValueError, match=r"head='refit': .* multi-label"):
-        hf_radin.radin(bank, budget=2, head="refit")
     with pytest.raises(ValueError, match="'top5_accuracy' is one of classifiers that give each image one class"):
         hf_radin.radin(bank, metric="top5_accuracy")
     with pytest.raises(ValueError, match="multi-label: compute the logits of all images, without pilot"):
@@ -235,7 +232,7 @@ def test_a_single_sigmoid_is_a_class_that_is_there_or_not(runs, tmp_path):
     feature = datasets.Sequence(datasets.ClassLabel(names=["even"]))
     data = rows.remove_columns("label").add_column("label", flags, feature=feature)
     single = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/ft-*"), data, cache_dir=tmp_path / "cache")
-    soup = hf_radin.radin(single, budget=2)
+    soup = hf_radin.radin(single, budget=2, head="average")
     assert single.labels.shape == (600, 1) and soup.report.classes == ("even",)
     soup.save_pretrained(tmp_path / "soup")
     images, digits = digit_images(PARTS["validation"])

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import datasets
+import pytest
 import torch
 from transformers import ViTForImageClassification
 
+import hf_radin
 from shared.training import PARTS, digit_images, save, train
 
 # Digits that have a property. A seven has no curve, a one is neither: one in ten digits has none of these.
@@ -63,3 +65,29 @@ def write_images(folder: Path, *, count: int = 40) -> None:
                 image.save(folder / split / f"{place}.png")
                 file.write(json.dumps({"file_name": f"{place}.png", "label": [NAMES[number] for number in numbers]}))
                 file.write("\n")
+
+
+@pytest.fixture(scope="module")
+def own_heads_of_sets(start, tmp_path_factory) -> Path:
+    """A folder with four fine-tunes whose heads have nothing in common."""
+    folder = tmp_path_factory.mktemp("own-heads-of-sets")
+    save_runs(start, folder, own_heads=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digit_sets(tmp_path_factory) -> Path:
+    """Digits with the names of their properties, in two splits."""
+    folder = tmp_path_factory.mktemp("digit-sets") / "data"
+    for split in ("validation", "test"):
+        dataset(split).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def own_heads_of_sets_bank(own_heads_of_sets, digit_sets, tmp_path_factory) -> hf_radin.LogitBank:
+    """Their logits on the validation split, in a cache of their own."""
+    ingredients = hf_radin.gather(f"{own_heads_of_sets}/ft-*")
+    return hf_radin.compute_logits(
+        ingredients, digit_sets, cache_dir=tmp_path_factory.mktemp("own-heads-of-sets-cache")
+    )
