@@ -21,7 +21,7 @@ from hf_radin.ingredients.card_metadata import Origin, agreed_origin, describe_i
 from hf_radin.ingredients.gather import inspect as inspect_models
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.ingredients.labels import check_first_label, check_numbers, match_labels, split_classes
-from hf_radin.logits.bank import NO_CHANGES, LogitBank
+from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import check_bank
 from hf_radin.logits.compute import make_bank
 from hf_radin.logits.cost import JobSize, estimate_job
@@ -300,7 +300,7 @@ def strict_status(result: Soup, args: argparse.Namespace) -> int:
 
 
 def write_changes(bank: LogitBank, result: Soup, args: argparse.Namespace) -> None:
-    """Write which images the soup and the best single model predict differently, if that is asked for.
+    """Write what the soup and the best single model predict differently, if that is asked for.
 
     Args:
         bank: that the soup was searched with.
@@ -310,14 +310,12 @@ def write_changes(bank: LogitBank, result: Soup, args: argparse.Namespace) -> No
     judging = proving_bank(bank, result.report)
     changes = hf_radin.soup_changes(judging, result)
     result.processes.decide(lambda: changes.to_parquet(args.changes))
+    noun = "image" if changes.of_class is None else "decision"
+    won, lost = (f"{count:,} {noun}{'' if count == 1 else 's'}" for count in (changes.won, changes.lost))
     say(
-        f"On {judging.split} the soup gets {_images(changes.won)} right that the best single model gets wrong, and "
-        f"{_images(changes.lost)} wrong that this gets right: {args.changes}"
+        f"On {judging.split} the soup gets {won} right that the best single model gets wrong, and {lost} wrong that "
+        f"this gets right: {args.changes}"
     )
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def check_changes(args: argparse.Namespace) -> None:
@@ -649,17 +647,9 @@ def refuse_for_multi_label(args: argparse.Namespace, ingredients: Ingredients) -
     """
     if not ingredients.multi_label:
         return
-    if args.changes:
-        raise ValueError(f"--changes {args.changes}: {NO_CHANGES}")
     if args.eval_task:
         raise ValueError(
             f"--eval-task {args.eval_task}: a leaderboard takes an accuracy, which multi-label checkpoints don't have."
-        )
-    if args.head == "refit" or args.distill:
-        option = "--distill" if args.distill else "--head refit"
-        raise ValueError(
-            f"{option}: last layers are taught where each image has one class, and these checkpoints are multi-label: "
-            "leave it out."
         )
 
 

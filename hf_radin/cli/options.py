@@ -162,7 +162,10 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--distill", action="store_true", help="then teach its last layers what the ensemble of all knows")
     add("--distill-split", metavar="SPLIT", help="whose images teach them (default: that which chooses)")
-    changes = "parquet file for the images on which the soup and the best single model differ (takes a pass more)"
+    changes = (
+        "parquet file for the images (multi-label, pairs of image and class) on which the soup and the best single "
+        "model differ (takes a pass more)"
+    )
     add("--changes", type=Path, metavar="FILE", help=changes)
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
     strict = (

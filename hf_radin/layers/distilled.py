@@ -13,6 +13,7 @@ from hf_radin.layers.record import DISTILLED, HALVES, TailRecord
 from hf_radin.layers.taught import DELAY, CookedLayers, averaged_soup, first_record, shown_features, teaching_bank
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.passes import repeated
+from hf_radin.metrics.cross_entropy import best_scale, calibrated_losses, log_losses
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import progress_bar
@@ -20,7 +21,7 @@ from hf_radin.tail.choose import choose_cut
 from hf_radin.tail.cut import Cut, open_tail
 from hf_radin.tail.teach import Course, TailLesson, TaughtTail, seconds_of_a_step, tail_logits, teach
 from hf_radin.weights.head import Head, HeadError, Inputs, find_head
-from hf_radin.weights.refit import best_scale, calibrated_losses, draw_folds, log_losses
+from hf_radin.weights.refit import draw_folds
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ def distill_tail(
         labels = np.asarray((bank if has_halves else judge).labels)
         losses, before = log_losses(logits, labels), calibrated_losses(trained.averaged, labels)
     shown = logits if with_logits else None
-    return CookedLayers(trained.tail, record, lesson.given, logits.argmax(1), losses, before, shown)
+    return CookedLayers(trained.tail, record, lesson.given, bank.predictions_of(logits), losses, before, shown)
 
 
 def find_cut(bank: LogitBank, recipe: Recipe, tail: str) -> Cut:
@@ -180,7 +181,8 @@ class _Training:
         of a course, and one number does it.
         """
         if self.head is not None:
-            scale = best_scale(logits[rows], self.lesson.wanted(rows, course.share).numpy())
+            wanted = self.lesson.wanted(rows, course.share).numpy()
+            scale = best_scale(logits[rows], wanted, multi_label=self.lesson.multi_label)
             scale = min(max(scale, 1 / MOST), MOST)
             self.head.put(model, self.head.layer_of(model).scaled(scale))
 
@@ -197,7 +199,8 @@ def _lesson(bank: LogitBank, recipe: Recipe, cut: Cut, teacher: Teacher) -> Tail
     """What the images of a bank teach a tail."""
     given = shown_features(bank, recipe, Inputs((cut.module,), (cut.width,)), f"tail-{digest(cut.module)}")
     labels = np.asarray(bank.labels) if teacher.labels else None
-    return TailLesson(given, bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), labels)
+    logits = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank)))
+    return TailLesson(given, logits, labels, bank.is_multi_label)
 
 
 def _example(bank: LogitBank) -> dict[str, torch.Tensor]:

@@ -13,21 +13,14 @@ from hf_radin.layers.record import HeadRecord
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Target
 from hf_radin.logits.passes import compute_soup
+from hf_radin.metrics.cross_entropy import calibrated_losses, log_losses
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.tail.teach import TaughtTail
 from hf_radin.weights.average import average_model
 from hf_radin.weights.head import FeatureRunning, Head, Inputs, RefittedHead, find_head
-from hf_radin.weights.refit import (
-    FOLDS,
-    Lesson,
-    Refit,
-    calibrated_losses,
-    log_losses,
-    logits_of,
-    refit,
-)
+from hf_radin.weights.refit import FOLDS, Lesson, Refit, logits_of, refit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +41,7 @@ class CookedLayers(Generic[L]):
         head: taught by all images of a bank.
         record: how it was made.
         features: what they are given of images, `(images, features)`; may be memory-mapped.
-        predictions: the class of each image, `(images,)`.
+        predictions: the class of each image `(images,)`, multi-label all decisions `(images, classes)`.
         losses: minus the logarithm of the probability that an image is given for its label, in nats: `(images,)`.
         averaged_losses: the same of the averaged layers, at the temperature that is best for them.
         logits: `(images, classes)`; None unless they were wanted.
@@ -96,7 +89,7 @@ def refit_head(
         teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)
         averaged = bank.soup_features(recipe).layer() or place.layer_of(averaged_soup(bank, recipe))
         taught, device = labels if teacher.labels else None, processes.float64_device
-        lesson = Lesson(features, teaching, averaged, taught, device=device)
+        lesson = Lesson(features, teaching, averaged, taught, device=device, multi_label=bank.is_multi_label)
         with progress_bar(total=FOLDS + 1, desc="Refitting the head", unit="fit", delay=DELAY) as bar:
             result = refit(lesson, bank.contents, seed=seed, on_fit=bar.update)
         logits = result.unseen_logits(features)

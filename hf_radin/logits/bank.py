@@ -46,6 +46,7 @@ from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, Statistic
 from hf_radin.logits.passes import Passes
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
+from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.metrics.named import Answers, Metric, load_metrics, only_score
 from hf_radin.metrics.objective import score_recipes
 from hf_radin.recipes import ensemble, gaps, propose, pruning, scoring
@@ -63,11 +64,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN_LOGITS = "After a pilot the logits of these images are not all known; this takes all of them."
-
-NO_CHANGES = (
-    "Which images two models predict differently is told of models that give each image one class, and these are "
-    "multi-label. `LogitBank.predict` has the decisions of any recipe."
-)
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
@@ -604,6 +600,16 @@ class LogitBank:
         except pruning.TooMuchLeftError:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
 
+    def predictions_of(self, logits: np.ndarray) -> np.ndarray:
+        """The class of the largest logit of each image `(samples,)`, or its decisions; -1 where a logit is not finite.
+
+        Args:
+            logits: `(samples, classes)`, of any images.
+        """
+        if self.is_multi_label:
+            return decisions_of(logits)
+        return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+
     def answers(self, recipe: np.ndarray, *, with_logits: bool = False) -> Answers:
         """What the ensemble of one recipe `(models,)` predicts, with its logits if they are wanted.
 
@@ -617,17 +623,15 @@ class LogitBank:
         return Answers(self.predict(recipe), np.asarray(self.labels), len(self.classes), logits)
 
     def compare(self, recipe_a: Recipe | np.ndarray, recipe_b: Recipe | np.ndarray) -> Changes:
-        """The images for which the ensembles of two recipes predict different classes.
+        """The images for which the ensembles of two recipes predict different classes; multi-label, the pairs of an
+        image and a class that they decide differently.
 
         Each recipe is a `Recipe`, or weights `(models,)` in the order of `ingredients`. Margins are NaN
         where the logits of a recipe are not known of all images (see `knows`).
 
         Raises:
-            ValueError: for what is no recipe of these ingredients, or where no labels are known, or of multi-label
-                models.
+            ValueError: for what is no recipe of these ingredients, or where no labels are known.
         """
-        if self.is_multi_label:
-            raise ValueError(NO_CHANGES)
         for recipe in (recipe_a, recipe_b):
             if not isinstance(recipe, Recipe) and np.ndim(recipe) != 1:
                 is_array, kind = np.ndim(recipe) > 0, type(recipe).__name__
@@ -638,42 +642,50 @@ class LogitBank:
                 )
         pair = [recipe if isinstance(recipe, Recipe) else np.atleast_2d(recipe) for recipe in (recipe_a, recipe_b)]
         rows = [ensemble.check_recipes(self._rows_of(recipe), len(self.ingredients))[0] for recipe in pair]
-        predictions = np.stack([self.predict(row) for row in rows], axis=1)
-        images = np.flatnonzero(predictions[:, 0] != predictions[:, 1])
-        margins = [self.margins(row, images) for row in rows]
-        return self.changes(images, predictions[images], np.stack(margins, axis=1))
+        predictions = np.stack([self.predict(row) for row in rows], axis=-1)
+        places = np.nonzero(predictions[..., 0] != predictions[..., 1])
+        margins = [self.margins(row, places) for row in rows]
+        return self.changes(places, predictions[places], np.stack(margins, axis=1))
 
-    def changes(self, images: np.ndarray, predictions: np.ndarray, margins: np.ndarray) -> Changes:
+    def changes(self, places: tuple[np.ndarray, ...], predictions: np.ndarray, margins: np.ndarray) -> Changes:
         """What differs between two models on images of this bank.
 
         Args:
-            images: their positions among those that this bank is about.
-            predictions, margins: `(images, 2)`, as in `Changes`.
+            places: of the rows, the positions of the images among those that this bank is about; multi-label, also the
+                numbers of the classes.
+            predictions, margins: `(rows, 2)`, as in `Changes`.
 
         Raises:
             ValueError: if no labels are known.
         """
-        return Changes(self.ids[images], self.labels[images], predictions, margins, self.classes)
+        images, of_class = places[0], places[1] if self.is_multi_label else None
+        return Changes(self.ids[images], self.labels[places], predictions, margins, self.classes, of_class)
 
-    def margins(self, recipe: np.ndarray, images: np.ndarray) -> np.ndarray:
+    def margins(self, recipe: np.ndarray, places: tuple[np.ndarray, ...]) -> np.ndarray:
         """By how much the class that the ensemble of a recipe `(models,)` predicts is ahead, as in `Changes`.
 
         Args:
-            images: their positions among those that this bank is about.
+            places: as for `changes`.
 
         Returns:
-            float32 `(images,)`; NaN if the logits are not known of all images (see `knows`).
+            float32 `(rows,)`; NaN if the logits are not known of all images (see `knows`).
         """
-        margins = np.full(len(images), np.nan, np.float32)
+        rows = len(places[0])
+        margins = np.full(rows, np.nan, np.float32)
         if not self.knows(recipe):
             return margins
         used = np.flatnonzero(recipe)
         logits = [self.logits(int(position)) for position in used]
         step = max(1, ensemble.MIXED_AT_ONCE // len(self.classes))
-        for start in range(0, len(images), step):
+        for start in range(0, rows, step):
             block = slice(start, start + step)
-            mixed = ensemble.mix([array[images[block]] for array in logits], np.asarray(recipe)[used])
-            margins[block] = margins_of(mixed, mixed.argmax(axis=1))
+            part = tuple(numbers[block] for numbers in places)
+            if self.is_multi_label:  # of each pair its logit alone
+                (mixed,) = ensemble.mix([array[part][None] for array in logits], np.asarray(recipe)[used])
+                margins[block] = margins_of(mixed, mixed > 0)
+            else:
+                mixed = ensemble.mix([array[part] for array in logits], np.asarray(recipe)[used])
+                margins[block] = margins_of(mixed, mixed.argmax(axis=1))
         return margins
 
     def mixed(self, recipe: np.ndarray, images: np.ndarray) -> np.ndarray:

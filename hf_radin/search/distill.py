@@ -300,12 +300,9 @@ def _check_images(bank: LogitBank, report: SearchReport, test_split: str | Logit
 
     Raises:
         ValueError: if it is not of these ingredients, was chosen by another split or proved by another one than that
-            which is to prove it now; if there are too few images, or logits alone, or an image may have any number of
-            classes.
+            which is to prove it now; if there are too few images, or logits alone.
     """
     refuse_given(bank.ingredients, "distill", "Take the soup as it is.")
-    if bank.is_multi_label:
-        raise ValueError("Last layers are taught where each image has one class; these checkpoints are multi-label.")
     bank.ingredients.select(report.recipe.used)
     chose = report.data.split if report.data else None
     if chose != bank.split:

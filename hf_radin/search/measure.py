@@ -17,7 +17,6 @@ from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target
 from hf_radin.logits.passes import Passes, compute_soup
-from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.metrics.named import Answers
 from hf_radin.recipes.pruning import NONE, Pruned
 from hf_radin.recipes.recipe import Recipe, Teacher
@@ -46,7 +45,7 @@ class RefittedAnswers:
 
     Args:
         refit: the head that all these images teach; its own `predictions` are of these only.
-        predictions: `(samples,)`, `UNKNOWN` for all other images.
+        predictions: `(samples,)`, multi-label `(samples, classes)`; `UNKNOWN` for all other images.
         logits: `(samples, classes)`; None if they were not wanted.
     """
 
@@ -152,7 +151,7 @@ class MeasuredSoup:
         logits, pace = compute_soup(target, bank.images, self._make_model, bank.passes(), bank.samples)
         unknown = np.flatnonzero(is_unknown(self._classes))
         if len(unknown):
-            self._classes[unknown] = _predicted(bank, logits[unknown])
+            self._classes[unknown] = bank.predictions_of(logits[unknown])
             bank.processes.decide(lambda: self._write(self._path, self._classes))
         return np.asarray(logits[bank.places]), Spent.on(pace.seconds, pace.device)
 
@@ -181,9 +180,9 @@ class MeasuredSoup:
     def refit(self, teacher: Teacher, *, seed: int = 0, with_logits: bool = False) -> RefittedAnswers:
         """Its head refitted to a teacher, without a further pass, as `refit.refit` does it.
 
-        The images that it was shown by `look` teach it. In `predictions` `(samples,)` they have
-        the class that the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been
-        shown them in other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
+        The images that it was shown by `look` teach it. In `predictions` they have the class, or the decisions, that
+        the head of the other folds gives them, and all others are `UNKNOWN`. The soup may have been shown them in
+        other batches than a single pass would make: for the head that is saved see `cook.refit_head`.
 
         Args:
             with_logits: whether the logits of these images are wanted, too.
@@ -195,15 +194,16 @@ class MeasuredSoup:
 
         def refitted() -> RefittedAnswers:
             images, features = self._features.read()
-            layer, places = self._features.layer(), bank.places[self.predictions != UNKNOWN]
+            layer, places = self._features.layer(), bank.places[~is_unknown(self.predictions)]
             if layer is None or not np.isin(places, images).all():
                 raise ValueError(f"{self._features.folder} was changed while it was used. Run the same again.")
-            rows, shown = np.searchsorted(images, places), np.flatnonzero(self.predictions != UNKNOWN)
+            rows, shown = np.searchsorted(images, places), np.flatnonzero(~is_unknown(self.predictions))
             labels = np.asarray(bank.labels)[shown] if teacher.labels else None
             device = bank.processes.float64_device
-            lesson = Lesson(features[rows], bank.mixed(row, shown), layer, labels, device=device)
+            teaching = bank.mixed(row, shown)
+            lesson = Lesson(features[rows], teaching, layer, labels, device=device, multi_label=bank.is_multi_label)
             result = refit(lesson, bank.contents[shown], seed=seed)
-            predictions, logits = np.full(len(bank), UNKNOWN), None
+            predictions, logits = _unknown(bank, len(bank)), None
             predictions[shown] = result.predictions
             if with_logits:
                 logits = np.zeros((len(bank), len(bank.classes)), dtype=np.float32)
@@ -277,12 +277,12 @@ class EvaluatedSoup(MeasuredSoup):
     def logits(self) -> tuple[np.ndarray, Spent]:
         """As of any soup; it is shown all images, if it was not."""
         logits = self._evaluated()
-        self._classes = _predicted(self.bank, logits)
+        self._classes = self.bank.predictions_of(logits)
         return logits[self.bank.places], Spent.on(self._pace.seconds, self._pace.device)
 
     def _measure(self, missing: np.ndarray, on_block: Callable[[int], object]) -> None:
         logits = self._evaluated()
-        self._classes, self.values = _predicted(self.bank, logits), logits[self._entries]
+        self._classes, self.values = self.bank.predictions_of(logits), logits[self._entries]
         on_block(int(missing.sum()))
 
     def _evaluated(self) -> np.ndarray:
@@ -334,7 +334,7 @@ class _Tally:
         rows = np.flatnonzero(self.missing[samples])
         (answers,) = passes.running.logits([model], select(inputs, rows))
         logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
-        self.classes[samples.start + rows] = _as_tensor(_predicted(self.bank, logits))
+        self.classes[samples.start + rows] = _as_tensor(self.bank.predictions_of(logits))
         self.shown += len(rows)
         first, last = np.searchsorted(self._images[self._order], (samples.start, samples.stop))
         entries = self._order[first:last]
@@ -415,10 +415,3 @@ def _unknown(bank: LogitBank, samples: int) -> np.ndarray:
     if bank.is_multi_label:
         return np.full((samples, len(bank.classes)), UNKNOWN, np.int8)
     return np.full(samples, UNKNOWN)
-
-
-def _predicted(bank: LogitBank, logits: np.ndarray) -> np.ndarray:
-    """The class of each image's largest logit `(samples,)`, or its decisions; -1 where a logit is no finite number."""
-    if bank.is_multi_label:
-        return decisions_of(logits)
-    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)

@@ -536,7 +536,7 @@ class _Race:
             refit = soup.refit(runner.teacher, seed=self.seed, with_logits=self.objective.needs_logits)
             predictions, own_logits = refit.predictions, refit.logits
         else:
-            predictions = np.full(self.images, -1) if runner.teacher is not None else averaged
+            predictions = np.full_like(averaged, -1) if runner.teacher is not None else averaged
             own_logits = self._own_logits(soup) if self.objective.needs_logits else None
         if own_logits is not None and ensemble.logits is not None:
             # an image with a logit that is no number is wrong, and says nothing about classes

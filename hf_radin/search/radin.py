@@ -326,10 +326,11 @@ class _Search:
             )
         if race and place is not None and (least := fewest_of_a_class(bank)) < FOLDS:
             logger.warning(
-                "The split %r has %d different images of one class: a refitted head forgets what it is not shown. "
+                "The split %r has %d different images %s: a refitted head forgets what it is not shown. "
                 "Name a split with more of them, or average the heads: head='average' (--head average).",
                 bank.split,
                 least,
+                "with one class, or without it" if bank.is_multi_label else "of one class",
             )
         return _Heads(place, race and place is not None)
 
@@ -339,8 +340,6 @@ class _Search:
             return "a head is refitted to what a soup makes of images, and there are logits alone"
         if not self.budget.passes:
             return "a head is refitted to what a soup makes of images, and with a budget of 0 it is shown none"
-        if bank.is_multi_label:
-            return "a head is refitted where each image has one class, and these checkpoints are multi-label"
         if bank.is_pilot:
             return "a head is refitted to the logits of all images, and after a pilot they are known of some only"
         different = len(np.unique(bank.contents))

@@ -15,7 +15,7 @@ from hf_radin.images.split import Split
 from hf_radin.ingredients.card_metadata import describe_ingredient, describe_start
 from hf_radin.ingredients.ingredient import Ingredients
 from hf_radin.layers.taught import CookedLayers, refit_head
-from hf_radin.logits.bank import NO_CHANGES, LogitBank
+from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Spent
 from hf_radin.metrics.bootstrap import Difference, metric_interval
 from hf_radin.metrics.changes import Changes, margins_of
@@ -324,7 +324,7 @@ class Reporter:
             return head
         other = self._cook(bank_of_split(self.bank, self.head_split), recipe, teacher, seed)
         logits = logits_of(other.head.layer, cooked.features, np.arange(len(self.bank)))
-        taught_elsewhere = FinalLayers(other, recipe, teacher, logits.argmax(1), logits)
+        taught_elsewhere = FinalLayers(other, recipe, teacher, self.bank.predictions_of(logits), logits)
         return taught_elsewhere if self._is_no_worse(taught_elsewhere, head, best) else head
 
     def _cook(self, bank: LogitBank, recipe: Recipe, teacher: Teacher, seed: int) -> CookedLayers:
@@ -409,10 +409,11 @@ class Reporter:
         bank = self.bank
         if (least := fewest_of_a_class(bank)) < FOLDS:
             logger.info(
-                "The averaged head stays: the split %r has %d different images of one class, and a head is refitted "
-                "with %d of each or more.",
+                "The averaged head stays: the split %r has %d different images %s, and a head is refitted with %d of "
+                "each or more.",
                 bank.split,
                 least,
+                "with one class, or without it" if bank.is_multi_label else "of one class",
                 FOLDS,
             )
             return False
@@ -718,7 +719,7 @@ class FinalLayers:
     Args:
         soup: the recipe of all else.
         teacher: of these layers.
-        predictions: on the images that choose, of layers that did not see the image: `(images,)`.
+        predictions: on the images that choose, of layers that did not see the image, as in `Answers`.
         logits: of the same layers, `(images, classes)`; None if they were not wanted.
     """
 
@@ -813,7 +814,8 @@ def with_start(bank: LogitBank, soup: Soup) -> LogitBank:
 
 
 def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
-    """The images of a bank for which a soup, b, predicts another class than the best single model, a.
+    """The images of a bank for which a soup, b, predicts another class than the best single model, a; multi-label, the
+    pairs of an image and a class that they decide differently.
 
     What was measured of the soup is not measured again; its logits, for margins, take a pass over the bank's images
     and are cached beside it. If its last layers were taught, and these images chose it, what counts is what the report
@@ -830,8 +832,6 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
     """
     if not soup.report.is_measured:
         raise ValueError("The soup was not searched for, so that no best single model is known to compare it with.")
-    if bank.is_multi_label:
-        raise ValueError(NO_CHANGES)
     if bank.is_pilot:
         raise ValueError(
             f"The logits of the split {bank.split!r} are of a part of it (pilot), and a soup changes others: name the "
@@ -847,13 +847,14 @@ def soup_changes(bank: LogitBank, soup: Soup) -> Changes:
         )
     single = bank.row(best)
     answers = _soup_answers(bank, soup)
-    predictions = np.stack([bank.predict(single), answers.predictions], axis=1)
-    images = np.flatnonzero(predictions[:, 0] != predictions[:, 1])
-    margins = np.full((len(images), 2), np.nan, np.float32)
-    margins[:, 0] = bank.margins(single, images)
+    pair = np.stack([bank.predict(single), answers.predictions], axis=-1)
+    places = np.nonzero(pair[..., 0] != pair[..., 1])
+    predictions = pair[places]
+    margins = np.full(predictions.shape, np.nan, np.float32)
+    margins[:, 0] = bank.margins(single, places)
     if answers.logits is not None:
-        margins[:, 1] = margins_of(answers.logits[images], predictions[images, 1])
-    return bank.changes(images, predictions[images], margins)
+        margins[:, 1] = margins_of(answers.logits[places], predictions[:, 1])
+    return bank.changes(places, predictions, margins)
 
 
 def _soup_answers(bank: LogitBank, soup: Soup) -> Answers:
@@ -885,9 +886,12 @@ def _soup_answers(bank: LogitBank, soup: Soup) -> Answers:
 
 
 def fewest_of_a_class(bank: LogitBank) -> int:
-    """How many different images there are of the class that has the fewest."""
+    """How many different images there are of the class that has the fewest; multi-label, with it or without it."""
     _, different = np.unique(bank.contents, return_index=True)
-    return int(np.bincount(np.asarray(bank.labels)[different], minlength=len(bank.classes)).min())
+    labels = np.asarray(bank.labels)[different]
+    if bank.is_multi_label:
+        return int(np.minimum(labels.sum(axis=0), (~labels).sum(axis=0)).min())
+    return int(np.bincount(labels, minlength=len(bank.classes)).min())
 
 
 def choose(measurements: Iterable[Measurement], objective: Objective = ACCURACY) -> Measurement:

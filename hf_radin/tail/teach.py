@@ -1,7 +1,10 @@
 """Teach the tail of a model what an ensemble says of images, from what the tail is given of them.
 
 The tail learns probabilities by cross-entropy: those of the ensemble, with a share of the labels if these are to have
-a part (knowledge distillation, Hinton et al., arXiv 1503.02531). All else of the model stays as it is, statistics of
+a part (knowledge distillation, Hinton et al., arXiv 1503.02531). Multi-label they are those of each class by itself,
+the sigmoids of its logits, and the cross-entropies add up: so an image teaches most where its classes are undecided,
+which squared errors of logits would not tell from where all are sure. Logits are not centred there: a number that is
+added to all of them changes no softmax, but all sigmoids. All else of the model stays as it is, statistics of
 BatchNorm too, so that what the tail is given of an image is computed once.
 """
 
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_radin.metrics.cross_entropy import compared, probabilities, taught_probabilities
 from hf_radin.tail.cut import Cut
 
 if TYPE_CHECKING:
@@ -97,31 +101,37 @@ class TailLesson:
     Args:
         given: what it is given of images, float32 `(images, width)`; may be memory-mapped.
         teacher: logits of the images, `(images, classes)`; may be memory-mapped.
-        labels: of the images, `(images,)`; None if they have no part.
+        labels: of the images, `(images,)`, multi-label bool `(images, classes)`; None if they have no part.
+        multi_label: whether an image may have any number of classes.
     """
 
     given: np.ndarray
     teacher: np.ndarray
     labels: np.ndarray | None = None
+    multi_label: bool = False
 
     def wanted(self, rows: np.ndarray, share: float) -> torch.Tensor:
         """The probabilities that are taught, of images by their rows, float32 `(rows, classes)`."""
         import torch
 
-        wanted = torch.from_numpy(np.asarray(self.teacher[rows], np.float32)).softmax(1)
-        if self.labels is not None and share:
-            wanted *= 1 - share
-            wanted[range(len(rows)), torch.from_numpy(self.labels[rows])] += share
-        return wanted
+        teacher = torch.from_numpy(np.asarray(self.teacher[rows], np.float32))
+        labels = None if self.labels is None else self.labels[rows]
+        return taught_probabilities(teacher, labels, share, multi_label=self.multi_label)
+
+    def loss(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """How far logits `(images, classes)` are from wanted probabilities: the mean of their cross-entropies."""
+        entropies, _ = compared(logits, wanted, multi_label=self.multi_label)
+        return entropies.sum(1).mean()
 
     def is_known(self, logits: np.ndarray, share: float) -> bool:
         """Whether logits `(images, classes)` say already what is taught; steps along rounding errors lead nowhere."""
         import torch
 
-        return all(
-            bool((torch.from_numpy(logits[rows]).softmax(1) - self.wanted(rows, share)).abs().max() <= SAME)
-            for rows in np.array_split(np.arange(len(logits)), max(1, len(logits) // CHUNK))
-        )
+        def is_same(rows: np.ndarray) -> bool:
+            says = probabilities(torch.from_numpy(logits[rows]), multi_label=self.multi_label)
+            return bool((says - self.wanted(rows, share)).abs().max() <= SAME)
+
+        return all(map(is_same, np.array_split(np.arange(len(logits)), max(1, len(logits) // CHUNK))))
 
 
 def teach(
@@ -153,7 +163,7 @@ def teach(
             shuffled = rows[torch.randperm(len(rows), generator=generator).numpy()]
             for batch in _batches(shuffled, course.batch_size):
                 wanted = lesson.wanted(batch, course.share).to(device)
-                loss = -(wanted * run(_given(lesson, cut, batch, device)).log_softmax(1)).sum(1).mean()
+                loss = lesson.loss(run(_given(lesson, cut, batch, device)), wanted)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -11,6 +11,9 @@ no part in. The second step is taken if it brings such heads nearer to the teach
 
 The labels of the images may have a part in what a head is taught. How large it is best, cross-fitting says: the more
 images, the larger.
+
+Multi-label, each class has a regression and a cross-entropy of its own, and they add up: of the logits as they are,
+since a number that is added to all of an image changes all its probabilities.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_radin.metrics.cross_entropy import compared, taught_probabilities
+from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.weights.head import LinearLayer
 from hf_radin.weights.ridge import Moments, Ridge, fit
 
@@ -39,9 +44,6 @@ CHUNK = 1024
 # are scaled so that images leave each of them a standard error of about 1.
 STEPS, MEMORY, SMALL = 100, 8, 1e-3
 
-# Newton's steps to the best temperature, at most.
-NEWTON = 30
-
 # Shares of the labels in what a head is taught, if they have a part: those to choose from.
 SHARES = (0.1, 0.25, 0.5)
 
@@ -53,7 +55,8 @@ class Refit:
     Args:
         layer: fitted to all images.
         penalty: that it was fitted with, as in `ridge.Ridge`.
-        predictions: the class of each image, from the head that was fitted to the other folds: `(images,)`.
+        predictions: the class of each image `(images,)`, multi-label all decisions `(images, classes)`, from the head
+            that was fitted to the other folds.
         folds: of the images, `(images,)`.
         layers: fitted without the images of each fold.
         labels: the share of the labels in what it was taught.
@@ -87,9 +90,10 @@ class Lesson:
         features: of the images, `(images, features)`; may be memory-mapped.
         teacher: logits of the images, `(images, classes)`; may be memory-mapped.
         layer: the head that the model has.
-        labels: of the images, `(images,)`; None if they have no part.
+        labels: of the images, `(images,)`, multi-label bool `(images, classes)`; None if they have no part.
         share: that labels have in the probabilities that are taught; the teacher has the rest.
         device: of torch, for sums over images; it takes float64.
+        multi_label: whether an image may have any number of classes.
     """
 
     features: np.ndarray
@@ -98,6 +102,7 @@ class Lesson:
     labels: np.ndarray | None = None
     share: float = 0.0
     device: str = "cpu"
+    multi_label: bool = False
 
     def at(self, share: float) -> Lesson:
         """The same with another share of the labels."""
@@ -105,17 +110,19 @@ class Lesson:
 
     def wanted(self, rows: np.ndarray) -> torch.Tensor:
         """The probabilities that are taught, of images by their rows, float64 `(rows, classes)`."""
-        wanted = self._tensor(self.teacher[rows]).softmax(1)
-        if self.labels is not None and self.share:
-            wanted *= 1 - self.share
-            wanted[range(len(rows)), self.labels[rows]] += self.share
-        return wanted
+        labels = None if self.labels is None else self.labels[rows]
+        return taught_probabilities(self._tensor(self.teacher[rows]), labels, self.share, multi_label=self.multi_label)
+
+    def predictions(self, layer: LinearLayer, rows: np.ndarray) -> np.ndarray:
+        """The classes that a head gives some images `(rows,)`, multi-label its decisions `(rows, classes)`."""
+        logits = layer(self.features[rows])
+        return decisions_of(logits) if self.multi_label else logits.argmax(1)
 
     def moments(self, rows: np.ndarray) -> Moments:
         """The sums over images, given by their rows; targets are what the head lacks of the teacher's logits.
 
         The targets are centred for each image: a number that is added to all of its logits changes no probability, but
-        would be an error to the regression, by which the penalty is chosen.
+        would be an error to the regression, by which the penalty is chosen. Multi-label it changes all, and they stay.
 
         Raises:
             ValueError: if a feature is no finite number.
@@ -129,7 +136,7 @@ class Lesson:
                     "in float32 (--dtype float32)."
                 )
             lacking = self.teacher[chunk].astype(np.float64) - self.layer(features)
-            return Moments.of(features, lacking - lacking.mean(1, keepdims=True))
+            return Moments.of(features, lacking if self.multi_label else lacking - lacking.mean(1, keepdims=True))
 
         return reduce(add, map(of_chunk, _chunks(rows)))
 
@@ -144,10 +151,9 @@ class Lesson:
 
         def of_chunk(chunk: np.ndarray) -> Errors:
             features, wanted = self._tensor(self.features[chunk]), self.wanted(chunk)
-            logs = (features @ weight.T + bias).log_softmax(1)
-            errors = logs.exp() - wanted
+            entropies, errors = compared(features @ weight.T + bias, wanted, multi_label=self.multi_label)
             squares = (errors**2).sum() + (wanted * (1 - wanted)).sum()
-            return Errors(-(wanted * logs).sum(), squares, errors.T @ features, errors.sum(0))
+            return Errors(entropies.sum(), squares, errors.T @ features, errors.sum(0))
 
         return reduce(add, map(of_chunk, _chunks(rows)))
 
@@ -240,10 +246,10 @@ def refit(
     ]
     step = int(np.sum(entropies, axis=0).argmin())
     layers = tuple(fold.heads[step] for fold in taught)
-    predictions = np.zeros(len(lesson.features), dtype=int)
+    predictions = np.zeros(lesson.teacher.shape if lesson.multi_label else len(lesson.features), dtype=int)
     for layer_without, part in zip(layers, parts, strict=True):
         for chunk in _chunks(part.rows):
-            predictions[chunk] = layer_without(lesson.features[chunk]).argmax(1)
+            predictions[chunk] = lesson.predictions(layer_without, chunk)
     final = _teach(lesson, parts, penalty)
     on_fit()
     share = 0.0 if lesson.labels is None else SHARES[step]
@@ -330,59 +336,6 @@ def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: Line
 def logits_of(layer: LinearLayer, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """What a head makes of the features of some images, given by their rows: float32 `(rows, classes)`."""
     return np.concatenate([layer(features[chunk]).astype(np.float32) for chunk in _chunks(rows)])
-
-
-def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Minus the logarithm of the probability that images are given for their labels, in nats: float64 `(images,)`.
-
-    Args:
-        logits: `(images, classes)`.
-        labels: `(images,)`.
-    """
-    return _scaled(logits, labels, 1.0)[0]
-
-
-def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The same of logits that are multiplied by the number that makes their sum least (temperature scaling)."""
-    return _scaled(logits, labels, best_scale(logits, labels))[0]
-
-
-def best_scale(logits: np.ndarray, wanted: np.ndarray) -> float:
-    """The number by which logits are to be multiplied so that the sum of their cross-entropies is least.
-
-    The sum is convex in that number (Guo et al., arXiv 1706.04599), and Newton's steps find it.
-
-    Args:
-        logits: `(images, classes)`.
-        wanted: the labels of the images `(images,)`, or the probabilities that they shall have `(images, classes)`.
-    """
-    scale = 1.0
-    for _ in range(NEWTON):
-        _, slopes, curvatures = _scaled(logits, wanted, scale)
-        step = slopes.sum() / max(float(curvatures.sum()), np.finfo(float).tiny)
-        before, scale = scale, min(max(scale - step, scale / 2), scale * 2)
-        if abs(scale - before) <= SMALL * scale:
-            break
-    return float(scale)
-
-
-def _scaled(logits: np.ndarray, wanted: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of logits that are multiplied by a number: cross-entropies to labels or probabilities, and their first and
-    second derivatives by it `(images,)`."""
-    results = np.zeros((3, len(logits)))
-    for chunk in _chunks(np.arange(len(logits))):
-        values, targets = logits[chunk].astype(np.float64), wanted[chunk]
-        values -= values.max(1, keepdims=True)
-        powers = np.exp(scale * values)
-        is_label = targets.ndim == 1
-        right = values[range(len(chunk)), targets] if is_label else (targets * values).sum(1)
-        sums = powers.sum(1)
-        mean = (powers * values).sum(1) / sums
-        results[0, chunk] = np.log(sums) - scale * right
-        results[1, chunk] = mean - right
-        results[2, chunk] = (powers * values**2).sum(1) / sums - mean**2
-    losses, slopes, curvatures = results
-    return losses, slopes, curvatures
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -56,3 +56,24 @@ def test_a_margin_is_what_would_have_to_be_taken_from_the_class_to_lose_it(class
 def test_no_class_has_no_margin():
     logits = np.array([[1.0, 3.0, np.nan], [1.0, 3.0, 2.5]])
     np.testing.assert_array_equal(margins_of(logits, np.array([-1, 1])), np.array([np.nan, 0.5], np.float32))
+    pairs = np.array([np.nan, -0.25, 0.5])
+    np.testing.assert_array_equal(margins_of(pairs, np.array([-1, 0, 1])), np.array([np.nan, 0.25, 0.5], np.float32))
+
+
+def test_pairs_of_an_image_and_a_class_are_rows(tmp_path):
+    pairs = Changes(
+        ids=np.array([3, 3, 8]),
+        labels=np.array([True, False, True]),
+        predictions=np.array([[0, 1], [1, 0], [1, -1]], np.int8),
+        margins=np.array([[0.5, 0.25], [2, 1], [4, np.nan]], np.float32),
+        classes=("cat", "dog", "owl"),
+        of_class=np.array([0, 2, 1]),
+    )
+    assert (len(pairs), pairs.won, pairs.lost) == (3, 2, 1)
+    pairs.to_parquet(tmp_path / "pairs.parquet")
+    rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert rows[1] == {
+        **{"id": 3, "class": 2, "class_name": "owl", "label": False, "prediction_a": True, "prediction_b": False},
+        **{"margin_a": 2.0, "margin_b": 1.0},
+    }
+    assert rows[2]["prediction_b"] is None and np.isnan(rows[2]["margin_b"])

@@ -19,12 +19,13 @@ from transformers import ViTForImageClassification
 import hf_radin
 from hf_radin.cli.main import main
 from hf_radin.layers.distilled import distill_tail, find_cut
+from hf_radin.metrics.cross_entropy import best_scale
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.held_out import bank_of_split
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 from hf_radin.tail.teach import Course
-from hf_radin.weights.refit import best_scale, draw_folds
+from hf_radin.weights.refit import draw_folds
 
 __all__ = ["own_heads", "own_heads_bank"]  # fixtures
 

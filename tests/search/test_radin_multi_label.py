@@ -6,10 +6,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shared.label_sets import NAMES, dataset, save_runs, write_images
+from shared.label_sets import NAMES, PROPERTIES, dataset, save_runs, write_images
 from shared.launching import launch
 from shared.training import PARTS, digit_images, save
 from sklearn.metrics import f1_score
@@ -73,7 +74,7 @@ def test_pruned_scores_are_dense_scores(bank):
     ids=["f1", "map with a floor", "accuracy, held out", "all right, in full"],
 )
 def test_the_soup_that_is_returned_has_what_its_report_says(bank, options, tmp_path):
-    soup = hf_radin.radin(bank, budget=3, **options)
+    soup = hf_radin.radin(bank, budget=3, head="average", **options)
     report = soup.report
     assert report.metric == {"accuracy": "label_accuracy", "map": "average_precision"}.get(
         options.get("metric"), options.get("metric", "f1")
@@ -144,9 +145,6 @@ def test_a_folder_of_images_goes_the_whole_road(runs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--changes", "changes.parquet"], "--changes changes.parquet: Which images two models predict differently"),
-        (["--distill"], "--distill: last layers are taught where each image has one class"),
-        (["--head", "refit"], "--head refit: last layers are taught"),
         (["--metric", "mcc"], "The metric 'mcc' is one of classifiers that give each image one class"),
         (["--keep", "recall[cat] >= 0.5"], "is of a class that is not there"),
         (["--pilot", "0.5"], "pilot=0.5: it goes by which class of an image is the best"),
@@ -164,20 +162,51 @@ def test_options_of_other_checkpoints_are_refused_before_anything_is_computed(
 
 
 def test_what_multi_label_checkpoints_can_not_be_asked_is_refused(bank, runs, tmp_path):
-    row = np.eye(4)[0]
-    with pytest.raises(ValueError, match="these are multi-label"):
-        bank.compare(row, np.eye(4)[1])
-    with pytest.raises(ValueError, match=r"head='refit': .* multi-label"):
-        hf_radin.radin(bank, budget=2, head="refit")
     with pytest.raises(ValueError, match="'top5_accuracy' is one of classifiers that give each image one class"):
         hf_radin.radin(bank, metric="top5_accuracy")
     with pytest.raises(ValueError, match="multi-label: compute the logits of all images, without pilot"):
         hf_radin.compute_logits(bank.ingredients, dataset(), pilot=0.5, cache_dir=tmp_path)
-    soup = hf_radin.uniform(bank)
-    with pytest.raises(ValueError, match="Last layers are taught where each image has one class"):
-        hf_radin.distill(bank, soup)
-    with pytest.raises(ValueError, match="these are multi-label"):
-        hf_radin.soup_changes(bank, soup)
+
+
+def test_changes_are_the_pairs_that_two_recipes_decide_differently(bank):
+    first, second = np.eye(4)[0], np.full(4, 0.25)
+    changes = bank.compare(first, second)
+    decisions, labels = [bank.predict(row) for row in (first, second)], np.array(bank.labels)
+    assert len(changes) == (decisions[0] != decisions[1]).sum() > 0
+    right = [round(value * labels.size) for value in bank.score([first, second], "accuracy")]
+    assert changes.won - changes.lost == right[1] - right[0] and changes.won + changes.lost == len(changes)
+    logits = [bank.logits(place).astype(float) for place in range(4)]
+    for model, mixed in enumerate((logits[0], sum(0.25 * values for values in logits))):
+        rows = np.searchsorted(bank.ids, changes.ids), changes.of_class
+        np.testing.assert_array_equal(changes.predictions[:, model], decisions[model][rows])
+        np.testing.assert_allclose(changes.margins[:, model], np.abs(mixed[rows]), rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(changes.labels, labels[rows])
+    opposite, half = bank.compare(second, first), bank.divided(0.3, 1)[1]
+    np.testing.assert_array_equal(opposite.margins, changes.margins[:, ::-1])
+    assert not len(bank.compare(second, second))
+    is_half = np.isin(changes.ids, half.ids)
+    np.testing.assert_array_equal(half.compare(first, second).margins, changes.margins[is_half])
+
+
+def test_what_a_soup_changes_is_written_pair_by_pair(runs, tmp_path, capsys):
+    write_images(tmp_path / "images", count=200)
+    command = ["soup", "--models", f"{runs}/ft-*", "--dataset", str(tmp_path / "images"), "--split", "validation"]
+    command += ["--test-split", "test", "--method", "uniform", "--cache-dir", str(tmp_path / "cache")]
+    command += ["--output", str(tmp_path / "soup"), "--changes", str(tmp_path / "changes.parquet")]
+    assert main([*command, "--metric", "accuracy"]) == 0
+    table = pq.read_table(tmp_path / "changes.parquet").to_pylist()
+    won, lost = (sum(row[name] == row["label"] for row in table) for name in ("prediction_b", "prediction_a"))
+    report = hf_radin.Soup.from_pretrained(tmp_path / "soup").report
+    (proof,) = (entry for entry in report.against_best_single if entry.split == "test")
+    assert won - lost == round(proof.gain * 200 * len(NAMES)) and won + lost == len(table)
+    assert f"On test the soup gets {won} decision" in capsys.readouterr().out
+    images, digits = digit_images(PARTS["test"])
+    yes = decided(tmp_path / "soup", images[:200])
+    for row in table:
+        assert row["class_name"] == NAMES[row["class"]] and row["prediction_a"] != row["prediction_b"]
+        assert row["label"] == (digits[row["id"]] in PROPERTIES[row["class_name"]])
+        assert row["prediction_b"] == yes[row["id"], row["class"]] or row["margin_b"] < 1e-3  # of other batches
+        assert row["margin_a"] >= 0 and row["margin_b"] >= 0
 
 
 def test_images_without_any_class_count_and_are_told(bank, caplog, tmp_path):
@@ -203,7 +232,7 @@ def test_a_single_sigmoid_is_a_class_that_is_there_or_not(runs, tmp_path):
     feature = datasets.Sequence(datasets.ClassLabel(names=["even"]))
     data = rows.remove_columns("label").add_column("label", flags, feature=feature)
     single = hf_radin.compute_logits(hf_radin.gather(f"{tmp_path}/ft-*"), data, cache_dir=tmp_path / "cache")
-    soup = hf_radin.radin(single, budget=2)
+    soup = hf_radin.radin(single, budget=2, head="average")
     assert single.labels.shape == (600, 1) and soup.report.classes == ("even",)
     soup.save_pretrained(tmp_path / "soup")
     images, digits = digit_images(PARTS["validation"])

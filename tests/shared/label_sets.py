@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import datasets
+import pytest
 import torch
 from transformers import ViTForImageClassification
 
+import hf_radin
 from shared.training import PARTS, digit_images, save, train
 
 # Digits that have a property. A seven has no curve, a one is neither: one in ten digits has none of these.
@@ -19,8 +21,12 @@ def properties(digits: list[int]) -> list[list[int]]:
     return [[number for number, name in enumerate(NAMES) if digit in PROPERTIES[name]] for digit in digits]
 
 
-def save_runs(start: Path, folder: Path, *, count: int = 4) -> None:
-    """Fine-tunes, `ft-0` and so on, of a classifier of digits with a new head."""
+def save_runs(start: Path, folder: Path, *, count: int = 4, own_heads: bool = False) -> None:
+    """Fine-tunes, `ft-0` and so on, of a classifier of digits with a new head.
+
+    Args:
+        own_heads: whether each has one that was drawn for it, so that these have nothing in common.
+    """
     torch.manual_seed(1)
     classes = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
     options = {"problem_type": "multi_label_classification", "ignore_mismatched_sizes": True, **classes}
@@ -32,7 +38,10 @@ def save_runs(start: Path, folder: Path, *, count: int = 4) -> None:
     base.save_pretrained(folder / "base")
     for seed in range(count):
         model = ViTForImageClassification.from_pretrained(folder / "base")
-        train(model, learning_rate=2e-3, epochs=2, seed=seed, targets=targets)
+        if own_heads:
+            torch.manual_seed(seed)
+            torch.nn.init.normal_(model.classifier.weight, std=0.2)
+        train(model, learning_rate=2e-3, epochs=4 if own_heads else 2, seed=seed, targets=targets)
         save(model, folder / f"ft-{seed}")
 
 
@@ -56,3 +65,29 @@ def write_images(folder: Path, *, count: int = 40) -> None:
                 image.save(folder / split / f"{place}.png")
                 file.write(json.dumps({"file_name": f"{place}.png", "label": [NAMES[number] for number in numbers]}))
                 file.write("\n")
+
+
+@pytest.fixture(scope="module")
+def own_heads_of_sets(start, tmp_path_factory) -> Path:
+    """A folder with four fine-tunes whose heads have nothing in common."""
+    folder = tmp_path_factory.mktemp("own-heads-of-sets")
+    save_runs(start, folder, own_heads=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digit_sets(tmp_path_factory) -> Path:
+    """Digits with the names of their properties, in two splits."""
+    folder = tmp_path_factory.mktemp("digit-sets") / "data"
+    for split in ("validation", "test"):
+        dataset(split).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def own_heads_of_sets_bank(own_heads_of_sets, digit_sets, tmp_path_factory) -> hf_radin.LogitBank:
+    """Their logits on the validation split, in a cache of their own."""
+    ingredients = hf_radin.gather(f"{own_heads_of_sets}/ft-*")
+    return hf_radin.compute_logits(
+        ingredients, digit_sets, cache_dir=tmp_path_factory.mktemp("own-heads-of-sets-cache")
+    )

@@ -1,5 +1,7 @@
 """A tail learns what it is taught, from what it is given, and nothing where there is nothing to learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,28 @@ def test_what_a_model_says_already_is_known(model, cut, lesson):
     assert TailLesson(lesson.given, logits).is_known(answers(model, cut, lesson), 0.0)
     assert not lesson.is_known(answers(model, cut, lesson), 0.0)
     assert not TailLesson(lesson.given, logits, labels).is_known(answers(model, cut, lesson), 0.5)
+
+
+def test_classes_by_themselves_come_nearer_to_their_teacher_each(model, cut, lesson):
+    sets = replace(lesson, teacher=3 * lesson.teacher + [-1, 0, 1], multi_label=True)
+    wanted = torch.from_numpy(sets.teacher).sigmoid()
+    torch.testing.assert_close(sets.wanted(np.arange(COUNT), 0.0), wanted.float())
+
+    def losses(logits: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(logits).double()
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(given, wanted.double(), reduction="none")
+        return entropy.mean(0).numpy()
+
+    before, floor = losses(answers(model, cut, sets)), losses(sets.teacher)
+    taught(model, cut, sets)
+    assert (losses(answers(model, cut, sets)) < floor + 0.5 * (before - floor)).all()
+
+
+def test_a_number_for_all_classes_is_known_to_softmax_and_not_to_sigmoids(lesson):
+    shifted = (lesson.teacher + 1).astype(np.float32)
+    for multi_label in (False, True):
+        given = replace(lesson, multi_label=multi_label)
+        assert given.is_known(given.teacher, 0.0) and given.is_known(shifted, 0.0) != multi_label
 
 
 def test_the_front_and_the_statistics_stay(model, cut, lesson):

@@ -216,3 +216,61 @@ def test_no_label_has_a_part_in_the_prediction_of_its_image():
         same = folds == folds[image]
         assert after.labels == before.labels and (after.predictions[same] == before.predictions[same]).all()
         assert (after.layer.weight != before.layer.weight).any()
+
+
+def sigmoids(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+@pytest.mark.parametrize("images", [8, 200])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_multi_label_a_teacher_that_says_what_the_model_says_changes_nothing(images, has_bias):
+    features, generator = drawn(images)
+    layer = drawn_layer(generator, has_bias=has_bias)
+    result = refit(Lesson(features, layer(features), layer, multi_label=True), np.arange(images))
+    np.testing.assert_allclose(result.layer.weight, layer.weight, atol=1e-6)
+    assert (result.predictions == (layer(features) > 0)).all()
+
+
+def test_multi_label_a_teacher_that_is_linear_in_the_features_is_found():
+    """To the number, and not to one that all logits have in common: that would be another decision."""
+    features, generator = drawn()
+    heads = [drawn_layer(generator) for _ in range(3)]
+    average = LinearLayer(np.mean([head.weight for head in heads], 0), np.mean([head.bias for head in heads], 0))
+    result = refit(Lesson(features, average(features), heads[0], multi_label=True), np.arange(200))
+    np.testing.assert_allclose(result.layer.weight, average.weight, atol=1e-5)
+    np.testing.assert_allclose(result.layer.bias, average.bias, atol=1e-5)
+    np.testing.assert_array_equal(result.predictions, average(features) > 0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_multi_label_each_class_has_the_least_cross_entropy_as_that_of_scikit_learn(share):
+    features, generator = drawn(300)
+    logits, labels = 0.3 * noisy_teacher(features, generator), generator.random((300, CLASSES)) < 0.3
+    nothing = LinearLayer(np.zeros((CLASSES, 12)), np.zeros(CLASSES))
+    lesson, rows = Lesson(features, logits, nothing, labels, share, multi_label=True), np.arange(300)
+    ridge = fit(lesson.moments(rows), penalty=1e-2)
+    layer = least_entropy(lesson, ridge, rows, start=ridge.layer)
+    pull = float(lesson.errors(nothing, rows).squares) / CLASSES / 300 * ridge.strength
+    wanted, given = (1 - share) * sigmoids(logits) + share * labels, features.astype(float)
+    np.testing.assert_allclose(lesson.wanted(rows), wanted, atol=1e-12)
+    for number in range(CLASSES):
+        weights = np.stack([1 - wanted[:, number], wanted[:, number]], axis=1)
+        reference = LogisticRegression(C=1 / pull, tol=1e-10, max_iter=10_000)
+        reference.fit(np.repeat(given, 2, axis=0), np.tile([0, 1], 300), weights.ravel())
+        expected = reference.predict_proba(given)[:, 1]
+        np.testing.assert_allclose(sigmoids(layer(features)[:, number]), expected, atol=1e-2)
+
+
+def test_multi_label_no_image_has_a_part_in_its_own_decisions():
+    features, generator = drawn(300)
+    logits, layer = 0.3 * noisy_teacher(features, generator), drawn_layer(generator)
+    labels, folds = generator.random((300, CLASSES)) < 0.3, draw_folds(np.arange(300))
+    before = refit(Lesson(features, logits, layer, labels, multi_label=True), np.arange(300))
+    others = labels.copy()
+    others[17] ^= True
+    after = refit(Lesson(features, logits, layer, others, multi_label=True), np.arange(300))
+    same = folds == folds[17]
+    assert before.predictions.shape == labels.shape and before.labels == after.labels
+    np.testing.assert_array_equal(after.predictions[same], before.predictions[same])
+    assert (after.layer.weight != before.layer.weight).any()
