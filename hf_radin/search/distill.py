@@ -20,7 +20,7 @@ from hf_radin.layers.distilled import distill_tail, find_cut
 from hf_radin.layers.record import DISTILLED, SEEDS, HeadRecord
 from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
-from hf_radin.metrics.named import score_or_nan
+from hf_radin.metrics.named import load_metrics, score_or_nan
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.search.held_out import bank_of_images, refuse_taught
 from hf_radin.search.race import Budget
@@ -114,7 +114,7 @@ def distill(
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
     options = _report_options(
-        report, test_split or split_that_proved, split if images is None else None, allow_overlap
+        bank, report, test_split or split_that_proved, split if images is None else None, allow_overlap
     )
     reporter = Reporter.of(bank, options, takes_all=True)
     _check_accuracies(reporter, report)
@@ -148,19 +148,45 @@ def distill(
 
 
 def _report_options(
-    report: SearchReport, test_split: str | LogitBank | None, head_split: str | None, allow_overlap: bool
+    bank: LogitBank,
+    report: SearchReport,
+    test_split: str | LogitBank | None,
+    head_split: str | None,
+    allow_overlap: bool,
 ) -> ReportOptions:
-    """What is reported of distilled layers: what was reported of the soup."""
+    """What is reported of distilled layers: what was reported of the soup, but for metrics that have only a name.
+
+    Raises:
+        ValueError: if the soup was chosen by such a metric.
+    """
+    if not _is_known(report.metric, bank):
+        raise ValueError(
+            f"The soup was chosen by {report.metric!r}, which was a function: its report has the name only, so that "
+            "nothing says whether distilled layers are better. Choose a soup by a metric that hf_radin has."
+        )
+    reported = dict.fromkeys(name for result in report.results for name in result.metrics)
+    metrics = tuple(name for name in reported if _is_known(name, bank))
+    if len(metrics) < len(reported):
+        logger.warning("Not computed again, for only their names are known: %s.", ", ".join(reported.keys() - metrics))
     return ReportOptions(
         metric=report.metric,
         keep=report.keep,
-        metrics=tuple(dict.fromkeys(name for result in report.results for name in result.metrics)),
+        metrics=metrics,
         test_split=test_split,
         hold_out=report.hold_out,
         head_split=head_split,
         allow_overlap=allow_overlap,
         seed=report.seed or 0,
     )
+
+
+def _is_known(name: str, bank: LogitBank) -> bool:
+    """Whether a metric is known by its name, and is no function of the user's or value of a script."""
+    try:
+        load_metrics(name, bank.classes, of_label_sets=bank.is_multi_label)
+    except ValueError:
+        return False
+    return True
 
 
 def _with_report(soup: Soup, report: SearchReport) -> Soup:

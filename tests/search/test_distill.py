@@ -308,6 +308,22 @@ def test_soups_that_can_not_be_distilled_are_refused(bank, unsearched, own_heads
         hf_radin.distill(small, hf_radin.uniform(small))
 
 
+def test_what_a_function_says_is_not_known_by_its_name(own_heads_bank, predictions, caplog):
+    def sureness(logits, labels):
+        return float(logits.max(axis=1).mean())
+
+    by_function = hf_radin.uniform(own_heads_bank, metric=sureness)
+    predictions.clear()
+    with pytest.raises(ValueError, match="chosen by 'sureness', which was a function"):
+        hf_radin.distill(own_heads_bank, by_function)
+    assert not predictions
+    beside = hf_radin.uniform(own_heads_bank, metrics=["accuracy", sureness])
+    soup = hf_radin.distill(own_heads_bank, beside)
+    assert "only their names are known: sureness" in caplog.text
+    names = {result.name: set(result.metrics) for result in soup.results}
+    assert (names["soup"], names["not distilled"]) == ({"accuracy"}, {"accuracy", "sureness"})
+
+
 def test_other_images_than_those_that_chose_or_proved_are_refused(
     own_heads_bank, digits, tmp_path, predictions, capsys
 ):
