@@ -19,14 +19,14 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 
 # From the top down: a room imports only rooms below it.
 ORDER = [
-    *("cli", "search", "soup", "layers", "logits", "weights"),
+    *("cli", "search", "soup", "layers", "logits", "adapters", "weights"),
     *("tail", "ingredients", "checkpoints", "images", "metrics", "recipes", "runtime"),
 ]
 
 # Pixels: a box, the space between boxes, the page.
 WIDTH, HEIGHT, GAP, MARGIN, PAGE = 560, 62, 16, 16, 860
 COLORS = (
-    *("#0b5394", "#d95f02", "#3d7a3d", "#7b3294", "#8c6d1f", "#1b7a7a"),
+    *("#0b5394", "#d95f02", "#3d7a3d", "#7b3294", "#8c6d1f", "#1b7a7a", "#7a3d1b"),
     *("#a03050", "#555555", "#226699", "#444400", "#6a4c93", "#00695c", "#9c4a1a"),
 )
 

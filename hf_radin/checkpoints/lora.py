@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from hf_radin.runtime.text import one_line
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PretrainedConfig, PreTrainedModel
 
 # The prefix that peft gives to the names of an adapter's tensors.
@@ -41,6 +42,18 @@ _UNCHANGED_BASE = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mi
 # That part is computed from the base alone, but for "pissa_niter_4" at random.
 _PART_OF_BASE = re.compile(r"pissa|pissa_niter_\d{1,3}|(?i:olora)")
 
+# Fields of a configuration that make something else of an adapter than two matrices for each layer.
+NOT_PLAIN = (
+    *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "kasa_config", "arrow_config"),
+    *("monteclora_config", "layer_replication", "trainable_token_indices", "target_parameters"),
+)
+
+# What peft calls the adapter of a model that has one.
+_NAME = "default"
+
+# What peft puts into the names of tensors that an adapter replaces.
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?|original_module)(?=\.|$)")
+
 
 @dataclass(frozen=True)
 class AdapterBase:
@@ -51,6 +64,31 @@ class AdapterBase:
     revision: str | None = None
     init_lora_weights: Any = None
     megatron_config: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What an adapter adds to the weight of a layer: the product `up @ down`, in float64, scale included.
+
+    Args:
+        down: `(rank, inputs)`; of a convolution, inputs times the positions of its kernel.
+        up: `(outputs, rank)`.
+        is_transposed: whether the layer stores its weight the other way round, `(inputs, outputs)`.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    is_transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """How many products of a column and a row are added up."""
+        return len(self.down)
+
+    def of_shape(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """The product in the shape of the layer's weight."""
+        product = self.up @ self.down
+        return (product.T if self.is_transposed else product).reshape(shape)
 
 
 def read_base(folder: Path) -> tuple[str, str | None]:
@@ -183,12 +221,7 @@ def load_merged(
     with _blaming(folder, "can't be merged"):
         fitted = _fit(folder, plain, header)
     dtypes = {stored for stored, _ in (*header.values(), *read_header(base, allow_pickle=allow_pickle).values())}
-    beginning = str(fitted.options.init_lora_weights)
-    is_part_of_base = bool(_PART_OF_BASE.fullmatch(beginning))
-    if not is_part_of_base:
-        fitted.options.init_lora_weights = False
-    elif "niter" in beginning:  # the exact decomposition is nearer to the one in training than another random one
-        fitted.options.init_lora_weights = "pissa"
+    is_part_of_base = _begin_again(fitted.options)
     # peft has no PiSSA in float64
     exact = torch.float64 if "F64" in dtypes and not is_part_of_base else torch.float32
     model = load_model(
@@ -209,6 +242,125 @@ def load_merged(
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(trained[name])  # peft has frozen the base
     return merged.eval()
+
+
+def check_plain(
+    where: str, folder: Path, config: PretrainedConfig, header: Header, *, trust_remote_code: bool = False
+) -> None:
+    """Check that an adapter adds a product of two matrices to the weight of each of its layers.
+
+    Sums of such adapters are such an adapter, of a higher rank.
+
+    Raises:
+        ValueError: if it is another kind: DoRA, say, or for an embedding.
+    """
+    model = empty_model(config, trust_remote_code=trust_remote_code)
+    with _blaming(where, "can't be read"):
+        fitted = _fit(folder, model, header)
+    fitted.options.init_lora_weights = False  # tensors without memory
+    _plain_layers(where, model, fitted.options)
+
+
+def load_factors(
+    folder: Path,
+    base: Path,
+    *,
+    config: PretrainedConfig,
+    header: Header,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Factors]:
+    """What an adapter adds to the weights of its base, by the names of layers.
+
+    Of one that began as a part of the base, that part is taken away again: its rank is twice what it says.
+
+    Raises:
+        ValueError: as `check_plain` does.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    model = empty_model(config, trust_remote_code=trust_remote_code)
+    with _blaming(folder, "can't be read"):
+        fitted = _fit(folder, model, header)
+    is_part_of_base = _begin_again(fitted.options)
+    if is_part_of_base:
+        model = load_model(
+            base,
+            dtype=torch.float32,
+            config=config,
+            given={name.removeprefix(PREFIX) for name in _whole_tensors(fitted.names.values())},
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+    tensors = {fitted.names[name]: tensor.double() for name, tensor in load_file(folder / ADAPTER).items()}
+    with torch.random.fork_rng(devices=[]):  # peft draws random numbers
+        layers = _plain_layers(str(folder), model, fitted.options)
+    factors = {}
+    for name, layer in layers.items():
+        down, up = (tensors[f"{PREFIX}{name}.lora_{part}.weight"].flatten(1) for part in "AB")
+        if is_part_of_base:
+            before = [module[_NAME].weight.detach().double().flatten(1) for module in (layer.lora_A, layer.lora_B)]
+            down, up = torch.cat([down, before[0]]), torch.cat([up, -before[1]], dim=1)
+        is_transposed = bool(getattr(layer, "fan_in_fan_out", False))
+        factors[name] = Factors(down, layer.scaling[_NAME] * up, is_transposed)
+    return factors
+
+
+def adapter_tensors(
+    options: LoraConfig, config: PretrainedConfig, *, trust_remote_code: bool = False
+) -> dict[str, str]:
+    """The names of the tensors that peft saves of an adapter, and what the model calls them; of factors, its layer.
+
+    Args:
+        config: of the model with the adapter.
+    """
+    from peft import get_peft_model_state_dict
+
+    options = replace(options, init_lora_weights=False)  # tensors without memory
+    adapted = _inject(empty_model(config, trust_remote_code=trust_remote_code), options)
+    names = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: _layer(name) if ".lora_" in name else _WRAPPED.sub("", name.removeprefix(PREFIX)) for name in names}
+
+
+def _begin_again(options: LoraConfig) -> bool:
+    """Have an adapter begin as it did in training, where that changes its base, and else anyhow: whether it does."""
+    beginning = str(options.init_lora_weights)
+    is_part_of_base = bool(_PART_OF_BASE.fullmatch(beginning))
+    if not is_part_of_base:
+        options.init_lora_weights = False
+    elif "niter" in beginning:  # the exact decomposition is nearer to the one in training than another random one
+        options.init_lora_weights = "pissa"
+    return is_part_of_base
+
+
+def _plain_layers(where: str, model: PreTrainedModel, options: LoraConfig) -> dict[str, LoraLayer]:
+    """The layers of a model that gets an adapter, by name.
+
+    Raises:
+        ValueError: as `check_plain` does.
+    """
+    from peft.tuners.lora import Conv2d, Linear, LoraLayer
+
+    with _blaming(where, "can't be read"):
+        adapted = _inject(model, options)
+    layers = {
+        name.removeprefix(PREFIX): module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)
+    }
+    problem = next((f"it has {name}" for name in NOT_PLAIN if getattr(options, name, None)), "")
+    for name, layer in layers.items():
+        if problem:
+            break
+        if variant := next(iter(layer.lora_variant.values()), None):
+            problem = f"{name} has a variant of LoRA ({type(variant).__name__})"
+        elif type(layer) not in (Linear, Conv2d) or getattr(layer.get_base_layer(), "groups", 1) > 1:
+            problem = f"{name} is a layer of another kind ({type(layer.get_base_layer()).__name__})"
+    if problem or not layers:
+        raise ValueError(
+            f"{where}: {problem or 'it adapts no layer'}, and only plain LoRA of linear layers and convolutions adds "
+            "up to an adapter. It is merged as any other without save_adapter (--save-adapter)."
+        )
+    return layers
 
 
 @dataclass(frozen=True)
@@ -273,9 +425,7 @@ def _layer(name: str) -> str:
     """The module that a tensor of an adapter belongs to."""
     name = name.removeprefix(PREFIX)
     module = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
-    return re.sub(
-        r"\.(base_layer|modules_to_save|original_module)$", "", module
-    )  # names of trained biases have these parts, too
+    return _WRAPPED.sub("", module)  # names of trained biases have such parts, too
 
 
 def _layer_names(model: PreTrainedModel, names: Iterable[str] | None = None) -> str:

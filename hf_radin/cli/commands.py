@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_radin
+from hf_radin.adapters.adapter import AdapterError, check_adapters, check_pull
 from hf_radin.cli.tables import as_text, estimate_table, plan_table, say, show, soup_table, verdict_table
 from hf_radin.images.cache import find_home
 from hf_radin.images.digests import refuse_shared_splits
@@ -37,7 +38,8 @@ from hf_radin.search.distill import check_distillation, check_layers, source_of
 from hf_radin.search.held_out import proving_bank
 from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
-from hf_radin.soup.cook import cook_recipe, find_bank
+from hf_radin.soup.card_sentences import about_adapter
+from hf_radin.soup.cook import Writing, cook_recipe, find_bank
 from hf_radin.soup.push import CardOptions, check_license, files_to_push, push_folder, warn_of_names
 from hf_radin.soup.redact import private_names
 from hf_radin.soup.report import RECIPE, SearchReport
@@ -147,6 +149,8 @@ def search(args: argparse.Namespace, processes: Processes) -> int:
     why = "is known by its logits alone" if bank.given else "is a folder on another machine"
     if away and args.push_to:
         raise ValueError(f"--push-to {args.push_to}: no soup can be made here, {away[0]} {why}.")
+    if away and args.save_adapter:
+        raise ValueError(f"--save-adapter: no soup can be made here, {away[0]} {why}.")
     if away and args.changes:
         raise ValueError(f"--changes {args.changes}: no soup can run here, {away[0]} {why}.")
     if args.changes and bank.is_pilot and not args.test_split:
@@ -198,9 +202,11 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
 
 def average(args: argparse.Namespace, processes: Processes) -> None:
     """Cook the soup of a `recipe.json` again."""
-    names = (*MOVED, "dataset", "cache_dir", "overwrite", "dtype", "max_shard_size")
-    cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in (*MOVED, "dataset", "cache_dir")}
+    writing = Writing(args.overwrite, args.dtype, args.max_shard_size, args.save_adapter)
+    cook_recipe(args.recipe, args.output, writing, **options)
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
+    say_adapter(args.save_adapter, args.output, processes)
 
 
 def distill(args: argparse.Namespace, processes: Processes) -> None:
@@ -274,13 +280,27 @@ def _pushed(args: argparse.Namespace) -> str:
 
 def save(result: Soup, args: argparse.Namespace) -> int:
     """Save, print and push a soup; the exit status."""
-    result.save_pretrained(args.output, overwrite=args.overwrite, license=args.license)
+    options, save_adapter = {"overwrite": args.overwrite, "license": args.license}, args.save_adapter
+    try:
+        result.save_pretrained(args.output, save_adapter=save_adapter, **options)
+    except AdapterError as error:  # of what was chosen; the search has cost what it has cost
+        logger.warning("No adapter is saved: %s The soup is saved as it is.", error)
+        save_adapter = False
+        result.save_pretrained(args.output, **options)
     show(soup_table(result))
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
+    say_adapter(save_adapter, args.output, result.processes)
     status = strict_status(result, args)
     if args.push_to and not status:
-        say(f"Pushed: {push_soup(result, args.push_to, push_options(args), card_options(args)).commit_url}")
+        commit = push_soup(result, args.push_to, push_options(args), card_options(args), save_adapter)
+        say(f"Pushed: {commit.commit_url}")
     return status
+
+
+def say_adapter(save_adapter: bool | int, output: Path, processes: Processes) -> None:
+    """Say what the adapter of a soup is, if one was saved."""
+    if save_adapter is not False:
+        say(processes.decide(lambda: about_adapter(SearchReport.read(output / RECIPE))))
 
 
 def strict_status(result: Soup, args: argparse.Namespace) -> int:
@@ -607,6 +627,7 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
         ValueError: if these ingredients have no such candidates, or the output is one of them.
     """
     refuse_ingredients(args.output, ingredients)
+    base = check_adapters(ingredients) if args.save_adapter else None
     refuse_for_multi_label(args, ingredients)
     labels, is_multi_label = ingredients[0].labels, ingredients.multi_label
     Objective.of(args.metric, args.keep, labels, of_label_sets=is_multi_label)  # which may name classes
@@ -615,7 +636,10 @@ def search_options(args: argparse.Namespace, ingredients: Ingredients) -> dict[s
     passes = Budget.of(args.budget).passes if args.budget is not None else float("inf")
     check_start(split_kinds(args.proposals), args.start, ingredients.ids, passes=passes)
     if args.start is not None and args.start not in ingredients.ids:
-        refuse_ingredients(args.output, [find_start(args.start, ingredients)])
+        start = find_start(args.start, ingredients)
+        refuse_ingredients(args.output, [start])
+        if base is not None:
+            check_pull(start, base)
     radin = (
         "budget",
         "unmeasured",

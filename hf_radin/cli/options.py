@@ -168,6 +168,7 @@ def add_soup_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--changes", type=Path, metavar="FILE", help=changes)
     add("--output", type=Path, default=Path("soup"), help="folder for the soup (default: soup)")
+    add_adapter_option(parser)
     strict = (
         "exit with status 3 if the soup is worse than the best single model beyond chance on the split that proves"
     )
@@ -217,6 +218,14 @@ def add_card_options(parser: argparse.ArgumentParser) -> None:
     add("--license", help="for the card (default: the one it has, or that the models agree on)")
 
 
+def add_adapter_option(parser: argparse.ArgumentParser) -> None:
+    """The option that saves an adapter beside a soup."""
+    adapter = "write a soup of LoRA adapters as one such adapter, too, in the folder `adapter`; with a rank, cut to it"
+    parser.add_argument(
+        "--save-adapter", nargs="?", type=rank, const=True, default=False, metavar="RANK", help=adapter
+    )
+
+
 def add_visibility_option(parser: argparse.ArgumentParser) -> None:
     """The option that makes a new repository private."""
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -248,6 +257,7 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     add_pixel_option(parser)
     add("--dtype", choices=sorted(DTYPES), help="of the soup (default: as the ingredients)")
     add("--max-shard-size", default=SHARD, help="of a file of weights, as in 5GB (default: %(default)s)")
+    add_adapter_option(parser)
     add("--overwrite", action="store_true", help="allow an output folder that is not empty")
 
 
@@ -298,6 +308,13 @@ def pixels(text: str) -> int:
     """A number of pixels, of one at least."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels")
+    return int(text)
+
+
+def rank(text: str) -> int:
+    """A rank, of one at least."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rank; name one above 0, or none for an exact adapter")
     return int(text)
 
 

@@ -188,12 +188,7 @@ class Ingredient:
         """
         folder = self.download()
         config = self.config if config is None else config
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "config": config if self.order is None else self._with_all_classes(config),
-            "allow_pickle": self.allow_pickle,
-            "trust_remote_code": self.trust_remote_code,
-        }
+        options = {"dtype": dtype, **self._reading(config)}
         if self.base is None:
             model = modeling.load_model(folder, **options)
         else:
@@ -201,6 +196,35 @@ class Ingredient:
         if self.order is None:
             return model
         return _select_classes(model, config, self.order, trust_remote_code=self.trust_remote_code)
+
+    def load_factors(self) -> dict[str, lora.Factors]:
+        """What it adds to the weights of its base, by the names of layers; empty if it is no adapter.
+
+        Raises:
+            ValueError: if it is no plain LoRA (see `checkpoints.lora.check_plain`).
+        """
+        if self.base is None:
+            return {}
+        folder = self.download()
+        return lora.load_factors(folder, self.base.folder, header=read_header(folder), **self._reading(self.config))
+
+    def check_plain(self) -> None:
+        """Raises a ValueError if it is an adapter and no plain LoRA (see `checkpoints.lora.check_plain`)."""
+        if self.base is not None:
+            header, trust = read_header(self.folder), self.trust_remote_code
+            lora.check_plain(self.id, self.folder, self._stored_config(self.config), header, trust_remote_code=trust)
+
+    def _reading(self, config: PretrainedConfig) -> dict[str, Any]:
+        """How its weights are read; the configuration is of its model with the classes `labels`."""
+        return {
+            "config": self._stored_config(config),
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def _stored_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The configuration for the weights as they are stored, of that for the classes `labels`."""
+        return config if self.order is None else self._with_all_classes(config)
 
     def _with_all_classes(self, config: PretrainedConfig) -> PretrainedConfig:
         """A configuration with as many classes as the checkpoint has.

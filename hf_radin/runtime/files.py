@@ -57,6 +57,9 @@ HASHED_BLOCK = 1 << 20
 # The card and its pictures, which are ours where there is a recipe beside them.
 _CARD_FILES = ("README.md", "estimates.png", "passes.png", "classes.png")
 
+# The folder inside that of a soup for the same soup as an adapter.
+ADAPTER_FOLDER = "adapter"
+
 # The files that decide which model a folder loads as, whatever wrote them.
 _CHECKPOINT_FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|adapter_config|recipe)\.json"
@@ -404,7 +407,8 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
     """Let `fill` fill a temporary folder, then put it in the place of `folder`.
 
     If that is not empty (which `overwrite` must allow), its files are replaced, and those of another checkpoint are
-    removed: weights, adapters, the configuration of its image processor, a recipe and its card. Other files stay.
+    removed: weights, adapters (that of a soup in its folder, too), the configuration of its image processor, a recipe
+    and its card. Other files stay.
     Whoever is killed leaves the old files or the new ones, at the latest when `check_output` is called again.
 
     Raises:
@@ -426,10 +430,11 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
             new.replace(folder)
             return
         names = [path.name for path in new.iterdir()]
-        blocked = [name for name in names if (folder / name).is_dir()]
-        if blocked:
-            raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where a file goes: remove it.")
         old = _old_files(folder, names)
+        blocked = [name for name in names if (folder / name).is_dir() and name not in old]
+        if blocked:
+            what = "an adapter" if blocked[0] == ADAPTER_FOLDER else "a file"
+            raise ValueError(f"The output folder {folder} has a folder {blocked[0]!r} where {what} goes: remove it.")
         with _naming_place(folder):
             is_all = old == {path.name for path in folder.iterdir()}
             if not (is_all and _is_replaceable(folder) and _exchange(new, folder)):
@@ -437,10 +442,24 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, overwrite: boo
 
 
 def _old_files(folder: Path, names: Sequence[str]) -> set[str]:
-    """The names of the files of a folder that those of a new checkpoint replace, or that go with the old one."""
+    """The names of the files of a folder that those of a new checkpoint replace, or that go with the old one.
+
+    The adapter of an old soup is among them, as a whole.
+
+    Raises:
+        ValueError: if there are other files in the folder of that adapter, which would be lost.
+    """
     files = {path.name for path in folder.iterdir() if not path.is_dir()}
     old = {name for name in files if name in names or is_of_a_checkpoint(name)}
-    return old | files.intersection(_CARD_FILES if "recipe.json" in files else ())
+    if "recipe.json" not in files:
+        return old
+    adapter = folder / ADAPTER_FOLDER
+    if (adapter / "adapter_config.json").is_file():
+        others = sorted(path.name for path in adapter.iterdir() if not is_of_a_checkpoint(path.name))
+        if others:
+            raise ValueError(f"The adapter in {adapter} goes with the old soup, and so would {others[0]!r}: move it.")
+        old.add(ADAPTER_FOLDER)
+    return old | files.intersection(_CARD_FILES)
 
 
 def _is_replaceable(folder: Path) -> bool:
@@ -545,7 +564,7 @@ def _set_usual_mode(folder: Path) -> None:
     with (folder / ".mode").open("w") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     (folder / ".mode").unlink()
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
 

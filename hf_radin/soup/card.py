@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Sequence
@@ -18,7 +19,7 @@ from hf_radin.runtime.files import BrokenFileError, card_metadata, read_text
 from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.runtime.text import between, code, escape, one_line, show_metric
 from hf_radin.soup import pictures
-from hf_radin.soup.card_sentences import about_head, comparison_text, costs, outcome, shared_images
+from hf_radin.soup.card_sentences import about_adapter, about_head, comparison_text, costs, outcome, shared_images
 from hf_radin.soup.redact import without_paths
 from hf_radin.soup.report import RECIPE, SearchReport
 
@@ -240,6 +241,7 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         outcome=outcome(report),
         shared_images=shared_images(report),
         about_head=about_head(report),
+        about_adapter=about_adapter(report),
         costs=costs(report) if card.data else [],
         md=escape,
         code=code,
@@ -247,6 +249,7 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         show_metric=show_metric,
         between=partial(between, name=report.metric),
         count="{:,}".format,
+        quoted=json.dumps,
         hub_id=_hub_id,
         hub_address=hub_address,
         marks=MARKS,
@@ -365,6 +368,8 @@ def naming(card: bytes, repo_id: str) -> bytes:
     """A card that says to load the model from this repository; what the user wrote stays."""
     generated, mark, written = card.partition(MARKS[0].encode())
     place = rb'(?<=^classify = pipeline\("image-classification", model=")[^"\n]*'
+    generated = re.sub(place, lambda _: repo_id.encode(), generated, count=1, flags=re.MULTILINE)
+    place = rb'(?<=^soup = ")[^"\n]*'  # of which an adapter is loaded
     generated = re.sub(place, lambda _: repo_id.encode(), generated, count=1, flags=re.MULTILINE)
     return generated + mark + written
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hf_radin.images.split import OBJECT
 from hf_radin.layers.record import HeadRecord, TailRecord
 from hf_radin.recipes.recipe import Measurement, Result
+from hf_radin.runtime.files import ADAPTER_FOLDER
 from hf_radin.runtime.text import clock, counted, escape, is_share, percent, show_difference, show_metric, signed
 from hf_radin.soup.report import Comparison, SearchReport, SoupVerdict, TimeSpent
 
@@ -103,6 +104,29 @@ def _about_tail(report: SearchReport, head: HeadRecord, tail: TailRecord) -> str
         f"the ensemble of {len(head.teacher.used)} checkpoints says of {head.images:,} images of {images}, "
         f"{labels}, in {tail.epochs} {epochs}. {judged}"
     ).rstrip()
+
+
+def about_adapter(report: SearchReport) -> str:
+    """The adapter beside a soup in sentences, with what was lost where it was cut; empty if there is none."""
+    made = report.adapter
+    if made is None:
+        return ""
+    whole = made.modules_to_save
+    names = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if whole[3:] else "")
+    saved = f" {names} {'is' if len(whole) == 1 else 'are'} saved whole." if whole else ""
+    exact = "The two are equal to rounding."
+    if made.limit is not None:
+        exact = (
+            f"It was cut to rank {made.limit}, which lost {100 * made.lost:.2g}% of what the adapters add to the base "
+            "(Frobenius norm): it is not quite this model, and was not measured."
+        )
+    full = ""
+    if made.full:
+        full = f" In {counted(made.full, 'layer')} ranks add up beyond that of the matrix, with which nothing is lost."
+    return (
+        f"The folder {ADAPTER_FOLDER} holds the soup as a LoRA adapter of {made.base}: factors up to rank {made.rank} "
+        f"in {counted(made.layers, 'layer')}, {made.parameters:,} parameters in all.{saved} {exact}{full}"
+    )
 
 
 def shared_images(report: SearchReport) -> str:

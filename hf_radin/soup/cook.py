@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.adapters.adapter import check_soup, rank_limit, write_adapter
 from hf_radin.checkpoints.fields import shared_fields
 from hf_radin.checkpoints.files import (
     CONFIG,
@@ -43,7 +44,7 @@ from hf_radin.soup.card import license_beside, report_files
 from hf_radin.soup.report import RECIPE, SearchReport, versions
 from hf_radin.tail.teach import Course
 from hf_radin.weights import average_tensors
-from hf_radin.weights.average import average_model, by_content, saved_dtype, write_average
+from hf_radin.weights.average import average_model, by_content, save_checkpoint, saved_dtype, write_average
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
 from hf_radin.weights.head import LastLayers
@@ -71,6 +72,7 @@ def average(
     head: LastLayers | None = None,
     report: SearchReport | None = None,
     license: str | None = None,
+    save_adapter: bool | int = False,
 ) -> dict[str, torch.Tensor] | None:
     """The weighted average of checkpoints, `sum_k p_k w_k`.
 
@@ -92,6 +94,8 @@ def average(
         report: of a search that found this recipe, to be written beside the weights; by default nothing was measured
             of it.
         license: for the card beside them; by default that of the ingredients, if they agree.
+        save_adapter: of LoRA adapters, whether to write their average as an adapter of the same base, too, into the
+            folder `adapter` inside the output; a number is the rank to cut it to.
 
     Returns:
         The tensors of the averaged model's `state_dict()`; None if they were written.
@@ -99,9 +103,10 @@ def average(
     Raises:
         ValueError: if the recipe names an ingredient that is not there, or one of them can't be loaded; if the output
             folder is not empty, or an ingredient's; if the disk is too small, or `max_shard_size` is no size; if
-            there is a head and no report of it.
+            there is a head and no report of it; if the average can't be an adapter that is to be saved.
     """
     refuse_given(ingredients, "average", "Average the weights yourself, by the recipe.")
+    refuse_no_adapter(ingredients, recipe, save_adapter)
     max_shard_size = shard_size(max_shard_size)
     if dtype is not None:
         as_dtype(dtype)
@@ -118,11 +123,25 @@ def average(
         saved = str(as_dtype(dtype)).removeprefix("torch.") if dtype else saved_dtype(ingredients, recipe)
         written = (report or _unmeasured(ingredients, recipe, statistics)).cooked(saved)
         contents = report_files(written, folder / RECIPE, license=license)  # refused before anything is averaged
-        write_average(ingredients, recipe, new, max_shard_size=max_shard_size, **options)
+        if save_adapter:
+            model, processor = average_model(ingredients, recipe, **options), ingredients.select(recipe.used).processor
+            save_checkpoint(model, processor, new, max_shard_size=max_shard_size)
+            made = write_adapter(model, processor, ingredients, recipe, new, limit=rank_limit(save_adapter))
+            written = replace(written, adapter=made)
+            contents = report_files(written, folder / RECIPE, license=license)
+        else:
+            write_average(ingredients, recipe, new, max_shard_size=max_shard_size, **options)
         _write_report(new, written, contents)
 
     Processes().decide(lambda: write_folder(folder, fill, overwrite=overwrite))
     return None
+
+
+def refuse_no_adapter(ingredients: Ingredients, recipe: Recipe, save_adapter: bool | int) -> None:
+    """Raises a ValueError if an average is to be saved as an adapter and can't be one; see `check_soup`."""
+    if save_adapter is not False:
+        rank_limit(save_adapter)
+        check_soup(ingredients, recipe)
 
 
 def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics | None) -> SearchReport:
@@ -143,22 +162,35 @@ def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics
     )
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How a soup is written that is cooked again. The names are those of `average`, which explains them."""
+
+    overwrite: bool = False
+    dtype: str | None = None
+    max_shard_size: int | str = SHARD
+    save_adapter: bool | int = False
+
+
+# As the ingredients are stored, into an empty folder.
+AS_STORED = Writing()
+
+
 def cook_recipe(
     path: Path,
     output: Path,
+    writing: Writing = AS_STORED,
     *,
     models: Sequence[str] = (),
     dataset: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    overwrite: bool = False,
-    dtype: str | None = None,
-    max_shard_size: int | str = SHARD,
     **options: Any,
 ) -> None:
     """Cook the soup of a `recipe.json` into a folder, bit for bit: from files where these are all that it takes.
 
     Args:
         path: the file, or the soup's folder.
+        writing: how it is written.
         models: where the checkpoints are now; by default where the recipe says.
         dataset: where the images are now that BatchNorm statistics or a refitted head come from; by default where
             the recipe says.
@@ -166,29 +198,29 @@ def cook_recipe(
 
     Raises:
         ValueError: if an ingredient is not there or not what it was, or the output is one of them, or the recipe's
-            own folder.
+            own folder; if the soup can't be an adapter that is to be saved.
     """
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=writing.overwrite)
     if output.resolve() in (path.resolve(), path.resolve().parent):
         raise ValueError(f"The output {output} is the folder of the recipe, which would be lost. Choose another.")
-    written: dict[str, Any] = {
-        "overwrite": overwrite,
-        "dtype": dtype,
-        "max_shard_size": shard_size(max_shard_size),
-    }
+    size = shard_size(writing.max_shard_size)
     path = recipe_path(path)
-    if not models and not any(options.values()) and cook_files(path, output, **written):
+    by_files: dict[str, Any] = {"overwrite": writing.overwrite, "dtype": writing.dtype, "max_shard_size": size}
+    takes_models = models or any(options.values()) or writing.save_adapter is not False
+    if not takes_models and cook_files(path, output, **by_files):
         return
     ingredients, recipe = find_ingredients(
         path, models=models, **{key: value for key, value in options.items() if value}
     )
+    refuse_no_adapter(ingredients, recipe, writing.save_adapter)  # before images are looked at
     images: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir}
-    written["statistics"] = find_statistics(path, ingredients, **images)
+    statistics, head = find_statistics(path, ingredients, **images), None
     report, license = SearchReport.read(path), license_beside(path)
-    if cooked := find_last_layers(path, ingredients, recipe, written["statistics"], **images):
-        written["head"], record = cooked
+    if cooked := find_last_layers(path, ingredients, recipe, statistics, **images):
+        head, record = cooked
         report = report.with_head(record)
-    average(ingredients, recipe, output=output, report=report, license=license, **written)
+    made: dict[str, Any] = {"statistics": statistics, "head": head, "report": report, "license": license}
+    average(ingredients, recipe, output=output, **asdict(writing), **made)
 
 
 def recipe_path(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Collection, Mapping
@@ -10,10 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_radin.checkpoints.files import CONFIG, WEIGHTS_INDEX, weight_files
+from hf_radin.checkpoints.files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CONFIG,
+    PROCESSOR_FILES,
+    WEIGHTS_INDEX,
+    read_fields,
+    weight_files,
+)
 from hf_radin.checkpoints.forward import batch_logits
 from hf_radin.checkpoints.model import load_processor, quiet_transformers
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
+from hf_radin.runtime.files import ADAPTER_FOLDER
 from hf_radin.runtime.hub_commit import PushOptions, commit_files, full_id, is_private, refuse_offline
 from hf_radin.runtime.hub_errors import UNKNOWN, asking_the_hub, is_late, patiently, status_of
 from hf_radin.runtime.text import one_line
@@ -29,8 +40,11 @@ logger = logging.getLogger(__name__)
 
 # The files of a saved soup beside its weights; code is uploaded where the configuration names it.
 UPLOADED = (*SETTINGS_FILES, RECIPE, "README.md", *pictures.NAMES)
-# What an earlier soup says of itself, which is replaced with it.
-REPLACED = (card.EVAL_RESULTS, *pictures.NAMES)
+# What an earlier soup says of itself, which is replaced with it, and its adapter.
+REPLACED = (
+    *(card.EVAL_RESULTS, *pictures.NAMES),
+    *(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER, ADAPTER_CONFIG, *PROCESSOR_FILES)),
+)
 # Files that a name may stand in.
 TEXTS = (".json", ".md", ".py")
 COMMIT_MESSAGE = "Upload a model soup cooked with hf_radin"
@@ -178,6 +192,9 @@ def files_to_push(
     is_public = not is_private(repo_id, options)
     # of the original: a folder is no repository
     names = private_names(original, options.token) if shown.hide_private or is_public else []
+    if report.adapter:
+        adapter, report = _adapter_to_push(folder, report, names if shown.hide_private else [])
+        files |= {**adapter, RECIPE: report.text.encode()}
     if names and not shown.hide_private:
         warn_of_names(names)
     elif names:
@@ -257,6 +274,28 @@ def saved_files(folder: Path) -> dict[str, Path | bytes]:
     names = {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     names |= {path.name for path in weights} | ({WEIGHTS_INDEX} if len(weights) > 1 else set())
     return {name: folder / name for name in sorted(names)}
+
+
+def _adapter_to_push(
+    folder: Path, report: SearchReport, hidden: Collection[str]
+) -> tuple[dict[str, Path | bytes], SearchReport]:
+    """The files of the adapter beside a soup, by name, and the report with their hashes.
+
+    What they say of the base is what the report says: no path of this machine, and no name that is hidden.
+    """
+    assert report.adapter is not None  # as the caller has seen
+    files: dict[str, Path | bytes] = {
+        f"{ADAPTER_FOLDER}/{name}": folder / ADAPTER_FOLDER / name for name in report.adapter.files
+    }
+    fields = read_fields(folder / ADAPTER_FOLDER / ADAPTER_CONFIG)
+    base = "hidden" if report.adapter.base in hidden else report.adapter.base
+    shown = {**fields, "base_model_name_or_path": base}
+    if shown == fields:
+        return files, report
+    content = (json.dumps({**shown, "revision": None}, indent=2, sort_keys=True) + "\n").encode()
+    files[f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}"] = content
+    hashes = {**report.adapter.files, ADAPTER_CONFIG: hashlib.sha256(content).hexdigest()}
+    return files, replace(report, adapter=replace(report.adapter, base=base, revision=None, files=hashes))
 
 
 def _names_code(folder: Path) -> bool:

@@ -13,12 +13,13 @@ from statistics import median
 from typing import Any
 
 import hf_radin
+from hf_radin.adapters.adapter import AdapterRecord
 from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, PROCESSOR_FILES, WEIGHTS, WEIGHTS_INDEX
 from hf_radin.ingredients.card_metadata import IngredientEntry
 from hf_radin.layers.record import DISTILLED, HeadRecord, check_head
 from hf_radin.logits.manifest import DataRecord
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.runtime.files import is_file_name, read_json, sha256_of_each
+from hf_radin.runtime.files import ADAPTER_FOLDER, is_file_name, read_json, sha256_of_each
 from hf_radin.runtime.schema import IF_ANY, from_json, to_json
 from hf_radin.runtime.text import printable
 from hf_radin.weights.batchnorm import StatisticsRecord
@@ -32,6 +33,9 @@ SETTINGS_FILES = (CONFIG, "generation_config.json", *PROCESSOR_FILES)
 
 # Files that make another model of a folder, if they were put there.
 _DECISIVE = (*SETTINGS_FILES, WEIGHTS, WEIGHTS_INDEX, ADAPTER, ADAPTER_CONFIG)
+
+# What to do about an adapter that is not what was saved.
+_AGAIN = "Put back what was saved, or save the soup again."
 
 # Digits of a hash that an error shows.
 _SHORT = 12
@@ -265,6 +269,7 @@ class SearchReport(SearchSettings):
         measured_dtype: of the weights that were measured, where these are others.
         results: what soup, best single, uniform soup and ensemble reach on each split.
         measurements: of each measured candidate, singles included.
+        adapter: the same soup as a LoRA adapter, in a folder beside it; None where none was saved.
         files: the SHA-256 of each file of the saved model, by name; empty where none was saved, and in what earlier
             versions wrote.
     """
@@ -304,6 +309,7 @@ class SearchReport(SearchSettings):
     measured_dtype: str | None = None
     results: tuple[Result, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    adapter: AdapterRecord | None = field(default=None, metadata=IF_ANY)
     files: dict[str, str] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
@@ -338,6 +344,7 @@ class SearchReport(SearchSettings):
         _check_entries(report.ingredients)
         _check_start(report)
         _check_names(report.files)
+        _check_names(report.adapter.files if report.adapter else {})
         if report.data is None and report.results:
             raise ValueError("its 'data' is None")
         _check_statistics(report.batchnorm)
@@ -394,6 +401,17 @@ class SearchReport(SearchSettings):
             if problem := _difference(hashes.get(name), self.files.get(name)):
                 is_edited = name in SETTINGS_FILES and name in hashes
                 raise ValueError(f"{folder / printable(name)} {problem}. {way_out or _way_out(folder, is_edited)}")
+        if self.adapter:
+            self._check_adapter(folder, way_out)
+
+    def _check_adapter(self, folder: Path, way_out: str) -> None:
+        """See that the adapter beside a soup is the one that was saved with it. Errors as of `check_files`."""
+        recorded = self.adapter.files if self.adapter else {}
+        paths = [folder / ADAPTER_FOLDER / name for name in recorded]
+        hashes = _hashes(path for path in paths if path.is_file())
+        for path in paths:
+            if problem := _difference(hashes.get(path.name), recorded[path.name]):
+                raise ValueError(f"{folder / ADAPTER_FOLDER / printable(path.name)} {problem}. {way_out or _AGAIN}")
 
     def accepted(self, folder: Path) -> SearchReport:
         """The report of a model whose configuration or image processor somebody edited.
@@ -533,7 +551,7 @@ class SearchReport(SearchSettings):
         return replace(self, head=head, measurements=() if is_other else self.measurements)
 
     def cooked(self, saved_dtype: str) -> SearchReport:
-        """The report of weights that were averaged anew from this recipe.
+        """The report of weights that were averaged anew from this recipe, without an adapter.
 
         What was measured before is said to have been of other weights, if the dtype is another; of a recipe that was
         not measured, nothing is said.
@@ -556,7 +574,7 @@ class SearchReport(SearchSettings):
             )
         measured = self.measured_dtype or self.saved_dtype
         changed = None if measured == saved_dtype else measured
-        return replace(self, saved_dtype=saved_dtype, measured_dtype=changed)
+        return replace(self, saved_dtype=saved_dtype, measured_dtype=changed, adapter=None)
 
 
 def versions() -> dict[str, str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.adapters.adapter import check_soup, rank_limit, write_adapter
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.model import load_model, load_processor
 from hf_radin.checkpoints.processor import check_processor
 from hf_radin.ingredients.ingredient import Ingredients, refuse_given
 from hf_radin.metrics.named import Answers
 from hf_radin.recipes.recipe import Measurement, Recipe, Result
-from hf_radin.runtime.files import put_back, write_atomically, write_folder
+from hf_radin.runtime.files import ADAPTER_FOLDER, put_back, write_atomically, write_folder
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.hub_errors import asking_the_hub
 from hf_radin.runtime.processes import Processes
@@ -134,7 +136,12 @@ class Soup:
         return self._saved_report().to_fields()
 
     def save_pretrained(
-        self, save_directory: str | Path, *, overwrite: bool = False, license: str | None = None
+        self,
+        save_directory: str | Path,
+        *,
+        overwrite: bool = False,
+        license: str | None = None,
+        save_adapter: bool | int = False,
     ) -> None:
         """Write an ordinary checkpoint, with `recipe.json` and the model card as `README.md`.
 
@@ -143,24 +150,37 @@ class Soup:
         Args:
             overwrite: allow a folder that holds something; files of other names in it stay.
             license: for the card; by default that of the ingredients, if they agree.
+            save_adapter: of a soup of LoRA adapters, whether to write it as an adapter of the same base, too, into the
+                folder `adapter` inside this one; a number is the rank to cut it to.
 
         Raises:
-            ValueError: if the folder is not empty, or an ingredient's; or if logits are all that is known of the
-                ingredients (`save_recipe` writes the recipe).
+            ValueError: if the folder is not empty, or an ingredient's; if logits are all that is known of the
+                ingredients (`save_recipe` writes the recipe); or if the soup can't be an adapter.
         """
         refuse_given(self.ingredients, "save_pretrained", _RECIPE_ALONE)
-        folder = Path(save_directory)
+        self.check_adapter(save_adapter)
+        folder, fill = Path(save_directory), partial(self.write_into, license=license, save_adapter=save_adapter)
         refuse_ingredients(folder, self.ingredients.checkpoints)
-        self.processes.decide(
-            lambda: write_folder(folder, lambda new: self.write_into(new, license=license), overwrite=overwrite)
-        )
+        self.processes.decide(lambda: write_folder(folder, fill, overwrite=overwrite))
+
+    def check_adapter(self, save_adapter: bool | int) -> None:
+        """Raises a ValueError if an adapter is to be saved that the soup can't be; see `check_soup`."""
+        if save_adapter is False:
+            return
+        rank_limit(save_adapter)
+        if self._folder is not None:
+            raise ValueError(
+                f"The soup in {self._folder} is read as it was saved. `hf-radin average --recipe {self._folder} "
+                "--save-adapter --output ...` makes it again, as an adapter too."
+            )
+        check_soup(self.ingredients, self.recipe)
 
     def save_recipe(self, path: str | Path) -> None:
         """Write the `recipe.json` alone, which takes no checkpoint; `hf-radin average` cooks it where they are."""
-        text = replace(self.report, files={}).text  # no model lies beside it
+        text = replace(self.report, files={}, adapter=None).text  # no model lies beside it
         self.processes.decide(lambda: write_atomically(Path(path), lambda new: new.write_text(text, encoding="utf-8")))
 
-    def write_into(self, folder: Path, *, license: str | None = None) -> None:
+    def write_into(self, folder: Path, *, license: str | None = None, save_adapter: bool | int = False) -> None:
         """Write the files of `save_pretrained`, one after the other, into an empty folder."""
         if self.away:
             raise ValueError(
@@ -168,11 +188,18 @@ class Soup:
                 "(save_recipe), and cook it where its ingredients are, with `hf-radin average`."
             )
         report, processor = self._saved_report(), self.processor
-        if self._folder or self._statistics or "model" in vars(self):
+        if self._folder or self._statistics or "model" in vars(self) or save_adapter:
             save_checkpoint(self.model, processor, folder)
         else:  # without a model in memory
             write_average(self.ingredients, self.recipe, folder, head=self.head)
         report = report.recorded(folder)
+        if self._folder and report.adapter:
+            shutil.copytree(self._folder / ADAPTER_FOLDER, folder / ADAPTER_FOLDER)
+        if save_adapter:
+            made = write_adapter(
+                self.model, processor, self.ingredients, self.recipe, folder, limit=rank_limit(save_adapter)
+            )
+            report = replace(report, adapter=made)
         for name, content in {RECIPE: report.text.encode(), **card_files(report, license=license)}.items():
             (folder / name).write_bytes(content)
 
@@ -214,7 +241,7 @@ class Soup:
         """The report of a saved soup, which says the dtype of its weights."""
         if self._folder is not None or any(ingredient.is_given for ingredient in self.ingredients):
             return self.report  # of the latter no weights are known
-        return replace(self.report, saved_dtype=saved_dtype(self.ingredients, self.recipe))
+        return replace(self.report, saved_dtype=saved_dtype(self.ingredients, self.recipe), adapter=None)
 
 
 def push_soup_to_hub(
@@ -231,6 +258,7 @@ def push_soup_to_hub(
     hide_private: bool = False,
     eval_task: str | None = None,
     verify: bool = True,
+    save_adapter: bool | int = False,
 ) -> CommitInfo:
     """Create the repository if need be and upload the whole soup, card included, in one commit.
 
@@ -248,22 +276,26 @@ def push_soup_to_hub(
         eval_task: of a benchmark, as in `org/bench:default`, that the accuracy on the held-out split is a result of:
             written to `.eval_results`.
         verify: load the pushed model once from what the Hub has, and compare its predictions of three images.
+        save_adapter: push it as a LoRA adapter, too, in the folder `adapter`; see `Soup.save_pretrained`.
 
     Raises:
         ValueError: if the id is none, the token may not write there, the repository holds something else, or the
             pushed model is loaded or predicts otherwise.
     """
     options = PushOptions(private, token, revision, create_pr, commit_message, overwrite, verify=verify)
-    return push_soup(soup, repo_id, options, CardOptions(license, hide_private, eval_task))
+    return push_soup(soup, repo_id, options, CardOptions(license, hide_private, eval_task), save_adapter)
 
 
-def push_soup(soup: Soup, repo_id: str, options: PushOptions, shown: CardOptions) -> CommitInfo:
+def push_soup(
+    soup: Soup, repo_id: str, options: PushOptions, shown: CardOptions, save_adapter: bool | int = False
+) -> CommitInfo:
     """See `push_soup_to_hub`."""
     refuse_given(soup.ingredients, "push_to_hub", _RECIPE_ALONE)
+    soup.check_adapter(save_adapter)
 
     def push() -> CommitInfo:
         with tempfile.TemporaryDirectory() as temporary:
-            soup.write_into(Path(temporary), license=shown.license)
+            soup.write_into(Path(temporary), license=shown.license, save_adapter=save_adapter)
             return push_folder(Path(temporary), repo_id, options, shown)
 
     return soup.processes.decide(push)
