@@ -36,7 +36,7 @@ from hf_radin.search.distill import check_distillation, check_layers, source_of
 from hf_radin.search.held_out import proving_bank
 from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
-from hf_radin.soup.cook import cook_recipe, find_bank
+from hf_radin.soup.cook import find_bank
 from hf_radin.soup.push import CardOptions, check_license, files_to_push, push_folder, warn_of_names
 from hf_radin.soup.redact import private_names
 from hf_radin.soup.report import RECIPE, SearchReport
@@ -190,14 +190,6 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
     size = JobSize(args.images, args.processes, args.budget, Pilot.of(args.pilot))
     source = data_source(args, ingredients)
     show(estimate_table(estimate_job(ingredients, source, run_options(args), size, processes)))
-
-
-def average(args: argparse.Namespace, processes: Processes) -> None:
-    """Cook the soup of a `recipe.json` again."""
-    moved = ("models", "start", "dataset", "image_processor", "base_model", "cache_dir")
-    names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
-    cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
-    say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
 
 
 def distill(args: argparse.Namespace, processes: Processes) -> None:
