@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -147,7 +148,7 @@ def last_checkpoints(models: Sequence[str], count: int, *, revision: str | None 
     """
     if count < 2:
         raise ValueError(f"--last {count}: an average takes at least two checkpoints.")
-    names = [inside for name in models for inside in (_checkpoints_in(Path(name).expanduser()) or [name])]
+    names = [inside for name in models for inside in (_checkpoints_in(Path(os.path.expanduser(name))) or [name])]
     steps = {place: _step_of(place) for place in find_places(names, revision=revision)}
     runs = sorted({_run_of(place) for place in steps})
     if unnumbered := [place.name for place, step in steps.items() if step < 0]:

@@ -238,6 +238,35 @@ def test_classes_in_another_order_are_brought_into_one(three, tmp_path):
     assert all(torch.allclose(tensor, expected[name], atol=1e-6) for name, tensor in made.items())
 
 
+def test_several_classes_an_image_are_said(three, tmp_path):
+    for folder in three:
+        config = json.loads((folder / "config.json").read_text())
+        problem = {"problem_type": "multi_label_classification"}
+        (folder / "config.json").write_text(json.dumps(config | problem))
+    assert agree(three)
+    averaged(three, tmp_path / "out")
+    assert hf_radin.Soup.from_pretrained(tmp_path / "out").report.multi_label is True
+    assert "says of each of 10 classes by itself" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": ["ViTModel"]},
+        {"problem_type": "regression"},
+        {"id2label": {"0": "one"}},
+        {"auto_map": {"AutoConfig": "code.Config"}},
+        {"transformers_weights": "other.safetensors"},
+    ],
+)
+def test_what_is_not_usual_is_left_to_gather(three, change):
+    assert agree(three)
+    for folder in three:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+    assert not agree(three)
+
+
 def test_adapters_are_merged(start, tmp_path):
     for seed in range(2):
         torch.manual_seed(seed)
