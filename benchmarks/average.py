@@ -2,12 +2,17 @@
 
     pip install mergekit==0.1.5 --target DIR   # with its own dependencies; hf_radin does not need it
     python benchmarks/average.py --mergekit DIR
+    python benchmarks/average.py --by-name
 
 Sixteen checkpoints of the size of a ViT-B in float32 and eight of a ViT-L in bfloat16, with random weights. Each
 program is a separate process that writes the same uniform soup. hf_radin is `hf-radin average --recipe`, on the
 machine that made the recipe: files with the names, sizes and times in the recipe are not hashed again. The programs
 take turns, and medians and ranges are of the ratios within a round. Memory is the largest private memory (RssAnon) of
 a process, sampled a thousand times a second. Pages of mapped files don't count.
+
+With `--by-name`, eight checkpoints of the size of a ViT-B are averaged by `hf-radin average MODELS`, which looks at
+them, hashes them and writes a recipe and a card, and by the plain loop, which also imports transformers. Time is that
+of whole processes from start to exit, and that of all their threads on processors.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -58,6 +64,10 @@ save_file(soup, Path(output) / "model.safetensors", {"format": "pt"})
 """
 
 
+# The same as somebody would write it who saves the configuration, too.
+LOOP_OF_TRANSFORMERS = "import torch, transformers" + LOOP
+
+
 def make(folder: Path, count: int, dtype: torch.dtype, size: dict[str, int]) -> list[Path]:
     config = ViTConfig(**size, intermediate_size=4 * size["hidden_size"], num_labels=1000)
     made = []
@@ -73,11 +83,12 @@ def make(folder: Path, count: int, dtype: torch.dtype, size: dict[str, int]) -> 
 class Cost:
     seconds: float
     private: int
+    processor: float = 0.0
 
 
 def run(command: Sequence[str], environment: dict[str, str]) -> Cost:
     """A process from its start to its end, and the most private memory that it had."""
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
     most = 0
     while process.poll() is None:
@@ -89,7 +100,8 @@ def run(command: Sequence[str], environment: dict[str, str]) -> Cost:
         time.sleep(0.001)
     if process.wait():
         raise RuntimeError(f"{' '.join(command[:4])} ended with {process.returncode}")
-    return Cost(time.perf_counter() - begun, most)
+    seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Cost(seconds, most, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def read_and_write(folders: Sequence[Path], output: Path) -> Cost:
@@ -155,14 +167,42 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path, help="the folder with mergekit; without it that side is left out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the checkpoints are made")
+    parser.add_argument("--by-name", action="store_true", help="compare averages of what is named, without a recipe")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        if args.by_name:
+            return compare_by_name(Path(temporary), args.rounds)
         for title, (count, dtype, size) in SIZES.items():
             place = Path(temporary) / title.split(",")[0]
             folders = make(place, count, dtype, size)
             compare(title, folders, place, args.mergekit, args.rounds)
             shutil.rmtree(place)
         errors(Path(temporary), args.mergekit)
+
+
+def compare_by_name(place: Path, rounds: int) -> None:
+    """Print what averages of eight checkpoints take that are named on the command line."""
+    _, dtype, size = SIZES["ViT-B, float32"]
+    names = [str(folder) for folder in make(place, 8, dtype, size)]
+    commands = {
+        "hf-radin average": [sys.executable, "-m", "hf_radin", "average", *names, "--output", str(place / "out")],
+        "plain loop": [sys.executable, "-c", LOOP_OF_TRANSFORMERS, *names, str(place / "out")],
+    }
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for number in range(rounds + 1):
+        for name, command in commands.items():
+            cost = run(command, {})
+            shutil.rmtree(place / "out")
+            costs[name] += [cost] if number else []  # the first round warms the caches
+    print("| | seconds | on processors | private MB |\n|---|---:|---:|---:|")
+    for name, taken in costs.items():
+        seconds, processor, private = (
+            statistics.median(getattr(cost, field) for cost in taken) for field in ("seconds", "processor", "private")
+        )
+        print(f"| {name} | {seconds:.2f} | {processor:.2f} | {private / 1000:.0f} |")
+    pairs = list(zip(*costs.values(), strict=True))
+    print(f"- hf-radin over the plain loop: time {ratio([(a.seconds, b.seconds) for a, b in pairs])}", end="")
+    print(f", on processors {ratio([(a.processor, b.processor) for a, b in pairs])}")
 
 
 def sides(folders: Sequence[Path], place: Path, mergekit: Path | None) -> dict[str, Callable[[Path], Cost]]:

@@ -184,8 +184,8 @@ def read_index(path: Path) -> list[str]:
     return shards
 
 
-def _checkpoint_files(folder: Path, allow_pickle: bool) -> list[Path]:
-    """Configuration, processor, code and weights."""
+def checkpoint_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """What the revision of a checkpoint is a hash of: configuration, processor, code and weights."""
     small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
     small += sorted(filter(Path.is_file, folder.glob("*.py")))  # code, which the user may allow to run
     return small + weight_files(folder, allow_pickle=allow_pickle)
@@ -193,7 +193,7 @@ def _checkpoint_files(folder: Path, allow_pickle: bool) -> list[Path]:
 
 def files_stamp(folder: Path, *, allow_pickle: bool = False) -> str:
     """A digest of names, sizes and times of a checkpoint's files: while it stays the same, so does the content."""
-    stats = [(path.name, path.stat()) for path in _checkpoint_files(folder, allow_pickle)]
+    stats = [(path.name, path.stat()) for path in checkpoint_files(folder, allow_pickle=allow_pickle)]
     stamps = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
     return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
@@ -201,7 +201,7 @@ def files_stamp(folder: Path, *, allow_pickle: bool = False) -> str:
 def file_hashes(folder: Path, *, allow_pickle: bool = False) -> dict[str, str]:
     """SHA-256 of each file of a checkpoint, by name."""
     hashes = {}
-    for path in _checkpoint_files(folder, allow_pickle):
+    for path in checkpoint_files(folder, allow_pickle=allow_pickle):
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 22):

@@ -13,7 +13,7 @@ from typing import Any
 
 import hf_radin
 from hf_radin.adapters.adapter import AdapterError, check_adapters, check_pull
-from hf_radin.cli.tables import as_text, estimate_table, plan_table, say, show, soup_table, verdict_table
+from hf_radin.cli.tables import as_text, estimate_table, plan_table, say, say_adapter, show, soup_table, verdict_table
 from hf_radin.images.cache import find_home
 from hf_radin.images.digests import refuse_shared_splits
 from hf_radin.images.sample import Pilot
@@ -38,8 +38,7 @@ from hf_radin.search.distill import check_distillation, check_layers, source_of
 from hf_radin.search.held_out import proving_bank
 from hf_radin.search.race import Budget
 from hf_radin.soup.card import check_task, renewed_card
-from hf_radin.soup.card_sentences import about_adapter
-from hf_radin.soup.cook import Writing, cook_recipe, find_bank
+from hf_radin.soup.cook import find_bank
 from hf_radin.soup.push import CardOptions, check_license, files_to_push, push_folder, warn_of_names
 from hf_radin.soup.redact import private_names
 from hf_radin.soup.report import RECIPE, SearchReport
@@ -200,15 +199,6 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
     show(estimate_table(estimate_job(ingredients, source, run_options(args), size, processes)))
 
 
-def average(args: argparse.Namespace, processes: Processes) -> None:
-    """Cook the soup of a `recipe.json` again."""
-    options = {name: getattr(args, name) for name in (*MOVED, "dataset", "cache_dir")}
-    writing = Writing(args.overwrite, args.dtype, args.max_shard_size, args.save_adapter)
-    cook_recipe(args.recipe, args.output, writing, **options)
-    say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
-    say_adapter(args.save_adapter, args.output, processes)
-
-
 def distill(args: argparse.Namespace, processes: Processes) -> None:
     """Teach the last layers of a saved soup."""
     args.folder = args.folder.parent if args.folder.name == RECIPE else args.folder
@@ -295,12 +285,6 @@ def save(result: Soup, args: argparse.Namespace) -> int:
         commit = push_soup(result, args.push_to, push_options(args), card_options(args), save_adapter)
         say(f"Pushed: {commit.commit_url}")
     return status
-
-
-def say_adapter(save_adapter: bool | int, output: Path, processes: Processes) -> None:
-    """Say what the adapter of a soup is, if one was saved."""
-    if save_adapter is not False:
-        say(processes.decide(lambda: about_adapter(SearchReport.read(output / RECIPE))))
 
 
 def strict_status(result: Soup, args: argparse.Namespace) -> int:

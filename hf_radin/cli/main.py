@@ -28,10 +28,13 @@ LOGITS = "run each checkpoint once over a split and store its logits, to be sear
 SEARCH = "find the best soup from logits that were computed before; with --budget 0 without images or a GPU"
 INSPECT = "say of each checkpoint whether it can go into a soup with the others; no weights are downloaded"
 ESTIMATE = "say what a soup will cost in time, memory and disk, by a probe of this machine; no weights are downloaded"
-AVERAGE = "cook the soup of a recipe.json again"
+AVERAGE = "average checkpoints without any data, by given weights; or cook the soup of a recipe.json again"
 DISTILL = "teach the last layers of a saved soup what the ensemble of its ingredients knows"
 CARD = "make the card of a saved soup anew; what you wrote between its marked lines stays"
 PUSH = "upload a saved soup as it is, in one commit"
+
+# The modules of the commands that are not in `commands`.
+HOMES = {"average": "averages"}
 
 # Seconds from an interrupt to the end of a process, whatever its threads wait for.
 GRACE = 5
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """The commands and their options; `command` names the function in `cli.commands` that runs each."""
+    """The commands and their options; `command` names the function that runs each (see `HOMES`)."""
     parser = Parser(prog="hf-radin", description="One better image classifier from many fine-tunes.")
     parser.add_argument("--version", action="version", version=f"hf_radin {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -109,7 +112,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     processes = Processes()
     try:
         # loaded when the options were read: `--help` takes nothing of what runs the commands
-        status = getattr(import_module("hf_radin.cli.commands"), args.command)(args, processes)
+        home = HOMES.get(args.command, "commands")
+        status = getattr(import_module(f"hf_radin.cli.{home}"), args.command)(args, processes)
         processes.leave()
     finally:
         processes.leave(together=False)  # whatever ended it; after the call above there is nothing left to do

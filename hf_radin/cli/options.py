@@ -249,8 +249,21 @@ def add_bank_options(parser: argparse.ArgumentParser) -> None:
 def add_average_options(parser: argparse.ArgumentParser) -> None:
     """The options of `hf-radin average`."""
     add = parser.add_argument
-    add("--recipe", type=Path, required=True, help="a recipe.json")
-    add_moved_options(parser)
+    names = "what is averaged, as --models of other commands; of a recipe, where its ingredients are now"
+    add("names", nargs="*", metavar="M", help=f"{names}, if not where it says")
+    add("--models", nargs="+", default=(), metavar="M", help="the same, behind other options")
+    weights = "of the models, in their order; divided by their sum (default: all the same)"
+    add("--weights", nargs="+", type=float, metavar="W", help=weights)
+    add("--last", type=int, metavar="K", help="take the last K checkpoints of one run, by their steps")
+    add("--revision", help="branch, tag or commit of the models that name none")
+    common = "of models whose classes differ, those that all have (default: all must have the same)"
+    add("--classes", choices=("common",), help=common)
+    add("--recipe", type=Path, help="a recipe.json to be cooked again, in place of models and weights")
+    add("--start", metavar="ID", help="where the start is now, if the soup is pulled to one")
+    processor = "Hub id or folder of the processor to use in place of the models' own; where it is now, of a recipe"
+    add("--image-processor", metavar="ID", help=processor)
+    add("--base-model", metavar="ID", help="what LoRA adapters are merged into, if it is not where they say")
+    add_trust_options(parser)
     add("--output", type=Path, required=True, help="folder to write the checkpoint to")
     add("--dataset", help="of models with BatchNorm, where the images for its statistics are now")
     add("--cache-dir", type=Path, help="where these are cached (default: hf_radin in HF_HOME)")

@@ -8,10 +8,10 @@ from pathlib import Path
 from hf_radin.ingredients.gather import Verdict
 from hf_radin.logits.cost import Estimate
 from hf_radin.runtime.hub_commit import Plan
-from hf_radin.runtime.processes import is_main_process
+from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.text import clock, counted, printable, show_difference, show_metric
-from hf_radin.soup.card_sentences import comparison_text, spending, verdict_text
-from hf_radin.soup.report import SearchReport
+from hf_radin.soup.card_sentences import about_adapter, comparison_text, spending, verdict_text
+from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.soup.soup import Soup
 
 # Letters of a line of a table of results, and of the title of a row.
@@ -238,3 +238,9 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def say_adapter(save_adapter: bool | int, output: Path, processes: Processes) -> None:
+    """Say what the adapter of a soup is, if one was saved."""
+    if save_adapter is not False:
+        say(processes.decide(lambda: about_adapter(SearchReport.read(output / RECIPE))))

@@ -26,7 +26,7 @@ from hf_radin.ingredients.checkpoint_files import CheckpointFiles, Options, read
 from hf_radin.ingredients.compatibility import describe, find_differences
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients, Version
 from hf_radin.ingredients.labels import Alignment, align, chosen_classes, read_labels
-from hf_radin.ingredients.resolve import find_places
+from hf_radin.ingredients.resolve import Place, find_places
 from hf_radin.runtime.files import digest, read_text
 from hf_radin.runtime.hub_errors import asking_the_hub
 
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def gather(
-    models: str | Path | Sequence[str | Path],
+    models: str | Path | Sequence[str | Path | Place],
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -76,7 +76,8 @@ def gather(
     Args:
         models: a pattern (`runs/ft-*`, `org/ft-*`), a Hub id (`org/a`, `org/a@rev`, `org/a@rev:subfolder`), the
             address of a collection on the Hub, a folder, a Trainer's run (its best checkpoint), a `.txt` or `.yaml`
-            file that lists such names, or a list of these. What is on disk goes before what is on the Hub.
+            file that lists such names, or a list of these. What is on disk goes before what is on the Hub. A place
+            that `find_places` gave is taken as it is.
         revision: branch, tag or commit for the Hub ids that name none.
         token: for the Hub.
         allow_pickle: read `.bin` weights where there are no safetensors.
@@ -105,13 +106,13 @@ def gather(
     )
     if len(ingredients) < 2:
         raise ValueError(
-            f"A soup needs at least two different checkpoints; {', '.join(names) or 'an empty list'} gives "
+            f"A soup needs at least two different checkpoints; {', '.join(map(str, names)) or 'an empty list'} gives "
             f"{ingredients[0].id if ingredients else 'none'}."
         )
     return ingredients
 
 
-def locate(models: Sequence[str | Path], **options: Any) -> Ingredients:
+def locate(models: Sequence[str | Path | Place], **options: Any) -> Ingredients:
     """Like `gather`, for any number of checkpoints: a recipe may have a single ingredient."""
     verdicts = inspect(models, **options)
     problems = [verdict.problem for verdict in verdicts if verdict.problem]
@@ -126,8 +127,9 @@ def locate(models: Sequence[str | Path], **options: Any) -> Ingredients:
     return Ingredients([verdict.ingredient for verdict in verdicts if verdict.ingredient])
 
 
-def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
-    return [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
+def _names(models: str | Path | Sequence[str | Path | Place]) -> list[str | Place]:
+    names = [models] if isinstance(models, (str, Path)) else models
+    return [name if isinstance(name, Place) else str(name) for name in names]
 
 
 def _merged_notes(verdicts: Sequence[Verdict]) -> list[str]:
@@ -147,7 +149,7 @@ def _merged_notes(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def inspect(
-    models: str | Path | Sequence[str | Path],
+    models: str | Path | Sequence[str | Path | Place],
     *,
     revision: str | None = None,
     token: str | bool | None = None,

@@ -7,7 +7,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -54,13 +54,19 @@ class Place:
     revision: str | None = None
     subfolder: str = ""
 
+    def __str__(self) -> str:
+        return self.name
 
-def find_places(names: list[str], *, revision: str | None = None, token: str | bool | None = None) -> list[Place]:
+
+def find_places(
+    names: Sequence[str | Place], *, revision: str | None = None, token: str | bool | None = None
+) -> list[Place]:
     """The places that names stand for, in order and without duplicates.
 
     Args:
         names: folders, patterns, Hub ids `org/name@revision:subfolder`, addresses of models or collections on the
-            Hub, or files that list such names. What is on disk takes precedence over the Hub.
+            Hub, or files that list such names. What is on disk takes precedence over the Hub. A place that was found
+            before stands for itself.
         revision: for the Hub ids that name none.
         token: for the Hub.
 
@@ -69,7 +75,7 @@ def find_places(names: list[str], *, revision: str | None = None, token: str | b
     """
     places: dict[Place, None] = {}
     for name in names:
-        for place in _places_of(name, token):
+        for place in [name] if isinstance(name, Place) else _places_of(name, token):
             refuse_bytes(place.name)
             places.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
     return list(places)

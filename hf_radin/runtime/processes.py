@@ -115,9 +115,9 @@ class Processes:
         Raises:
             ValueError: if accelerate knows of another number of processes than the launcher.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) != self.count:
+        if (launched := launched_processes()) != self.count:
             raise ValueError(
-                f"{os.environ['WORLD_SIZE']} processes were launched, accelerate knows of {self.count}. "
+                f"{launched} processes were launched, accelerate knows of {self.count}. "
                 "On CPUs, set ACCELERATE_USE_CPU=true; make no PartialState before the Accelerator."
             )
 
@@ -249,6 +249,11 @@ def is_main_process() -> bool:
 def is_first_of_machine() -> bool:
     """Whether this process is the first on its machine, by the environment, as `is_main_process`."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def launched_processes() -> int:
+    """How many processes were launched, by the environment, as `is_main_process`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_processes() -> int:

@@ -19,7 +19,16 @@ from hf_radin.runtime.files import BrokenFileError, card_metadata, read_text
 from hf_radin.runtime.hub_commit import hub_address
 from hf_radin.runtime.text import between, code, escape, one_line, show_metric
 from hf_radin.soup import pictures
-from hf_radin.soup.card_sentences import about_adapter, about_head, comparison_text, costs, outcome, shared_images
+from hf_radin.soup.card_sentences import (
+    about_adapter,
+    about_head,
+    about_statistics,
+    comparison_text,
+    costs,
+    how_to_measure,
+    outcome,
+    shared_images,
+)
 from hf_radin.soup.redact import without_paths
 from hf_radin.soup.report import RECIPE, SearchReport
 
@@ -242,6 +251,8 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         shared_images=shared_images(report),
         about_head=about_head(report),
         about_adapter=about_adapter(report),
+        about_statistics=about_statistics(report),
+        how_to_measure=how_to_measure([*report.recipe.used], place=PLACE, is_uniform=report.is_uniform),
         costs=costs(report) if card.data else [],
         md=escape,
         code=code,

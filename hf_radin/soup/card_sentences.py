@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 
 from hf_radin.images.split import OBJECT
 from hf_radin.layers.record import HeadRecord, TailRecord
@@ -30,10 +31,7 @@ def verdict_text(report: SearchReport) -> str:
 def outcome(report: SearchReport) -> str:
     """What the soup is worth and its figures, soup against best single model, on the split that proves most."""
     if report.data is None or not report.results:
-        kind = "a checkpoint" if report.is_single else "an average of checkpoints by weights"
-        return (
-            f"**Nothing was measured of this model.** It is {kind} that somebody gave; how good it is was not asked."
-        )
+        return _not_measured(report)
     split = report.held_out or report.data.split
     values = _values(report, split)
     if report.is_single:
@@ -61,6 +59,39 @@ def outcome(report: SearchReport) -> str:
         f"{verdict}On the split {escape(split)} {whose} is {show_metric(name, values['soup'])}, {difference} the best "
         f"single ingredient{doubt}.{_floors(report)}{_bias(report)}"
     )
+
+
+def _not_measured(report: SearchReport) -> str:
+    """What is said of a model that nobody measured."""
+    kind = "a checkpoint" if report.is_single else "an average of checkpoints by weights"
+    doubt = "" if report.is_single else " No accuracy is claimed: it may be worse than each of its ingredients."
+    text = f"**Nothing was measured of this model.** It is {kind} that somebody gave; how good it is was not asked."
+    return text + doubt
+
+
+def about_statistics(report: SearchReport) -> str:
+    """What averaged BatchNorm statistics mean, and what to do about them; empty if none are averaged."""
+    if not report.averaged_statistics:
+        return ""
+    return (
+        "Its BatchNorm statistics are the average of those of its ingredients. They are not the statistics of the "
+        "averaged weights, which only images give, and its accuracy may collapse without these. `hf-radin soup "
+        "--method uniform`, on a dataset, estimates them anew; from Python, `average(..., "
+        "statistics=bank.statistics)` does."
+    )
+
+
+def how_to_measure(models: Sequence[str], *, place: str, is_uniform: bool) -> str:
+    """The command that measures a soup of which nothing is known.
+
+    Args:
+        models: names of its ingredients.
+        place: of the soup itself.
+        is_uniform: whether they are in it in equal parts: then the search that makes it measures it.
+    """
+    method, names = ("uniform", models) if is_uniform else ("best_single", [place, *models])
+    listed = " ".join(map(shlex.quote, names))
+    return f"hf-radin soup --method {method} --models {listed} --dataset DATA --output measured"
 
 
 def _floors(report: SearchReport) -> str:

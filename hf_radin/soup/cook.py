@@ -41,10 +41,18 @@ from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import check_output, digest, write_folder
 from hf_radin.runtime.processes import Processes
 from hf_radin.soup.card import license_beside, report_files
+from hf_radin.soup.card_sentences import about_statistics
 from hf_radin.soup.report import RECIPE, SearchReport, versions
 from hf_radin.tail.teach import Course
 from hf_radin.weights import average_tensors
-from hf_radin.weights.average import average_model, by_content, save_checkpoint, saved_dtype, write_average
+from hf_radin.weights.average import (
+    average_model,
+    averages_statistics,
+    by_content,
+    save_checkpoint,
+    saved_dtype,
+    write_average,
+)
 from hf_radin.weights.average_files import are_alike, header_of, refuse_ingredients, widest, write_weights
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics
 from hf_radin.weights.head import LastLayers
@@ -122,6 +130,8 @@ def average(
     def fill(new: Path) -> None:
         saved = str(as_dtype(dtype)).removeprefix("torch.") if dtype else saved_dtype(ingredients, recipe)
         written = (report or _unmeasured(ingredients, recipe, statistics)).cooked(saved)
+        if not written.is_measured and statistics is None and averages_statistics(ingredients, recipe):
+            written = with_averaged_statistics(written)
         contents = report_files(written, folder / RECIPE, license=license)  # refused before anything is averaged
         if save_adapter:
             model, processor = average_model(ingredients, recipe, **options), ingredients.select(recipe.used).processor
@@ -131,7 +141,7 @@ def average(
             contents = report_files(written, folder / RECIPE, license=license)
         else:
             write_average(ingredients, recipe, new, max_shard_size=max_shard_size, **options)
-        _write_report(new, written, contents)
+        write_report(new, written, contents)
 
     Processes().decide(lambda: write_folder(folder, fill, overwrite=overwrite))
     return None
@@ -147,16 +157,28 @@ def refuse_no_adapter(ingredients: Ingredients, recipe: Recipe, save_adapter: bo
 def _unmeasured(ingredients: Ingredients, recipe: Recipe, statistics: Statistics | None) -> SearchReport:
     """The report of an average that nobody measured."""
     used = ingredients.select(recipe.used)
-    return SearchReport(
-        recipe=recipe.in_order(tuple(recipe.used)),
+    return replace(
+        unmeasured_report(used, recipe, describe_processor(used.processor)),
         pulled_to=describe_start(ingredients, recipe),
+        batchnorm=statistics.record if statistics else None,
+    )
+
+
+def unmeasured_report(used: Ingredients, recipe: Recipe, processor: Mapping[str, Any]) -> SearchReport:
+    """The report of an average that nobody measured, with no pull to a start.
+
+    Args:
+        used: the ingredients that the recipe uses, in its order.
+        processor: their image processor, as `describe_processor` describes it.
+    """
+    return SearchReport(
+        recipe=recipe.in_order(used.ids),
         measured=False,
-        processor=describe_processor(used.processor),
+        processor=dict(processor),
         classes=used.labels,
         multi_label=used.multi_label or None,
         architecture=used[0].architecture,
         image_processor=used[0].image_processor,
-        batchnorm=statistics.record if statistics else None,
         ingredients=tuple(map(describe_ingredient, used)),
         versions=versions(),
     )
@@ -174,6 +196,13 @@ class Writing:
 
 # As the ingredients are stored, into an empty folder.
 AS_STORED = Writing()
+
+
+def with_averaged_statistics(report: SearchReport) -> SearchReport:
+    """The report of a soup whose BatchNorm statistics are averaged; a warning says what that means."""
+    report = replace(report, averaged_statistics=True)
+    logger.warning("%s", about_statistics(report))
+    return report
 
 
 def cook_recipe(
@@ -537,7 +566,7 @@ def cook_files(
     refuse_ingredients(output, (_ingredient(entry, report) for entry in report.ingredients if not entry.repo_id))
     with ExitStack() as stack:
         files = [stack.enter_context(average_tensors.open_files(folder)) for folder in folders]
-        config = _soup_config(folders, report)
+        config = soup_config(folders, report.classes or (), report.architecture)
         if config is None or not any(tensor.dtype in FLOATS for tensor in files[0].values()):
             return False
         if not are_alike(used, files):
@@ -550,18 +579,29 @@ def cook_files(
 
         def fill(new: Path) -> None:
             write_weights(new, files, recipe, header, max_shard_size)
-            text = json.dumps({**config, "dtype": saved}, indent=2) + "\n"
-            (new / CONFIG).write_text(text, encoding="utf-8")
-            for name in PROCESSOR_FILES:
-                if (folders[0] / name).is_file():
-                    shutil.copyfile(folders[0] / name, new / name)
-            _write_report(new, written, contents)
+            write_settings(new, config, saved, folders[0])
+            write_report(new, written, contents)
 
         write_folder(output, fill, overwrite=overwrite)
     return True
 
 
-def _write_report(folder: Path, report: SearchReport, contents: Mapping[str, bytes]) -> None:
+def write_settings(folder: Path, config: Mapping[str, Any], dtype: str, ingredient: Path) -> None:
+    """Write the configuration and the image processor of averaged files.
+
+    Args:
+        config: as `soup_config` gives it.
+        dtype: of the weights, as torch names it.
+        ingredient: the folder with the image processor.
+    """
+    text = json.dumps({**config, "dtype": dtype}, indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    for name in PROCESSOR_FILES:
+        if (ingredient / name).is_file():
+            shutil.copyfile(ingredient / name, folder / name)
+
+
+def write_report(folder: Path, report: SearchReport, contents: Mapping[str, bytes]) -> None:
     """Write recipe and card beside a model that has been written, and record its files in the recipe."""
     recorded = {**contents, RECIPE: report.recorded(folder).text.encode()}
     for name, content in recorded.items():
@@ -582,17 +622,22 @@ def _plain_ingredients(report: SearchReport) -> Ingredients | None:
     return None if any(ingredient.is_away for ingredient in used) else used
 
 
-def _soup_config(folders: Sequence[Path], report: SearchReport) -> Mapping[str, Any] | None:
-    """The configuration that checkpoints share; None if their classes are not those of the recipe, in its order."""
+def soup_config(folders: Sequence[Path], classes: Sequence[str], architecture: str | None) -> Mapping[str, Any] | None:
+    """The configuration that checkpoints share; None if their classes are not those of the recipe, in its order.
+
+    Args:
+        classes: of the recipe.
+        architecture: class name of the model, if no configuration says it.
+    """
     configs = [read_fields(folder / CONFIG) for folder in folders]
     config = {name: value for name, value in shared_fields(configs).items() if name not in UNSAVED}
     names = config.get("id2label")
-    if not isinstance(names, dict) or tuple(names.get(str(at)) for at in range(len(names))) != report.classes:
+    if not isinstance(names, dict) or [names.get(str(at)) for at in range(len(names))] != [*classes]:
         return None
     numbers = {name: int(number) for number, name in names.items()}
     if config.get("label2id") != numbers:  # some scripts write texts into it
         config["label2id"] = numbers
-    config.setdefault("architectures", [report.architecture] if report.architecture else None)
+    config.setdefault("architectures", [architecture] if architecture else None)
     return config
 
 

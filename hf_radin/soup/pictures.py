@@ -29,11 +29,11 @@ def draw(report: SearchReport) -> dict[str, bytes]:
 
     The ground is white, so that they look the same on a dark page.
     """
+    if report.data is None:  # before matplotlib is loaded, which takes longer than many an average
+        return {}
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return {}
-    if report.data is None:
         return {}
     images = {}
     for name, fill in zip(NAMES, (_estimates, _passes, _classes), strict=True):

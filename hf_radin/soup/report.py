@@ -259,6 +259,7 @@ class SearchReport(SearchSettings):
         overlap: images that it shares with other splits.
         remarks: ids and what was said of checkpoints.
         batchnorm: where BatchNorm statistics are from.
+        averaged_statistics: True where those of the ingredients were averaged like all else; else it is not said.
         head: how the head was refitted; None where it is averaged like all else.
         classes: class names in the order of the logits.
         multi_label: True where an image may have any number of them; else it is not said.
@@ -299,6 +300,7 @@ class SearchReport(SearchSettings):
     overlap: Overlap | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     batchnorm: StatisticsRecord | None = None
+    averaged_statistics: bool | None = field(default=None, metadata=IF_ANY)
     head: HeadRecord | None = None
     classes: tuple[str, ...] | None = None
     multi_label: bool | None = field(default=None, metadata=IF_ANY)
@@ -563,9 +565,11 @@ class SearchReport(SearchSettings):
                 measured=False,
                 processor=self.processor,
                 classes=self.classes,
+                multi_label=self.multi_label,
                 architecture=self.architecture,
                 image_processor=self.image_processor,
                 batchnorm=self.batchnorm,
+                averaged_statistics=self.averaged_statistics,
                 head=self.head,
                 data=self.data,
                 ingredients=tuple(self.needed),

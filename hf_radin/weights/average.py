@@ -15,7 +15,15 @@ from hf_radin.checkpoints.model import check_header, load_model, quiet_transform
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.weights import average_tensors
-from hf_radin.weights.average_files import Files, are_alike, header_of, stream, widest, write_weights
+from hf_radin.weights.average_files import (
+    Files,
+    are_alike,
+    differ_in_statistics,
+    header_of,
+    stream,
+    widest,
+    write_weights,
+)
 from hf_radin.weights.batchnorm import Statistics, estimate_statistics
 from hf_radin.weights.head import LastLayers
 from hf_radin.weights.start import load_body
@@ -67,6 +75,14 @@ def saved_dtype(ingredients: Ingredients, recipe: Recipe) -> str:
     """The dtype that an average has by default, as torch names it."""
     with open_weights(ingredients.select(recipe.used)) as files:
         return str(torch_dtype(widest(files))).removeprefix("torch.")
+
+
+def averages_statistics(ingredients: Ingredients, recipe: Recipe) -> bool:
+    """Whether an average mixes BatchNorm statistics that differ. See `differ_in_statistics`."""
+    if recipe.is_single:
+        return False
+    with open_weights(ingredients.select(recipe.used)) as files:
+        return differ_in_statistics(files)
 
 
 def average_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import shutil
@@ -17,6 +18,9 @@ from hf_radin.weights import average_tensors
 from hf_radin.weights.average_tensors import Tensor
 
 logger = logging.getLogger(__name__)
+
+# What the names of BatchNorm's statistics end with.
+STATISTICS = ("running_mean", "running_var")
 
 # The tensors of each checkpoint, by name.
 Files = Sequence[Mapping[str, Tensor]]
@@ -65,6 +69,29 @@ def are_alike(used: Ingredients, files: Files) -> bool:
     return True
 
 
+def differ_in_statistics(files: Files) -> bool:
+    """Whether files have BatchNorm statistics, and not all the same ones, as where these were frozen.
+
+    The average of such statistics is not the statistics of the averaged weights (see `weights.batchnorm`).
+    """
+    digests = set()
+    for file in files:
+        names = sorted(name for name in file if name.endswith(STATISTICS))
+        if names:  # which an adapter has not
+            digests.add(_digest([file[name] for name in names]))
+    return len(digests) > 1
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """A hash of the contents of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        content = memoryview(bytearray(BYTES[tensor.dtype] * len(tensor)))
+        tensor.read(0, content)
+        digest.update(content)
+    return digest.hexdigest()
+
+
 def widest(files: Files) -> str:
     """The widest float dtype in the files, as safetensors spells it; float32 for float16 and bfloat16 together."""
 
@@ -83,18 +110,40 @@ def header_of(files: Files, dtype: str) -> Header:
     }
 
 
-def stream(files: Files, recipe: Recipe, header: Header, sink: average_tensors.Sink) -> None:
+def stream(
+    files: Files,
+    recipe: Recipe,
+    header: Header,
+    sink: average_tensors.Sink,
+    hashes: average_tensors.FileHashes | None = None,
+) -> None:
     """Average all tensors into a sink, with a progress bar if that takes long."""
     total = sum(math.prod(shape) for _, shape in header.values())
     with progress_bar(total=total, desc="Averaging weights", unit="weight", delay=2) as bar:
         dtypes = {name: dtype for name, (dtype, _) in header.items()}
         average_tensors.average(
-            files, list(recipe.used.values()), dtypes, sink, on_chunk=bar.update, ids=list(recipe.used)
+            files,
+            list(recipe.used.values()),
+            dtypes,
+            sink,
+            on_chunk=bar.update,
+            ids=list(recipe.used),
+            hashes=hashes,
         )
 
 
-def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, max_shard_size: int | str) -> None:
+def write_weights(
+    folder: Path,
+    files: Files,
+    recipe: Recipe,
+    header: Header,
+    max_shard_size: int | str,
+    hashes: average_tensors.FileHashes | None = None,
+) -> None:
     """Write the average of files, and check that every tensor was written.
+
+    Args:
+        hashes: of the files, which are taken while they are read.
 
     Raises:
         ValueError: if there is not enough room on the disk.
@@ -106,7 +155,9 @@ def write_weights(folder: Path, files: Files, recipe: Recipe, header: Header, ma
             f"The soup takes {needed:,} bytes, and there are {free:,} free where it is written: make room, or name "
             "another place (--output)."
         )
-    average_tensors.write(folder, header, partial(stream, files, recipe, header), max_shard_size=max_shard_size)
+    average_tensors.write(
+        folder, header, partial(stream, files, recipe, header, hashes=hashes), max_shard_size=max_shard_size
+    )
     with average_tensors.open_files(folder) as written:
         if {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()} != header:
             raise RuntimeError(f"{len(written)} tensors were written where {len(header)} were meant; this is a bug.")

@@ -8,6 +8,7 @@ the average of equal tensors is that tensor again, for any weights; except in fl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from io import FileIO
 from pathlib import Path
@@ -37,9 +38,10 @@ from hf_radin.checkpoints.files import (
     safetensors_dtype,
     weight_files,
 )
+from hf_radin.runtime.files import sha256_of
 
-# Numbers that are summed at a time: they and their sum fit into a core's cache.
-CHUNK = 1 << 18
+# Numbers that are summed at a time: they and their sum in float64 fit into a core's own cache, with room to spare.
+CHUNK = 1 << 16
 
 # Threads that read and add: more of them don't get more out of the memory.
 THREADS = min(4, os.cpu_count() or 1)
@@ -57,12 +59,16 @@ class Tensor:
         shape: of the tensor.
         read: takes an offset in bytes and a buffer, and fills the buffer with the bytes from there on.
         check: raises a ValueError if the file has changed since it was opened.
+        path: of the file; None for a pickle.
+        start: where in the file it begins.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[int, memoryview], object]
     check: Callable[[], object] = lambda: None
+    path: Path | None = None
+    start: int = 0
 
     def __len__(self) -> int:
         return math.prod(self.shape)
@@ -109,7 +115,7 @@ def _open_safetensors(stack: ExitStack, path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has changed while it was read: nothing was written. Run the same again.")
 
     return {
-        name: Tensor(dtype, shape, partial(_read, path, shared, layout.starts[name]), check)
+        name: Tensor(dtype, shape, partial(_read, path, shared, start := layout.starts[name]), check, path, start)
         for name, (dtype, shape) in layout.header.items()
     }
 
@@ -169,6 +175,78 @@ def _open_pickled(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@dataclass
+class _OrderedHash:
+    """The SHA-256 of the bytes of a file up to `end`."""
+
+    value: hashlib._Hash
+    end: int
+    turn: threading.Condition = field(default_factory=threading.Condition)
+
+
+class FileHashes:
+    """The SHA-256 of files, taken of the bytes that are read of them for an average: no file is read twice.
+
+    Threads read chunks side by side, and a hash takes the bytes of a file one after the other. So a thread waits until
+    the others have hashed what lies before its chunk. A file whose tensors are averaged in another order than that in
+    which they lie in it is hashed by itself afterwards.
+
+    Args:
+        files: as `average` takes them.
+        names: of the tensors, in the order in which they are averaged.
+    """
+
+    def __init__(self, files: Sequence[Mapping[str, Tensor]], names: Iterable[str]):
+        self._stopped = threading.Event()
+        self._paths = {tensor.path for file in files for tensor in file.values() if tensor.path}
+        firsts: dict[Path, int] = {}
+        ends: dict[Path, int] = {}
+        for tensor in (file[name] for name in names for file in files):
+            if tensor.path and ends.setdefault(tensor.path, tensor.start) == tensor.start:
+                firsts.setdefault(tensor.path, tensor.start)
+                ends[tensor.path] += len(tensor) * BYTES[tensor.dtype]
+        in_order = [path for path, end in ends.items() if end == path.stat().st_size]
+        self._hashes = {path: _hash_of_beginning(path, firsts[path]) for path in in_order}
+
+    def taken_of(self, files: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The same tensors, which are hashed when they are read."""
+        return [
+            {name: replace(tensor, read=partial(self._read, tensor)) for name, tensor in file.items()}
+            for file in files
+        ]
+
+    def _read(self, tensor: Tensor, first: int, buffer: memoryview) -> None:
+        """Fill a buffer as `tensor.read` does, and hash it, if it was not hashed before."""
+        tensor.read(first, buffer)
+        if tensor.path not in self._hashes:
+            return
+        entry, start = self._hashes[tensor.path], tensor.start + first
+        with entry.turn:
+            entry.turn.wait_for(lambda: entry.end >= start or self._stopped.is_set())
+            if entry.end == start:
+                entry.value.update(buffer)
+                entry.end += len(buffer)
+                entry.turn.notify_all()
+
+    def stop(self) -> None:
+        """Let no thread wait any more, since what it waits for may never come."""
+        self._stopped.set()
+        for entry in self._hashes.values():
+            with entry.turn:
+                entry.turn.notify_all()
+
+    def result(self) -> dict[Path, str]:
+        """The hash of each file, in hexadecimal, after all of it was averaged."""
+        hashes = {path: entry.value.hexdigest() for path, entry in self._hashes.items()}
+        return {**hashes, **{path: sha256_of(path) for path in self._paths - hashes.keys()}}
+
+
+def _hash_of_beginning(path: Path, size: int) -> _OrderedHash:
+    """The hash of the first bytes of a file."""
+    with path.open("rb") as file:
+        return _OrderedHash(hashlib.sha256(file.read(size)), size)
+
+
 def average(
     files: Sequence[Mapping[str, Tensor]],
     weights: Sequence[float],
@@ -179,6 +257,7 @@ def average(
     ids: Sequence[str] = (),
     chunk: int = CHUNK,
     threads: int = THREADS,
+    hashes: FileHashes | None = None,
 ) -> None:
     """Weighted sums of the tensors of all files. Of integers, which count or index, the first file's are taken.
 
@@ -191,11 +270,14 @@ def average(
         ids: the checkpoints' names for errors.
         chunk: numbers that are read and summed at a time.
         threads: that do so.
+        hashes: of these files, which are taken meanwhile; by default none are.
 
     Raises:
         ValueError: if a sum is not a finite number, unless all tensors have that number there; if it is too large for
             a float16 target; if a file has changed since it was opened.
     """
+    if hashes is not None:
+        files = hashes.taken_of(files)
     averaging = _Averaging(files, weights, target, ids)
     local, stopped = threading.local(), threading.Event()
 
@@ -218,6 +300,8 @@ def average(
                 job.result()
         except BaseException:
             stopped.set()
+            if hashes is not None:
+                hashes.stop()
             pool.shutdown(cancel_futures=True)
             raise
     for check in {tensor.check for file in files for tensor in file.values()}:
@@ -262,7 +346,8 @@ class _Averaging:
         tensors, dtype = [file[name] for file in self.files], self.target[name]
         if dtype not in FLOATS:
             raw = workspace.raw[: count * BYTES[dtype]]
-            tensors[0].read(start * BYTES[dtype], raw.data)
+            for tensor in reversed(tensors):  # of all but the first one only to be hashed
+                tensor.read(start * BYTES[dtype], raw.data)
             return raw
         with np.errstate(over="ignore", invalid="ignore"):
             total = _weighted_sum(tensors, self.weights, start, count, workspace)

@@ -1,0 +1,1 @@
+"""Soups without data: from names of checkpoints, and weights that somebody gives, to a checkpoint."""
