@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from shared.logs import warned
 from transformers import AutoModelForImageClassification, ViTForImageClassification
@@ -275,8 +275,11 @@ def test_adapters_are_merged(start, tmp_path):
         get_peft_model(model, LoraConfig(r=2, **options)).save_pretrained(tmp_path / f"lora-{seed}")
         shutil.copy(start / "preprocessor_config.json", tmp_path / f"lora-{seed}")
     folders = sorted(tmp_path.glob("lora-*"))
-    made = averaged(folders, tmp_path / "out", "--base-model", start)
+    made = averaged(folders, tmp_path / "out", "--base-model", start, "--save-adapter")
     ingredients = hf_radin.gather(folders, base_model=start)
+    reloaded = PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(start), tmp_path / "out" / "adapter")
+    merged, images = ViTForImageClassification.from_pretrained(tmp_path / "out"), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(reloaded(images).logits, merged(images).logits)
     hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output=tmp_path / "python")
     assert are_equal(made, load_file(tmp_path / "python" / WEIGHTS))
 
