@@ -195,7 +195,11 @@ def estimate(args: argparse.Namespace, processes: Processes) -> None:
 def average(args: argparse.Namespace, processes: Processes) -> None:
     """Cook the soup of a `recipe.json` again."""
     moved = ("models", "start", "dataset", "image_processor", "base_model", "cache_dir")
-    names = (*moved, "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
+    names = (*moved, "checkpoint", "overwrite", "dtype", "max_shard_size", "allow_pickle", "trust_remote_code")
+    if args.checkpoint and not args.models:
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: the recipe says which checkpoints it is of; it goes with --models."
+        )
     cook_recipe(args.recipe, args.output, **{name: getattr(args, name) for name in names})
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
 
@@ -564,7 +568,7 @@ def gather_models(args: argparse.Namespace) -> Ingredients:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `gather` takes of the options."""
-    names = ("revision", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
+    names = ("revision", "checkpoint", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
     return {name: getattr(args, name) for name in names}
 
 
