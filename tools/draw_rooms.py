@@ -19,7 +19,7 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 
 # From the top down: a room imports only rooms below it.
 ORDER = [
-    *("cli", "search", "soup", "layers", "logits", "weights"),
+    *("cli", "training", "search", "soup", "layers", "logits", "weights"),
     *("tail", "ingredients", "checkpoints", "images", "metrics", "recipes", "runtime"),
 ]
 
@@ -27,7 +27,7 @@ ORDER = [
 WIDTH, HEIGHT, GAP, MARGIN, PAGE = 560, 62, 16, 16, 860
 COLORS = (
     *("#0b5394", "#d95f02", "#3d7a3d", "#7b3294", "#8c6d1f", "#1b7a7a"),
-    *("#a03050", "#555555", "#226699", "#444400", "#6a4c93", "#00695c", "#9c4a1a"),
+    *("#a03050", "#555555", "#226699", "#444400", "#6a4c93", "#00695c", "#9c4a1a", "#4e342e"),
 )
 
 
