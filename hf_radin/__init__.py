@@ -31,6 +31,7 @@ _HOMES = {
     "uniform": "search.radin",
     "Pilot": "images.sample",
     "Soup": "soup.soup",
+    "SoupCallback": "training.callback",
     "push_soup_to_hub": "soup.soup",
 }
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from hf_radin.soup.cook import average as average
     from hf_radin.soup.soup import Soup as Soup
     from hf_radin.soup.soup import push_soup_to_hub as push_soup_to_hub
+    from hf_radin.training.callback import SoupCallback as SoupCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -122,6 +122,23 @@ def test_the_python_api_of_the_readme(runs, digits, tmp_path):
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
 
 
+def test_a_training_that_ends_with_a_soup(tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "train_and_soup.py"), "--epochs", "3", "--cache-dir", "cache"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [line.split() for line in run.stdout.splitlines() if line.startswith(("validation", "test"))]
+    assert {row[0] for row in rows} == {"validation", "test"} and len(rows) == 8
+    report = SearchReport.read(tmp_path / "run" / "soup" / "recipe.json", is_saved=True)
+    assert {entry.id for entry in report.ingredients} <= {
+        f"run/_soup_ingredients/checkpoint-{step}" for step in (13, 26, 39)
+    }
+
+
 def test_a_soup_of_plain_torch_modules(tmp_path):
     command = [sys.executable, str(EXAMPLES / "any_model.py")]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

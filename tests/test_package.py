@@ -19,7 +19,7 @@ MODULES = house.read_modules(PACKAGE)
 # From the ground up: each room imports only those before it.
 ROOMS = [
     *("runtime", "recipes", "metrics", "images", "checkpoints", "ingredients", "tail"),
-    *("weights", "adapters", "logits", "layers", "soup", "search", "averaging", "cli"),
+    *("weights", "adapters", "logits", "layers", "soup", "search", "averaging", "training", "cli"),
 ]
 
 

@@ -54,6 +54,7 @@ def average_unmeasured(
     weights: Sequence[float] | None = None,
     last: int | None = None,
     revision: str | None = None,
+    checkpoint: str | None = None,
     writing: Writing = AS_STORED,
     **options: Any,
 ) -> Recipe:
@@ -68,6 +69,7 @@ def average_unmeasured(
         weights: one for each model, in the order of the names that they stand for; by default all have the same.
         last: take the last so many checkpoints of a run, by their steps.
         revision: for the Hub ids that name none.
+        checkpoint: what is taken of each run (see `find_places`).
         writing: how it is written.
         options: as `gather` takes them.
 
@@ -82,7 +84,7 @@ def average_unmeasured(
     shares = None if weights is None else normalised(weights)
     check_output(output, overwrite=writing.overwrite)
     places = (
-        find_places([*models], revision=revision)
+        find_places([*models], revision=revision, checkpoint=checkpoint)
         if last is None
         else last_checkpoints(models, last, revision=revision)
     )

@@ -21,7 +21,7 @@ def average(args: argparse.Namespace, processes: Processes) -> None:
     check_average(args)
     if args.recipe is None:
         return average_named(args, processes)
-    names = ("models", "start", "dataset", "image_processor", "base_model", "cache_dir", *TRUST)
+    names = ("models", "checkpoint", "start", "dataset", "image_processor", "base_model", "cache_dir", *TRUST)
     cook_recipe(args.recipe, args.output, writing_of(args), **{name: getattr(args, name) for name in names})
     say(f"The soup is in {args.output}: a checkpoint, {RECIPE} and a card.")
     say_adapter(args.save_adapter, args.output, processes)
@@ -40,6 +40,14 @@ def check_average(args: argparse.Namespace) -> None:
     """
     if args.recipe is None and not args.models:
         raise ValueError("Nothing is named to be averaged: name checkpoints, or a recipe.json with --recipe.")
+    if args.checkpoint and not args.models:
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: the recipe says which checkpoints it is of; it goes with --models."
+        )
+    if args.checkpoint and args.last:
+        raise ValueError(
+            f"--checkpoint {args.checkpoint} and --last {args.last} both say what is taken of a run: leave one out."
+        )
     of_recipe, of_names = ("start", "dataset", "cache_dir"), ("weights", "last", "revision", "classes")
     for name in of_recipe if args.recipe is None else of_names:
         if (value := getattr(args, name)) is not None:
@@ -50,7 +58,7 @@ def check_average(args: argparse.Namespace) -> None:
 
 def average_named(args: argparse.Namespace, processes: Processes) -> None:
     """Average the checkpoints that are named, by the weights that are given."""
-    names = ("revision", "classes", "image_processor", "base_model", *TRUST)
+    names = ("revision", "checkpoint", "classes", "image_processor", "base_model", *TRUST)
     options = {name: getattr(args, name) for name in names}
     recipe = average_unmeasured(
         args.models, args.output, weights=args.weights, last=args.last, writing=writing_of(args), **options

@@ -570,7 +570,7 @@ def gather_models(args: argparse.Namespace) -> Ingredients:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `gather` takes of the options."""
-    names = ("revision", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
+    names = ("revision", "checkpoint", "image_processor", "base_model", "allow_pickle", "trust_remote_code")
     return {name: getattr(args, name) for name in names}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_radin.checkpoints.files import DTYPES, SHARD
+from hf_radin.ingredients.resolve import OF_A_RUN
 from hf_radin.runtime.text import printable
 
 METRICS = (
@@ -37,10 +38,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "folders, runs, patterns, Hub ids (org/a@rev:subfolder), collections, or .txt and .yaml files that list them"
     )
     add("--models", nargs="+", required=True, metavar="M", help=models)
+    add_checkpoint_option(parser)
     add("--revision", help="branch, tag or commit of the models that name none")
     add("--image-processor", metavar="ID", help="Hub id or folder of the processor to use in place of the models' own")
     add("--base-model", metavar="ID", help="what LoRA adapters are merged into, if it is not where they say")
     add_trust_options(parser)
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """The option that says what is taken of runs."""
+    text = (
+        "of each run, a folder with checkpoint-* in it: the best by trainer_state.json, the last, the model at its "
+        "top (root), or all (default: root, else best, else last)"
+    )
+    parser.add_argument("--checkpoint", choices=OF_A_RUN, help=text)
 
 
 def add_classes_option(parser: argparse.ArgumentParser) -> None:
@@ -259,6 +270,7 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     common = "of models whose classes differ, those that all have (default: all must have the same)"
     add("--classes", choices=("common",), help=common)
     add("--recipe", type=Path, help="a recipe.json to be cooked again, in place of models and weights")
+    add_checkpoint_option(parser)
     add("--start", metavar="ID", help="where the start is now, if the soup is pulled to one")
     processor = "Hub id or folder of the processor to use in place of the models' own; where it is now, of a recipe"
     add("--image-processor", metavar="ID", help=processor)

@@ -30,7 +30,7 @@ from hf_radin.checkpoints.files import (
     weights_hash,
     without_weights,
 )
-from hf_radin.ingredients.resolve import Place
+from hf_radin.ingredients.resolve import Place, is_of_run
 from hf_radin.runtime.files import is_dir
 from hf_radin.runtime.hub_commit import list_files
 from hf_radin.runtime.hub_errors import asking_the_hub
@@ -119,7 +119,10 @@ def _read_in_parallel(places: list[Place], options: Options, title: str) -> list
             return _read_folder(place, place.folder, options) if place.folder else _read_from_hub(place, options)
         except ValueError as error:
             folder = str(place.folder.resolve()) if place.folder else place.name
-            return ValueError(str(error).replace(folder, place.name))  # the name that the user knows
+            text = str(error).replace(folder, place.name)  # the name that the user knows
+            if place.folder and is_of_run(place.folder):
+                text += " If a Trainer is still writing it, wait until it has, or leave it out."
+            return ValueError(text)
         except (OSError, RuntimeError) as error:  # no permission, links in a circle
             return ValueError(f"{place.name} can't be read: {error}")
         finally:

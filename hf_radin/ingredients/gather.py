@@ -67,6 +67,7 @@ def gather(
     image_processor: str | Path | None = None,
     base_model: str | Path | None = None,
     classes: str | Sequence[str] | None = None,
+    checkpoint: str | None = None,
 ) -> Ingredients:
     """Find checkpoints and vet them from their small files and the headers of their weights.
 
@@ -75,9 +76,9 @@ def gather(
 
     Args:
         models: a pattern (`runs/ft-*`, `org/ft-*`), a Hub id (`org/a`, `org/a@rev`, `org/a@rev:subfolder`), the
-            address of a collection on the Hub, a folder, a Trainer's run (its best checkpoint), a `.txt` or `.yaml`
-            file that lists such names, or a list of these. What is on disk goes before what is on the Hub. A place
-            that `find_places` gave is taken as it is.
+            address of a collection on the Hub, a folder, a Trainer's run (see `checkpoint`), a `.txt` or `.yaml` file
+            that lists such names, or a list of these. What is on disk goes before what is on the Hub. A place that
+            `find_places` gave is taken as it is.
         revision: branch, tag or commit for the Hub ids that name none.
         token: for the Hub.
         allow_pickle: read `.bin` weights where there are no safetensors.
@@ -87,6 +88,9 @@ def gather(
         classes: of the soup, where those of the checkpoints differ: `common` for those that all have, or names in the
             order that the soup shall have them. Other classes are left out of the checkpoints' heads. By default all
             have the same classes.
+        checkpoint: of each run, a folder in that a Trainer saved checkpoints: `best` by its `trainer_state.json`,
+            `last`, `root` for the model at its top, or `all`. By default the model at the top if there is one (the
+            best, if that model mixes several), else the best, else the last, as a line says.
 
     Raises:
         ValueError: if nothing matches, fewer than two checkpoints are left, one of them lacks its configuration,
@@ -103,6 +107,7 @@ def gather(
         image_processor=image_processor,
         base_model=base_model,
         classes=classes,
+        checkpoint=checkpoint,
     )
     if len(ingredients) < 2:
         raise ValueError(
@@ -158,6 +163,7 @@ def inspect(
     image_processor: str | Path | None = None,
     base_model: str | Path | None = None,
     classes: str | Sequence[str] | None = None,
+    checkpoint: str | None = None,
     base_revisions: Mapping[str, str] | None = None,
     recorded: Mapping[Version, Alignment] | None = None,
 ) -> tuple[Verdict, ...]:
@@ -174,7 +180,7 @@ def inspect(
     chosen = chosen_classes(classes)
     base = str(base_model) if base_model is not None else None
     options = Options(allow_pickle, trust_remote_code, token, base, base_revisions or {})
-    places = find_places(_names(models), revision=revision, token=token)
+    places = find_places(_names(models), revision=revision, token=token, checkpoint=checkpoint)
     processor = _NamedProcessor() if image_processor is None else _find_processor(image_processor, options)
     checks = _Checks(options, processor)
     verdicts = [

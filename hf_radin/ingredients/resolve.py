@@ -8,12 +8,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, WEIGHTS
+from hf_radin.checkpoints.files import ADAPTER, ADAPTER_CONFIG, CONFIG, WEIGHTS, choose_weights
 from hf_radin.runtime.files import BrokenFileError, is_dir, read_text, read_yaml
 from hf_radin.runtime.hub_errors import asking_the_hub
 from hf_radin.runtime.schema import read_record
@@ -34,6 +34,22 @@ LONGEST_NAME, MOST_DEEP = 4096, 3
 # Entries of a list: what has more was made for something else.
 MOST_LISTED = 10_000
 
+# What may be taken of a run, which is a folder in that a Trainer saved checkpoints.
+OF_A_RUN = ("best", "last", "root", "all")
+
+# What the Trainer says of a run, in each of its checkpoints.
+STATE = "trainer_state.json"
+
+# What a line says of the models that runs stand for where the user does not say which.
+_CHOICES = {
+    "root": "the model at the top is used of {}",
+    "best": f"the best checkpoint by {STATE} of {{}}",
+    "last": "the last checkpoint of {}",
+}
+
+# How the name of a checkpoint ends that is taken from a run: its step.
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)", re.ASCII)
+
 # What to do about a list that can't be read.
 _A_LIST = "A list of checkpoints has one name a line, or is a list of names in YAML."
 
@@ -46,6 +62,7 @@ class Place:
         name: what the user calls it.
         folder: on disk; None for a checkpoint on the Hub.
         repo_id, revision, subfolder: on the Hub; the revision is None if the user named none.
+        of_run: which of a run's models it is (`OF_A_RUN`); empty if the user named no run.
     """
 
     name: str
@@ -53,13 +70,18 @@ class Place:
     repo_id: str | None = None
     revision: str | None = None
     subfolder: str = ""
+    of_run: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return self.name
 
 
 def find_places(
-    names: Sequence[str | Place], *, revision: str | None = None, token: str | bool | None = None
+    names: Sequence[str | Place],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    checkpoint: str | None = None,
 ) -> list[Place]:
     """The places that names stand for, in order and without duplicates.
 
@@ -69,26 +91,53 @@ def find_places(
             before stands for itself.
         revision: for the Hub ids that name none.
         token: for the Hub.
+        checkpoint: what is taken of each run, a folder in that a Trainer saved checkpoints: the `best` by its
+            `trainer_state.json`, the `last`, `root`, which is the model at the top, or `all` checkpoints. By default
+            the model at the top if there is one, else the best, else the last, as a line says. What is no run stands
+            for itself.
 
     Raises:
-        ValueError: if a name stands for nothing, or is no text.
+        ValueError: if a name stands for nothing, or is no text; if a run has not what is to be taken of it, or is
+            still being written, or none of the names is a run.
     """
+    if checkpoint not in (None, *OF_A_RUN):
+        raise ValueError(f"checkpoint={checkpoint!r}: of a run it takes {', '.join(OF_A_RUN)} (--checkpoint).")
     places: dict[Place, None] = {}
     for name in names:
-        for place in [name] if isinstance(name, Place) else _places_of(name, token):
+        for place in [name] if isinstance(name, Place) else _places_of(name, token, checkpoint):
             refuse_bytes(place.name)
             places.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
+    of_runs = [place for place in places if place.of_run]
+    if checkpoint not in (None, "root") and places and not of_runs:
+        first = next(iter(places))
+        hint = f" On the Hub, folders are named: {first.repo_id}:checkpoint-*." if first.repo_id else ""
+        raise ValueError(
+            f"checkpoint={checkpoint!r} (--checkpoint) is taken of runs, which are folders with checkpoint-* in them, "
+            f"and there is none: {first.name} stands for itself.{hint}"
+        )
+    if checkpoint is None and of_runs:
+        logger.info("%s", _of_runs(of_runs))
     return list(places)
 
 
-def _places_of(name: str, token: str | bool | None) -> Iterator[Place]:
+def _of_runs(places: list[Place]) -> str:
+    """What is used of runs where the user did not say it, in one line."""
+    parts = []
+    for kind, text in _CHOICES.items():
+        if ids := [place.name for place in places if place.of_run == kind]:
+            parts.append(text.format(f"{ids[0]}{f' and {len(ids) - 1} more' if ids[1:] else ''}"))
+    runs = "1 run" if len(places) == 1 else f"{len(places)} runs"
+    return f"Of {runs} {'; '.join(parts)}. checkpoint=... (--checkpoint) takes {', '.join(OF_A_RUN)}."
+
+
+def _places_of(name: str, token: str | bool | None, checkpoint: str | None) -> Iterator[Place]:
     if "\0" in name or len(name) > LONGEST_NAME or name.count("**") > MOST_DEEP:
         raise ValueError(f"{name[:100]!r} is no name, and no pattern that can be looked for.")
     refuse_bytes(name)
     name = name if is_dir(Path(name)) else os.path.expanduser(name)
     path = Path(name)
     if name and is_dir(path):
-        yield _run_or_checkpoint(path)
+        yield from _run_or_checkpoint(path, checkpoint)
     elif name and _is_file(path):
         if path.suffix not in LISTS:
             raise ValueError(
@@ -98,9 +147,10 @@ def _places_of(name: str, token: str | bool | None) -> Iterator[Place]:
         for entry in _read_list(path):
             if _is_file(Path(entry)):
                 raise ValueError(f"{name} lists {entry!r}, which is a file; it takes folders, patterns and Hub ids.")
-            yield from _places_of(entry, token)
+            yield from _places_of(entry, token, checkpoint)
     elif glob.has_magic(name) and (folders := _matching_folders(name)):
-        yield from (_run_or_checkpoint(folder) for folder in folders)
+        for folder in folders:
+            yield from _run_or_checkpoint(folder, checkpoint)
     elif path.suffix in LISTS:
         raise ValueError(f"There is no file {name!r} that could list checkpoints.")
     else:
@@ -159,36 +209,141 @@ def _entry(line: str) -> str:
     return whole if whole and is_dir(Path(whole)) else re.split(r"(?:^|\s)#", whole, maxsplit=1)[0].strip()
 
 
-def _run_or_checkpoint(folder: Path) -> Place:
-    """The place of a checkpoint or, for a Trainer's run that only has `checkpoint-*` folders, of the best of them."""
-    checkpoints = {
-        int(inner.name.removeprefix("checkpoint-")): inner
-        for inner in folder.glob("checkpoint-*")
-        if inner.is_dir() and inner.name.removeprefix("checkpoint-").isdecimal()
-    }
-    last = checkpoints[max(checkpoints)] if checkpoints else folder
-    holds_checkpoint = _holds_checkpoint(folder)
-    best = _best_checkpoint(last / "trainer_state.json", is_needed=not holds_checkpoint) if checkpoints else None
-    if holds_checkpoint:
-        if best and not any(_same_weights(folder, checkpoint) for checkpoint in checkpoints.values()):
-            logger.warning(
-                "%s has a model of its own that is none of its checkpoints, though %s is its best: where the Trainer "
-                "loaded that at the end, names that differ on disk can have left parts of the last one in it. "
-                "%s/checkpoint-* names the checkpoints themselves.",
-                folder,
-                best,
-                folder,
+@dataclass(frozen=True)
+class _Run:
+    """A folder in that a Trainer saved checkpoints.
+
+    Args:
+        folder: of the run.
+        checkpoints: in it, the earliest first.
+    """
+
+    folder: Path
+    checkpoints: tuple[Path, ...]
+
+    @property
+    def last(self) -> Path:
+        """The last checkpoint."""
+        return self.checkpoints[-1]
+
+    def place(self, checkpoint: Path, kind: str) -> Place:
+        """The place of one of its models, which is taken as this kind."""
+        return Place(checkpoint.as_posix(), checkpoint, of_run=kind)
+
+    def places(self, wanted: str) -> list[Place]:
+        """The places of what the user takes of it.
+
+        Raises:
+            ValueError: if it has that not, or is still being written.
+        """
+        if wanted == "root":
+            if not _holds_checkpoint(self.folder):
+                raise ValueError(
+                    f"{self.folder} has no model at its top (root); it has {_listed(self.checkpoints)}. Take best, "
+                    "last or all with checkpoint=... (--checkpoint)."
+                )
+            return [self.place(self.folder, wanted)]
+        self.refuse_unfinished()
+        if wanted == "all":
+            return [self.place(checkpoint, wanted) for checkpoint in self.checkpoints]
+        return [self.place(self.last if wanted == "last" else self.best(), wanted)]
+
+    def best(self) -> Path:
+        """The best checkpoint.
+
+        Raises:
+            ValueError: if it is not known, or not there.
+        """
+        name = _best_checkpoint(self.last / STATE, is_needed=True)
+        if name is None:
+            raise ValueError(
+                f"{self.folder}: no {STATE} names its best checkpoint, which the Trainer does with "
+                "metric_for_best_model. Take last, root or all with checkpoint=... (--checkpoint)."
             )
-        return Place(folder.as_posix(), folder)
-    if not checkpoints:
-        return Place(folder.as_posix(), folder)  # what it lacks is reported when it is read
-    chosen = next((checkpoint for checkpoint in checkpoints.values() if checkpoint.name == best), last)
-    if chosen.name == best:
-        logger.info("%s: %s is the best of %d checkpoints by trainer_state.json.", folder, best, len(checkpoints))
-    else:
-        reason = f"names {best}, which is not there" if best else "names no best one"
-        logger.warning("%s: trainer_state.json %s: its last checkpoint, %s, is used.", folder, reason, last.name)
-    return Place(chosen.as_posix(), chosen)
+        checkpoint = self.named(name)
+        if checkpoint is None:
+            raise ValueError(
+                f"{self.folder}: {STATE} names {name[:100]!r} as the best, which is not there; it has "
+                f"{_listed(self.checkpoints)}. Take last, root or all with checkpoint=... (--checkpoint), or put it "
+                "back."
+            )
+        return checkpoint
+
+    def named(self, name: str | None) -> Path | None:
+        """The checkpoint of that name; None if it is not there."""
+        return next((checkpoint for checkpoint in self.checkpoints if checkpoint.name == name), None)
+
+    def usual(self) -> Place:
+        """The place of the model that a run stands for where the user does not say it."""
+        has_root = _holds_checkpoint(self.folder)
+        name = _best_checkpoint(self.last / STATE, is_needed=not has_root)
+        best = self.named(name)
+        if has_root:
+            if best and not any(_same_weights(self.folder, checkpoint) for checkpoint in self.checkpoints):
+                logger.warning(
+                    "%s has a model at its top that is none of its checkpoints, though %s is its best: where the "
+                    "Trainer loaded that at the end, names that differ on disk can have left parts of the last one in "
+                    "it. %s is used; checkpoint='root' (--checkpoint root) takes the model at the top.",
+                    self.folder,
+                    best.name,
+                    best.name,
+                )
+                return self.place(best, "best")
+            return self.place(self.folder, "root")
+        self.refuse_unfinished()
+        if best:
+            return self.place(best, "best")
+        reason = f"names {name}, which is not there" if name else "names no best one"
+        logger.warning("%s: %s %s: its last checkpoint, %s, is used.", self.folder, STATE, reason, self.last.name)
+        return self.place(self.last, "last")
+
+    def refuse_unfinished(self) -> None:
+        """Refuse a run whose last checkpoint the Trainer is writing, or was when it was killed.
+
+        Of several versions of transformers, some write into a folder of another name, and all write the state last.
+
+        Raises:
+            ValueError: if it is so.
+        """
+        unfinished, problem = next(iter(sorted(self.folder.glob("tmp-checkpoint-*"))), self.last), ""
+        names = {path.name for path in self.last.iterdir()}
+        if unfinished != self.last:
+            problem = "has a name for the meantime"
+        elif not names & {CONFIG, ADAPTER_CONFIG}:
+            problem = f"has no {CONFIG}"
+        elif choose_weights(names, allow_pickle=True) is None:
+            problem = "has no weights"
+        elif STATE not in names and any((checkpoint / STATE).is_file() for checkpoint in self.checkpoints):
+            problem = f"has no {STATE}, and earlier ones have"
+        if problem:
+            raise ValueError(
+                f"{self.folder}: {unfinished.name} {problem}: it is still being written, or a run was killed there. "
+                f"Wait for the Trainer, or remove that folder; or name checkpoints, as in {self.folder}/checkpoint-N."
+            )
+
+
+def _run_or_checkpoint(folder: Path, wanted: str | None) -> list[Place]:
+    """The place of a checkpoint or, for a Trainer's run, of what is taken of it."""
+    steps = {
+        int(match[1]): inner
+        for inner in folder.glob("checkpoint-*")
+        if (match := _CHECKPOINT.fullmatch(inner.name)) and inner.is_dir()
+    }
+    if not steps:
+        return [Place(folder.as_posix(), folder)]  # what it lacks is reported when it is read
+    run = _Run(folder, tuple(steps[step] for step in sorted(steps)))
+    return [run.usual()] if wanted is None else run.places(wanted)
+
+
+def is_of_run(folder: Path) -> bool:
+    """Whether a folder is called as the Trainer calls checkpoints."""
+    return _CHECKPOINT.fullmatch(folder.name) is not None
+
+
+def _listed(checkpoints: tuple[Path, ...]) -> str:
+    """The names of some checkpoints, for errors."""
+    names = [checkpoint.name for checkpoint in checkpoints]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def _same_weights(folder: Path, checkpoint: Path) -> bool:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from hf_radin.ingredients.kinship import find_far_off
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.preflight import load_cosines, load_inner_products
 from hf_radin.metrics.bootstrap import metric_interval
-from hf_radin.metrics.named import Answers, score_or_nan
+from hf_radin.metrics.named import Answers, load_metrics, score_or_nan
 from hf_radin.metrics.objective import ACCURACY, Objective
 from hf_radin.recipes.propose import (
     APART,
@@ -60,6 +62,12 @@ ENTRANTS = 16
 
 # The last part of a search in which what is found suggests that there is more to be found.
 LATE = 1 / 3
+
+# Why a soup can't be unmeasured, of a budget.
+UNMEASURED = (
+    "unmeasured=True: soups are measured with a budget of {}. It goes with budget=0 (--budget 0), where the best "
+    "estimate is returned without that."
+)
 
 # Which heads soups may have.
 HEADS = ("auto", "average", "refit")
@@ -690,6 +698,38 @@ def best_single(
     return reporter.soup("best_single", single_measurements(reporter.bank, reporter.objective), SearchSettings())
 
 
+def check_options(classes: tuple[str, ...], *, is_multi_label: bool = False, **options: Any) -> None:
+    """Refuse options of `radin` that can't be used whatever the bank, long before there is one.
+
+    Args:
+        classes: of the models.
+        is_multi_label: whether an image may have any number of them.
+        options: as `radin` takes them.
+
+    Raises:
+        ValueError: if one can't be used, or two don't go together.
+    """
+    defaults = {name: parameter.default for name, parameter in signature(radin).parameters.items()}
+    given = SimpleNamespace(**{**defaults, **options})
+    budget, mine = Budget.of(1 if given.budget is None else given.budget), _checked_recipes(given.recipes)
+    if given.unmeasured and budget.passes:
+        raise ValueError(UNMEASURED.format("the usual one" if given.budget is None else budget))
+    shape = (given.measure, given.proposals, given.candidates, mine, given.start, given.head, given.seed)
+    search = _Search(budget, given.unmeasured, *shape)
+    objective = Objective.of(given.metric, given.keep, classes, of_label_sets=is_multi_label)
+    search.leaving_out(objective)
+    load_metrics(given.metrics, classes, of_label_sets=is_multi_label)
+    propose(2, proposals=given.proposals, count=given.candidates, seed=given.seed)
+    if given.hold_out is not None and not 0 < given.hold_out < 1:
+        raise ValueError(f"hold_out={given.hold_out!r}: it is a share of the split, as in 0.2.")
+    if given.hold_out is not None and given.test_split is not None:
+        raise ValueError(f"hold_out={given.hold_out!r}: the split {given.test_split!r} proves the soup already.")
+    if given.head_split is not None and given.head == "average":
+        raise ValueError(f"head_split={given.head_split!r}: averaged heads (head='average') learn from no images.")
+    if is_multi_label and given.head == "refit":
+        raise ValueError("head='refit': a head is refitted where each image has one class: leave it out.")
+
+
 def _check_proof(bank: LogitBank, options: ReportOptions) -> None:
     """Refuse images that are to prove a soup where nothing averages its weights.
 
@@ -712,10 +752,7 @@ def _checked_budget(budget: float | str | None, bank: LogitBank, *, unmeasured: 
     usual = usual_passes(ingredients) if bank.is_measurable else 0
     checked = Budget.of(usual if budget is None else budget)
     if unmeasured and checked.passes:
-        raise ValueError(
-            f"unmeasured=True: soups are measured with a budget of {checked}. It goes with budget=0 (--budget 0), "
-            "where the best estimate is returned without that."
-        )
+        raise ValueError(UNMEASURED.format(checked))
     if budget is None and usual:
         logger.info(
             "%s: greedy measures %s; this search takes at most %s, and one for the uniform soup (budget, --budget).",

@@ -288,6 +288,8 @@ def find_ingredients(
     places = list(models) or [_place(entry) for entry in entries]
     pinned = {entry.base.id: entry.base.revision for entry in entries if entry.base and entry.base.repo_id}
     options = {"image_processor": report.image_processor, "base_revisions": pinned, **options}
+    if not models:
+        options["checkpoint"] = "root"  # a run in a recipe is the model at its top, whatever is the best now
     if report.classes:  # whatever lies beside its ingredients now, the soup has these
         options["recorded"] = {
             entry.version: Alignment(report.classes, entry.order, entry.left_out) for entry in entries

@@ -20,6 +20,7 @@ from hf_radin.averaging.agreement import open_agreeing
 from hf_radin.averaging.unmeasured import average_unmeasured, normalised
 from hf_radin.cli.main import main
 from hf_radin.ingredients.resolve import find_places
+from hf_radin.soup.report import RECIPE, SearchReport
 
 WEIGHTS = "model.safetensors"
 
@@ -277,7 +278,9 @@ def test_adapters_are_merged(start, tmp_path):
     folders = sorted(tmp_path.glob("lora-*"))
     made = averaged(folders, tmp_path / "out", "--base-model", start, "--save-adapter")
     ingredients = hf_radin.gather(folders, base_model=start)
-    reloaded = PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(start), tmp_path / "out" / "adapter")
+    reloaded = PeftModel.from_pretrained(
+        ViTForImageClassification.from_pretrained(start), tmp_path / "out" / "adapter"
+    )
     merged, images = ViTForImageClassification.from_pretrained(tmp_path / "out"), torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(reloaded(images).logits, merged(images).logits)
     hf_radin.average(ingredients, hf_radin.Recipe.uniform(ingredients.ids), output=tmp_path / "python")
@@ -388,3 +391,11 @@ def test_whoever_is_killed_leaves_no_half_checkpoint(three, tmp_path):
 def test_from_python_it_is_a_recipe(three, tmp_path):
     recipe = average_unmeasured([str(folder) for folder in three], tmp_path / "out", weights=[1, 1, 2])
     assert recipe.weights == (0.25, 0.25, 0.5)
+
+
+def test_of_runs_it_is_said_what_is_taken(run, tmp_path, capsys):
+    assert main(["average", str(run), "--checkpoint", "all", "--last", "2", "--output", str(tmp_path / "out")]) == 2
+    assert "--checkpoint all and --last 2 both say what is taken of a run" in capsys.readouterr().err
+    assert main(["average", str(run), "--checkpoint", "all", "--output", str(tmp_path / "out")]) == 0
+    checkpoints = [path.as_posix() for path in run.glob("checkpoint-*")]
+    assert sorted(SearchReport.read(tmp_path / "out" / RECIPE).recipe.ingredients) == sorted(checkpoints)

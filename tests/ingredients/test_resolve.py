@@ -7,6 +7,7 @@ import pytest
 from transformers import ViTForImageClassification
 
 import hf_radin
+from hf_radin.cli.main import main
 from hf_radin.ingredients.resolve import matches_pattern
 
 
@@ -38,7 +39,11 @@ def test_a_run_stands_for_its_best_checkpoint(sweep, caplog):
     say_best(sweep / "lr-1", "/scratch/me/lr-1/checkpoint-9")  # where the run was made
     say_best(sweep / "lr-2", "./lr-2/checkpoint-100")
     assert hf_radin.gather("sweep/lr-*/").ids == ("sweep/lr-1/checkpoint-9", "sweep/lr-2/checkpoint-100")
-    assert "sweep/lr-1: checkpoint-9 is the best of 2 checkpoints by trainer_state.json" in caplog.text
+    (line,) = caplog.messages
+    assert line == (
+        "Of 2 runs the best checkpoint by trainer_state.json of sweep/lr-1/checkpoint-9 and 1 more. checkpoint=... "
+        "(--checkpoint) takes best, last, root, all."
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,17 +67,21 @@ def test_a_run_with_a_model_of_its_own_is_that_model(sweep, runs, caplog):
     assert "sweep/lr-1 has a model" not in caplog.text
 
 
-def test_a_model_that_is_neither_the_best_nor_the_last_is_said(sweep, runs, caplog):
+def test_of_a_model_that_is_neither_the_best_nor_the_last_the_best_is_used(sweep, runs, caplog):
     """As transformers 5.23 leaves one where load_best_model_at_end meets names that differ on disk."""
     say_best(sweep / "lr-1", "lr-1/checkpoint-9")
     shutil.copytree(runs / "ft-1", sweep / "lr-1", dirs_exist_ok=True)
-    hf_radin.gather("sweep/lr-*")
+    assert hf_radin.gather("sweep/lr-*").ids[0] == "sweep/lr-1"
     assert "sweep/lr-1 has a model" not in caplog.text  # it is the last one
     shutil.copytree(runs / "ft-4", sweep / "lr-1", dirs_exist_ok=True)
-    hf_radin.gather("sweep/lr-*")
-    assert (
-        "sweep/lr-1 has a model of its own that is none of its checkpoints, though checkpoint-9 is its" in caplog.text
-    )
+    assert hf_radin.gather("sweep/lr-*").ids[0] == "sweep/lr-1/checkpoint-9"
+    assert "sweep/lr-1 has a model at its top that is none of its checkpoints, though checkpoint-9 is" in caplog.text
+    mixed = hf_radin.gather(["sweep/lr-1", "sweep/lr-2/checkpoint-9"], checkpoint="root")
+    assert mixed.ids[0] == "sweep/lr-1"  # whoever asks for it has it
+    hf_radin.average(mixed, hf_radin.Recipe.uniform(mixed.ids), output="soup")
+    main(["average", "--recipe", "soup", "--output", "again", "--allow-pickle"])  # through the names in the recipe
+    again, soup = (sweep.parent / name / "model.safetensors" for name in ("again", "soup"))
+    assert again.read_bytes() == soup.read_bytes()
 
 
 def test_a_model_in_several_files_is_not_compared(sweep, runs, caplog):
@@ -82,6 +91,94 @@ def test_a_model_in_several_files_is_not_compared(sweep, runs, caplog):
     ViTForImageClassification.from_pretrained(runs / "ft-4").save_pretrained(sweep / "lr-1", max_shard_size="20KB")
     assert hf_radin.gather("sweep/lr-*").ids[0] == "sweep/lr-1"
     assert "sweep/lr-1 has a model" not in caplog.text
+
+
+def test_of_each_run_the_user_takes_what_is_wanted(sweep, runs):
+    for run in ("lr-1", "lr-2"):
+        say_best(sweep / run, f"{run}/checkpoint-9")
+        shutil.copytree(runs / "ft-4", sweep / run, dirs_exist_ok=True)
+
+    def taken(checkpoint: str) -> list[str]:
+        return [verdict.id.removeprefix("sweep/") for verdict in hf_radin.inspect("sweep/*", checkpoint=checkpoint)]
+
+    assert taken("best") == ["lr-1/checkpoint-9", "lr-2/checkpoint-9"]
+    assert taken("last") == ["lr-1/checkpoint-100", "lr-2/checkpoint-100"]
+    assert taken("root") == ["lr-1", "lr-2"]
+    assert taken("all") == [f"lr-{run}/checkpoint-{step}" for run in (1, 2) for step in (9, 100)]
+    with pytest.raises(ValueError, match="checkpoint='first': of a run it takes best, last, root, all"):
+        taken("first")
+
+
+def test_what_is_no_run_stands_for_itself_beside_runs_only(sweep, runs):
+    names = [str(runs / "ft-4"), "sweep/lr-1"]
+    assert hf_radin.gather(names, checkpoint="last").ids == (names[0], "sweep/lr-1/checkpoint-100")
+    with pytest.raises(ValueError, match=r"checkpoint='all' \(--checkpoint\) is taken of runs, .* and there is none"):
+        hf_radin.gather("sweep/*/checkpoint-*", checkpoint="all")
+    with pytest.raises(ValueError, match=r"On the Hub, folders are named: org/run:checkpoint-\*"):
+        hf_radin.gather("org/run", checkpoint="last")
+
+
+@pytest.mark.parametrize(
+    ("best", "checkpoint", "message"),
+    [
+        (
+            "lr-1/checkpoint-55",
+            "best",
+            "names 'checkpoint-55' as the best, which is not there; it has checkpoint-9, ch",
+        ),
+        (None, "best", "no trainer_state.json names its best checkpoint, .* Take last, root or all"),
+        (None, "root", "sweep/lr-1 has no model at its top .*; it has checkpoint-9, checkpoint-100. Take best, last"),
+    ],
+)
+def test_a_run_that_has_not_what_is_wanted_is_refused(sweep, best, checkpoint, message):
+    say_best(sweep / "lr-1", best)
+    with pytest.raises(ValueError, match=message):
+        hf_radin.gather("sweep/lr-*", checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("checkpoint", [None, "best", "last", "all"])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (("config.json",), "checkpoint-100 has no config.json"),
+        (("model.safetensors",), "checkpoint-100 has no weights"),
+        (("trainer_state.json",), "checkpoint-100 has no trainer_state.json, and earlier ones have"),
+        ((), "tmp-checkpoint-110 has a name for the meantime"),
+    ],
+)
+def test_a_run_that_is_being_written_is_refused(sweep, checkpoint, missing, message):
+    for step in (9, 100):
+        say_best(sweep / "lr-1", "lr-1/checkpoint-9", step)
+    for name in missing:
+        (sweep / "lr-1" / "checkpoint-100" / name).unlink()
+    if not missing:
+        (sweep / "lr-1" / "tmp-checkpoint-110").mkdir()
+    with pytest.raises(
+        ValueError, match=rf"sweep/lr-1: {message}: it is still being written, .* Wait for the Trainer"
+    ):
+        hf_radin.gather("sweep/lr-*", checkpoint=checkpoint)
+    names = ["sweep/lr-1/checkpoint-9", "sweep/lr-2/checkpoint-9"]
+    assert hf_radin.gather(names).ids == tuple(names)
+
+
+def test_a_checkpoint_that_is_cut_off_may_be_one_that_is_being_written(sweep):
+    weights = sweep / "lr-2" / "checkpoint-100" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"not a whole file of weights .* If a Trainer is still writing it, wait"):
+        hf_radin.gather("sweep/*", checkpoint="all")
+
+
+def test_runs_of_different_architectures_are_refused_by_name(sweep, nets):
+    shutil.copytree(nets / "ft-0", sweep / "lr-3" / "checkpoint-100")
+    with pytest.raises(ValueError, match=r"sweep/lr-3/checkpoint-100.*ResNetForImageClassification"):
+        hf_radin.gather("sweep/*", checkpoint="last")
+
+
+def test_commands_that_take_models_take_what_is_wanted_of_runs(sweep, capsys):
+    assert main(["inspect", "--models", "sweep/*", "--checkpoint", "all"]) == 0
+    assert "these 4 ingredients" in capsys.readouterr().out
+    assert main(["average", "--recipe", "r", "--output", "o", "--checkpoint", "all"]) == 2
+    assert "--checkpoint all: the recipe says which checkpoints it is of" in capsys.readouterr().err
 
 
 def test_what_holds_checkpoints_is_told_from_a_checkpoint(sweep):

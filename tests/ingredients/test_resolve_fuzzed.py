@@ -16,6 +16,9 @@ def run(go_offline, tmp_path, monkeypatch):
     """A working directory with the folders `a` and `b` and a Trainer's run of two checkpoints."""
     for name in ("a", "b", "run/checkpoint-1", "run/checkpoint-2"):
         (tmp_path / name).mkdir(parents=True)
+    for step in (1, 2):
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / "run" / f"checkpoint-{step}" / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

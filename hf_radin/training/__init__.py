@@ -1,0 +1,1 @@
+"""Soups at the end of a training: the callback, what it collects, what it checks before."""
