@@ -12,6 +12,7 @@ import copy
 import json
 import logging
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,18 +45,18 @@ class Settings:
 
     model: str = field(metadata={"help": "the start: a folder or an id on the Hub"})
     dataset: str = field(metadata={"help": "a folder or an id on the Hub"})
-    output: str = "runs"
+    output: str = field(default="runs", metadata={"help": "folder for the fine-tunes, ft-00 and on"})
     count: int = field(default=12, metadata={"help": "how many fine-tunes"})
     config_name: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
-    train_split: str = "train"
-    eval_split: str = "validation"
+    train_split: str = field(default="train", metadata={"help": "what they are trained on"})
+    eval_split: str = field(default="validation", metadata={"help": "what their accuracy is told of"})
     image_column: str | None = field(default=None, metadata={"help": "default: the only column of images"})
     label_column: str | None = field(default=None, metadata={"help": "default: the only column of class labels"})
-    epochs: float = 4.0
-    batch_size: int = 32
+    epochs: float = field(default=4.0, metadata={"help": "passes over the training images"})
+    batch_size: int = field(default=32, metadata={"help": "images in a step"})
     learning_rates: list[float] = field(default_factory=lambda: [1e-5, 1e-4], metadata={"help": "lowest and highest"})
     fraction: float = field(default=1.0, metadata={"help": "share of the training images that each fine-tune sees"})
-    seed: int = 0
+    seed: int = field(default=0, metadata={"help": "of all that is drawn"})
     workers: int = field(default=0, metadata={"help": "processes that prepare images"})
 
 
@@ -367,6 +368,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()  # it would show one for every load and save
     with logging_redirect_tqdm():
         sweep(settings)
+    models = shlex.quote(f"{settings.output}/ft-*")
+    logger.info("Make a soup: hf-radin soup --models %s --dataset %s", models, shlex.quote(settings.dataset))
 
 
 if __name__ == "__main__":

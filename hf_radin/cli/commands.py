@@ -314,6 +314,8 @@ def write_changes(bank: LogitBank, result: Soup, args: argparse.Namespace) -> No
     judging = proving_bank(bank, result.report)
     changes = hf_radin.soup_changes(judging, result)
     result.processes.decide(lambda: changes.to_parquet(args.changes))
+    if result.report.is_single:
+        return say(f"The best single model is returned, so that nothing changes: {args.changes} has no rows.")
     noun = "image" if changes.of_class is None else "decision"
     won, lost = (f"{count:,} {noun}{'' if count == 1 else 's'}" for count in (changes.won, changes.lost))
     say(

@@ -424,6 +424,12 @@ def _outside_hash(rows: Dataset | IterableDataset, image_column: str, folder: Pa
     return "+" + hashlib.sha256("\0".join(stamps).encode()).hexdigest()
 
 
+@lru_cache
+def _say_bytes(name: str, column: str) -> None:
+    """Say, once of a dataset however often it is opened, that its images are in a column of no type for images."""
+    logger.warning("The images of %s are taken from the bytes in its column %r.", name, column)
+
+
 def _image_column(name: str, features: Mapping[str, Any], named: str | None) -> str:
     """The column of images: the one that is named, else the only one of the type Image.
 
@@ -435,7 +441,7 @@ def _image_column(name: str, features: Mapping[str, Any], named: str | None) -> 
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     structs = [column for column, feature in features.items() if _holds_bytes(feature)]
     if named is None and not images and len(structs) == 1:
-        logger.warning("The images of %s are taken from the bytes in its column %r.", name, structs[0])
+        _say_bytes(name, structs[0])
         return structs[0]
     column = images[0] if named is None and len(images) == 1 else named
     if column is not None and column in features and _may_be_images(features[column]):

@@ -596,7 +596,7 @@ class LogitBank:
         if self.is_multi_label:
             return ensemble.decide(self._all_logits(), np.asarray(recipe))
         try:
-            return scoring.predict(self.pruned(), np.asarray(recipe))[0]
+            return scoring.predict(self.pruned(), ensemble.check_recipes(np.asarray(recipe), len(self.ingredients)))[0]
         except pruning.TooMuchLeftError:
             return ensemble.predict(self._all_logits(), np.asarray(recipe))
 

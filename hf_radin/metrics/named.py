@@ -251,13 +251,21 @@ def _load(metric: Any, classes: Sequence[str] | None, *, may_be_other: bool) -> 
             f"The metric {metric!r} is one of multi-label classifiers, and these give each image one class: there are "
             f"{', '.join(NAMES)}."
         )
-    if not _is_path(metric) and (similar := get_close_matches(plain, NAMES, n=1, cutoff=0.85)):
-        raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. Did you mean {similar[0]!r}?")
+    if not _is_path(metric) and (similar := _similar_name(plain)):
+        raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. Did you mean {similar!r}?")
     try:
         compute = _load_script(metric)
     except ValueError as error:
         raise ValueError(f"The metric {metric!r} is none of {', '.join(NAMES)}. {error}") from error
     return Metric(metric, False, lambda answers: compute(answers.predictions, answers.labels))
+
+
+def _similar_name(name: str) -> str | None:
+    """The metric that a name may stand for: one with its words turned round, cut short, or misspelt."""
+    turned = "_".join(reversed(name.split("_")))
+    begun = [other for other in NAMES if len(name) >= SHORTEST and other.startswith(name)]
+    near = [turned] if turned in NAMES else begun or get_close_matches(name, NAMES, n=1, cutoff=0.85)
+    return near[0] if near else None
 
 
 def _load_multi_label(metric: Any, classes: Sequence[str] | None) -> Metric:
@@ -523,6 +531,9 @@ OF_LOGITS: Mapping[str, Callable[[Answers], float]] = {
 _OF_PROBABILITIES: Mapping[str, Losses] = {"log_loss": _losses, "brier_score": _squared_errors}
 
 NAMES = (*OF_PREDICTIONS, "top5_accuracy", *_OF_PROBABILITIES, *OF_LOGITS)
+
+# How many letters of a name are enough to ask whether it is meant.
+SHORTEST = 3
 
 _TOP = re.compile(r"top_?([1-9]\d*)_accuracy")
 _OF_CLASS = re.compile(r"(recall|precision|f1)\[(.+)\]", re.IGNORECASE)

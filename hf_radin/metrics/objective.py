@@ -54,6 +54,7 @@ class Floor:
             raise ValueError(
                 f"keep={text!r} can't be read: write it as in 'accuracy >= best single - 0.002', "
                 "'recall[melanoma] >= 0.9' or 'log_loss <= 0.3'."
+                + (" Shares are written as numbers: 0.75 for 75%." if "%" in str(text) else "")
             )
         (metric,) = load_metrics(parts["metric"], classes, of_label_sets=of_label_sets)
         if metric.is_loss != (parts["sign"] == "<="):

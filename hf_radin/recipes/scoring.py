@@ -189,10 +189,13 @@ def count_hits(
 
 
 def predict(
-    pruned: Pruned, recipes: np.ndarray, *, device: str = "cpu", mixed_at_once: int = MIXED_AT_ONCE
+    pruned: Pruned, rows: np.ndarray, *, device: str = "cpu", mixed_at_once: int = MIXED_AT_ONCE
 ) -> np.ndarray:
-    """The classes that each recipe predicts, for one or a few: `(recipes, samples)`."""
-    rows = check_recipes(recipes, pruned.models)
+    """The classes that each recipe predicts, for one or a few: `(recipes, samples)`.
+
+    Args:
+        rows: as in `count_hits`.
+    """
     predictions = np.empty((len(rows), len(pruned.images)), dtype=np.int64)
     for block, images, classes in _predictions(pruned, rows, device, mixed_at_once):
         predictions[block, images] = classes

@@ -22,6 +22,7 @@ from hf_radin.layers.taught import CookedLayers, refit_head
 from hf_radin.logits.bank import LogitBank
 from hf_radin.metrics.named import load_metrics, score_or_nan
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
+from hf_radin.runtime.text import show_metric
 from hf_radin.search.held_out import bank_of_images, refuse_taught
 from hf_radin.search.race import Budget
 from hf_radin.search.reporter import (
@@ -394,11 +395,11 @@ def _is_no_better(reporter: Reporter, teacher: Teacher, soup: Known) -> bool:
     if metric.rank(ensemble) > metric.rank(known):
         return False
     logger.warning(
-        "There is nothing to learn: on %r the ensemble's %s is %.4f, and the soup's %.4f. It is returned as it is.",
+        "There is nothing to learn: on %r the ensemble's %s is %s, and the soup's %s. It is returned as it is.",
         bank.split,
         metric.name,
-        ensemble,
-        known,
+        show_metric(metric.name, ensemble),
+        show_metric(metric.name, known),
     )
     return True
 
@@ -411,11 +412,11 @@ def _is_taken(reporter: Reporter, cooked: CookedLayers[TaughtTail], before: Know
     is_better = metric.rank(known) >= metric.rank(best.known)  # as of a search
     reason = hindrance(reporter.bank, taught, before, best if is_better else None, objective)
     logger.info(
-        "With its last layers distilled, on images that these did not see: %s %.4f (before: %.4f), log loss "
+        "With its last layers distilled, on images that these did not see: %s %s (before: %s), log loss "
         "%.4f (before: %.4f). The %s.",
         metric.name,
-        value,
-        known,
+        show_metric(metric.name, value),
+        show_metric(metric.name, known),
         cooked.losses.mean(),
         before.losses.mean(),
         f"soup stays as it is: {reason}" if reason else "distilled layers are taken",

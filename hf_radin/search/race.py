@@ -43,7 +43,7 @@ from hf_radin.metrics.objective import ACCURACY, Floor, Objective
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.runtime.processes import progress_bar
-from hf_radin.runtime.text import is_share
+from hf_radin.runtime.text import is_share, show_difference, show_metric
 from hf_radin.search.measure import MeasuredSoup, is_predicted, measured_soup, where_images
 
 logger = logging.getLogger(__name__)
@@ -404,24 +404,25 @@ class _Race:
     def _log(self, runner: _Runner) -> None:
         """Say what was found of a candidate."""
         entry, (value, error) = runner.entry, self.value(runner)
-        estimate = self._estimate(runner)
+        estimate, metric = self._estimate(runner), self.objective.name
         values = {"soup/estimate": estimate, "soup/measured": value}
         self.bank.processes.log(values, images=int(runner.known.sum()))
-        prediction = "" if entry.predicted is None else f", predicted {entry.predicted:.4f}"
+        prediction = "" if entry.predicted is None else f", predicted {show_metric(metric, entry.predicted)}"
         images = ""
         if error:
             dropped = ", dropped" if runner.is_out else ""
-            images = f" by {runner.known.sum():,} images (\u00b1 {error:.4f} for the others){dropped}"
+            shown = f"{runner.known.sum():,} of {self.images:,} images"
+            images = f" by {shown} (\u00b1 {show_difference(metric, error)}){dropped}"
         logger.info(
-            "Soup of %d (%s): %sestimated %.4f%s, measured %.4f%s.",
+            "Soup of %d (%s): %sestimated %s%s, measured %s%s.",
             len(entry.recipe.used),
             entry.proposal
             + ("" if entry.recipe.pull is None else f", with {entry.recipe.pull}")
             + ("" if runner.teacher is None else f", head refitted to {runner.teacher}"),
-            "" if self.objective.name == "accuracy" else f"{self.objective.name} ",
-            estimate,
+            "" if metric == "accuracy" else f"{metric} ",
+            show_metric(metric, estimate),
             prediction,
-            value,
+            show_metric(metric, value),
             images,
         )
 

@@ -36,7 +36,7 @@ from hf_radin.recipes.propose import (
 )
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.runtime.processes import progress_bar
-from hf_radin.runtime.text import counted
+from hf_radin.runtime.text import counted, show_metric
 from hf_radin.search.guide import Guide, PulledSoups, refitted_entries, with_heads
 from hf_radin.search.measure import measured_soup, soup_answers
 from hf_radin.search.pilot import complete
@@ -405,12 +405,12 @@ class _Search:
         best = best_known(singles, len(ranked.bank), self.objective)
         logger.warning(
             "With a budget of 0 no soup is measured, and the best single model is returned: %s, whose %s is "
-            "%.4f. The best estimate of a soup is %.4f, and estimates are usually too high: with unmeasured=True "
+            "%s. The best estimate of a soup is %s, and estimates are usually too high: with unmeasured=True "
             "(--unmeasured) that soup is returned all the same, or with %s soups are measured.",
             *best.recipe.used,
             self.objective.name,
-            best.known,
-            estimated.estimate,
+            show_metric(self.objective.name, best.known),
+            show_metric(self.objective.name, estimated.estimate),
             "a budget above 0" if ranked.bank.is_measurable else "LogitBank.from_arrays(..., evaluate=...)",
         )
         return []
@@ -425,11 +425,11 @@ class _Search:
         following = Measurement(entry.recipe, entry.proposal, entry.estimate, None, 0, predicted=entry.predicted)
         logger.info(
             "With a budget of 0 no soup is measured. By what earlier searches measured (%s), the %s of the best other "
-            "candidate is predicted to be %.4f; that of its ensemble is %.4f.",
+            "candidate is predicted to be %s; that of its ensemble is %s.",
             counted(len(known), "soup"),
             self.objective.name,
-            following.known,
-            entry.estimate,
+            show_metric(self.objective.name, following.known),
+            show_metric(self.objective.name, entry.estimate),
         )
         return [*known, following]
 
@@ -844,7 +844,8 @@ def _measure(
     answers, soup = soup_answers(bank, recipe, with_logits=objective.needs_logits, on_block=on_block)
     value = score_or_nan(metric, answers)
     bank.processes.log({"soup/estimate": estimate, "soup/measured": value}, images=len(bank))
-    logger.info("Soup of %d: estimated %.4f, measured %.4f.", len(recipe.used), estimate, value)
+    shown = (show_metric(objective.name, figure) for figure in (estimate, value))
+    logger.info("Soup of %d: estimated %s, measured %s.", len(recipe.used), *shown)
     seconds, device = soup.took(len(bank))
     return Measurement(
         recipe,

@@ -23,7 +23,7 @@ from hf_radin.metrics.intervals import is_above_zero
 from hf_radin.metrics.named import Answers, Metric, by_name, compute_metrics, only_score, score_or_nan
 from hf_radin.metrics.objective import ACCURACY, Objective
 from hf_radin.recipes.recipe import Measurement, Recipe, Result, Teacher
-from hf_radin.runtime.text import show_difference
+from hf_radin.runtime.text import show_difference, show_metric
 from hf_radin.search.held_out import (
     bank_of_split,
     check_head_split,
@@ -270,7 +270,7 @@ class Reporter:
             )
         if chosen.keeps is False:
             logger.warning(
-                "Nothing that was measured keeps %s on %r, the soup that is returned neither.",
+                "Nothing that was measured keeps %s on %r, nor does what is returned.",
                 " and ".join(floor.text for floor in self.objective.floors),
                 bank.split,
             )
@@ -345,10 +345,10 @@ class Reporter:
         reason = hindrance(self.bank, Known(taught, cooked.losses), known, best, self.objective, of=of)
         logger.info(
             "With its head refitted to the ensemble of all and the labels, on images that heads did not see: %s "
-            "%.4f (averaged head: %.4f), log loss %.4f (at its best temperature: %.4f). The %s.",
+            "%s (averaged head: %s), log loss %.4f (at its best temperature: %.4f). The %s.",
             metric.name,
-            score_or_nan(metric, taught),
-            averaged.known,
+            show_metric(metric.name, score_or_nan(metric, taught)),
+            show_metric(metric.name, averaged.known),
             cooked.losses.mean(),
             cooked.averaged_losses.mean(),
             f"averaged head stays: {reason}" if reason else "refitted head is taken",
@@ -378,24 +378,22 @@ class Reporter:
         is_above = metric.rank(value) > metric.rank(best.known) and not objective.broken(answers)
         if is_above and (metric.rank(value) >= metric.rank(known) or chance >= CHANCE):
             logger.info(
-                "The head that the split %r teaches is taken: its %s on %r is %.4f, and that of heads that parts of "
-                "this teach is %.4f on the other parts.",
+                "The head that the split %r teaches is taken: its %s on %r is %s, and that of heads that parts of "
+                "this teach is %s on the other parts.",
                 self.head_split,
                 metric.name,
                 self.bank.split,
-                value,
-                known,
+                show_metric(metric.name, value),
+                show_metric(metric.name, known),
             )
             return True
         logger.warning(
-            "The head that the split %r teaches has on %r the %s %.4f, heads that parts of this teach have on the "
-            "other parts %.4f, and the best single model has %.4f: all of %r teaches the head.",
+            "The head that the split %r teaches has on %r the %s %s, heads that parts of this teach have on the "
+            "other parts %s, and the best single model has %s: all of %r teaches the head.",
             self.head_split,
             self.bank.split,
             metric.name,
-            value,
-            known,
-            best.known,
+            *(show_metric(metric.name, figure) for figure in (value, known, best.known)),
             self.bank.split,
         )
         return False
@@ -704,7 +702,9 @@ def hindrance(
     if broken := objective.broken(taught.answers):
         return f"it would break {broken[0].text}"
     if best is not None and not rank > metric.rank(best.known):
-        return f"of the best single model the {metric.name} is {best.known:.4f}, which is not worse"
+        return (
+            f"of the best single model the {metric.name} is {show_metric(metric.name, best.known)}, which is not worse"
+        )
     if is_unlikelier:
         return "its log loss is worse by more than chance"
     if rank < known and chance < CHANCE / of:

@@ -1,11 +1,13 @@
 """`--changes` writes what a soup changes image by image; what can't be written is refused before anything is done."""
 
+import argparse
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import hf_radin
+from hf_radin.cli.commands import write_changes
 from hf_radin.cli.main import main
 
 
@@ -27,7 +29,14 @@ def test_the_file_says_what_the_report_says(runs, digits, cache, tmp_path, capsy
     *_, proof = report.against_best_single or [None]
     assert won - lost == (round(proof.gain * images[proof.split]) if proof else 0)
     split = report.held_out or "validation"
-    assert f"On {split} the soup gets {won} image" in capsys.readouterr().out
+    is_said = "so that nothing changes" if report.is_single else f"On {split} the soup gets {won} image"
+    assert is_said in capsys.readouterr().out
+
+
+def test_of_the_best_single_model_nothing_changes(bank, tmp_path, capsys):
+    args = argparse.Namespace(changes=tmp_path / "changes.parquet")
+    write_changes(bank, hf_radin.best_single(bank), args)
+    assert "nothing changes" in capsys.readouterr().out and pq.read_table(args.changes).num_rows == 0
 
 
 def test_search_writes_it_too(bank, tmp_path):

@@ -165,9 +165,13 @@ def test_capitals_and_hyphens_are_forgiven(written, name):
     assert [metric.name for metric in load_metrics(written)] == [name]
 
 
-def test_a_slip_is_answered_with_the_name_that_is_meant_before_evaluate_is_asked():
-    with pytest.raises(ValueError, match=r"'accurcy' is none of .* Did you mean 'accuracy'") as raised:
-        load_metrics("accurcy")
+@pytest.mark.parametrize(
+    ("slip", "name"),
+    [("accurcy", "accuracy"), ("acc", "accuracy"), ("macro_f1", "f1_macro"), ("Micro-F1", "f1_micro")],
+)
+def test_a_slip_is_answered_with_the_name_that_is_meant_before_evaluate_is_asked(slip, name):
+    with pytest.raises(ValueError, match=f"'{slip}' is none of .* Did you mean '{name}'") as raised:
+        load_metrics(slip)
     assert raised.value.__context__ is None  # no error of evaluate's came first
 
 

@@ -40,6 +40,7 @@ def test_floors_are_read(text, name, bound, is_relative):
     [
         ("accuracy", "can't be read: write it as in"),
         ("accuracy > 0.9", "can't be read"),
+        ("accuracy >= 75%", "Shares are written as numbers: 0.75 for 75%"),
         ("accuracy >= ", "can't be read"),
         ("accuracy >= best", "can't be read"),
         ("accuracy >= nan", "can't be read"),

@@ -55,8 +55,8 @@ def test_with_nothing_measured_the_best_single_model_is_returned(unsearched, tmp
     assert soup.recipe == hf_radin.best_single(bank).recipe and not soup.report.soups and not predictions
     best = bank.score(np.eye(5)).max()
     (line,) = [line for line in warned(caplog) if "budget of 0" in line]
-    assert f"is returned: {soup.recipe.ingredients[0]}, whose accuracy is {best:.4f}" in line
-    assert f"The best estimate of a soup is {insisted.measurements[-1].estimate:.4f}" in line
+    assert f"is returned: {soup.recipe.ingredients[0]}, whose accuracy is {best:.2%}" in line
+    assert f"The best estimate of a soup is {insisted.measurements[-1].estimate:.2%}" in line
     assert len(insisted.recipe.used) > 1 and insisted.report.measured is False
     soup.save_pretrained(tmp_path / "soup")
     card = (tmp_path / "soup" / "README.md").read_text()

@@ -106,7 +106,7 @@ def test_what_is_tried_and_not_taken_is_counted_and_said(bank, caplog):
         )
     assert soup.report.head is None and soup.report.passes.head == 1
     assert (
-        "The averaged head stays: of the best single model the accuracy is 1.0000, which is not worse." in caplog.text
+        "The averaged head stays: of the best single model the accuracy is 100.00%, which is not worse." in caplog.text
     )
     assert "| refitting the head of the soup, which was not taken | 1 |" in card.render(soup.report)
 

@@ -70,8 +70,17 @@ def test_pruned_scores_are_dense_scores(bank):
         {"metric": "map", "keep": "accuracy >= best single - 0.01"},
         {"metric": "accuracy", "keep": "recall[prime] >= 0.5", "hold_out": 0.3},
         {"metric": "subset_accuracy", "measure": "full", "metrics": ["log_loss", "f1_micro"]},
+        {"metric": "subset_accuracy", "keep": "f1 >= 0.1"},
+        {"metric": "f1", "keep": "subset_accuracy >= 0.01"},
     ],
-    ids=["f1", "map with a floor", "accuracy, held out", "all right, in full"],
+    ids=[
+        "f1",
+        "map with a floor",
+        "accuracy, held out",
+        "all right, in full",
+        "all right, raced",
+        "all right, a floor",
+    ],
 )
 def test_the_soup_that_is_returned_has_what_its_report_says(bank, options, tmp_path):
     soup = hf_radin.radin(bank, budget=3, head="average", **options)
