@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 # Images that are to be had at least: each half of them teaches layers that the other half judges.
 LEAST_IMAGES = 200
 
+# Up to so many images, more of them were better (docs/measured.md).
+MANY = 3000
+
 # The shape of an image of noise, to run a model where no others are at hand yet.
 NOISE = (224, 224, 3)
 
@@ -143,6 +146,8 @@ def distill(
     best = best_single(bank, report)
     report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if source else 0))
     if not _is_taken(reporter, cooked, before, best):
+        if teaching is bank:
+            _suggest_more(len(bank))
         return _with_report(soup, report)
     layers = FinalLayers(cooked, recipe, ensemble, cooked.predictions, cooked.logits)
     return _proved(reporter, report, layers, best)
@@ -402,6 +407,16 @@ def _is_no_better(reporter: Reporter, teacher: Teacher, soup: Known) -> bool:
         show_metric(metric.name, known),
     )
     return True
+
+
+def _suggest_more(images: int) -> None:
+    """Say where more images may be had, if there are few."""
+    if images < MANY:
+        logger.info(
+            "%d images are few to teach last layers. A split with more of them may do better, as split='train' "
+            "(--split train, of hf-radin soup --distill-split train), or a dataset without labels (--images).",
+            images,
+        )
 
 
 def _is_taken(reporter: Reporter, cooked: CookedLayers[TaughtTail], before: Known, best: Measurement) -> bool:

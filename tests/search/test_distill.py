@@ -395,7 +395,7 @@ def test_a_soup_that_can_not_be_distilled_is_saved_all_the_same(runs, tmp_path, 
     assert (tmp_path / "soup" / "model.safetensors").exists()
 
 
-def test_a_soup_that_stays_is_named(nets, digits, tmp_path, capsys):
+def test_a_soup_that_stays_is_named(nets, digits, tmp_path, capsys, caplog):
     options = ["--dataset", str(digits), "--cache-dir", str(tmp_path / "cache"), "--batchnorm-images", "64"]
     command = ["soup", "--models", f"{nets}/ft-*", *options, "--method", "uniform", "--output", str(tmp_path / "soup")]
     assert main(command) == 0
@@ -410,6 +410,7 @@ def test_a_soup_that_stays_is_named(nets, digits, tmp_path, capsys):
         "1",
     ]
     assert main([*command, "--no-labels", "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert "600 images are few to teach last layers. A split with more of them" in caplog.text
     out = capsys.readouterr().out
     assert f"Nothing is written to {tmp_path / 'two'}: the distilled layers are not taken." in out
     assert f"The model to use is the soup in {tmp_path / 'soup'}, as it is." in out and not (tmp_path / "two").exists()
