@@ -20,7 +20,14 @@ from hf_radin.runtime.files import check_output
 from hf_radin.runtime.processes import Processes
 from hf_radin.search.radin import radin
 from hf_radin.training.average import RunningAverage, decay_at
-from hf_radin.training.checks import AFTERWARDS, Training, check_resumed, check_training
+from hf_radin.training.checks import (
+    AFTERWARDS,
+    Training,
+    check_resumed,
+    check_training,
+    is_adapted,
+    saved_config,
+)
 from hf_radin.training.collection import Collection
 from hf_radin.training.options import SoupOptions
 
@@ -46,8 +53,8 @@ class SoupCallback(TrainerCallback):
     made in the end, an error is logged, and the training ends as it would.
 
     Checkpoints that `save_total_limit` removes stay as ingredients in `<output_dir>/_soup_ingredients`, as further
-    names of their files, or as copies on disks that have no such names. A resumed run goes on with those of the
-    whole run.
+    names of their files, or as copies on disks that have no such names; so do adapters, with the configuration that
+    names their classes. A resumed run goes on with those of the whole run.
 
     Args:
         dataset: the evaluation set, whose images choose the soup: a `Dataset` with a column of images, whatever
@@ -108,11 +115,15 @@ class SoupCallback(TrainerCallback):
         given, model = self._given, _unwrapped(model)
         options = self._options = replace(given, output=given.output or Path(args.output_dir) / "soup")
         self.soup, self._average = None, None
-        self._collection = Collection(
-            Path(args.output_dir), args.save_total_limit or None, options.decay, options.last
-        )
         with _beside_training() as processes:
             check_training(Training(args, state, model, processing_class), options, processes)
+            self._collection = Collection(
+                Path(args.output_dir),
+                args.save_total_limit or None,
+                options.decay,
+                options.last,
+                saved_config(model) if is_adapted(model) else None,
+            )
             processes.decide(partial(self._begin, state.global_step, model))
 
     def on_step_end(

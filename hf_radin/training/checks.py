@@ -68,6 +68,18 @@ def check_training(training: Training, options: SoupOptions, processes: Processe
     _check_data(options, labels, processes, multi_label=multi_label)
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether peft has given a model an adapter."""
+    return hasattr(model, "get_base_model")
+
+
+def saved_config(model: Any) -> PretrainedConfig:
+    """The configuration that an adapted model would be saved with; peft saves none."""
+    config = copy.deepcopy(model.get_base_model().config)
+    config.architectures = [type(model.get_base_model()).__name__]
+    return config
+
+
 def check_resumed(model: Any, checkpoint: Path, *, trust_remote_code: bool) -> None:
     """Refuse a resumed training whose model has not the weights of the checkpoint that it was resumed from.
 
@@ -77,7 +89,7 @@ def check_resumed(model: Any, checkpoint: Path, *, trust_remote_code: bool) -> N
     Raises:
         ValueError: if a tensor differs.
     """
-    if hasattr(model, "get_base_model") or not checkpoint.is_dir():
+    if is_adapted(model) or not checkpoint.is_dir():
         return
     saved = load_model(checkpoint, dtype=model.dtype, trust_remote_code=trust_remote_code).state_dict()
     weights = model.state_dict()
@@ -127,8 +139,8 @@ def _check_model(training: Training, options: SoupOptions) -> PretrainedConfig:
     from transformers import PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-    model, is_adapter = training.model, hasattr(training.model, "get_base_model")
-    if is_adapter:
+    model = training.model
+    if is_adapted(model):
         model = model.get_base_model()
         if options.decay is not None:
             raise ValueError(

@@ -489,3 +489,26 @@ def test_an_adapter_of_which_no_soup_can_be_made_is_refused_before_the_first_ste
     config.name_or_path = ""
     of_nothing = AutoModelForImageClassification.from_config(config)
     assert "names no base model" in refusal("default", lora, model=of_nothing)
+
+
+def test_adapters_keep_the_names_of_the_classes_that_they_were_trained_with(training, callback, start, images):
+    """Which peft does not save: those of the base may be others, and the dataset may number its own otherwise."""
+    peft = pytest.importorskip("peft")
+    model = AutoModelForImageClassification.from_pretrained(start)
+    names = model.config.id2label
+    model.config.id2label = {number: f"LABEL_{number}" for number in names}
+    model.save_pretrained("base")
+    rows = images["validation"]
+    numbers = [9 - number for number in rows["label"]]
+    backwards = rows.remove_columns("label").add_column("label", numbers)
+    backwards = backwards.cast_column("label", datasets.ClassLabel(names=rows.features["label"].names[::-1]))
+    figures = []
+    for number, dataset in enumerate((rows, backwards)):
+        transformers.set_seed(0)
+        model = AutoModelForImageClassification.from_pretrained("base", id2label=names)
+        targets = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+        made = callback(dataset, output=f"soup-{number}", overwrite=True)
+        training(made, model=peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)), max_steps=4).train()
+        figures.append([result.metrics for result in made.soup.results])
+        assert AutoModelForImageClassification.from_pretrained(f"soup-{number}").config.id2label == names
+    assert figures[0] == figures[1]
