@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from hf_radin.checkpoints.files import (
 )
 from hf_radin.ingredients.gather import gather
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
-from hf_radin.ingredients.resolve import Place, find_places
+from hf_radin.ingredients.resolve import Place, all_checkpoints, find_places, warn_of_trainings
 from hf_radin.recipes.recipe import SIMPLEX_TOLERANCE, Recipe
 from hf_radin.runtime.files import check_output, digest, sha256_of, write_folder
 from hf_radin.runtime.processes import launched_processes
@@ -137,13 +136,14 @@ def last_checkpoints(models: Sequence[str], count: int, *, revision: str | None 
     """
     if count < 2:
         raise ValueError(f"--last {count}: an average takes at least two checkpoints.")
-    names = [inside for name in models for inside in (_checkpoints_in(Path(os.path.expanduser(name))) or [name])]
-    steps = {place: _step_of(place) for place in find_places(names, revision=revision)}
+    places = reversed(all_checkpoints(models, revision=revision))
+    once = {(_run_of(place), _step_of(place)): place for place in places}  # by whatever paths they are named
+    steps = {place: step for (_, step), place in once.items()}
     runs = sorted({_run_of(place) for place in steps})
     if unnumbered := [place.name for place, step in steps.items() if step < 0]:
         raise ValueError(
             f"--last {count}: {unnumbered[0]} is no checkpoint of a run, whose name ends with its step "
-            "(checkpoint-500). Name the run, or its checkpoints."
+            "(checkpoint-500). Name the run, or its checkpoints; on the Hub these, as in org/run:checkpoint-*."
         )
     if len(runs) > 1:
         raise ValueError(
@@ -152,12 +152,9 @@ def last_checkpoints(models: Sequence[str], count: int, *, revision: str | None 
         )
     if len(steps) < count:
         raise ValueError(f"--last {count}: {runs[0]} has {len(steps)} checkpoints.")
-    return sorted(steps, key=lambda place: steps[place])[-count:]
-
-
-def _checkpoints_in(run: Path) -> list[str]:
-    """The checkpoints of a Trainer's run; none if it has none, or is no folder."""
-    return [path.as_posix() for path in run.glob("checkpoint-*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    chosen = sorted(steps, key=lambda place: steps[place])[-count:]
+    warn_of_trainings([place.folder for place in chosen if place.folder and not place.of_run])  # of which it was done
+    return chosen
 
 
 def _path_of(place: Place) -> PurePosixPath:

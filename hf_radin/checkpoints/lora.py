@@ -48,8 +48,8 @@ NOT_PLAIN = (
     *("monteclora_config", "layer_replication", "trainable_token_indices", "target_parameters"),
 )
 
-# What peft calls the adapter of a model that has one.
-_NAME = "default"
+# What peft calls the adapter of a model that has one; it saves others into folders of their names.
+USUAL_ADAPTER = "default"
 
 # What peft puts into the names of tensors that an adapter replaces.
 _WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?|original_module)(?=\.|$)")
@@ -300,10 +300,12 @@ def load_factors(
     for name, layer in layers.items():
         down, up = (tensors[f"{PREFIX}{name}.lora_{part}.weight"].flatten(1) for part in "AB")
         if is_part_of_base:
-            before = [module[_NAME].weight.detach().double().flatten(1) for module in (layer.lora_A, layer.lora_B)]
+            before = [
+                module[USUAL_ADAPTER].weight.detach().double().flatten(1) for module in (layer.lora_A, layer.lora_B)
+            ]
             down, up = torch.cat([down, before[0]]), torch.cat([up, -before[1]], dim=1)
         is_transposed = bool(getattr(layer, "fan_in_fan_out", False))
-        factors[name] = Factors(down, layer.scaling[_NAME] * up, is_transposed)
+        factors[name] = Factors(down, layer.scaling[USUAL_ADAPTER] * up, is_transposed)
     return factors
 
 

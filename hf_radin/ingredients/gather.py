@@ -181,7 +181,7 @@ def inspect(
     base = str(base_model) if base_model is not None else None
     options = Options(allow_pickle, trust_remote_code, token, base, base_revisions or {})
     places = find_places(_names(models), revision=revision, token=token, checkpoint=checkpoint)
-    processor = _NamedProcessor() if image_processor is None else _find_processor(image_processor, options)
+    processor = _NamedProcessor() if image_processor is None else find_processor(image_processor, options)
     checks = _Checks(options, processor)
     verdicts = [
         Verdict(place.name, problem=str(files)) if isinstance(files, ValueError) else checks.vet(files)
@@ -206,7 +206,12 @@ class _NamedProcessor:
     folder: Path | None = None
 
 
-def _find_processor(name: str | Path, options: Options) -> _NamedProcessor:
+def find_processor(name: str | Path, options: Options) -> _NamedProcessor:
+    """The image processor of that name.
+
+    Raises:
+        ValueError: if there is none, or it can't be used.
+    """
     folder, pinned = Path(name), str(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

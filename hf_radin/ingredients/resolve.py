@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,21 +103,34 @@ def find_places(
     """
     if checkpoint not in (None, *OF_A_RUN):
         raise ValueError(f"checkpoint={checkpoint!r}: of a run it takes {', '.join(OF_A_RUN)} (--checkpoint).")
-    places: dict[Place, None] = {}
-    for name in names:
-        for place in [name] if isinstance(name, Place) else _places_of(name, token, checkpoint):
-            refuse_bytes(place.name)
-            places.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
+    places = _found(names, revision, token, checkpoint)
     of_runs = [place for place in places if place.of_run]
     if checkpoint not in (None, "root") and places and not of_runs:
-        first = next(iter(places))
+        first = places[0]
         hint = f" On the Hub, folders are named: {first.repo_id}:checkpoint-*." if first.repo_id else ""
         raise ValueError(
             f"checkpoint={checkpoint!r} (--checkpoint) is taken of runs, which are folders with checkpoint-* in them, "
             f"and there is none: {first.name} stands for itself.{hint}"
         )
-    if checkpoint is None and of_runs:
-        logger.info("%s", _of_runs(of_runs))
+    if checkpoint is None and (chosen := [place for place in of_runs if place not in names]):
+        logger.info("%s", _of_runs(chosen))
+    return places
+
+
+def all_checkpoints(names: Sequence[str], *, revision: str | None = None) -> list[Place]:
+    """As `find_places`, where all checkpoints are taken of each run, if any of the names is one."""
+    return _found(names, revision, None, "all")
+
+
+def _found(
+    names: Sequence[str | Place], revision: str | None, token: str | bool | None, checkpoint: str | None
+) -> list[Place]:
+    """The places that names stand for, whether there are runs among them or not."""
+    places: dict[Place, None] = {}
+    for name in names:
+        for place in [name] if isinstance(name, Place) else _places_of(name, token, checkpoint):
+            refuse_bytes(place.name)
+            places.setdefault(place if place.folder or place.revision else replace(place, revision=revision))
     return list(places)
 
 
@@ -243,7 +257,7 @@ class _Run:
                     "last or all with checkpoint=... (--checkpoint)."
                 )
             return [self.place(self.folder, wanted)]
-        self.refuse_unfinished()
+        self.check_saves()
         if wanted == "all":
             return [self.place(checkpoint, wanted) for checkpoint in self.checkpoints]
         return [self.place(self.last if wanted == "last" else self.best(), wanted)]
@@ -290,12 +304,21 @@ class _Run:
                 )
                 return self.place(best, "best")
             return self.place(self.folder, "root")
-        self.refuse_unfinished()
+        self.check_saves()
         if best:
             return self.place(best, "best")
         reason = f"names {name}, which is not there" if name else "names no best one"
         logger.warning("%s: %s %s: its last checkpoint, %s, is used.", self.folder, STATE, reason, self.last.name)
         return self.place(self.last, "last")
+
+    def check_saves(self) -> None:
+        """See that the Trainer has saved all checkpoints, and in one training, as far as a warning is due.
+
+        Raises:
+            ValueError: as `refuse_unfinished` does.
+        """
+        self.refuse_unfinished()
+        warn_of_trainings(self.checkpoints)
 
     def refuse_unfinished(self) -> None:
         """Refuse a run whose last checkpoint the Trainer is writing, or was when it was killed.
@@ -320,6 +343,29 @@ class _Run:
                 f"{self.folder}: {unfinished.name} {problem}: it is still being written, or a run was killed there. "
                 f"Wait for the Trainer, or remove that folder; or name checkpoints, as in {self.folder}/checkpoint-N."
             )
+
+
+def warn_of_trainings(checkpoints: Sequence[Path]) -> None:
+    """Warn of checkpoints that an earlier training left among those of a later one.
+
+    What a training has logged at a step, it still says at later ones, resumed or not.
+
+    Args:
+        checkpoints: of one folder, the earliest first.
+    """
+    logs = [(checkpoint, log) for checkpoint in checkpoints if (log := _logged(checkpoint))]
+    for (earlier, before), (later, after) in pairwise(logs):
+        if repr(after[: len(before)]) != repr(before):  # NaN is the same as NaN
+            logger.warning(
+                "%s: %s and %s are of different trainings, by what their %s say that these have logged. If that is "
+                "not meant, name the checkpoints of one, as in %s/checkpoint-N.",
+                earlier.parent,
+                earlier.name,
+                later.name,
+                STATE,
+                earlier.parent,
+            )
+            return
 
 
 def _run_or_checkpoint(folder: Path, wanted: str | None) -> list[Place]:
@@ -359,6 +405,21 @@ class TrainerState:
     """What is read of a Trainer's `trainer_state.json`: the path of the best checkpoint on the machine of the run."""
 
     best_model_checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainerLog:
+    """What is read of the same file where trainings are told apart: the values that were logged, in order."""
+
+    log_history: tuple[Any, ...] = ()
+
+
+def _logged(checkpoint: Path) -> tuple[Any, ...]:
+    """What a training had logged when it saved a checkpoint; nothing where that is not known."""
+    try:
+        return read_record(TrainerLog, checkpoint / STATE).log_history
+    except (FileNotFoundError, BrokenFileError):
+        return ()
 
 
 def _best_checkpoint(path: Path, *, is_needed: bool) -> str | None:

@@ -20,7 +20,14 @@ from hf_radin.runtime.files import check_output
 from hf_radin.runtime.processes import Processes
 from hf_radin.search.radin import radin
 from hf_radin.training.average import RunningAverage, decay_at
-from hf_radin.training.checks import AFTERWARDS, Training, check_resumed, check_training
+from hf_radin.training.checks import (
+    AFTERWARDS,
+    Training,
+    check_resumed,
+    check_training,
+    is_adapted,
+    saved_config,
+)
 from hf_radin.training.collection import Collection
 from hf_radin.training.options import SoupOptions
 
@@ -31,6 +38,9 @@ if TYPE_CHECKING:
     from hf_radin.soup.soup import Soup
 
 logger = logging.getLogger(__name__)
+
+# What a state has after it was given to a callback; each training has a state of its own.
+_MARK = "_hf_radin_soup"
 
 
 class SoupCallback(TrainerCallback):
@@ -43,8 +53,8 @@ class SoupCallback(TrainerCallback):
     made in the end, an error is logged, and the training ends as it would.
 
     Checkpoints that `save_total_limit` removes stay as ingredients in `<output_dir>/_soup_ingredients`, as further
-    names of their files, or as copies on disks that have no such names. A resumed run goes on with those of the
-    whole run.
+    names of their files, or as copies on disks that have no such names; so do adapters, with the configuration that
+    names their classes. A resumed run goes on with those of the whole run.
 
     Args:
         dataset: the evaluation set, whose images choose the soup: a `Dataset` with a column of images, whatever
@@ -82,9 +92,10 @@ class SoupCallback(TrainerCallback):
         **options: Any,
     ):
         place = None if output is None else Path(output)
-        self._options = SoupOptions.of(
+        self._given = SoupOptions.of(
             dataset, options, output=place, last=last, decay=decay, overwrite=overwrite, license=license
         )
+        self._options = self._given
         self._collection = Collection(Path())
         self._average: RunningAverage | None = None
         self.soup: Soup | None = None
@@ -100,14 +111,19 @@ class SoupCallback(TrainerCallback):
         **others: Any,
     ) -> None:
         """Check all that can be checked, and go on with what an earlier part of the run collected."""
-        options, model = self._options, _unwrapped(model)
-        options = self._options = replace(options, output=options.output or Path(args.output_dir) / "soup")
-        self.soup = None
-        self._collection = Collection(
-            Path(args.output_dir), args.save_total_limit or None, options.decay, options.last
-        )
+        _refuse_another(state)
+        given, model = self._given, _unwrapped(model)
+        options = self._options = replace(given, output=given.output or Path(args.output_dir) / "soup")
+        self.soup, self._average = None, None
         with _beside_training() as processes:
             check_training(Training(args, state, model, processing_class), options, processes)
+            self._collection = Collection(
+                Path(args.output_dir),
+                args.save_total_limit or None,
+                options.decay,
+                options.last,
+                saved_config(model) if is_adapted(model) else None,
+            )
             processes.decide(partial(self._begin, state.global_step, model))
 
     def on_step_end(
@@ -140,7 +156,7 @@ class SoupCallback(TrainerCallback):
         try:
             write = None if self._average is None else partial(self._write_average, model, processing_class)
             self._collection.add(state.global_step, write)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # safetensors' own, say, of a disk that is full
             logger.error("The checkpoint of step %d will not be in the soup: %s", state.global_step, error)
 
     def on_train_end(
@@ -151,13 +167,17 @@ class SoupCallback(TrainerCallback):
         try:
             with _beside_training() as processes:
                 self.soup = self._make(processes)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a user's metric, or a GPU that is full: what was trained is not lost by it
+            is_foreseen = isinstance(error, (ValueError, OSError))
+            if args.world_size > 1 and not is_foreseen:  # the other processes wait for this one, and end with it
+                raise
             if state.is_world_process_zero:
                 logger.error(
                     "No soup was made of the checkpoints in %s: %s You can %s.",
                     args.output_dir,
-                    error,
+                    error if is_foreseen else f"{type(error).__name__}: {error}.",
                     AFTERWARDS.format(self._collection.parent),
+                    exc_info=not is_foreseen,
                 )
 
     def _begin(self, step: int, model: Any) -> None:
@@ -203,6 +223,20 @@ class SoupCallback(TrainerCallback):
         soup.save_pretrained(options.output or "", overwrite=options.overwrite, license=options.license)
         logger.info("The soup of %d checkpoints is in %s.", len(places), options.output)
         return soup
+
+
+def _refuse_another(state: TrainerState) -> None:
+    """Refuse a second callback of one training: the two would keep their ingredients under the same names.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if _MARK in vars(state):  # no field, and so not among what the Trainer saves of its state
+        raise ValueError(
+            "SoupCallback: the Trainer has two of them, which would take each other's ingredients: remove one "
+            "(trainer.pop_callback). Of the same checkpoints another soup can be made afterwards, with hf-radin soup."
+        )
+    vars(state)[_MARK] = True
 
 
 @contextmanager

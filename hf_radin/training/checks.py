@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_radin.checkpoints.lora import USUAL_ADAPTER, read_base
 from hf_radin.checkpoints.model import check_task, is_multi_label, load_model
 from hf_radin.images.digests import refuse_shared_splits
 from hf_radin.images.split import DataSource, Split, open_split
@@ -53,7 +55,9 @@ def check_training(training: Training, options: SoupOptions, processes: Processe
     """
     _check_saves(training, processes)
     config = _check_model(training, options)
-    if not options.has_processor and not _is_image_processor(training.processor):
+    if options.has_processor:
+        processes.decide(options.check_processor)
+    elif not _is_image_processor(training.processor):
         raise ValueError(
             "SoupCallback: checkpoints need their image processor, and the Trainer has "
             f"{type(training.processor).__name__ if training.processor else 'none'}: pass it to the Trainer as "
@@ -62,6 +66,18 @@ def check_training(training: Training, options: SoupOptions, processes: Processe
     labels, multi_label = read_labels("The model", config), is_multi_label(config)
     check_options(labels, is_multi_label=multi_label, **options.search)
     _check_data(options, labels, processes, multi_label=multi_label)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether peft has given a model an adapter."""
+    return hasattr(model, "get_base_model")
+
+
+def saved_config(model: Any) -> PretrainedConfig:
+    """The configuration that an adapted model would be saved with; peft saves none."""
+    config = copy.deepcopy(model.get_base_model().config)
+    config.architectures = [type(model.get_base_model()).__name__]
+    return config
 
 
 def check_resumed(model: Any, checkpoint: Path, *, trust_remote_code: bool) -> None:
@@ -73,7 +89,7 @@ def check_resumed(model: Any, checkpoint: Path, *, trust_remote_code: bool) -> N
     Raises:
         ValueError: if a tensor differs.
     """
-    if hasattr(model, "get_base_model") or not checkpoint.is_dir():
+    if is_adapted(model) or not checkpoint.is_dir():
         return
     saved = load_model(checkpoint, dtype=model.dtype, trust_remote_code=trust_remote_code).state_dict()
     weights = model.state_dict()
@@ -109,8 +125,8 @@ def _check_saves(training: Training, processes: Processes) -> None:
     saves, what = 2, ""
     if args.save_strategy == "steps":
         saves, what = math.ceil(state.max_steps / max(1, state.save_steps or 1)), f"save_steps={state.save_steps}"
-    elif args.save_strategy == "epoch" and args.max_steps <= 0:
-        saves, what = math.ceil(args.num_train_epochs), f"num_train_epochs={args.num_train_epochs:g}"
+    elif args.save_strategy == "epoch":  # of these the state has those that `max_steps` makes, too
+        saves, what = state.num_train_epochs, f"num_train_epochs={state.num_train_epochs}"
     if saves < 2:
         raise ValueError(
             f"SoupCallback: {what} of {state.max_steps} steps save {saves} checkpoint, and a soup needs two at least: "
@@ -123,14 +139,15 @@ def _check_model(training: Training, options: SoupOptions) -> PretrainedConfig:
     from transformers import PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-    model, is_adapter = training.model, hasattr(training.model, "get_base_model")
-    if is_adapter:
+    model = training.model
+    if is_adapted(model):
         model = model.get_base_model()
         if options.decay is not None:
             raise ValueError(
                 f"SoupCallback(decay={options.decay}): averages of an adapter's factors make no average of the "
                 "models: leave decay out."
             )
+        _check_adapter(training.model)
     values = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
     known = {name for names in values for name in ([names] if isinstance(names, str) else names)}
     name = type(model).__name__
@@ -146,6 +163,25 @@ def _check_model(training: Training, options: SoupOptions) -> PretrainedConfig:
         }
     check_task("The model", config)
     return config
+
+
+def _check_adapter(model: Any) -> None:
+    """Refuse an adapter of which no soup can be made.
+
+    Raises:
+        ValueError: if peft saves it elsewhere than in the checkpoint's folder, or it can't be merged into its base.
+    """
+    if (names := [*model.peft_config]) != [USUAL_ADAPTER]:
+        raise ValueError(
+            f"SoupCallback: the model has the adapters {', '.join(names)}, and soups are made of one that is called "
+            f"{USUAL_ADAPTER!r}."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        model.peft_config[USUAL_ADAPTER].save_pretrained(folder)
+        try:
+            read_base(Path(folder))
+        except ValueError as error:
+            raise ValueError(str(error).replace(folder, "SoupCallback: the model")) from error
 
 
 def _is_image_processor(processor: Any) -> bool:

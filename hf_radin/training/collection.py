@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_radin.ingredients.resolve import STATE
 from hf_radin.runtime.files import PARTIAL, is_of_a_checkpoint, remove_partials, write_json
 from hf_radin.runtime.schema import read_record
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +50,14 @@ class Collection:
         limit: the Trainer's `save_total_limit`; None if it removes no checkpoint.
         decay: of the average that is kept of each checkpoint in its place.
         last: how many of the last checkpoints the soup is made of; None for all.
+        config: of the model that adapters are trained in, which names their classes; None of whole checkpoints.
     """
 
     run: Path
     limit: int | None = None
     decay: float | None = None
     last: int | None = None
+    config: PretrainedConfig | None = None
 
     @property
     def folder(self) -> Path:
@@ -60,8 +66,8 @@ class Collection:
 
     @property
     def is_apart(self) -> bool:
-        """Whether ingredients are kept apart: averages, and checkpoints that the Trainer will remove."""
-        return self.decay is not None or bool(self.limit)
+        """Whether ingredients are kept apart: averages, adapters, and checkpoints that the Trainer will remove."""
+        return self.decay is not None or self.config is not None or bool(self.limit)
 
     @property
     def parent(self) -> Path:
@@ -185,11 +191,15 @@ class Collection:
                     os.link(path, new / path.name)
                 except OSError:
                     shutil.copyfile(path, new / path.name)
+        if self.config is not None:
+            self.config.save_pretrained(new)
 
     def _say_size(self, step: int) -> None:
         """Say how much room the ingredients take."""
         size = sum(path.stat().st_size for path in self.place(step).iterdir()) / 1e9
-        why = f"save_total_limit={self.limit} removes them" if self.decay is None else f"with decay={self.decay}"
+        why = "with the names of their classes" if self.decay is None else f"with decay={self.decay}"
+        if self.limit and self.decay is None:
+            why = f"save_total_limit={self.limit} removes them"
         what = "files" if self.decay is None else "average"
         logger.warning(
             "The %s of each checkpoint, %.2g GB, stay in %s, as ingredients of the soup (%s). Remove the folder when "

@@ -12,7 +12,8 @@ from typing import Any
 from hf_radin.images.cache import find_home
 from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource
-from hf_radin.ingredients.gather import gather
+from hf_radin.ingredients.checkpoint_files import Options
+from hf_radin.ingredients.gather import find_processor, gather
 from hf_radin.logits.compute import compute_logits, dtype_name
 from hf_radin.logits.manifest import RunOptions
 from hf_radin.search.radin import radin
@@ -90,6 +91,14 @@ class SoupOptions:
     def has_processor(self) -> bool:
         """Whether the user names an image processor in place of the checkpoints' own."""
         return _given(gather, self.vetting).image_processor is not None
+
+    def check_processor(self) -> None:
+        """See that the image processor is there that the user names.
+
+        Raises:
+            ValueError: if it is not, or can't be used.
+        """
+        find_processor(self.vetting["image_processor"], Options(trust_remote_code=self.trusts_code))
 
     @property
     def trusts_code(self) -> bool:

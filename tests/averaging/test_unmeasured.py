@@ -326,6 +326,23 @@ def test_the_last_of_what_is_no_run_are_refused(run, runs, tmp_path, capsys):
     assert "checkpoints of 2 runs" in refused(capsys, run, tmp_path / "other", *output, "--last", 2)
 
 
+def test_a_run_that_is_named_twice_has_its_checkpoints_once(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "has 3 checkpoints" in refused(capsys, "run", run / "checkpoint-*", "--output", "out", "--last", 4)
+    averaged(["run", run], tmp_path / "out", "--last", 2)
+    ingredients = SearchReport.read(tmp_path / "out" / RECIPE).recipe.ingredients
+    assert ingredients == ("run/checkpoint-10", "run/checkpoint-100")
+    averaged(["ru*"], tmp_path / "of-pattern", "--last", 3)
+
+
+def test_the_last_of_two_trainings_are_told(run, tmp_path, caplog):
+    for step, loss in ((5, 0.5), (10, 0.4), (100, 0.3)):
+        state = {"log_history": [{"step": 1, "loss": loss}]}
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    averaged([run / "checkpoint-*"], tmp_path / "out", "--last", 2)
+    assert "checkpoint-10 and checkpoint-100 are of different trainings" in "".join(warned(caplog))
+
+
 def test_copies_count_once(three, tmp_path, capsys):
     shutil.copytree(three[0], tmp_path / "copy")
     names = [three[0], tmp_path / "copy"]
@@ -355,7 +372,7 @@ def test_a_checkpoint_that_is_still_written_is_named(run, tmp_path, capsys):
     assert "checkpoint-100" in error and "not a whole file of weights" in error
     path.unlink()
     error = refused(capsys, run, "--output", tmp_path / "out", "--last", 2)
-    assert "checkpoint-100: no weights" in error and not (tmp_path / "out").exists()
+    assert "checkpoint-100 has no weights: it is still being written" in error and not (tmp_path / "out").exists()
 
 
 def test_models_of_different_architectures_are_refused(three, nets, tmp_path, capsys):
@@ -393,9 +410,13 @@ def test_from_python_it_is_a_recipe(three, tmp_path):
     assert recipe.weights == (0.25, 0.25, 0.5)
 
 
-def test_of_runs_it_is_said_what_is_taken(run, tmp_path, capsys):
+def test_of_runs_it_is_said_what_is_taken(run, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     assert main(["average", str(run), "--checkpoint", "all", "--last", "2", "--output", str(tmp_path / "out")]) == 2
     assert "--checkpoint all and --last 2 both say what is taken of a run" in capsys.readouterr().err
     assert main(["average", str(run), "--checkpoint", "all", "--output", str(tmp_path / "out")]) == 0
+    options = ["--checkpoint", "all", "--classes", "common"]  # for which all are gathered
+    assert main(["average", str(run), *options, "--output", str(tmp_path / "gathered")]) == 0
+    assert "checkpoint=..." not in caplog.text  # which takes what the user said already
     checkpoints = [path.as_posix() for path in run.glob("checkpoint-*")]
     assert sorted(SearchReport.read(tmp_path / "out" / RECIPE).recipe.ingredients) == sorted(checkpoints)

@@ -93,6 +93,23 @@ def test_a_model_in_several_files_is_not_compared(sweep, runs, caplog):
     assert "sweep/lr-1 has a model" not in caplog.text
 
 
+def log(run, step: int, *losses: float) -> None:
+    """Write what a Trainer had logged at a checkpoint."""
+    history = [{"step": number, "loss": loss} for number, loss in enumerate(losses)]
+    (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+
+
+@pytest.mark.parametrize("checkpoint", [None, "last", "all"])
+def test_checkpoints_that_an_earlier_training_left_in_a_run_are_told(sweep, caplog, checkpoint):
+    log(sweep / "lr-1", 9, 2.0, float("nan"))
+    log(sweep / "lr-1", 100, 2.0, float("nan"), 1.0)  # which goes on with the same training
+    hf_radin.inspect("sweep/lr-1", checkpoint=checkpoint)
+    assert "different trainings" not in caplog.text
+    log(sweep / "lr-1", 100, 2.5, 2.0, 1.0)
+    hf_radin.inspect("sweep/lr-1", checkpoint=checkpoint)
+    assert "sweep/lr-1: checkpoint-9 and checkpoint-100 are of different trainings, by what their" in caplog.text
+
+
 def test_of_each_run_the_user_takes_what_is_wanted(sweep, runs):
     for run in ("lr-1", "lr-2"):
         say_best(sweep / run, f"{run}/checkpoint-9")

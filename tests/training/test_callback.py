@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from shared.launching import EXAMPLE, launch
 from shared.training import PARTS, digit_images, image_dataset
 from transformers import (
@@ -318,6 +319,8 @@ def test_checkpoints_of_an_earlier_run_are_not_in_the_soup(training, callback):
         ({}, {"save_strategy": "no"}, "save_strategy='no' saves no checkpoints"),
         ({}, {"save_steps": 100}, "save_steps=100 of 8 steps save 1 checkpoint, and a soup needs two"),
         ({}, {"processing_class": None}, "the Trainer has none: pass it to the Trainer as processing_class"),
+        ({}, {"save_strategy": "epoch", "max_steps": 7}, "num_train_epochs=1 of 7 steps save 1 checkpoint"),
+        ({"image_processor": "/no/such"}, {}, "image processor /no/such"),
         ({"output": "run"}, {}, "the output run is the run's own folder"),
         ({"budget": "soon"}, {}, "soon"),
         ({"metric": "recall[eleven]"}, {}, "eleven"),
@@ -391,6 +394,48 @@ def test_a_training_ends_as_it_would_if_no_soup_can_be_made(training, callback, 
     assert "hf-radin soup --models run --checkpoint all" in record.getMessage()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("the GPU is full"), KeyError("class")])
+def test_a_training_ends_as_it_would_whatever_goes_wrong_with_the_soup(training, callback, caplog, error):
+    def metric(logits, labels) -> float:
+        if Path("run", f"checkpoint-{STEPS}").exists():  # not when it is tried, before the first step
+            raise error
+        return 0.5
+
+    made = callback(metric=metric)
+    assert training(made).train().global_step == STEPS
+    assert made.soup is None
+    assert f"No soup was made of the checkpoints in run: {type(error).__name__}: {error}. You can make" in caplog.text
+
+
+def test_a_checkpoint_that_can_not_be_kept_ends_no_training(training, callback, caplog, monkeypatch):
+    def write(*args: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("hf_radin.training.average.RunningAverage.write", write)
+    assert training(callback(decay=0.9)).train().global_step == STEPS
+    assert "The checkpoint of step 2 will not be in the soup: No space left on device" in caplog.text
+
+
+def test_a_callback_can_be_used_again(training, callback):
+    """Each training has its own soup, in its own folder."""
+    made = callback(overwrite=True)
+    for run in ("first", "second"):
+        training(made, output_dir=run).train()
+        assert made.soup.ingredients.ids[0] == f"{run}/checkpoint-2"
+    for run in ("first", "second"):
+        assert all(name.startswith(run) for name in hf_radin.Soup.from_pretrained(f"{run}/soup").recipe.used)
+
+
+def test_two_callbacks_would_take_each_others_ingredients(training, callback):
+    both = [callback(), callback(decay=0.9, output="averages")]
+    with pytest.raises(ValueError, match=r"the Trainer has two of them, .* remove one \(trainer.pop_callback\)"):
+        training(*both, kind=Untrained).train()
+    trainer = training(*both)
+    trainer.remove_callback(both[1])
+    trainer.train()
+    assert both[0].soup.ingredients.ids[0] == "run/checkpoint-2"
+
+
 def test_classes_that_are_numbered_with_text_are_the_same(training, callback, start):
     """As transformers' own script numbers them, until they are saved."""
     model = AutoModelForImageClassification.from_pretrained(start)
@@ -423,3 +468,47 @@ def test_adapters_make_a_soup_too_and_no_averages(training, callback, start):
         ValueError, match=r"decay=0.9\): averages of an adapter's factors make no average of the models"
     ):
         training(callback(decay=0.9, output="other"), model=adapted(), output_dir="again").train()
+
+
+def test_an_adapter_of_which_no_soup_can_be_made_is_refused_before_the_first_step(training, callback, start):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
+
+    def refusal(name: str, options: Any, *, model: Any = None) -> str:
+        adapted = peft.get_peft_model(
+            model or AutoModelForImageClassification.from_pretrained(start), options, adapter_name=name
+        )
+        with pytest.raises(ValueError, match="SoupCallback: the model") as refused:
+            training(callback(), model=adapted, kind=Untrained).train()
+        return str(refused.value)
+
+    scales = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    assert "the model: an adapter of the kind 'IA3'" in refusal("default", scales)
+    assert "has the adapters mine, and soups are made of one that is called 'default'" in refusal("mine", lora)
+    config = AutoModelForImageClassification.from_pretrained(start).config
+    config.name_or_path = ""
+    of_nothing = AutoModelForImageClassification.from_config(config)
+    assert "names no base model" in refusal("default", lora, model=of_nothing)
+
+
+def test_adapters_keep_the_names_of_the_classes_that_they_were_trained_with(training, callback, start, images):
+    """Which peft does not save: those of the base may be others, and the dataset may number its own otherwise."""
+    peft = pytest.importorskip("peft")
+    model = AutoModelForImageClassification.from_pretrained(start)
+    names = model.config.id2label
+    model.config.id2label = {number: f"LABEL_{number}" for number in names}
+    model.save_pretrained("base")
+    rows = images["validation"]
+    numbers = [9 - number for number in rows["label"]]
+    backwards = rows.remove_columns("label").add_column("label", numbers)
+    backwards = backwards.cast_column("label", datasets.ClassLabel(names=rows.features["label"].names[::-1]))
+    figures = []
+    for number, dataset in enumerate((rows, backwards)):
+        transformers.set_seed(0)
+        model = AutoModelForImageClassification.from_pretrained("base", id2label=names)
+        targets = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+        made = callback(dataset, output=f"soup-{number}", overwrite=True)
+        training(made, model=peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)), max_steps=4).train()
+        figures.append([result.metrics for result in made.soup.results])
+        assert AutoModelForImageClassification.from_pretrained(f"soup-{number}").config.id2label == names
+    assert figures[0] == figures[1]
