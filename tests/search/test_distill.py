@@ -131,9 +131,10 @@ def test_a_net_with_batchnorm_that_other_images_taught_is_cooked_again(
     assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
 
 
-def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads_bank, tmp_path, predictions):
-    bank, before = own_heads_bank, hf_radin.uniform(own_heads_bank)
-    test = bank_of_split(bank, "test")
+def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads, digits, tmp_path, predictions):
+    cache = tmp_path / "cache"  # of its own: what soups say is cached, and what was is not counted
+    bank = hf_radin.compute_logits(hf_radin.gather(f"{own_heads}/ft-*"), digits, cache_dir=cache)
+    before, test = hf_radin.uniform(bank), bank_of_split(bank, "test")
     predictions.clear()
     soup = hf_radin.distill(bank, before, split="test", labels=False)
     assert sum(predictions) == len(bank) + len(test)  # the soup sees both; of its teachers, the logits are there

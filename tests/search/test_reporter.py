@@ -221,7 +221,7 @@ def test_a_split_of_one_class_gives_no_area_and_says_so(runs, tmp_path, caplog):
     nothing = hf_radin.uniform(bank, metrics=("roc_auc",))
     nothing.save_pretrained(tmp_path / "soup")  # what was computed is not lost
     assert all(row.metrics.keys() == {"accuracy"} for row in nothing.results)  # what chooses is reported, too
-    with pytest.raises(ValueError, match="The metric 'roc_auc' is undefined here: the samples have one class only"):
+    with pytest.raises(ValueError, match="The metric 'roc_auc' is undefined here: all images are of one class"):
         hf_radin.uniform(bank, metric="roc_auc")
 
 
