@@ -41,6 +41,19 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def run_example(folder: Path, script: str, *options: str) -> str:
+    """What a script prints that is run in a folder, without the Hub."""
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *options],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def test_a_sweep_makes_ingredients_that_say_where_they_are_from(finetune_sweep, settings, digits):
     folders = finetune_sweep.sweep(settings)
     assert [folder.name for folder in folders] == ["ft-00", "ft-01"]
@@ -94,44 +107,24 @@ def test_a_start_of_timms_that_names_its_classes_is_given_those_of_the_images(fi
 
 
 def test_the_demo_cooks_a_soup_of_real_checkpoints(tmp_path):
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / "demo.py"), "--output", "demo", "--count", "3"],
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    printed = run_example(tmp_path, "demo.py", "--output", "demo", "--count", "3")
     for row in ("best single model", "uniform soup", "greedy soup", "RADIN, budget 8", "ensemble of all 3"):
-        assert sum(line.startswith(row) for line in run.stdout.splitlines()) == 1
+        assert sum(line.startswith(row) for line in printed.splitlines()) == 1
     report = SearchReport.read(tmp_path / "demo" / "soup" / "recipe.json")
     assert {"soup", "best single", "uniform", "ensemble"} <= {result.name for result in report.results}
     for result in report.results:
         assert result.metrics["accuracy"] > 0.85  # ten classes: the models were really trained
-        assert f"{100 * result.metrics['accuracy']:.2f}%" in run.stdout
+        assert f"{100 * result.metrics['accuracy']:.2f}%" in printed
 
 
 def test_the_python_api_of_the_readme(runs, digits, tmp_path):
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / "python_api.py"), f"{runs}/ft-*", str(digits)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    run_example(tmp_path, "python_api.py", f"{runs}/ft-*", str(digits))
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "soup")
 
 
 def test_a_training_that_ends_with_a_soup(tmp_path):
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / "train_and_soup.py"), "--epochs", "3", "--cache-dir", "cache"],
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    rows = [line.split() for line in run.stdout.splitlines() if line.startswith(("validation", "test"))]
+    printed = run_example(tmp_path, "train_and_soup.py", "--epochs", "3", "--cache-dir", "cache")
+    rows = [line.split() for line in printed.splitlines() if line.startswith(("validation", "test"))]
     assert {row[0] for row in rows} == {"validation", "test"} and len(rows) == 8
     report = SearchReport.read(tmp_path / "run" / "soup" / "recipe.json", is_saved=True)
     assert {entry.id for entry in report.ingredients} <= {

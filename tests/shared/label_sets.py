@@ -6,7 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from transformers import ViTForImageClassification
+from sklearn.metrics import f1_score
+from transformers import ViTForImageClassification, pipeline
 
 import hf_radin
 from shared.training import PARTS, digit_images, save, train
@@ -91,3 +92,19 @@ def own_heads_of_sets_bank(own_heads_of_sets, digit_sets, tmp_path_factory) -> h
     return hf_radin.compute_logits(
         ingredients, digit_sets, cache_dir=tmp_path_factory.mktemp("own-heads-of-sets-cache")
     )
+
+
+def f1(soup: hf_radin.Soup, name: str, split: str) -> float:
+    """What a report says of it."""
+    (result,) = (entry for entry in soup.results if (entry.name, entry.split) == (name, split))
+    return result.metrics["f1"]
+
+
+def f1_of_pipeline(folder: Path) -> float:
+    """Of the test images, as users of a saved model have its decisions."""
+    images, _ = digit_images(PARTS["test"])
+    answers = pipeline("image-classification", model=str(folder))(images, top_k=len(NAMES))
+    scores = [{answer["label"]: answer["score"] for answer in of_image} for of_image in answers]
+    yes = [[of_image[name] > 0.5 for name in NAMES] for of_image in scores]
+    truth = [[number in row for number in range(len(NAMES))] for row in dataset("test")["label"]]
+    return f1_score(truth, yes, average="macro")
