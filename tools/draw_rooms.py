@@ -20,14 +20,14 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 # From the top down: a room imports only rooms below it.
 ORDER = [
     *("cli", "training", "averaging", "search", "soup", "layers", "logits", "adapters", "weights"),
-    *("tail", "ingredients", "checkpoints", "images", "metrics", "recipes", "runtime"),
+    *("tail", "ingredients", "sharing", "checkpoints", "images", "metrics", "recipes", "runtime"),
 ]
 
 # Pixels: a box, the space between boxes, the page.
 WIDTH, HEIGHT, GAP, MARGIN, PAGE = 560, 62, 16, 16, 860
 COLORS = (
     *("#0b5394", "#d95f02", "#3d7a3d", "#7b3294", "#8c6d1f", "#1b7a7a", "#7a3d1b", "#4e342e"),
-    *("#a03050", "#555555", "#226699", "#444400", "#6a4c93", "#00695c", "#9c4a1a", "#37507a"),
+    *("#a03050", "#555555", "#226699", "#444400", "#6a4c93", "#00695c", "#9c4a1a", "#37507a", "#5d6d1e"),
 )
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_radin.sharing.digests import TensorDigests
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -41,12 +43,15 @@ class Weights:
         broken: name of the first tensor with a NaN or infinite number; empty if there is none.
         head: sampled in the same way from the matrices with an entry for each class `(entries,)`.
         statistics: SHA-256 of all BatchNorm statistics; empty if there are none.
+        names, digests: of all parameters and buffers, and the hash of each (`TensorDigests`) `(tensors,)`.
     """
 
     entries: np.ndarray
     broken: str = ""
     head: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     statistics: str = ""
+    names: np.ndarray = field(default_factory=lambda: np.zeros(0, str))
+    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, str))
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,9 @@ def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
             indices = torch.randint(len(flat), (count,), generator=generator) if count < len(flat) else slice(None)
             scale = (len(flat) / count) ** 0.5
             (head if name in heads else entries).append(flat[indices].float().numpy() * scale)
-    return Weights(np.concatenate(entries), broken, np.concatenate(head), _hash_statistics(model))
+    digests, statistics = TensorDigests.of(model).by_name, _hash_statistics(model)
+    names, hashes = np.array([*digests], str), np.array([*digests.values()], str)
+    return Weights(np.concatenate(entries), broken, np.concatenate(head), statistics, names, hashes)
 
 
 def least_cosines(weights: Sequence[Weights]) -> Cosines:

@@ -28,6 +28,7 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.schema import known_arrays, read_arrays, write_arrays
 from hf_radin.runtime.text import one_line
+from hf_radin.sharing.digests import TensorDigests
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +128,20 @@ def load_cosines(ingredients: Ingredients, home: Path, dtype: torch.dtype, proce
     )
 
 
+def load_digests(
+    ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes
+) -> list[TensorDigests]:
+    """The hashes of all tensors of each ingredient, as they are when it runs."""
+    check_models(ingredients, [], home, example=None, dtype=dtype, processes=processes)
+
+    def load() -> list[TensorDigests]:
+        samples = [_read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients]
+        pairs = [zip(weights.names.tolist(), weights.digests.tolist(), strict=True) for weights in samples]
+        return [TensorDigests(dict(names_and_hashes)) for names_and_hashes in pairs]
+
+    return processes.decide(load)
+
+
 def share_statistics(ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes) -> bool:
     """Whether ingredients that were checked have the very same BatchNorm statistics, as where these were frozen."""
 
@@ -209,4 +224,5 @@ def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path
 
 def _read_sample(path: Path) -> Weights:
     arrays = read_arrays(path, path.stem, way_out="Remove it and run the same again.")
-    return Weights(arrays["entries"], str(arrays["broken"]), arrays["head"], str(arrays["statistics"]))
+    broken, statistics = str(arrays["broken"]), str(arrays["statistics"])
+    return Weights(arrays["entries"], broken, arrays["head"], statistics, arrays["names"], arrays["digests"])
