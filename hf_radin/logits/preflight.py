@@ -224,5 +224,4 @@ def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path
 
 def _read_sample(path: Path) -> Weights:
     arrays = read_arrays(path, path.stem, way_out="Remove it and run the same again.")
-    broken, statistics = str(arrays["broken"]), str(arrays["statistics"])
-    return Weights(arrays["entries"], broken, arrays["head"], statistics, arrays["names"], arrays["digests"])
+    return Weights(**{name: array if array.ndim else array.item() for name, array in arrays.items()})
