@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -224,4 +224,5 @@ def _sample_path(home: Path, ingredient: Ingredient, dtype: torch.dtype) -> Path
 
 def _read_sample(path: Path) -> Weights:
     arrays = read_arrays(path, path.stem, way_out="Remove it and run the same again.")
-    return Weights(**{name: array if array.ndim else array.item() for name, array in arrays.items()})
+    values: dict[str, Any] = {name: array if array.ndim else array.item() for name, array in arrays.items()}
+    return Weights(**values)
