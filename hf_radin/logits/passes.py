@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from hf_radin.runtime.processes import Processes, progress_bar
 from hf_radin.runtime.schema import MADE_ANEW, known_record, read_sealed, write_sealed
 from hf_radin.runtime.text import one_line
 from hf_radin.sharing.digests import TensorDigests
-from hf_radin.sharing.memory import count_together, hold_once, sizes_of
+from hf_radin.sharing.memory import count_together, held_once, sizes_of
 from hf_radin.sharing.replay import SharedModules
 
 if TYPE_CHECKING:
@@ -209,9 +210,8 @@ def compute(
             last = models_in_all - len(waiting)
             bar.set_postfix_str(f"models {last - len(group) + 1} to {last} of {models_in_all}")
             of_group = [digests[ingredient.id] for ingredient in group]
-            for ingredient in group[1:]:
-                models.append(_load(ingredient, passes.running))
-                hold_once(models, of_group[: len(models)])
+            others = (_load(ingredient, passes.running) for ingredient in group[1:])
+            models = [*held_once(chain(models, others), of_group)]
             targets = [target_of(folder, ingredient) for ingredient in group]
             _run_group(_Group(targets, models, passes.shared_modules(models, of_group)), images, passes, meter)
             del models

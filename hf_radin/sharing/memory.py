@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_radin.sharing.digests import TensorDigests, named_tensors
 
 if TYPE_CHECKING:
     import torch
 
+Model = TypeVar("Model", bound="torch.nn.Module")
 
-def hold_once(models: Sequence[torch.nn.Module], digests: Sequence[TensorDigests]) -> None:
-    """Let models use the very same tensor where they have the same: that of the first.
+
+def held_once(models: Iterable[Model], digests: Iterable[TensorDigests]) -> Iterator[Model]:
+    """Models, one by one, that use the very same tensor where they have the same: that of the first.
 
     Args:
-        models: on one device.
+        models: on one device; each may be loaded when its turn comes.
         digests: of the tensors of each.
     """
     held: dict[tuple[str, str], torch.Tensor] = {}
@@ -25,6 +27,7 @@ def hold_once(models: Sequence[torch.nn.Module], digests: Sequence[TensorDigests
                 shared = held.setdefault((name, tensors.by_name[name]), tensor)
                 if shared is not tensor:
                     _put(model, name, shared)
+        yield model
 
 
 def count_together(digests: Sequence[TensorDigests], sizes: Mapping[str, int], *, room: int) -> int:

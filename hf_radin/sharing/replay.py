@@ -186,11 +186,11 @@ def _numbers(model: torch.nn.Module, digests: TensorDigests, numbers: dict[Any, 
     def number(name: str, module: torch.nn.Module) -> int:
         prefix = f"{name}." if name else ""
         below = [(leaf, number(f"{prefix}{leaf}", child)) for leaf, child in module.named_children()]
-        own = [
+        leaves = [
             (leaf, digests.by_name.get(f"{prefix}{leaf}", object()))  # of what came later nothing is known
             for leaf, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         ]
-        result = numbers.setdefault((type(module), name, *own, *below), len(numbers))
+        result = numbers.setdefault((type(module), name, *leaves, *below), len(numbers))
         # a list of modules is never called, and a module with a function of its own somebody else has changed
         if type(module).forward is not torch.nn.Module.forward and "forward" not in vars(module):
             runnable[name] = result
