@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from shared.launching import launch
+from shared.lora import save_trained
 from shared.making import make_bank
 from shared.models import interrupted
 from shared.timeless import contents
@@ -158,3 +159,16 @@ def test_two_processes_compute_what_one_does(tree, tmp_path):
         assert run.returncode == 0, run.stderr
         caches.append(contents(folder / "cache"))
     assert caches[0] == caches[1] and len(caches[0]) > 10
+
+
+def test_adapters_of_the_last_layer_share_the_first(start, tmp_path):
+    options = {"target_modules": r".*layers\.1\.attention\.q_proj", "modules_to_save": ["classifier"]}
+    for seed in range(3):
+        save_trained(start, tmp_path / "adapters" / f"ft-{seed}", seed, **options)
+    ingredients = hf_radin.gather(f"{tmp_path}/adapters/ft-*")
+    with calls_of() as images, calls_of(torch.nn.Linear) as shown:
+        shared = make_bank(ingredients, rows(), tmp_path / "shared", models_in_memory=3)
+    assert sum(size for size in images if size > 2) == 150
+    assert sum(size for size in shown if size > 2) == 150 * (6 + 3 * 6 + 3)  # a first layer, and three second ones
+    alone = make_bank(ingredients, rows(), tmp_path / "alone", models_in_memory=1)
+    assert (all_logits(alone) == all_logits(shared)).all()
