@@ -10,7 +10,7 @@ from hf_radin.logits.cost import Estimate
 from hf_radin.runtime.hub_commit import Plan
 from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.text import clock, counted, printable, show_difference, show_metric
-from hf_radin.soup.card_sentences import about_adapter, comparison_text, spending, verdict_text
+from hf_radin.soup.card_sentences import about_adapter, about_exactness, comparison_text, spending, verdict_text
 from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.soup.soup import Soup
 
@@ -113,7 +113,8 @@ def _estimated(report: SearchReport) -> str:
 
 def _spent(report: SearchReport) -> list[str]:
     """What the search took, and what of it is estimated after a pilot."""
-    lines = [f"Spent in all: {spending(report)}."]
+    lines = [about_exactness(report)] if report.is_exact else []
+    lines.append(f"Spent in all: {spending(report)}.")
     if report.pilot and report.unseen:
         lines.append(
             f"{len(report.pilot.whole)} of {report.given} ingredients were run on all {report.images:,} images: "
