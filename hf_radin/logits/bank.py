@@ -394,11 +394,11 @@ class LogitBank:
         """The same bank, which says whether its soups are exact: the same function as their ensembles, up to rounding.
 
         They are, where the ingredients differ in their heads alone, as linear probes do, and no BatchNorm statistics
-        are estimated anew. Where a checkpoint is not here nobody knows. No image is shown to a model.
+        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here nobody
+        knows. No image is shown to a model.
         """
         if self.exact is not None:
             return self
-
         is_asked = self.given is None and self.statistics is None and len(self.ingredients) > 1
         exact = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
         if exact:

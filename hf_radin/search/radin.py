@@ -304,9 +304,11 @@ class _Search:
     def with_exactness(self, bank: LogitBank, start: Ingredient | None) -> LogitBank:
         """The bank, which says whether the soups of this search are exact.
 
-        Not where bodies are pulled to a start or heads are refitted, nor where a pilot's logits are all there will be.
+        Not where bodies are pulled to a start or heads are refitted. Nor, with a budget of 0, where a pilot's logits
+        are all there will be, or checkpoints of a published bank would have to be loaded.
         """
-        if start is not None or self.head == "refit" or (bank.is_pilot and not self.budget.passes):
+        is_estimated = not self.budget.passes and (bank.is_pilot or bank.manifest.origin is not None)
+        if start is not None or self.head == "refit" or is_estimated:
             return replace(bank, exact=False)
         return _with_exactness(bank)
 

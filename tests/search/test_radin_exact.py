@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shared import label_sets
 from shared.classes import digits_of, with_classes
 from shared.launching import launch
 from shared.lora import save_trained
@@ -301,3 +302,21 @@ def test_one_process_is_two(probes, digits, tmp_path):
     assert first.is_exact and first.passes.soups == 0
     assert first.recipe == second.recipe and first.results == second.results
     assert first.measurements == second.measurements and first.verdict == second.verdict
+
+
+def test_decisions_of_multi_label_probes_are_those_of_their_ensemble(start, tmp_path, predictions):
+    label_sets.save_runs(start, tmp_path / "runs", count=1)
+    for seed in range(3):
+        model = ViTForImageClassification.from_pretrained(tmp_path / "runs" / "ft-0")
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            model.classifier.weight.add_(0.1 * torch.randn_like(model.classifier.weight))
+        save(model, tmp_path / "probes" / f"probe-{seed}")
+    ingredients = hf_radin.gather(f"{tmp_path}/probes/*")
+    bank = hf_radin.compute_logits(ingredients, label_sets.dataset(), cache_dir=tmp_path / "cache").with_exactness
+    decisions, known = really_measured(bank)
+    assert bank.exact and (decisions == known).all()
+    predictions.clear()
+    report = hf_radin.radin(bank, metrics=("accuracy", "log_loss")).report
+    assert report.is_exact and not predictions and report.metric == "f1"
+    assert all(entry.measured == pytest.approx(entry.estimate) for entry in report.soups)
