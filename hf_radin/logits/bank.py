@@ -44,6 +44,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
+from hf_radin.logits.preflight import differ_in_heads_alone
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
 from hf_radin.metrics.multi_label import decisions_of
@@ -88,6 +89,7 @@ class LogitBank:
         seconds: that computing it took just now, in this process; a search's budget of time counts them.
         most_pruned: bytes of logits that may be held in memory.
         given: what stands for checkpoints and images where there are none; None where there are.
+        exact: whether soups are their ensembles (`with_exactness`); None where that was not asked.
     """
 
     folder: Path
@@ -104,6 +106,7 @@ class LogitBank:
     seconds: float = 0.0
     most_pruned: int = field(default=pruning.MOST, repr=False)
     given: GivenModels | None = field(default=None, repr=False)
+    exact: bool | None = field(default=None, repr=False)
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -385,6 +388,27 @@ class LogitBank:
     def by_content(self) -> LogitBank:
         """The same bank with its ingredients in the order of their contents: see `Ingredients.by_content`."""
         return replace(self, ingredients=self.ingredients.by_content)
+
+    @property
+    def with_exactness(self) -> LogitBank:
+        """The same bank, which says whether its soups are exact: the same function as their ensembles, up to rounding.
+
+        They are, where the ingredients differ in their heads alone, as linear probes do, and no BatchNorm statistics
+        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here nobody
+        knows. No image is shown to a model.
+        """
+        if self.exact is not None:
+            return self
+        is_asked = self.given is None and self.statistics is None and len(self.ingredients) > 1
+        exact = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
+        if exact:
+            dtype = as_dtype(self.manifest.run.dtype)
+            exact = differ_in_heads_alone(self.ingredients, self.home, dtype, self.processes)
+        return replace(self, exact=exact)
+
+    def knows_soup(self, recipe: Recipe) -> bool:
+        """Whether logits say what the soup of a recipe predicts: that of a single model, or an exact one."""
+        return recipe.is_single or bool(self.exact and recipe.pull is None)
 
     @property
     def whole(self) -> LogitBank:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -207,6 +207,18 @@ def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None
         raise ValueError(
             f"{ingredient.id}: to find its head it was shown an image, which it does not take: {error}. {WAY_OUT}"
         ) from error
+
+
+def are_of_head(names: Collection[str], ingredient: Ingredient) -> bool:
+    """Whether tensors of these names are all of the head of an ingredient's architecture."""
+    modules = {name.rpartition(".")[0] for name in names}
+    # a head is two layers at most: where there are more, no model has to show where it is
+    if len(modules) > 2 or any(name.rpartition(".")[2] not in ("weight", "bias") for name in names):
+        return False
+    try:
+        return not modules or modules <= {*find_head(ingredient).modules}
+    except ValueError:  # logits that come from no linear layer; what is wrong with a model, a pass says
+        return False
 
 
 def locate_head(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Head:
