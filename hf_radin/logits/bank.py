@@ -19,7 +19,7 @@ import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
-from hf_radin.images.cache import Images, find_home
+from hf_radin.images.cache import ACTIVATIONS, Images, find_home, parse_size
 from hf_radin.images.digests import as_digests, with_copies
 from hf_radin.images.sample import drawn_places
 from hf_radin.images.shards import Block
@@ -44,7 +44,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
-from hf_radin.logits.preflight import differ_in_heads_alone
+from hf_radin.logits.preflight import differ_in_heads_alone, load_digests
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
 from hf_radin.metrics.multi_label import decisions_of
@@ -57,6 +57,10 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
+from hf_radin.runtime.schema import known_record, write_sealed
+from hf_radin.sharing.activations import Activations
+from hf_radin.sharing.digests import differing
+from hf_radin.tail.front import Front, SharedFront, find_front, may_share
 from hf_radin.weights.batchnorm import Statistics
 
 if TYPE_CHECKING:
@@ -65,6 +69,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN_LOGITS = "After a pilot the logits of these images are not all known; this takes all of them."
+
+# What a configuration says of a model that changes nothing of what its front gives.
+NOT_OF_THE_FRONT = frozenset(
+    ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+)
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
@@ -108,6 +117,7 @@ class LogitBank:
     given: GivenModels | None = field(default=None, repr=False)
     exact: bool | None = field(default=None, repr=False)
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
+    _fronts: list[Front | None] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, processes: Processes | None = None) -> LogitBank:
@@ -509,6 +519,47 @@ class LogitBank:
             write_every=self.options.write_every,
             log_every=self.options.log_every,
         )
+
+    def front(self) -> Front | None:
+        """What all ingredients share, as far as it pays to cache what that gives; looked for once.
+
+        None where pixels are not cached, where soups estimate BatchNorm statistics anew, and where the models are
+        compiled, or are somebody else's: these would all be downloaded to be compared. All processes call this at the
+        same point.
+        """
+        if not self._fronts:
+            may_be = self.manifest.origin is None and self.given is None and self.statistics is None
+            is_cached = may_be and not self.manifest.run.torch_compile and parse_size(self.options.pixel_cache) != 0
+            self._fronts.append(self._find_front() if is_cached else None)
+        return self._fronts[0]
+
+    def _find_front(self) -> Front | None:
+        processes, first, dtype = self.processes, self.ingredients.by_content[0], as_dtype(self.manifest.run.dtype)
+        models = load_digests(self.ingredients.by_content, self.home, dtype, processes)
+        if not may_share(models):
+            return None
+        example, path = (
+            processes.decide(self.images.example),
+            self.folder / "fronts" / f"{digest(self.ingredients.by_content.keys)}.json",
+        )
+
+        def find() -> SharedFront:
+            subject = f"{self.manifest.key} {path.name}"
+            shared = known_record(SharedFront, path, subject)
+            if shared is None and example is not None:
+                shared = find_front(models, lambda: first.load_model(as_dtype("float32")), example)
+                write_sealed(path, shared, subject)
+            return shared or SharedFront(None)
+
+        shared = processes.decide(find)
+        if shared.cut is None or example is None or not shared.pays(processes.device.type, dtype):
+            return None
+        different = differing(models)
+        tensors = {name: value for name, value in models[0].by_name.items() if name not in different}
+        config = {name: value for name, value in first.config.to_dict().items() if name not in NOT_OF_THE_FRONT}
+        key = digest(self.manifest.key, shared.cut.module, tensors, config)
+        activations = Activations(self.images.folder / f"{ACTIVATIONS}{key}", processes.checks)
+        return Front(shared.cut, models[0], activations, example)
 
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
         """The bank without a random part of its images, and the bank of these.

@@ -24,7 +24,7 @@ from hf_radin.checkpoints.processor import (
     prepare_image,
     read_alike,
 )
-from hf_radin.images.cache import Images, find_home
+from hf_radin.images.cache import ACTIVATIONS, Images, find_home
 from hf_radin.images.decode import Source, example_images, prepared_example
 from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
@@ -327,7 +327,7 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     """Check the models, show them the images, and open what was written."""
     processes, folder, options = task.processes, task.folder, task.options
     processes.on_each_disk(folder, lambda: discard_broken(folder, task.ingredients, processes.checks))
-    processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels))
+    processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels, *task.pixels.glob(f"{ACTIVATIONS}*")))
     processes.wait()
     # what is broken on one machine, another may have
     processes.sync_files(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")

@@ -85,10 +85,14 @@ class Passes:
         self, images: Images, wanted: Callable[[Block], bool] = lambda block: True
     ) -> Iterator[tuple[Block, Inputs]]:
         """This process's blocks and their inputs. All processes call this at the same point."""
-        processes = self.processes
-        room = processes.decide(lambda: images.room(parse_size(self.pixel_cache))) // processes.count
+        processes, room = self.processes, self.room(images)
         workers = default_workers(processes.device) if self.workers == "auto" else int(self.workers)
         return images.stream(processes.index, processes.count, wanted=wanted, room=room, workers=workers)
+
+    def room(self, images: Images) -> int:
+        """Bytes that this process may add to the pixel cache. All processes call this at the same point."""
+        limit = parse_size(self.pixel_cache)
+        return self.processes.decide(lambda: images.room(limit)) // self.processes.count
 
     def models_at_once(self, model: PreTrainedModel) -> int:
         """How many models see each image while it is there: what was asked for, or as many as fit on every device."""
@@ -222,7 +226,13 @@ def compute(
 
 
 def compute_soup(
-    target: Target, images: Images, make_model: Callable[[], PreTrainedModel], passes: Passes, samples: int
+    target: Target,
+    images: Images,
+    make_model: Callable[[], PreTrainedModel],
+    passes: Passes,
+    samples: int,
+    *,
+    write_known: Callable[[], object] = lambda: None,
 ) -> tuple[np.memmap, Pace]:
     """What one model, a soup, gives for all images, memory-mapped `(samples, classes)`, and what that took.
 
@@ -232,6 +242,7 @@ def compute_soup(
     Args:
         make_model: is called if some of it is missing.
         samples: in the split.
+        write_known: writes those of this process's blocks that are known without images, if some of it is missing.
     """
     processes, folder, path = passes.processes, target.path.parent, target.path
     record_path = path.with_suffix(".json")
@@ -243,6 +254,10 @@ def compute_soup(
         processes.wait()
         processes.sync_files(folder, path.name, record_path.name)
         if processes.decide(lambda: not record_path.exists()):
+            processes.on_each_disk(folder, lambda: remove_broken_parts([target]))
+            processes.wait()
+            write_known()
+            processes.wait()
             _run_soup(target, images, make_model, passes, samples)
             device = processes.device_name
 
@@ -275,8 +290,6 @@ def _run_soup(
 ) -> None:
     """Show a soup the blocks that it was not shown yet. Arguments as of `compute_soup`."""
     processes, folder = passes.processes, target.path.parent
-    processes.on_each_disk(folder, lambda: remove_broken_parts([target]))
-    processes.wait()
     earlier = processes.decide(lambda: _count_earlier([target], images, None))
     if earlier < samples:
         processes.count_images(earlier)
