@@ -523,14 +523,14 @@ class LogitBank:
     def front(self) -> Front | None:
         """What all ingredients share, as far as it pays to cache what that gives; looked for once.
 
-        None where pixels are not cached, where soups estimate BatchNorm statistics anew, and where the models are
-        compiled, or are somebody else's: these would all be downloaded to be compared. All processes call this at the
-        same point.
+        None where pixels are not cached, where soups estimate BatchNorm statistics anew, where models are compiled, or
+        where a checkpoint is not here. All processes call this at the same point.
         """
         if not self._fronts:
-            may_be = self.manifest.origin is None and self.given is None and self.statistics is None
-            is_cached = may_be and not self.manifest.run.torch_compile and parse_size(self.options.pixel_cache) != 0
-            self._fronts.append(self._find_front() if is_cached else None)
+            may_be = self.given is None and self.statistics is None and not self.manifest.run.torch_compile
+            is_asked = may_be and parse_size(self.options.pixel_cache) != 0
+            is_asked = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
+            self._fronts.append(self._find_front() if is_asked else None)
         return self._fronts[0]
 
     def _find_front(self) -> Front | None:
@@ -558,6 +558,8 @@ class LogitBank:
         tensors = {name: value for name, value in models[0].by_name.items() if name not in different}
         config = {name: value for name, value in first.config.to_dict().items() if name not in NOT_OF_THE_FRONT}
         key = digest(self.manifest.key, shared.cut.module, tensors, config)
+        if processes.is_main:
+            logger.info("All ingredients are the same up to %s: soups run from there on.", shared.cut.module)
         activations = Activations(self.images.folder / f"{ACTIVATIONS}{key}", processes.checks)
         return Front(shared.cut, models[0], activations, example)
 

@@ -32,7 +32,7 @@ class TensorDigests:
 
     @classmethod
     def of(cls, model: torch.nn.Module, *, without: Collection[str] = ()) -> TensorDigests:
-        """Of a model on the CPU.
+        """Of a model.
 
         Args:
             without: names of tensors that are left out.
@@ -43,7 +43,7 @@ class TensorDigests:
         for name, tensor in named_tensors(model):
             if name in without:
                 continue
-            content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             sha256 = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
             sha256.update(content)
             digests[name] = sha256.hexdigest()[:LENGTH]

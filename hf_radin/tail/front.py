@@ -21,7 +21,7 @@ from hf_radin.sharing.activations import Activations
 from hf_radin.sharing.digests import TensorDigests, differing
 from hf_radin.tail.choose import made_batch
 from hf_radin.tail.cut import Cut, CutError, find_cuts, multiplications
-from hf_radin.tail.stand_ins import GIVEN, Tail, recorded
+from hf_radin.tail.stand_ins import GIVEN, StandIns, Tail, recorded
 
 if TYPE_CHECKING:
     import torch
@@ -118,14 +118,14 @@ class Front:
     digests: TensorDigests
     activations: Activations
     example: Mapping[str, torch.Tensor]
-    _tail: Tail | None = field(default=None, init=False, repr=False)
+    _stand_ins: tuple[StandIns, StandIns] | None = field(default=None, init=False, repr=False)  # and no model
     _is_exact: bool = field(default=True, init=False, repr=False)
 
     def is_of(self, model: PreTrainedModel) -> bool:
         """Whether a model has this front, to the last bit.
 
         Args:
-            model: on the CPU, of the dtype in which it will run.
+            model: of the dtype in which it will run.
         """
         behind = _behind(model, self.cut)
         shared = {name: value for name, value in self.digests.by_name.items() if name not in behind}
@@ -137,13 +137,14 @@ class Front:
         Args:
             model: ready to run.
         """
-        if self._tail is None and self._is_exact:
+        if self._stand_ins is None and self._is_exact:
             try:
-                self._tail = Tail.of(model, self.cut, running, self.example)
+                tail = Tail.of(model, self.cut, running, self.example)
+                self._stand_ins = tail.pair, tail.triple
             except CutError as error:
                 logger.debug("%s Soups are measured in whole.", error)
                 self._is_exact = False
-        return self._tail and self._tail.of_model(model)
+        return None if self._stand_ins is None else Tail(model, self.cut, *self._stand_ins)
 
 
 @dataclass(eq=False)

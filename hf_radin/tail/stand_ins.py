@@ -87,10 +87,6 @@ class Tail:
             raise CutError(f"{type(model).__name__}: its tail from {cut.module} on gives other logits than all of it.")
         return tail
 
-    def of_model(self, model: PreTrainedModel) -> Tail:
-        """That of another model, with the same front."""
-        return replace(self, model=model)
-
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, as a model says it."""
