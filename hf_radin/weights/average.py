@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,7 +209,13 @@ def average_of_models(used: Ingredients, files: Files, recipe: Recipe, target: t
 
 
 def _config_of(used: Ingredients) -> PretrainedConfig:
-    return shared_config([ingredient.config for ingredient in used])
+    return copy.deepcopy(shared_config(list(map(_config, used))))
+
+
+@lru_cache(maxsize=1024)
+def _config(ingredient: Ingredient) -> PretrainedConfig:
+    """The configuration of an ingredient, read once for all soups: that its files are the same is checked for each."""
+    return ingredient.config
 
 
 def _as_torch(content: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
