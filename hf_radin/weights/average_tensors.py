@@ -354,9 +354,7 @@ class _Averaging:
                 tensor.read(start * BYTES[dtype], raw.data)
             return raw
         with np.errstate(over="ignore", invalid="ignore"):
-            total = _weighted_sum(
-                tensors, self.weights, start, count, workspace, keeps_equal=self._keeps_equal(name)
-            )
+            total = _weighted_sum(tensors, self.weights, start, count, workspace, keeps_equal=self._keeps_equal(name))
             is_finite = total is None or bool(np.isfinite(total.sum()))
         if total is None:
             return workspace.first[: count * BYTES[dtype]]
@@ -371,7 +369,7 @@ class _Averaging:
         return part
 
     def _keeps_equal(self, name: str) -> bool:
-        """Whether the average of equal tensors is that tensor, to the last bit: they aren't rounded to another dtype."""
+        """Whether the average of equal tensors is that tensor, to the last bit; rounded to another dtype it is not."""
         dtypes = {self.target[name], *(file[name].dtype for file in self.files)}
         return len(dtypes) == 1 and "F64" not in dtypes and self._is_average
 
@@ -390,9 +388,10 @@ class _Averaging:
             return
         values = []
         for file in self.files:
-            workspace = _Workspace(len(total))
-            whole = _weighted_sum([file[name]], [1.0], start, len(total), workspace)
-            values.append(whole[places].copy())
+            tensor, workspace = file[name], _Workspace(len(total))
+            raw = workspace.raw[: len(total) * BYTES[tensor.dtype]]
+            tensor.read(start * BYTES[tensor.dtype], raw.data)
+            values.append(_with(None, raw, tensor.dtype, 1.0, workspace)[places].copy())
         is_same = np.all([row == values[0] for row in values], axis=0)
         if is_same.all():
             total[places] = values[0]
@@ -450,9 +449,7 @@ def _are_equal(content: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(content[:GLANCE], other[:GLANCE]) and np.array_equal(content, other)
 
 
-def _with(
-    total: np.ndarray | None, raw: np.ndarray, dtype: str, weight: float, workspace: _Workspace
-) -> np.ndarray:
+def _with(total: np.ndarray | None, raw: np.ndarray, dtype: str, weight: float, workspace: _Workspace) -> np.ndarray:
     """A sum to which weighted numbers were added, in place; the first sum lies in the workspace `(count,)`.
 
     Args:
