@@ -61,10 +61,13 @@ from hf_radin.runtime.schema import known_record, write_sealed
 from hf_radin.sharing.activations import Activations
 from hf_radin.sharing.digests import differing
 from hf_radin.tail.front import Front, SharedFront, find_front, may_share
+from hf_radin.weights.average import Residents, average_model
 from hf_radin.weights.batchnorm import Statistics
+from hf_radin.weights.head import LastLayers
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +102,7 @@ class LogitBank:
         most_pruned: bytes of logits that may be held in memory.
         given: what stands for checkpoints and images where there are none; None where there are.
         exact: whether soups are their ensembles (`with_exactness`); None where that was not asked.
+        residents: ingredients that stay in a GPU's memory, to be averaged there.
     """
 
     folder: Path
@@ -116,6 +120,7 @@ class LogitBank:
     most_pruned: int = field(default=pruning.MOST, repr=False)
     given: GivenModels | None = field(default=None, repr=False)
     exact: bool | None = field(default=None, repr=False)
+    residents: Residents = field(default_factory=Residents, repr=False)
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
     _fronts: list[Front | None] = field(default_factory=list, init=False, repr=False)
 
@@ -789,6 +794,18 @@ class LogitBank:
                 file.write(mixed.astype(np.float32).tobytes())
             file.flush()
             return np.memmap(file, np.float32, "r", shape=(len(rows), len(self.classes)))
+
+    def soup_model(self, recipe: Recipe, *, head: LastLayers | None = None) -> PreTrainedModel:
+        """The model of a recipe's soup, in evaluation mode; on a GPU averaged there, as long as there is room.
+
+        Args:
+            head: that takes the place of the averaged one.
+        """
+        device = self.processes.device
+        # on a CPU it takes longer to load models than to average their files; a head is rounded on the CPU
+        is_there = device.type == "cuda" and head is None
+        resident = partial(self.residents.soup, device=device) if is_there else None
+        return average_model(self.ingredients, recipe, statistics=self.statistics, head=head, resident=resident)
 
     def soup_path(self, recipe: Recipe, last_layers: str | None = None) -> Path:
         """Where the predictions of a recipe's soup are cached; other files of it lie beside that one.

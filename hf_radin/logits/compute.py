@@ -104,7 +104,8 @@ def compute_logits(
         pixel_cache: how much of the prepared images is cached on disk, to be read again by further models and by
             soups: `off`, a size as in `20GB`, or `auto`: up to half of what is free, at most 100 GB. What is not
             cached is decoded anew.
-        workers: processes that decode beside each that runs models; `auto` is none on a CPU, else up to 8.
+        workers: processes that decode beside each that runs models; `auto` is none on a CPU, else as many as keep up
+            with the models, by a probe of both, and fewer than there are cores.
         channels_last: give images to the models in this memory format, which convolutions on GPUs like.
         torch_compile: run the models through `torch.compile`.
         dtype: of the weights while running: float32 unless you say otherwise. For autocast see `accelerator`.

@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, default_workers, settle_threads
+from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, count_workers, most_workers, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.images.cache import SPARED, Images, find_home, parse_size
-from hf_radin.images.decode import Source, decode
+from hf_radin.images.decode import Source, time_decoding
 from hf_radin.images.pixels import Inputs, join
 from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, Split, count_rows, open_split
@@ -270,7 +270,7 @@ def estimate_job(
     hub = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
     common, is_exact = _in_common(ingredients, home, dtype, processes)
     at_once = measured.fit if options.models_in_memory == "auto" else int(options.models_in_memory)
-    workers = default_workers(processes.device) if options.workers == "auto" else int(options.workers)
+    at_once = min(len(ingredients), at_once)
     return Estimate(
         ingredients=len(ingredients),
         images=count,
@@ -279,8 +279,8 @@ def estimate_job(
         budget=usual_passes(len(ingredients)) if size.budget is None else size.budget,
         pilot=size.pilot,
         probe=measured,
-        at_once=min(len(ingredients), at_once),
-        workers=workers,
+        at_once=at_once,
+        workers=_count_workers(measured, at_once, options, processes),
         pixel_room=Images(home / "pixels", block, lambda: images).room(parse_size(options.pixel_cache)),
         download_bytes=sum(downloads.values()),
         free_disk=shutil.disk_usage(home).free,
@@ -313,6 +313,14 @@ def _in_common(
     import torch
 
     return processes.decide(look)
+
+
+def _count_workers(measured: Probe, at_once: int, options: RunOptions, processes: Processes) -> int:
+    """How many processes decode beside each that runs models."""
+    if options.workers != "auto":
+        return int(options.workers)
+    most = most_workers(processes.device)
+    return count_workers(measured.decode_seconds, measured.forward_seconds * at_once, most=most)
 
 
 def _count_images(split: Split, images: int | str) -> int:
@@ -363,7 +371,10 @@ def probe(
     """
     import torch
 
-    decode_seconds, shown = _time_decoding(source)
+    decode_seconds, shown = time_decoding(source, SHOWN)
+    if not shown:
+        split = source.split
+        raise ValueError(f"None of the first {SHOWN} images of {split.name}, split {split.split!r}, can be read.")
     model = running.ready(random_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code))
     example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in shown.items()}
     size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
@@ -381,19 +392,6 @@ def probe(
         fit=fit,
         has_batchnorm=has_batchnorm(model),
     )
-
-
-def _time_decoding(source: Source) -> tuple[float, Inputs]:
-    """Seconds to decode and prepare an image of the split, and its first images prepared."""
-    rows = list(source.split.rows.take(SHOWN))
-    decode(source, (0, 0), rows[:1])  # the first call finds the tables, and loads what reads such files
-    begun = time.perf_counter()
-    inputs = decode(source, (0, 0), rows).inputs
-    seconds = time.perf_counter() - begun
-    if not inputs:
-        split = source.split
-        raise ValueError(f"None of the first {len(rows)} images of {split.name}, split {split.split!r}, can be read.")
-    return seconds / len(rows), inputs
 
 
 def _repeat(inputs: Inputs, size: int) -> Inputs:

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, default_workers, grow_batch, models_that_fit, timed
+from hf_radin.checkpoints.autotune import (
+    BATCH_SIZE,
+    bytes_of,
+    count_workers,
+    grow_batch,
+    models_that_fit,
+    most_workers,
+    timed,
+)
 from hf_radin.checkpoints.forward import LEARNT, Running, forward
 from hf_radin.images.cache import BLOCK, Images, parse_size
+from hf_radin.images.decode import time_decoding
 from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.images.shards import Block
@@ -82,17 +91,38 @@ class Passes:
     log_every: float = LOG_EVERY
 
     def stream(
-        self, images: Images, wanted: Callable[[Block], bool] = lambda block: True
+        self,
+        images: Images,
+        wanted: Callable[[Block], bool] = lambda block: True,
+        show: Callable[[Inputs], object] | None = None,
     ) -> Iterator[tuple[Block, Inputs]]:
-        """This process's blocks and their inputs. All processes call this at the same point."""
+        """This process's blocks and their inputs. All processes call this at the same point.
+
+        Args:
+            show: shows inputs to the models that see them; None if none do.
+        """
         processes, room = self.processes, self.room(images)
-        workers = default_workers(processes.device) if self.workers == "auto" else int(self.workers)
+        workers = 0 if images.is_cached() else self._count_workers(images, show)
         return images.stream(processes.index, processes.count, wanted=wanted, room=room, workers=workers)
 
     def room(self, images: Images) -> int:
         """Bytes that this process may add to the pixel cache. All processes call this at the same point."""
         limit = parse_size(self.pixel_cache)
         return self.processes.decide(lambda: images.room(limit)) // self.processes.count
+
+    def _count_workers(self, images: Images, show: Callable[[Inputs], object] | None) -> int:
+        """How many processes decode: what was asked for, or as many as keep up with the models, by a probe of both."""
+        if self.workers != "auto":
+            return int(self.workers)
+        most = most_workers(self.processes.device)
+        if most < 2 or show is None or self.example is None:
+            return most
+        decode_seconds, shown = time_decoding(images.source(), SHOWN)
+        inputs: Inputs = {**repeated(self.example, self.running.batch_size)}
+        forward_seconds = timed(lambda size: show(inputs))(self.running.batch_size)
+        if not shown or forward_seconds is None:
+            return most
+        return count_workers(decode_seconds, forward_seconds / self.running.batch_size, most=most)
 
     def models_at_once(self, model: PreTrainedModel) -> int:
         """How many models see each image while it is there: what was asked for, or as many as fit on every device."""
@@ -380,7 +410,12 @@ class _Group:
 def _run_group(group: _Group, images: Images, passes: Passes, meter: _Meter) -> None:
     """Show this process's blocks to those models that have not seen them; to all at once where these share modules."""
     at_once, begun = len(group.models) if group.shared else 1, time.perf_counter()
-    for block, inputs in passes.stream(images, lambda block: bool(group.missing(block))):
+    everyone = range(len(group.models))
+    for block, inputs in passes.stream(
+        images,
+        lambda block: bool(group.missing(block)),
+        lambda inputs: group.logits(passes.running, everyone, inputs),
+    ):
         waiting = group.missing(block)
         if inputs and passes.sample:
             rows = passes.sample.rows(block, len(next(iter(inputs.values()))))

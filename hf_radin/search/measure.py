@@ -24,7 +24,6 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, read_arrays, write_arrays, write_sealed
 from hf_radin.tail.front import Front, FrontRun
 from hf_radin.tail.stand_ins import Tail
-from hf_radin.weights.average import average_model
 from hf_radin.weights.head import Head, LastLayers, Recording
 from hf_radin.weights.refit import Lesson, Refit, refit
 
@@ -410,7 +409,7 @@ def measured_soup(
     Raises:
         ValueError: if the bank has logits alone, and nothing averages weights.
     """
-    make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics)
+    make_model = partial(bank.soup_model, recipe)
     if bank.given is not None:
         bank.check_measurable(f"The soup of {', '.join(recipe.used)}")
         in_order = recipe.in_order(bank.ingredients.by_content.ids)  # whatever the order, it is evaluated once
@@ -441,7 +440,7 @@ def soup_answers(
 
 def refitted_soup(bank: LogitBank, recipe: Recipe, head: LastLayers) -> MeasuredSoup:
     """The soup of a recipe with a head that was refitted to other images than a bank's, measured on its images."""
-    make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics, head=head)
+    make_model = partial(bank.soup_model, recipe, head=head)
     return MeasuredSoup(bank, recipe, make_model, last_layers=head.sha256)
 
 
