@@ -67,7 +67,9 @@ def seconds(bank: hf_radin.LogitBank, row: np.ndarray) -> float:
 
 def main() -> None:
     """Print what soups take."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--images", type=int, default=128)
     images = parser.parse_args().images
     with tempfile.TemporaryDirectory() as folder:

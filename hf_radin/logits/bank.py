@@ -539,32 +539,32 @@ class LogitBank:
         return self._fronts[0]
 
     def _find_front(self) -> Front | None:
-        processes, first, dtype = self.processes, self.ingredients.by_content[0], as_dtype(self.manifest.run.dtype)
-        models = load_digests(self.ingredients.by_content, self.home, dtype, processes)
+        """As `front`, but looked for: the cut by the main process, and once for these ingredients."""
+        processes, ingredients, dtype = self.processes, self.ingredients.by_content, as_dtype(self.manifest.run.dtype)
+        models = load_digests(ingredients, self.home, dtype, processes)
         if not may_share(models):
             return None
-        example, path = (
-            processes.decide(self.images.example),
-            self.folder / "fronts" / f"{digest(self.ingredients.by_content.keys)}.json",
-        )
+        example = processes.decide(self.images.example)
+        path = self.folder / "fronts" / f"{digest(ingredients.keys)}.json"
 
         def find() -> SharedFront:
             subject = f"{self.manifest.key} {path.name}"
             shared = known_record(SharedFront, path, subject)
             if shared is None and example is not None:
-                shared = find_front(models, lambda: first.load_model(as_dtype("float32")), example)
+                shared = find_front(models, lambda: ingredients[0].load_model(as_dtype("float32")), example)
                 write_sealed(path, shared, subject)
             return shared or SharedFront(None)
 
         shared = processes.decide(find)
         if shared.cut is None or example is None or not shared.pays(processes.device.type, dtype):
             return None
-        different = differing(models)
-        tensors = {name: value for name, value in models[0].by_name.items() if name not in different}
-        config = {name: value for name, value in first.config.to_dict().items() if name not in NOT_OF_THE_FRONT}
-        key = digest(self.manifest.key, shared.cut.module, tensors, config)
         if processes.is_main:
             logger.info("All ingredients are the same up to %s: soups run from there on.", shared.cut.module)
+        behind = differing(models) | {*shared.cut.tensors}
+        tensors = {name: value for name, value in models[0].by_name.items() if name not in behind}
+        config = ingredients[0].config.to_dict()
+        fields = {name: value for name, value in config.items() if name not in NOT_OF_THE_FRONT}
+        key = digest(self.manifest.key, shared.cut.module, tensors, fields)
         activations = Activations(self.images.folder / f"{ACTIVATIONS}{key}", processes.checks)
         return Front(shared.cut, models[0], activations, example)
 

@@ -1,6 +1,8 @@
 """Where all ingredients share their first layers these run once: soups have the same bits, in a part of the time."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -289,6 +291,17 @@ def test_a_soup_with_other_first_layers_runs_in_whole(vits, tmp_path):
     expected = MeasuredSoup(plain, recipes(plain)[1], lambda: copy.deepcopy(model), plain.pruned(0))
     expected.look(everything(plain))
     assert np.array_equal(soup.values, expected.values) and files(bank) == before
+
+
+def test_a_soup_that_is_forgotten_is_not_held_by_what_the_next_needs(vits, tmp_path):
+    bank = bank_of(vits, tmp_path)
+    running, front = bank.passes().running, bank.front()
+    model = running.ready(bank.ingredients[0].load_model(torch.float32))
+    assert front.is_of(model) and front.tail_of(model, running).model is model
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
 
 
 def test_a_statistic_counts_like_a_weight():
