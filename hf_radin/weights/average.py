@@ -261,10 +261,10 @@ class Residents:
             return True
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what earlier passes took is free
-        there = sum(map(bytes_of, self._models.values()))
+        taken = sum(map(bytes_of, self._models.values()))
         with open_weights(Ingredients(missing)) as files:
             needed = sum(BYTES[tensor.dtype] * len(tensor) for file in files for tensor in file.values())
-            if there + needed > self._share * (there + free_memory(device)):
+            if taken + needed > self._share * (taken + free_memory(device)):
                 return False
             for ingredient, file in zip(missing, files, strict=True):
                 self._dtypes[ingredient] = frozenset(tensor.dtype for tensor in file.values())
