@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, default_workers, settle_threads
+from hf_radin.checkpoints.autotune import BATCH_SIZE, Modes, bytes_of, default_workers, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
@@ -156,8 +156,8 @@ def estimate(
     models_in_memory: int | str = "auto",
     pixel_cache: int | str = "auto",
     workers: int | str = "auto",
-    channels_last: bool = False,
-    torch_compile: bool = False,
+    channels_last: bool | str = "auto",
+    torch_compile: bool | str = "auto",
     dtype: str | torch.dtype | None = None,
     logits_dtype: str = "float32",
     on_error: str = "raise",
@@ -233,6 +233,7 @@ def estimate_job(
     from huggingface_hub.constants import HF_HUB_CACHE
 
     check_ingredients(ingredients)
+    options = options.on(processes).settled(_likely_modes(processes))
     home, split = find_home(options.cache_dir), open_split(source)
     count = _count_images(split, size.images)
     block = options.samples_in_block(count)
@@ -246,7 +247,8 @@ def estimate_job(
     )
     settle_threads()
     dtype = as_dtype(options.dtype)
-    running = Running(processes.accelerator, dtype, BATCH_SIZE, options.channels_last, options.torch_compile)
+    modes = (options.channels_last is True, options.torch_compile is True, options.mixed_precision)
+    running = Running(processes.accelerator, dtype, BATCH_SIZE, *modes)
     measured = probe(images, ingredients[0], running, options.batch_size, processes)
     bases = [ingredient.base for ingredient in ingredients if ingredient.base]
     downloads = {checkpoint.key: checkpoint.size for checkpoint in (*ingredients, *bases) if not checkpoint.is_here}
@@ -271,6 +273,11 @@ def estimate_job(
         statistics=options.batchnorm_images if measured.has_batchnorm else 0,
         logit_bytes=4 if options.logits_dtype == "float32" else 2,
     )
+
+
+def _likely_modes(processes: Processes) -> Modes:
+    """The modes that a job is likely to choose: what random weights predict says nothing of what it will."""
+    return Modes("bf16" if processes.has_bfloat16 else "no", channels_last=processes.is_on_gpu)
 
 
 def _count_images(split: Split, images: int | str) -> int:

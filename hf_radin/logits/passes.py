@@ -7,14 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_radin.checkpoints.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
-from hf_radin.checkpoints.forward import Running, forward
+from hf_radin.checkpoints.forward import Running
 from hf_radin.images.cache import BLOCK, Images, parse_size
 from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.sample import Chosen, Pilot
@@ -261,7 +261,7 @@ def choose_batch_size(
     model = _load(ingredient, running) if model is None else model
 
     def run(size: int) -> object:
-        return forward([model], repeated(example, size), batch_size=size, accelerator=running.accelerator)
+        return replace(running, batch_size=size).logits([model], repeated(example, size))
 
     return grow_batch(timed(run), start=BATCH_SIZE, most=BLOCK)
 

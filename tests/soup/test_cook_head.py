@@ -194,7 +194,8 @@ def test_a_teacher_that_is_not_listed_is_refused(own_heads_bank, tmp_path, capsy
     assert "gives 'who' a weight, but does not say which checkpoint that is" in capsys.readouterr().err
 
 
-def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path):
+def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     soup = refitted(own_heads_bank)
     soup.save_pretrained(tmp_path / "soup")
     path = tmp_path / "soup" / "recipe.json"
