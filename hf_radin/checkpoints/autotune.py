@@ -1,4 +1,4 @@
-"""How many models and images at a time suit this machine, by measuring its memory and speed."""
+"""How many models and images at a time suit this machine, and which modes, by measuring its memory and speed."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ class Probe:
     """What was measured.
 
     Args:
-        device, dtype: where the model ran, and its weights.
+        device, dtype: where the model ran, and its weights, with the mixed precision in words.
         batch_size: images in a forward pass.
         decode_seconds: of an image: decoded and prepared, by one process.
         forward_seconds: of an image through one model.
@@ -334,10 +334,11 @@ def probe(
     size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
     running = replace(running, batch_size=size)
     fit = processes.smallest(models_at_once(model, example, running))
+    autocast = "" if running.mixed_precision in (None, "no") else f" ({running.mixed_precision} autocast)"
     batch = _repeat(shown, min(size, source.size))  # the first pass is behind us, which is slower than the others
     return Probe(
         device=running.accelerator.device.type,
-        dtype=str(running.dtype).removeprefix("torch."),
+        dtype=str(running.dtype).removeprefix("torch.") + autocast,
         batch_size=size,
         decode_seconds=decode_seconds,
         forward_seconds=_seconds(lambda: running.logits([model], batch)) / min(size, source.size),

@@ -30,6 +30,9 @@ LATEST = "latest.json"
 # What is decided by the machine.
 AUTO = "auto"
 
+# Mixed precision, by accelerate's names of it.
+PRECISIONS = (AUTO, "no", "bf16", "fp16", "fp8")
+
 # What to do about a broken file of a bank.
 COMPUTE_AGAIN = "Compute the logits again (compute_logits, hf-radin logits): intact files are reused."
 
@@ -81,6 +84,9 @@ class RunOptions:
         for name in ("channels_last", "torch_compile"):
             if not isinstance(getattr(self, name), bool) and getattr(self, name) != AUTO:
                 raise ValueError(f"{name}={getattr(self, name)!r}: it is 'auto', True or False.")
+        if self.mixed_precision not in PRECISIONS:
+            names = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"mixed_precision={self.mixed_precision!r}: it is one of {names}.")
         if self.logits_dtype not in ("float32", "float16"):
             raise ValueError(f"logits_dtype={self.logits_dtype!r}: it is 'float32' or 'float16'.")
         if self.on_error not in ("raise", "skip"):

@@ -13,7 +13,7 @@ from shared.models import watched
 import hf_radin
 from hf_radin.checkpoints.autotune import Modes
 from hf_radin.images.split import DataSource
-from hf_radin.logits import compute
+from hf_radin.logits import compute, cost
 from hf_radin.logits.manifest import RunOptions
 from hf_radin.runtime.processes import Processes
 from hf_radin.runtime.schema import write_sealed
@@ -122,3 +122,20 @@ def test_what_can_not_be_tried_is_left_out_and_not_recorded(runs, digits, tmp_pa
         bank = make(runs, digits, tmp_path)
     assert modes_of(bank) == Modes() and not list(tmp_path.glob("modes/*.json"))
     assert "Models run in plain float32: other ways can't be tried (a kernel is missing)." in caplog.text
+
+
+def test_a_mixed_precision_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="mixed_precision='half': it is one of 'auto', 'no', 'bf16', 'fp16', 'fp8'"):
+        RunOptions(mixed_precision="half")
+
+
+def test_an_estimate_supposes_what_is_likely_and_says_so(runs, digits, tmp_path):
+    ingredients, job = hf_radin.gather(f"{runs}/ft-[01]"), cost.JobSize()
+    estimates = [
+        cost.estimate_job(
+            ingredients, DataSource(digits), RunOptions(cache_dir=tmp_path, batch_size=4), job, processes
+        )
+        for processes in (OnGpu(), Processes())
+    ]
+    assert [estimate.probe.dtype for estimate in estimates] == ["float32 (bf16 autocast)", "float32"]
+    assert not list(tmp_path.glob("modes/*"))
