@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -276,11 +277,22 @@ def count_threads(cores: int) -> int | None:
     return max(1, cores // local_processes())
 
 
-def default_workers(device: torch.device) -> int:
-    """How many processes decode while the models run: none on a CPU, where both would need the same cores."""
+def most_workers(device: torch.device) -> int:
+    """How many processes may decode while the models run: none on a CPU, where both would need the same cores."""
     if device.type == "cpu":
         return 0
-    return max(1, min(8, (os.cpu_count() or 1) // local_processes() - 1))
+    return max(1, (os.cpu_count() or 1) // local_processes() - 1)
+
+
+def count_workers(decode_seconds: float, forward_seconds: float, *, most: int) -> int:
+    """How many processes decode as fast as models run, so that these don't wait.
+
+    Args:
+        decode_seconds: that one process takes to decode and prepare an image.
+        forward_seconds: of an image through all models that see it at once.
+        most: there are no more of them.
+    """
+    return min(most, math.ceil(decode_seconds / max(forward_seconds, 1e-9)))
 
 
 def _status(name: str) -> int:

@@ -338,6 +338,11 @@ def _tensors_of(content: Any) -> dict[str, Any]:
 
 def _field(name: str, content: Any) -> TensorEntry:
     """What a header says of one tensor, which is all that it may say."""
+    match content:  # a plain one: headers of hundreds of tensors are read for each soup
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(first), int(last)], **others} if (
+            not others and {*map(type, shape), type(first), type(last)} == {int}
+        ):
+            return TensorEntry(dtype, tuple(shape), (first, last))
     field = from_json(TensorEntry, content, place=name)
     if len(content) != len(fields_of(TensorEntry)):
         raise ValueError(f"it says more of {name} than {', '.join(entry.name for entry in fields_of(TensorEntry))}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import hf_radin
 from hf_radin.adapters.adapter import AdapterError, check_adapters, check_pull
+from hf_radin.cli.in_common import InCommon
 from hf_radin.cli.tables import as_text, estimate_table, plan_table, say, say_adapter, show, soup_table, verdict_table
 from hf_radin.images.cache import find_home
 from hf_radin.images.digests import refuse_shared_splits
@@ -185,6 +186,8 @@ def inspect(args: argparse.Namespace, processes: Processes) -> None:
         raise ValueError(f"No soup can be made of these: {refused} of {len(verdicts)} must be mended or left out.")
     if usable < 2:
         raise ValueError(f"A soup needs at least two different checkpoints; here is {usable}.")
+    ingredients = Ingredients([verdict.ingredient for verdict in verdicts if verdict.ingredient])
+    show(as_text(processes.decide(lambda: InCommon.of(ingredients).lines)))
     say(
         f"As far as headers tell, a soup can be made of these {usable} ingredients; `hf-radin soup` asks the weights "
         "themselves whether they are finite and share a start."

@@ -10,7 +10,7 @@ from hf_radin.logits.cost import Estimate
 from hf_radin.runtime.hub_commit import Plan
 from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.text import clock, counted, printable, show_difference, show_metric
-from hf_radin.soup.card_sentences import about_adapter, comparison_text, spending, verdict_text
+from hf_radin.soup.card_sentences import about_adapter, about_exactness, comparison_text, spending, verdict_text
 from hf_radin.soup.report import RECIPE, SearchReport
 from hf_radin.soup.soup import Soup
 
@@ -113,7 +113,8 @@ def _estimated(report: SearchReport) -> str:
 
 def _spent(report: SearchReport) -> list[str]:
     """What the search took, and what of it is estimated after a pilot."""
-    lines = [f"Spent in all: {spending(report)}."]
+    lines = [about_exactness(report)] if report.is_exact else []
+    lines.append(f"Spent in all: {spending(report)}.")
     if report.pilot and report.unseen:
         lines.append(
             f"{len(report.pilot.whole)} of {report.given} ingredients were run on all {report.images:,} images: "
@@ -184,7 +185,9 @@ def estimate_table(job: Estimate) -> str:
     work = f"{images} x {models}"
     if job.pilot is not None:
         work = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
+    once = f"{100 * job.common:.3g}% of a pass is the same in all, {once}" if job.common else once
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
+    soups = f"{images} x {job.soups:g} passes, {again}{anew}"
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {counted(job.groups, 'group')}"
     share = job.cached_bytes / job.pixel_bytes
     parts = {
@@ -194,7 +197,7 @@ def estimate_table(job: Estimate) -> str:
         ],
         f"time of {counted(job.processes, 'process')}, {decodes}": [
             ("logits", f"{work}, {once}", clock(job.logits_seconds)),
-            ("soups", f"{images} x {job.soups:g} passes, {again}{anew}", clock(job.soups_seconds)),
+            ("soups", "exact, without a pass" if job.exact else soups, clock(job.soups_seconds)),
             ("together", "", clock(job.logits_seconds + job.soups_seconds)),
         ],
         "memory and disk": [
@@ -214,6 +217,10 @@ def estimate_table(job: Estimate) -> str:
         "Arithmetic from a probe, whose rate varies. Downloading, loading and averaging weights are not in it, nor is "
         "reading images over a network."
     )
+    if job.common is None:
+        note += " What the models have in common runs once for all: not all are here, and nothing is assumed of that."
+    elif job.common:
+        note += " What models have in common is taken to run once for those that see an image together."
     return as_text([*lines, *(f"- {text}" for text in _too_much(job)), note])
 
 

@@ -36,6 +36,9 @@ SMALL = 32 * BLOCK
 # How much of the disk the pixel cache takes by default: this share of the free space, and no more than this.
 SHARE, MOST = 0.5, 100_000_000_000
 
+# How the names of folders beside the pixels begin that hold what models make of them halfway.
+ACTIVATIONS = "activations-"
+
 # Room for images that must be cached, however little space is left.
 ALL = sys.maxsize
 
@@ -116,6 +119,11 @@ class Images:
         """All blocks in order, once each shard was read to its end."""
         shards = enumerate(self._shards() or [])
         return [(shard, number) for shard, record in shards for number in range(record.blocks)]
+
+    def blocks_of(self, rank: int, world: int) -> list[Block]:
+        """The blocks of one of so many processes, in order, once each shard was read to its end."""
+        shards = len(self._shards() or [])
+        return [block for block in self.blocks if reader(block, shards, world) == rank]
 
     def is_cached(self) -> bool:
         """Whether all blocks are on disk; they may have been removed to save space."""
@@ -261,13 +269,14 @@ class Images:
         return decoded
 
     def room(self, limit: int | None) -> int:
-        """Bytes that may be added to the cache.
+        """Bytes that may be added to the cache, of pixels and of what models make of them (`sharing/activations`).
 
         Args:
             limit: of the whole cache; None for a share of the disk.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        cached = sum(path.lstat().st_size for path in self.folder.glob("block-*.safetensors"))
+        patterns = ("block-*.safetensors", f"{ACTIVATIONS}*/block-*.safetensors")
+        cached = sum(_size(path) for pattern in patterns for path in self.folder.glob(pattern))
         if limit is None:
             limit = min(MOST, int(SHARE * (shutil.disk_usage(self.folder).free + cached)))
         return max(0, limit - cached)

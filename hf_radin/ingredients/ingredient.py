@@ -340,6 +340,11 @@ class Ingredients(tuple[Ingredient, ...]):
         """The image processor of all: the others make the same pixels."""
         return self.by_content[0].processor
 
+    @property
+    def are_here(self) -> bool:
+        """Whether the weights of all are on this machine, and so are those that adapters are merged into."""
+        return all(checkpoint.is_here for entry in self for checkpoint in (entry, entry.base) if checkpoint)
+
     def select(self, ids: Iterable[str]) -> Ingredients:
         """The ingredients with these ids, in this order.
 

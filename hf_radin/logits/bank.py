@@ -19,7 +19,7 @@ import numpy as np
 
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
-from hf_radin.images.cache import Images, find_home
+from hf_radin.images.cache import ACTIVATIONS, Images, find_home, parse_size
 from hf_radin.images.digests import as_digests, with_copies
 from hf_radin.images.sample import drawn_places
 from hf_radin.images.shards import Block
@@ -44,6 +44,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
 from hf_radin.logits.passes import Passes
+from hf_radin.logits.preflight import differ_in_heads_alone, load_digests
 from hf_radin.metrics.changes import Changes, margins_of
 from hf_radin.metrics.intervals import LEVEL
 from hf_radin.metrics.multi_label import decisions_of
@@ -56,14 +57,26 @@ from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
+from hf_radin.runtime.schema import known_record, write_sealed
+from hf_radin.sharing.activations import Activations
+from hf_radin.sharing.digests import differing
+from hf_radin.tail.front import Front, SharedFront, find_front, may_share
+from hf_radin.weights.average import Residents, average_model
 from hf_radin.weights.batchnorm import Statistics
+from hf_radin.weights.head import LastLayers
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN_LOGITS = "After a pilot the logits of these images are not all known; this takes all of them."
+
+# What a configuration says of a model that changes nothing of what its front gives.
+NOT_OF_THE_FRONT = frozenset(
+    ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+)
 
 # Threads that prune logits: they are read faster than more could compare them, and each takes memory.
 MOST_THREADS = 8
@@ -88,6 +101,8 @@ class LogitBank:
         seconds: that computing it took just now, in this process; a search's budget of time counts them.
         most_pruned: bytes of logits that may be held in memory.
         given: what stands for checkpoints and images where there are none; None where there are.
+        exact: whether soups are their ensembles (`with_exactness`); None where that was not asked.
+        residents: ingredients that stay in a GPU's memory, to be averaged there.
     """
 
     folder: Path
@@ -104,7 +119,10 @@ class LogitBank:
     seconds: float = 0.0
     most_pruned: int = field(default=pruning.MOST, repr=False)
     given: GivenModels | None = field(default=None, repr=False)
+    exact: bool | None = field(default=None, repr=False)
+    residents: Residents = field(default_factory=Residents, repr=False)
     _pruned: dict[int, pruning.Pruned] = field(default_factory=dict, init=False, repr=False)
+    _fronts: list[Front | None] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, processes: Processes | None = None) -> LogitBank:
@@ -388,6 +406,27 @@ class LogitBank:
         return replace(self, ingredients=self.ingredients.by_content)
 
     @property
+    def with_exactness(self) -> LogitBank:
+        """The same bank, which says whether its soups are exact: the same function as their ensembles, up to rounding.
+
+        They are, where the ingredients differ in their heads alone, as linear probes do, and no BatchNorm statistics
+        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here nobody
+        knows. No image is shown to a model.
+        """
+        if self.exact is not None:
+            return self
+        is_asked = self.given is None and self.statistics is None and len(self.ingredients) > 1
+        exact = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
+        if exact:
+            dtype = as_dtype(self.manifest.run.dtype)
+            exact = differ_in_heads_alone(self.ingredients, self.home, dtype, self.processes)
+        return replace(self, exact=exact)
+
+    def knows_soup(self, recipe: Recipe) -> bool:
+        """Whether logits say what the soup of a recipe predicts: that of a single model, or an exact one."""
+        return recipe.is_single or bool(self.exact and recipe.pull is None)
+
+    @property
     def whole(self) -> LogitBank:
         """The bank of all images of the split, whatever part this one is about."""
         return replace(self, part=None)
@@ -486,6 +525,49 @@ class LogitBank:
             write_every=self.options.write_every,
             log_every=self.options.log_every,
         )
+
+    def front(self) -> Front | None:
+        """What all ingredients share, as far as it pays to cache what that gives; looked for once.
+
+        None where pixels are not cached, where soups estimate BatchNorm statistics anew, where models are compiled, or
+        where a checkpoint is not here. All processes call this at the same point.
+        """
+        if not self._fronts:
+            may_be = self.given is None and self.statistics is None and not self.manifest.run.torch_compile
+            is_asked = may_be and parse_size(self.options.pixel_cache) != 0
+            is_asked = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
+            self._fronts.append(self._find_front() if is_asked else None)
+        return self._fronts[0]
+
+    def _find_front(self) -> Front | None:
+        """As `front`, but looked for: the cut by the main process, and once for these ingredients."""
+        processes, ingredients, dtype = self.processes, self.ingredients.by_content, as_dtype(self.manifest.run.dtype)
+        models = load_digests(ingredients, self.home, dtype, processes)
+        if not may_share(models):
+            return None
+        example = processes.decide(self.images.example)
+        path = self.folder / "fronts" / f"{digest(ingredients.keys)}.json"
+
+        def find() -> SharedFront:
+            subject = f"{self.manifest.key} {path.name}"
+            shared = known_record(SharedFront, path, subject)
+            if shared is None and example is not None:
+                shared = find_front(models, lambda: ingredients[0].load_model(as_dtype("float32")), example)
+                write_sealed(path, shared, subject)
+            return shared or SharedFront(None)
+
+        shared = processes.decide(find)
+        if shared.cut is None or example is None or not shared.pays(processes.device.type, dtype):
+            return None
+        if processes.is_main:
+            logger.info("All ingredients are the same up to %s: soups run from there on.", shared.cut.module)
+        behind = differing(models) | {*shared.cut.tensors}
+        tensors = {name: value for name, value in models[0].by_name.items() if name not in behind}
+        config = ingredients[0].config.to_dict()
+        fields = {name: value for name, value in config.items() if name not in NOT_OF_THE_FRONT}
+        key = digest(self.manifest.key, shared.cut.module, tensors, fields)
+        activations = Activations(self.images.folder / f"{ACTIVATIONS}{key}", processes.checks)
+        return Front(shared.cut, models[0], activations, example)
 
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
         """The bank without a random part of its images, and the bank of these.
@@ -713,6 +795,18 @@ class LogitBank:
                 file.write(mixed.astype(np.float32).tobytes())
             file.flush()
             return np.memmap(file, np.float32, "r", shape=(len(rows), len(self.classes)))
+
+    def soup_model(self, recipe: Recipe, *, head: LastLayers | None = None) -> PreTrainedModel:
+        """The model of a recipe's soup, in evaluation mode; on a GPU averaged there, as long as there is room.
+
+        Args:
+            head: that takes the place of the averaged one.
+        """
+        device = self.processes.device
+        # on a CPU it takes longer to load models than to average their files; a head is rounded on the CPU
+        is_there = device.type == "cuda" and head is None
+        resident = partial(self.residents.soup, device=device) if is_there else None
+        return average_model(self.ingredients, recipe, statistics=self.statistics, head=head, resident=resident)
 
     def soup_path(self, recipe: Recipe, last_layers: str | None = None) -> Path:
         """Where the predictions of a recipe's soup are cached; other files of it lie beside that one.

@@ -24,7 +24,7 @@ from hf_radin.checkpoints.processor import (
     prepare_image,
     read_alike,
 )
-from hf_radin.images.cache import Images, find_home
+from hf_radin.images.cache import ACTIVATIONS, Images, find_home
 from hf_radin.images.decode import Source, decode, example_images, prepared_example
 from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
@@ -43,7 +43,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
-from hf_radin.logits.preflight import Remark, check_models, share_statistics, usable_ingredients
+from hf_radin.logits.preflight import Remark, check_models, load_digests, share_statistics, usable_ingredients
 from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, remove_partials
 from hf_radin.runtime.processes import Processes
@@ -109,7 +109,8 @@ def compute_logits(
         pixel_cache: how much of the prepared images is cached on disk, to be read again by further models and by
             soups: `off`, a size as in `20GB`, or `auto`: up to half of what is free, at most 100 GB. What is not
             cached is decoded anew.
-        workers: processes that decode beside each that runs models; `auto` is none on a CPU, else up to 8.
+        workers: processes that decode beside each that runs models; `auto` is none on a CPU, else as many as keep up
+            with the models, by a probe of both, and fewer than there are cores.
         channels_last: give images to the models in this memory format, which convolutions on GPUs like; `auto` is for
             models with convolutions, on a GPU.
         torch_compile: run the models through `torch.compile`; `auto` is on a GPU where a probe says that it pays.
@@ -393,7 +394,7 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     """Check the models, show them the images, and open what was written."""
     processes, folder, options = task.processes, task.folder, task.options
     processes.on_each_disk(folder, lambda: discard_broken(folder, task.ingredients, processes.checks))
-    processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels))
+    processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels, *task.pixels.glob(f"{ACTIVATIONS}*")))
     processes.wait()
     # what is broken on one machine, another may have
     processes.sync_files(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")
@@ -408,11 +409,14 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     statistics = _statistics(task, ingredients)
     batch_size = processes.decide(lambda: _batch_size(task, example))
     processes.sync_files(folder, BATCH_SIZE_FILE)
+    unseen = ingredients.select(missing)
+    digests = load_digests(unseen, task.home, task.dtype, processes) if missing else []
     compute(
         folder,
         images,
-        ingredients.select(missing),
+        unseen,
         task.passes(batch_size, example),
+        digests=dict(zip(missing, digests, strict=True)),
         samples=task.shown,
         finished=len(ingredients) - len(missing),
         write_index=lambda: _write_index(task, images, batch_size),

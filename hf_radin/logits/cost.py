@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoints.autotune import BATCH_SIZE, Modes, bytes_of, default_workers, settle_threads
+from hf_radin.checkpoints.autotune import BATCH_SIZE, Modes, bytes_of, count_workers, most_workers, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
-from hf_radin.checkpoints.processor import prepare_image
+from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.images.cache import SPARED, Images, find_home, parse_size
-from hf_radin.images.decode import Source, decode
+from hf_radin.images.decode import Source, time_decoding
 from hf_radin.images.pixels import Inputs, join
 from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, Split, count_rows, open_split
@@ -27,9 +27,13 @@ from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.compute import dtype_name
 from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number
 from hf_radin.logits.passes import choose_batch_size, models_at_once
+from hf_radin.logits.preflight import load_digests
 from hf_radin.recipes.propose import usual_passes
 from hf_radin.runtime.processes import Processes
+from hf_radin.sharing.common import common_work
+from hf_radin.sharing.digests import differing, named_tensors
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
+from hf_radin.weights.head import are_of_head
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +62,9 @@ class Estimate:
         statistics: images that each process estimates each soup's BatchNorm statistics from.
         logit_bytes: of one logit in the bank.
         pilot: which images' logits are computed first; None if all are.
+        common: of a forward pass, the share that is the same for all models, and runs once for those that see an image
+            together; None if it is not known, and counted as 0.
+        exact: whether the models differ in their heads alone, so that soups take no pass.
     """
 
     ingredients: int
@@ -76,6 +83,8 @@ class Estimate:
     statistics: int
     logit_bytes: int
     pilot: Pilot | None = None
+    common: float | None = 0.0
+    exact: bool = False
 
     @property
     def groups(self) -> int:
@@ -85,12 +94,18 @@ class Estimate:
     @property
     def soups(self) -> float:
         """Passes for soups at most; the uniform soup's own is beside the budget."""
-        return self.budget + 1
+        return 0 if self.exact else self.budget + 1
 
     @property
     def logits(self) -> float:
         """Passes for logits; after a pilot about as many as they were in zoos of ours."""
         return self.ingredients if self.pilot is None else self.pilot.passes(self.ingredients)
+
+    @property
+    def work(self) -> float:
+        """What passes for logits take, in passes of one model: what all models share runs once for each group."""
+        common = self.common or 0.0
+        return common * min(self.groups, self.logits) + (1 - common) * self.logits
 
     @property
     def completed(self) -> int:
@@ -125,7 +140,7 @@ class Estimate:
 
     @property
     def logits_seconds(self) -> float:
-        return self._together(self.decodings[0], self.logits)
+        return self._together(self.decodings[0], self.work)
 
     @property
     def soups_seconds(self) -> float:
@@ -169,8 +184,10 @@ def estimate(
 ) -> Estimate:
     """What `compute_logits` with these arguments and `radin` with this budget cost, from the beginning.
 
-    No weights are read or downloaded: the first images of the split are decoded, and a model of the ingredients'
-    architecture with random weights runs for a moment. Of what is in `cache_dir` already nothing is subtracted.
+    No weights are downloaded: the first images of the split are decoded, and a model of the ingredients' architecture
+    with random weights runs for a moment. Where the weights of all ingredients are here they are read, and what comes
+    before the first tensor that differs counts once for all models that see an image together. Of what is in
+    `cache_dir` already nothing is subtracted.
 
     Args:
         images: how many the split has; `auto` is what the dataset says.
@@ -253,8 +270,9 @@ def estimate_job(
     bases = [ingredient.base for ingredient in ingredients if ingredient.base]
     downloads = {checkpoint.key: checkpoint.size for checkpoint in (*ingredients, *bases) if not checkpoint.is_here}
     hub = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
+    common, is_exact = _in_common(ingredients, home, dtype, processes)
     at_once = measured.fit if options.models_in_memory == "auto" else int(options.models_in_memory)
-    workers = default_workers(processes.device) if options.workers == "auto" else int(options.workers)
+    at_once = min(len(ingredients), at_once)
     return Estimate(
         ingredients=len(ingredients),
         images=count,
@@ -263,8 +281,8 @@ def estimate_job(
         budget=usual_passes(len(ingredients)) if size.budget is None else size.budget,
         pilot=size.pilot,
         probe=measured,
-        at_once=min(len(ingredients), at_once),
-        workers=workers,
+        at_once=at_once,
+        workers=_count_workers(measured, at_once, options, processes),
         pixel_room=Images(home / "pixels", block, lambda: images).room(parse_size(options.pixel_cache)),
         download_bytes=sum(downloads.values()),
         free_disk=shutil.disk_usage(home).free,
@@ -272,12 +290,44 @@ def estimate_job(
         one_disk=os.stat(home).st_dev == os.stat(hub).st_dev,
         statistics=options.batchnorm_images if measured.has_batchnorm else 0,
         logit_bytes=4 if options.logits_dtype == "float32" else 2,
+        common=common,
+        exact=is_exact and options.batchnorm_split is None,
     )
 
 
 def _likely_modes(processes: Processes) -> Modes:
     """The modes that a job is likely to choose: what random weights predict says nothing of what it will."""
     return Modes("bf16" if processes.has_bfloat16 else "no", channels_last=processes.is_on_gpu)
+
+
+def _in_common(
+    ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes
+) -> tuple[float | None, bool]:
+    """The share of a pass that is the same for all, if that is known, and whether they differ in their heads alone."""
+    if not processes.decide(lambda: ingredients.are_here):
+        return None, False
+    names = differing(load_digests(ingredients, home, dtype, processes))
+
+    def look() -> tuple[float, bool]:
+        first = ingredients[0]
+        model = random_model(first.config, trust_remote_code=first.trust_remote_code)
+        if names >= {name for name, _ in named_tensors(model)}:
+            return 0.0, False
+        example = prepare_image(ingredients.processor, made_up_images()[0])
+        batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
+        return common_work(model, batch, names), are_of_head(names, first)
+
+    import torch
+
+    return processes.decide(look)
+
+
+def _count_workers(measured: Probe, at_once: int, options: RunOptions, processes: Processes) -> int:
+    """How many processes decode beside each that runs models."""
+    if options.workers != "auto":
+        return int(options.workers)
+    most = most_workers(processes.device)
+    return count_workers(measured.decode_seconds, measured.forward_seconds * at_once, most=most)
 
 
 def _count_images(split: Split, images: int | str) -> int:
@@ -328,7 +378,10 @@ def probe(
     """
     import torch
 
-    decode_seconds, shown = _time_decoding(source)
+    decode_seconds, shown = time_decoding(source, SHOWN)
+    if not shown:
+        split = source.split
+        raise ValueError(f"None of the first {SHOWN} images of {split.name}, split {split.split!r}, can be read.")
     model = running.ready(random_model(ingredient.config, trust_remote_code=ingredient.trust_remote_code))
     example = {name: value[:1].to(torch.device("cpu"))[0] for name, value in shown.items()}
     size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
@@ -347,19 +400,6 @@ def probe(
         fit=fit,
         has_batchnorm=has_batchnorm(model),
     )
-
-
-def _time_decoding(source: Source) -> tuple[float, Inputs]:
-    """Seconds to decode and prepare an image of the split, and its first images prepared."""
-    rows = list(source.split.rows.take(SHOWN))
-    decode(source, (0, 0), rows[:1])  # the first call finds the tables, and loads what reads such files
-    begun = time.perf_counter()
-    inputs = decode(source, (0, 0), rows).inputs
-    seconds = time.perf_counter() - begun
-    if not inputs:
-        split = source.split
-        raise ValueError(f"None of the first {len(rows)} images of {split.name}, split {split.split!r}, can be read.")
-    return seconds / len(rows), inputs
 
 
 def _repeat(inputs: Inputs, size: int) -> Inputs:

@@ -28,7 +28,8 @@ from hf_radin.runtime.files import digest
 from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.schema import known_arrays, read_arrays, write_arrays
 from hf_radin.runtime.text import one_line
-from hf_radin.sharing.digests import TensorDigests
+from hf_radin.sharing.digests import TensorDigests, differing
+from hf_radin.weights.head import are_of_head
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +141,16 @@ def load_digests(
         return [TensorDigests(dict(names_and_hashes)) for names_and_hashes in pairs]
 
     return processes.decide(load)
+
+
+def differ_in_heads_alone(ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes) -> bool:
+    """Whether all tensors of the ingredients are the same but those of the head, buffers included.
+
+    Then they give it the same features of an image, and as it is linear, the average of the heads makes of these what
+    the ensemble is: soup and ensemble are one function, up to rounding.
+    """
+    names = differing(load_digests(ingredients, home, dtype, processes))
+    return processes.decide(lambda: are_of_head(names, ingredients[0]))
 
 
 def share_statistics(ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes) -> bool:

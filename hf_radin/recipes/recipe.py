@@ -184,6 +184,8 @@ class Measurement:
         device: on which it was measured. Ignored in comparisons.
         teacher: what its head was refitted to; None where the head is averaged like all else.
         keeps: whether it keeps all floors; None where there are none.
+        exact: True where the soup is the same function as its ensemble, up to rounding, so that what logits say of
+            this is measured; else it is not said.
     """
 
     recipe: Recipe
@@ -199,6 +201,7 @@ class Measurement:
     device: str | None = field(default=None, compare=False)
     teacher: Teacher | None = None
     keeps: bool | None = field(default=None, metadata=IF_ANY)
+    exact: bool | None = field(default=None, metadata=IF_ANY)
 
     @property
     def known(self) -> float:
@@ -225,6 +228,7 @@ class Measurement:
                 "labels": self.teacher.labels,
             },
             **({} if self.keeps is None else {"keeps": self.keeps}),
+            **({} if self.exact is None else {"exact": self.exact}),
         }
 
     @classmethod

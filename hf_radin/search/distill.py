@@ -114,7 +114,7 @@ def distill(
     report, split_that_proved = soup.report, soup.report.held_out if soup.report.hold_out is None else None
     check_distillation(report, epochs=epochs, rate=rate, seed=seed, split=split, images=images, budget=budget)
     _check_images(bank, report, test_split)
-    bank = with_start(bank.by_content, soup)
+    bank = with_start(bank.by_content.with_exactness if report.is_exact else bank.by_content, soup)
     cut = find_cut(bank, report.recipe, tail)  # before another split takes any pass
     source, labels = _source_that_teaches(bank, split, images, allow_overlap), labels and images is None
     options = _report_options(

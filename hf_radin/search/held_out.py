@@ -38,7 +38,7 @@ def open_held_out(bank: LogitBank, test_split: str | LogitBank, *, allow_overlap
             proved = replace(bank, ingredients=bank.ingredients.select(bank.partial.complete))
         held_out = bank_of_split(proved, str(test_split), allow_overlap=allow_overlap)
     check_held_out(proved, held_out)
-    return replace(held_out, ingredients=proved.ingredients, statistics=bank.statistics)
+    return replace(held_out, ingredients=proved.ingredients, statistics=bank.statistics, exact=bank.exact)
 
 
 def bank_of_split(bank: LogitBank, split: str, *, allow_overlap: bool = True) -> LogitBank:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_radin.images.pixels import Inputs, select
+from hf_radin.images.pixels import select
 from hf_radin.images.shards import Block
 from hf_radin.logits.bank import LogitBank
-from hf_radin.logits.bank_files import Pace, Spent, Target
+from hf_radin.logits.bank_files import Pace, Spent, Target, write_part
 from hf_radin.logits.passes import Passes, compute_soup
 from hf_radin.metrics.named import Answers
 from hf_radin.recipes.pruning import NONE, Pruned
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.runtime.files import digest
 from hf_radin.runtime.schema import known_arrays, known_record, read_arrays, write_arrays, write_sealed
-from hf_radin.weights.average import average_model
+from hf_radin.tail.front import Front, FrontRun
+from hf_radin.tail.stand_ins import Tail
 from hf_radin.weights.head import Head, LastLayers, Recording
 from hf_radin.weights.refit import Lesson, Refit, refit
 
@@ -82,6 +83,7 @@ class MeasuredSoup:
         self.bank, self.recipe = bank, recipe
         self._make_model = make_model
         self._model: PreTrainedModel | None = None
+        self._tail: Tail | None = None  # of the model, where it runs alone
         self._recording: Recording | None = None
         decide = bank.processes.decide
         self._path = bank.soup_path(recipe, last_layers)
@@ -148,7 +150,10 @@ class MeasuredSoup:
         """
         bank, path = self.bank, self._path.with_name(f"{self._path.stem}-logits.npy")
         target = Target("Logits of the soup", path, len(bank.classes), self._subject(path))
-        logits, pace = compute_soup(target, bank.images, self._make_model, bank.passes(), bank.samples)
+        write_known = partial(self._write_known, target)
+        logits, pace = compute_soup(
+            target, bank.images, self._make_model, bank.passes(), bank.samples, write_known=write_known
+        )
         unknown = np.flatnonzero(is_unknown(self._classes))
         if len(unknown):
             self._classes[unknown] = bank.predictions_of(logits[unknown])
@@ -175,7 +180,7 @@ class MeasuredSoup:
 
     def forget(self) -> None:
         """Release the model; it is made anew if there is more to show."""
-        self._model = self._recording = None
+        self._model = self._tail = self._recording = None
 
     def refit(self, teacher: Teacher, *, seed: int = 0, with_logits: bool = False) -> RefittedAnswers:
         """Its head refitted to a teacher, without a further pass, as `refit.refit` does it.
@@ -216,11 +221,9 @@ class MeasuredSoup:
         """Show the soup the missing images of the split, bool `(samples,)`, and write what it predicts."""
         bank, processes, begun = self.bank, self.bank.processes, time.perf_counter()
         passes = bank.passes()
-        if self._model is None:
-            self._model = passes.running.ready(self._new_model())
-        tally = _Tally(bank, self._entries, missing)
-        for block, inputs in passes.stream(bank.images, tally.is_wanted):
-            images = tally.show(passes, self._model, block, inputs)
+        run, tally = self._front_run(passes), _Tally(bank, self._entries, missing)
+        for block, logits in self._answers(passes, run, tally):
+            images = tally.note(block, logits.astype(passes.logits_dtype))  # as what it is compared with is stored
             if self._recording is not None:
                 self._features.write(block, images, self._recording.take())
             on_block(len(images) * processes.count)
@@ -245,12 +248,63 @@ class MeasuredSoup:
                 self._write(self._values_path, self.values)
             self._write(self._path, self._classes)
 
-    def _new_model(self) -> PreTrainedModel:
-        """The soup, whose features are recorded from now on if its head may be refitted."""
-        model = self._make_model()
+    def _answers(self, passes: Passes, run: FrontRun | None, tally: _Tally) -> Iterator[tuple[Block, np.ndarray]]:
+        """This process's blocks, and the soup's logits of their images that are missing, `(images, classes)`."""
+        images, processes, known = self.bank.images, passes.processes, set()
+        if run is not None:
+            for block in filter(tally.is_wanted, images.blocks_of(processes.index, processes.count)):
+                logits = run.known(block, tally.rows(block))
+                if logits is not None:
+                    known.add(block)
+                    yield block, logits
+        for block, inputs in passes.stream(images, lambda block: tally.is_wanted(block) and block not in known):
+            chosen = select(inputs, tally.rows(block))
+            if run is not None:
+                yield block, run.logits(block, tally.rows(block), chosen)
+            else:
+                yield block, passes.running.logits([self._model], chosen)[0]
+
+    def _front_run(self, passes: Passes) -> FrontRun | None:
+        """The soup, made if it was not; as it runs where the ingredients share a front. None if they share none.
+
+        All processes call this at the same point.
+        """
+        images, front = self.bank.images, self.bank.front()
+        if self._model is None:
+            self._model = self._new_model(passes, front)
+        if front is None:
+            return None
+        room = passes.room(images) if images.is_cached_by_all() else 0  # pixels come first
+        if self._tail is None:
+            return None
+        return FrontRun(self._model, self._tail, front.activations, passes.running, room)
+
+    def _write_known(self, target: Target) -> None:
+        """Write the logits of those of this process's blocks for which all of the soup need not run."""
+        passes, processes, front = self.bank.passes(), self.bank.processes, self.bank.front()
+        if front is None or processes.decide(lambda: front.activations.is_empty):
+            return
+        if (run := self._front_run(passes)) is None:
+            return
+        for block in self.bank.images.blocks_of(processes.index, processes.count):
+            begun, samples = time.perf_counter(), self.bank.blocks[block]
+            if samples.start < samples.stop and not target.part(block).exists():
+                logits = run.known(block, np.arange(samples.stop - samples.start))
+                if logits is not None:
+                    write_part(target, block, logits.astype(passes.logits_dtype), time.perf_counter() - begun)
+                if self._recording is not None:
+                    self._recording.take()  # they are cached when images are looked at
+
+    def _new_model(self, passes: Passes, front: Front | None) -> PreTrainedModel:
+        """The soup, ready to run; its features are recorded from now on if its head may be refitted."""
+        model, running = self._make_model(), passes.running
+        if self._head is not None and self.bank.processes.is_main:
+            self._features.write_layer(self._head.layer_of(model))
+        has_front = front is not None and front.is_of(model.to(running.dtype))
+        model = running.ready(model)
+        if front is not None and has_front:
+            self._tail = front.tail_of(model, running)
         if self._head is not None:
-            if self.bank.processes.is_main:
-                self._features.write_layer(self._head.layer_of(model))
             self._recording = Recording(model, self._head)
         return model
 
@@ -328,12 +382,13 @@ class _Tally:
         """Whether images of a block are shown."""
         return bool(self.missing[self.blocks[block]].any())
 
-    def show(self, passes: Passes, model: PreTrainedModel, block: Block, inputs: Inputs) -> np.ndarray:
-        """Show a model the images of a block that are missing: their positions in the split."""
-        samples = self.blocks[block]
-        rows = np.flatnonzero(self.missing[samples])
-        (answers,) = passes.running.logits([model], select(inputs, rows))
-        logits = answers.astype(passes.logits_dtype)  # as those that it is compared with are stored
+    def rows(self, block: Block) -> np.ndarray:
+        """The places in a block of the images that are shown."""
+        return np.flatnonzero(self.missing[self.blocks[block]])
+
+    def note(self, block: Block, logits: np.ndarray) -> np.ndarray:
+        """Note the logits of a block's images that are shown `(images, classes)`: their positions in the split."""
+        samples, rows = self.blocks[block], self.rows(block)
         self.classes[samples.start + rows] = _as_tensor(self.bank.predictions_of(logits))
         self.shown += len(rows)
         first, last = np.searchsorted(self._images[self._order], (samples.start, samples.stop))
@@ -354,7 +409,7 @@ def measured_soup(
     Raises:
         ValueError: if the bank has logits alone, and nothing averages weights.
     """
-    make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics)
+    make_model = partial(bank.soup_model, recipe)
     if bank.given is not None:
         bank.check_measurable(f"The soup of {', '.join(recipe.used)}")
         in_order = recipe.in_order(bank.ingredients.by_content.ids)  # whatever the order, it is evaluated once
@@ -385,7 +440,7 @@ def soup_answers(
 
 def refitted_soup(bank: LogitBank, recipe: Recipe, head: LastLayers) -> MeasuredSoup:
     """The soup of a recipe with a head that was refitted to other images than a bank's, measured on its images."""
-    make_model = partial(average_model, bank.ingredients, recipe, statistics=bank.statistics, head=head)
+    make_model = partial(bank.soup_model, recipe, head=head)
     return MeasuredSoup(bank, recipe, make_model, last_layers=head.sha256)
 
 

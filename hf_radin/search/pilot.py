@@ -54,7 +54,8 @@ def complete(bank: LogitBank, wanted: Collection[str] = ()) -> tuple[LogitBank, 
     """
     _check(bank)
     count = len(bank.ingredients)
-    leaders = Pilot.whole(count)
+    # with all logits soups are exact and take no pass, and one pass of the body that models share gives them all
+    leaders = count if bank.exact else Pilot.whole(count)
     if len(bank) < ENOUGH:
         logger.warning(
             "A pilot of %d images is too small to tell how clearly models must agree; use %d or more.",
@@ -221,7 +222,7 @@ def _check_left(bank: LogitBank, wanted: Collection[str]) -> None:
 def _extended(bank: LogitBank, ingredients: Ingredients, chosen: Chosen | None) -> LogitBank:
     """The logits of ingredients on chosen images of the bank's split, or on all."""
     extended = extend_bank(ingredients, bank.source.at(bank.split), bank.options, bank.processes, sample=chosen)
-    return replace(extended, most_pruned=bank.most_pruned)
+    return replace(extended, most_pruned=bank.most_pruned, exact=bank.exact)
 
 
 def _with_others(bank: LogitBank, first: LogitBank, others: Ingredients) -> tuple[LogitBank, float | None, _Cost]:

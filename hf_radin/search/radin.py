@@ -100,6 +100,10 @@ def radin(
     (see `gaps` and `guide`). A soup that is not better than the best single model is not returned, the best single is.
     Of a pilot, the logits of other images are computed first where they tell recipes apart (`pilot`).
 
+    Where the ingredients differ in their heads alone, as linear probes of one body do, a soup is the same function as
+    its ensemble, up to rounding. Estimates are measurements then: soups take no pass, whatever the budget, and the
+    candidate of the best estimate is the best soup (`LogitBank.with_exactness`).
+
     Args:
         bank: logits of the ingredients on the split that chooses.
         budget: passes over the split that soups may take (2.5, say), or a duration as in `"15m"`, which counts the
@@ -138,7 +142,8 @@ def radin(
             averaged, and the soup that is best in the end (or single model) is shown the split once more, beside the
             budget: it is returned with its head refitted to the ensemble of all and the labels if heads that did not
             see the image are better than that (see `Reporter`); not with `full`, nor after an interrupt. Where heads
-            can't be refitted they are averaged.
+            can't be refitted they are averaged. `auto` averages them where soups are exact, too: a head that is
+            refitted takes a pass for the body's features, which `refit` and `head_split` ask for.
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
             unless it does so worse beyond chance: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
@@ -175,7 +180,10 @@ def radin(
     check_start(search.kinds, start, ids, passes=search.budget.passes)
     search = search.leaving_out(Objective.of(metric, keep, bank.classes, of_label_sets=bank.is_multi_label))
     search, pulled_to = search.with_start(bank)
-    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank)
+    bank = search.with_exactness(bank, pulled_to)
+    if budget is None and not bank.exact:
+        _say_usual(search.budget, len(ids))
+    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank, head_split)
     if bank.is_pilot and search.budget.passes:
         check_report(bank, options)  # before the logits of further images
         wanted = {name for recipe in search.recipes for name in recipe.used} | {name for name in ids if name == start}
@@ -293,8 +301,22 @@ class _Search:
         recipes = tuple(_pulled(recipe, self.start, start) for recipe in self.recipes)
         return replace(self, start=start.id if start else self.start, recipes=recipes), start
 
-    def find_heads(self, bank: LogitBank) -> _Heads:
+    def with_exactness(self, bank: LogitBank, start: Ingredient | None) -> LogitBank:
+        """The bank, which says whether the soups of this search are exact.
+
+        Not where bodies are pulled to a start or heads are refitted. Nor, with a budget of 0, where a pilot's logits
+        are all there will be, or checkpoints of a published bank would have to be loaded.
+        """
+        is_estimated = not self.budget.passes and (bank.is_pilot or bank.manifest.origin is not None)
+        if start is not None or self.head == "refit" or is_estimated:
+            return replace(bank, exact=False)
+        return _with_exactness(bank)
+
+    def find_heads(self, bank: LogitBank, head_split: str | None) -> _Heads:
         """The head that soups have refitted, and when.
+
+        Args:
+            head_split: whose images teach it, if the user names one.
 
         Raises:
             ValueError: if it is to be refitted, and can't be.
@@ -302,7 +324,8 @@ class _Search:
         hindrance = self._hindrance(bank)
         if self.head == "refit" and hindrance:
             raise ValueError(f"head='refit': {hindrance}. Average the heads: head='average' (--head average).")
-        if not self.budget.passes:
+        # the average of heads that one body has in common is their ensemble; features would take a pass
+        if not self.budget.passes or (bank.exact and head_split is None):
             return _Heads()
         kinds = "" if self.head == "refit" else _heads_of_their_own(bank)
         if kinds and (self.head == "average" or hindrance):
@@ -366,11 +389,13 @@ class _Search:
         bank = reporter.bank
         objective = reporter.objective
         search, singles = replace(self, objective=objective), single_measurements(bank, objective)
-        can_guide = not self.is_full and not heads.race and objective.is_fast
+        can_guide = not self.is_full and not heads.race and objective.is_fast and not bank.exact
         is_guided = can_guide and bank.processes.decide(partial(bank.is_prunable, objective.top))
         is_guided = is_guided and (self.budget.passes > 0 or _is_uniform_known(reporter))
         ranked = search._rank(bank, drawn, is_guided)
-        if heads.race and heads.place is not None:
+        if bank.exact:
+            result = RaceResult(search._exact(ranked), "candidates", ())
+        elif heads.race and heads.place is not None:
             result = search._race_of_heads(ranked, singles, heads.place, begun)
         elif self.budget.passes:
             result = search._race(bank, ranked, singles, is_guided, begun)
@@ -396,6 +421,18 @@ class _Search:
         soup = reporter.soup("radin", singles + result.measurements, settings, refits=refits)
         search._advise(bank, result, soup.recipe, is_guided and bank.given is None)
         return soup
+
+    def _exact(self, ranked: _Ranked) -> list[Measurement]:
+        """What is known of exact soups without a pass: of the uniform one, the user's own and the best others."""
+        bank, rows = ranked.bank, [*ranked.rows("uniform")]
+        for recipe in self.recipes:
+            rows += [*np.flatnonzero((ranked.candidates.weights == bank.row(recipe)).all(axis=1))]
+        entries = [ranked.entry(row) for row in rows] + self._shortlist(ranked, ENTRANTS)
+        soups: dict[Recipe, str] = {}
+        for entry in entries:
+            if not entry.recipe.is_single:
+                soups.setdefault(entry.recipe, entry.proposal)
+        return [_measure(bank, *soup, self.objective, on_block=lambda images: None) for soup in soups.items()]
 
     def _estimated(self, ranked: _Ranked, singles: list[Measurement]) -> list[Measurement]:
         """The candidate of the best estimate, if the user wants what is not measured; else none, as a line says."""
@@ -443,7 +480,7 @@ class _Search:
     ) -> RaceResult:
         """Measure the most promising candidates within the budget, and the uniform soup beside it."""
         guide = self._guide(bank, ranked) if is_guided else None
-        entries, hear = self._with_pulled(bank, guide or self._shortlist(ranked), singles)
+        entries, hear = self._with_pulled(bank, guide or self._shortlist(ranked, self._entrants), singles)
         return race(
             bank,
             entries,
@@ -460,7 +497,8 @@ class _Search:
         bank, everything = ranked.bank, Recipe.uniform(ranked.bank.ingredients.ids)
         uniform = [with_heads(ranked.entry(row), everything) for row in ranked.rows("uniform")]
         estimate = float(bank.processes.decide(lambda: bank.score(everything, self.objective.metric))[0])
-        candidates = refitted_entries(self._shortlist(ranked), singles, everything, estimate, self.objective)
+        soups = self._shortlist(ranked, self._entrants)
+        candidates = refitted_entries(soups, singles, everything, estimate, self.objective)
         entries, hear = self._with_pulled(bank, candidates, singles, lambda entry: with_heads(entry, everything))
         return race(
             bank,
@@ -521,14 +559,18 @@ class _Search:
         pulled = PulledSoups(candidates, start.id, singles, with_heads, self.objective)
         return chain(entries, pulled), pulled.hear
 
-    def _shortlist(self, ranked: _Ranked) -> list[Entry]:
-        """The candidates of the best estimates, as many as the budget may be enough for."""
+    @property
+    def _entrants(self) -> int | None:
+        """How many candidates the budget may be enough for; None for all."""
+        passes = self.budget.passes
+        return math.ceil(passes * (1 if self.is_full else ENTRANTS)) if math.isfinite(passes) else None
+
+    def _shortlist(self, ranked: _Ranked, most: int | None) -> list[Entry]:
+        """The candidates of the best estimates, so many at most."""
         rows = ranked.soup_rows()
         # candidates that are sought by their scores come in near copies
         apart = APART if set(self.kinds) & {"auto", *SOUGHT} else 0.0
-        most = len(rows)
-        if math.isfinite(self.budget.passes):
-            most = math.ceil(self.budget.passes * (1 if self.is_full else ENTRANTS))
+        most = len(rows) if most is None else most
         order = shortlist(ranked.candidates.weights[rows], ranked.ranks[rows], most, apart=apart)
         return [ranked.entry(rows[position]) for position in order]
 
@@ -642,7 +684,7 @@ def greedy(
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
     bank.check_measurable("greedy")
     _check_proof(bank, options)
-    reporter = Reporter.of(bank, options, takes_all=True)
+    reporter = Reporter.of(_with_exactness(bank), options, takes_all=True)
     bank, objective = reporter.bank, reporter.objective
     singles = single_measurements(bank, objective)
     _warn_of_averaging(_heads_of_their_own(bank))
@@ -657,7 +699,7 @@ def greedy(
             rank, best = objective.rank(soup), objective.rank(chosen)
             if rank > best or (accept == ">=" and rank == best):
                 chosen = soup
-            curve.append((float(len(measured)), chosen.known))
+            curve.append((sum(soup.passes for soup in measured), chosen.known))
     return reporter.soup("greedy", singles + measured, SearchSettings(accept=accept, curve=tuple(curve)), chosen)
 
 
@@ -674,7 +716,7 @@ def uniform(
     options = ReportOptions(metric, metrics, test_split, allow_overlap=allow_overlap, keep=keep)
     bank.check_measurable("uniform")
     _check_proof(bank, options)
-    reporter = Reporter.of(bank, options, takes_all=True)
+    reporter = Reporter.of(_with_exactness(bank), options, takes_all=True)
     bank, recipe = reporter.bank, Recipe.uniform(reporter.bank.ingredients.ids)
     _warn_of_averaging(_heads_of_their_own(bank))
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
@@ -743,7 +785,7 @@ def _check_proof(bank: LogitBank, options: ReportOptions) -> None:
 
 
 def _checked_budget(budget: float | str | None, bank: LogitBank, *, unmeasured: bool) -> Budget:
-    """What soups may take; where nobody says, no more than a greedy soup of these ingredients, as a line says.
+    """What soups may take; where nobody says, no more than a greedy soup of these ingredients.
 
     Raises:
         ValueError: for a budget that is none, or above 0 where nothing is to be measured.
@@ -753,14 +795,30 @@ def _checked_budget(budget: float | str | None, bank: LogitBank, *, unmeasured: 
     checked = Budget.of(usual if budget is None else budget)
     if unmeasured and checked.passes:
         raise ValueError(UNMEASURED.format(checked))
-    if budget is None and usual:
+    return checked
+
+
+def _say_usual(budget: Budget, ingredients: int) -> None:
+    """Say what soups may take where nobody said it."""
+    if budget.passes:
         logger.info(
             "%s: greedy measures %s; this search takes at most %s, and one for the uniform soup (budget, --budget).",
             counted(ingredients, "ingredient"),
             counted(ingredients - 1, "soup"),
-            counted(usual, "pass"),
+            counted(int(budget.passes), "pass"),
         )
-    return checked
+
+
+def _with_exactness(bank: LogitBank) -> LogitBank:
+    """The bank, which says whether its soups are exact, and so does a line if they are."""
+    bank = bank.with_exactness
+    if bank.exact:
+        logger.info(
+            "The %d ingredients differ in their heads alone: a soup is the same function as its ensemble, up to "
+            "rounding. So estimates are exact, and soups take no pass.",
+            len(bank.ingredients),
+        )
+    return bank
 
 
 def _checked_recipes(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
@@ -809,8 +867,11 @@ def _own(bank: LogitBank, recipes: Sequence[Recipe]) -> Candidates:
 
 
 def _heads_of_their_own(bank: LogitBank) -> str:
-    """Where the ingredients' heads were drawn apart, how far apart they are; else, or if it is not known, nothing."""
-    if bank.given is not None:
+    """Where the ingredients' heads were drawn apart, how far apart they are; else nothing.
+
+    Nor is anything said where that is not known, or makes no difference.
+    """
+    if bank.given is not None or bank.exact:  # averaged heads on one body are the ensemble
         return ""
     cosines = load_cosines(bank.ingredients, bank.home, as_dtype(bank.manifest.run.dtype), bank.processes)
     if cosines.is_one_start:
@@ -838,15 +899,23 @@ def _inner_products(bank: LogitBank) -> np.ndarray:
 def _measure(
     bank: LogitBank, recipe: Recipe, proposal: str, objective: Objective, on_block: Callable[[int], object]
 ) -> Measurement:
-    """Measure a soup on all images."""
-    metric = objective.metric
-    estimate = float(bank.processes.decide(lambda: bank.score(bank.row(recipe)[None], metric))[0])
-    answers, soup = soup_answers(bank, recipe, with_logits=objective.needs_logits, on_block=on_block)
+    """Measure a soup on all images; an exact one by its ensemble, without a pass."""
+    metric, row = objective.metric, bank.row(recipe)
+    estimate = float(bank.processes.decide(lambda: bank.score(row[None], metric))[0])
+    seconds, device = None, None
+    if bank.exact:
+        answers = bank.answers(row, with_logits=objective.needs_logits)
+        on_block(len(bank))
+    else:
+        answers, soup = soup_answers(bank, recipe, with_logits=objective.needs_logits, on_block=on_block)
+        seconds, device = soup.took(len(bank))
     value = score_or_nan(metric, answers)
     bank.processes.log({"soup/estimate": estimate, "soup/measured": value}, images=len(bank))
-    shown = (show_metric(objective.name, figure) for figure in (estimate, value))
-    logger.info("Soup of %d: estimated %s, measured %s.", len(recipe.used), *shown)
-    seconds, device = soup.took(len(bank))
+    shown = [show_metric(objective.name, figure) for figure in (estimate, value)]
+    if bank.exact:
+        logger.info("Soup of %d (%s): %s, exact.", len(recipe.used), proposal, shown[1])
+    else:
+        logger.info("Soup of %d: estimated %s, measured %s.", len(recipe.used), *shown)
     return Measurement(
         recipe,
         proposal,
@@ -854,8 +923,9 @@ def _measure(
         value,
         len(bank),
         interval=metric_interval(metric, answers),
-        passes=1.0,
+        passes=0.0 if bank.exact else 1.0,
         seconds=seconds,
         device=device,
         keeps=not objective.broken(answers) if objective.floors else None,
+        exact=bank.exact or None,
     )

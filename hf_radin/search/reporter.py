@@ -274,7 +274,7 @@ class Reporter:
                 " and ".join(floor.text for floor in self.objective.floors),
                 bank.split,
             )
-        if bank.given is None:
+        if bank.given is None and not bank.exact:  # where soups are exact, that ensemble is one of them
             _say_what_could_be_had(proof)
         report = self._report(method, measurements, settings, chosen, proof, head)
         self.warn_if_worse(report)
@@ -363,7 +363,7 @@ class Reporter:
         """What a recipe's soup says of the images that choose, with its logits where soups are chosen by them."""
         if not self.objective.needs_logits:
             return self.as_answers(predict(self.bank, recipe), None)
-        if recipe.is_single:
+        if self.bank.knows_soup(recipe):
             return self.bank.answers(self.bank.row(recipe), with_logits=True)
         return soup_answers(self.bank, recipe, with_logits=True)[0]
 
@@ -575,10 +575,10 @@ class Reporter:
     def answers(self, split: LogitBank, recipe: Recipe) -> Answers:
         """What a recipe's soup predicts on a split, with its logits where a metric takes them.
 
-        Of a single model these are known. A soup is run for them: on the split that proves its predictions come of
-        that, on the split that chose it is a pass more.
+        Of a single model these are known, and so they are of an exact soup. Another soup is run for them: on the split
+        that proves its predictions come of that, on the split that chose it is a pass more.
         """
-        if recipe.is_single:
+        if split.knows_soup(recipe):
             return self._ensemble_answers(split, split.row(recipe))
         shown, logits = replace(split, ingredients=self.bank.ingredients), None  # a soup's need no logits
         if split is self.bank and self.objective.needs_logits:  # they are known from the search
@@ -865,6 +865,13 @@ def _soup_answers(bank: LogitBank, soup: Soup) -> Answers:
     head = report.head
     if head is None and recipe.is_single:
         return Answers(bank.predict(bank.row(recipe)), labels, len(bank.classes))
+    if (
+        head is None
+        and report.is_exact
+        and {*(used := ingredients.select(recipe.used)).keys} <= {*bank.ingredients.keys}
+    ):
+        shown = replace(bank, ingredients=used)
+        return shown.answers(shown.row(recipe), with_logits=True)
     if head is None:
         measured = measured_soup(shown, recipe)
     elif report.data is not None and bank.split == report.data.split:
@@ -910,8 +917,8 @@ def choose(measurements: Iterable[Measurement], objective: Objective = ACCURACY)
 
 
 def predict(bank: LogitBank, recipe: Recipe, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
-    """Classes that the averaged weights predict `(samples,)`; of a single model they are known."""
-    if recipe.is_single:
+    """Classes that the averaged weights predict `(samples,)`; of a single model, or an exact soup, they are known."""
+    if bank.knows_soup(recipe):
         return bank.predict(bank.row(recipe))
     return measured_soup(bank, recipe).look(np.ones(len(bank), dtype=bool), on_block=on_block)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -31,17 +31,28 @@ class TensorDigests:
     by_name: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> TensorDigests:
-        """Of a model on the CPU."""
+    def of(cls, model: torch.nn.Module, *, without: Collection[str] = ()) -> TensorDigests:
+        """Of a model.
+
+        Args:
+            without: names of tensors that are left out.
+        """
         import torch
 
         digests: dict[str, str] = {}
         for name, tensor in named_tensors(model):
-            content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            if name in without:
+                continue
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             sha256 = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
             sha256.update(content)
             digests[name] = sha256.hexdigest()[:LENGTH]
         return cls(digests)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What models are sorted by: those that share their first layers are next to each other."""
+        return tuple(self.by_name.values())
 
 
 def differing(models: Sequence[TensorDigests]) -> frozenset[str]:

@@ -21,6 +21,7 @@ from hf_radin.runtime.text import between, code, escape, one_line, show_metric
 from hf_radin.soup import pictures
 from hf_radin.soup.card_sentences import (
     about_adapter,
+    about_exactness,
     about_head,
     about_statistics,
     comparison_text,
@@ -251,6 +252,7 @@ def render(report: SearchReport, *, license: str | None = None, drawn: Collectio
         shared_images=shared_images(report),
         about_head=about_head(report),
         about_adapter=about_adapter(report),
+        exactness=about_exactness(report),
         about_statistics=about_statistics(report),
         how_to_measure=how_to_measure([*report.recipe.used], place=PLACE, is_uniform=report.is_uniform),
         costs=costs(report) if card.data else [],

@@ -160,6 +160,16 @@ def about_adapter(report: SearchReport) -> str:
     )
 
 
+def about_exactness(report: SearchReport) -> str:
+    """Why soups took no pass, in sentences; empty if they did, or were not measured."""
+    if not report.is_exact:
+        return ""
+    return (
+        "Exact: the checkpoints differ in their heads alone, so that a soup is the same function as the ensemble of "
+        "its ingredients, up to rounding. What logits say of this is what the soup does, and no image was shown to it."
+    )
+
+
 def shared_images(report: SearchReport) -> str:
     """Which images the split that proves has in common with others, in sentences; empty if it has none."""
     overlap = report.overlap
@@ -202,7 +212,8 @@ def spending(report: SearchReport) -> str:
     passes = report.passes
     text = f"{passes.logits:.3g} passes over {report.data.split} for logits, {passes.soups:.3g} for soups"
     if (report.budget or "0") != "0":
-        text += f" (a budget of {report.budget}, baselines beside it)"
+        left = "which is not touched: soups are exact" if report.is_exact else "baselines beside it"
+        text += f" (a budget of {report.budget}, {left})"
     if passes.probabilities:
         text += f", {passes.probabilities:.3g} to run soups once more for metrics of probabilities"
     if passes.batchnorm:
@@ -363,5 +374,7 @@ def _clock(seconds: float | None) -> str:
 
 def _proved_soups(report: SearchReport) -> int:
     """How many soups were run on the split that proves."""
+    if report.is_exact and report.head is None:  # their figures are those of ensembles
+        return 0
     names = {"uniform"} if report.is_single else {"soup"} if report.is_uniform else {"uniform", "soup"}
     return sum(result.split == report.held_out and result.name in names for result in report.results)

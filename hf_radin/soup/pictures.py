@@ -54,7 +54,7 @@ def _png(figure: Figure) -> bytes:
 
 def _estimates(axes: Axes, report: SearchReport) -> bool:
     """Each measured soup: what its ensemble reaches against what it reaches itself."""
-    soups = [soup for soup in report.soups if soup.measured is not None]
+    soups = [soup for soup in report.soups if soup.measured is not None and not soup.exact]
     if len(soups) < 2:
         return False
     chosen = [soup for soup in soups if soup.recipe.is_same(report.recipe)]

@@ -510,6 +510,11 @@ class SearchReport(SearchSettings):
         return [measurement for measurement in self.measurements if measurement.proposal != "single"]
 
     @property
+    def is_exact(self) -> bool:
+        """Whether soups are their ensembles, as their ingredients differ in their heads alone: no pass was needed."""
+        return any(entry.exact for entry in self.measurements)
+
+    @property
     def is_measured(self) -> bool:
         """Whether it says how good its very recipe is, or seems; a recipe whose weights were changed does not."""
         if not (self.data and self.results and self.versions and self.method != "average"):
@@ -538,6 +543,7 @@ class SearchReport(SearchSettings):
         were measured: a difference of accuracies. None if none was.
         """
         soups = [entry for entry in self.soups if entry.measured is not None and entry.teacher is None]
+        soups = [entry for entry in soups if not entry.exact]
         return median(abs(entry.known - entry.estimate) for entry in soups) if soups else None
 
     def with_head(self, made: HeadRecord) -> SearchReport:

@@ -28,7 +28,7 @@ def choose_cut(model: PreTrainedModel, example: Mapping[str, torch.Tensor], tail
     Raises:
         CutError: if there is no such place.
     """
-    cuts = find_cuts(model, _two_images(example, model.main_input_name))
+    cuts = find_cuts(model, made_batch(example, model.main_input_name))
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
     head, chosen = None, None
     seen = []
@@ -56,17 +56,24 @@ def choose_cut(model: PreTrainedModel, example: Mapping[str, torch.Tensor], tail
     )
 
 
-def _two_images(example: Mapping[str, torch.Tensor], main: str) -> dict[str, torch.Tensor]:
-    """An image, and noise; what comes beside the main input, as a mask does, is the same for both."""
+def made_batch(example: Mapping[str, torch.Tensor], main: str, images: int = 2) -> dict[str, torch.Tensor]:
+    """An image, and others of noise; what comes beside the main input, as a mask does, is the same for all.
+
+    Args:
+        example: the image, prepared, without the batch dimension.
+        main: the name of the main input.
+        images: how many there are in all.
+    """
     import torch
 
     generator, batch = torch.Generator().manual_seed(0), {}
     for name, value in example.items():
         tensor = torch.as_tensor(value)
         if tensor.is_floating_point():
-            other = torch.randn(tensor.shape, generator=generator).to(tensor)
+            others = [torch.randn(tensor.shape, generator=generator).to(tensor) for _ in range(images - 1)]
+        elif name == main and (highest := int(tensor.max()) + 1):
+            others = [torch.randint(highest, tensor.shape, generator=generator).to(tensor) for _ in range(images - 1)]
         else:
-            highest = int(tensor.max()) + 1 if name == main else 0
-            other = torch.randint(highest, tensor.shape, generator=generator).to(tensor) if highest else tensor
-        batch[name] = torch.stack([tensor, other])
+            others = [tensor] * (images - 1)
+        batch[name] = torch.stack([tensor, *others])
     return batch

@@ -8,7 +8,7 @@ module behind the cut is given, they are those of the whole model: a cut is a pl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,12 +54,15 @@ class Cut:
         return prod(self.shape)
 
 
-def find_cuts(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iterator[Cut]:
+def find_cuts(
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], *, behind: Collection[str] = ()
+) -> Iterator[Cut]:
     """The places where a model can be cut, from the last one on, each with more parameters behind it than before.
 
     Args:
         model: in evaluation mode; none of its parameters takes a gradient meanwhile.
         batch: two images that the model tells apart, by name `(images, ...)` each, on the model's device.
+        behind: names of parameters and buffers; where a module in front has one of them nobody needs to look.
 
     Raises:
         CutError: if the model gives both the same logits.
@@ -72,14 +75,18 @@ def find_cuts(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iter
         apart = float((trace.logits - others.logits).abs().max())
         if not apart > APART * float(trace.logits.abs().max()):
             raise CutError(f"{type(model).__name__} gives all images the same logits: there is nothing to teach.")
-        total, times = _multiplications(lambda: model(**batch)), Counter(call.name for call in trace.calls)
+        total, times = multiplications(lambda: model(**batch)), Counter(call.name for call in trace.calls)
         known: set[str] = set()
+        places = (name.split(".") for name in behind)
+        modules = {".".join(parts[:depth]) for parts in places for depth in range(1, len(parts))}
         for place, call in reversed([*enumerate(trace.calls)]):
             is_of_images = isinstance(call.input, torch.Tensor) and len(call.input) == len(trace.logits)
             if times[call.name] > 1 or not is_of_images:
                 continue
             front = trace.front(place)
-            run = partial(_run_tail, model, call.name, others.outputs(front), turned, call.input)
+            if modules & front.keys():
+                continue
+            run = partial(run_tail, model, call.name, others.outputs(front), turned, call.input)
             if not _gives(run, trace.logits, NEAR * apart):
                 continue
             tensors = _parameters_of(model, run)
@@ -87,7 +94,7 @@ def find_cuts(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iter
                 continue
             known |= tensors.keys()
             count = sum(parameter.numel() for parameter in tensors.values())
-            share = _multiplications(run) / max(1, total)
+            share = multiplications(run) / max(1, total)
             yield Cut(call.name, (*front,), (*call.input.shape[1:],), (*tensors,), count, share)
 
 
@@ -116,10 +123,10 @@ def open_tail(
             hook = model.get_submodule(name).register_forward_hook(partial(note, name))
             stack.callback(hook.remove)
         model(**batch)
-    yield partial(_run_tail, model, cut.module, outputs, batch)
+    yield partial(run_tail, model, cut.module, outputs, batch)
 
 
-def _run_tail(
+def run_tail(
     model: PreTrainedModel,
     name: str,
     outputs: Mapping[str, Sequence[Any]],
@@ -142,7 +149,8 @@ def _run_tail(
         return forward(*args, **options) if is_behind else next(answers)
 
     with ExitStack() as stack:
-        stack.callback(model.get_submodule(name).register_forward_pre_hook(enter).remove)
+        first = model.get_submodule(name)
+        stack.callback(first.register_forward_pre_hook(enter, prepend=True).remove)  # others see what it is given
         for front, answers in outputs.items():
             module: Any = model.get_submodule(front)
             module.forward = partial(stand_in, module.forward, iter(answers))
@@ -264,7 +272,7 @@ def _is_tied(model: PreTrainedModel, tensors: Mapping[str, torch.nn.Parameter], 
     return any(id(parameter) in behind for name in front for parameter in model.get_submodule(name).parameters())
 
 
-def _multiplications(run: Callable[[], object]) -> int:
+def multiplications(run: Callable[[], object]) -> int:
     """How many multiplications and additions products of matrices and convolutions take, as torch counts them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

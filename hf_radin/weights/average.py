@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_radin.checkpoints.autotune import bytes_of, free_memory
 from hf_radin.checkpoints.files import BYTES, SHARD, as_dtype, safetensors_dtype, torch_dtype
 from hf_radin.checkpoints.model import check_header, load_model, quiet_transformers, shared_config
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
@@ -22,6 +25,7 @@ from hf_radin.weights.average_files import (
     header_of,
     stream,
     widest,
+    widest_of,
     write_weights,
 )
 from hf_radin.weights.batchnorm import Statistics, estimate_statistics
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
+
+# The share of a device's free memory that ingredients may take to be averaged there.
+RESIDENT = 0.5
 
 
 def write_average(
@@ -92,8 +99,9 @@ def average_model(
     dtype: str | torch.dtype | None = None,
     statistics: Statistics | None = None,
     head: LastLayers | None = None,
+    resident: Callable[[Ingredients, Recipe], PreTrainedModel | None] | None = None,
 ) -> PreTrainedModel:
-    """The averaged model, in evaluation mode on the CPU. See `average`.
+    """The averaged model, in evaluation mode on the CPU, or where `resident` has it. See `average`.
 
     Files are averaged tensor by tensor where all of them name their tensors alike. Different versions of transformers
     name them differently on disk (transformers#41693), but not in the modules: there the loaded models are averaged,
@@ -102,14 +110,16 @@ def average_model(
 
     Args:
         head: that takes the place of the averaged one.
+        resident: gives the average of models that are in memory, as `Residents.soup` does; None where they are not.
+            It is not asked for another `dtype`.
     """
     used, recipe = by_content(ingredients, recipe)
-    with open_weights(used) as files:
-        target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
-        if recipe.pull is None and are_alike(used, files):
-            model = average_of_files(used, files, recipe, target)
-        else:
-            model = average_of_models(used, files, recipe, target)
+    model = resident(used, recipe) if resident and dtype is None else None
+    if model is None:
+        with open_weights(used) as files:
+            target = as_dtype(dtype) if dtype else torch_dtype(widest(files))
+            average = average_of_files if recipe.pull is None and are_alike(used, files) else average_of_models
+            model = average(used, files, recipe, target)
     if statistics is not None and not recipe.is_single:
         estimate_statistics(model, statistics)
     if head is not None:
@@ -206,8 +216,109 @@ def average_of_models(used: Ingredients, files: Files, recipe: Recipe, target: t
     return model
 
 
+class Residents:
+    """Ingredients whose weights stay in the memory of a device, where their soups are averaged: no file is read again.
+
+    The bits are those of `average_of_files`. What it costs is memory: ingredients are loaded when a second soup is
+    wanted, and only as long as all take no more than a share of what is free, so that soups and images have room.
+
+    Args:
+        share: of the memory that is free without them.
+    """
+
+    def __init__(self, share: float = RESIDENT) -> None:
+        self._share = share
+        self._soups = 0
+        self._models: dict[Ingredient, PreTrainedModel] = {}
+        self._dtypes: dict[Ingredient, frozenset[str]] = {}  # in their files, as safetensors spells them
+
+    def soup(self, used: Ingredients, recipe: Recipe, *, device: torch.device) -> PreTrainedModel | None:
+        """An average in evaluation mode on a device, or None if it has to be made from files.
+
+        So it is of the first soup, where there is too little memory, of adapters, code of their own, pulled recipes
+        and ingredients of several dtypes, and with a number that is not finite, which is settled or named there.
+
+        Args:
+            used: the ingredients that the recipe uses, in its order.
+        """
+        self._soups += 1
+        if self._soups == 1 or recipe.pull is not None or any(map(_is_special, used)):
+            return None
+        if not self._load(used, device):
+            return None
+        models, dtypes = ([of_each[ingredient] for ingredient in used] for of_each in (self._models, self._dtypes))
+        if len(set(map(widest_of, dtypes))) > 1:
+            return None
+        averaged = average_of_resident(models, list(recipe.used.values()), frozenset().union(*dtypes))
+        return None if averaged is None else copy.deepcopy(models[0], averaged)
+
+    def _load(self, used: Ingredients, device: torch.device) -> bool:
+        """Whether ingredients are on the device, where those that are not yet are loaded if there is room."""
+        import torch
+
+        missing = [ingredient for ingredient in used if ingredient not in self._models]
+        if not missing:
+            return True
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what earlier passes took is free
+        taken = sum(map(bytes_of, self._models.values()))
+        with open_weights(Ingredients(missing)) as files:
+            needed = sum(BYTES[tensor.dtype] * len(tensor) for file in files for tensor in file.values())
+            if taken + needed > self._share * (taken + free_memory(device)):
+                return False
+            for ingredient, file in zip(missing, files, strict=True):
+                self._dtypes[ingredient] = frozenset(tensor.dtype for tensor in file.values())
+                self._models[ingredient] = ingredient.load_model(torch_dtype(widest([file]))).to(device)
+        return True
+
+
+def average_of_resident(
+    models: Sequence[PreTrainedModel], weights: Sequence[float], dtypes: frozenset[str]
+) -> dict[int, torch.Tensor] | None:
+    """The averaged tensors of models on one device; None if a number of them is not finite.
+
+    Sums are taken in the same dtype and order as of files, and are rounded once: the bits are the same.
+
+    Args:
+        models: of one dtype.
+        dtypes: in their files, as safetensors spells them.
+
+    Returns:
+        By the `id` of the first model's tensor, so that a copy of this model takes them in its place.
+    """
+    import torch
+
+    target = widest_of(dtypes)
+    sum_dtype = torch.float64 if average_tensors.sum_dtype(dtypes, [target]) is np.float64 else torch.float32
+    averaged: dict[int, torch.Tensor] = {}
+    states = [model.state_dict(keep_vars=True) for model in models]
+    with torch.no_grad():
+        for name, tensor in states[0].items():
+            sums: dict[str, torch.Tensor] = {}
+            for state, weight in zip(states, weights, strict=True):
+                values = state[name]
+                _add(sums, name, values.to(sum_dtype) if values.is_floating_point() else values.clone(), weight)
+            # some architectures keep a few tensors in float32
+            average = sums[name].to(torch_dtype(target)).to(tensor.dtype) if tensor.is_floating_point() else sums[name]
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            averaged[id(tensor)] = torch.nn.Parameter(average, tensor.requires_grad) if is_parameter else average
+        is_finite = torch.stack([tensor.isfinite().all() for tensor in averaged.values()]).all()
+    return averaged if bool(is_finite) else None
+
+
+def _is_special(ingredient: Ingredient) -> bool:
+    """Whether the weights of a model are more than what its files say, as those of an adapter."""
+    return ingredient.base is not None or ingredient.trust_remote_code
+
+
 def _config_of(used: Ingredients) -> PretrainedConfig:
-    return shared_config([ingredient.config for ingredient in used])
+    return copy.deepcopy(shared_config(list(map(_config, used))))
+
+
+@lru_cache(maxsize=1024)
+def _config(ingredient: Ingredient) -> PretrainedConfig:
+    """The configuration of an ingredient, read once for all soups: that its files are the same is checked for each."""
+    return ingredient.config
 
 
 def _as_torch(content: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

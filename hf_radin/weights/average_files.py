@@ -94,13 +94,18 @@ def _digest(tensors: Sequence[Tensor]) -> str:
 
 def widest(files: Files) -> str:
     """The widest float dtype in the files, as safetensors spells it; float32 for float16 and bfloat16 together."""
+    return widest_of(tensor.dtype for file in files for tensor in file.values())
+
+
+def widest_of(dtypes: Iterable[str]) -> str:
+    """The widest float dtype, as above."""
 
     def common(first: str, second: str) -> str:
         if {first, second} == {"F16", "BF16"}:
             return "F32"
         return max(first, second, key=lambda dtype: BYTES[dtype])
 
-    return reduce(common, (tensor.dtype for file in files for tensor in file.values() if tensor.dtype in FLOATS))
+    return reduce(common, (dtype for dtype in dtypes if dtype in FLOATS))
 
 
 def header_of(files: Files, dtype: str) -> Header:

@@ -4,6 +4,7 @@ This is plain numpy, because averaging files must not wait for the import of tor
 float32 where all inputs and outputs have 16 bits. Product and sum are rounded one after the other, ingredient after
 ingredient, and the result is rounded once. All machines and any number of threads therefore give the same bits, and
 the average of equal tensors is that tensor again, for any weights; except in float64, where sums have no spare bits.
+What several fine-tunes share, as a frozen body, is therefore compared and not summed up.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ CHUNK = 1 << 16
 
 # Threads that read and add: more of them don't get more out of the memory.
 THREADS = min(4, os.cpu_count() or 1)
+
+# The bytes that are looked at first, to see whether two chunks are the same.
+GLANCE = 1024
 
 # Takes the name of a tensor, the offset of its first byte, and bytes of it.
 Sink = Callable[[str, int, Any], object]
@@ -322,7 +326,7 @@ class _Workspace:
     """Buffers of one thread for `count` numbers: memory that is used again costs no page faults."""
 
     def __init__(self, count: int, sum_dtype: type[np.floating] = np.float64):
-        self.raw = np.empty(8 * count, np.uint8)
+        self.raw, self.first = np.empty(8 * count, np.uint8), np.empty(8 * count, np.uint8)
         self.total, self.part = np.empty(count, sum_dtype), np.empty(count, sum_dtype)
         self.single, self.bits = np.empty(count, np.float32), np.empty(count, np.uint32)
         self.half, self.is_middle = np.empty(count, np.uint16), np.empty(count, bool)
@@ -350,8 +354,10 @@ class _Averaging:
                 tensor.read(start * BYTES[dtype], raw.data)
             return raw
         with np.errstate(over="ignore", invalid="ignore"):
-            total = _weighted_sum(tensors, self.weights, start, count, workspace)
-            is_finite = bool(np.isfinite(total.sum()))
+            total = _weighted_sum(tensors, self.weights, start, count, workspace, keeps_equal=self._keeps_equal(name))
+            is_finite = total is None or bool(np.isfinite(total.sum()))
+        if total is None:
+            return workspace.first[: count * BYTES[dtype]]
         if not is_finite:  # there is such a number, or the numbers are merely large
             self._settle_non_finite(name, start, total)
         part = rounded(total, dtype, workspace)
@@ -361,6 +367,15 @@ class _Averaging:
                 f"{name} has {largest:.6g} in the average, more than a float16 holds; choose another dtype (--dtype)."
             )
         return part
+
+    def _keeps_equal(self, name: str) -> bool:
+        """Whether the average of equal tensors is that tensor, to the last bit; rounded to another dtype it is not."""
+        dtypes = {self.target[name], *(file[name].dtype for file in self.files)}
+        return len(dtypes) == 1 and "F64" not in dtypes and self._is_average
+
+    @cached_property
+    def _is_average(self) -> bool:
+        return math.isclose(math.fsum(self.weights), 1)
 
     def _settle_non_finite(self, name: str, start: int, total: np.ndarray) -> None:
         """Put the number that all tensors have in place of a sum that is not finite, as of masks with -inf.
@@ -373,8 +388,10 @@ class _Averaging:
             return
         values = []
         for file in self.files:
-            workspace = _Workspace(len(total))
-            values.append(_weighted_sum([file[name]], [1.0], start, len(total), workspace)[places].copy())
+            tensor, workspace = file[name], _Workspace(len(total))
+            raw = workspace.raw[: len(total) * BYTES[tensor.dtype]]
+            tensor.read(start * BYTES[tensor.dtype], raw.data)
+            values.append(_with(None, raw, tensor.dtype, 1.0, workspace)[places].copy())
         is_same = np.all([row == values[0] for row in values], axis=0)
         if is_same.all():
             total[places] = values[0]
@@ -389,23 +406,68 @@ class _Averaging:
 
 
 def _weighted_sum(
-    tensors: Sequence[Tensor], weights: Sequence[float], start: int, count: int, workspace: _Workspace
-) -> np.ndarray:
-    """The weighted sum of the same numbers of each tensor, in the dtype of the workspace `(count,)`."""
-    total, part, wide = workspace.total[:count], workspace.part[:count], workspace.bits[:count]
-    for index, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    start: int,
+    count: int,
+    workspace: _Workspace,
+    *,
+    keeps_equal: bool = False,
+) -> np.ndarray | None:
+    """The weighted sum of the same numbers of each tensor, in the dtype of the workspace `(count,)`.
+
+    None where it need not be taken, of equal bytes of finite numbers, which are left in `workspace.first`.
+
+    Args:
+        keeps_equal: whether the average of equal tensors is that tensor, and so is not summed up.
+    """
+    total: np.ndarray | None = None
+    waiting: list[float] = []  # the weights of tensors whose bytes are the first one's, as long as all are
+    for tensor, weight in zip(tensors, weights, strict=True):
         size = BYTES[tensor.dtype]
-        raw = workspace.raw[: count * size]
+        first = workspace.first[: count * size]
+        raw = workspace.raw[: count * size] if total is not None or waiting or not keeps_equal else first
         tensor.read(start * size, raw.data)
-        values = raw.view(NUMPY_NAMES[tensor.dtype])
-        if tensor.dtype == "BF16":  # the upper half of a float32
-            np.left_shift(values, 16, out=wide, dtype=np.uint32)
-            values = wide.view(np.float32)
-        into = part if index else total
-        into[:] = values
-        into *= weight
-        if index:
-            total += part
+        if keeps_equal and total is None and (raw is first or _are_equal(raw, first)):
+            waiting.append(weight)
+            continue
+        for earlier in waiting:
+            total = _with(total, first, tensor.dtype, earlier, workspace)
+        waiting = []
+        total = _with(total, raw, tensor.dtype, weight, workspace)
+    if not waiting:
+        return total
+    if np.isfinite(_with(None, first, tensor.dtype, 1.0, workspace).sum()):
+        return None
+    for weight in waiting:
+        total = _with(total, first, tensor.dtype, weight, workspace)
+    return total
+
+
+def _are_equal(content: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two uint8 arrays are the same; that they differ mostly shows in their first bytes."""
+    return np.array_equal(content[:GLANCE], other[:GLANCE]) and np.array_equal(content, other)
+
+
+def _with(total: np.ndarray | None, raw: np.ndarray, dtype: str, weight: float, workspace: _Workspace) -> np.ndarray:
+    """A sum to which weighted numbers were added, in place; the first sum lies in the workspace `(count,)`.
+
+    Args:
+        raw: the numbers' bytes, uint8.
+        dtype: of the numbers, as safetensors spells it.
+    """
+    values = raw.view(NUMPY_NAMES[dtype])
+    count = len(values)
+    if dtype == "BF16":  # the upper half of a float32
+        wide = workspace.bits[:count]
+        np.left_shift(values, 16, out=wide, dtype=np.uint32)
+        values = wide.view(np.float32)
+    into = (workspace.total if total is None else workspace.part)[:count]
+    into[:] = values
+    into *= weight
+    if total is None:
+        return into
+    total += into
     return total
 
 

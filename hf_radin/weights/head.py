@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -22,6 +22,7 @@ from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.images.pixels import Pixels
 from hf_radin.ingredients.ingredient import Ingredient
+from hf_radin.sharing.replay import SharedModules
 from hf_radin.tail.teach import TaughtTail
 
 if TYPE_CHECKING:
@@ -208,6 +209,18 @@ def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None
         ) from error
 
 
+def are_of_head(names: Collection[str], ingredient: Ingredient) -> bool:
+    """Whether tensors of these names are all of the head of an ingredient's architecture."""
+    modules = {name.rpartition(".")[0] for name in names}
+    # a head is two layers at most: where there are more, no model has to show where it is
+    if len(modules) > 2 or any(name.rpartition(".")[2] not in ("weight", "bias") for name in names):
+        return False
+    try:
+        return not modules or modules <= {*find_head(ingredient).modules}
+    except ValueError:  # logits that come from no linear layer; what is wrong with a model, a pass says
+        return False
+
+
 def locate_head(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Head:
     """The head of a model, which is shown a batch to see where its logits come from.
 
@@ -307,10 +320,13 @@ class FeatureRunning(Running):
         return super().ready(model)
 
     def logits(
-        self, models: Sequence[PreTrainedModel], inputs: Mapping[str, torch.Tensor | Pixels]
+        self,
+        models: Sequence[PreTrainedModel],
+        inputs: Mapping[str, torch.Tensor | Pixels],
+        shared: SharedModules | None = None,
     ) -> list[np.ndarray]:
         """The features of the model that was made ready last for prepared images, float32 `(samples, features)`."""
-        super().logits(models, inputs)
+        super().logits(models, inputs, shared)
         return [self._recordings[-1].take()]
 
 

@@ -55,8 +55,17 @@ def test_a_call_is_timed_once_it_is_warm():
 @pytest.mark.parametrize("processes", [1, 4, 10_000])
 def test_images_are_decoded_beside_a_device_and_not_beside_a_cpu(monkeypatch, processes):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert autotune.default_workers(CPU) == 0
-    assert 1 <= autotune.default_workers(torch.device("meta")) <= max(1, (os.cpu_count() or 1) // processes)
+    assert autotune.most_workers(CPU) == 0
+    assert 1 <= autotune.most_workers(torch.device("meta")) <= max(1, (os.cpu_count() or 1) // processes)
+
+
+@pytest.mark.parametrize(
+    ("decode_seconds", "forward_seconds", "workers"),
+    [(0.004, 0.001, 4), (0.0041, 0.001, 5), (0.001, 0.1, 1), (1.0, 0.001, 7), (0.1, 0.0, 7)],
+)
+def test_as_many_processes_decode_as_keep_up_with_the_models(decode_seconds, forward_seconds, workers):
+    assert autotune.count_workers(decode_seconds, forward_seconds, most=7) == workers
+    assert autotune.count_workers(decode_seconds, forward_seconds, most=0) == 0
 
 
 def test_as_many_models_as_fit_beside_a_batch():

@@ -1,4 +1,4 @@
-"""What a job costs is known before it starts: bytes exactly, seconds by arithmetic, and no weights are read."""
+"""What a job costs is known before it starts: bytes exactly, seconds by arithmetic, and no weights are downloaded."""
 
 import shutil
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_a_model_takes_what_its_weights_do(job, runs):
     assert job.at_once == job.ingredients == 5 and job.groups == 1
 
 
-def test_no_weights_are_read(runs, digits, tmp_path):
+def test_no_weights_are_needed(runs, digits, tmp_path):
     ingredients = hf_radin.gather([runs / "ft-0", runs / "ft-1"])
     without = [replace(ingredient, folder=tmp_path / f"{number}") for number, ingredient in enumerate(ingredients)]
     for ingredient, copy in zip(ingredients, without, strict=True):
@@ -53,6 +53,7 @@ def test_no_weights_are_read(runs, digits, tmp_path):
         (copy.folder / "model.safetensors").unlink()
     job = hf_radin.estimate(hf_radin.Ingredients(without), digits, cache_dir=tmp_path / "cache")
     assert (job.ingredients, job.classes) == (2, 10) and job.probe.forward_seconds > 0
+    assert job.common is None and job.work == 2 and "not all are here" in estimate_table(job)
 
 
 def test_twice_the_processes_take_half_the_time(job):
@@ -91,6 +92,25 @@ def test_the_arithmetic():
     assert replace(LARGE, statistics=1024).soups_seconds == LARGE.soups_seconds + 9 * 1.024
     assert replace(LARGE, logit_bytes=2).bank_bytes == LARGE.bank_bytes / 2
     assert replace(LARGE, free_disk=SPARED).cached_bytes == 0
+
+
+def test_what_models_have_in_common_counts_once_for_each_group():
+    shared = replace(LARGE, common=0.75)
+    assert LARGE.work == 72 and shared.work == 9 * 0.75 + 72 * 0.25 and replace(shared, at_once=72).work == 18.75
+    assert shared.logits_seconds == pytest.approx(50_000 * (2e-3 + 24.75 * 1e-3) / 4)
+    assert shared.soups_seconds == LARGE.soups_seconds and shared.bank_bytes == LARGE.bank_bytes
+    assert "75% of a pass is the same in all" in estimate_table(shared)
+    exact = replace(shared, exact=True)
+    assert exact.soups == exact.soups_seconds == 0 and "exact, without a pass" in estimate_table(exact)
+
+
+def test_linear_probes_cost_one_body_and_no_soup(heads, digits, tmp_path):
+    job = hf_radin.estimate(hf_radin.gather(f"{heads}/*"), digits, cache_dir=tmp_path)
+    assert job.exact and 0.99 < job.common < 1 and job.soups == 0 and 1 < job.work < 1.02
+
+
+def test_fine_tunes_of_everything_cost_all_passes(job):
+    assert job.common == 0 and not job.exact and job.work == 5 and job.soups == job.budget + 1
 
 
 def test_the_worked_example_of_the_docs_is_this_arithmetic():

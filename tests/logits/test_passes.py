@@ -2,8 +2,10 @@
 
 import io
 import logging
+import multiprocessing
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -16,6 +18,7 @@ from shared.timeless import contents
 from shared.training import NAMES, digit_images, image_dataset
 
 import hf_radin
+from hf_radin.logits import passes as passing
 
 
 def rows() -> datasets.Dataset:
@@ -109,6 +112,24 @@ def test_images_are_decoded_once_for_all_models_and_soups(runs, tmp_path, decode
     bank = compute(f"{runs}/ft-[{names}]", rows(), tmp_path, models_in_memory=at_once)
     soup = hf_radin.radin(bank, budget=8)
     assert len(decoded) == TRIED + 300 and soup.report.passes.soups >= 1
+
+
+@pytest.mark.parametrize("workers", [2, "auto"])
+def test_processes_decode_where_images_are_not_cached(bank, tmp_path, monkeypatch, workers):
+    """By a probe they are one or more, as if beside a GPU of a machine with three cores."""
+    monkeypatch.setattr(passing, "most_workers", lambda device: 2)
+    passes = replace(bank.passes(), workers=workers, example=bank.images.example())
+    model = passes.running.ready(bank.ingredients[0].load_model(passes.running.dtype))
+
+    def decoding(images) -> int:
+        stream = passes.stream(images, show=lambda inputs: passes.running.logits([model], inputs))
+        next(stream)
+        count = len(multiprocessing.active_children())
+        stream.close()
+        return count
+
+    assert decoding(bank.images) == 0
+    assert decoding(replace(bank.images, folder=tmp_path)) in ([2] if workers == 2 else [1, 2])
 
 
 def test_without_a_cache_images_are_decoded_once_a_group_and_a_soup(runs, tmp_path, decoded):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from shared.written import WEIGHTS, write_average
 
+from hf_radin.checkpoints.files import safetensors_dtype
 from hf_radin.weights.average_tensors import average, open_files, rounded
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -64,6 +65,29 @@ def test_sums_are_rounded_once_to_the_nearest_number(folders, tmp_path, kind):
             )
         assert is_nearest(written[name].reshape(-1), exact.reshape(-1), unsure.reshape(-1))
     assert torch.equal(written["counter"], parts[0]["counter"])
+
+
+@pytest.mark.parametrize("weights", [(1 / 3, 1 / 3, 1 / 3), WEIGHTS])
+@pytest.mark.parametrize("last", [None, 0, 1, 2])
+def test_what_some_files_share_changes_no_bit_of_the_sum(folders, tmp_path, weights, last):
+    """As of ingredients of which only the last differ from the first, or one of them in one number."""
+    parts = [load_file(folder / "model.safetensors") for folder in folders]
+    for number, folder in enumerate(folders):
+        shared = parts[0]["large"].clone()
+        if number == last:
+            shared[299, 32] += 1
+        save_file(parts[0] | {"large": shared}, folder / "model.safetensors", {"format": "pt"})
+    for kind in DTYPES:
+        written = written_average(folders, tmp_path / kind, kind, weights, chunk=1000)
+        wide = (
+            torch.float32 if {kind, safetensors_dtype(parts[0]["large"].dtype)} <= {"F16", "BF16"} else torch.float64
+        )
+        total = torch.zeros(300, 33, dtype=wide)
+        for number, weight in enumerate(weights):
+            part = load_file(folders[number] / "model.safetensors")["large"].to(wide) * weight
+            total = part if number == 0 else total + part
+        assert written["large"].dtype == DTYPES[kind]
+        assert is_nearest(written["large"].reshape(-1), total.double().reshape(-1))
 
 
 @pytest.mark.parametrize("folders", ["F16", "BF16"], indirect=True)
