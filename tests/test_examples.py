@@ -19,6 +19,7 @@ from hf_radin.ingredients.card_metadata import agreed_origin
 from hf_radin.soup.report import SearchReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,20 @@ def test_a_soup_of_plain_torch_modules(tmp_path):
     assert min(accuracies.values()) > 0.85  # ten classes: the models were really trained, and averaged
     assert {*hf_radin.Recipe.from_json(recipe).used} <= {f"mlp-{seed}" for seed in range(1, 6)}
     assert not any(tmp_path.iterdir())
+
+
+def test_the_benchmark_of_gpus_runs_in_a_tiny_form_on_a_cpu(tmp_path):
+    """What it compiles has tests of its own: a compiler takes longer than all the others."""
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--device", "cpu", "--output", "gpu.json"]
+    command += ["--parts", "passes", "devices", "scoring"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    rows = {row["name"]: row for row in content["rows"]}
+    assert content["device"].startswith("CPU") and all(f"| {name} |" in run.stdout for name in rows)
+    for name in ("ViT-B/16", "ConvNeXt-T"):
+        assert rows[f"{name}: images at a time after a batch that did not fit"]["value"] == 8
+        assert rows[f"{name}: logits in float32 against a CPU's in float32"]["value"] < 1e-4
+        assert 0 < rows[f"{name}: logits in bfloat16 against a CPU's in float32"]["value"] < 0.05
+        assert rows[f"{name}: ours over bare"]["holds"] is None  # a CPU says nothing of a GPU's speed
+    assert rows["scores of the device are those of a CPU"]["holds"]

@@ -1,18 +1,28 @@
-"""How many models and images at a time suit this machine, by measuring its memory and speed."""
+"""How many models and images at a time suit this machine, and which modes, by measuring its memory and speed."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from hf_radin.checkpoints.forward import Running
+from hf_radin.images.pixels import Pixels
 from hf_radin.runtime.processes import local_processes
+from hf_radin.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # The share of free memory that models may take; blocks of images and other processes need the rest.
 SHARE = 0.8
@@ -20,6 +30,18 @@ SHARE = 0.8
 # Images in a forward pass on a CPU, where more gain nothing (benchmarks/logits.py), and with a fixed number every run
 # gives the same last bits. On an accelerator the search starts here.
 BATCH_SIZE = 64
+
+# Bfloat16 and compilation are chosen only if they keep the predictions of so many images that are tried, at least.
+AGREE = 0.99
+
+# How many images are tried for that: at 0.99, predictions of two may differ.
+TRIED = 256
+
+# A job of fewer seconds is over before its models are compiled, so that nobody tries.
+SHORT = 10
+
+# How often a job compiles a model: for its first batch, and for batches of any other size.
+COMPILATIONS = 2
 
 # A batch of twice the size is preferred if it shows so many times the images a second.
 PAYS = 1.1
@@ -110,6 +132,111 @@ def grow_batch(seconds: Callable[[int], float | None], *, start: int, most: int)
         if size >= most:
             return size
         size *= 2
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What makes models faster on a GPU: each changes the last bits of logits, and none is used on a CPU by itself.
+
+    Args:
+        mixed_precision: by accelerate's name of it.
+        channels_last, torch_compile: see `compute_logits`.
+    """
+
+    mixed_precision: str = "no"
+    channels_last: bool = False
+    torch_compile: bool = False
+
+
+def agree(logits: np.ndarray, expected: np.ndarray, *, multi_label: bool = False) -> bool:
+    """Whether two ways to run a model predict the same of `AGREE` of the images or more.
+
+    Args:
+        logits, expected: `(images, classes)`. What is no finite number agrees with nothing.
+        multi_label: whether an image agrees if each class is there by both or by neither; else its best class counts.
+    """
+    if not (len(expected) and np.isfinite(logits).all() and np.isfinite(expected).all()):
+        return False
+    if multi_label:
+        same = ((logits > 0) == (expected > 0)).all(axis=1)
+    else:
+        same = logits.argmax(axis=1) == expected.argmax(axis=1)
+    return float(same.mean()) >= AGREE
+
+
+def choose_modes(
+    models: Sequence[PreTrainedModel],
+    inputs: Mapping[str, torch.Tensor | Pixels],
+    running: Running,
+    *,
+    has_bfloat16: bool,
+    batches: float,
+    multi_label: bool = False,
+) -> Modes:
+    """The modes in which models run faster on a GPU, of those that keep what they predict.
+
+    Convolutions run in `channels_last`. Bfloat16 is for models that agree with themselves in float32, each on these
+    images (`agree`); compilation for models that agree so, too, if it saves a job more time than it takes.
+
+    Args:
+        models: some of those that run, with weights of float32; they are of no use afterwards.
+        inputs: prepared images by name, `(images, ...)` each.
+        running: where they run.
+        has_bfloat16: whether the device computes in it.
+        batches: of `BATCH_SIZE` images that the job shows to all its models together; 0 if that is not known.
+    """
+    exact = replace(
+        running, batch_size=BATCH_SIZE, channels_last=has_convolutions(models[0]), compiled=False, mixed_precision="no"
+    )
+    ready = [exact.ready(model) for model in models]
+    expected = exact.logits(ready, inputs)
+
+    def keeps(answers: Sequence[np.ndarray]) -> bool:
+        pairs = zip(answers, expected, strict=True)
+        return all(agree(logits, exactly, multi_label=multi_label) for logits, exactly in pairs)
+
+    chosen = exact
+    if has_bfloat16 and keeps((mixed := replace(exact, mixed_precision="bf16")).logits(ready, inputs)):
+        chosen = mixed
+    is_compiled = bool(batches) and _compiling_pays(ready, inputs, chosen, batches, keeps)
+    return Modes(str(chosen.mixed_precision), chosen.channels_last, is_compiled)
+
+
+def _compiling_pays(
+    models: Sequence[PreTrainedModel],
+    inputs: Mapping[str, torch.Tensor | Pixels],
+    running: Running,
+    batches: float,
+    keeps: Callable[[Sequence[np.ndarray]], bool],
+) -> bool:
+    """Whether a job of so many batches ends earlier with compiled models, and these keep what they predict."""
+    compiled, batch = replace(running, compiled=True), {name: value[:BATCH_SIZE] for name, value in inputs.items()}
+    plain_seconds = timed(lambda _: running.logits(models[:1], batch))(BATCH_SIZE)
+    if plain_seconds is None or batches * plain_seconds < SHORT:
+        return False
+    try:
+        ready = [compiled.ready(model) for model in models]
+        begun = time.perf_counter()
+        compiled.logits(ready[:1], batch)
+        compiling = time.perf_counter() - begun
+        seconds = timed(lambda _: compiled.logits(ready[:1], batch))(BATCH_SIZE)
+        is_kept = keeps(compiled.logits(ready, inputs))
+    except Exception as error:  # compilers fail in many ways, with models and on machines that have none
+        logger.info("torch.compile is not used: it fails here (%s).", one_line(error))
+        return False
+    return seconds is not None and is_kept and saves(plain_seconds - seconds, batches=batches, compiling=compiling)
+
+
+def saves(gain: float, *, batches: float, compiling: float) -> bool:
+    """Whether so many batches, each of which is faster by a gain, save more than compiling takes. In seconds."""
+    return batches * gain > COMPILATIONS * compiling
+
+
+def has_convolutions(model: torch.nn.Module) -> bool:
+    """Whether a model has layers that the memory format `channels_last` is for."""
+    import torch
+
+    return any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
 
 
 def timed(run: Callable[[int], object]) -> Callable[[int], float | None]:

@@ -6,7 +6,7 @@ How a model is run decides about the last bits of its logits: dtype, batch size,
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The dtypes of mixed precision that torch alone can give, by accelerate's names.
+AUTOCAST = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
+
 # Images that show which modules several models need to run only once.
 LEARNT = 2
 
@@ -37,7 +40,8 @@ class Running:
         dtype: of the weights.
         batch_size: images in a forward pass.
         channels_last: whether images are in memory pixel by pixel, which is faster for convolutions on GPUs.
-        compiled: whether `torch.compile` is used.
+        compiled: whether `torch.compile` is used. What is compiled for a model runs all models like it.
+        mixed_precision: by accelerate's name of it; by default the accelerator's.
     """
 
     accelerator: Accelerator
@@ -45,6 +49,7 @@ class Running:
     batch_size: int
     channels_last: bool = False
     compiled: bool = False
+    mixed_precision: str | None = None
 
     def ready(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model on the device, to be run so."""
@@ -56,6 +61,27 @@ class Running:
         if self.compiled:
             model.compile()  # in place: the module keeps its names
         return model
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """In which models run with this mixed precision.
+
+        Raises:
+            ValueError: if only the accelerator could give it, and has another.
+        """
+        import torch
+
+        usual = str(self.accelerator.mixed_precision)
+        wanted = usual if self.mixed_precision is None else self.mixed_precision
+        if wanted == usual:
+            return self.accelerator.autocast()
+        if wanted not in AUTOCAST:
+            raise ValueError(
+                f"The mixed precision {wanted!r} takes an accelerator that has it, and this one has {usual!r}: "
+                f"accelerate launch --mixed_precision {wanted}."
+            )
+        name = AUTOCAST[wanted]
+        dtype = None if name is None else getattr(torch, name)
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=name is not None)
 
     def logits(
         self,
@@ -69,6 +95,7 @@ class Running:
             inputs,
             batch_size=self.batch_size,
             accelerator=self.accelerator,
+            context=self.autocast,
             channels_last=self.channels_last,
             shared=shared,
         )
@@ -95,7 +122,7 @@ def forward(
     *,
     batch_size: int,
     accelerator: Accelerator,
-    autocast: bool = True,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     channels_last: bool = False,
     shared: SharedModules | None = None,
 ) -> list[torch.Tensor]:
@@ -105,7 +132,7 @@ def forward(
         models: in evaluation mode, on the accelerator's device, of one dtype.
         inputs: by name, `(samples, ...)` on the CPU; each batch goes to the device once for all models.
         batch_size: images in a forward pass; halved if that many don't fit into memory.
-        autocast: whether the accelerator's mixed precision applies.
+        context: in which a model is called, as with mixed precision.
         channels_last: whether images are given to the models in this memory format.
         shared: what these models have in common, which is run once.
     """
@@ -124,7 +151,7 @@ def forward(
             }
 
             def run(model: PreTrainedModel, batch: dict[str, torch.Tensor] = batch) -> torch.Tensor:
-                return batch_logits(model, batch, accelerator.autocast() if autocast else nullcontext())
+                return batch_logits(model, batch, context())
 
             try:
                 of_models = [run(model) for model in models] if shared is None else shared.run(models, run)

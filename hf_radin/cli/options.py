@@ -103,8 +103,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--pixel-cache", default="auto", metavar="SIZE", help=pixels)
     workers = "processes that decode beside each that runs models (default: auto, which is none on a CPU)"
     add("--workers", default="auto", type=number, metavar="N", help=workers)
-    add("--channels-last", action="store_true", help="a memory format that convolutions on GPUs like")
-    add("--torch-compile", action="store_true", help="run the models through torch.compile")
+    switched = "auto, on or off; on a GPU auto is"
+    layout = f"a memory format that convolutions on GPUs like: {switched} for models that have them (default: auto)"
+    add("--channels-last", nargs="?", type=switch, const=True, default="auto", metavar="WHEN", help=layout)
+    compiling = f"run the models through torch.compile: {switched} where a probe says that it pays (default: auto)"
+    add("--torch-compile", nargs="?", type=switch, const=True, default="auto", metavar="WHEN", help=compiling)
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="float32", help="of the weights while running (default: float32)")
     half = "of the logits on disk (default: float32)"
@@ -341,6 +344,14 @@ def rank(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no rank; name one above 0, or none for an exact adapter")
     return int(text)
+
+
+def switch(text: str) -> bool | str:
+    """`auto`, or whether something is on."""
+    values: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+    if text not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, on or off")
+    return values[text]
 
 
 def number(text: str) -> int | str:

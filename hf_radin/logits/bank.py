@@ -324,6 +324,7 @@ class LogitBank:
             batch_size=manifest.batch_size,
             channels_last=run.channels_last,
             torch_compile=run.torch_compile,
+            mixed_precision=run.mixed_precision,
             dtype=run.dtype,
             logits_dtype=run.logits_dtype,
             on_error=run.on_error,
@@ -506,10 +507,10 @@ class LogitBank:
         """Passes like those of the logits: a soup is compared with its ingredients under the same conditions.
 
         Raises:
-            ValueError: if this run's mixed precision is another one.
+            ValueError: if this run was started with another mixed precision.
         """
         run, accelerator = self.manifest.run, self.processes.accelerator
-        if accelerator.mixed_precision != run.mixed_precision:
+        if not self.processes.has_precision(run.mixed_precision):
             raise ValueError(
                 f"The logits in {self.folder} were computed with mixed precision {run.mixed_precision!r}, this run "
                 f"has {accelerator.mixed_precision!r}; compare a soup with its ingredients under the same precision."
@@ -517,7 +518,7 @@ class LogitBank:
         dtype, size = as_dtype(run.dtype), self.manifest.batch_size
         return Passes(
             self.processes,
-            Running(accelerator, dtype, size, run.channels_last, run.torch_compile),
+            Running(accelerator, dtype, size, run.channels_last, run.torch_compile, run.mixed_precision),
             run.logits_dtype,
             pixel_cache=self.options.pixel_cache,
             workers=self.options.workers,

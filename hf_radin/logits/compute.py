@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import hf_radin
-from hf_radin.checkpoints.autotune import BATCH_SIZE, settle_threads
+from hf_radin.checkpoints.autotune import BATCH_SIZE, TRIED, Modes, choose_modes, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.processor import (
@@ -25,7 +25,7 @@ from hf_radin.checkpoints.processor import (
     read_alike,
 )
 from hf_radin.images.cache import ACTIVATIONS, Images, find_home
-from hf_radin.images.decode import Source, example_images, prepared_example
+from hf_radin.images.decode import Source, decode, example_images, prepared_example
 from hf_radin.images.digests import refuse_met
 from hf_radin.images.sample import Chosen, Pilot, drawn_places
 from hf_radin.images.split import OBJECT, DataSource, Split, count_rows, open_split
@@ -47,6 +47,8 @@ from hf_radin.logits.preflight import Remark, check_models, load_digests, share_
 from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, remove_partials
 from hf_radin.runtime.processes import Processes
+from hf_radin.runtime.schema import known_record, write_sealed
+from hf_radin.runtime.text import one_line
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+# How many ingredients are tried to see how models run fastest; each of them has to keep its predictions.
+MODELS_TRIED = 2
 
 NOT_FINITE = "gives NaN or infinite logits: left out of the soup."
 SAVES_NOTHING = "pilot=%s saves nothing: the logits of %d ingredients take %.3g passes with it."
@@ -72,8 +77,8 @@ def compute_logits(
     models_in_memory: int | str = "auto",
     pixel_cache: int | str = "auto",
     workers: int | str = "auto",
-    channels_last: bool = False,
-    torch_compile: bool = False,
+    channels_last: bool | str = "auto",
+    torch_compile: bool | str = "auto",
     dtype: str | torch.dtype | None = None,
     logits_dtype: str = "float32",
     on_error: str = "raise",
@@ -106,8 +111,9 @@ def compute_logits(
             cached is decoded anew.
         workers: processes that decode beside each that runs models; `auto` is none on a CPU, else as many as keep up
             with the models, by a probe of both, and fewer than there are cores.
-        channels_last: give images to the models in this memory format, which convolutions on GPUs like.
-        torch_compile: run the models through `torch.compile`.
+        channels_last: give images to the models in this memory format, which convolutions on GPUs like; `auto` is for
+            models with convolutions, on a GPU.
+        torch_compile: run the models through `torch.compile`; `auto` is on a GPU where a probe says that it pays.
         dtype: of the weights while running: float32 unless you say otherwise. For autocast see `accelerator`.
         logits_dtype: of the logits on disk: `float32`, or `float16` for half the room and eleven bits.
         on_error: an image that can't be read raises a ValueError, or with `skip` is left out and counted.
@@ -121,6 +127,8 @@ def compute_logits(
             is another sample. By default logits are computed of all images.
         apart_from: a bank whose images this split must not have: it is refused at the first image in both.
         accelerator: with the device, processes and mixed precision to use; by default what `accelerate launch` set.
+            Without either, float32 weights run in bfloat16 (autocast) on a GPU if they then predict the same of 99%
+            of some images. All that is `auto` is decided once for a cache, split and architecture.
         cache_dir: where banks and prepared images are cached; by default `hf_radin` in HF_HOME.
 
     Raises:
@@ -199,7 +207,7 @@ def extend_bank(
     """
     processes.check_launch()
     settle_threads()
-    task = _plan(ingredients.by_content, source, options, processes, sample)
+    task = _with_modes(_plan(ingredients.by_content, source, options, processes, sample))
     with _alone(task):
         bank = _run(task, apart_from)
     usable = bank.ingredients.ids
@@ -215,8 +223,8 @@ class _Task:
         split: opened.
         sampled: whose images BatchNorm statistics are estimated from; None without BatchNorm.
         samples: in the split; None if that is not known before it was read.
-        run: what decides about the bits of the logits.
-        folder, pixels: of the bank, and of its prepared images.
+        processor: the image processor, as `describe_processor` describes it.
+        content: what the prepared images and their classes are.
     """
 
     ingredients: Ingredients
@@ -227,10 +235,33 @@ class _Task:
     split: Split
     sampled: Split | None
     samples: int | None
-    run: RunRecord
+    processor: dict[str, Any]
     home: Path
-    folder: Path
-    pixels: Path
+    content: tuple[Any, ...]
+
+    @cached_property
+    def run(self) -> RunRecord:
+        """What decides about the bits of the logits."""
+        options = self.options
+        return RunRecord(
+            processor=self.processor,
+            dtype=options.dtype,
+            mixed_precision=options.mixed_precision,
+            channels_last=options.channels_last is True,
+            torch_compile=options.torch_compile is True,
+            logits_dtype=options.logits_dtype,
+            on_error=options.on_error,
+        )
+
+    @cached_property
+    def folder(self) -> Path:
+        """Of the bank."""
+        return self.home / "banks" / digest(*self.content, self.sample and self.sample.key, asdict(self.run))
+
+    @cached_property
+    def pixels(self) -> Path:
+        """Of its prepared images."""
+        return self.home / "pixels" / digest(*self.content)
 
     @property
     def block(self) -> int:
@@ -258,7 +289,8 @@ class _Task:
     def passes(self, batch_size: int, example: dict[str, torch.Tensor] | None) -> Passes:
         """How the images go through the models."""
         options, accelerator = self.options, self.processes.accelerator
-        running = Running(accelerator, self.dtype, batch_size, options.channels_last, options.torch_compile)
+        modes = (self.run.channels_last, self.run.torch_compile, self.run.mixed_precision)
+        running = Running(accelerator, self.dtype, batch_size, *modes)
         return Passes(
             self.processes,
             running,
@@ -293,20 +325,12 @@ def _plan(
     if sampled is not None:
         key = sampled.key
         sampled = replace(sampled, key=processes.decide(lambda: key))
-    run = RunRecord(
-        processor=describe_processor(ingredients.processor),
-        dtype=options.dtype,
-        mixed_precision=processes.accelerator.mixed_precision,
-        channels_last=options.channels_last,
-        torch_compile=options.torch_compile,
-        logits_dtype=options.logits_dtype,
-        on_error=options.on_error,
-    )
+    processor = describe_processor(ingredients.processor)
     samples = processes.decide(lambda: count_rows(split))
-    home = find_home(options.cache_dir)
+    home, options = find_home(options.cache_dir), options.on(processes)
     # what the data are called may vary (`data`, `./data`); what they are is in the key
     data = asdict(replace(DataRecord.of(split), name=""))
-    content = [options.samples_in_block(samples), data, ingredients.labels, run.processor, run.on_error]
+    content = [options.samples_in_block(samples), data, ingredients.labels, processor, options.on_error]
     content += ["multi-label"] if ingredients.multi_label else []
     return _Task(
         ingredients=ingredients,
@@ -317,10 +341,52 @@ def _plan(
         split=split,
         sampled=sampled,
         samples=samples,
-        run=run,
+        processor=processor,
         home=home,
-        folder=home / "banks" / digest(*content, sample and sample.key, asdict(run)),
-        pixels=home / "pixels" / digest(*content),
+        content=tuple(content),
+    )
+
+
+def _with_modes(task: _Task) -> _Task:
+    """A task whose models run as is fastest on this device, where the user did not say how."""
+    if not task.options.open_modes:
+        return task
+    modes = task.processes.decide(lambda: _modes(task))
+    logger.info(
+        "Where it is not said otherwise, models run with mixed precision %r, channels_last=%s, torch_compile=%s.",
+        modes.mixed_precision,
+        modes.channels_last,
+        modes.torch_compile,
+    )
+    return replace(task, options=task.options.settled(modes))
+
+
+def _modes(task: _Task) -> Modes:
+    """The modes that suit this device, decided once for a cache, split and architecture: see `choose_modes`."""
+    path = task.home / "modes" / f"{digest(*task.content, task.ingredients[0].architecture, task.options.dtype)}.json"
+    with liveness.lock(path.with_suffix(".lock"), "how models run fastest here"):
+        decided = known_record(Modes, path, path.stem)
+        if decided is None:
+            try:
+                decided = _probed_modes(task)
+            except Exception as error:  # a checkpoint or an image that is of no use is named where it is checked
+                logger.warning("Models run in plain float32: other ways can't be tried (%s).", one_line(error))
+                return Modes()
+            write_sealed(path, decided, path.stem)
+    return decided
+
+
+def _probed_modes(task: _Task) -> Modes:
+    """The modes in which the first ingredients run over the first images of a split best."""
+    source, ingredients = task.images(None).source(), task.ingredients[:MODELS_TRIED]
+    rows = list(source.split.rows.take(TRIED))
+    return choose_modes(
+        [ingredient.load_model(task.dtype) for ingredient in ingredients],
+        decode(source, (0, 0), rows).inputs,
+        Running(task.processes.accelerator, task.dtype, BATCH_SIZE),
+        has_bfloat16=task.processes.has_bfloat16,
+        batches=(task.shown or 0) * len(task.ingredients) / BATCH_SIZE,
+        multi_label=task.ingredients.multi_label,
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, count_workers, most_workers, settle_threads
+from hf_radin.checkpoints.autotune import BATCH_SIZE, Modes, bytes_of, count_workers, most_workers, settle_threads
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
@@ -171,8 +171,8 @@ def estimate(
     models_in_memory: int | str = "auto",
     pixel_cache: int | str = "auto",
     workers: int | str = "auto",
-    channels_last: bool = False,
-    torch_compile: bool = False,
+    channels_last: bool | str = "auto",
+    torch_compile: bool | str = "auto",
     dtype: str | torch.dtype | None = None,
     logits_dtype: str = "float32",
     on_error: str = "raise",
@@ -250,6 +250,7 @@ def estimate_job(
     from huggingface_hub.constants import HF_HUB_CACHE
 
     check_ingredients(ingredients)
+    options = options.on(processes).settled(_likely_modes(processes))
     home, split = find_home(options.cache_dir), open_split(source)
     count = _count_images(split, size.images)
     block = options.samples_in_block(count)
@@ -263,7 +264,8 @@ def estimate_job(
     )
     settle_threads()
     dtype = as_dtype(options.dtype)
-    running = Running(processes.accelerator, dtype, BATCH_SIZE, options.channels_last, options.torch_compile)
+    modes = (options.channels_last is True, options.torch_compile is True, options.mixed_precision)
+    running = Running(processes.accelerator, dtype, BATCH_SIZE, *modes)
     measured = probe(images, ingredients[0], running, options.batch_size, processes)
     bases = [ingredient.base for ingredient in ingredients if ingredient.base]
     downloads = {checkpoint.key: checkpoint.size for checkpoint in (*ingredients, *bases) if not checkpoint.is_here}
@@ -291,6 +293,11 @@ def estimate_job(
         common=common,
         exact=is_exact and options.batchnorm_split is None,
     )
+
+
+def _likely_modes(processes: Processes) -> Modes:
+    """The modes that a job is likely to choose: what random weights predict says nothing of what it will."""
+    return Modes("bf16" if processes.has_bfloat16 else "no", channels_last=processes.is_on_gpu)
 
 
 def _in_common(
@@ -337,7 +344,7 @@ class Probe:
     """What was measured.
 
     Args:
-        device, dtype: where the model ran, and its weights.
+        device, dtype: where the model ran, and its weights, with the mixed precision in words.
         batch_size: images in a forward pass.
         decode_seconds: of an image: decoded and prepared, by one process.
         forward_seconds: of an image through one model.
@@ -380,10 +387,11 @@ def probe(
     size = choose_batch_size(ingredient, running, example, model) if batch_size == "auto" else int(batch_size)
     running = replace(running, batch_size=size)
     fit = processes.smallest(models_at_once(model, example, running))
+    autocast = "" if running.mixed_precision in (None, "no") else f" ({running.mixed_precision} autocast)"
     batch = _repeat(shown, min(size, source.size))  # the first pass is behind us, which is slower than the others
     return Probe(
         device=running.accelerator.device.type,
-        dtype=str(running.dtype).removeprefix("torch."),
+        dtype=str(running.dtype).removeprefix("torch.") + autocast,
         batch_size=size,
         decode_seconds=decode_seconds,
         forward_seconds=_seconds(lambda: running.logits([model], batch)) / min(size, source.size),

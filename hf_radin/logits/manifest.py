@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hf_radin.checkpoints.autotune import Modes
 from hf_radin.checkpoints.processor import check_processor, prepare_image
 from hf_radin.images.cache import block_size, parse_size
 from hf_radin.images.decode import Source
@@ -21,8 +22,16 @@ from hf_radin.weights.batchnorm import IMAGES, StatisticsRecord, check_images, s
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
+    from hf_radin.runtime.processes import Processes
+
 BANK = "bank.json"
 LATEST = "latest.json"
+
+# What is decided by the machine.
+AUTO = "auto"
+
+# Mixed precision, by accelerate's names of it.
+PRECISIONS = (AUTO, "no", "bf16", "fp16", "fp8")
 
 # What to do about a broken file of a bank.
 COMPUTE_AGAIN = "Compute the logits again (compute_logits, hf-radin logits): intact files are reused."
@@ -40,6 +49,7 @@ class RunOptions:
     """How ingredients are run over images. The names are those of `compute_logits`, which explains the others.
 
     Args:
+        mixed_precision: by accelerate's name of it; `auto` is what the accelerator was given, if it was.
         write_every: seconds of work after which a process writes what it has.
         log_every: seconds between two lines of a log, where there is no bar.
         block_size: samples in a block of images and logits; by default what suits the split.
@@ -52,8 +62,9 @@ class RunOptions:
     models_in_memory: int | str = "auto"
     pixel_cache: int | str = "auto"
     workers: int | str = "auto"
-    channels_last: bool = False
-    torch_compile: bool = False
+    channels_last: bool | str = "auto"
+    torch_compile: bool | str = "auto"
+    mixed_precision: str = "auto"
     dtype: str = "float32"
     logits_dtype: str = "float32"
     on_error: str = "raise"
@@ -71,8 +82,11 @@ class RunOptions:
         check_number("workers", self.workers, least=0)
         parse_size(self.pixel_cache)
         for name in ("channels_last", "torch_compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r}: it is True or False.")
+            if not isinstance(getattr(self, name), bool) and getattr(self, name) != AUTO:
+                raise ValueError(f"{name}={getattr(self, name)!r}: it is 'auto', True or False.")
+        if self.mixed_precision not in PRECISIONS:
+            names = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"mixed_precision={self.mixed_precision!r}: it is one of {names}.")
         if self.logits_dtype not in ("float32", "float16"):
             raise ValueError(f"logits_dtype={self.logits_dtype!r}: it is 'float32' or 'float16'.")
         if self.on_error not in ("raise", "skip"):
@@ -80,6 +94,33 @@ class RunOptions:
         if self.strangers not in ("warn", "drop", "keep"):
             raise ValueError(f"strangers={self.strangers!r}: it is 'warn', 'drop' or 'keep'.")
         check_images(self.batchnorm_images)
+
+    def settled(self, modes: Modes) -> RunOptions:
+        """These options, where modes of a GPU take the place of `auto`."""
+        return replace(self, **{name: getattr(modes, name) for name in self.open_modes})
+
+    def on(self, processes: Processes) -> RunOptions:
+        """These options, without `auto` where nothing is to be chosen: on CPUs, or as this run was started.
+
+        Raises:
+            ValueError: if it was started with another mixed precision.
+        """
+        options = self
+        if self.mixed_precision == AUTO and (named := processes.precision) is not None:
+            options = replace(self, mixed_precision=named)
+        elif self.mixed_precision == AUTO and self.dtype != "float32":
+            options = replace(self, mixed_precision="no")
+        elif self.mixed_precision != AUTO and not processes.has_precision(self.mixed_precision):
+            raise ValueError(
+                f"mixed precision {self.mixed_precision!r}: this run was started with {processes.precision!r}; "
+                f"accelerate launch --mixed_precision {self.mixed_precision}."
+            )
+        return options if processes.is_on_gpu else options.settled(Modes())
+
+    @property
+    def open_modes(self) -> list[str]:
+        """The names of the modes of a GPU that are `auto`."""
+        return [field.name for field in fields(Modes) if getattr(self, field.name) == AUTO]
 
     def samples_in_block(self, samples: int | None) -> int:
         """Samples in a block of a split with so many samples; None if that is not known before it is read."""
@@ -123,7 +164,7 @@ class RunRecord:
     Args:
         processor: the image processor, as `describe_processor` describes it.
         dtype: of the weights while running.
-        mixed_precision: of accelerate.
+        mixed_precision: by accelerate's name of it.
         channels_last, torch_compile, logits_dtype, on_error: see `RunOptions`.
     """
 

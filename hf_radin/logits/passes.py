@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from hf_radin.checkpoints.autotune import (
     most_workers,
     timed,
 )
-from hf_radin.checkpoints.forward import LEARNT, Running, forward
+from hf_radin.checkpoints.forward import LEARNT, Running
 from hf_radin.images.cache import BLOCK, Images, parse_size
 from hf_radin.images.decode import time_decoding
 from hf_radin.images.pixels import Inputs, select
@@ -348,7 +348,7 @@ def choose_batch_size(
     model = _load(ingredient, running) if model is None else model
 
     def run(size: int) -> object:
-        return forward([model], repeated(example, size), batch_size=size, accelerator=running.accelerator)
+        return replace(running, batch_size=size).logits([model], repeated(example, size))
 
     return grow_batch(timed(run), start=BATCH_SIZE, most=BLOCK)
 

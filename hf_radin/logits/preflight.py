@@ -167,7 +167,7 @@ def _show(example: Mapping[str, torch.Tensor], name: str, model: PreTrainedModel
     """Run a model on one image."""
     try:
         inputs = {field: value[None] for field, value in example.items()}
-        forward([model], inputs, batch_size=1, accelerator=accelerator)
+        forward([model], inputs, batch_size=1, accelerator=accelerator, context=accelerator.autocast)
     except Exception as error:  # each architecture fails in its own way
         raise ValueError(
             f"{name}: its model can't be run on what its image processor makes of an image of the split: "

@@ -52,6 +52,7 @@ class Processes:
             if not isinstance(accelerator, Accelerator):
                 raise ValueError(f"accelerator={accelerator!r}: it is an Accelerator of accelerate's.")
         self._accelerator = accelerator
+        self._is_given = accelerator is not None
         self._watch: Watch | None = None
         self._images = 0
         self.is_apart: dict[Path, bool] = {}  # by folder, see `file_sync`
@@ -91,6 +92,29 @@ class Processes:
     def device(self) -> torch.device:
         """The device of this process."""
         return self.accelerator.device
+
+    @property
+    def precision(self) -> str | None:
+        """The mixed precision that an accelerator or its launcher was given; None if nobody named one."""
+        precision = str(self.accelerator.mixed_precision)
+        is_named = self._is_given or "ACCELERATE_MIXED_PRECISION" in os.environ or precision != "no"
+        return precision if is_named else None
+
+    def has_precision(self, precision: str) -> bool:
+        """Whether this run was started with a mixed precision, or with none, so that it may use it."""
+        return self.precision in (None, precision)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the device is a GPU that CUDA (or ROCm) knows."""
+        return self.device.type == "cuda"
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether the device computes in bfloat16, and does not emulate it."""
+        import torch
+
+        return self.is_on_gpu and torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     @property
     def float64_device(self) -> str:

@@ -400,15 +400,17 @@ def find_last_layers(
     run, what = record.run, "the logits that its last layers were taught"
     data, place = record.source or report.data, None if record.source and sampled else dataset
     source = _source(path, data, record.split, place, what)
-    if (precision := processes.accelerator.mixed_precision) != run.mixed_precision:
+    if not processes.has_precision(run.mixed_precision):
         raise ValueError(
             f"{path}: its last layers were taught with mixed precision {run.mixed_precision!r}, and this run has "
-            f"{precision!r}. Cook it as it was: accelerate launch --mixed_precision {run.mixed_precision} -m hf_radin."
+            f"{processes.precision!r}. Cook it as it was: accelerate launch --mixed_precision {run.mixed_precision} "
+            "-m hf_radin."
         )
     options = RunOptions(
         batch_size=record.batch_size,
         channels_last=run.channels_last,
         torch_compile=run.torch_compile,
+        mixed_precision=run.mixed_precision,
         dtype=run.dtype,
         logits_dtype=run.logits_dtype,
         on_error=run.on_error,
@@ -473,16 +475,17 @@ def find_bank(
         raise ValueError(f"{path}: nothing was measured of this soup, so that no images are known that chose it.")
     if report.pilot is not None:
         raise ValueError(f"{path}: after a pilot the logits of some images are known only; search without one.")
-    if (precision := processes.accelerator.mixed_precision) != report.mixed_precision:
+    if not processes.has_precision(precision := report.mixed_precision or "no"):
         raise ValueError(
-            f"{path}: its ingredients ran with mixed precision {report.mixed_precision!r}, and this run has "
-            f"{precision!r}: accelerate launch --mixed_precision {report.mixed_precision} -m hf_radin."
+            f"{path}: its ingredients ran with mixed precision {precision!r}, and this run has "
+            f"{processes.precision!r}: accelerate launch --mixed_precision {precision} -m hf_radin."
         )
     ingredients, _ = find_ingredients(path, models=models, everything=True, **options)
     pairs = zip(ingredients, report.ingredients, strict=True)
     named = [replace(ingredient, id=entry.id) for ingredient, entry in pairs]
     statistics = report.batchnorm
     run = RunOptions(
+        mixed_precision=precision,
         dtype=report.dtype or "auto",
         logits_dtype=report.logits_dtype or "float32",
         on_error="skip" if report.skipped else "raise",

@@ -218,7 +218,7 @@ def estimate_statistics(model: PreTrainedModel, statistics: Statistics) -> None:
             pass
     for block in _full_batches(statistics.images):
         inputs = statistics.images.read(block)
-        forward([model], inputs, batch_size=BATCH, accelerator=accelerator, autocast=False)
+        forward([model], inputs, batch_size=BATCH, accelerator=accelerator)
     for module, momentum in zip(modules, momenta, strict=True):
         module.momentum = momentum
     model.train()  # LeViT drops what it cached of its weights only in this mode

@@ -1,11 +1,17 @@
 """What is measured of the machine decides as it should; the figures themselves are the machine's."""
 
 import os
+import time
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from shared.models import LinearClassifier
 
 from hf_radin.checkpoints import autotune
+from hf_radin.checkpoints.autotune import Modes
+from hf_radin.checkpoints.forward import Running
 from hf_radin.images import cache
 
 CPU = torch.device("cpu")
@@ -109,6 +115,105 @@ def test_torch_uses_the_threads_of_the_process(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def logits_that_differ(images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of 200 images in two classes, and others that predict differently for the first of them."""
+    expected = np.tile(np.float32([1, -1]), (200, 1))
+    logits = expected.copy()
+    logits[:images] *= -1
+    return logits, expected
+
+
+@pytest.mark.parametrize(("images", "is_kept"), [(0, True), (2, True), (3, False)])
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_models_agree_if_one_prediction_of_a_hundred_differs_at_most(images, is_kept, multi_label):
+    assert autotune.agree(*logits_that_differ(images), multi_label=multi_label) is is_kept
+
+
+def test_of_several_labels_each_counts_and_of_classes_the_best():
+    logits, expected = np.float32([[3, 1, -1]]), np.float32([[3, -1, 1]])
+    assert autotune.agree(logits, expected) and not autotune.agree(logits, expected, multi_label=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_agrees_with_nothing(value):
+    logits, expected = logits_that_differ(0)
+    logits[0, 0] = value
+    assert not autotune.agree(logits, expected) and not autotune.agree(expected, logits)
+    assert not autotune.agree(logits, logits) and not autotune.agree(expected[:0], expected[:0])
+
+
+def test_compiling_has_to_save_what_it_takes_twice():
+    assert autotune.saves(0.01, batches=1001, compiling=5)
+    assert not autotune.saves(0.01, batches=999, compiling=5) and not autotune.saves(-1, batches=999, compiling=0)
+
+
+class Compiled(LinearClassifier):
+    """A classifier that is fast once it is compiled, and then as right as it is told to be.
+
+    Args:
+        seconds: that compiling takes.
+        sign: of its logits afterwards.
+    """
+
+    def __init__(self, *, seconds: float = 0, sign: int = 1):
+        super().__init__(torch.eye(4))
+        self.seconds, self.sign, self.compiled = seconds, sign, False
+
+    def compile(self) -> None:
+        time.sleep(self.seconds)
+        self.compiled = True
+
+    def forward(self, pixel_values):
+        time.sleep(0 if self.compiled else 0.02)
+        output = super().forward(pixel_values)
+        output.logits = output.logits * (self.sign if self.compiled else 1)
+        return output
+
+
+class NotCompiled(Compiled):
+    """A classifier that can't be compiled."""
+
+    def compile(self) -> None:
+        raise RuntimeError("no C++ compiler")
+
+
+def images_of_classes(margin: float) -> dict[str, torch.Tensor]:
+    """256 images whose class has one more than the others by this margin, where the weights are the unit matrix."""
+    return {"pixel_values": torch.ones(256, 4) + margin * torch.eye(4).repeat(64, 1)}
+
+
+def chosen(*models, margin: float = 1.0, has_bfloat16: bool = True, batches: float = 0) -> Modes:
+    """The modes of some models, each of which is to keep its predictions of images with this margin."""
+    inputs, running = images_of_classes(margin), Running(Accelerator(), torch.float32, 64)
+    return autotune.choose_modes(models, inputs, running, has_bfloat16=has_bfloat16, batches=batches)
+
+
+def test_bfloat16_is_for_models_that_all_keep_their_predictions_and_devices_that_have_it():
+    sure, unsure = LinearClassifier(torch.eye(4)), LinearClassifier(torch.ones(4, 4) + 1e-4 * torch.eye(4))
+    assert chosen(sure).mixed_precision == "bf16"
+    assert chosen(sure, has_bfloat16=False).mixed_precision == "no"
+    assert chosen(sure, margin=1e-4).mixed_precision == chosen(sure, unsure).mixed_precision == "no"
+
+
+def test_channels_last_is_for_convolutions():
+    assert not chosen(LinearClassifier(torch.eye(4))).channels_last
+    assert autotune.has_convolutions(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "pays"),
+    [
+        (Compiled(), 1e6, True),
+        (Compiled(), 0, False),  # a stream that does not say how long it is
+        (Compiled(), 100, False),  # over in two seconds
+        (Compiled(sign=-1), 1e6, False),
+        (NotCompiled(), 1e6, False),
+    ],
+)
+def test_models_are_compiled_where_that_saves_time_and_changes_no_prediction(model, batches, pays):
+    assert chosen(model, batches=batches).torch_compile is pays
 
 
 @pytest.mark.parametrize(("size", "count"), [("auto", None), ("off", 0), ("2GB", 2 * 10**9), (77, 77)])

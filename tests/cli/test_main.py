@@ -16,7 +16,7 @@ from shared.models import interrupted
 from shared.training import PARTS, digit_images, image_dataset
 
 import hf_radin
-from hf_radin.cli.commands import pilot_share
+from hf_radin.cli.commands import pilot_share, run_options
 from hf_radin.cli.main import command_parser, main
 from hf_radin.images.split import DataSource
 from hf_radin.ingredients.card_metadata import LOADERS
@@ -370,3 +370,18 @@ def test_a_shortened_option_is_named(runs, capsys):
     with pytest.raises(SystemExit, match="2"):
         soup("--models", f"{runs}/ft-*", "--proposal", "line")
     assert "unrecognized arguments: --proposal line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--channels-last", "--torch-compile"])
+def test_what_is_switched_is_on_off_or_left_to_the_machine(option, capsys):
+    command = ["logits", "--models", "m"]
+
+    def value(*words: str) -> bool | str:
+        args = command_parser().parse_args([*command, *words])
+        return getattr(run_options(args), option.strip("-").replace("-", "_"))
+
+    assert value() == value(option, "auto") == "auto"
+    assert value(option) is value(option, "on") is True and value(option, "off") is False
+    with pytest.raises(SystemExit, match="2"):
+        value(option, "maybe")
+    assert "'maybe' is not auto, on or off" in capsys.readouterr().err

@@ -140,8 +140,8 @@ def test_other_kinds_of_logits_are_refused(bank, digits, tmp_path, kind):
 
 @pytest.mark.parametrize("knob", ["channels_last", "torch_compile"])
 @pytest.mark.parametrize("value", [1, "yes", None])
-def test_what_is_neither_true_nor_false_is_refused(bank, digits, tmp_path, model_calls, knob, value):
-    with pytest.raises(ValueError, match=f"{knob}={value!r}: it is True or False"):
+def test_what_switches_nothing_on_or_off_is_refused(bank, digits, tmp_path, model_calls, knob, value):
+    with pytest.raises(ValueError, match=f"{knob}={value!r}: it is 'auto', True or False"):
         hf_radin.compute_logits(bank.ingredients, digits, cache_dir=tmp_path, **{knob: value})
     assert not model_calls
 

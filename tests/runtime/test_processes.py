@@ -1,6 +1,7 @@
 """One process and two give the same bank and the same soup, byte for byte."""
 
 import pytest
+from accelerate import Accelerator
 from shared.launching import launch
 from shared.timeless import contents
 from shared.training import digit_images, image_dataset
@@ -64,7 +65,7 @@ def test_an_unreadable_image_of_another_process_ends_them_all(runs, tmp_path):
     assert run.returncode != 0 and "Sample 300 of data" in run.stderr
 
 
-def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
+def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path, monkeypatch):
     options = ["--models", f"{runs}/ft-*", "--dataset", digits, "--budget", "1"]
     assert launch(tmp_path, 1, *options, mixed_precision="bf16").returncode == 0
     (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
@@ -72,8 +73,24 @@ def test_mixed_precision_is_what_the_launcher_says(runs, digits, tmp_path):
     assert bank.manifest.run.mixed_precision == "bf16"
     exact = bank.logits(0).astype("float32")
     assert (exact.view("uint32") & 0xFFFF == 0).all()  # the head's outputs have the bits of bfloat16
+    soup = hf_radin.uniform(bank)  # a run that was started without a word of it does as the bank does
+    assert soup.report.mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     with pytest.raises(ValueError, match="computed with mixed precision 'bf16', this run has 'no'"):
         hf_radin.greedy(bank)
+
+
+def test_a_mixed_precision_is_named_by_an_accelerator_or_the_environment(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert Processes().precision is None and Processes().has_precision("bf16")
+    named = Processes(Accelerator())
+    assert named.precision == "no" and named.has_precision("no") and not named.has_precision("bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert Processes().precision == "no" and not Processes().has_precision("bf16")
+
+
+def test_a_cpu_is_no_gpu():
+    assert not Processes().is_on_gpu and not Processes().has_bfloat16
 
 
 STREAM = """

@@ -399,7 +399,8 @@ def test_images_of_an_object_that_has_changed_are_refused(bank, tmp_path):
         hf_radin.radin(pilot, budget=2)
 
 
-def test_another_precision_is_refused_before_a_model_runs(untouched, predictions):
+def test_another_precision_is_refused_before_a_model_runs(untouched, predictions, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     manifest = untouched.manifest
     other = replace(untouched, manifest=replace(manifest, run=replace(manifest.run, mixed_precision="bf16")))
     with pytest.raises(ValueError, match="computed with mixed precision 'bf16', this run has 'no'"):

@@ -7,6 +7,28 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+
+class LinearClassifier(torch.nn.Module):
+    """A linear classifier that is called as those of transformers are.
+
+    Args:
+        weight: `(classes, values)`.
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.weight.dtype
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        """Of images `(images, values)`."""
+        return ImageClassifierOutput(logits=torch.nn.functional.linear(pixel_values, self.weight))
 
 
 @contextmanager

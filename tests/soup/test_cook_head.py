@@ -20,6 +20,7 @@ from hf_radin.layers.taught import refit_head
 from hf_radin.recipes.recipe import Recipe, Teacher
 from hf_radin.search.held_out import bank_of_split
 from hf_radin.search.measure import measured_soup
+from hf_radin.soup.cook import cook_recipe
 from hf_radin.soup.report import SearchReport
 from hf_radin.soup.soup import Soup
 from hf_radin.weights.average import average_model
@@ -194,7 +195,8 @@ def test_a_teacher_that_is_not_listed_is_refused(own_heads_bank, tmp_path, capsy
     assert "gives 'who' a weight, but does not say which checkpoint that is" in capsys.readouterr().err
 
 
-def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path):
+def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     soup = refitted(own_heads_bank)
     soup.save_pretrained(tmp_path / "soup")
     path = tmp_path / "soup" / "recipe.json"
@@ -202,7 +204,7 @@ def test_another_mixed_precision_is_refused(own_heads_bank, tmp_path):
     contents["head"]["run"]["mixed_precision"] = "bf16"
     path.write_text(json.dumps(contents))
     with pytest.raises(ValueError, match="mixed precision 'bf16', and this run has 'no'"):
-        hf_radin.soup.cook.cook_recipe(path, tmp_path / "again")
+        cook_recipe(path, tmp_path / "again")
 
 
 def test_a_head_is_not_written_without_a_report_of_it(own_heads_bank, tmp_path):
