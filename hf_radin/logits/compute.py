@@ -49,6 +49,8 @@ from hf_radin.runtime.files import digest, remove_partials
 from hf_radin.runtime.processes import Processes
 from hf_radin.runtime.schema import known_record, write_sealed
 from hf_radin.runtime.text import one_line
+from hf_radin.sharing.digests import TensorDigests
+from hf_radin.sharing.replay import SharedModules
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
 
 if TYPE_CHECKING:
@@ -380,12 +382,15 @@ def _probed_modes(task: _Task) -> Modes:
     """The modes in which the first ingredients run over the first images of a split best."""
     source, ingredients = task.images(None).source(), task.ingredients[:MODELS_TRIED]
     rows = list(source.split.rows.take(TRIED))
+    models = [ingredient.load_model(task.dtype) for ingredient in ingredients]
+    # what is compiled runs as a whole: models that have modules in common are better off without
+    may_share = SharedModules(models, [TensorDigests.of(model) for model in models]).may_save
     return choose_modes(
-        [ingredient.load_model(task.dtype) for ingredient in ingredients],
+        models,
         decode(source, (0, 0), rows).inputs,
         Running(task.processes.accelerator, task.dtype, BATCH_SIZE),
         has_bfloat16=task.processes.has_bfloat16,
-        batches=(task.shown or 0) * len(task.ingredients) / BATCH_SIZE,
+        batches=0 if may_share else (task.shown or 0) * len(task.ingredients) / BATCH_SIZE,
         multi_label=task.ingredients.multi_label,
     )
 
