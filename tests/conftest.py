@@ -129,8 +129,8 @@ def predictions(monkeypatch) -> list[int]:
 
     made, logits = [], passes.Running.logits
 
-    def count(self, models, inputs):
-        answers = logits(self, models, inputs)
+    def count(self, models, inputs, *shared):
+        answers = logits(self, models, inputs, *shared)
         made.append(sum(map(len, answers)))
         return answers
 

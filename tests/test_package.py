@@ -18,7 +18,7 @@ MODULES = house.read_modules(PACKAGE)
 
 # From the ground up: each room imports only those before it.
 ROOMS = [
-    *("runtime", "recipes", "metrics", "images", "checkpoints", "sharing", "ingredients", "tail"),
+    *("runtime", "recipes", "metrics", "images", "sharing", "checkpoints", "ingredients", "tail"),
     *("weights", "adapters", "logits", "layers", "soup", "search", "averaging", "training", "cli"),
 ]
 

@@ -20,7 +20,7 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 # From the top down: a room imports only rooms below it.
 ORDER = [
     *("cli", "training", "averaging", "search", "soup", "layers", "logits", "adapters", "weights"),
-    *("tail", "ingredients", "sharing", "checkpoints", "images", "metrics", "recipes", "runtime"),
+    *("tail", "ingredients", "checkpoints", "sharing", "images", "metrics", "recipes", "runtime"),
 ]
 
 # Pixels: a box, the space between boxes, the page.

@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.images.pixels import Pixels
+from hf_radin.sharing.replay import SharedModules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+# Images that show which modules several models need to run only once.
+LEARNT = 2
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,35 @@ class Running:
         return model
 
     def logits(
-        self, models: Sequence[PreTrainedModel], inputs: Mapping[str, torch.Tensor | Pixels]
+        self,
+        models: Sequence[PreTrainedModel],
+        inputs: Mapping[str, torch.Tensor | Pixels],
+        shared: SharedModules | None = None,
     ) -> list[np.ndarray]:
-        """The logits of each model for prepared images, float32 `(samples, classes)`."""
+        """The logits of each model for prepared images, float32 `(samples, classes)`; `shared` as in `forward`."""
         logits = forward(
             models,
             inputs,
             batch_size=self.batch_size,
             accelerator=self.accelerator,
             channels_last=self.channels_last,
+            shared=shared,
         )
         return [tensor.numpy() for tensor in logits]
+
+    def learn(self, shared: SharedModules, inputs: Mapping[str, torch.Tensor | Pixels]) -> bool:
+        """Let models that share learn what that saves, on the first of these prepared images; returns whether it does.
+
+        Args:
+            inputs: as of `logits`.
+        """
+        import torch
+
+        first = {name: value[:LEARNT] for name, value in inputs.items()}
+        device, layout = self.accelerator.device, self.channels_last
+        with torch.no_grad():
+            batch = {name: _to_device(value, device, self.dtype, layout) for name, value in first.items()}
+            return shared.learn(lambda model: batch_logits(model, batch, self.accelerator.autocast()))
 
 
 def forward(
@@ -75,6 +97,7 @@ def forward(
     accelerator: Accelerator,
     autocast: bool = True,
     channels_last: bool = False,
+    shared: SharedModules | None = None,
 ) -> list[torch.Tensor]:
     """The logits of each model for prepared images, float32 `(samples, classes)` on the CPU.
 
@@ -84,6 +107,7 @@ def forward(
         batch_size: images in a forward pass; halved if that many don't fit into memory.
         autocast: whether the accelerator's mixed precision applies.
         channels_last: whether images are given to the models in this memory format.
+        shared: what these models have in common, which is run once.
     """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
@@ -91,17 +115,19 @@ def forward(
     samples = len(next(iter(inputs.values())))
     logits: list[list[torch.Tensor]] = [[] for _ in models]
     start = 0
-    with torch.inference_mode():
+    # of shared modules it has to be known whether their outputs are changed in place, which inference mode forgets
+    with torch.inference_mode() if shared is None else torch.no_grad():
         while start < samples:
             batch = {
                 name: _to_device(value[start : start + batch_size], accelerator.device, models[0].dtype, channels_last)
                 for name, value in inputs.items()
             }
+
+            def run(model: PreTrainedModel, batch: dict[str, torch.Tensor] = batch) -> torch.Tensor:
+                return batch_logits(model, batch, accelerator.autocast() if autocast else nullcontext())
+
             try:
-                of_models = [
-                    batch_logits(model, batch, accelerator.autocast() if autocast else nullcontext())
-                    for model in models
-                ]
+                of_models = [run(model) for model in models] if shared is None else shared.run(models, run)
             except Exception as error:
                 if batch_size == 1 or not should_reduce_batch_size(error):
                     raise

@@ -43,7 +43,7 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
-from hf_radin.logits.preflight import Remark, check_models, share_statistics, usable_ingredients
+from hf_radin.logits.preflight import Remark, check_models, load_digests, share_statistics, usable_ingredients
 from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, remove_partials
 from hf_radin.runtime.processes import Processes
@@ -342,11 +342,14 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     statistics = _statistics(task, ingredients)
     batch_size = processes.decide(lambda: _batch_size(task, example))
     processes.sync_files(folder, BATCH_SIZE_FILE)
+    unseen = ingredients.select(missing)
+    digests = load_digests(unseen, task.home, task.dtype, processes) if missing else []
     compute(
         folder,
         images,
-        ingredients.select(missing),
+        unseen,
         task.passes(batch_size, example),
+        digests=dict(zip(missing, digests, strict=True)),
         samples=task.shown,
         finished=len(ingredients) - len(missing),
         write_index=lambda: _write_index(task, images, batch_size),

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_radin.checkpoints.autotune import BATCH_SIZE, default_workers, grow_batch, models_that_fit, timed
-from hf_radin.checkpoints.forward import Running, forward
+from hf_radin.checkpoints.autotune import BATCH_SIZE, bytes_of, default_workers, grow_batch, models_that_fit, timed
+from hf_radin.checkpoints.forward import LEARNT, Running, forward
 from hf_radin.images.cache import BLOCK, Images, parse_size
 from hf_radin.images.pixels import Inputs, select
 from hf_radin.images.sample import Chosen, Pilot
@@ -38,6 +39,9 @@ from hf_radin.runtime.files import Checks, take_away
 from hf_radin.runtime.processes import Processes, progress_bar
 from hf_radin.runtime.schema import MADE_ANEW, known_record, read_sealed, write_sealed
 from hf_radin.runtime.text import one_line
+from hf_radin.sharing.digests import TensorDigests
+from hf_radin.sharing.memory import count_together, held_once, sizes_of
+from hf_radin.sharing.replay import SharedModules
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +96,38 @@ class Passes:
             return int(self.models_in_memory)
         return self.processes.smallest(models_at_once(model, self.example, self.running))
 
+    def count_group(self, digests: Sequence[TensorDigests], model: PreTrainedModel, at_once: int) -> int:
+        """How many of the models to come see each image together, where tensors that are the same are held once.
+
+        Args:
+            digests: of these models, in order.
+            model: the first of them.
+            at_once: how many would if they had nothing in common.
+        """
+        if self.models_in_memory != "auto" or self.running.compiled:
+            return at_once
+        return max(at_once, count_together(digests, sizes_of(model), room=at_once * bytes_of(model)))
+
+    def shared_modules(
+        self, models: Sequence[PreTrainedModel], digests: Sequence[TensorDigests]
+    ) -> SharedModules | None:
+        """What models have in common, if to run that once saves anything; what is compiled runs as a whole."""
+        if self.running.compiled or self.example is None:
+            return None
+        shared = SharedModules(models, digests)
+        if not (shared.may_save and self.running.learn(shared, repeated(self.example, LEARNT))):
+            return None
+        sizes = sizes_of(models[0])
+        different = {key for tensors in digests for key in tensors.by_name.items()}
+        share = sum(sizes.get(name, 0) for name, _ in different) / (len(models) * sum(sizes.values()))
+        logger.info(
+            "%d models have much in common: their weights are held once (%.0f%% of what they take alone), and what "
+            "is the same runs once.",
+            len(models),
+            100 * share,
+        )
+        return shared
+
 
 @dataclass
 class _Meter:
@@ -131,22 +167,26 @@ def compute(
     ingredients: Ingredients,
     passes: Passes,
     *,
+    digests: Mapping[str, TensorDigests],
     samples: int | None,
     finished: int,
     write_index: Callable[[], None],
 ) -> None:
     """Compute the logits of ingredients: in groups that fit into memory, with one barrier a group.
 
-    What an earlier run left unfinished is used, prediction by prediction, and bar and log begin there.
+    What models of a group have in common is run once (see `replay`). What an earlier run left unfinished is used,
+    prediction by prediction, and bar and log begin there.
 
     Args:
         folder: of the bank.
+        digests: of the tensors of each ingredient, by its id.
         samples: that each model is shown, as far as that is known before they were.
         finished: how many other ingredients have all their logits.
         write_index: writes the bank's manifest, labels and ids, when all images were seen; one process of each disk
             calls it.
     """
-    processes, waiting = passes.processes, list(ingredients)
+    # those that have much in common next to each other, so that they are in one group
+    processes, waiting = passes.processes, sorted(ingredients, key=lambda ingredient: digests[ingredient.id].order)
     if (folder / BANK).exists():
         samples = BankManifest.read(folder).rows
     models_in_all = finished + len(waiting)
@@ -165,11 +205,15 @@ def compute(
         while waiting:
             models = [_load(waiting[0], passes.running)]
             at_once = at_once or passes.models_at_once(models[0])
-            group, waiting = waiting[:at_once], waiting[at_once:]
-            models += [_load(ingredient, passes.running) for ingredient in group[1:]]
+            count = passes.count_group([digests[ingredient.id] for ingredient in waiting], models[0], at_once)
+            group, waiting = waiting[:count], waiting[count:]
             last = models_in_all - len(waiting)
             bar.set_postfix_str(f"models {last - len(group) + 1} to {last} of {models_in_all}")
-            _run_group([target_of(folder, ingredient) for ingredient in group], images, models, passes, meter)
+            of_group = [digests[ingredient.id] for ingredient in group]
+            others = (_load(ingredient, passes.running) for ingredient in group[1:])
+            models = [*held_once(chain(models, others), of_group)]
+            targets = [target_of(folder, ingredient) for ingredient in group]
+            _run_group(_Group(targets, models, passes.shared_modules(models, of_group)), images, passes, meter)
             del models
             _join_group(folder, images, group, passes, write_index)
     if not ingredients and processes.decide(lambda: not (folder / BANK).exists()):  # it was broken, and no logits were
@@ -238,7 +282,7 @@ def _run_soup(
         processes.count_images(earlier)
         with progress_bar(total=samples, initial=earlier, desc=target.name, unit="image") as bar:
             meter = _Meter(bar, processes, samples, earlier, time.perf_counter(), passes.log_every)
-            _run_group([target], images, [passes.running.ready(make_model())], passes, meter)
+            _run_group(_Group([target], [passes.running.ready(make_model())]), images, passes, meter)
     processes.wait()
     processes.sync_files(images.folder, "*.json")
     processes.sync_files(folder, f"{target.parts.name}/*.npz")
@@ -285,17 +329,46 @@ def repeated(example: Mapping[str, torch.Tensor], size: int) -> dict[str, torch.
     return {name: value[None].expand(size, *value.shape) for name, value in example.items()}
 
 
-def _run_group(
-    targets: Sequence[Target], images: Images, models: Sequence[PreTrainedModel], passes: Passes, meter: _Meter
-) -> None:
-    """Show this process's blocks to those models that have not seen them."""
+@dataclass(eq=False)
+class _Group:
+    """Models that see each image while it is there.
 
-    def missing(block: Block) -> list[int]:
-        return [place for place, target in enumerate(targets) if not target.part(block).exists()]
+    Args:
+        targets: where their logits go.
+        models: ready to run.
+        shared: what they have in common; None where that saves nothing.
+    """
 
-    at_once, begun = 1, time.perf_counter()
-    for block, inputs in passes.stream(images, lambda block: bool(missing(block))):
-        waiting = missing(block)
+    targets: Sequence[Target]
+    models: Sequence[PreTrainedModel]
+    shared: SharedModules | None = None
+
+    def missing(self, block: Block) -> list[int]:
+        """The models that have not seen a block, by their places."""
+        return [place for place, target in enumerate(self.targets) if not target.part(block).exists()]
+
+    def logits(self, running: Running, places: Sequence[int], inputs: Inputs) -> list[np.ndarray]:
+        """Of the models at these places, float32 `(samples, classes)`; of no inputs there are none.
+
+        Raises:
+            ValueError: if a model has another number of classes than its configuration names.
+        """
+        targets = [self.targets[place] for place in places]
+        if not inputs:
+            return [np.zeros((0, target.classes), np.float32) for target in targets]
+        answers = running.logits([self.models[place] for place in places], inputs, self.shared)
+        for target, logits in zip(targets, answers, strict=True):
+            if logits.shape[1] != target.classes:
+                names = f"its id2label names {target.classes}"
+                raise ValueError(f"{target.name} gives {logits.shape[1]} logits, but {names}.")
+        return answers
+
+
+def _run_group(group: _Group, images: Images, passes: Passes, meter: _Meter) -> None:
+    """Show this process's blocks to those models that have not seen them; to all at once where these share modules."""
+    at_once, begun = len(group.models) if group.shared else 1, time.perf_counter()
+    for block, inputs in passes.stream(images, lambda block: bool(group.missing(block))):
+        waiting = group.missing(block)
         if inputs and passes.sample:
             rows = passes.sample.rows(block, len(next(iter(inputs.values()))))
             inputs = select(inputs, rows) if len(rows) else {}
@@ -304,9 +377,8 @@ def _run_group(
         while waiting:
             places, waiting = waiting[:at_once], waiting[at_once:]
             begun = time.perf_counter()
-            shown = [targets[place] for place in places]
             try:
-                logits = _logits(passes.running, shown, [models[place] for place in places], inputs)
+                logits = group.logits(passes.running, places, inputs)
             except Exception as error:  # each architecture fails in its own way on images that it does not take
                 if (difference := _other_shape(inputs, passes.example)) is None:
                     raise
@@ -316,12 +388,14 @@ def _run_group(
                     f"to one size with image_processor=... (--image-processor ID). ({one_line(error)})"
                 ) from error
             seconds = (time.perf_counter() - begun) / len(places)
-            for target, part in zip(shown, logits, strict=True):
+            for place, part in zip(places, logits, strict=True):
                 with np.errstate(over="ignore"):  # what is too large for float16 is noticed when parts are joined
-                    write_part(target, block, part.astype(passes.logits_dtype), preparing + seconds)
+                    stored = part.astype(passes.logits_dtype)
+                write_part(group.targets[place], block, stored, preparing + seconds)
             if len(logits[0]):
                 meter.update(len(logits[0]) * len(places) * passes.processes.count)
-            at_once = max(1, int(passes.write_every / max(seconds, 1e-6)))
+            if group.shared is None:  # what is lost if the run ends here is not more than that
+                at_once = max(1, int(passes.write_every / max(seconds, 1e-6)))
         begun = time.perf_counter()
 
 
@@ -332,23 +406,6 @@ def _other_shape(inputs: Inputs, example: Mapping[str, torch.Tensor] | None) -> 
         if shape is not None and shape != tuple(value.shape):
             return f"{name} of the shape {shape}, and of those that the models were tried with {tuple(value.shape)}"
     return None
-
-
-def _logits(
-    running: Running, targets: Sequence[Target], models: Sequence[PreTrainedModel], inputs: Inputs
-) -> list[np.ndarray]:
-    """Of each model, float32 `(samples, classes)`; of no inputs there are none.
-
-    Raises:
-        ValueError: if a model has another number of classes than its configuration names.
-    """
-    if not inputs:
-        return [np.zeros((0, target.classes), np.float32) for target in targets]
-    answers = running.logits(models, inputs)
-    for target, logits in zip(targets, answers, strict=True):
-        if logits.shape[1] != target.classes:
-            raise ValueError(f"{target.name} gives {logits.shape[1]} logits, but its id2label names {target.classes}.")
-    return answers
 
 
 def _count_earlier(targets: Sequence[Target], images: Images, sample: Pilot | Chosen | None) -> int:

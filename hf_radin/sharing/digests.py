@@ -43,6 +43,11 @@ class TensorDigests:
             digests[name] = sha256.hexdigest()[:LENGTH]
         return cls(digests)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What models are sorted by: those that share their first layers are next to each other."""
+        return tuple(self.by_name.values())
+
 
 def differing(models: Sequence[TensorDigests]) -> frozenset[str]:
     """The names of tensors that not all models have alike."""

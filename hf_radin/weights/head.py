@@ -22,6 +22,7 @@ from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_images, prepare_image
 from hf_radin.images.pixels import Pixels
 from hf_radin.ingredients.ingredient import Ingredient
+from hf_radin.sharing.replay import SharedModules
 from hf_radin.tail.teach import TaughtTail
 
 if TYPE_CHECKING:
@@ -307,10 +308,13 @@ class FeatureRunning(Running):
         return super().ready(model)
 
     def logits(
-        self, models: Sequence[PreTrainedModel], inputs: Mapping[str, torch.Tensor | Pixels]
+        self,
+        models: Sequence[PreTrainedModel],
+        inputs: Mapping[str, torch.Tensor | Pixels],
+        shared: SharedModules | None = None,
     ) -> list[np.ndarray]:
         """The features of the model that was made ready last for prepared images, float32 `(samples, features)`."""
-        super().logits(models, inputs)
+        super().logits(models, inputs, shared)
         return [self._recordings[-1].take()]
 
 

@@ -105,9 +105,9 @@ from hf_radin.cli import commands
 from hf_radin.cli.main import main
 logits, run_options = Running.logits, commands.run_options
 
-def count(self, models, inputs):
+def count(self, models, inputs, *shared):
     time.sleep(0.005 * len(models))
-    answers = logits(self, models, inputs)
+    answers = logits(self, models, inputs, *shared)
     with open("predictions", "a") as file:
         file.write(f"{sum(map(len, answers))}\\n")
     return answers

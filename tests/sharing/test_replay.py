@@ -1,0 +1,209 @@
+"""Models that have modules in common give what each of them gives alone, and run these modules once."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_hook
+
+from hf_radin.sharing.digests import TensorDigests
+from hf_radin.sharing.memory import count_together, held_once, sizes_of
+from hf_radin.sharing.replay import SharedModules
+
+DEPTH = 6
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, hidden: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor]:
+        return (torch.tanh(self.linear(hidden)) * scale,)
+
+
+class Net(torch.nn.Module):
+    """Layers in a list; between them the net does something of its own."""
+
+    def __init__(self, between: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Layer() for _ in range(DEPTH))
+        self.classifier = torch.nn.Linear(8, 3)
+        self.between = between
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            hidden = self.between(hidden, layer(hidden, scale=0.5)[0])
+        return self.classifier(hidden)
+
+
+def tuned(net: torch.nn.Module, seed: int, first: int) -> torch.nn.Module:
+    """A fine-tune whose first layers, so many, are frozen."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(net)
+    with torch.no_grad():
+        for part in (*model.layers[first:], model.classifier):
+            for parameter in part.parameters():
+                parameter += torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@contextmanager
+def layers_run() -> Iterator[list[int]]:
+    """How many layers really run, in the end."""
+    calls: list[int] = []
+
+    def hear(module: torch.nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, torch.nn.Linear):
+            calls.append(1)
+
+    handle = register_module_forward_hook(hear)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def share(models: Sequence[torch.nn.Module]) -> SharedModules:
+    digests = [TensorDigests.of(model) for model in models]
+    return SharedModules([*held_once(models, digests)], digests)
+
+
+def keep(hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return output
+
+
+def new_tensor(hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return (output + hidden).flip(-1)
+
+
+def change_output(hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return output.add_(1)
+
+
+def change_input(hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return hidden.add_(output)
+
+
+@pytest.fixture(params=[keep, new_tensor, change_output, change_input])
+def models(request) -> list[torch.nn.Module]:
+    """Five fine-tunes: 0 to 3 have four layers in common, of these 0 and 1 five; 4 has none with any."""
+    torch.manual_seed(0)
+    net = Net(request.param).eval()
+    return [tuned(net, 1, 5), tuned(net, 2, 5), tuned(net, 3, 4), tuned(net, 4, 4), tuned(net, 5, 0)]
+
+
+@torch.no_grad()
+def test_a_tree_of_models_gives_what_each_gives_alone_and_runs_each_layer_once(models):
+    images = [torch.randn(batch, 8) for batch in (2, 7, 7, 3)]
+    # in a net that changes its input in place, the batch is another for each
+    alone = [[model(batch.clone()) for model in models] for batch in images]
+    shared = share(models)
+    assert shared.may_save and shared.learn(lambda model: model(images[0].clone()))
+    for batch, expected in zip(images, alone, strict=True):
+        with layers_run() as calls:
+            logits = shared.run(models, lambda model, batch=batch: model(batch.clone()))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, expected, strict=True))
+        layers = DEPTH + 1 + 2 + 2 + DEPTH  # all of 0, the last one of 1, the last two of 2 and of 3, all of 4
+        assert len(calls) == layers + len(models)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("subset", [[1, 2], [2, 3], [3], [4, 0], [3, 1, 0]])
+def test_any_of_the_models_in_any_order_give_what_they_give_alone(models, subset):
+    batch = torch.randn(4, 8)
+    alone = [models[place](batch.clone()) for place in subset]
+    shared = share(models)
+    shared.learn(lambda model: model(batch.clone()))
+    logits = shared.run([models[place] for place in subset], lambda model: model(batch.clone()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
+
+
+@torch.no_grad()
+def test_models_with_nothing_in_common_are_left_alone():
+    torch.manual_seed(0)
+    net = Net(keep).eval()
+    models = [tuned(net, seed, 0) for seed in range(3)]
+    assert not share(models).may_save
+    assert all("forward" not in vars(module) for model in models for module in model.modules())
+
+
+@torch.no_grad()
+def test_last_layers_in_common_save_nothing():
+    torch.manual_seed(0)
+    net = Net(keep).eval()
+    models = [copy.deepcopy(net) for _ in range(3)]
+    for model in models:
+        torch.nn.init.normal_(model.layers[0].linear.weight)
+    shared = share(models)
+    assert shared.may_save and not shared.learn(lambda model: model(torch.ones(2, 8)))
+    assert shared.names == set()
+    assert all("forward" not in vars(module) for model in models for module in model.modules())
+
+
+@torch.no_grad()
+def test_what_was_recorded_of_a_batch_that_failed_is_forgotten(models):
+    shared, batches = share(models), [torch.randn(3, 8), torch.randn(3, 8)]
+    shared.learn(lambda model: model(batches[0].clone()))
+
+    def fail(model: torch.nn.Module) -> torch.Tensor:
+        if model is models[2]:
+            raise RuntimeError("out of memory")
+        return model(batches[0].clone())
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        shared.run(models, fail)
+    alone = [copy.deepcopy(model)(batches[1].clone()) for model in models]
+    logits = shared.run(models, lambda model: model(batches[1].clone()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
+
+
+@torch.no_grad()
+def test_options_of_a_call_count():
+    torch.manual_seed(0)
+
+    class Scaled(Net):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.layers[0](hidden, scale=float(self.classifier.bias[0] > 0))[0])
+
+    net = Scaled(keep).eval()
+    models = [tuned(net, seed, DEPTH) for seed in range(4)]
+    for number, model in enumerate(models):
+        model.classifier.bias[0] = number % 2 - 0.5
+    batch = torch.randn(4, 8)
+    alone = [model(batch) for model in models]
+    shared = share(models)
+    assert shared.learn(lambda model: model(batch))
+    with layers_run() as calls:
+        logits = shared.run(models, lambda model: model(batch))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
+    assert len(calls) == 2 + 4
+
+
+def test_tensors_in_common_are_held_once(models):
+    values = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
+    alone = sum(sizes_of(models[0]).values())
+    digests = [TensorDigests.of(model) for model in models]
+    models = [*held_once(models, digests)]
+    for model, before in zip(models, values, strict=True):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    held = {tensor.data_ptr(): tensor.nbytes for model in models for tensor in model.parameters()}
+    layer, head = sizes_of(Layer()), 4 * (8 * 3 + 3)
+    layers = 5 + 1 + 1 + 2 + 2 + DEPTH  # in common, the last of 0 and of 1, the two of 2 and of 3, all of 4
+    assert sum(held.values()) == layers * sum(layer.values()) + 5 * head
+    assert count_together(digests, sizes_of(models[0]), room=sum(held.values())) == 5
+    assert count_together(digests, sizes_of(models[0]), room=sum(held.values()) - 1) == 4
+    assert count_together(digests, sizes_of(models[0]), room=0) == 1 and alone == DEPTH * sum(layer.values()) + head
+
+
+def test_a_tensor_of_two_names_is_held_once_and_counted_once():
+    tied = Net(keep)
+    tied.layers[1].linear.weight = tied.layers[0].linear.weight
+    models = [tied, copy.deepcopy(tied)]
+    sizes = sizes_of(tied)
+    assert sizes["layers.0.linear.weight"] and not sizes["layers.1.linear.weight"]
+    models = [*held_once(models, [TensorDigests.of(model) for model in models])]
+    weights = {model.layers[place].linear.weight for model in models for place in (0, 1)}
+    assert len(weights) == 1
