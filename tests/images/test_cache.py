@@ -53,13 +53,13 @@ def test_a_record_is_read_once_in_a_run_however_often_its_block_is(images, monke
 
 
 def test_a_record_that_is_broken_after_it_was_read_is_noticed(images, decoded, caplog):
-    first = [inputs["pixel_values"] for _, inputs in images.stream(0, 1, room=ALL)]
-    list(images.stream(0, 1))
+    for _ in range(2):
+        list(images.stream(0, 1, room=ALL))
+    assert len(decoded) == 12
     (path,) = images.folder.glob("block-*1.json")
     path.write_text("{}")
-    again = [inputs["pixel_values"] for _, inputs in images.stream(0, 1, room=ALL)]
+    assert len(list(images.stream(0, 1, room=ALL))) == 3
     assert f"{path} can't be read" in caplog.text and len(decoded) == 16
-    assert all(torch.equal(pixels[:], others[:]) for pixels, others in zip(first, again, strict=True))
 
 
 def test_an_example_is_of_the_first_block_that_has_an_image(tmp_path):
