@@ -352,7 +352,7 @@ class Images:
 
         def recorded() -> str | None:
             record = self._record(block)
-            return record and record.sha256
+            return None if record is None else record.sha256
 
         return self.checks.as_read(self._record_path(block), recorded)
 
