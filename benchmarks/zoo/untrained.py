@@ -1,5 +1,6 @@
 """Untrained models, and images to run them on, for benchmarks that depend on shapes alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,19 @@ class Case:
     images: int
 
 
-def make_models(folder: Path, case: Case, count: int, seed: int, classes: int = len(LABELS)) -> None:
+def make_models(
+    folder: Path,
+    case: Case,
+    count: int,
+    seed: int,
+    classes: int = len(LABELS),
+    differs: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Save so many models.
+
+    Args:
+        differs: of the name of a parameter, whether the models differ in it.
+    """
     torch.manual_seed(seed)
     names = [str(number) for number in range(classes)]
     config = ViTConfig(
@@ -42,8 +55,9 @@ def make_models(folder: Path, case: Case, count: int, seed: int, classes: int = 
     model = ViTForImageClassification(config)
     for number in range(count):
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1e-3 * torch.randn_like(parameter))
+            for name, parameter in model.named_parameters():
+                if differs(name):
+                    parameter.add_(1e-3 * torch.randn_like(parameter))
         model.save_pretrained(folder / f"ft-{number:02d}")
         ViTImageProcessor(size={"height": case.side, "width": case.side}).save_pretrained(folder / f"ft-{number:02d}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _TIMM_LOADS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cf
 # Fields for what a model returns beside its logits, with the defaults that are run and saved: attention maps are there
 # to be looked at, and a configuration that asks for them can't be saved (transformers#30978, #38288).
 OUTPUT_FIELDS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+
+# The class of each model that was built, by its configuration's class and fields.
+_CLASSES: dict[tuple[type, str], type[PreTrainedModel]] = {}
 
 # What to do about an image processor that can't be used.
 _ANOTHER_PROCESSOR = (
@@ -167,6 +171,21 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
         ValueError: if the configuration is not that of an image classifier.
     """
     return _build(config, "meta", trust_remote_code)
+
+
+def model_class(config: PretrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The class of the model that a configuration describes. Errors as of `empty_model`.
+
+    To build a model for that takes as long as to fill it: of equal configurations it is done once, but for code that
+    comes with a checkpoint, which may be another each time.
+    """
+    if trust_remote_code:
+        return type(empty_model(config, trust_remote_code=True))
+    fields = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
+    key = type(config), json.dumps(fields, sort_keys=True, default=str)
+    if key not in _CLASSES:
+        _CLASSES[key] = type(empty_model(config))
+    return _CLASSES[key]
 
 
 def random_model(
@@ -328,12 +347,12 @@ def _fill(
     **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model with its weights, and transformers' report of the tensors that did not fit."""
-    model_class = type(empty_model(config, trust_remote_code=trust_remote_code))
+    filled_class = model_class(config, trust_remote_code=trust_remote_code)
     try:
         with quiet_transformers():
             # by default transformers takes the dtype from the file (transformers#42883); tensors that don't fit are in
             # the report, by name
-            return model_class.from_pretrained(
+            return filled_class.from_pretrained(
                 pretrained_model_name_or_path=None,
                 state_dict=tensors,
                 **options,

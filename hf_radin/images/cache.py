@@ -241,10 +241,9 @@ class Images:
         """
         from safetensors.torch import load, load_file
 
-        path, record = self.path(block), self._record(block)
-        if record is None:
+        path, sha256 = self.path(block), self._pixels_sha256(block)
+        if sha256 is None and self._record(block) is None:
             return None
-        sha256 = record.sha256
         if self.checks.knows(path, sha256):
             return load_file(path)
         with open_regular(path, way_out=MADE_ANEW) as file:
@@ -313,7 +312,7 @@ class Images:
             if record is not None:
                 blocks = [(shard, number) for number in range(record.blocks)]
                 blocks = [block for block in blocks if reader(block, shards, world) == rank]
-                needed = [block for block in blocks if wanted(block) or not self._record(block)]
+                needed = [block for block in blocks if wanted(block) or not self._is_known(block)]
                 if all(self._is_cached(block) for block in needed):
                     yield from ((block, None) for block in needed)
                     continue
@@ -328,7 +327,7 @@ class Images:
                 if self._is_cached(block):
                     if wanted(block):
                         yield block, None
-                elif wanted(block) or not self._record(block):
+                elif wanted(block) or not self._is_known(block):
                     yield block, list(rows)
             path = self.folder / f"shard-{shard:05d}-{order.hexdigest()[:16]}.json"
             write_sealed(path, ShardRecord(shards, count), self._subject(path))
@@ -348,8 +347,23 @@ class Images:
         return next((record for record in records if record is not None), None)
 
     def _is_cached(self, block: Block) -> bool:
-        record = self._record(block)
-        return record is not None and record.sha256 is not None and self.path(block).exists()
+        return self._pixels_sha256(block) is not None and self.path(block).exists()
+
+    def _is_known(self, block: Block) -> bool:
+        """Whether a block was decoded, be its pixels cached or not."""
+        return self._pixels_sha256(block) is not None or self._record(block) is not None
+
+    def _pixels_sha256(self, block: Block) -> str | None:
+        """The hash of a block's pixels by its record; None without pixels, or without a record.
+
+        A record is read once in a run: a search looks at each block hundreds of times.
+        """
+
+        def recorded() -> str | None:
+            record = self._record(block)
+            return None if record is None else record.sha256
+
+        return self.checks.as_read(self._record_path(block), recorded)
 
     def _record(self, block: Block) -> BlockRecord | None:
         """What is known of a block; a record that can't be read is written again."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_radin.checkpoints.fields import comparable, declared_fields, flattened
-from hf_radin.checkpoints.model import empty_model, task_of
+from hf_radin.checkpoints.model import empty_model, model_class, task_of
 from hf_radin.ingredients.ingredient import Ingredient
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _compared_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 def _source(config: PretrainedConfig) -> str:
     """The source of the module that defines the configuration's model."""
-    return inspect.getsource(sys.modules[type(empty_model(config)).__module__])
+    return inspect.getsource(sys.modules[model_class(config).__module__])
 
 
 def _declared_or_read(config: PretrainedConfig, source: str, everything: bool, prefix: str = "") -> dict[str, Any]:

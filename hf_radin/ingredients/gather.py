@@ -16,10 +16,10 @@ from hf_radin.checkpoints.model import (
     check_header,
     check_saves,
     check_task,
-    empty_model,
     is_multi_label,
     load_config,
     load_processor,
+    model_class,
 )
 from hf_radin.checkpoints.processor import ProcessorDifference, find_processor_differences
 from hf_radin.ingredients.checkpoint_files import CheckpointFiles, Options, read_places
@@ -298,7 +298,7 @@ class _Checks:
         """
         name, trust = files.place.name, self.options.trust_remote_code
         if files.header is None or (files.base and files.base.header is None):
-            return _Header(type(empty_model(config, trust_remote_code=trust)).__name__, 0, ())
+            return _Header(model_class(config, trust_remote_code=trust).__name__, 0, ())
         if not files.header:
             raise ValueError(f"{name}: its weights hold no tensor.")
         base_header = (files.base.header or {}) if files.base else {}

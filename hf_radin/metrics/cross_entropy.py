@@ -45,7 +45,7 @@ def taught_probabilities(
         if multi_label:
             wanted += share * torch.from_numpy(labels).to(wanted)
         else:
-            wanted[range(len(labels)), torch.from_numpy(labels)] += share
+            wanted[torch.arange(len(labels)), torch.from_numpy(labels)] += share
     return wanted
 
 
@@ -121,7 +121,7 @@ def _of_classes(values: np.ndarray, targets: np.ndarray, scale: float) -> tuple[
     """The same where each image has one class."""
     values -= values.max(1, keepdims=True)
     powers = np.exp(scale * values)
-    right = values[range(len(values)), targets] if targets.ndim == 1 else (targets * values).sum(1)
+    right = values[np.arange(len(values)), targets] if targets.ndim == 1 else (targets * values).sum(1)
     sums = powers.sum(1)
     mean = (powers * values).sum(1) / sums
     return np.log(sums) - scale * right, mean - right, (powers * values**2).sum(1) / sums - mean**2

@@ -18,12 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from safetensors import SafetensorError
 
 from hf_radin.runtime.text import one_line
+
+T = TypeVar("T")
 
 # Prefix of folders that are being filled; a killed run may leave one behind.
 PARTIAL = ".hf_radin."
@@ -243,6 +245,7 @@ class Checks:
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[str, tuple[int, ...]]] = {}
+        self._read: dict[Path, tuple[tuple[int, ...], Any]] = {}
 
     def note(self, path: Path, sha256: str) -> None:
         """Say what a file's SHA-256 is, which was just written or read."""
@@ -251,6 +254,16 @@ class Checks:
     def knows(self, path: Path, sha256: str | None) -> bool:
         """Whether a file had this SHA-256 when this run hashed it, and has not changed since."""
         return self._known.get(path) == (sha256, _stamp(path))
+
+    def as_read(self, path: Path, read: Callable[[], T]) -> T:
+        """What is read from a file; read again only where the file is not the one that it was read from."""
+        stamp = _stamp(path)  # before it is read: what changes meanwhile is not known
+        if stamp and (known := self._read.get(path)) is not None and known[0] == stamp:
+            result: T = known[1]
+            return result
+        result = read()
+        self._read[path] = stamp, result
+        return result
 
     def broken(self, files: Mapping[Path, str | None]) -> list[Path]:
         """The files that have not the SHA-256 which their record says, or whose record says none.

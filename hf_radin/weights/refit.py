@@ -18,7 +18,7 @@ since a number that is added to all of an image changes all its probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -39,6 +39,10 @@ FOLDS = 5
 
 # Images that are added up at a time: what is summed in another order is rounded otherwise, so it is no option.
 CHUNK = 1024
+
+# Bytes of features and probabilities that are held as float64, since each of a hundred steps needs them again. What
+# takes more is converted anew for each, a chunk at a time.
+HELD = 64 << 20
 
 # Steps to the least cross-entropy at most, how many of them are remembered, and what is no step any more. The unknowns
 # are scaled so that images leave each of them a standard error of about 1.
@@ -144,23 +148,39 @@ class Lesson:
         """How far the probabilities of a head are from those that are taught, on some images."""
         weight = self._tensor(layer.weight)
         bias = weight.new_zeros(len(weight)) if layer.bias is None else self._tensor(layer.bias)
-        return self.errors_of(weight, bias, rows)
+        return self.errors_of(weight, bias, self.chunks(rows))
 
-    def errors_of(self, weight: torch.Tensor, bias: torch.Tensor, rows: np.ndarray) -> Errors:
+    def errors_of(self, weight: torch.Tensor, bias: torch.Tensor, chunks: Iterable[_Chunk]) -> Errors:
         """The same of a head whose weights `(classes, features)` and biases `(classes,)` are on the device."""
 
-        def of_chunk(chunk: np.ndarray) -> Errors:
-            features, wanted = self._tensor(self.features[chunk]), self.wanted(chunk)
+        def of_chunk(chunk: _Chunk) -> Errors:
+            features, wanted = chunk.features, chunk.wanted
             entropies, errors = compared(features @ weight.T + bias, wanted, multi_label=self.multi_label)
             squares = (errors**2).sum() + (wanted * (1 - wanted)).sum()
             return Errors(entropies.sum(), squares, errors.T @ features, errors.sum(0))
 
-        return reduce(add, map(of_chunk, _chunks(rows)))
+        return reduce(add, map(of_chunk, chunks))
+
+    def chunks(self, rows: np.ndarray) -> Iterator[_Chunk]:
+        """What some images, given by their rows, teach a cross-entropy: made as one goes through them."""
+        return (_Chunk(self._tensor(self.features[chunk]), self.wanted(chunk)) for chunk in _chunks(rows))
+
+    def is_held(self, rows: np.ndarray) -> bool:
+        """Whether the chunks of some images are few enough to be held."""
+        return len(rows) * (self.features.shape[1] + self.teacher.shape[1]) * 8 <= HELD
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device).double()
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Features of some images `(images, features)` and the probabilities that they teach `(images, classes)`."""
+
+    features: torch.Tensor
+    wanted: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +329,7 @@ def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: Line
     scales = (count * (values + ridge.strength).clamp(min=torch.finfo(torch.float64).tiny)).rsqrt()
     bias_scale, pull = (count * len(rows)) ** -0.5, count * ridge.strength * scales**2
     begun = weight - had
+    held = list(lesson.chunks(rows)) if lesson.is_held(rows) else None
     unknown, offset = ((begun @ vectors) / scales).requires_grad_(), torch.zeros_like(bias, requires_grad=True)
 
     def reached() -> tuple[torch.Tensor, torch.Tensor]:
@@ -316,7 +337,7 @@ def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: Line
         return weight + change, bias + (offset.detach() * bias_scale - change @ mean)
 
     def loss() -> torch.Tensor:
-        errors = lesson.errors_of(*reached(), rows)
+        errors = lesson.errors_of(*reached(), lesson.chunks(rows) if held is None else held)
         slopes = (errors.crossed - errors.classes[:, None] * mean) @ vectors * scales
         unknown.grad, offset.grad = slopes + pull * unknown.detach(), errors.classes * bias_scale
         return errors.entropy + (pull * unknown.detach() ** 2).sum() / 2

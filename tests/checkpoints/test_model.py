@@ -20,6 +20,7 @@ from transformers import (
     CLIPForImageClassification,
     SwinConfig,
     SwinForImageClassification,
+    ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
 )
@@ -558,3 +559,16 @@ def test_what_is_there_already_asks_no_image(two, digits, tmp_path):
         shutil.rmtree(tmp_path / "cache" / "banks")  # the prepared images are there
         hf_radin.compute_logits(gathered, digits, cache_dir=tmp_path / "cache")
     assert calls.total() == 0
+
+
+def test_the_class_of_equal_configurations_is_looked_up_once_and_of_others_anew():
+    # of a size that no other test has
+    tiny = {"image_size": 44, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    configs = [SwinConfig(image_size=44, depths=[1], num_heads=[1]), *(ViTConfig(**tiny) for _ in range(3))]
+    with counted(modeling.empty_model) as calls:
+        classes = [modeling.model_class(config) for config in configs]
+    assert classes == [SwinForImageClassification, *[ViTForImageClassification] * 3]
+    assert calls["empty_model"] == 2
+    broken = ViTConfig(**{**tiny, "patch_size": 0})  # what can't be built is refused, whatever was built before
+    with pytest.raises(ValueError, match="makes no image classifier"):
+        modeling.model_class(broken)

@@ -8,6 +8,7 @@ from shared.training import digit_images, image_dataset
 from transformers import ViTImageProcessor
 
 from hf_radin.checkpoints.processor import prepare_image
+from hf_radin.images import cache
 from hf_radin.images.cache import ALL, Images
 from hf_radin.images.decode import Source
 from hf_radin.images.split import DataSource, open_split
@@ -34,6 +35,31 @@ def test_what_nobody_wants_is_decoded_once_and_never_again(images, decoded):
     assert images.index().labels == digit_images(slice(0, 12))[1]
     assert [block for block, _ in images.stream(0, 1, wanted=lambda block: block[1] == 1)] == [(0, 1)]
     assert len(decoded) == 12
+
+
+def test_a_record_is_read_once_in_a_run_however_often_its_block_is(images, monkeypatch):
+    """A search looks at each block hundreds of times."""
+    list(images.stream(0, 1, room=ALL))
+    read, known = [], cache.known_record
+
+    def counted(record, path, subject):
+        read.append(path.name)
+        return known(record, path, subject)
+
+    monkeypatch.setattr(cache, "known_record", counted)
+    for _ in range(5):
+        assert len(list(images.stream(0, 1))) == 3
+    assert sum(name.startswith("block") for name in read) == 3
+
+
+def test_a_record_that_is_broken_after_it_was_read_is_noticed(images, decoded, caplog):
+    for _ in range(2):
+        list(images.stream(0, 1, room=ALL))
+    assert len(decoded) == 12
+    (path,) = images.folder.glob("block-*1.json")
+    path.write_text("{}")
+    assert len(list(images.stream(0, 1, room=ALL))) == 3
+    assert f"{path} can't be read" in caplog.text and len(decoded) == 16
 
 
 def test_an_example_is_of_the_first_block_that_has_an_image(tmp_path):
