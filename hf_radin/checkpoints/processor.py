@@ -17,6 +17,7 @@ from hf_radin.checkpoints.fields import comparable, flattened
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
     from transformers.image_processing_utils import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -245,6 +246,22 @@ def _resize_as(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> 
 def made_up_images() -> list[Image.Image]:
     """Images of different sizes and shapes, of noise that any two ways to resize treat differently."""
     generator = np.random.default_rng(0)
-    return [
-        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in _SIZES
-    ]
+    return [_noise(generator, width, height) for width, height in _SIZES]
+
+
+def made_up_image(config: PretrainedConfig) -> Image.Image:
+    """A made-up image of the size that a model takes, since processors of images of one size need not resize them.
+
+    It is a small one of any size if the configuration does not say which.
+    """
+    sides = getattr(config, "image_size", None)
+    if isinstance(sides, int):
+        sides = (sides, sides)
+    width, height = min(_SIZES)
+    if isinstance(sides, list | tuple) and len(sides) == 2:
+        height, width = sides
+    return _noise(np.random.default_rng(0), width, height)
+
+
+def _noise(generator: np.random.Generator, width: int, height: int) -> Image.Image:
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -16,7 +16,7 @@ from hf_radin.checkpoints.autotune import BATCH_SIZE, Modes, bytes_of, count_wor
 from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.forward import Running
 from hf_radin.checkpoints.model import random_model
-from hf_radin.checkpoints.processor import made_up_images, prepare_image
+from hf_radin.checkpoints.processor import made_up_image, prepare_image
 from hf_radin.images.cache import SPARED, Images, find_home, parse_size
 from hf_radin.images.decode import Source, time_decoding
 from hf_radin.images.pixels import Inputs, join
@@ -313,7 +313,7 @@ def _in_common(
         model = random_model(first.config, trust_remote_code=first.trust_remote_code)
         if names >= {name for name, _ in named_tensors(model)}:
             return 0.0, False
-        example = prepare_image(ingredients.processor, made_up_images()[0])
+        example = prepare_image(ingredients.processor, made_up_image(first.config))
         batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
         return common_work(model, batch, names), are_of_head(names, first)
 

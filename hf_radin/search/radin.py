@@ -326,6 +326,11 @@ class _Search:
             raise ValueError(f"head='refit': {hindrance}. Average the heads: head='average' (--head average).")
         # the average of heads that one body has in common is their ensemble; features would take a pass
         if not self.budget.passes or (bank.exact and head_split is None):
+            if self.head == "auto" and not (hindrance or self.is_full):
+                logger.info(
+                    "Heads are averaged. Refitted ones, which learn the labels too, take passes: head='refit' "
+                    "(--head refit)."
+                )
             return _Heads()
         kinds = "" if self.head == "refit" else _heads_of_their_own(bank)
         if kinds and (self.head == "average" or hindrance):

@@ -164,9 +164,14 @@ def about_exactness(report: SearchReport) -> str:
     """Why soups took no pass, in sentences; empty if they did, or were not measured."""
     if not report.is_exact:
         return ""
+    why = "Exact: the checkpoints differ in their heads alone, so that a soup"
+    same = "is the same function as the ensemble of its ingredients, up to rounding."
+    if report.head is None:
+        return f"{why} {same} What logits say of this is what the soup does, and no image was shown to it."
+    taught = "with distilled last layers" if report.is_distilled else "with a refitted head"
     return (
-        "Exact: the checkpoints differ in their heads alone, so that a soup is the same function as the ensemble of "
-        "its ingredients, up to rounding. What logits say of this is what the soup does, and no image was shown to it."
+        f"{why} with an averaged head {same} What logits say of this is what such soups do, and no image was shown to "
+        f"them. This one, {taught}, is another function than the ensemble: it was run."
     )
 
 
@@ -374,7 +379,7 @@ def _clock(seconds: float | None) -> str:
 
 def _proved_soups(report: SearchReport) -> int:
     """How many soups were run on the split that proves."""
-    if report.is_exact and report.head is None:  # their figures are those of ensembles
-        return 0
+    if report.is_exact:  # the figures of soups with averaged heads are those of ensembles
+        return int(report.head is not None)
     names = {"uniform"} if report.is_single else {"soup"} if report.is_uniform else {"uniform", "soup"}
     return sum(result.split == report.held_out and result.name in names for result in report.results)

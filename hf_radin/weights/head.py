@@ -19,7 +19,7 @@ import numpy as np
 
 from hf_radin.checkpoints.forward import Running, batch_logits
 from hf_radin.checkpoints.model import random_model
-from hf_radin.checkpoints.processor import made_up_images, prepare_image
+from hf_radin.checkpoints.processor import made_up_image, prepare_image
 from hf_radin.images.pixels import Pixels
 from hf_radin.ingredients.ingredient import Ingredient
 from hf_radin.sharing.replay import SharedModules
@@ -197,8 +197,7 @@ def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None
             torch.nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
     try:
         if example is None:
-            image = min(made_up_images(), key=lambda image: image.width * image.height)
-            example = prepare_image(ingredient.processor, image)
+            example = prepare_image(ingredient.processor, made_up_image(ingredient.config))
         batch = {name: torch.stack([torch.as_tensor(value)] * 2) for name, value in example.items()}
         return locate_head(model, batch)
     except HeadError:

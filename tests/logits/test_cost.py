@@ -1,5 +1,6 @@
 """What a job costs is known before it starts: bytes exactly, seconds by arithmetic, and no weights are downloaded."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_what_models_have_in_common_counts_once_for_each_group():
 def test_linear_probes_cost_one_body_and_no_soup(heads, digits, tmp_path):
     job = hf_radin.estimate(hf_radin.gather(f"{heads}/*"), digits, cache_dir=tmp_path)
     assert job.exact and 0.99 < job.common < 1 and job.soups == 0 and 1 < job.work < 1.02
+
+
+def test_processors_that_keep_the_size_of_images_change_no_cost(heads, digits, tmp_path):
+    for number in range(2):
+        folder = shutil.copytree(heads / f"ft-{number}", tmp_path / f"ft-{number}")
+        fields = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").write_text(json.dumps({**fields, "do_resize": False}))
+    job = hf_radin.estimate(hf_radin.gather(f"{tmp_path}/ft-*"), digits, cache_dir=tmp_path / "cache")
+    assert job.exact and 0.99 < job.common < 1
 
 
 def test_fine_tunes_of_everything_cost_all_passes(job):

@@ -148,13 +148,27 @@ def test_after_a_pilot_all_logits_are_computed_and_no_soup_runs(probes, digits, 
     assert not estimated.is_exact  # of a part of the images alone
 
 
-def test_heads_are_refitted_where_that_is_asked_for(linear, digits, predictions):
+def test_heads_are_refitted_where_that_is_asked_for(linear, predictions, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
     exact = hf_radin.radin(linear, budget=2).report
     assert exact.head is None and exact.heads == "auto" and not predictions
+    assert "Heads are averaged." in caplog.text and "(--head refit)" in caplog.text
+    caplog.clear()
+    hf_radin.radin(linear, budget=2, head="average")
+    assert "Heads are averaged." not in caplog.text
     refitted = hf_radin.radin(linear, budget=2, head="refit").report
     assert refitted.passes.soups > 0 and not refitted.is_exact and predictions
     elsewhere = hf_radin.radin(linear, budget=2, head_split="train").report
     assert elsewhere.is_exact and elsewhere.passes.soups == 0 < elsewhere.passes.head
+
+
+def test_distilled_layers_are_run_and_said_to_be(linear, proof, predictions):
+    soup = hf_radin.distill(linear, hf_radin.uniform(linear, test_split=proof))
+    assert soup.report.is_distilled and soup.report.is_exact and sum(predictions) >= len(proof)
+    for text in (" ".join(render(soup.report).split()), soup_table(soup)):
+        assert "with an averaged head is the same function as the ensemble of its ingredients" in text
+        assert "This one, with distilled last layers, is another function than the ensemble: it was run." in text
+    assert "| the figures on test, in passes over it | 6 | |" in render(soup.report)  # of five logits and of this soup
 
 
 def test_what_changes_takes_no_pass(linear, predictions):

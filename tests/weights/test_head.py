@@ -15,7 +15,7 @@ from transformers import (
 from hf_radin.checkpoints.forward import Running
 from hf_radin.ingredients.ingredient import Ingredient
 from hf_radin.runtime.processes import Processes
-from hf_radin.weights.head import Head, LinearLayer, Recording, find_head, locate_head
+from hf_radin.weights.head import Head, LinearLayer, Recording, are_of_head, find_head, locate_head
 
 PAIRS = {
     "DeiTForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
@@ -112,6 +112,14 @@ def test_a_model_that_takes_no_such_image_is_named(tmp_path):
     with pytest.raises(ValueError, match="org/ft: to find its head it was shown an image, which it does not take"):
         find_head(ingredient)
     assert find_head(ingredient, {"pixel_values": images(1)["pixel_values"][0]}).modules == ("classifier",)
+
+
+def test_a_processor_that_keeps_the_size_of_images_is_shown_one_of_the_models_size(tmp_path):
+    vit().save_pretrained(tmp_path)
+    ViTImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    ingredient = Ingredient("org/ft", "sha256:0", tmp_path, CLASSES, "ViTForImageClassification")
+    assert find_head(ingredient).modules == ("classifier",)
+    assert are_of_head({"classifier.bias"}, ingredient) and not are_of_head({"vit.layernorm.bias"}, ingredient)
 
 
 def test_a_head_that_is_tied_to_another_layer_is_refused():
