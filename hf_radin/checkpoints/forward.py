@@ -6,7 +6,7 @@ How a model is run decides about the last bits of its logits: dtype, batch size,
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Images that show which modules several models need to run only once.
+# Images that show which modules several models need to run only once, and as many others.
 LEARNT = 2
 
 
@@ -75,18 +75,21 @@ class Running:
         return [tensor.numpy() for tensor in logits]
 
     def learn(self, shared: SharedModules, inputs: Mapping[str, torch.Tensor | Pixels]) -> bool:
-        """Let models that share learn what that saves, on the first of these prepared images; returns whether it does.
+        """Let models that share learn what that saves, on prepared images; returns whether it saves anything.
 
         Args:
-            inputs: as of `logits`.
+            inputs: as of `logits`, of `2 * LEARNT` images.
         """
         import torch
 
-        first = {name: value[:LEARNT] for name, value in inputs.items()}
         device, layout = self.accelerator.device, self.channels_last
+
+        def run(images: slice) -> Callable[[PreTrainedModel], torch.Tensor]:
+            batch = {name: _to_device(value[images], device, self.dtype, layout) for name, value in inputs.items()}
+            return lambda model: batch_logits(model, batch, self.accelerator.autocast())
+
         with torch.no_grad():
-            batch = {name: _to_device(value, device, self.dtype, layout) for name, value in first.items()}
-            return shared.learn(lambda model: batch_logits(model, batch, self.accelerator.autocast()))
+            return shared.learn(run(slice(LEARNT)), run(slice(LEARNT, None)))
 
 
 def forward(

@@ -9,16 +9,20 @@ that share six layers, two may share nine.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hf_radin.runtime.text import one_line
 from hf_radin.sharing.digests import TensorDigests
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -69,24 +73,29 @@ class SharedModules:
         self._copied: set[str] = set()
         self._used: set[_Key] = set()
 
-    def learn(self, run: Callable[[torch.nn.Module], object]) -> bool:
+    def learn(self, run: Callable[[Any], Result], run_other: Callable[[Any], object]) -> bool:
         """See which modules need not run for each model, by running all of them; returns whether that saves anything.
 
-        What is changed in place after it was recorded is copied from now on, and looked for once more.
+        What is changed in place after it was recorded is copied from now on, and looked for once more. Where models
+        don't give the same as alone nothing is shared: a module that does not run leaves nothing behind for others,
+        as one does that keeps what it computed.
 
         Args:
             run: shows a model a small batch, the same tensors for all.
+            run_other: shows it other images, so that what they left behind is seen.
         """
-        everything = {key for key, count in self._counts.items() if count > 1}
-        for _ in range(2):
+        alone = [run(model) for model in self._models]
+        for model in self._models:
+            run_other(model)
+        try:
+            self._see(run)
+            is_exact = _is_same(alone, self._run_all(self._models, run))
+        except Exception as error:  # each architecture fails in its own way
+            logger.debug("Where modules run once, models don't: %s", one_line(error))
+            is_exact = False
+        if not is_exact:
             self._used = set()
-            self._wrap(everything)
-            copied = len(self._copied)
-            self._run_all(self._models, run, note_changes=True)
-            if len(self._copied) == copied:
-                break
-        self._used = {key for key in self._used if self._has_weights(key)}
-        self._wrap(self._used)
+            self._wrap(self._used)
         return bool(self._used)
 
     @property
@@ -107,6 +116,19 @@ class SharedModules:
             run: shows a model a batch, the same tensors for all; gradients are off.
         """
         return self._run_all(models, run)
+
+    def _see(self, run: Callable[[Any], object]) -> None:
+        """Note and wrap the modules that need not run for each model; see `learn`."""
+        everything = {key for key, count in self._counts.items() if count > 1}
+        for _ in range(2):
+            self._used = set()
+            self._wrap(everything)
+            copied = len(self._copied)
+            self._run_all(self._models, run, note_changes=True)
+            if len(self._copied) == copied:
+                break
+        self._used = {key for key in self._used if self._has_weights(key)}
+        self._wrap(self._used)
 
     def _run_all(
         self, models: Sequence[torch.nn.Module], run: Callable[[Any], Result], *, note_changes: bool = False
