@@ -120,7 +120,7 @@ class Activations:
         return load(content)
 
     def _seal(self, name: str, content: bytes) -> str:
-        """The hash of what is in a file, and of what it is about: its folder, and the block, by how its name begins."""
+        """The hash of what is in a file, and of what it is about: its folder and its block, by how its name begins."""
         sha256 = hashlib.sha256(f"{self.folder.name} {name} ".encode())
         sha256.update(content)
         return sha256.hexdigest()[:LENGTH]

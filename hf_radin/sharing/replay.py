@@ -41,15 +41,22 @@ class _Record:
         inputs: that it was given, positional and by name.
         output: that it gave.
         versions: of the tensors in both, which count how often these were changed in place.
+        holder: the model that was given the output last.
     """
 
     inputs: tuple[Any, ...]
     output: Any
     versions: list[int]
+    holder: torch.nn.Module
 
     def gave_for(self, inputs: tuple[Any, ...]) -> bool:
         """Whether this is what the module gives for other inputs, too."""
         return _versions((self.inputs, self.output)) == self.versions and _is_same(self.inputs, inputs)
+
+    def hand_on(self, model: torch.nn.Module, *, copied: bool) -> Any:
+        """The output for a model; a copy for one that has it already, or it would change two outputs at once."""
+        copied, self.holder = copied or self.holder is model, model
+        return _copy(self.output) if copied else _handed_on(self.output)
 
 
 class SharedModules:
@@ -66,6 +73,7 @@ class SharedModules:
     def __init__(self, models: Sequence[torch.nn.Module], digests: Sequence[TensorDigests]):
         numbers: dict[Any, int] = {}
         self._models = list(models)
+        self._running = models[0]
         self._numbers = [_numbers(model, tensors, numbers) for model, tensors in zip(models, digests, strict=True)]
         self._counts = Counter(key for modules in self._numbers for key in modules.items())
         self._records: dict[_Key, list[_Record]] = {}
@@ -138,6 +146,7 @@ class SharedModules:
         results = []
         try:
             for model, of_model in zip(models, keys, strict=True):
+                self._running = model
                 results.append(run(model))
                 if note_changes:
                     self._note_changes()
@@ -171,7 +180,7 @@ class SharedModules:
         for record in self._records.get(key, ()):
             if record.gave_for(inputs):
                 self._used.add(key)
-                return _copy(record.output) if key[0] in self._copied else _handed_on(record.output)
+                return record.hand_on(self._running, copied=key[0] in self._copied)
         if self._waiting[key] < 2 or not _is_known(inputs):
             return forward(*args, **options)
         versions = _versions(inputs)
@@ -179,7 +188,7 @@ class SharedModules:
         output = forward(*args, **options)
         if _is_known(output) and _versions(inputs) == versions:
             result = _copy(output) if key[0] in self._copied else output
-            record = _Record(recorded, result, _versions((recorded, result)))
+            record = _Record(recorded, result, _versions((recorded, result)), self._running)
             self._records.setdefault(key, []).append(record)
         return output
 

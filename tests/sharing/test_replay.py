@@ -215,6 +215,26 @@ def test_a_module_that_leaves_something_behind_for_others_runs_for_each(ask):
     assert all("forward" not in vars(module) for model in models for module in model.modules())
 
 
+@torch.no_grad()
+def test_what_a_module_gives_twice_are_two_tensors():
+    class Twice(Net):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            first, second = (self.layers[0](hidden)[0] for _ in range(2))
+            if len(hidden) == 1:  # as no batch did from which it was learnt what is changed in place
+                first.add_(1)
+            return self.classifier(first + second)
+
+    torch.manual_seed(0)
+    net = Twice(keep)
+    models, batches = [tuned(net, seed, DEPTH) for seed in range(3)], [torch.randn(images, 8) for images in (3, 1)]
+    expected = [[model(batch) for model in models] for batch in batches]
+    shared = share(models)
+    assert learn(shared, torch.randn(4, 8))
+    for batch, alone in zip(batches, expected, strict=True):
+        logits = shared.run(models, lambda model, batch=batch: model(batch))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
+
+
 def test_tensors_in_common_are_held_once(models):
     values = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
     alone = sum(sizes_of(models[0]).values())
