@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Images that show which modules several models need to run only once, and as many others.
+# Images that show which modules several models need to run only once; another one shows that it is so.
 LEARNT = 2
 
 
@@ -78,7 +78,7 @@ class Running:
         """Let models that share learn what that saves, on prepared images; returns whether it saves anything.
 
         Args:
-            inputs: as of `logits`, of `2 * LEARNT` images.
+            inputs: as of `logits`, of `LEARNT` images and one more.
         """
         import torch
 

@@ -152,7 +152,7 @@ class Passes:
         shared = SharedModules(models, digests)
         if not shared.may_save:
             return None
-        if not self.running.learn(shared, made_batch(self.example, models[0].main_input_name, 2 * LEARNT)):
+        if not self.running.learn(shared, made_batch(self.example, models[0].main_input_name, LEARNT + 1)):
             return None
         sizes = sizes_of(models[0])
         different = {key for tensors in digests for key in tensors.by_name.items()}
