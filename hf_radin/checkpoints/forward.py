@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # The dtypes of mixed precision that torch alone can give, by accelerate's names.
 AUTOCAST = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
 
-# Images that show which modules several models need to run only once.
+# Images that show which modules several models need to run only once; another one shows that it is so.
 LEARNT = 2
 
 
@@ -102,18 +102,21 @@ class Running:
         return [tensor.numpy() for tensor in logits]
 
     def learn(self, shared: SharedModules, inputs: Mapping[str, torch.Tensor | Pixels]) -> bool:
-        """Let models that share learn what that saves, on the first of these prepared images; returns whether it does.
+        """Let models that share learn what that saves, on prepared images; returns whether it saves anything.
 
         Args:
-            inputs: as of `logits`.
+            inputs: as of `logits`, of `LEARNT` images and one more.
         """
         import torch
 
-        first = {name: value[:LEARNT] for name, value in inputs.items()}
         device, layout = self.accelerator.device, self.channels_last
+
+        def run(images: slice) -> Callable[[PreTrainedModel], torch.Tensor]:
+            batch = {name: _to_device(value[images], device, self.dtype, layout) for name, value in inputs.items()}
+            return lambda model: batch_logits(model, batch, self.accelerator.autocast())
+
         with torch.no_grad():
-            batch = {name: _to_device(value, device, self.dtype, layout) for name, value in first.items()}
-            return shared.learn(lambda model: batch_logits(model, batch, self.accelerator.autocast()))
+            return shared.learn(run(slice(LEARNT)), run(slice(LEARNT, None)))
 
 
 def forward(

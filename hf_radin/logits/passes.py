@@ -51,6 +51,7 @@ from hf_radin.runtime.text import one_line
 from hf_radin.sharing.digests import TensorDigests
 from hf_radin.sharing.memory import count_together, held_once, sizes_of
 from hf_radin.sharing.replay import SharedModules
+from hf_radin.tail.choose import made_batch
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +150,9 @@ class Passes:
         if self.running.compiled or self.example is None:
             return None
         shared = SharedModules(models, digests)
-        if not (shared.may_save and self.running.learn(shared, repeated(self.example, LEARNT))):
+        if not shared.may_save:
+            return None
+        if not self.running.learn(shared, made_batch(self.example, models[0].main_input_name, LEARNT + 1)):
             return None
         sizes = sizes_of(models[0])
         different = {key for tensors in digests for key in tensors.by_name.items()}

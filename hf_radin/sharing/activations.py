@@ -92,7 +92,7 @@ class Activations:
         content = save({ROWS: torch.from_numpy(rows), GIVEN: given})
         if len(content) > room:
             return 0
-        seal = self._seal(content)
+        seal = self._seal(_name(block), content)
         path = self.folder / f"{_name(block)}-{seal}.safetensors"
         write_to_cache(path, partial(Path.write_bytes, data=content), forced=False)
         self.checks.note(path, seal)
@@ -102,13 +102,13 @@ class Activations:
         """The tensors in a file: read and hashed once in a run, memory-mapped after that. A broken file goes."""
         from safetensors.torch import load, load_file
 
-        seal = path.stem.rpartition("-")[2]
+        name, _, seal = path.stem.rpartition("-")
         try:
             if self.checks.knows(path, seal):
                 return load_file(path)
             with open_regular(path, way_out=MADE_ANEW) as file:
                 content = file.read()
-            if self._seal(content) != seal:
+            if self._seal(name, content) != seal:
                 raise BrokenFileError(path, "it is not what was written, by its SHA-256", MADE_ANEW)
         except FileNotFoundError:  # another run has taken it away
             return None
@@ -119,9 +119,9 @@ class Activations:
         self.checks.note(path, seal)
         return load(content)
 
-    def _seal(self, content: bytes) -> str:
-        """The hash of what is in a file, and of what it is about."""
-        sha256 = hashlib.sha256(f"{self.folder.name} ".encode())
+    def _seal(self, name: str, content: bytes) -> str:
+        """The hash of what is in a file, and of what it is about: its folder and its block, by how its name begins."""
+        sha256 = hashlib.sha256(f"{self.folder.name} {name} ".encode())
         sha256.update(content)
         return sha256.hexdigest()[:LENGTH]
 

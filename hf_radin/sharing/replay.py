@@ -9,16 +9,20 @@ that share six layers, two may share nine.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hf_radin.runtime.text import one_line
 from hf_radin.sharing.digests import TensorDigests
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -37,15 +41,22 @@ class _Record:
         inputs: that it was given, positional and by name.
         output: that it gave.
         versions: of the tensors in both, which count how often these were changed in place.
+        holder: the model that was given the output last.
     """
 
     inputs: tuple[Any, ...]
     output: Any
     versions: list[int]
+    holder: torch.nn.Module
 
     def gave_for(self, inputs: tuple[Any, ...]) -> bool:
         """Whether this is what the module gives for other inputs, too."""
         return _versions((self.inputs, self.output)) == self.versions and _is_same(self.inputs, inputs)
+
+    def hand_on(self, model: torch.nn.Module, *, copied: bool) -> Any:
+        """The output for a model; a copy for one that has it already, or it would change two outputs at once."""
+        copied, self.holder = copied or self.holder is model, model
+        return _copy(self.output) if copied else _handed_on(self.output)
 
 
 class SharedModules:
@@ -62,6 +73,7 @@ class SharedModules:
     def __init__(self, models: Sequence[torch.nn.Module], digests: Sequence[TensorDigests]):
         numbers: dict[Any, int] = {}
         self._models = list(models)
+        self._running = models[0]
         self._numbers = [_numbers(model, tensors, numbers) for model, tensors in zip(models, digests, strict=True)]
         self._counts = Counter(key for modules in self._numbers for key in modules.items())
         self._records: dict[_Key, list[_Record]] = {}
@@ -69,24 +81,29 @@ class SharedModules:
         self._copied: set[str] = set()
         self._used: set[_Key] = set()
 
-    def learn(self, run: Callable[[torch.nn.Module], object]) -> bool:
+    def learn(self, run: Callable[[Any], Result], run_other: Callable[[Any], object]) -> bool:
         """See which modules need not run for each model, by running all of them; returns whether that saves anything.
 
-        What is changed in place after it was recorded is copied from now on, and looked for once more.
+        What is changed in place after it was recorded is copied from now on, and looked for once more. Where models
+        don't give the same as alone nothing is shared: a module that does not run leaves nothing behind for others,
+        as one does that keeps what it computed.
 
         Args:
             run: shows a model a small batch, the same tensors for all.
+            run_other: shows it other images, so that what they left behind is seen.
         """
-        everything = {key for key, count in self._counts.items() if count > 1}
-        for _ in range(2):
+        alone = [run(model) for model in self._models]
+        for model in self._models:
+            run_other(model)
+        try:
+            self._see(run)
+            is_exact = _is_same(alone, self._run_all(self._models, run))
+        except Exception as error:  # each architecture fails in its own way
+            logger.debug("Where modules run once, models don't: %s", one_line(error))
+            is_exact = False
+        if not is_exact:
             self._used = set()
-            self._wrap(everything)
-            copied = len(self._copied)
-            self._run_all(self._models, run, note_changes=True)
-            if len(self._copied) == copied:
-                break
-        self._used = {key for key in self._used if self._has_weights(key)}
-        self._wrap(self._used)
+            self._wrap(self._used)
         return bool(self._used)
 
     @property
@@ -108,6 +125,19 @@ class SharedModules:
         """
         return self._run_all(models, run)
 
+    def _see(self, run: Callable[[Any], object]) -> None:
+        """Note and wrap the modules that need not run for each model; see `learn`."""
+        everything = {key for key, count in self._counts.items() if count > 1}
+        for _ in range(2):
+            self._used = set()
+            self._wrap(everything)
+            copied = len(self._copied)
+            self._run_all(self._models, run, note_changes=True)
+            if len(self._copied) == copied:
+                break
+        self._used = {key for key in self._used if self._has_weights(key)}
+        self._wrap(self._used)
+
     def _run_all(
         self, models: Sequence[torch.nn.Module], run: Callable[[Any], Result], *, note_changes: bool = False
     ) -> list[Result]:
@@ -116,6 +146,7 @@ class SharedModules:
         results = []
         try:
             for model, of_model in zip(models, keys, strict=True):
+                self._running = model
                 results.append(run(model))
                 if note_changes:
                     self._note_changes()
@@ -149,7 +180,7 @@ class SharedModules:
         for record in self._records.get(key, ()):
             if record.gave_for(inputs):
                 self._used.add(key)
-                return _copy(record.output) if key[0] in self._copied else _handed_on(record.output)
+                return record.hand_on(self._running, copied=key[0] in self._copied)
         if self._waiting[key] < 2 or not _is_known(inputs):
             return forward(*args, **options)
         versions = _versions(inputs)
@@ -157,7 +188,7 @@ class SharedModules:
         output = forward(*args, **options)
         if _is_known(output) and _versions(inputs) == versions:
             result = _copy(output) if key[0] in self._copied else output
-            record = _Record(recorded, result, _versions((recorded, result)))
+            record = _Record(recorded, result, _versions((recorded, result)), self._running)
             self._records.setdefault(key, []).append(record)
         return output
 

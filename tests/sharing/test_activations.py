@@ -63,6 +63,14 @@ def test_of_images_that_were_computed_twice_the_same_file_is_read_each_time(acti
     assert all(torch.equal(read(Activations(activations.folder, Checks()), 2), first) for _ in range(3))
 
 
+def test_a_file_that_has_the_name_of_another_block_is_none_of_that(activations, caplog):
+    write(activations, 1, 2)
+    (path,) = activations.folder.iterdir()
+    other = path.replace(path.with_name(path.name.replace("000003", "000004")))
+    assert read(activations, 1, block=(0, 4)) is None and not other.exists()
+    assert other.name in warned(caplog)[-1]
+
+
 @pytest.mark.parametrize("spoil", ["bit", "short", "empty", "other", "folder"])
 def test_a_broken_file_is_named_and_goes(activations, caplog, spoil):
     write(activations, 1, 2)

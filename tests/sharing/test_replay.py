@@ -71,6 +71,11 @@ def share(models: Sequence[torch.nn.Module]) -> SharedModules:
     return SharedModules([*held_once(models, digests)], digests)
 
 
+def learn(shared: SharedModules, batch: torch.Tensor) -> bool:
+    """Whether models that are shown a batch, and another one, share anything."""
+    return shared.learn(lambda model: model(batch.clone()), lambda model: model(1 - batch))
+
+
 def keep(hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output
 
@@ -101,7 +106,7 @@ def test_a_tree_of_models_gives_what_each_gives_alone_and_runs_each_layer_once(m
     # in a net that changes its input in place, the batch is another for each
     alone = [[model(batch.clone()) for model in models] for batch in images]
     shared = share(models)
-    assert shared.may_save and shared.learn(lambda model: model(images[0].clone()))
+    assert shared.may_save and learn(shared, images[0])
     for batch, expected in zip(images, alone, strict=True):
         with layers_run() as calls:
             logits = shared.run(models, lambda model, batch=batch: model(batch.clone()))
@@ -116,7 +121,7 @@ def test_any_of_the_models_in_any_order_give_what_they_give_alone(models, subset
     batch = torch.randn(4, 8)
     alone = [models[place](batch.clone()) for place in subset]
     shared = share(models)
-    shared.learn(lambda model: model(batch.clone()))
+    learn(shared, batch)
     logits = shared.run([models[place] for place in subset], lambda model: model(batch.clone()))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
 
@@ -138,7 +143,7 @@ def test_last_layers_in_common_save_nothing():
     for model in models:
         torch.nn.init.normal_(model.layers[0].linear.weight)
     shared = share(models)
-    assert shared.may_save and not shared.learn(lambda model: model(torch.ones(2, 8)))
+    assert shared.may_save and not learn(shared, torch.ones(2, 8))
     assert shared.names == set()
     assert all("forward" not in vars(module) for model in models for module in model.modules())
 
@@ -146,7 +151,7 @@ def test_last_layers_in_common_save_nothing():
 @torch.no_grad()
 def test_what_was_recorded_of_a_batch_that_failed_is_forgotten(models):
     shared, batches = share(models), [torch.randn(3, 8), torch.randn(3, 8)]
-    shared.learn(lambda model: model(batches[0].clone()))
+    learn(shared, batches[0])
 
     def fail(model: torch.nn.Module) -> torch.Tensor:
         if model is models[2]:
@@ -175,11 +180,59 @@ def test_options_of_a_call_count():
     batch = torch.randn(4, 8)
     alone = [model(batch) for model in models]
     shared = share(models)
-    assert shared.learn(lambda model: model(batch))
+    assert learn(shared, batch)
     with layers_run() as calls:
         logits = shared.run(models, lambda model: model(batch))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
     assert len(calls) == 2 + 4
+
+
+class Keeping(Layer):
+    """A layer that keeps what it computed for whoever asks."""
+
+    def forward(self, hidden: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor]:
+        self.kept = super().forward(hidden)[0]
+        return (self.kept * scale,)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ask", [lambda layer: layer.kept, lambda layer: layer.__dict__.pop("kept")])
+def test_a_module_that_leaves_something_behind_for_others_runs_for_each(ask):
+    class Asking(Net):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            output = self.layers[0](hidden)[0]
+            return self.classifier(output + ask(self.layers[0]))
+
+    torch.manual_seed(0)
+    net = Asking(keep)
+    net.layers[0] = Keeping()
+    models, batch = [tuned(net, seed, DEPTH) for seed in range(3)], torch.randn(4, 8)
+    alone = [model(batch) for model in models]
+    shared = share(models)
+    assert shared.may_save and not learn(shared, torch.randn(4, 8)) and shared.names == set()
+    logits = shared.run(models, lambda model: model(batch))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
+    assert all("forward" not in vars(module) for model in models for module in model.modules())
+
+
+@torch.no_grad()
+def test_what_a_module_gives_twice_are_two_tensors():
+    class Twice(Net):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            first, second = (self.layers[0](hidden)[0] for _ in range(2))
+            if len(hidden) == 1:  # as no batch did from which it was learnt what is changed in place
+                first.add_(1)
+            return self.classifier(first + second)
+
+    torch.manual_seed(0)
+    net = Twice(keep)
+    models, batches = [tuned(net, seed, DEPTH) for seed in range(3)], [torch.randn(images, 8) for images in (3, 1)]
+    expected = [[model(batch) for model in models] for batch in batches]
+    shared = share(models)
+    assert learn(shared, torch.randn(4, 8))
+    for batch, alone in zip(batches, expected, strict=True):
+        logits = shared.run(models, lambda model, batch=batch: model(batch))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
 
 
 def test_tensors_in_common_are_held_once(models):
