@@ -1,11 +1,12 @@
-"""Pillow's decoder, through which images go, beside those of torchvision and, if it is installed, torchcodec.
+"""The decoder of Pillow beside those of torchvision and, if it is installed, torchcodec.
 
     python benchmarks/decoding.py [--rounds 5]
 
 Made-up pictures of three sizes are written as JPEG and PNG of many kinds. For each decoder it is said of how many of
 them it gives Pillow's pixels, and what an image takes: decoding alone, and decoding and preparing it for a ViT, where
-the processor of transformers takes the decoder's tensor as it is. One thread, times of the processor. Then files that
-are cut off or have a few other bytes are decoded, each in a process of its own, since a decoder may end it.
+the processor of transformers takes the decoder's tensor: of torchvision and JPEG files as the package does it. One
+thread, times of the processor. Then blocks of JPEG files are decoded by the package, with torchvision and without, and
+files that are cut off or have a few other bytes, each in a process of its own, since a decoder may end it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from transformers import ViTImageProcessor
 
 from hf_radin.checkpoints.processor import prepare_image
-from hf_radin.images.decode import open_image
+from hf_radin.images.decode import Jpegs, Source, open_image, torchvision_decoder
+from hf_radin.images.decode import decode as decode_block
+from hf_radin.images.split import DataSource, open_split
 
 SIZES = {28: 28, 224: 224, 500: 224}  # of a picture, and of what is made of it
 SAVED: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -88,12 +93,39 @@ def same(pixels: torch.Tensor, others: torch.Tensor) -> bool:
     return pixels.dtype == others.dtype and torch.equal(pixels, others)
 
 
+@lru_cache
+def jpegs(processor: ViTImageProcessor) -> Jpegs:
+    return Jpegs(partial(prepare_image, processor), torchvision_decoder())
+
+
+def share_of_time(size: int, rounds: int) -> str:
+    """How much of the time a block of JPEG files takes with the package's way, up to packing, if not all by Pillow."""
+    image = {"image": {"bytes": written(size, "JPEG, quality 75"), "path": None}, "label": 0}
+    dataset = Dataset.from_list([image] * 24).cast_column("image", datasets.Image())
+    split = open_split(DataSource(DatasetDict({"test": dataset}), "test"))
+    processor = ViTImageProcessor(size={"height": SIZES[size], "width": SIZES[size]})
+    with_torchvision, without = (Source(split, partial(prepare_image, processor), int, "raise", 24) for _ in range(2))
+    without.jpegs.is_same = False
+    rows, ratios = list(split.rows.take(24)), []
+    for _ in range(rounds + 1):
+        marks = [time.process_time()]
+        for source in (with_torchvision, without):
+            decode_block(source, (0, 0), rows)
+            marks.append(time.process_time())
+        ratios.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
+    measured = ratios[1:]  # the first round finds the tables
+    return f"{statistics.median(measured):.2f} ({min(measured):.2f} to {max(measured):.2f})"
+
+
 def prepare(
     name: str, decode: Callable[[bytes], torch.Tensor], processor: ViTImageProcessor, content: bytes
 ) -> object:
-    """A model's inputs of a file: of Pillow as the package makes them."""
+    """A model's inputs of a file: of Pillow, and of JPEG files with torchvision, as the package makes them."""
+    image, by_package = {"bytes": content, "path": None}, partial(prepare_image, processor)
     if name == "Pillow":
-        return prepare_image(processor, open_image({"bytes": content, "path": None}))
+        return by_package(open_image(image))
+    if name == "torchvision" and content.startswith(b"\xff\xd8"):
+        return jpegs(processor).inputs(image)
     return processor(images=decode(content), return_tensors="pt")
 
 
@@ -179,6 +211,8 @@ def main() -> None:
                 for run in (partial(decode, content), partial(prepare, name, decode, processor, content))
             ]
             print(f"| {saved}, {size} px | {' | '.join(cells)} |", flush=True)
+    for size in SIZES:
+        print(f"- A block of JPEG files of {size} px, of Pillow's time: {share_of_time(size, 6 * args.rounds)}")
     for name, decode in every.items():
         for saved in ("JPEG, quality 75", "JPEG, progressive", "PNG, RGB"):
             counts = Counter(outcome(decode, content) for content in broken(saved))

@@ -46,27 +46,37 @@ class ProcessorDifference:
     only_resizes: bool
 
 
-def prepare_image(processor: BaseImageProcessor, image: Image.Image) -> dict[str, torch.Tensor]:
-    """The inputs of a model for one image of any mode and orientation, without the batch dimension.
+def prepare_image(processor: BaseImageProcessor, image: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs of a model for one image, without the batch dimension.
 
     As in `pipeline("image-classification")`, the image becomes upright RGB by `load_image`, and goes through the
     processor alone, so that the result does not depend on other images.
 
+    Args:
+        image: of any mode and orientation; or upright RGB pixels, uint8 `(3, height, width)`, for a processor of
+            transformers' torchvision backend, which makes such pixels of every image first.
+
     Raises:
+        TypeError: for pixels and another processor.
         ValueError: if the processor keeps the shape of images, and would make too large a one of this long strip.
     """
     from transformers.image_utils import load_image
 
     sides = getattr(processor, "size", None) or {}
     edge = sides.get("shortest_edge") if isinstance(sides, Mapping) else getattr(sides, "shortest_edge", None)
-    limit, ratio = Image.MAX_IMAGE_PIXELS, max(image.size) / max(min(image.size), 1)
+    is_image = isinstance(image, Image.Image)
+    width, height = image.size if is_image else (image.shape[2], image.shape[1])
+    limit, ratio = Image.MAX_IMAGE_PIXELS, max(width, height) / max(min(width, height), 1)
     if edge and limit and edge * edge * ratio > limit:
         raise ValueError(
-            f"an image of {image.width:,} x {image.height:,} pixels would be resized to {edge:,} x "
+            f"an image of {width:,} x {height:,} pixels would be resized to {edge:,} x "
             f"{round(edge * ratio):,}, more than Pillow's limit of {limit:,} (PIL.Image.MAX_IMAGE_PIXELS, "
             "--max-image-pixels)"
         )
-    return {name: value[0] for name, value in processor(images=load_image(image), return_tensors="pt").items()}
+    if not is_image and getattr(processor, "backend", None) != "torchvision":
+        raise TypeError(f"{type(processor).__name__} is given pixels, and takes images only.")
+    upright = load_image(image) if is_image else image
+    return {name: value[0] for name, value in processor(images=upright, return_tensors="pt").items()}
 
 
 def describe_processor(processor: BaseImageProcessor) -> dict[str, Any]:

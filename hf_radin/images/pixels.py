@@ -17,7 +17,8 @@ from PIL import Image
 if TYPE_CHECKING:
     import torch
 
-Prepare = Callable[[Image.Image], "dict[str, torch.Tensor]"]
+# From an image, or where it takes them from upright RGB pixels `(3, height, width)`, to the models' inputs.
+Prepare = Callable[["Image.Image | torch.Tensor"], "dict[str, torch.Tensor]"]
 
 # The models' inputs for some samples, by name.
 Inputs = dict[str, "torch.Tensor | Pixels"]
