@@ -12,7 +12,7 @@ from hf_radin.runtime.processes import progress_bar
 from hf_radin.runtime.text import counted, one_line
 from hf_radin.sharing.common import Common, groups
 from hf_radin.sharing.digests import TensorDigests, named_tensors
-from hf_radin.weights.head import are_of_head
+from hf_radin.weights.head import differ_in_heads
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class InCommon:
         empty = empty_model(first.config, trust_remote_code=first.trust_remote_code)
         sizes = {name: tensor.numel() for name, tensor in named_tensors(empty)}
         parts = groups([*models.values()], sizes)
-        return cls((*models,), (*parts,), are_of_head(parts[0].differing, first), unknown)
+        return cls((*models,), (*parts,), differ_in_heads(ingredients.select(models), parts[0].differing), unknown)
 
     @property
     def lines(self) -> list[str]:

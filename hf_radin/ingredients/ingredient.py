@@ -28,6 +28,7 @@ from hf_radin.checkpoints.files import (
     without_weights,
 )
 from hf_radin.recipes.recipe import Recipe
+from hf_radin.runtime.files import digest, sha256_of_each
 from hf_radin.runtime.hub_errors import asking_the_hub
 
 if TYPE_CHECKING:
@@ -126,6 +127,15 @@ class Ingredient:
         if self.base and not any((folder / name).is_file() for name in PROCESSOR_FILES):
             folder = self.base.folder
         return modeling.load_processor(folder, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def code(self) -> str:
+        """A hash of the code that comes with it, which its model may run; empty if that is not trusted."""
+        if not self.trust_remote_code:
+            return ""
+        folders = [checkpoint.folder for checkpoint in (self, self.base) if checkpoint]
+        paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+        return digest([path.name for path in paths], sha256_of_each(paths))
 
     @property
     def is_given(self) -> bool:
@@ -344,6 +354,11 @@ class Ingredients(tuple[Ingredient, ...]):
     def are_here(self) -> bool:
         """Whether the weights of all are on this machine, and so are those that adapters are merged into."""
         return all(checkpoint.is_here for entry in self for checkpoint in (entry, entry.base) if checkpoint)
+
+    @property
+    def have_one_code(self) -> bool:
+        """Whether all run the same code, so that equal weights make equal models."""
+        return len({ingredient.code for ingredient in self}) == 1
 
     def select(self, ids: Iterable[str]) -> Ingredients:
         """The ingredients with these ids, in this order.

@@ -410,8 +410,8 @@ class LogitBank:
         """The same bank, which says whether its soups are exact: the same function as their ensembles, up to rounding.
 
         They are, where the ingredients differ in their heads alone, as linear probes do, and no BatchNorm statistics
-        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here nobody
-        knows. No image is shown to a model.
+        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here, or
+        they run different code of their own, nobody knows. No image is shown to a model.
         """
         if self.exact is not None:
             return self
@@ -529,13 +529,15 @@ class LogitBank:
     def front(self) -> Front | None:
         """What all ingredients share, as far as it pays to cache what that gives; looked for once.
 
-        None where pixels are not cached, where soups estimate BatchNorm statistics anew, where models are compiled, or
-        where a checkpoint is not here. All processes call this at the same point.
+        None where pixels are not cached, where soups estimate BatchNorm statistics anew, where models are compiled or
+        run different code of their own, or where a checkpoint is not here. All processes call this at the same point.
         """
         if not self._fronts:
             may_be = self.given is None and self.statistics is None and not self.manifest.run.torch_compile
             is_asked = may_be and parse_size(self.options.pixel_cache) != 0
-            is_asked = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
+            is_asked = is_asked and self.processes.decide(
+                lambda: self.ingredients.are_here and self.ingredients.have_one_code
+            )
             self._fronts.append(self._find_front() if is_asked else None)
         return self._fronts[0]
 

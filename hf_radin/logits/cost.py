@@ -33,7 +33,7 @@ from hf_radin.runtime.processes import Processes
 from hf_radin.sharing.common import common_work
 from hf_radin.sharing.digests import differing, named_tensors
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
-from hf_radin.weights.head import are_of_head
+from hf_radin.weights.head import differ_in_heads
 
 if TYPE_CHECKING:
     import torch
@@ -315,7 +315,7 @@ def _in_common(
             return 0.0, False
         example = prepare_image(ingredients.processor, made_up_image(first.config))
         batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
-        return common_work(model, batch, names), are_of_head(names, first)
+        return common_work(model, batch, names), differ_in_heads(ingredients, names)
 
     import torch
 

@@ -29,7 +29,7 @@ from hf_radin.runtime.processes import Processes, is_main_process
 from hf_radin.runtime.schema import known_arrays, read_arrays, write_arrays
 from hf_radin.runtime.text import one_line
 from hf_radin.sharing.digests import TensorDigests, differing
-from hf_radin.weights.head import are_of_head
+from hf_radin.weights.head import differ_in_heads
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +150,7 @@ def differ_in_heads_alone(ingredients: Ingredients, home: Path, dtype: torch.dty
     the ensemble is: soup and ensemble are one function, up to rounding.
     """
     names = differing(load_digests(ingredients, home, dtype, processes))
-    return processes.decide(lambda: are_of_head(names, ingredients[0]))
+    return processes.decide(lambda: differ_in_heads(ingredients, names))
 
 
 def share_statistics(ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes) -> bool:

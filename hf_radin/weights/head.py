@@ -21,7 +21,7 @@ from hf_radin.checkpoints.forward import Running, batch_logits
 from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_image, prepare_image
 from hf_radin.images.pixels import Pixels
-from hf_radin.ingredients.ingredient import Ingredient
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.sharing.replay import SharedModules
 from hf_radin.tail.teach import TaughtTail
 
@@ -208,14 +208,21 @@ def find_head(ingredient: Ingredient, example: Mapping[str, torch.Tensor] | None
         ) from error
 
 
-def are_of_head(names: Collection[str], ingredient: Ingredient) -> bool:
-    """Whether tensors of these names are all of the head of an ingredient's architecture."""
+def differ_in_heads(ingredients: Ingredients, names: Collection[str]) -> bool:
+    """Whether ingredients differ in their heads alone.
+
+    Args:
+        ingredients: of one architecture; where they bring code of their own, it has to be the same.
+        names: of the tensors that differ.
+    """
     modules = {name.rpartition(".")[0] for name in names}
     # a head is two layers at most: where there are more, no model has to show where it is
     if len(modules) > 2 or any(name.rpartition(".")[2] not in ("weight", "bias") for name in names):
         return False
+    if not ingredients.have_one_code:
+        return False
     try:
-        return not modules or modules <= {*find_head(ingredient).modules}
+        return not modules or modules <= {*find_head(ingredients[0]).modules}
     except ValueError:  # logits that come from no linear layer; what is wrong with a model, a pass says
         return False
 

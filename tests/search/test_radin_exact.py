@@ -1,5 +1,6 @@
 """Where models differ in their heads alone, a soup is its ensemble: what logits say is measured, for nothing."""
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from shared.training import NAMES, save, train
 from transformers import ViTForImageClassification
 
 import hf_radin
+from hf_radin.cli.in_common import InCommon
 from hf_radin.cli.tables import soup_table
 from hf_radin.recipes.recipe import Measurement, Recipe
 from hf_radin.search.measure import measured_soup
@@ -299,6 +301,31 @@ def test_adapters_of_the_head_alone_are_exact(start, digits, tmp_path, modules, 
     if is_exact:
         predictions, known = really_measured(bank)
         assert (predictions == known).all()
+
+
+OWN = """
+from transformers import ViTForImageClassification
+
+class Own(ViTForImageClassification):
+    def forward(self, pixel_values=None, **options):
+        return super().forward(pixel_values={sign}pixel_values, **options)
+"""
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_equal_tensors_under_other_code_are_another_model(probes, digits, tmp_path, sign):
+    for seed in range(2):
+        folder = shutil.copytree(probes / f"probe-{seed}", tmp_path / "runs" / f"probe-{seed}")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"architectures": ["Own"], "auto_map": {"AutoModelForImageClassification": "own.Own"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "own.py").write_text(OWN.format(sign=seed * sign))
+    ingredients = hf_radin.gather(f"{tmp_path}/runs/*", trust_remote_code=True)
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache").with_exactness
+    predictions, known = really_measured(bank)
+    assert bank.exact == (predictions == known).all() == (not sign)
+    is_said = "soups are exact" in " ".join(InCommon.of(ingredients).lines)
+    assert is_said == bank.exact and (bank.front() is None or bank.exact)
 
 
 def test_soups_that_are_pulled_to_a_start_are_measured(linear, start, predictions):
