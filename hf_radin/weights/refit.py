@@ -98,6 +98,7 @@ class Lesson:
         share: that labels have in the probabilities that are taught; the teacher has the rest.
         device: of torch, for sums over images; it takes float64.
         multi_label: whether an image may have any number of classes.
+        memory: bytes of images in float64 that are held; more are made anew each time.
     """
 
     features: np.ndarray
@@ -107,6 +108,7 @@ class Lesson:
     share: float = 0.0
     device: str = "cpu"
     multi_label: bool = False
+    memory: int = HELD
 
     def at(self, share: float) -> Lesson:
         """The same with another share of the labels."""
@@ -167,7 +169,7 @@ class Lesson:
 
     def is_held(self, rows: np.ndarray) -> bool:
         """Whether the chunks of some images are few enough to be held."""
-        return len(rows) * (self.features.shape[1] + self.teacher.shape[1]) * 8 <= HELD
+        return len(rows) * (self.features.shape[1] + self.teacher.shape[1]) * 8 <= self.memory
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         import torch

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -20,6 +21,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import ViTForImageClassification
 
 import hf_radin
+from hf_radin.checkpoints.forward import Running
+from hf_radin.logits.passes import Passes
+from hf_radin.runtime.processes import Processes
+from hf_radin.sharing.digests import TensorDigests
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +129,14 @@ def test_models_that_share_are_in_one_group_whatever_their_order(tree, tmp_path)
     assert sum(size for size in images if size > 2) == 2 * 150
 
 
-def test_what_shares_tensors_takes_less_memory_so_that_more_fit(tree, tmp_path, monkeypatch):
-    from hf_radin.logits import passes
-
-    monkeypatch.setattr(passes, "models_at_once", lambda *arguments: 2)
-    with calls_of() as images:
-        make_bank(f"{tree}/ft-*", rows(), tmp_path)
-    assert sum(size for size in images if size > 2) < 3 * 150
+def test_what_shares_tensors_takes_less_memory_so_that_more_fit(tree):
+    models = [ingredient.load_model(torch.float32) for ingredient in hf_radin.gather(f"{tree}/ft-*")]
+    digests = [TensorDigests.of(model) for model in models]
+    processes = Processes()
+    passes = Passes(processes, Running(processes.accelerator, torch.float32, 64))
+    assert [passes.count_group(digests[first:], models[first], 1) for first in range(5)] == [1, 1, 1, 1, 1]
+    assert passes.count_group(digests, models[0], 3) > 3 == passes.count_group([digests[4]] * 3, models[4], 3)
+    assert replace(passes, models_in_memory=2).count_group(digests, models[0], 2) == 2
 
 
 SHARED = """

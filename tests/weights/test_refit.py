@@ -7,7 +7,6 @@ import pytest
 from shared.features import CLASSES, drawn, noisy_teacher
 from sklearn.linear_model import LogisticRegression
 
-from hf_radin.weights import refit as module
 from hf_radin.weights.head import LinearLayer
 from hf_radin.weights.refit import FOLDS, SHARES, Lesson, draw_folds, least_entropy, refit
 from hf_radin.weights.ridge import fit
@@ -138,14 +137,14 @@ def test_it_has_the_least_cross_entropy_as_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize("takes_part", [True, False])
-def test_images_that_are_held_teach_what_those_teach_that_are_read_anew(takes_part, monkeypatch):
+def test_images_that_are_held_teach_what_those_teach_that_are_read_anew(takes_part):
     """To the last bit: a head does not depend on how much memory there is."""
     features, generator = drawn(300)
     logits = noisy_teacher(features, generator)
     lesson = Lesson(features, logits, drawn_layer(generator), logits.argmax(1) if takes_part else None)
     assert lesson.is_held(np.arange(300))
     held = refit(lesson, np.arange(300)).layer
-    monkeypatch.setattr(module, "HELD", 0)
+    lesson = replace(lesson, memory=0)
     assert not lesson.is_held(np.arange(300))
     anew = refit(lesson, np.arange(300)).layer
     assert (held.weight == anew.weight).all() and (held.bias == anew.bias).all()
