@@ -215,7 +215,11 @@ def _build(config: PretrainedConfig, device: str, trust_remote_code: bool, **opt
         if config.model_type in _NO_CLASSIFIERS:
             raise ValueError(_NO_CLASSIFIERS[config.model_type])
         with torch.device(device), quiet_transformers(), few_tensors():
-            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code, **options)
+            # LeViT notes in a configuration what it built from it, and the same one may describe other models
+            described = copy.deepcopy(config)
+            return AutoModelForImageClassification.from_config(
+                described, trust_remote_code=trust_remote_code, **options
+            )
     except Exception as error:  # each architecture has its own errors for a configuration that it can't build
         raise ValueError(
             f"{CONFIG} (model type {config.model_type!r}, architectures {config.architectures}) makes no image "

@@ -43,15 +43,15 @@ class Weights:
         broken: name of the first tensor with a NaN or infinite number; empty if there is none.
         head: sampled in the same way from the matrices with an entry for each class `(entries,)`.
         statistics: SHA-256 of all BatchNorm statistics; empty if there are none.
-        names, digests: of all parameters and buffers, and the hash of each (`TensorDigests`) `(tensors,)`.
+        names, digests: of all parameters and buffers, and the hash of each (`TensorDigests`), in UTF-8 `(tensors,)`.
     """
 
     entries: np.ndarray
     broken: str = ""
     head: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     statistics: str = ""
-    names: np.ndarray = field(default_factory=lambda: np.zeros(0, str))
-    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, str))
+    names: np.ndarray = field(default_factory=lambda: np.zeros(0, bytes))
+    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, bytes))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def sample(model: PreTrainedModel, heads: Collection[str]) -> Weights:
             scale = (len(flat) / count) ** 0.5
             (head if name in heads else entries).append(flat[indices].float().numpy() * scale)
     digests, statistics = TensorDigests.of(model).by_name, _hash_statistics(model)
-    names, hashes = np.array([*digests], str), np.array([*digests.values()], str)
+    names, hashes = (np.array([text.encode() for text in texts]) for texts in (digests, digests.values()))
     return Weights(np.concatenate(entries), broken, np.concatenate(head), statistics, names, hashes)
 
 

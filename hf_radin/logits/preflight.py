@@ -138,7 +138,7 @@ def load_digests(
     def load() -> list[TensorDigests]:
         samples = [_read_sample(_sample_path(home, ingredient, dtype)) for ingredient in ingredients]
         pairs = [zip(weights.names.tolist(), weights.digests.tolist(), strict=True) for weights in samples]
-        return [TensorDigests(dict(names_and_hashes)) for names_and_hashes in pairs]
+        return [TensorDigests({name.decode(): sha256.decode() for name, sha256 in of_model}) for of_model in pairs]
 
     return processes.decide(load)
 

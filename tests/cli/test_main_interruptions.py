@@ -28,7 +28,7 @@ def command(runs: Path, digits: Path, folder: Path) -> list[str]:
     return ["soup", *(str(part) for pair in options.items() for part in pair), "--output", str(folder / "soup")]
 
 
-@pytest.mark.parametrize(("limit", "place"), [(10_000, "cache/weights/"), (75_000, "soup")])
+@pytest.mark.parametrize(("limit", "place"), [(10_000, "cache/weights/"), (77_000, "soup")])
 def test_a_full_disk_is_named_and_what_was_finished_stays(runs, digits, tmp_path, limit, place):
     averaged = [*command(runs, digits, tmp_path), "--head", "average"]  # features would be the largest file
     start = [sys.executable, "-W", "ignore", "-c", LIMITED, str(limit), *averaged]

@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from hf_radin.checkpoints.forward import Running
-from hf_radin.ingredients.ingredient import Ingredient
+from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.runtime.processes import Processes
-from hf_radin.weights.head import Head, LinearLayer, Recording, are_of_head, find_head, locate_head
+from hf_radin.weights.head import Head, LinearLayer, Recording, differ_in_heads, find_head, locate_head
 
 PAIRS = {
     "DeiTForImageClassificationWithTeacher": ("cls_classifier", "distillation_classifier"),
@@ -119,7 +119,8 @@ def test_a_processor_that_keeps_the_size_of_images_is_shown_one_of_the_models_si
     ViTImageProcessor(do_resize=False).save_pretrained(tmp_path)
     ingredient = Ingredient("org/ft", "sha256:0", tmp_path, CLASSES, "ViTForImageClassification")
     assert find_head(ingredient).modules == ("classifier",)
-    assert are_of_head({"classifier.bias"}, ingredient) and not are_of_head({"vit.layernorm.bias"}, ingredient)
+    alone = Ingredients([ingredient])
+    assert differ_in_heads(alone, {"classifier.bias"}) and not differ_in_heads(alone, {"vit.layernorm.bias"})
 
 
 def test_a_head_that_is_tied_to_another_layer_is_refused():
