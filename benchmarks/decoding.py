@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 import datasets
@@ -83,10 +84,10 @@ def decoders() -> dict[str, Callable[[bytes], torch.Tensor]]:
     """Those that are here, by name."""
     all_decoders: dict[str, Callable[[bytes], torch.Tensor]] = {"Pillow": by_pillow, "torchvision": by_torchvision}
     try:
-        from torchcodec.decoders import decode_image as by_torchcodec  # type: ignore[import-not-found,unused-ignore]
+        torchcodec = import_module("torchcodec.decoders")  # by name: it is no dependency, and may have no types here
     except ImportError:
         return all_decoders
-    return {**all_decoders, "torchcodec": by_torchcodec}
+    return {**all_decoders, "torchcodec": torchcodec.decode_image}
 
 
 def same(pixels: torch.Tensor, others: torch.Tensor) -> bool:

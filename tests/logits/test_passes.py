@@ -11,10 +11,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from shared.launching import launch
+from shared.launching import SMALL_BLOCKS, banks_of_processes, launch
 from shared.making import make_bank
 from shared.models import interrupted, little_memory, watched
-from shared.timeless import contents
 from shared.training import NAMES, digit_images, image_dataset
 
 import hf_radin
@@ -202,40 +201,20 @@ def test_a_log_without_a_terminal_counts_predictions(runs, digits, tmp_path, cap
     assert counts == [64, *(192 * block for block in range(1, 10)), 1800]
 
 
-SHARDED = """
-import sys, hf_radin
-from hf_radin.images.split import DataSource
-from hf_radin.logits.compute import make_bank
-from hf_radin.logits.manifest import RunOptions
-from hf_radin.runtime.processes import Processes
-models, data, _, cache = sys.argv[1:]
-options = RunOptions(block_size=32, cache_dir=cache)
-make_bank(hf_radin.gather(models), DataSource(data), options, Processes())
-"""
-
-
 @pytest.mark.parametrize("shards", [2, 5])
 def test_one_two_and_three_processes_give_one_bank_of_any_number_of_shards(runs, tmp_path, shards):
     (tmp_path / "data").mkdir()
     few = rows().select(range(70))
     for shard in range(shards):
         few.shard(shards, shard, contiguous=True).to_parquet(tmp_path / "data" / f"validation-{shard}.parquet")
-    caches = []
-    for processes in (1, 2, 3):
-        folder = tmp_path / f"{processes}"
-        folder.mkdir()
-        (folder / "sharded.py").write_text(SHARDED)
-        run = launch(folder, processes, f"{runs}/ft-[01]", tmp_path / "data", script=folder / "sharded.py")
-        assert run.returncode == 0, run.stderr
-        caches.append(contents(folder / "cache"))
+    caches = banks_of_processes(tmp_path, f"{runs}/ft-[01]", (1, 2, 3))
     assert caches[0] == caches[1] == caches[2] and len(caches[0]) > 10
 
 
 def test_a_split_smaller_than_the_number_of_processes(runs, tmp_path):
     (tmp_path / "data").mkdir()
     rows().select(range(2)).to_parquet(tmp_path / "data" / "validation.parquet")
-    (tmp_path / "sharded.py").write_text(SHARDED)
-    run = launch(tmp_path, 3, f"{runs}/ft-[01]", tmp_path / "data", script=tmp_path / "sharded.py")
+    run = launch(tmp_path, 3, f"{runs}/ft-[01]", tmp_path / "data", script=SMALL_BLOCKS)
     assert run.returncode == 0, run.stderr
     (folder,) = (path.parent for path in tmp_path.glob("cache/banks/*/bank.json"))
     assert len(hf_radin.LogitBank.open(folder)) == 2 and (folder / "latest.json").exists()

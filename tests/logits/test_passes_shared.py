@@ -2,8 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +9,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from shared.launching import launch
+from shared.launching import banks_of_processes
 from shared.lora import save_trained
 from shared.making import make_bank
-from shared.models import interrupted
+from shared.models import calls_of, interrupted, is_convolution, is_linear
 from shared.timeless import contents
 from shared.training import digit_images, image_dataset, save
-from torch.nn.modules.module import register_module_forward_hook
 from transformers import ViTForImageClassification
 
 import hf_radin
@@ -52,22 +49,6 @@ def all_logits(bank: hf_radin.LogitBank) -> np.ndarray:
     return np.stack([bank.logits(name) for name in sorted(bank.ingredients.ids)])
 
 
-@contextmanager
-def calls_of(kind: type[torch.nn.Module] = torch.nn.Conv2d) -> Iterator[list[int]]:
-    """How many images each call of such a module is shown: a convolution is in the embeddings, and nowhere else."""
-    images: list[int] = []
-
-    def hear(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-        if isinstance(module, kind):
-            images.append(len(inputs[0]))
-
-    handle = register_module_forward_hook(hear)
-    try:
-        yield images
-    finally:
-        handle.remove()
-
-
 @pytest.mark.parametrize("options", [{}, {"pilot": 0.5}, {"models_in_memory": 3}, {"dtype": "bfloat16"}])
 def test_the_bank_is_that_of_each_model_alone(tree, tmp_path, options):
     ingredients = hf_radin.gather(f"{tree}/ft-*")
@@ -80,7 +61,7 @@ def test_the_bank_is_that_of_each_model_alone(tree, tmp_path, options):
 def test_images_go_through_what_is_shared_once(tree, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="hf_radin")
     ingredients = hf_radin.gather(f"{tree}/ft-*")
-    with calls_of() as images, calls_of(torch.nn.Linear) as shown:
+    with calls_of(is_convolution) as images, calls_of(is_linear) as shown:
         make_bank(ingredients, rows(), tmp_path, models_in_memory=5)
     assert sum(size for size in images if size > 2) == 150  # models are tried with fewer
     # the first layer of 0 to 3 and of 4, the second of 0 with 1 and of the others, with six linear ones each; heads
@@ -90,7 +71,7 @@ def test_images_go_through_what_is_shared_once(tree, tmp_path, caplog):
 
 def test_models_with_nothing_in_common_run_as_ever(runs, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="hf_radin")
-    with calls_of() as images:
+    with calls_of(is_convolution) as images:
         make_bank(f"{runs}/ft-*", rows(), tmp_path, models_in_memory=5)
     assert sum(size for size in images if size > 2) == 5 * 150
     assert len([size for size in images if size <= 2]) == 5  # the one image that each is tried with
@@ -115,7 +96,7 @@ def test_of_a_block_that_some_have_seen_the_others_share(tree, tmp_path):
     ingredients = hf_radin.gather(f"{tree}/ft-*")
     whole = make_bank(ingredients, rows(), tmp_path / "whole", block_size=32)
     first = make_bank(ingredients[:2], rows(), tmp_path / "grown", block_size=32)
-    with calls_of() as images:
+    with calls_of(is_convolution) as images:
         grown = make_bank(ingredients, rows(), tmp_path / "grown", block_size=32, models_in_memory=5)
     assert sum(size for size in images if size > 2) == 150
     assert grown.folder == first.folder and contents(grown.folder) == contents(whole.folder)
@@ -124,7 +105,7 @@ def test_of_a_block_that_some_have_seen_the_others_share(tree, tmp_path):
 def test_models_that_share_are_in_one_group_whatever_their_order(tree, tmp_path):
     for place, number in enumerate((0, 2, 4, 3, 1)):
         shutil.copytree(tree / f"ft-{number}", tmp_path / "models" / f"ft-{place}")
-    with calls_of() as images:
+    with calls_of(is_convolution) as images:
         make_bank(f"{tmp_path}/models/ft-*", rows(), tmp_path / "cache", models_in_memory=4)
     assert sum(size for size in images if size > 2) == 2 * 150
 
@@ -139,31 +120,10 @@ def test_what_shares_tensors_takes_less_memory_so_that_more_fit(tree):
     assert replace(passes, models_in_memory=2).count_group(digests, models[0], 2) == 2
 
 
-SHARED = """
-import sys
-from dataclasses import replace
-import hf_radin
-from hf_radin.images.split import DataSource
-from hf_radin.logits.compute import make_bank
-from hf_radin.logits.manifest import RunOptions
-from hf_radin.runtime.processes import Processes
-models, data, _, cache = sys.argv[1:]
-options = RunOptions(cache_dir=cache, block_size=32, models_in_memory=5)
-make_bank(hf_radin.gather(models), DataSource(data), options, Processes())
-"""
-
-
 def test_two_processes_compute_what_one_does(tree, tmp_path):
     (tmp_path / "data").mkdir()
     rows(100).to_parquet(tmp_path / "data" / "validation.parquet")
-    caches = []
-    for processes in (1, 2):
-        folder = tmp_path / f"{processes}"
-        folder.mkdir()
-        (folder / "shared_run.py").write_text(SHARED)
-        run = launch(folder, processes, f"{tree}/ft-*", tmp_path / "data", script=folder / "shared_run.py")
-        assert run.returncode == 0, run.stderr
-        caches.append(contents(folder / "cache"))
+    caches = banks_of_processes(tmp_path, f"{tree}/ft-*", (1, 2))
     assert caches[0] == caches[1] and len(caches[0]) > 10
 
 
@@ -172,7 +132,7 @@ def test_adapters_of_the_last_layer_share_the_first(start, tmp_path):
     for seed in range(3):
         save_trained(start, tmp_path / "adapters" / f"ft-{seed}", seed, **options)
     ingredients = hf_radin.gather(f"{tmp_path}/adapters/ft-*")
-    with calls_of() as images, calls_of(torch.nn.Linear) as shown:
+    with calls_of(is_convolution) as images, calls_of(is_linear) as shown:
         shared = make_bank(ingredients, rows(), tmp_path / "shared", models_in_memory=3)
     assert sum(size for size in images if size > 2) == 150
     assert sum(size for size in shown if size > 2) == 150 * (6 + 3 * 6 + 3)  # a first layer, and three second ones

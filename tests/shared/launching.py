@@ -4,9 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from shared.timeless import contents
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "soup.py"
+SMALL_BLOCKS = Path(__file__).with_name("small_blocks.py")
 
 
 # Runs the example and leaves a file that says how many processes there were: else one could pass for two.
@@ -38,6 +42,18 @@ def launch(
     witnesses = sorted(path.name for path in folder.glob("process-*"))
     assert witnesses == [f"process-{index}-of-{processes}" for index in range(processes)], run.stderr
     return run
+
+
+def banks_of_processes(folder: Path, models: str, counts: Sequence[int]) -> list[dict[str, bytes]]:
+    """What is in the caches of runs with so many processes each, of the split in `folder/data`."""
+    caches = []
+    for processes in counts:
+        place = folder / f"{processes}"
+        place.mkdir()
+        run = launch(place, processes, models, folder / "data", script=SMALL_BLOCKS)
+        assert run.returncode == 0, run.stderr
+        caches.append(contents(place / "cache"))
+    return caches
 
 
 def free_port() -> int:

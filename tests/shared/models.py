@@ -51,6 +51,34 @@ def watched(on_call: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
+def calls_of(is_counted: Callable[[torch.nn.Module], bool]) -> Iterator[list[int]]:
+    """How many images each call of such modules is shown in this process, whoever makes it.
+
+    Args:
+        is_counted: says of a module whether its calls are heard.
+    """
+    sizes: list[int] = []
+
+    def hear(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if is_counted(module):
+            sizes.append(len(inputs[0]))
+
+    handle = register_module_forward_hook(hear)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+def is_convolution(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Conv2d)
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+@contextmanager
 def interrupted(calls: int, *, least: int = 2) -> Iterator[None]:
     """Ctrl-C while a model runs, after so many calls.
 

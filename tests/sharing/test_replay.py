@@ -1,12 +1,11 @@
 """Models that have modules in common give what each of them gives alone, and run these modules once."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch.nn.modules.module import register_module_forward_hook
+from shared.models import calls_of, is_linear
 
 from hf_radin.sharing.digests import TensorDigests
 from hf_radin.sharing.memory import count_together, held_once, sizes_of
@@ -48,22 +47,6 @@ def tuned(net: torch.nn.Module, seed: int, first: int) -> torch.nn.Module:
             for parameter in part.parameters():
                 parameter += torch.randn(parameter.shape, generator=generator)
     return model
-
-
-@contextmanager
-def layers_run() -> Iterator[list[int]]:
-    """How many layers really run, in the end."""
-    calls: list[int] = []
-
-    def hear(module: torch.nn.Module, inputs: object, output: object) -> None:
-        if isinstance(module, torch.nn.Linear):
-            calls.append(1)
-
-    handle = register_module_forward_hook(hear)
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 def share(models: Sequence[torch.nn.Module]) -> SharedModules:
@@ -108,7 +91,7 @@ def test_a_tree_of_models_gives_what_each_gives_alone_and_runs_each_layer_once(m
     shared = share(models)
     assert shared.may_save and learn(shared, images[0])
     for batch, expected in zip(images, alone, strict=True):
-        with layers_run() as calls:
+        with calls_of(is_linear) as calls:
             logits = shared.run(models, lambda model, batch=batch: model(batch.clone()))
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, expected, strict=True))
         layers = DEPTH + 1 + 2 + 2 + DEPTH  # all of 0, the last one of 1, the last two of 2 and of 3, all of 4
@@ -181,7 +164,7 @@ def test_options_of_a_call_count():
     alone = [model(batch) for model in models]
     shared = share(models)
     assert learn(shared, batch)
-    with layers_run() as calls:
+    with calls_of(is_linear) as calls:
         logits = shared.run(models, lambda model: model(batch))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(logits, alone, strict=True))
     assert len(calls) == 2 + 4

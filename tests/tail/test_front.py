@@ -3,8 +3,6 @@
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +13,9 @@ import torch
 from shared.launching import launch
 from shared.logs import warned
 from shared.making import make_bank
+from shared.models import calls_of
 from shared.stopping import Stopping
 from shared.training import NAMES, digit_images, image_dataset, save
-from torch.nn.modules.module import register_module_forward_hook
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -162,20 +160,9 @@ def files(bank: hf_radin.LogitBank) -> list[Path]:
     return sorted(bank.images.folder.glob("activations-*/*"))
 
 
-@contextmanager
-def first_layers() -> Iterator[list[int]]:
-    """How many images the first convolution of models is shown, call by call, whoever runs them."""
-    sizes: list[int] = []
-
-    def hear(module, inputs, output):
-        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
-            sizes.append(len(inputs[0]))
-
-    handle = register_module_forward_hook(hear)
-    try:
-        yield sizes
-    finally:
-        handle.remove()
+def is_first(module: torch.nn.Module) -> bool:
+    """Whether a module is the first convolution of a model."""
+    return isinstance(module, torch.nn.Conv2d) and module.in_channels == 3
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -184,12 +171,12 @@ def test_soups_have_the_bits_that_they_have_without(tmp_path, name):
     models = save_fine_tunes(kind, tmp_path / "models")
     cached = bank_of(models, tmp_path / "cached", pixel_cache="1GB")
     assert cached.front().cut.module == kind.cut
-    with first_layers() as sizes:
+    with calls_of(is_first) as sizes:
         with_cache = values(cached)
     assert sum(sizes) == sum(SHOWN) + IMAGES and len(files(cached)) == 2 * len(cached.images.blocks)
     plain = bank_of(models, tmp_path / "plain", pixel_cache="off")
     assert plain.front() is None
-    with first_layers() as sizes:
+    with calls_of(is_first) as sizes:
         without = values(plain)
     assert sum(sizes) == 3 * IMAGES and not files(plain)
     assert np.array_equal(with_cache, without) and not np.array_equal(without[0], without[1])
@@ -199,7 +186,7 @@ def test_another_run_finds_what_they_gave(vits, tmp_path):
     bank = bank_of(vits, tmp_path)
     soup_of(bank, recipes(bank)[0]).look(everything(bank))
     again = bank_of(vits, tmp_path)
-    with first_layers() as sizes:
+    with calls_of(is_first) as sizes:
         for recipe in recipes(bank)[1:]:
             soup = soup_of(again, recipe)
             soup.look(some_images(again))  # fewer than were shown together
@@ -211,7 +198,7 @@ def test_logits_of_whole_soups_are_the_same(vits, tmp_path):
     cached, plain = bank_of(vits, tmp_path / "cached"), bank_of(vits, tmp_path / "plain", pixel_cache="off")
     recipe = recipes(cached)[1]
     measured_soup(cached, recipes(cached)[0]).look(everything(cached))
-    with first_layers() as sizes:
+    with calls_of(is_first) as sizes:
         logits, _ = measured_soup(cached, recipe).logits()
     assert not sizes
     assert np.array_equal(logits, measured_soup(plain, recipe).logits()[0]) and len(logits) == IMAGES
