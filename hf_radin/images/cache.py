@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_radin.images.decode import Decoded, Source, decode, decode_all
 from hf_radin.images.digests import as_digests
-from hf_radin.images.pixels import Inputs, Pixels
+from hf_radin.images.pixels import Inputs, Pixels, count_images
 from hf_radin.images.shards import Block, count_shards, raw_blocks, reader, reads
 from hf_radin.images.split import Split
 from hf_radin.runtime.files import BrokenFileError, Checks, open_regular, take_away, write_to_cache
@@ -142,7 +142,7 @@ class Images:
 
         for path in sorted(self.folder.glob("block-*.safetensors")):
             inputs = self.read(_block_of(path))
-            if inputs and len(next(iter(inputs.values()))):
+            if inputs and count_images(inputs):
                 return {name: value[:1].to(torch.device("cpu"))[0] for name, value in inputs.items()}
         return None
 

@@ -72,9 +72,14 @@ def select(inputs: Inputs, rows: np.ndarray) -> Inputs:
     """Some samples `(rows,)` of a block."""
     import torch
 
-    if len(rows) == len(next(iter(inputs.values()))):
+    if len(rows) == count_images(inputs):
         return inputs
     return {name: value[torch.from_numpy(rows)] for name, value in inputs.items()}
+
+
+def count_images(inputs: Inputs) -> int:
+    """How many images inputs are of."""
+    return len(next(iter(inputs.values())))
 
 
 def find_tables(prepare: Prepare) -> dict[str, torch.Tensor]:

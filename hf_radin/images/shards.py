@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hf_radin.images.split import OBJECT
 from hf_radin.runtime.hub_errors import is_of_network
@@ -15,6 +18,20 @@ if TYPE_CHECKING:
 
 # A block: its shard, and its number in that shard.
 Block = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRows:
+    """Some images of a block.
+
+    Args:
+        block: of which these are.
+        rows: their places in it, ascending `(rows,)`.
+    """
+
+    block: Block
+    rows: np.ndarray
+
 
 # Steps of a stream that treat each row alike wherever it is, so that shards can be read independently. A `take` counts
 # rows over the whole stream, an interleaving ends with one of its sources: such a stream is one shard.
@@ -37,6 +54,20 @@ def count_shards(rows: Dataset | IterableDataset) -> int:
             return 1
         last, step = step, getattr(step, "ex_iterable", None)
     return int(rows.num_shards) if getattr(rows, "_ex_iterable", None) is not None and last is not None else 1
+
+
+def grouped(parts: Iterable[BlockRows], images: int) -> Iterator[list[BlockRows]]:
+    """Consecutive parts of blocks that have at most so many images together; a part that has more is alone."""
+    group: list[BlockRows] = []
+    waiting = 0
+    for part in parts:
+        if group and waiting + len(part.rows) > images:
+            yield group
+            group, waiting = [], 0
+        group.append(part)
+        waiting += len(part.rows)
+    if group:
+        yield group
 
 
 def reader(block: Block, shards: int, world: int) -> int:

@@ -19,7 +19,7 @@ from hf_radin.checkpoints.model import random_model
 from hf_radin.checkpoints.processor import made_up_image, prepare_image
 from hf_radin.images.cache import SPARED, Images, find_home, parse_size
 from hf_radin.images.decode import Source, time_decoding
-from hf_radin.images.pixels import Inputs, join
+from hf_radin.images.pixels import Inputs, count_images, join
 from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
@@ -404,7 +404,7 @@ def probe(
 
 def _repeat(inputs: Inputs, size: int) -> Inputs:
     """A batch of so many images."""
-    have = len(next(iter(inputs.values())))
+    have = count_images(inputs)
     whole = join([inputs] * math.ceil(size / have))
     return {name: value[:size] for name, value in whole.items()}
 

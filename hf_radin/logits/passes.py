@@ -26,7 +26,7 @@ from hf_radin.checkpoints.autotune import (
 from hf_radin.checkpoints.forward import LEARNT, Running
 from hf_radin.images.cache import BLOCK, Images, parse_size
 from hf_radin.images.decode import time_decoding
-from hf_radin.images.pixels import Inputs, select
+from hf_radin.images.pixels import Inputs, count_images, select
 from hf_radin.images.sample import Chosen, Pilot
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import Ingredient, IngredientRecord, Ingredients
@@ -421,7 +421,7 @@ def _run_group(group: _Group, images: Images, passes: Passes, meter: _Meter) -> 
     ):
         waiting = group.missing(block)
         if inputs and passes.sample:
-            rows = passes.sample.rows(block, len(next(iter(inputs.values()))))
+            rows = passes.sample.rows(block, count_images(inputs))
             inputs = select(inputs, rows) if len(rows) else {}
         # another run at the same work may have finished the block by now
         preparing = (time.perf_counter() - begun) / max(1, len(waiting))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_radin.images.pixels import select
-from hf_radin.images.shards import Block
+from hf_radin.images.pixels import join, select
+from hf_radin.images.shards import Block, BlockRows, grouped
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target, write_part
 from hf_radin.logits.passes import Passes, compute_soup
@@ -222,10 +222,10 @@ class MeasuredSoup:
         bank, processes, begun = self.bank, self.bank.processes, time.perf_counter()
         passes = bank.passes()
         run, tally = self._front_run(passes), _Tally(bank, self._entries, missing)
-        for block, logits in self._answers(passes, run, tally):
+        for block, logits, features in self._answers(passes, run, tally):
             images = tally.note(block, logits.astype(passes.logits_dtype))  # as what it is compared with is stored
-            if self._recording is not None:
-                self._features.write(block, images, self._recording.take())
+            if features is not None:
+                self._features.write(block, images, features)
             on_block(len(images) * processes.count)
         processes.wait()
         if self._head is not None:
@@ -248,21 +248,43 @@ class MeasuredSoup:
                 self._write(self._values_path, self.values)
             self._write(self._path, self._classes)
 
-    def _answers(self, passes: Passes, run: FrontRun | None, tally: _Tally) -> Iterator[tuple[Block, np.ndarray]]:
-        """This process's blocks, and the soup's logits of their images that are missing, `(images, classes)`."""
-        images, processes, known = self.bank.images, passes.processes, set()
-        if run is not None:
-            for block in filter(tally.is_wanted, images.blocks_of(processes.index, processes.count)):
-                logits = run.known(block, tally.rows(block))
-                if logits is not None:
-                    known.add(block)
-                    yield block, logits
-        for block, inputs in passes.stream(images, lambda block: tally.is_wanted(block) and block not in known):
-            chosen = select(inputs, tally.rows(block))
-            if run is not None:
-                yield block, run.logits(block, tally.rows(block), chosen)
+    def _answers(
+        self, passes: Passes, run: FrontRun | None, tally: _Tally
+    ) -> Iterator[tuple[Block, np.ndarray, np.ndarray | None]]:
+        """This process's blocks, and of their images that are missing the logits `(images, classes)` and the features
+        `(images, features)`, if these are wanted.
+
+        Of a block few images may be missing: those of several blocks, up to as many as a block has, run together.
+        """
+        images, processes = self.bank.images, passes.processes
+        blocks = filter(tally.is_wanted, images.blocks_of(processes.index, processes.count))
+        waiting: list[list[BlockRows]] = []
+        for group in grouped([BlockRows(block, tally.rows(block)) for block in blocks], images.size):
+            logits = None if run is None else run.known(group)
+            if logits is None:
+                waiting.append(group)
             else:
-                yield block, passes.running.logits([self._model], chosen)[0]
+                yield from self._by_block(group, logits)
+        unknown = {part.block for group in waiting for part in group}
+        streamed = passes.stream(images, unknown.__contains__)
+        for group in waiting:
+            inputs = join([select(next(streamed)[1], part.rows) for part in group])
+            logits = passes.running.logits([self._model], inputs)[0] if run is None else run.logits(group, inputs)
+            yield from self._by_block(group, logits)
+
+    def _by_block(
+        self, group: list[BlockRows], logits: np.ndarray
+    ) -> Iterator[tuple[Block, np.ndarray, np.ndarray | None]]:
+        """The blocks of a group, with the logits and the features of each that the model has just given."""
+        features, start = self._take_features(), 0
+        for part in group:
+            of_part = slice(start, start + len(part.rows))
+            yield part.block, logits[of_part], None if features is None else features[of_part]
+            start = of_part.stop
+
+    def _take_features(self) -> np.ndarray | None:
+        """Those of the images that went by since the last call; None if none are recorded."""
+        return None if self._recording is None else self._recording.take()
 
     def _front_run(self, passes: Passes) -> FrontRun | None:
         """The soup, made if it was not; as it runs where the ingredients share a front. None if they share none.
@@ -289,7 +311,7 @@ class MeasuredSoup:
         for block in self.bank.images.blocks_of(processes.index, processes.count):
             begun, samples = time.perf_counter(), self.bank.blocks[block]
             if samples.start < samples.stop and not target.part(block).exists():
-                logits = run.known(block, np.arange(samples.stop - samples.start))
+                logits = run.known([BlockRows(block, np.arange(samples.stop - samples.start))])
                 if logits is not None:
                     write_part(target, block, logits.astype(passes.logits_dtype), time.perf_counter() - begun)
                 if self._recording is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_radin.checkpoints.forward import Running
 from hf_radin.images.pixels import Inputs
-from hf_radin.images.shards import Block
+from hf_radin.images.shards import BlockRows
 from hf_radin.runtime.text import one_line
 from hf_radin.sharing.activations import Activations
 from hf_radin.sharing.digests import TensorDigests, differing
@@ -165,17 +165,22 @@ class FrontRun:
     running: Running
     room: int
 
-    def known(self, block: Block, rows: np.ndarray) -> np.ndarray | None:
-        """The logits of some images of a block, float32 `(rows, classes)`; None where all of the model has to run."""
-        given = self.activations.read(block, rows)
-        if given is None:
-            return None
+    def known(self, parts: Sequence[BlockRows]) -> np.ndarray | None:
+        """The logits of some images, float32 `(images, classes)`; None where all of the model has to run."""
+        import torch
+
+        batches = []
+        for part in parts:
+            given = self.activations.read(part.block, part.rows)
+            if given is None:
+                return None
+            batches.append(given)
         as_model: Any = self.tail
-        (logits,) = self.running.logits([as_model], {GIVEN: given})
+        (logits,) = self.running.logits([as_model], {GIVEN: torch.cat(batches)})
         return logits
 
-    def logits(self, block: Block, rows: np.ndarray, inputs: Inputs) -> np.ndarray:
-        """The logits of some images of a block, float32 `(rows, classes)`, of all of the model.
+    def logits(self, parts: Sequence[BlockRows], inputs: Inputs) -> np.ndarray:
+        """The logits of some images, float32 `(images, classes)`, of all of the model.
 
         Args:
             inputs: of these images.
@@ -184,5 +189,7 @@ class FrontRun:
 
         with recorded(self.model, self.tail.cut.module) as batches:
             (logits,) = self.running.logits([self.model], inputs)
-        self.room -= self.activations.write(block, rows, torch.cat(batches), self.room)
+        of_parts = torch.cat(batches).split([len(part.rows) for part in parts])
+        for part, given in zip(parts, of_parts, strict=True):
+            self.room -= self.activations.write(part.block, part.rows, given, self.room)
         return logits

@@ -1,9 +1,10 @@
 """Blocks are shared among processes: each belongs to one, and all are there."""
 
 import datasets
+import numpy as np
 import pytest
 
-from hf_radin.images.shards import count_shards, raw_blocks, reader, reads
+from hf_radin.images.shards import BlockRows, count_shards, grouped, raw_blocks, reader, reads
 from hf_radin.images.split import OBJECT
 
 
@@ -72,3 +73,14 @@ def test_a_stream_that_fails_says_where_and_a_users_own_error_is_theirs(name, er
     assert len(next(blocks)[1]) == 4
     with pytest.raises(error, match="division" if name == OBJECT else "d can't be read on from row 4 of shard 1"):
         next(blocks)
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [([3, 4, 2, 1, 5], [4, 1]), ([20, 1, 1], [1, 2]), ([4, 20, 4], [1, 1, 1]), ([10, 10], [1, 1]), ([], [])],
+)
+def test_parts_of_blocks_come_together_up_to_so_many_images(counts, groups):
+    parts = [BlockRows((0, number), np.arange(count)) for number, count in enumerate(counts)]
+    together = list(grouped(iter(parts), 10))
+    assert [len(group) for group in together] == groups
+    assert [part.block for group in together for part in group] == [part.block for part in parts]

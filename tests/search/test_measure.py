@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared.making import make_bank
+from shared.models import watched
 from shared.stopping import Stopping
 from shared.zoo import LEADING, zoo, zoo_pilot
 
 import hf_radin
 from hf_radin.logits.bank_files import LogitsRecord
+from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.schema import read_arrays, write_arrays, write_sealed
 from hf_radin.runtime.text import clock
-from hf_radin.search.measure import Pace
+from hf_radin.search.measure import UNKNOWN, Pace, measured_soup
 from hf_radin.search.pilot import complete
 from hf_radin.soup import card
 from hf_radin.soup.report import SearchReport
@@ -79,6 +82,21 @@ def test_after_a_pilot_all_its_logits_are_counted(zoo_pilot):
     assert pilot.seconds > known
     time = hf_radin.radin(zoo_pilot, budget=2).report.time
     assert time.logits == pytest.approx(pilot.seconds, abs=1e-3) and len(time.devices) == 1
+
+
+def test_a_few_images_of_each_block_are_shown_in_full_batches(runs, digits, tmp_path):
+    """What a soup predicts of an image does not depend on those that are shown with it."""
+    few, whole = (
+        make_bank(f"{runs}/ft-[01]", digits, tmp_path / name, batch_size=8, block_size=16) for name in ("few", "whole")
+    )
+    recipe = Recipe.uniform(few.ingredients.ids)
+    images, sizes = np.arange(len(few)) % 4 == 0, []
+    with watched(sizes.append):
+        shown = measured_soup(few, recipe).look(images)
+    assert len(few.blocks) > 4 and sum(sizes) == images.sum()
+    assert len(sizes) == -(-images.sum() // 8)
+    assert (shown[~images] == UNKNOWN).all()
+    assert np.array_equal(shown[images], measured_soup(whole, recipe).look(np.ones(len(whole), dtype=bool))[images])
 
 
 def test_a_soup_takes_as_long_as_it_was_shown_images(runs, digits, tmp_path):
