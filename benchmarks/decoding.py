@@ -126,7 +126,7 @@ def prepare(
     if name == "Pillow":
         return by_package(open_image(image))
     if name == "torchvision" and content.startswith(b"\xff\xd8"):
-        return jpegs(processor).inputs(image)
+        return by_package(jpegs(processor).pixels(image))
     return processor(images=decode(content), return_tensors="pt")
 
 

@@ -46,20 +46,35 @@ class ProcessorDifference:
     only_resizes: bool
 
 
-def prepare_image(processor: BaseImageProcessor, image: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
-    """The inputs of a model for one image, without the batch dimension.
+def prepare_image(
+    processor: BaseImageProcessor, image: Image.Image | torch.Tensor | list[Image.Image | torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The inputs of a model for one image, without the batch dimension; for a list of images of one size, with it.
 
-    As in `pipeline("image-classification")`, the image becomes upright RGB by `load_image`, and goes through the
-    processor alone, so that the result does not depend on other images.
+    As in `pipeline("image-classification")`, an image becomes upright RGB by `load_image`. It goes through the
+    processor alone, so that the result does not depend on other images. A list goes through it in one call: that this
+    makes no difference is for the caller to see.
 
     Args:
         image: of any mode and orientation; or upright RGB pixels, uint8 `(3, height, width)`, for a processor of
-            transformers' torchvision backend, which makes such pixels of every image first.
+            transformers' torchvision backend, which makes such pixels of every image first; or a list of either.
 
     Raises:
         TypeError: for pixels and another processor.
-        ValueError: if the processor keeps the shape of images, and would make too large a one of this long strip.
+        ValueError: if the processor keeps the shape of images, and would make too large a one of this long strip; or
+            if the images of a list have different sizes.
     """
+    if not isinstance(image, list):
+        prepared = processor(images=_upright(processor, image), return_tensors="pt")
+        return {name: value[0] for name, value in prepared.items()}
+    images = [_upright(processor, each) for each in image]
+    if len({each.size if isinstance(each, Image.Image) else each.shape for each in images}) > 1:
+        raise ValueError("Images of different sizes are prepared one by one: some are padded to the largest.")
+    return dict(processor(images=images, return_tensors="pt"))
+
+
+def _upright(processor: BaseImageProcessor, image: Image.Image | torch.Tensor) -> Image.Image | torch.Tensor:
+    """What a processor is given for an image. Arguments and errors as of `prepare_image`."""
     from transformers.image_utils import load_image
 
     sides = getattr(processor, "size", None) or {}
@@ -75,8 +90,7 @@ def prepare_image(processor: BaseImageProcessor, image: Image.Image | torch.Tens
         )
     if not is_image and getattr(processor, "backend", None) != "torchvision":
         raise TypeError(f"{type(processor).__name__} is given pixels, and takes images only.")
-    upright = load_image(image) if is_image else image
-    return {name: value[0] for name, value in processor(images=upright, return_tensors="pt").items()}
+    return load_image(image) if is_image else image
 
 
 def describe_processor(processor: BaseImageProcessor) -> dict[str, Any]:

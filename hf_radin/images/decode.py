@@ -7,7 +7,7 @@ import io
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -41,8 +41,14 @@ _STRIP = 4
 # What to do about an image of more pixels than Pillow reads of a file that nobody vouches for.
 _MORE_PIXELS = "PIL.Image.MAX_IMAGE_PIXELS (--max-image-pixels) allows more"
 
-# How many bytes of prepared images are packed together: enough that small images don't cost a call each.
+# How many bytes of images are prepared and packed together: enough that small images don't cost a call each.
 PACKED_BYTES = 8_000_000
+
+# How many images are prepared together at most: few more would save next to nothing.
+TOGETHER = 64
+
+# How many images of each size are prepared both alone and together, before others of that size are only together.
+COMPARED = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Source:
 
     Args:
         split: an opened split.
-        prepare: from an image to the models' inputs, without the batch dimension.
+        prepare: from an image to the models' inputs, without the batch dimension. If it also takes a list of images
+            of one size, to inputs with that dimension, small images take less time: see `Batches`.
         to_class: from a label (`Split.label`) to the models' class, as `match_labels` gives it; raises a KeyError if
             there is none.
         on_error: what to do with an image that can't be read: `raise`, or `skip` and count it.
@@ -73,6 +80,11 @@ class Source:
     def jpegs(self) -> Jpegs:
         """What reads JPEG files where that takes less time."""
         return Jpegs(self.prepare, torchvision_decoder())
+
+    @cached_property
+    def batches(self) -> Batches:
+        """What prepares images together where that takes less time."""
+        return Batches(self.prepare)
 
 
 @dataclass(frozen=True)
@@ -109,8 +121,8 @@ class Jpegs:
         self.prepare, self.decoder = prepare, decoder
         self.is_same: bool | None = None  # not known before the first file
 
-    def inputs(self, image: Any) -> dict[str, torch.Tensor] | None:
-        """The models' inputs for an image, as `with_bytes` gives it; None if Pillow has to read it."""
+    def pixels(self, image: Any) -> torch.Tensor | None:
+        """What `prepare` takes for an image, as `with_bytes` gives it; None if Pillow has to read it."""
         content = image["bytes"] if isinstance(image, dict) else None
         if self.is_same is False or not content or not content.startswith(b"\xff\xd8\xff"):
             return None
@@ -120,22 +132,19 @@ class Jpegs:
                 return None
             if self.is_same is None:
                 self.is_same = all(map(self._is_read_alike, [content, *_made_up_files()]))
-            return self.prepare(pixels) if self.is_same else None
+            return pixels if self.is_same else None
         except Exception:  # if it is the file's fault, Pillow says so
             return None
 
     def _is_read_alike(self, content: bytes) -> bool:
         """Whether a JPEG file comes out the same as by Pillow."""
-        import torch
-
         try:
             pixels, image = self._pixels(content), open_image({"bytes": content, "path": None})
             expected, inputs = self.prepare(image), self.prepare(pixels)
         except Exception:  # the processor takes no pixels, or Pillow can't read what torchvision can
             return False
         same_pixels = pixels is not None and np.array_equal(np.asarray(image.convert("RGB")), pixels.permute(1, 2, 0))
-        same_inputs = [torch.equal(value, inputs[name]) for name, value in expected.items() if name in inputs]
-        return same_pixels and expected.keys() == inputs.keys() and all(same_inputs)
+        return same_pixels and _are_same_bits(expected, inputs)
 
     def _pixels(self, content: bytes) -> torch.Tensor | None:
         """The pixels of an upright JPEG file in RGB or grey, as uint8 `(3, height, width)`; None of any other file.
@@ -156,6 +165,127 @@ class Jpegs:
         if pixels.shape != (3, opened.height, opened.width):
             return None
         return torch.from_numpy(pixels.numpy().copy(order="C"))  # by channels, in half the time that torch takes
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An image that was decoded, or what is wrong with it.
+
+    Args:
+        image: as `with_bytes` gives it; as it is in its row if its file can't be read.
+        digest: of the image; empty if there is an error.
+        decoded: what the image processor is given, or an error.
+    """
+
+    image: Any
+    digest: str
+    decoded: Image | torch.Tensor | Exception
+
+    @cached_property
+    def size(self) -> tuple[str, int, int] | None:
+        """Width and height, and whether it is an image or its pixels; None if it can only be prepared alone."""
+        import torch
+
+        if isinstance(self.decoded, PIL.Image.Image):
+            return ("image", *self.decoded.size)
+        if isinstance(self.decoded, torch.Tensor) and self.decoded.ndim == 3:
+            return ("pixels", self.decoded.shape[2], self.decoded.shape[1])
+        return None
+
+    def inputs(self, prepare: Prepare) -> dict[str, torch.Tensor]:
+        """The models' inputs for the image, prepared alone.
+
+        Raises:
+            Exception: whatever is wrong with the image.
+        """
+        if isinstance(self.decoded, Exception):
+            raise self.decoded
+        if isinstance(self.decoded, PIL.Image.Image):
+            return prepare(self.decoded)
+        with contextlib.suppress(Exception):  # if it is the file's fault, Pillow says so
+            return prepare(self.decoded)
+        return prepare(open_image(self.image))
+
+
+class Batches:
+    """Prepares images of one size in one call of the image processor: a call costs more than a small image does.
+
+    What is made of an image may not depend on the others. So the first images of each size, and a made-up one that is
+    unlike them, are prepared both alone and together: unless all inputs are the same to the last bit, each image is
+    prepared alone from then on.
+
+    Args:
+        prepare: as of `Source`.
+    """
+
+    def __init__(self, prepare: Prepare) -> None:
+        self.prepare = prepare
+        self.is_same: bool | None = None  # not known before the first comparison
+        self.compared: set[tuple[str, int, int] | None] = set()  # sizes
+        self.nbytes: int | None = None  # of a prepared image; not known before the first
+
+    def inputs(self, images: Iterable[_Opened]) -> Iterator[tuple[_Opened, dict[str, torch.Tensor] | Exception]]:
+        """Images, in order, each with the models' inputs for it, or with what is wrong with it."""
+        run: list[_Opened] = []
+        for image in images:
+            if run and image.size != run[0].size:
+                yield from zip(run, self._of_run(run), strict=True)
+                run = []
+            run.append(image)
+            if len(run) >= self._limit(image):
+                yield from zip(run, self._of_run(run), strict=True)
+                run = []
+        if run:
+            yield from zip(run, self._of_run(run), strict=True)
+
+    def _limit(self, image: _Opened) -> int:
+        """How many images of the size of this one are prepared together."""
+        if image.size is None or self.is_same is False or self.nbytes is None:
+            return 1
+        _, width, height = image.size
+        most = TOGETHER if image.size in self.compared else COMPARED
+        return min(most, PACKED_BYTES // max(self.nbytes, 4 * width * height))  # Pillow takes four bytes a pixel
+
+    def _of_run(self, run: list[_Opened]) -> list[dict[str, torch.Tensor] | Exception]:
+        """The models' inputs for images of one size, or what is wrong with them."""
+        size, images = run[0].size, [image.decoded for image in run]
+        if len(run) > 1 and size in self.compared:
+            with contextlib.suppress(Exception):  # of which image it is shows as each is prepared alone
+                return [*self._together(images)]
+        inputs = [self._alone(image) for image in run]
+        prepared = [each for each in inputs if not isinstance(each, Exception)]
+        if len(prepared) == COMPARED and size not in self.compared:
+            self.is_same = self._is_same(images, prepared)
+            self.compared.add(size)
+        return inputs
+
+    def _alone(self, image: _Opened) -> dict[str, torch.Tensor] | Exception:
+        try:
+            inputs = image.inputs(self.prepare)
+        except Exception as error:  # Pillow and processors raise nearly anything
+            return error
+        self.nbytes = sum(value.nbytes for value in inputs.values())
+        return inputs
+
+    def _together(self, images: list[Any]) -> list[dict[str, torch.Tensor]]:
+        """The models' inputs for images of one size, by one call.
+
+        Raises:
+            Exception: whatever `prepare` raises, for one of the images or since it takes no lists.
+        """
+        inputs = self.prepare(images)
+        if any(len(value) != len(images) for value in inputs.values()):
+            raise ValueError("the image processor makes no inputs of one image each")
+        return [{name: value[place] for name, value in inputs.items()} for place in range(len(images))]
+
+    def _is_same(self, images: list[Any], alone: list[dict[str, torch.Tensor]]) -> bool:
+        """Whether images come out together as they did alone."""
+        try:
+            made_up = _made_up_like(images[0])
+            together = self._together([*images, made_up])
+            return all(map(_are_same_bits, together, [*alone, self.prepare(made_up)]))
+        except Exception:  # the processor takes no lists
+            return False
 
 
 def torchvision_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -214,30 +344,20 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
     packed: list[Inputs] = []
     waiting: list[dict[str, torch.Tensor]] = []  # prepared, until there are enough to be packed together
     first: _Prepared | None = None
-    for place, (row, image) in enumerate(zip(rows, _read_all(rows, split), strict=True)):
+    images = source.batches.inputs(_open_all(rows, source))
+    for place, (row, (image, inputs)) in enumerate(zip(rows, images, strict=True)):
         position = number * source.size + place
         sample = f"{position} of shard {shard}" if shard else str(position)
         label = label_of(split.label(row), sample, split, source.to_class)
-        try:
-            if isinstance(image, Exception):
-                raise image
-            inputs = None if split.image_mode else source.jpegs.inputs(image)
-            if inputs is None:
-                inputs = source.prepare(open_image(image, split.image_mode))
-            digests.append(image_digest(image))
-            labels.append(label)
-        except Exception as error:  # Pillow raises nearly anything for a broken file
-            if not _is_about_the_image(error, row[split.image_column] if error is image else image):
-                raise
+        if isinstance(inputs, Exception):
+            if not _is_about_the_image(inputs, image.image):
+                raise inputs
             if source.on_error != "skip":
-                raise ValueError(
-                    f"Sample {sample} of {split.name}, split {split.split!r}"
-                    f"{_file_name(row[split.image_column])}: the image can't be read: {one_line(error)}. Repair it "
-                    "or take it out of the dataset; or leave such images out where logits are computed, with "
-                    "on_error='skip' (--on-error skip of hf-radin soup and logits)."
-                ) from error
+                raise _unreadable(row[split.image_column], sample, split, inputs) from inputs
             skipped.append(place)
             continue
+        digests.append(image.digest)
+        labels.append(label)
         waiting.append(inputs)
         first = first or _Prepared(sample, inputs)
         _check_shapes(first, _Prepared(sample, inputs))
@@ -252,10 +372,27 @@ def decode(source: Source, block: Block, rows: Rows) -> Decoded:
 def time_decoding(source: Source, images: int) -> tuple[float, Inputs]:
     """Seconds to decode and prepare an image of a split, and its first `images` prepared; none if none can be read."""
     rows = list(source.split.rows.take(images))
-    decode(source, (0, 0), rows[:1])  # the first call finds the tables, and loads what reads such files
+    # The first call finds the tables, loads what reads such files, and compares images alone and together.
+    decode(source, (0, 0), rows[: 1 + COMPARED])
     begun = time.perf_counter()
     inputs = decode(source, (0, 0), rows).inputs
     return (time.perf_counter() - begun) / max(1, len(rows)), inputs
+
+
+def _open_all(rows: Rows, source: Source) -> Iterator[_Opened]:
+    """The images of rows, decoded: not all at once, but as they are asked for."""
+    split = source.split
+    for row, image in zip(rows, _read_all(rows, split), strict=True):
+        if isinstance(image, Exception):
+            yield _Opened(row[split.image_column], "", image)
+            continue
+        try:
+            pixels = None if split.image_mode else source.jpegs.pixels(image)
+            decoded = open_image(image, split.image_mode) if pixels is None else pixels
+            opened = _Opened(image, image_digest(image), decoded)
+        except Exception as error:  # Pillow raises nearly anything for a broken file
+            opened = _Opened(image, "", error)
+        yield opened
 
 
 def _read_all(rows: Rows, split: Split) -> Iterator[Any]:
@@ -380,6 +517,28 @@ def _made_up_files() -> list[bytes]:
     return files
 
 
+def _made_up_like(image: Any) -> Any:
+    """An image of noise of the size of another, or its pixels if that is pixels `(3, height, width)`."""
+    import torch
+
+    is_image = isinstance(image, PIL.Image.Image)
+    width, height = image.size if is_image else (image.shape[2], image.shape[1])
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(noise) if is_image else torch.from_numpy(noise).permute(2, 0, 1).contiguous()
+
+
+def _are_same_bits(inputs: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    """Whether the models' inputs for two images are the same to the last bit."""
+    import torch
+
+    return inputs.keys() == others.keys() and all(
+        value.dtype == others[name].dtype
+        and value.shape == others[name].shape
+        and torch.equal(*(each.contiguous().flatten().view(torch.uint8) for each in (value, others[name])))
+        for name, value in inputs.items()
+    )
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """The models' inputs for a sample, and its name in errors."""
@@ -446,6 +605,15 @@ def _check_shapes(first: _Prepared, other: _Prepared) -> None:
                 f"{first.sample}, {tuple(shape)} of sample {other.sample}. Images are read in batches, so it must "
                 "resize or crop to one size: name one that does with image_processor=... (--image-processor ID)."
             )
+
+
+def _unreadable(value: Any, sample: str, split: Split, error: Exception) -> ValueError:
+    """What is said of an image that can't be read. Its `value` is as it is in its row."""
+    return ValueError(
+        f"Sample {sample} of {split.name}, split {split.split!r}{_file_name(value)}: the image can't be read: "
+        f"{one_line(error)}. Repair it or take it out of the dataset; or leave such images out where logits are "
+        "computed, with on_error='skip' (--on-error skip of hf-radin soup and logits)."
+    )
 
 
 def _is_about_the_image(error: Exception, value: Any) -> bool:

@@ -17,8 +17,9 @@ from PIL import Image
 if TYPE_CHECKING:
     import torch
 
-# From an image, or where it takes them from upright RGB pixels `(3, height, width)`, to the models' inputs.
-Prepare = Callable[["Image.Image | torch.Tensor"], "dict[str, torch.Tensor]"]
+# From an image, or where it takes them from upright RGB pixels `(3, height, width)`, to the models' inputs; where it
+# takes lists, from several of one size to the inputs with a batch dimension.
+Prepare = Callable[["Image.Image | torch.Tensor | list[Image.Image | torch.Tensor]"], "dict[str, torch.Tensor]"]
 
 # The models' inputs for some samples, by name.
 Inputs = dict[str, "torch.Tensor | Pixels"]

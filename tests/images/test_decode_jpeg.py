@@ -71,14 +71,14 @@ def test_every_kind_comes_out_to_the_same_bits(size):
     images = [written(name, size) for name in names]
     source = source_of(images)
     assert outcome(source) == by_pillow(source_of(images))
-    assert {name for name in names if source.jpegs.inputs(written(name, size))} == set(FAST)
+    assert {name for name in names if source.jpegs.pixels(written(name, size)) is not None} == set(FAST)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (50, 1), (4, 9)])
 def test_strips_are_left_to_pillow(size):
     source = source_of([written(size=size), written()])
     assert outcome(source) == by_pillow(source_of([written(size=size), written()]))
-    assert source.jpegs.is_same and not source.jpegs.inputs(written(size=size))
+    assert source.jpegs.is_same and source.jpegs.pixels(written(size=size)) is None
 
 
 def test_a_column_of_another_mode_is_left_to_pillow():
@@ -132,8 +132,8 @@ def wrong_decoder(is_wrong):
 )
 def test_a_decoder_that_is_wrong_reads_no_file(is_wrong):
     jpegs = Jpegs(make(), wrong_decoder(is_wrong))
-    assert jpegs.inputs(written()) is None and jpegs.is_same is False
-    assert jpegs.inputs(written(seed=1)) is None
+    assert jpegs.pixels(written()) is None and jpegs.is_same is False
+    assert jpegs.pixels(written(seed=1)) is None
 
 
 def test_a_file_that_the_decoder_refuses_is_left_to_pillow():
@@ -142,7 +142,7 @@ def test_a_file_that_the_decoder_refuses_is_left_to_pillow():
             raise RuntimeError("no more")
 
     jpegs = Jpegs(make(), wrong_decoder(fail))
-    assert [jpegs.inputs(written(seed=number)) is None for number in range(3)] == [False, True, False]
+    assert [jpegs.pixels(written(seed=number)) is None for number in range(3)] == [False, True, False]
 
 
 class Brightens(ViTImageProcessor):
@@ -164,7 +164,7 @@ def test_a_processor_that_makes_something_else_of_pixels_is_given_images(cls):
 
 def test_without_torchvision_pillow_reads_all():
     jpegs = Jpegs(make(), None)
-    assert jpegs.inputs(written()) is None and jpegs.is_same is None
+    assert jpegs.pixels(written()) is None and jpegs.is_same is None
 
 
 def test_pixels_are_refused_by_a_processor_for_images():
