@@ -42,7 +42,15 @@ from hf_radin.logits.bank_files import (
     open_array,
     write_given,
 )
-from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
+from hf_radin.logits.manifest import (
+    BankManifest,
+    Latest,
+    RunOptions,
+    StatisticsPlace,
+    is_in_full_precision,
+    reopen_images,
+    reopen_sample,
+)
 from hf_radin.logits.passes import Passes
 from hf_radin.logits.preflight import differ_in_heads_alone, load_digests
 from hf_radin.metrics.changes import Changes, margins_of
@@ -61,7 +69,7 @@ from hf_radin.runtime.schema import known_record, write_sealed
 from hf_radin.sharing.activations import Activations
 from hf_radin.sharing.digests import differing
 from hf_radin.tail.front import Front, SharedFront, find_front, may_share
-from hf_radin.weights.average import Residents, average_model
+from hf_radin.weights.average import Residents, are_averaged_in_full, average_model
 from hf_radin.weights.batchnorm import Statistics
 from hf_radin.weights.head import LastLayers
 
@@ -410,16 +418,21 @@ class LogitBank:
         """The same bank, which says whether its soups are exact: the same function as their ensembles, up to rounding.
 
         They are, where the ingredients differ in their heads alone, as linear probes do, and no BatchNorm statistics
-        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here, or
-        they run different code of their own, nobody knows. No image is shown to a model.
+        are estimated anew. Rounding is that of float32: with mixed precision, or weights or logits of 16 bits, the
+        soup's head is rounded to fewer bits than ensembles are mixed in, a few predictions may be others, and soups
+        are measured. Where a checkpoint is not here, or they run different code of their own, nobody knows. No image
+        is shown to a model.
         """
         if self.exact is not None:
             return self
+        run = self.manifest.run
         is_asked = self.given is None and self.statistics is None and len(self.ingredients) > 1
-        exact = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
+        is_asked = is_asked and is_in_full_precision(run)
+        exact = is_asked and self.processes.decide(
+            lambda: self.ingredients.are_here and are_averaged_in_full(self.ingredients)
+        )
         if exact:
-            dtype = as_dtype(self.manifest.run.dtype)
-            exact = differ_in_heads_alone(self.ingredients, self.home, dtype, self.processes)
+            exact = differ_in_heads_alone(self.ingredients, self.home, as_dtype(run.dtype), self.processes)
         return replace(self, exact=exact)
 
     def knows_soup(self, recipe: Recipe) -> bool:

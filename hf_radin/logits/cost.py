@@ -25,13 +25,14 @@ from hf_radin.images.split import DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.compute import dtype_name
-from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number
+from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number, is_in_full_precision
 from hf_radin.logits.passes import choose_batch_size, models_at_once
 from hf_radin.logits.preflight import load_digests
 from hf_radin.recipes.propose import usual_passes
 from hf_radin.runtime.processes import Processes
 from hf_radin.sharing.common import common_work
 from hf_radin.sharing.digests import differing, named_tensors
+from hf_radin.weights.average import are_averaged_in_full
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
 from hf_radin.weights.head import differ_in_heads
 
@@ -64,7 +65,7 @@ class Estimate:
         pilot: which images' logits are computed first; None if all are.
         common: of a forward pass, the share that is the same for all models, and runs once for those that see an image
             together; None if it is not known, and counted as 0.
-        exact: whether the models differ in their heads alone, so that soups take no pass.
+        exact: whether the models differ in their heads alone and all is float32, so that soups take no pass.
     """
 
     ingredients: int
@@ -291,7 +292,7 @@ def estimate_job(
         statistics=options.batchnorm_images if measured.has_batchnorm else 0,
         logit_bytes=4 if options.logits_dtype == "float32" else 2,
         common=common,
-        exact=is_exact and options.batchnorm_split is None,
+        exact=is_exact and is_in_full_precision(options) and options.batchnorm_split is None,
     )
 
 
@@ -315,7 +316,9 @@ def _in_common(
             return 0.0, False
         example = prepare_image(ingredients.processor, made_up_image(first.config))
         batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
-        return common_work(model, batch, names), differ_in_heads(ingredients, names)
+        return common_work(model, batch, names), (
+            differ_in_heads(ingredients, names) and are_averaged_in_full(ingredients)
+        )
 
     import torch
 
