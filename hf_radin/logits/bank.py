@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from hf_radin.ingredients.ingredient import (
 from hf_radin.logits import publish
 from hf_radin.logits.bank_files import (
     DIGESTS,
+    FrontUsers,
     LogitsRecord,
     SoupFeatures,
     Spent,
@@ -62,7 +64,7 @@ from hf_radin.recipes import ensemble, gaps, propose, pruning, scoring
 from hf_radin.recipes.given import Evaluate, GivenLogits, GivenModels
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import digest
+from hf_radin.runtime.files import digest, refuse_files
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
 from hf_radin.runtime.schema import known_record, write_sealed
@@ -581,8 +583,11 @@ class LogitBank:
         config = ingredients[0].config.to_dict()
         fields = {name: value for name, value in config.items() if name not in NOT_OF_THE_FRONT}
         key = digest(self.manifest.key, shared.cut.module, tensors, fields)
-        activations = Activations(self.images.folder / f"{ACTIVATIONS}{key}", processes.checks)
-        return Front(shared.cut, models[0], activations, example)
+        folder = self.images.folder / f"{ACTIVATIONS}{key}"
+        processes.decide(lambda: refuse_files(folder))
+        with suppress(OSError):  # on a full disk nothing is cached
+            processes.on_each_disk(folder.parent, lambda: FrontUsers.note(folder, ingredients))
+        return Front(shared.cut, models[0], Activations(folder, processes.checks), example)
 
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
         """The bank without a random part of its images, and the bank of these.

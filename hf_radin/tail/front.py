@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,5 +186,15 @@ class FrontRun:
 
         with recorded(self.model, self.tail.cut.module) as batches:
             (logits,) = self.running.logits([self.model], inputs)
-        self.room -= self.activations.write(block, rows, torch.cat(batches), self.room)
+        try:
+            self.room -= self.activations.write(block, rows, torch.cat(batches), self.room)
+        except (OSError, ValueError) as error:  # a full disk, above all: soups can do without
+            self.room = 0
+            _say_without(self.activations.folder, one_line(error.__cause__ or error))
         return logits
+
+
+@cache
+def _say_without(folder: Path, reason: str) -> None:
+    """Say once in a run that nothing is cached for further soups, and not of each soup again."""
+    logger.warning("%s can't be written to (%s). It goes on without: soups run in whole.", folder, reason)
