@@ -130,7 +130,7 @@ class Tight(Passes):
 
 def test_what_is_kept_for_other_models_takes_the_room_of_some(tree):
     processes, ingredients = Processes(), [*hf_radin.gather(f"{tree}/ft-[0-3]")]
-    digests = {entry.id: TensorDigests.of(entry.load_model(torch.float32)) for entry in ingredients}
+    digests = {model.id: TensorDigests.of(model.load_model(torch.float32)) for model in ingredients}
     example, room = {"pixel_values": torch.randn(3, 8, 8)}, Room()
 
     def loaded(batch_size: int) -> int:
@@ -143,8 +143,8 @@ def test_what_is_kept_for_other_models_takes_the_room_of_some(tree):
         return len(models)
 
     assert loaded(1) == 4 and 0 < room.recorded < 20_000
-    kept = room.recorded
-    largest = 3 * bytes_of(ingredients[0].load_model(torch.float32)) // kept
+    of_image = room.recorded
+    largest = 3 * bytes_of(ingredients[0].load_model(torch.float32)) // of_image
     sizes = [loaded(size) for size in (*range(1, largest), 2 * largest)]
     assert {*sizes} >= {1, 2, 4} and sizes == sorted(sizes, reverse=True)
 
