@@ -430,11 +430,10 @@ class LogitBank:
         run = self.manifest.run
         is_asked = self.given is None and self.statistics is None and len(self.ingredients) > 1
         is_asked = is_asked and is_in_full_precision(run)
-        exact = is_asked and self.processes.decide(
-            lambda: self.ingredients.are_here and are_averaged_in_full(self.ingredients)
-        )
+        exact = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
         if exact:
             exact = differ_in_heads_alone(self.ingredients, self.home, as_dtype(run.dtype), self.processes)
+        exact = exact and self.processes.decide(lambda: are_averaged_in_full(self.ingredients))
         return replace(self, exact=exact)
 
     def knows_soup(self, recipe: Recipe) -> bool:

@@ -335,14 +335,44 @@ class Own(ViTForImageClassification):
 """
 
 
+WITHOUT_BIAS = """
+import torch
+from transformers import ViTForImageClassification
+
+class Own(ViTForImageClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels, bias=False)
+"""
+
+
+def with_code(folder: Path, code: str) -> Path:
+    """A checkpoint that brings code of its own."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Own"], "auto_map": {"AutoModelForImageClassification": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(code)
+    return folder
+
+
+def test_heads_without_bias_are_exact(probes, digits, tmp_path):
+    for seed in range(2):
+        folder = with_code(shutil.copytree(probes / f"probe-{seed}", tmp_path / f"runs/probe-{seed}"), WITHOUT_BIAS)
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["classifier.bias"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    ingredients = hf_radin.gather(f"{tmp_path}/runs/*", trust_remote_code=True)
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache").with_exactness
+    predictions, known = really_measured(bank)
+    assert bank.exact and (predictions == known).all()
+    assert "only classifier.weight differs, the head: soups are exact" in " ".join(InCommon.of(ingredients).lines)
+
+
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_equal_tensors_under_other_code_are_another_model(probes, digits, tmp_path, sign):
     for seed in range(2):
         folder = shutil.copytree(probes / f"probe-{seed}", tmp_path / "runs" / f"probe-{seed}")
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"architectures": ["Own"], "auto_map": {"AutoModelForImageClassification": "own.Own"}}
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "own.py").write_text(OWN.format(sign=seed * sign))
+        with_code(folder, OWN.format(sign=seed * sign))
     ingredients = hf_radin.gather(f"{tmp_path}/runs/*", trust_remote_code=True)
     bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache").with_exactness
     predictions, known = really_measured(bank)
