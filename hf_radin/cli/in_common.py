@@ -12,6 +12,7 @@ from hf_radin.runtime.processes import progress_bar
 from hf_radin.runtime.text import counted, one_line
 from hf_radin.sharing.common import Common, groups
 from hf_radin.sharing.digests import TensorDigests, named_tensors
+from hf_radin.weights.average import are_averaged_in_full
 from hf_radin.weights.head import differ_in_heads
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class InCommon:
     Args:
         ids: of these checkpoints.
         groups: what all have in common, then what some have beyond that; none of fewer than two checkpoints.
-        is_exact: whether they differ in their heads alone.
+        is_exact: whether they differ in their heads alone, and soups of them are saved in float32 or more.
         unknown: how many other checkpoints there are.
     """
 
@@ -52,7 +53,9 @@ class InCommon:
         empty = empty_model(first.config, trust_remote_code=first.trust_remote_code)
         sizes = {name: tensor.numel() for name, tensor in named_tensors(empty)}
         parts = groups([*models.values()], sizes)
-        return cls((*models,), (*parts,), differ_in_heads(ingredients.select(models), parts[0].differing), unknown)
+        compared = ingredients.select(models)
+        is_exact = differ_in_heads(compared, parts[0].differing) and are_averaged_in_full(compared)
+        return cls((*models,), (*parts,), is_exact, unknown)
 
     @property
     def lines(self) -> list[str]:
@@ -75,7 +78,7 @@ class InCommon:
         if common is not self.groups[0] or len(common.differing) > TENSORS:
             return f"{text}."
         names = _listed(sorted(common.differing), TENSORS)
-        exact = ", the head: soups are exact and cost no pass" if self.is_exact else ""
+        exact = ", the head: soups are exact in float32, and cost no pass" if self.is_exact else ""
         return f"{text}: only {names} {'differs' if len(common.differing) == 1 else 'differ'}{exact}."
 
 

@@ -185,9 +185,11 @@ def estimate_table(job: Estimate) -> str:
     work = f"{images} x {models}"
     if job.pilot is not None:
         work = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
-    once = f"{100 * job.common:.3g}% of a pass is the same in all, {once}" if job.common else once
+    saves = job.together is not None and job.together < job.ingredients
+    once = f"at most {job.work:.3g} passes' work, {once}" if saves else once
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     soups = f"{images} x {job.soups:g} passes, {again}{anew}"
+    soups += f", at most {job.soup_work:.3g} passes' work" if job.tail < 1 else ""
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {counted(job.groups, 'group')}"
     share = job.cached_bytes / job.pixel_bytes
     parts = {
@@ -217,10 +219,13 @@ def estimate_table(job: Estimate) -> str:
         "Arithmetic from a probe, whose rate varies. Downloading, loading and averaging weights are not in it, nor is "
         "reading images over a network."
     )
-    if job.common is None:
+    if job.together is None:
         note += " What the models have in common runs once for all: not all are here, and nothing is assumed of that."
-    elif job.common:
-        note += " What models have in common is taken to run once for those that see an image together."
+    elif saves:
+        note += (
+            " What models have in common, up to the first layer that differs, is taken to run once for those that see "
+            "an image together; more of them may fit into memory, and what is alike behind that layer is not counted."
+        )
     return as_text([*lines, *(f"- {text}" for text in _too_much(job)), note])
 
 

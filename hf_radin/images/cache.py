@@ -18,7 +18,7 @@ from hf_radin.images.digests import as_digests
 from hf_radin.images.pixels import Inputs, Pixels, count_images
 from hf_radin.images.shards import Block, count_shards, raw_blocks, reader, reads
 from hf_radin.images.split import Split
-from hf_radin.runtime.files import BrokenFileError, Checks, open_regular, take_away, write_to_cache
+from hf_radin.runtime.files import BrokenFileError, Checks, make_folder, open_regular, take_away, write_to_cache
 from hf_radin.runtime.schema import MADE_ANEW, known_record, write_sealed
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class Images:
         Args:
             limit: of the whole cache; None for a share of the disk.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         patterns = ("block-*.safetensors", f"{ACTIVATIONS}*/block-*.safetensors")
         cached = sum(_size(path) for pattern in patterns for path in self.folder.glob(pattern))
         if limit is None:

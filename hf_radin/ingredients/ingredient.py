@@ -422,6 +422,17 @@ class IngredientRecord:
         values["base"] = ingredient.base and cls.of(ingredient.base)
         return cls(**values)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its files are where they were; those of a folder of a user's untouched, by their sizes and times."""
+        folder = Path(self.folder)
+        if self.repo_id is not None:  # commits stay as they are
+            return folder.is_dir()
+        try:
+            return any(files_stamp(folder, allow_pickle=allowed) == self.stamp for allowed in (False, True))
+        except (ValueError, OSError):
+            return False
+
     def load(self) -> Ingredient:
         """The ingredient. A bank never allows pickles or remote code: only the user does."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from hf_radin.ingredients.ingredient import (
 from hf_radin.logits import publish
 from hf_radin.logits.bank_files import (
     DIGESTS,
+    FrontUsers,
     LogitsRecord,
     SoupFeatures,
     Spent,
@@ -42,7 +44,15 @@ from hf_radin.logits.bank_files import (
     open_array,
     write_given,
 )
-from hf_radin.logits.manifest import BankManifest, Latest, RunOptions, StatisticsPlace, reopen_images, reopen_sample
+from hf_radin.logits.manifest import (
+    BankManifest,
+    Latest,
+    RunOptions,
+    StatisticsPlace,
+    is_in_full_precision,
+    reopen_images,
+    reopen_sample,
+)
 from hf_radin.logits.passes import Passes
 from hf_radin.logits.preflight import differ_in_heads_alone, load_digests
 from hf_radin.metrics.changes import Changes, margins_of
@@ -54,14 +64,14 @@ from hf_radin.recipes import ensemble, gaps, propose, pruning, scoring
 from hf_radin.recipes.given import Evaluate, GivenLogits, GivenModels
 from hf_radin.recipes.pruning import Pruned
 from hf_radin.recipes.recipe import Recipe
-from hf_radin.runtime.files import digest
+from hf_radin.runtime.files import digest, refuse_files
 from hf_radin.runtime.hub_commit import PushOptions
 from hf_radin.runtime.processes import Processes, is_first_of_machine, progress_bar
 from hf_radin.runtime.schema import known_record, write_sealed
 from hf_radin.sharing.activations import Activations
 from hf_radin.sharing.digests import differing
 from hf_radin.tail.front import Front, SharedFront, find_front, may_share
-from hf_radin.weights.average import Residents, average_model
+from hf_radin.weights.average import Residents, are_averaged_in_full, average_model
 from hf_radin.weights.batchnorm import Statistics
 from hf_radin.weights.head import LastLayers
 
@@ -410,16 +420,20 @@ class LogitBank:
         """The same bank, which says whether its soups are exact: the same function as their ensembles, up to rounding.
 
         They are, where the ingredients differ in their heads alone, as linear probes do, and no BatchNorm statistics
-        are estimated anew. Rounding is that of the precision in which they run. Where a checkpoint is not here, or
-        they run different code of their own, nobody knows. No image is shown to a model.
+        are estimated anew. Rounding is that of float32: with mixed precision, or weights or logits of 16 bits, the
+        soup's head is rounded to fewer bits than ensembles are mixed in, a few predictions may be others, and soups
+        are measured. Where a checkpoint is not here, or they run different code of their own, nobody knows. No image
+        is shown to a model.
         """
         if self.exact is not None:
             return self
+        run = self.manifest.run
         is_asked = self.given is None and self.statistics is None and len(self.ingredients) > 1
+        is_asked = is_asked and is_in_full_precision(run)
         exact = is_asked and self.processes.decide(lambda: self.ingredients.are_here)
         if exact:
-            dtype = as_dtype(self.manifest.run.dtype)
-            exact = differ_in_heads_alone(self.ingredients, self.home, dtype, self.processes)
+            exact = differ_in_heads_alone(self.ingredients, self.home, as_dtype(run.dtype), self.processes)
+        exact = exact and self.processes.decide(lambda: are_averaged_in_full(self.ingredients))
         return replace(self, exact=exact)
 
     def knows_soup(self, recipe: Recipe) -> bool:
@@ -568,8 +582,11 @@ class LogitBank:
         config = ingredients[0].config.to_dict()
         fields = {name: value for name, value in config.items() if name not in NOT_OF_THE_FRONT}
         key = digest(self.manifest.key, shared.cut.module, tensors, fields)
-        activations = Activations(self.images.folder / f"{ACTIVATIONS}{key}", processes.checks)
-        return Front(shared.cut, models[0], activations, example)
+        folder = self.images.folder / f"{ACTIVATIONS}{key}"
+        processes.decide(lambda: refuse_files(folder))
+        with suppress(OSError):  # on a full disk nothing is cached
+            processes.on_each_disk(folder.parent, lambda: FrontUsers.note(folder, ingredients))
+        return Front(shared.cut, models[0], Activations(folder, processes.checks), example)
 
     def divided(self, share: float, seed: int) -> tuple[LogitBank, LogitBank]:
         """The bank without a random part of its images, and the bank of these.

@@ -14,12 +14,21 @@ from pathlib import Path
 import numpy as np
 
 import hf_radin
+from hf_radin.images.cache import ACTIVATIONS
 from hf_radin.images.digests import as_digests
 from hf_radin.images.shards import Block
 from hf_radin.ingredients.ingredient import GIVEN, Ingredient, IngredientRecord, Ingredients
 from hf_radin.logits.manifest import BANK, COMPUTE_AGAIN, BankManifest, DataRecord, Latest, RunRecord
 from hf_radin.recipes.given import GivenLogits
-from hf_radin.runtime.files import BrokenFileError, Checks, digest, remove_partials, take_away, write_to_cache
+from hf_radin.runtime.files import (
+    BrokenFileError,
+    Checks,
+    digest,
+    refuse_files,
+    remove_partials,
+    take_away,
+    write_to_cache,
+)
 from hf_radin.runtime.schema import (
     MADE_ANEW,
     known_arrays,
@@ -300,6 +309,7 @@ def write_given(home: Path, given: GivenLogits) -> Path:
     folder, index_arrays = home / "banks" / key, {"ids.npy": given.ids, "labels.npy": given.labels}
     if given.has_ids:  # which tell images apart, as digests of their files do
         index_arrays[DIGESTS] = as_digests(given.ids.astype(str))
+    refuse_files(*folders_of(folder))
     index = write_index(folder, index_arrays)
     BankManifest(
         data=DataRecord(ARRAYS, given.split, key=content),
@@ -328,6 +338,45 @@ def write_given(home: Path, given: GivenLogits) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class FrontUsers:
+    """Models that have a front in common, in the folder of what it gives: that goes with the last of them.
+
+    Args:
+        ingredients: one set of them; each set has a file of its own.
+    """
+
+    ingredients: tuple[IngredientRecord, ...]
+
+    @classmethod
+    def note(cls, folder: Path, ingredients: Ingredients) -> None:
+        """Say that these use a folder."""
+        users, path = cls(tuple(map(IngredientRecord.of, ingredients))), folder / f"of-{digest(ingredients.keys)}.json"
+        if known_record(cls, path, f"{folder.name} {path.name}") != users:  # a checkpoint may have moved
+            write_sealed(path, users, f"{folder.name} {path.name}")
+
+    @classmethod
+    def are_there(cls, folder: Path) -> bool:
+        """Whether a model that uses a folder is where and what it was."""
+        paths = folder.glob("of-*.json")
+        sets = [known_record(cls, path, f"{folder.name} {path.name}") for path in paths]
+        return any(record.is_there for users in sets if users for record in users.ingredients)
+
+
+def clean_pixels(pixels: Path) -> None:
+    """Remove what killed runs left half written beside prepared images, and what is of models that are gone."""
+    for folder in pixels.glob(f"{ACTIVATIONS}*"):
+        if not FrontUsers.are_there(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    remove_partials(pixels, *pixels.glob(f"{ACTIVATIONS}*"))
+
+
+def folders_of(folder: Path) -> tuple[Path, ...]:
+    """The folders that are in that of a bank, and the folder itself, whether they are there or not."""
+    inside = (folder / name for name in ("logits", "soups", "features", "fronts", "pruned"))
+    return (folder, *inside, *folder.glob("features/*"))
+
+
 def check_bank(folder: Path, checks: Checks) -> None:
     """Read each file of a bank once, and see that it is what was written.
 
@@ -337,6 +386,7 @@ def check_bank(folder: Path, checks: Checks) -> None:
     manifest = BankManifest.read(folder)
     if manifest.chosen:
         raise ValueError(f"{folder} has logits of images that a pilot chose; open the folder of the pilot.")
+    refuse_files(*folders_of(folder))
     try:
         keys = Latest.read(folder, manifest.key).keys
         records = {key: LogitsRecord.read(folder, manifest.key, key) for key in keys}

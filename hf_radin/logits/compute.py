@@ -37,7 +37,9 @@ from hf_radin.logits.bank_files import (
     DIGESTS,
     BatchSize,
     LogitsRecord,
+    clean_pixels,
     discard_broken,
+    folders_of,
     record_path,
     write_index,
 )
@@ -45,7 +47,7 @@ from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions,
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
 from hf_radin.logits.preflight import Remark, check_models, load_digests, share_statistics, usable_ingredients
 from hf_radin.runtime import liveness
-from hf_radin.runtime.files import digest, remove_partials
+from hf_radin.runtime.files import digest, refuse_files
 from hf_radin.runtime.processes import Processes
 from hf_radin.runtime.schema import known_record, write_sealed
 from hf_radin.runtime.text import one_line
@@ -209,7 +211,9 @@ def extend_bank(
     """
     processes.check_launch()
     settle_threads()
-    task = _with_modes(_plan(ingredients.by_content, source, options, processes, sample))
+    planned = _plan(ingredients.by_content, source, options, processes, sample)
+    processes.decide(lambda: refuse_files(*planned.folders))  # later, an error would cost what was computed until then
+    task = _with_modes(planned)
     with _alone(task):
         bank = _run(task, apart_from)
     usable = bank.ingredients.ids
@@ -264,6 +268,12 @@ class _Task:
     def pixels(self) -> Path:
         """Of its prepared images."""
         return self.home / "pixels" / digest(*self.content)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that may be written to, and are made where there are none."""
+        of_images = (self.pixels, *self.pixels.glob(f"{ACTIVATIONS}*"))
+        return (*folders_of(self.folder), *of_images, *(self.home / name for name in ("weights", "modes", "digests")))
 
     @property
     def block(self) -> int:
@@ -399,7 +409,7 @@ def _run(task: _Task, apart_from: LogitBank | None) -> LogitBank:
     """Check the models, show them the images, and open what was written."""
     processes, folder, options = task.processes, task.folder, task.options
     processes.on_each_disk(folder, lambda: discard_broken(folder, task.ingredients, processes.checks))
-    processes.on_each_disk(task.pixels, lambda: remove_partials(task.pixels, *task.pixels.glob(f"{ACTIVATIONS}*")))
+    processes.on_each_disk(task.pixels, lambda: clean_pixels(task.pixels))
     processes.wait()
     # what is broken on one machine, another may have
     processes.sync_files(folder, "*.npy", "*.json", "logits/*.npy", "logits/*.json", "logits/*.parts/*.npz")

@@ -25,13 +25,15 @@ from hf_radin.images.split import DataSource, Split, count_rows, open_split
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.logits.compute import dtype_name
-from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number
+from hf_radin.logits.manifest import RunOptions, check_ingredients, check_number, is_in_full_precision
 from hf_radin.logits.passes import choose_batch_size, models_at_once
 from hf_radin.logits.preflight import load_digests
 from hf_radin.recipes.propose import usual_passes
 from hf_radin.runtime.processes import Processes
-from hf_radin.sharing.common import common_work
-from hf_radin.sharing.digests import differing, named_tensors
+from hf_radin.sharing.common import PassOrder, any_in_common
+from hf_radin.sharing.digests import TensorDigests, differing
+from hf_radin.tail.front import find_front, may_share
+from hf_radin.weights.average import are_averaged_in_full
 from hf_radin.weights.batchnorm import IMAGES, has_batchnorm
 from hf_radin.weights.head import differ_in_heads
 
@@ -62,9 +64,10 @@ class Estimate:
         statistics: images that each process estimates each soup's BatchNorm statistics from.
         logit_bytes: of one logit in the bank.
         pilot: which images' logits are computed first; None if all are.
-        common: of a forward pass, the share that is the same for all models, and runs once for those that see an image
-            together; None if it is not known, and counted as 0.
-        exact: whether the models differ in their heads alone, so that soups take no pass.
+        together: what logits of all images take at most, in passes of one model, where what models have in common
+            that see an image together runs once; None if that is not known, and counted as if they had nothing.
+        tail: the share of a pass that soups after the first take, where what is in front of it is cached; 1 if not.
+        exact: whether the models differ in their heads alone and all is float32, so that soups take no pass.
     """
 
     ingredients: int
@@ -83,7 +86,8 @@ class Estimate:
     statistics: int
     logit_bytes: int
     pilot: Pilot | None = None
-    common: float | None = 0.0
+    together: float | None = None
+    tail: float = 1.0
     exact: bool = False
 
     @property
@@ -103,9 +107,13 @@ class Estimate:
 
     @property
     def work(self) -> float:
-        """What passes for logits take, in passes of one model: what all models share runs once for each group."""
-        common = self.common or 0.0
-        return common * min(self.groups, self.logits) + (1 - common) * self.logits
+        """What passes for logits take, in passes of one model; of a pilot's, the same share."""
+        return self.logits if self.together is None else self.together * self.logits / self.ingredients
+
+    @property
+    def soup_work(self) -> float:
+        """What passes for soups take, in passes of one model: the first shows what further ones begin with."""
+        return min(1.0, self.soups) + max(0.0, self.soups - 1) * self.tail
 
     @property
     def completed(self) -> int:
@@ -145,7 +153,7 @@ class Estimate:
     @property
     def soups_seconds(self) -> float:
         statistics = self.soups * self.statistics * self.probe.forward_seconds
-        return self._together(self.decodings[1], self.soups) + statistics
+        return self._together(self.decodings[1], self.soup_work) + statistics
 
     def _together(self, decodings: float, passes: float) -> float:
         """Seconds of decoding and running: with workers at the same time, else one after the other."""
@@ -186,8 +194,10 @@ def estimate(
 
     No weights are downloaded: the first images of the split are decoded, and a model of the ingredients' architecture
     with random weights runs for a moment. Where the weights of all ingredients are here they are read, and what comes
-    before the first tensor that differs counts once for all models that see an image together. Of what is in
-    `cache_dir` already nothing is subtracted.
+    before the first tensor in which two differ counts once for both, if they see an image together: of models that
+    share six layers, two may share nine. Soups after the first take what is behind the layers that all share, where
+    what these give will be cached. Seconds are at most that many: what is shared behind a layer that differs is not
+    counted. Of what is in `cache_dir` already nothing is subtracted.
 
     Args:
         images: how many the split has; `auto` is what the dataset says.
@@ -270,9 +280,11 @@ def estimate_job(
     bases = [ingredient.base for ingredient in ingredients if ingredient.base]
     downloads = {checkpoint.key: checkpoint.size for checkpoint in (*ingredients, *bases) if not checkpoint.is_here}
     hub = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
-    common, is_exact = _in_common(ingredients, home, dtype, processes)
     at_once = measured.fit if options.models_in_memory == "auto" else int(options.models_in_memory)
     at_once = min(len(ingredients), at_once)
+    pixel_room = Images(home / "pixels", block, lambda: images).room(parse_size(options.pixel_cache))
+    left = pixel_room - count * measured.image_bytes
+    shared = _shared(ingredients, home, options, at_once, processes)
     return Estimate(
         ingredients=len(ingredients),
         images=count,
@@ -283,15 +295,16 @@ def estimate_job(
         probe=measured,
         at_once=at_once,
         workers=_count_workers(measured, at_once, options, processes),
-        pixel_room=Images(home / "pixels", block, lambda: images).room(parse_size(options.pixel_cache)),
+        pixel_room=pixel_room,
         download_bytes=sum(downloads.values()),
         free_disk=shutil.disk_usage(home).free,
         free_hub=shutil.disk_usage(hub).free,
         one_disk=os.stat(home).st_dev == os.stat(hub).st_dev,
         statistics=options.batchnorm_images if measured.has_batchnorm else 0,
         logit_bytes=4 if options.logits_dtype == "float32" else 2,
-        common=common,
-        exact=is_exact and options.batchnorm_split is None,
+        together=None if shared is None else shared.together,
+        tail=1.0 if shared is None or measured.has_batchnorm else shared.tail(left, count),
+        exact=shared is not None and shared.exact and options.batchnorm_split is None,
     )
 
 
@@ -300,26 +313,67 @@ def _likely_modes(processes: Processes) -> Modes:
     return Modes("bf16" if processes.has_bfloat16 else "no", channels_last=processes.is_on_gpu)
 
 
-def _in_common(
-    ingredients: Ingredients, home: Path, dtype: torch.dtype, processes: Processes
-) -> tuple[float | None, bool]:
-    """The share of a pass that is the same for all, if that is known, and whether they differ in their heads alone."""
+@dataclass(frozen=True)
+class _Shared:
+    """What models save that have much in common.
+
+    Args:
+        together: as of `Estimate`.
+        exact: whether soups are their ensembles.
+        behind: the share of a pass behind what all have in common, where it pays to cache what that gives; else None.
+        given: bytes of what is cached of an image then.
+    """
+
+    together: float
+    exact: bool = False
+    behind: float | None = None
+    given: int = 0
+
+    def tail(self, room: int, images: int) -> float:
+        """The share of a pass that soups after the first take.
+
+        Args:
+            room: bytes that pixels leave.
+            images: that soups are shown.
+        """
+        return 1.0 if self.behind is None or images * self.given > room else self.behind
+
+
+def _shared(
+    ingredients: Ingredients, home: Path, options: RunOptions, at_once: int, processes: Processes
+) -> _Shared | None:
+    """What is saved by what models have in common; None if that is not known."""
     if not processes.decide(lambda: ingredients.are_here):
-        return None, False
-    names = differing(load_digests(ingredients, home, dtype, processes))
+        return None
+    dtype = as_dtype(options.dtype)
+    models = sorted(load_digests(ingredients, home, dtype, processes), key=lambda digests: digests.order)
+    return processes.decide(lambda: _look(ingredients, models, options, at_once, processes.device.type))
 
-    def look() -> tuple[float, bool]:
-        first = ingredients[0]
-        model = random_model(first.config, trust_remote_code=first.trust_remote_code)
-        if names >= {name for name, _ in named_tensors(model)}:
-            return 0.0, False
-        example = prepare_image(ingredients.processor, made_up_image(first.config))
-        batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
-        return common_work(model, batch, names), differ_in_heads(ingredients, names)
 
+def _look(
+    ingredients: Ingredients, models: list[TensorDigests], options: RunOptions, at_once: int, device: str
+) -> _Shared:
+    """As `_shared`, of models sorted by what they have in common, by a pass of a model with random weights."""
     import torch
 
-    return processes.decide(look)
+    first, names = ingredients[0], differing(models)
+    load = partial(random_model, first.config, trust_remote_code=first.trust_remote_code)
+    if not any_in_common(models):
+        return _Shared(len(models))
+    is_exact = is_in_full_precision(options) and differ_in_heads(ingredients, names)
+    is_exact = is_exact and are_averaged_in_full(ingredients)
+    if options.torch_compile is True:  # what is compiled runs as a whole
+        return _Shared(len(models), is_exact)
+    example = prepare_image(ingredients.processor, made_up_image(first.config))
+    inputs = {name: torch.as_tensor(value) for name, value in example.items()}
+    order = PassOrder.of(load(), {name: value[None] for name, value in inputs.items()})
+    together = sum(order.work(models[start : start + at_once]) for start in range(0, len(models), at_once))
+    if is_exact or not (may_share(models) and ingredients.have_one_code):
+        return _Shared(together, is_exact)
+    front, dtype = find_front(models, load, inputs), as_dtype(options.dtype)
+    if front.cut is None or not front.pays(device, dtype):
+        return _Shared(together)
+    return _Shared(together, behind=front.cut.share, given=front.cut.width * dtype.itemsize)
 
 
 def _count_workers(measured: Probe, at_once: int, options: RunOptions, processes: Processes) -> int:

@@ -17,6 +17,7 @@ from hf_radin.images.split import OBJECT, DataSource, Split, open_split
 from hf_radin.ingredients.ingredient import Ingredients, refuse_given
 from hf_radin.ingredients.labels import match_labels
 from hf_radin.runtime.schema import read_sealed, write_sealed
+from hf_radin.weights.average import FULL
 from hf_radin.weights.batchnorm import IMAGES, StatisticsRecord, check_images, statistics_source
 
 if TYPE_CHECKING:
@@ -175,6 +176,11 @@ class RunRecord:
     torch_compile: bool
     logits_dtype: str
     on_error: str
+
+
+def is_in_full_precision(run: RunOptions | RunRecord) -> bool:
+    """Whether weights, what models make of images and logits are float32 or more: ensembles are mixed in that, too."""
+    return run.dtype in FULL and run.mixed_precision == "no" and run.logits_dtype in FULL
 
 
 @dataclass(frozen=True)

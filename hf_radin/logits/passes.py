@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,17 +132,24 @@ class Passes:
             return int(self.models_in_memory)
         return self.processes.smallest(models_at_once(model, self.example, self.running))
 
-    def count_group(self, digests: Sequence[TensorDigests], model: PreTrainedModel, at_once: int) -> int:
+    def count_group(
+        self, digests: Sequence[TensorDigests], model: PreTrainedModel, at_once: int, *, recorded: int = 0
+    ) -> int:
         """How many of the models to come see each image together, where tensors that are the same are held once.
 
         Args:
             digests: of these models, in order.
             model: the first of them.
             at_once: how many would if they had nothing in common.
+            recorded: bytes of what modules give that is kept for other models (`recorded_bytes`).
         """
         if self.models_in_memory != "auto" or self.running.compiled:
-            return at_once
-        return max(at_once, count_together(digests, sizes_of(model), room=at_once * bytes_of(model)))
+            return min(at_once, len(digests))
+        return count_together(digests, sizes_of(model), room=at_once * bytes_of(model) - recorded)
+
+    def recorded_bytes(self, shared: SharedModules | None) -> int:
+        """Bytes of what modules give for a batch that is kept for other models."""
+        return 0 if shared is None else math.ceil(shared.held * min(self.running.batch_size, BLOCK) / LEARNT)
 
     def shared_modules(
         self, models: Sequence[PreTrainedModel], digests: Sequence[TensorDigests]
@@ -154,15 +162,6 @@ class Passes:
             return None
         if not self.running.learn(shared, made_batch(self.example, models[0].main_input_name, LEARNT + 1)):
             return None
-        sizes = sizes_of(models[0])
-        different = {key for tensors in digests for key in tensors.by_name.items()}
-        share = sum(sizes.get(name, 0) for name, _ in different) / (len(models) * sum(sizes.values()))
-        logger.info(
-            "%d models have much in common: their weights are held once (%.0f%% of what they take alone), and what "
-            "is the same runs once.",
-            len(models),
-            100 * share,
-        )
         return shared
 
 
@@ -236,26 +235,67 @@ def compute(
         of = "" if total is None else f" of {total:,} ({earlier / total:.0%})"
         logger.info("Continuing after %s%s predictions of an earlier run.", f"{earlier:,}", of)
     processes.count_images(earlier)
-    at_once = 0
+    room = Room()
     with progress_bar(total=total, initial=earlier, desc="Logits", unit="prediction") as bar:
         meter = _Meter(bar, processes, total, earlier, time.perf_counter(), passes.log_every)
         while waiting:
-            models = [_load(waiting[0], passes.running)]
-            at_once = at_once or passes.models_at_once(models[0])
-            count = passes.count_group([digests[ingredient.id] for ingredient in waiting], models[0], at_once)
-            group, waiting = waiting[:count], waiting[count:]
+            models, shared = load_together(waiting, digests, passes, room)
+            group, waiting = waiting[: len(models)], waiting[len(models) :]
             last = models_in_all - len(waiting)
             bar.set_postfix_str(f"models {last - len(group) + 1} to {last} of {models_in_all}")
-            of_group = [digests[ingredient.id] for ingredient in group]
-            others = (_load(ingredient, passes.running) for ingredient in group[1:])
-            models = [*held_once(chain(models, others), of_group)]
             targets = [target_of(folder, ingredient) for ingredient in group]
-            _run_group(_Group(targets, models, passes.shared_modules(models, of_group)), images, passes, meter)
-            del models
+            _run_group(_Group(targets, models, shared), images, passes, meter)
+            del models, shared
             _join_group(folder, images, group, passes, write_index)
     if not ingredients and processes.decide(lambda: not (folder / BANK).exists()):  # it was broken, and no logits were
         list(passes.stream(images, lambda block: False))  # which is none: images are decoded if they never were
         _join_group(folder, images, [], passes, write_index)
+
+
+@dataclass
+class Room:
+    """What is known of the memory that models take.
+
+    Args:
+        at_once: how many fit that have nothing in common; 0 if that is not known yet.
+        recorded: bytes of what modules give that is kept for other models.
+    """
+
+    at_once: int = 0
+    recorded: int = 0
+
+
+def load_together(
+    waiting: Sequence[Ingredient], digests: Mapping[str, TensorDigests], passes: Passes, room: Room
+) -> tuple[list[PreTrainedModel], SharedModules | None]:
+    """As many of the first models as fit into memory together, and what they have in common.
+
+    What is kept for other models takes memory, too, and how much is only seen when they are there: some may go again.
+    """
+    models = [_load(waiting[0], passes.running)]
+    room.at_once = room.at_once or passes.models_at_once(models[0])
+    of_each = [digests[ingredient.id] for ingredient in waiting]
+    count = passes.count_group(of_each, models[0], room.at_once, recorded=room.recorded)
+    others = (_load(ingredient, passes.running) for ingredient in waiting[1:count])
+    models = [*held_once(chain(models, others), of_each[:count])]
+    shared = passes.shared_modules(models, of_each[:count])
+    room.recorded = max(room.recorded, passes.recorded_bytes(shared))
+    fit = passes.count_group(of_each[:count], models[0], room.at_once, recorded=room.recorded)
+    if shared is not None and fit < count:
+        shared.forget()
+        del models[fit:]
+        shared = passes.shared_modules(models, of_each[:fit])
+    if shared is not None:
+        sizes = sizes_of(models[0])
+        different = {key for tensors in of_each[: len(models)] for key in tensors.by_name.items()}
+        share = sum(sizes.get(name, 0) for name, _ in different) / (len(models) * sum(sizes.values()))
+        logger.info(
+            "%d models have much in common: their weights are held once (%.0f%% of what they take alone), and what "
+            "is the same runs once.",
+            len(models),
+            100 * share,
+        )
+    return models, shared
 
 
 def compute_soup(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_radin.runtime.files import write_to_cache
+from hf_radin.runtime.files import make_folder, write_to_cache
 
 if TYPE_CHECKING:
     from hf_radin.runtime.processes import Processes
@@ -64,7 +64,7 @@ def _look_apart(processes: Processes, folder: Path) -> bool:
     """Let the main process leave a file in the folder, and see who finds it."""
     if processes.count == processes.local_count:
         return False
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     name = processes.decide(lambda: f".{uuid.uuid4().hex}")
     if processes.is_main:
         (folder / name).touch()

@@ -296,6 +296,27 @@ def is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and PurePath(name).name == name
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, where there are none. Raises as `refuse_files` does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        refuse_files(folder)
+        raise
+
+
+def refuse_files(*folders: Path) -> None:
+    """Refuse what stands in the place of folders that are written to later, or of those that they are in.
+
+    Raises:
+        ValueError: for the first that is no folder.
+    """
+    for folder in folders:
+        place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not place.is_dir():
+            raise ValueError(f"{place} is a file where a folder goes. Remove it, or move it away; then run it again.")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, forced: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: nobody ever sees half a file.
 
@@ -303,7 +324,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, forced: boo
         forced: whether the bytes are forced to the disk first. Otherwise a power cut may leave the name with other
             bytes behind it, which whoever reads the file has to notice.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # a name that no other process gives, on any machine; it keeps the ending, which some writers look at
     partial = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
     try:

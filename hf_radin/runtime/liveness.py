@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hf_radin.runtime.files import write_json
+from hf_radin.runtime.files import make_folder, write_json
 from hf_radin.runtime.schema import read_record, to_json
 from hf_radin.runtime.text import printable
 
@@ -75,7 +75,7 @@ def lock(path: Path, work: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file_lock, holder_path = FileLock(path), path.with_suffix(f"{path.suffix}.json")
     try:
         file_lock.acquire(timeout=0)

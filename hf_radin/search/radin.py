@@ -100,9 +100,9 @@ def radin(
     (see `gaps` and `guide`). A soup that is not better than the best single model is not returned, the best single is.
     Of a pilot, the logits of other images are computed first where they tell recipes apart (`pilot`).
 
-    Where the ingredients differ in their heads alone, as linear probes of one body do, a soup is the same function as
-    its ensemble, up to rounding. Estimates are measurements then: soups take no pass, whatever the budget, and the
-    candidate of the best estimate is the best soup (`LogitBank.with_exactness`).
+    Where the ingredients differ in their heads alone, as linear probes of one body do, a soup is in float32 the same
+    function as its ensemble, up to rounding. Estimates are measurements then: soups take no pass, whatever the budget,
+    and the candidate of the best estimate is the best soup (`LogitBank.with_exactness`).
 
     Args:
         bank: logits of the ingredients on the split that chooses.

@@ -18,7 +18,7 @@ import numpy as np
 
 from hf_radin.images.cache import SPARED
 from hf_radin.images.shards import Block
-from hf_radin.runtime.files import BrokenFileError, Checks, open_regular, take_away, write_to_cache
+from hf_radin.runtime.files import BrokenFileError, Checks, make_folder, open_regular, take_away, write_to_cache
 from hf_radin.runtime.schema import MADE_ANEW
 
 if TYPE_CHECKING:
@@ -82,12 +82,18 @@ class Activations:
             rows: their places in the block, ascending `(rows,)`.
             given: on the CPU, `(rows, ...)`.
             room: bytes that may be taken.
+
+        Raises:
+            OSError: if it can't be written.
+            ValueError: if a file stands in the place of the folder.
         """
         import torch
         from safetensors.torch import save
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if given.nbytes > room or shutil.disk_usage(self.folder).free < given.nbytes + SPARED:
+        if given.nbytes > room:
+            return 0
+        make_folder(self.folder)
+        if shutil.disk_usage(self.folder).free < given.nbytes + SPARED:
             return 0
         content = save({ROWS: torch.from_numpy(rows), GIVEN: given})
         if len(content) > room:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 from hf_radin.sharing.digests import TensorDigests, differing
@@ -71,37 +71,62 @@ def groups(models: Sequence[TensorDigests], sizes: Mapping[str, int]) -> list[Co
     return [everything, *(common for common in by_members.values() if common.share > everything.share)]
 
 
-def common_work(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], names: Collection[str]) -> float:
-    """The share of a forward pass that is over before the first module begins that has one of these tensors.
+def any_in_common(models: Sequence[TensorDigests]) -> bool:
+    """Whether two models that are next to each other, sorted by `TensorDigests.order`, have a tensor in common."""
+    return any(len(differing(pair)) < len(pair[0].by_name) for pair in pairwise(models))
+
+
+@dataclass(frozen=True)
+class PassOrder:
+    """How far a forward pass is when each module begins.
 
     Args:
-        model: in evaluation mode.
-        batch: its inputs by name, `(images, ...)` each.
-        names: of its parameters and buffers.
-
-    Returns:
-        in [0, 1], by multiplications in products of matrices and convolutions, as torch counts them.
+        begun: shares of the pass, in [0, 1], by the name of the module, by multiplications in products of matrices
+            and convolutions, as torch counts them.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    begun = {"": 0}
+    begun: Mapping[str, float]
 
-    def begin(name: str, module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
-        begun.setdefault(name, counter.get_total_flops())
+    @classmethod
+    def of(cls, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> PassOrder:
+        """Of a model.
 
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if name:
-                stack.callback(module.register_forward_pre_hook(partial(begin, name)).remove)
-        stack.enter_context(torch.no_grad())
-        counter = stack.enter_context(FlopCounterMode(display=False))
-        model(**batch)
-    total = counter.get_total_flops()
-    return min((begun[_running(name, begun)] for name in names), default=total) / max(1, total)
+        Args:
+            model: in evaluation mode.
+            batch: its inputs by name, `(images, ...)` each.
+        """
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        begun = {"": 0}
+
+        def begin(name: str, module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
+            begun.setdefault(name, counter.get_total_flops())
+
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                if name:
+                    stack.callback(module.register_forward_pre_hook(partial(begin, name)).remove)
+            stack.enter_context(torch.no_grad())
+            counter = stack.enter_context(FlopCounterMode(display=False))
+            model(**batch)
+        total = max(1, counter.get_total_flops())
+        return cls({name: flops / total for name, flops in begun.items()})
+
+    def before(self, names: Collection[str]) -> float:
+        """The share of a pass that is over before the first module begins that has a tensor of one of these names."""
+        return min((self.begun[_running(name, self.begun)] for name in names), default=1.0)
+
+    def work(self, models: Sequence[TensorDigests]) -> float:
+        """What a pass through several models takes at most, in passes of one, if what they have in common runs once.
+
+        Args:
+            models: each after the one that it has most in common with, as they are sorted by `TensorDigests.order`.
+        """
+        return len(models) - sum(self.before(differing(pair)) for pair in pairwise(models))
 
 
-def _running(name: str, begun: Mapping[str, int]) -> str:
+def _running(name: str, begun: Mapping[str, float]) -> str:
     """The innermost module that was called and has the tensor of this name, its own or that of a part."""
     while name:
         name = name.rpartition(".")[0]

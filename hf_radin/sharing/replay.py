@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,6 +80,7 @@ class SharedModules:
         self._waiting: Counter[_Key] = Counter()
         self._copied: set[str] = set()
         self._used: set[_Key] = set()
+        self._held = 0
 
     def learn(self, run: Callable[[Any], Result], run_other: Callable[[Any], object]) -> bool:
         """See which modules need not run for each model, by running all of them; returns whether that saves anything.
@@ -97,19 +98,29 @@ class SharedModules:
             run_other(model)
         try:
             self._see(run)
+            self._held = 0
             is_exact = _is_same(alone, self._run_all(self._models, run))
         except Exception as error:  # each architecture fails in its own way
             logger.debug("Where modules run once, models don't: %s", one_line(error))
             is_exact = False
         if not is_exact:
-            self._used = set()
-            self._wrap(self._used)
+            self.forget()
         return bool(self._used)
+
+    def forget(self) -> None:
+        """Share nothing from here on; the models are as they were."""
+        self._used, self._held = set(), 0
+        self._wrap(self._used)
 
     @property
     def may_save(self) -> bool:
         """Whether two models have a module with weights in common; whether they give it the same is not known yet."""
         return any(count > 1 and self._has_weights(key) for key, count in self._counts.items())
+
+    @property
+    def held(self) -> int:
+        """Bytes of what modules were given and gave that were kept for models to come, at most since it was learnt."""
+        return self._held
 
     @property
     def names(self) -> set[str]:
@@ -148,6 +159,7 @@ class SharedModules:
             for model, of_model in zip(models, keys, strict=True):
                 self._running = model
                 results.append(run(model))
+                self._held = max(self._held, _bytes_of(self._records.values()))
                 if note_changes:
                     self._note_changes()
                 for key in of_model:
@@ -243,6 +255,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _tensors(part)
+
+
+def _bytes_of(records: Iterable[Sequence[_Record]]) -> int:
+    """The bytes that records hold; what several hold, in whatever part, counts once."""
+    parts = [(record.inputs, record.output) for of_module in records for record in of_module]
+    storages = [tensor.untyped_storage() for tensor in _tensors(parts)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _is_known(value: Any) -> bool:

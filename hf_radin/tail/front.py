@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,6 +192,16 @@ class FrontRun:
         with recorded(self.model, self.tail.cut.module) as batches:
             (logits,) = self.running.logits([self.model], inputs)
         of_parts = torch.cat(batches).split([len(part.rows) for part in parts])
-        for part, given in zip(parts, of_parts, strict=True):
-            self.room -= self.activations.write(part.block, part.rows, given, self.room)
+        try:
+            for part, given in zip(parts, of_parts, strict=True):
+                self.room -= self.activations.write(part.block, part.rows, given, self.room)
+        except (OSError, ValueError) as error:  # a full disk, above all: soups can do without
+            self.room = 0
+            _say_without(self.activations.folder, one_line(error.__cause__ or error))
         return logits
+
+
+@cache
+def _say_without(folder: Path, reason: str) -> None:
+    """Say once in a run that nothing is cached for further soups, and not of each soup again."""
+    logger.warning("%s can't be written to (%s). It goes on without: soups run in whole.", folder, reason)

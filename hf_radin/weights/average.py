@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
+# Dtypes of weights whose rounding is that of ensembles, which are mixed in float32.
+FULL = ("float32", "float64")
+
 # The share of a device's free memory that ingredients may take to be averaged there.
 RESIDENT = 0.5
 
@@ -82,6 +85,11 @@ def saved_dtype(ingredients: Ingredients, recipe: Recipe) -> str:
     """The dtype that an average has by default, as torch names it."""
     with open_weights(ingredients.select(recipe.used)) as files:
         return str(torch_dtype(widest(files))).removeprefix("torch.")
+
+
+def are_averaged_in_full(ingredients: Ingredients) -> bool:
+    """Whether the average of any of these is saved in float32 or more, and no head is rounded to fewer bits."""
+    return all(saved_dtype(ingredients, Recipe((name,), (1.0,))) in FULL for name in ingredients.ids)
 
 
 def averages_statistics(ingredients: Ingredients, recipe: Recipe) -> bool:

@@ -198,6 +198,28 @@ def test_what_is_broken_is_named_and_only_that_is_made_anew(
     assert outcome(runs, data, cache) == whole[1] and "can't be read" not in caplog.text
 
 
+FOLDERS = ["pixels/*", "{bank}", *(f"{{cache}}/{name}" for name in ("banks", "pixels", "weights", "digests", "modes"))]
+FOLDERS += [f"{{bank}}/{name}" for name in ("logits", "soups", "features", "fronts", "pruned")]
+
+
+@pytest.mark.parametrize("pattern", FOLDERS)
+def test_a_file_in_the_place_of_a_folder_is_named_before_anything_is_computed(
+    runs, data, cache, predictions, decoded, pattern
+):
+    folder = min(cache.glob("banks/*/bank.json")).parent
+    place = min(cache.glob("pixels/*")) if pattern == "pixels/*" else Path(pattern.format(cache=cache, bank=folder))
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.write_text("mine")
+    predictions.clear()
+    with pytest.raises(ValueError, match=f"^{place} is a file where a folder goes. Remove it, or move it away"):
+        outcome(runs, data, cache)
+    assert not predictions and not decoded and place.read_text() == "mine"
+    if pattern.startswith("{bank}/"):
+        with pytest.raises(ValueError, match=f"{place} is a file where a folder goes"):
+            hf_radin.LogitBank.open(place.parent)
+
+
 OF_A_BANK = ["bank.json", "latest.json", "ids.npy", "labels.npy", "digests.npy", "logits/*.npy", "logits/*.json"]
 
 

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from shared.training import NAMES, digit_images, image_dataset
+from shared.training import NAMES, digit_images, image_dataset, save
+from transformers import ViTConfig, ViTForImageClassification
 
 import hf_radin
 from hf_radin.cli.main import main
@@ -54,7 +57,7 @@ def test_no_weights_are_needed(runs, digits, tmp_path):
         (copy.folder / "model.safetensors").unlink()
     job = hf_radin.estimate(hf_radin.Ingredients(without), digits, cache_dir=tmp_path / "cache")
     assert (job.ingredients, job.classes) == (2, 10) and job.probe.forward_seconds > 0
-    assert job.common is None and job.work == 2 and "not all are here" in estimate_table(job)
+    assert job.together is None and job.work == 2 and "not all are here" in estimate_table(job)
 
 
 def test_twice_the_processes_take_half_the_time(job):
@@ -95,19 +98,23 @@ def test_the_arithmetic():
     assert replace(LARGE, free_disk=SPARED).cached_bytes == 0
 
 
-def test_what_models_have_in_common_counts_once_for_each_group():
-    shared = replace(LARGE, common=0.75)
-    assert LARGE.work == 72 and shared.work == 9 * 0.75 + 72 * 0.25 and replace(shared, at_once=72).work == 18.75
+def test_what_models_have_in_common_counts_once():
+    shared = replace(LARGE, together=24.75)
+    assert LARGE.work == 72 and shared.work == 24.75
+    assert replace(shared, pilot=Pilot(0.1)).work == pytest.approx(24.75 * Pilot(0.1).passes(72) / 72)
     assert shared.logits_seconds == pytest.approx(50_000 * (2e-3 + 24.75 * 1e-3) / 4)
     assert shared.soups_seconds == LARGE.soups_seconds and shared.bank_bytes == LARGE.bank_bytes
-    assert "75% of a pass is the same in all" in estimate_table(shared)
+    assert "at most 24.8 passes' work" in estimate_table(shared) and "at most" not in estimate_table(LARGE)
+    tails = replace(shared, tail=0.25)
+    assert tails.soup_work == 1 + 8 * 0.25 and "at most 3 passes' work" in estimate_table(tails)
+    assert tails.soups_seconds == pytest.approx(50_000 * 3 * 1e-3 / 4)
     exact = replace(shared, exact=True)
     assert exact.soups == exact.soups_seconds == 0 and "exact, without a pass" in estimate_table(exact)
 
 
 def test_linear_probes_cost_one_body_and_no_soup(heads, digits, tmp_path):
     job = hf_radin.estimate(hf_radin.gather(f"{heads}/*"), digits, cache_dir=tmp_path)
-    assert job.exact and 0.99 < job.common < 1 and job.soups == 0 and 1 < job.work < 1.02
+    assert job.exact and job.soups == job.soup_work == 0 and 1 < job.work < 1.02
 
 
 def test_processors_that_keep_the_size_of_images_change_no_cost(heads, digits, tmp_path):
@@ -116,11 +123,42 @@ def test_processors_that_keep_the_size_of_images_change_no_cost(heads, digits, t
         fields = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps({**fields, "do_resize": False}))
     job = hf_radin.estimate(hf_radin.gather(f"{tmp_path}/ft-*"), digits, cache_dir=tmp_path / "cache")
-    assert job.exact and 0.99 < job.common < 1
+    assert job.exact and 1 < job.work < 1.02
+
+
+def save_tree(folder: Path) -> Path:
+    """Four fine-tunes of six layers: all share the first three, and 0 and 1 five."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 128}
+    start = ViTForImageClassification(ViTConfig(**shape, image_size=16, patch_size=4, num_labels=10))
+    start.config.id2label = dict(enumerate(NAMES))
+    for number, first in enumerate((5, 5, 3, 3)):
+        model = deepcopy(start)
+        with torch.no_grad():
+            for part in (*model.vit.layers[first:], model.classifier):
+                for parameter in part.parameters():
+                    parameter += 0.05 * torch.randn(parameter.shape)
+        save(model, folder / f"ft-{number}", size=16)
+    return folder
+
+
+def test_of_models_that_share_some_layers_two_may_share_more_and_soups_take_what_is_behind(
+    digits, tmp_path, free_bytes
+):
+    free_bytes(10**12)
+    models, cache = hf_radin.gather(f"{save_tree(tmp_path / 'tree')}/ft-*"), tmp_path / "cache"
+    job = hf_radin.estimate(models, digits, cache_dir=cache)
+    layers = (6 + 1 + 3 + 3) / 6  # all of one, the last of its twin, three of each of the others
+    assert job.work == pytest.approx(layers, abs=0.05) and job.tail == pytest.approx(0.5, abs=0.03)
+    assert job.soup_work == pytest.approx(1 + job.budget * job.tail)
+    pairs = hf_radin.estimate(models, digits, cache_dir=cache, models_in_memory=2)
+    assert pairs.work == pytest.approx((6 + 1 + 6 + 3) / 6, abs=0.05)
+    for options in ({"pixel_cache": "off"}, {"pixel_cache": job.pixel_bytes}):
+        assert hf_radin.estimate(models, digits, cache_dir=cache, **options).tail == 1
 
 
 def test_fine_tunes_of_everything_cost_all_passes(job):
-    assert job.common == 0 and not job.exact and job.work == 5 and job.soups == job.budget + 1
+    assert job.together == 5 and job.tail == 1 and not job.exact and job.work == 5 and job.soups == job.budget + 1
 
 
 def test_the_worked_example_of_the_docs_is_this_arithmetic():

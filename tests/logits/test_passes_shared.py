@@ -18,8 +18,9 @@ from shared.training import digit_images, image_dataset, save
 from transformers import ViTForImageClassification
 
 import hf_radin
+from hf_radin.checkpoints.autotune import bytes_of
 from hf_radin.checkpoints.forward import Running
-from hf_radin.logits.passes import Passes
+from hf_radin.logits.passes import Passes, Room, load_together
 from hf_radin.runtime.processes import Processes
 from hf_radin.sharing.digests import TensorDigests
 
@@ -118,6 +119,34 @@ def test_what_shares_tensors_takes_less_memory_so_that_more_fit(tree):
     assert [passes.count_group(digests[first:], models[first], 1) for first in range(5)] == [1, 1, 1, 1, 1]
     assert passes.count_group(digests, models[0], 3) > 3 == passes.count_group([digests[4]] * 3, models[4], 3)
     assert replace(passes, models_in_memory=2).count_group(digests, models[0], 2) == 2
+
+
+class Tight(Passes):
+    """Where three models fit into memory that have nothing in common."""
+
+    def models_at_once(self, model) -> int:
+        return 3
+
+
+def test_what_is_kept_for_other_models_takes_the_room_of_some(tree):
+    processes, ingredients = Processes(), [*hf_radin.gather(f"{tree}/ft-[0-3]")]
+    digests = {model.id: TensorDigests.of(model.load_model(torch.float32)) for model in ingredients}
+    example, room = {"pixel_values": torch.randn(3, 8, 8)}, Room()
+
+    def loaded(batch_size: int) -> int:
+        passes = Tight(processes, Running(processes.accelerator, torch.float32, batch_size), example=example)
+        models, shared = load_together(ingredients, digests, passes, room)
+        if len(models) > 1:
+            batch = {"pixel_values": torch.randn(3, 3, 8, 8)}
+            alone = passes.running.logits(models, batch)
+            assert all(map(np.array_equal, passes.running.logits(models, batch, shared), alone))
+        return len(models)
+
+    assert loaded(1) == 4 and 0 < room.recorded < 20_000
+    of_image = room.recorded
+    largest = 3 * bytes_of(ingredients[0].load_model(torch.float32)) // of_image
+    sizes = [loaded(size) for size in (*range(1, largest), 2 * largest)]
+    assert {*sizes} >= {1, 2, 4} and sizes == sorted(sizes, reverse=True)
 
 
 def test_two_processes_compute_what_one_does(tree, tmp_path):

@@ -254,6 +254,29 @@ def test_fine_tunes_of_everything_are_measured(bank):
     assert bank.with_exactness.exact is False
 
 
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"logits_dtype": "float16"}])
+def test_in_sixteen_bits_soups_are_measured(probes, digits, tmp_path, predictions, options):
+    """An averaged head is rounded to fewer bits there than its ensemble is mixed in."""
+    ingredients = hf_radin.gather(f"{probes}/probe-*")[:2]
+    bank = hf_radin.compute_logits(hf_radin.Ingredients(ingredients), digits, cache_dir=tmp_path, **options)
+    predictions.clear()
+    report = hf_radin.uniform(bank).report
+    assert bank.with_exactness.exact is False and predictions and not report.is_exact and report.passes.soups > 0
+    assert not hf_radin.estimate(bank.ingredients, digits, cache_dir=tmp_path / "cost", **options).exact
+
+
+def test_heads_that_are_saved_in_sixteen_bits_are_measured(probes, digits, tmp_path):
+    for number in range(2):
+        folder = shutil.copytree(probes / f"probe-{number}", tmp_path / "runs" / f"probe-{number}")
+        path = folder / "model.safetensors"
+        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
+    ingredients = hf_radin.gather(f"{tmp_path}/runs/*")
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache")
+    assert bank.with_exactness.exact is False and not hf_radin.estimate(ingredients, digits, cache_dir=tmp_path).exact
+    assert "exact" not in " ".join(InCommon.of(ingredients).lines)
+
+
 def test_batchnorm_statistics_count(nets, digits, tmp_path):
     for seed in range(2):
         shutil.copytree(nets / "ft-0", tmp_path / "runs" / f"ft-{seed}")
@@ -312,14 +335,44 @@ class Own(ViTForImageClassification):
 """
 
 
+WITHOUT_BIAS = """
+import torch
+from transformers import ViTForImageClassification
+
+class Own(ViTForImageClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels, bias=False)
+"""
+
+
+def with_code(folder: Path, code: str) -> Path:
+    """A checkpoint that brings code of its own."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Own"], "auto_map": {"AutoModelForImageClassification": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(code)
+    return folder
+
+
+def test_heads_without_bias_are_exact(probes, digits, tmp_path):
+    for seed in range(2):
+        folder = with_code(shutil.copytree(probes / f"probe-{seed}", tmp_path / f"runs/probe-{seed}"), WITHOUT_BIAS)
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["classifier.bias"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    ingredients = hf_radin.gather(f"{tmp_path}/runs/*", trust_remote_code=True)
+    bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache").with_exactness
+    predictions, known = really_measured(bank)
+    assert bank.exact and (predictions == known).all()
+    assert "only classifier.weight differs, the head: soups are exact" in " ".join(InCommon.of(ingredients).lines)
+
+
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_equal_tensors_under_other_code_are_another_model(probes, digits, tmp_path, sign):
     for seed in range(2):
         folder = shutil.copytree(probes / f"probe-{seed}", tmp_path / "runs" / f"probe-{seed}")
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"architectures": ["Own"], "auto_map": {"AutoModelForImageClassification": "own.Own"}}
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "own.py").write_text(OWN.format(sign=seed * sign))
+        with_code(folder, OWN.format(sign=seed * sign))
     ingredients = hf_radin.gather(f"{tmp_path}/runs/*", trust_remote_code=True)
     bank = hf_radin.compute_logits(ingredients, digits, cache_dir=tmp_path / "cache").with_exactness
     predictions, known = really_measured(bank)

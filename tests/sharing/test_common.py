@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_radin.sharing.common import Common, common_work, groups
+from hf_radin.sharing.common import Common, PassOrder, groups
 from hf_radin.sharing.digests import TensorDigests
 
 SIZES = {"a": 60, "b": 30, "c": 10}
@@ -60,4 +60,4 @@ class Model(torch.nn.Module):
 )
 def test_what_comes_before_the_first_difference_is_common_work(names, share):
     batch = {"images": torch.zeros(2, 4)}
-    assert common_work(Model().eval(), batch, names) == pytest.approx(share)
+    assert PassOrder.of(Model().eval(), batch).before(names) == pytest.approx(share)

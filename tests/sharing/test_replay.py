@@ -234,6 +234,24 @@ def test_tensors_in_common_are_held_once(models):
     assert count_together(digests, sizes_of(models[0]), room=0) == 1 and alone == DEPTH * sum(layer.values()) + head
 
 
+@torch.no_grad()
+def test_what_is_kept_for_models_to_come_is_counted_once():
+    torch.manual_seed(0)
+    net, batch = Net(keep).eval(), torch.randn(4, 8)
+    models = [tuned(net, 1, 5), tuned(net, 2, 5), tuned(net, 3, 4)]
+    shared = share(models)
+    # the batch, and what five layers give: the output of one is the input of the next
+    assert learn(shared, batch) and 5 * batch.nbytes < shared.held <= (6 + len(models) - 1) * batch.nbytes
+    before = shared.held
+    shared.run(models, lambda model: model(batch))
+    assert shared.held == before
+    shared.run(models, lambda model: model(torch.cat([batch, batch])))
+    assert shared.held > before
+    shared.forget()
+    assert shared.held == 0 == len(shared.names)
+    assert all("forward" not in vars(layer) for model in models for layer in model.layers)
+
+
 def test_a_tensor_of_two_names_is_held_once_and_counted_once():
     tied = Net(keep)
     tied.layers[1].linear.weight = tied.layers[0].linear.weight

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import shutil
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ import hf_radin
 from hf_radin.recipes.recipe import Recipe
 from hf_radin.runtime.processes import Processes
 from hf_radin.search.measure import MeasuredSoup, measured_soup
+from hf_radin.sharing.activations import Activations
 from hf_radin.sharing.digests import TensorDigests
 from hf_radin.tail.cut import Cut
 from hf_radin.tail.front import SharedFront, find_front, may_share
@@ -157,7 +159,7 @@ def values(bank: hf_radin.LogitBank) -> np.ndarray:
 
 
 def files(bank: hf_radin.LogitBank) -> list[Path]:
-    return sorted(bank.images.folder.glob("activations-*/*"))
+    return sorted(bank.images.folder.glob("activations-*/block-*"))
 
 
 def is_first(module: torch.nn.Module) -> bool:
@@ -251,6 +253,50 @@ def test_it_takes_no_more_room_than_pixels_leave(vits, tmp_path):
     bank = replace(bank, options=replace(bank.options, pixel_cache=pixels + 5 * part // 2))
     soup_of(bank, recipes(bank)[0]).look(everything(bank))
     assert 2 * part < sum(path.stat().st_size for path in files(bank)) <= 5 * part // 2
+
+
+class Full(Activations):
+    """On a disk that is full, whatever it says of itself."""
+
+    def write(self, *args) -> int:
+        raise OSError("No space left on device")
+
+
+def test_where_nothing_can_be_written_soups_run_in_whole(vits, tmp_path, caplog):
+    whole = values(bank_of(vits, tmp_path / "whole"))
+    bank = bank_of(vits, tmp_path / "full")
+    front = bank.front()
+    bank._fronts[:] = [replace(front, activations=Full(front.activations.folder, front.activations.checks))]
+    assert np.array_equal(values(bank), whole) and not files(bank)
+    (line,) = [line for line in warned(caplog) if "No space left on device" in line]
+    assert str(front.activations.folder) in line and "soups run in whole" in line
+
+
+def test_a_file_in_the_place_of_a_cache_is_named_before_anything_is_computed(vits, tmp_path, predictions):
+    bank = bank_of(vits, tmp_path)
+    folder = bank.front().activations.folder
+    shutil.rmtree(folder)
+    folder.touch()
+    predictions.clear()
+    again = hf_radin.LogitBank.open(bank.folder)
+    for ask in (lambda: soup_of(again, recipes(again)[1]).look(everything(again)), lambda: bank_of(vits, tmp_path)):
+        with pytest.raises(ValueError, match=f"^{folder} is a file where a folder goes"):
+            ask()
+    assert not predictions
+
+
+def test_what_is_cached_goes_with_the_last_model_that_uses_it(vits, tmp_path):
+    models = shutil.copytree(vits, tmp_path / "models")
+    bank = bank_of(models, tmp_path / "cache")
+    soup_of(bank, recipes(bank)[0]).look(everything(bank))
+    cached = files(bank)
+    (models / "ft-0").rename(tmp_path / "ft-0")
+    left = bank_of(models, tmp_path / "cache")  # what the others use stays
+    assert cached == files(left) and left.front().activations.folder == bank.front().activations.folder
+    shutil.rmtree(models)
+    others = save_fine_tunes(KINDS["vit"], tmp_path / "others", trained=("",))
+    other = bank_of(others, tmp_path / "cache")
+    assert other.images.folder == bank.images.folder and cached and not files(other)
 
 
 def test_where_the_first_layers_differ_nobody_looks(tmp_path):
