@@ -45,7 +45,14 @@ from hf_radin.logits.bank_files import (
 )
 from hf_radin.logits.manifest import BANK, BankManifest, DataRecord, RunOptions, RunRecord, check_ingredients
 from hf_radin.logits.passes import Passes, choose_batch_size, compute
-from hf_radin.logits.preflight import Remark, check_models, load_digests, share_statistics, usable_ingredients
+from hf_radin.logits.preflight import (
+    Remark,
+    check_models,
+    differ_in_heads_alone,
+    load_digests,
+    share_statistics,
+    usable_ingredients,
+)
 from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, refuse_files
 from hf_radin.runtime.processes import Processes
@@ -363,7 +370,8 @@ def _with_modes(task: _Task) -> _Task:
     """A task whose models run as is fastest on this device, where the user did not say how."""
     if not task.options.open_modes:
         return task
-    modes = task.processes.decide(lambda: _modes(task))
+    are_probes = _are_probes(task)
+    modes = task.processes.decide(lambda: _modes(task, are_probes))
     logger.info(
         "Where it is not said otherwise, models run with mixed precision %r, channels_last=%s, torch_compile=%s.",
         modes.mixed_precision,
@@ -373,14 +381,27 @@ def _with_modes(task: _Task) -> _Task:
     return replace(task, options=task.options.settled(modes))
 
 
-def _modes(task: _Task) -> Modes:
+def _are_probes(task: _Task) -> bool:
+    """Whether ingredients differ in their heads alone: their body runs once, and in float32 soups are exact."""
+    if len(task.ingredients) < 2 or not task.processes.decide(lambda: task.ingredients.are_here):
+        return False
+    return differ_in_heads_alone(task.ingredients, task.home, task.dtype, task.processes)
+
+
+def _modes(task: _Task, are_probes: bool) -> Modes:
     """The modes that suit this device, decided once for a cache, split and architecture: see `choose_modes`."""
-    path = task.home / "modes" / f"{digest(*task.content, task.ingredients[0].architecture, task.options.dtype)}.json"
+    subject = [
+        *task.content,
+        task.ingredients[0].architecture,
+        task.options.dtype,
+        *(["probes"] if are_probes else []),
+    ]
+    path = task.home / "modes" / f"{digest(*subject)}.json"
     with liveness.lock(path.with_suffix(".lock"), "how models run fastest here"):
         decided = known_record(Modes, path, path.stem)
         if decided is None:
             try:
-                decided = _probed_modes(task)
+                decided = _probed_modes(task, are_probes)
             except Exception as error:  # a checkpoint or an image that is of no use is named where it is checked
                 logger.warning("Models run in plain float32: other ways can't be tried (%s).", one_line(error))
                 return Modes()
@@ -388,8 +409,11 @@ def _modes(task: _Task) -> Modes:
     return decided
 
 
-def _probed_modes(task: _Task) -> Modes:
-    """The modes in which the first ingredients run over the first images of a split best."""
+def _probed_modes(task: _Task, are_probes: bool) -> Modes:
+    """The modes in which the first ingredients run over the first images of a split best.
+
+    Probes run in float32: their one pass takes longer than in bfloat16, and soups of them take none.
+    """
     source, ingredients = task.images(None).source(), task.ingredients[:MODELS_TRIED]
     rows = list(source.split.rows.take(TRIED))
     models = [ingredient.load_model(task.dtype) for ingredient in ingredients]
@@ -399,7 +423,7 @@ def _probed_modes(task: _Task) -> Modes:
         models,
         decode(source, (0, 0), rows).inputs,
         Running(task.processes.accelerator, task.dtype, BATCH_SIZE),
-        has_bfloat16=task.processes.has_bfloat16,
+        has_bfloat16=task.processes.has_bfloat16 and not are_probes,
         batches=0 if may_share else (task.shown or 0) * len(task.ingredients) / BATCH_SIZE,
         multi_label=task.ingredients.multi_label,
     )

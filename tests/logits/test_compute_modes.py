@@ -3,11 +3,13 @@
 No test has a GPU. Here a CPU passes for one: what is decided, and what follows from that, is the same.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from shared.models import watched
 
 import hf_radin
@@ -27,8 +29,8 @@ class OnGpu(Processes):
 
 
 def make(runs: Path, data: Path, cache: Path, processes: Processes | None = None, **options) -> hf_radin.LogitBank:
-    """The bank of two fine-tunes."""
-    ingredients = hf_radin.gather(f"{runs}/ft-[01]")
+    """The bank of two fine-tunes, or of other `models`."""
+    ingredients = hf_radin.gather(options.pop("models", f"{runs}/ft-[01]"))
     options = {"batch_size": 64, "models_in_memory": 2, **options}
     return compute.make_bank(
         ingredients, DataSource(data), RunOptions(cache_dir=cache, **options), processes or OnGpu()
@@ -75,6 +77,21 @@ def test_what_was_decided_stays_and_models_run_so(decided, runs, digits, model_c
     assert (logits.view("uint32") & 0xFFFF == 0).all()  # the bits of bfloat16
     again = make(runs, digits, cache)
     assert again.folder == bank.folder and not model_calls
+
+
+def test_linear_probes_run_in_float32_in_which_their_soups_are_exact(runs, digits, tmp_path):
+    """What was decided for other fine-tunes of that architecture does not count for them."""
+    make(runs, digits, tmp_path)
+    decide(tmp_path, Modes("bf16"))
+    probe = tmp_path / "probe"
+    shutil.copytree(runs / "ft-0", probe)
+    weights = load_file(probe / "model.safetensors")
+    head = next(name for name in weights if name.startswith("classifier") and name.endswith("weight"))
+    save_file(weights | {head: weights[head] * 1.5}, probe / "model.safetensors", {"format": "pt"})
+    probes = make(runs, digits, tmp_path, models=[runs / "ft-0", probe])
+    assert modes_of(probes).mixed_precision == "no" and probes.with_exactness.exact
+    assert len(list(tmp_path.glob("modes/*.json"))) == 2
+    assert modes_of(make(runs, digits, tmp_path)).mixed_precision == "bf16"
 
 
 def test_soups_and_other_splits_run_as_the_bank_does(decided, runs, digits):
