@@ -185,9 +185,10 @@ def estimate_table(job: Estimate) -> str:
     work = f"{images} x {models}"
     if job.pilot is not None:
         work = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
-    once = f"{100 * job.common:.3g}% of a pass is the same in all, {once}" if job.common else once
+    once = f"{_what_is_common(job, job.common)}, {once}" if job.common else once
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     soups = f"{images} x {job.soups:g} passes, {again}{anew}"
+    head = f"{images} x {job.head} pass, whether a refitted one is better"
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {counted(job.groups, 'group')}"
     share = job.cached_bytes / job.pixel_bytes
     parts = {
@@ -198,7 +199,8 @@ def estimate_table(job: Estimate) -> str:
         f"time of {counted(job.processes, 'process')}, {decodes}": [
             ("logits", f"{work}, {once}", clock(job.logits_seconds)),
             ("soups", "exact, without a pass" if job.exact else soups, clock(job.soups_seconds)),
-            ("together", "", clock(job.logits_seconds + job.soups_seconds)),
+            ("head", head if job.head else "averaged after a pilot", clock(job.head_seconds)),
+            ("together", "", clock(job.logits_seconds + job.soups_seconds + job.head_seconds)),
         ],
         "memory and disk": [
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),
@@ -222,6 +224,13 @@ def estimate_table(job: Estimate) -> str:
     elif job.common:
         note += " What models have in common is taken to run once for those that see an image together."
     return as_text([*lines, *(f"- {text}" for text in _too_much(job)), note])
+
+
+def _what_is_common(job: Estimate, common: float) -> str:
+    """How much of a pass is the same in all models, in words where the rest is too little for a number."""
+    if job.exact:
+        return "all but the heads runs once"
+    return f"{'over 99.5%' if common > 0.995 else f'{100 * common:.3g}%'} of a pass is the same in all"
 
 
 def _too_much(job: Estimate) -> Iterator[str]:

@@ -426,6 +426,11 @@ class LogitBank:
         """Whether logits say what the soup of a recipe predicts: that of a single model, or an exact one."""
         return recipe.is_single or bool(self.exact and recipe.pull is None)
 
+    def with_body_of(self, recipe: Recipe) -> Recipe:
+        """The recipe whose soup gives the head of a recipe's soup what this is given: where soups are exact, and so
+        have one body, the first ingredient; so its features are computed once for all soups."""
+        return Recipe.uniform(self.ingredients.ids[:1]) if self.exact and recipe.pull is None else recipe
+
     @property
     def whole(self) -> LogitBank:
         """The bank of all images of the split, whatever part this one is about."""

@@ -102,7 +102,8 @@ def radin(
 
     Where the ingredients differ in their heads alone, as linear probes of one body do, a soup is the same function as
     its ensemble, up to rounding. Estimates are measurements then: soups take no pass, whatever the budget, and the
-    candidate of the best estimate is the best soup (`LogitBank.with_exactness`).
+    candidate of the best estimate is the best soup (`LogitBank.with_exactness`). One pass shows what the body gives
+    heads, beside the budget: as any soup, that is returned with a refitted head if that is better (`head`).
 
     Args:
         bank: logits of the ingredients on the split that chooses.
@@ -142,8 +143,8 @@ def radin(
             averaged, and the soup that is best in the end (or single model) is shown the split once more, beside the
             budget: it is returned with its head refitted to the ensemble of all and the labels if heads that did not
             see the image are better than that (see `Reporter`); not with `full`, nor after an interrupt. Where heads
-            can't be refitted they are averaged. `auto` averages them where soups are exact, too: a head that is
-            refitted takes a pass for the body's features, which `refit` and `head_split` ask for.
+            can't be refitted they are averaged. Where soups are exact, they have the features of one body, so that
+            `refit` refits the head of the best soup in the end, as `auto` does, and measures none with its own.
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
             unless it does so worse beyond chance: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
@@ -183,7 +184,7 @@ def radin(
     bank = search.with_exactness(bank, pulled_to)
     if budget is None and not bank.exact:
         _say_usual(search.budget, len(ids))
-    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank, head_split)
+    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank)
     if bank.is_pilot and search.budget.passes:
         check_report(bank, options)  # before the logits of further images
         wanted = {name for recipe in search.recipes for name in recipe.used} | {name for name in ids if name == start}
@@ -304,19 +305,16 @@ class _Search:
     def with_exactness(self, bank: LogitBank, start: Ingredient | None) -> LogitBank:
         """The bank, which says whether the soups of this search are exact.
 
-        Not where bodies are pulled to a start or heads are refitted. Nor, with a budget of 0, where a pilot's logits
-        are all there will be, or checkpoints of a published bank would have to be loaded.
+        Not where bodies are pulled to a start. Nor, with a budget of 0, where a pilot's logits are all there will be,
+        or checkpoints of a published bank would have to be loaded.
         """
         is_estimated = not self.budget.passes and (bank.is_pilot or bank.manifest.origin is not None)
-        if start is not None or self.head == "refit" or is_estimated:
+        if start is not None or is_estimated:
             return replace(bank, exact=False)
         return _with_exactness(bank)
 
-    def find_heads(self, bank: LogitBank, head_split: str | None) -> _Heads:
+    def find_heads(self, bank: LogitBank) -> _Heads:
         """The head that soups have refitted, and when.
-
-        Args:
-            head_split: whose images teach it, if the user names one.
 
         Raises:
             ValueError: if it is to be refitted, and can't be.
@@ -324,20 +322,19 @@ class _Search:
         hindrance = self._hindrance(bank)
         if self.head == "refit" and hindrance:
             raise ValueError(f"head='refit': {hindrance}. Average the heads: head='average' (--head average).")
-        # the average of heads that one body has in common is their ensemble; features would take a pass
-        if not self.budget.passes or (bank.exact and head_split is None):
-            if self.head == "auto" and not (hindrance or self.is_full):
+        if not self.budget.passes:
+            if self.head == "auto" and bank.exact:
                 logger.info(
-                    "Heads are averaged. Refitted ones, which learn the labels too, take passes: head='refit' "
-                    "(--head refit)."
+                    "With a budget of 0 heads are averaged: a refitted one, which may be better, takes a pass."
                 )
             return _Heads()
         kinds = "" if self.head == "refit" else _heads_of_their_own(bank)
         if kinds and (self.head == "average" or hindrance):
             _warn_of_averaging(kinds, hindrance if self.head == "auto" else "")
-        race = self.head == "refit" or bool(kinds)
+        # exact soups are known with their averaged heads, and have the features of one body
+        race = bool(kinds) or (self.head == "refit" and not bank.exact)
         # the paper's procedure ends with what was measured
-        if self.head == "average" or hindrance or (self.is_full and not race):
+        if self.head == "average" or hindrance or (self.is_full and self.head == "auto" and not race):
             return _Heads()
         if kinds:
             logger.info("%s. Both averaged and refitted ones enter.", kinds)
@@ -367,6 +364,11 @@ class _Search:
                 bank.split,
                 least,
                 "with one class, or without it" if bank.is_multi_label else "of one class",
+            )
+        if bank.exact and place is not None:
+            logger.info(
+                "One pass of the body that they share, beside the budget, shows in the end whether a refitted head is "
+                "better than the averaged one: head='average' (--head average) does without."
             )
         return _Heads(place, race and place is not None)
 

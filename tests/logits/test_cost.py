@@ -19,6 +19,7 @@ from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.logits.bank_files import logits_path
 from hf_radin.logits.cost import Estimate, Probe
+from hf_radin.runtime.text import clock
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,26 @@ def test_what_models_have_in_common_counts_once_for_each_group():
     assert "75% of a pass is the same in all" in estimate_table(shared)
     exact = replace(shared, exact=True)
     assert exact.soups == exact.soups_seconds == 0 and "exact, without a pass" in estimate_table(exact)
+
+
+def test_a_share_that_is_nearly_all_is_said_in_words():
+    for common, exact, words in (
+        (0.9996, False, "over 99.5% of a pass is the same in all, decoded once"),
+        (0.9996, True, "all but the heads runs once, decoded once"),
+    ):
+        table = estimate_table(replace(LARGE, common=common, exact=exact))
+        assert words in table and "100%" not in table.partition("memory and disk")[0]
+
+
+def test_a_pass_for_the_refitted_head_is_counted_but_not_after_a_pilot():
+    for exact in (True, False):
+        job = replace(LARGE, exact=exact)
+        assert job.head == 1 and job.head_seconds == pytest.approx(50_000 * 1e-3 / 4)
+        together = clock(job.logits_seconds + job.soups_seconds + job.head_seconds)
+        assert "50,000 images x 1 pass, whether" in estimate_table(job) and together in estimate_table(job)
+        assert replace(job, pixel_room=job.pixel_bytes // 2).head_seconds == pytest.approx(50_000 * 2e-3 / 4)
+    after = replace(LARGE, pilot=Pilot(0.1))
+    assert after.head == after.head_seconds == 0 and "averaged after a pilot" in estimate_table(after)
 
 
 def test_linear_probes_cost_one_body_and_no_soup(heads, digits, tmp_path):
