@@ -554,6 +554,7 @@ class LogitBank:
             return None
         example = processes.decide(self.images.example)
         path = self.folder / "fronts" / f"{digest(ingredients.keys)}.json"
+        is_new = processes.decide(lambda: not path.exists())
 
         def find() -> SharedFront:
             subject = f"{self.manifest.key} {path.name}"
@@ -566,8 +567,10 @@ class LogitBank:
         shared = processes.decide(find)
         if shared.cut is None or example is None or not shared.pays(processes.device.type, dtype):
             return None
-        if processes.is_main:
-            logger.info("All ingredients are the same up to %s: soups run from there on.", shared.cut.module)
+        if processes.is_main and is_new and not self.exact:
+            logger.info(
+                "All ingredients are the same up to %s: soups on %r run from there on.", shared.cut.module, self.split
+            )
         behind = differing(models) | {*shared.cut.tensors}
         tensors = {name: value for name, value in models[0].by_name.items() if name not in behind}
         config = ingredients[0].config.to_dict()

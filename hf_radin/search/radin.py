@@ -63,6 +63,9 @@ ENTRANTS = 16
 # The last part of a search in which what is found suggests that there is more to be found.
 LATE = 1 / 3
 
+# Exact soups that are named in the log: all cost nothing, and there may be many.
+NAMED = 3
+
 # Why a soup can't be unmeasured, of a budget.
 UNMEASURED = (
     "unmeasured=True: soups are measured with a budget of {}. It goes with budget=0 (--budget 0), where the best "
@@ -439,7 +442,14 @@ class _Search:
         for entry in entries:
             if not entry.recipe.is_single:
                 soups.setdefault(entry.recipe, entry.proposal)
-        return [_measure(bank, *soup, self.objective, on_block=lambda images: None) for soup in soups.items()]
+        known = [_measure(bank, *soup, self.objective, on_block=lambda images: None) for soup in soups.items()]
+        for measurement in sorted(known, key=self.objective.rank, reverse=True)[:NAMED]:
+            _say_measured(measurement, self.objective)
+        if (further := len(known) - NAMED) > 0:
+            logger.info(
+                "%s, exact too, %s no better.", counted(further, "further soup"), "is" if further == 1 else "are"
+            )
+        return known
 
     def _estimated(self, ranked: _Ranked, singles: list[Measurement]) -> list[Measurement]:
         """The candidate of the best estimate, if the user wants what is not measured; else none, as a line says."""
@@ -702,6 +712,7 @@ def greedy(
         for single in order[1:]:
             recipe = Recipe.uniform((*chosen.recipe.used, *single.recipe.used))
             soup = _measure(bank, recipe, "greedy", objective, bar.update)
+            _say_measured(soup, objective)
             measured.append(soup)
             rank, best = objective.rank(soup), objective.rank(chosen)
             if rank > best or (accept == ">=" and rank == best):
@@ -728,6 +739,7 @@ def uniform(
     _warn_of_averaging(_heads_of_their_own(bank))
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", reporter.objective, bar.update)
+    _say_measured(measured, reporter.objective)
     singles = single_measurements(bank, reporter.objective)
     return reporter.soup("uniform", [*singles, measured], SearchSettings(), measured)
 
@@ -918,11 +930,6 @@ def _measure(
         seconds, device = soup.took(len(bank))
     value = score_or_nan(metric, answers)
     bank.processes.log({"soup/estimate": estimate, "soup/measured": value}, images=len(bank))
-    shown = [show_metric(objective.name, figure) for figure in (estimate, value)]
-    if bank.exact:
-        logger.info("Soup of %d (%s): %s, exact.", len(recipe.used), proposal, shown[1])
-    else:
-        logger.info("Soup of %d: estimated %s, measured %s.", len(recipe.used), *shown)
     return Measurement(
         recipe,
         proposal,
@@ -936,3 +943,12 @@ def _measure(
         keeps=not objective.broken(answers) if objective.floors else None,
         exact=bank.exact or None,
     )
+
+
+def _say_measured(soup: Measurement, objective: Objective) -> None:
+    """Say what was measured of a soup."""
+    estimate, value = (show_metric(objective.name, figure) for figure in (soup.estimate, soup.known))
+    if soup.exact:
+        logger.info("Soup of %d (%s): %s, exact.", len(soup.recipe.used), soup.proposal, value)
+    else:
+        logger.info("Soup of %d: estimated %s, measured %s.", len(soup.recipe.used), estimate, value)

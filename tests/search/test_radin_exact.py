@@ -202,9 +202,11 @@ def test_a_head_is_averaged_where_that_is_asked_for_or_there_is_no_pass(linear, 
     assert elsewhere.is_exact and elsewhere.passes.soups == 0 and elsewhere.passes.head > 5
 
 
-def test_distilled_layers_are_run_and_said_to_be(linear, proof, predictions):
+def test_distilled_layers_are_run_and_said_to_be(linear, proof, predictions, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
     soup = hf_radin.distill(linear, hf_radin.uniform(linear, test_split=proof))
     assert soup.report.is_distilled and soup.report.is_exact and sum(predictions) >= len(proof)
+    assert "the same up to" not in caplog.text  # no soup runs from there on
     for text in (" ".join(render(soup.report).split()), soup_table(soup)):
         assert "with an averaged head is the same function as the ensemble of its ingredients" in text
         assert "This one, with distilled last layers, is another function than the ensemble: it was run." in text
@@ -229,10 +231,21 @@ def test_it_is_said_in_plain_words_and_read_back(linear, caplog, tmp_path):
     card, printed = " ".join(render(soup.report).split()), soup_table(soup)
     assert sentence in card and ", exact |" in card and "soups took nothing of it" in card and "before" not in card
     assert sentence in printed and "0 for soups (a budget of 4, which is not touched: soups are exact)" in printed
+    assert "5 passes over validation for logits (counted as if each ran alone; they share one body)" in printed
+    assert "logits of 5 checkpoints (counted as if each ran alone; they share one body) | 5 |" in card
     assert "were off by" not in printed + card
     report = SearchReport.from_fields(soup.report.to_fields())
     assert report.is_exact and report.soups == soup.report.soups
     assert "exact" not in Measurement(Recipe.uniform(["a"]), "single", 0.5, 0.5, 2).to_dict()
+
+
+def test_the_log_names_the_best_three_and_counts_the_others(linear, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    soups = hf_radin.radin(linear, head="average").report.soups
+    best = sorted((entry.measured for entry in soups), reverse=True)[:3]
+    lines = [message for message in caplog.messages if ", exact." in message]
+    assert [line.split(": ")[1] for line in lines] == [f"{value:.2%}, exact." for value in best]
+    assert f"{len(soups) - 3} further soups, exact too, are no better." in caplog.messages
 
 
 def changed(probes: Path, folder: Path, change) -> Path:
