@@ -38,6 +38,7 @@ from hf_radin.runtime.processes import Processes
 from hf_radin.search.distill import check_distillation, check_layers, source_of
 from hf_radin.search.held_out import proving_bank
 from hf_radin.search.race import Budget
+from hf_radin.search.reporter import HINTS
 from hf_radin.soup.card import check_task, renewed_card
 from hf_radin.soup.cook import find_bank
 from hf_radin.soup.push import CardOptions, check_license, files_to_push, push_folder, warn_of_names
@@ -92,6 +93,7 @@ def soup(args: argparse.Namespace, processes: Processes) -> int:
     options = run_options(args)
     pilot = choose_pilot(args, ingredients, source, options, processes)
     bank = make_bank(ingredients, source, options, processes, pilot=pilot)
+    HINTS.disabled = args.distill
     result = _distilled(bank, METHODS[args.method](bank, **search), args)
     status = save(result, args)
     write_changes(bank, result, args)
@@ -157,6 +159,7 @@ def search(args: argparse.Namespace, processes: Processes) -> int:
         raise ValueError(NO_PILOT.format(args.changes))
     check_push(args, processes, push_options(args))
     warn_of_private_names(args, bank.ingredients, bank.manifest.data, processes)
+    HINTS.disabled = args.distill
     result = METHODS[args.method](bank, **search_options(args, bank.ingredients))
     if not result.away:
         result = _distilled(bank, result, args)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from hf_radin.checkpoints.files import as_dtype
 from hf_radin.checkpoints.model import empty_model
+from hf_radin.checkpoints.processor import made_up_image, prepare_image
 from hf_radin.ingredients.ingredient import Ingredient, Ingredients
 from hf_radin.runtime.processes import progress_bar
 from hf_radin.runtime.text import counted, one_line
 from hf_radin.sharing.common import Common, groups
 from hf_radin.sharing.digests import TensorDigests, named_tensors
+from hf_radin.tail.front import find_front, may_share
 from hf_radin.weights.average import are_averaged_in_full
 from hf_radin.weights.head import differ_in_heads
 
@@ -29,6 +33,7 @@ class InCommon:
         ids: of these checkpoints.
         groups: what all have in common, then what some have beyond that; none of fewer than two checkpoints.
         is_exact: whether they differ in their heads alone, and soups of them are saved in float32 or more.
+        cut: the module up to which all are the same, if their code can be cut in two there; else empty.
         unknown: how many other checkpoints there are.
     """
 
@@ -36,6 +41,7 @@ class InCommon:
     groups: tuple[Common, ...]
     is_exact: bool
     unknown: int
+    cut: str = ""
 
     @classmethod
     def of(cls, ingredients: Ingredients) -> InCommon:
@@ -55,7 +61,8 @@ class InCommon:
         parts = groups([*models.values()], sizes)
         compared = ingredients.select(models)
         is_exact = differ_in_heads(compared, parts[0].differing) and are_averaged_in_full(compared)
-        return cls((*models,), (*parts,), is_exact, unknown)
+        cut = _cut_of(first, [*models.values()]) if not is_exact and compared.have_one_code else ""
+        return cls((*models,), (*parts,), is_exact, unknown, cut)
 
     @property
     def lines(self) -> list[str]:
@@ -75,11 +82,26 @@ class InCommon:
             f"All {count}" if count == len(self.ids) else _listed([self.ids[place] for place in common.models], NAMES)
         )
         text = f"{who} share {common.tensors:,} of {common.of:,} tensors, {common.share:.1%} of the weights"
+        if common is self.groups[0] and self.cut:
+            text += f", and are the same up to {self.cut}"
         if common is not self.groups[0] or len(common.differing) > TENSORS:
             return f"{text}."
         names = _listed(sorted(common.differing), TENSORS)
-        exact = ", the head: soups are exact in float32, and cost no pass" if self.is_exact else ""
+        exact = ", the head: soups are exact in float32, and take no pass" if self.is_exact else ""
         return f"{text}: only {names} {'differs' if len(common.differing) == 1 else 'differ'}{exact}."
+
+
+def _cut_of(ingredient: Ingredient, models: Sequence[TensorDigests]) -> str:
+    """The module up to which models are the same, of which an ingredient is one; empty if there is none."""
+    if not may_share(models):
+        return ""
+    try:
+        example = prepare_image(ingredient.processor, made_up_image(ingredient.config))
+    except Exception as error:  # each processor fails in its own way on an image that it does not take
+        logger.debug("%s: no image could be made up for it: %s", ingredient.id, one_line(error))
+        return ""
+    shared = find_front(models, partial(ingredient.load_model, as_dtype("float32")), example)
+    return shared.cut.module if shared.cut else ""
 
 
 def _digests(ingredient: Ingredient) -> TensorDigests | None:

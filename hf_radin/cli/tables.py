@@ -186,10 +186,12 @@ def estimate_table(job: Estimate) -> str:
     if job.pilot is not None:
         work = f"{images} x about {job.logits:.3g} passes: {job.pilot.share:.3g} of {models}, all of {job.completed}"
     saves = job.together is not None and job.together < job.ingredients
-    once = f"at most {job.work:.3g} passes' work, {once}" if saves else once
+    shared = "all but the heads runs once" if job.exact else f"at most {job.work:.3g} passes' work"
+    once = f"{shared}, {once}" if saves else once
     anew = f", BatchNorm of each from {job.statistics:,}" if job.statistics else ""
     soups = f"{images} x {job.soups:g} passes, {again}{anew}"
     soups += f", at most {job.soup_work:.3g} passes' work" if job.tail < 1 else ""
+    head = f"{images} x {job.head} pass, whether a refitted one is better"
     at_once = f"{job.at_once} of {_bytes(probe.model_bytes)} at once, in {counted(job.groups, 'group')}"
     share = job.cached_bytes / job.pixel_bytes
     parts = {
@@ -200,7 +202,8 @@ def estimate_table(job: Estimate) -> str:
         f"time of {counted(job.processes, 'process')}, {decodes}": [
             ("logits", f"{work}, {once}", clock(job.logits_seconds)),
             ("soups", "exact, without a pass" if job.exact else soups, clock(job.soups_seconds)),
-            ("together", "", clock(job.logits_seconds + job.soups_seconds)),
+            ("head", head if job.head else "averaged after a pilot", clock(job.head_seconds)),
+            ("together", "", clock(job.logits_seconds + job.soups_seconds + job.head_seconds)),
         ],
         "memory and disk": [
             ("models", f"{at_once}; {probe.fit:,} fit", _bytes(job.at_once * probe.model_bytes)),

@@ -83,7 +83,7 @@ def refit_head(
     """
     bank, processes = teaching_bank(bank, recipe, teacher), bank.processes
     place = processes.decide(lambda: find_head(bank.ingredients[0], bank.images.example()))
-    features = shown_features(bank, recipe, place, "features", place)
+    features = shown_features(bank, bank.with_body_of(recipe), place, "features", place)
 
     def compared() -> tuple[Refit, np.ndarray, np.ndarray, np.ndarray | None]:
         teaching, labels = bank.mixed(bank.row(teacher.ensemble), np.arange(len(bank))), np.asarray(bank.labels)

@@ -440,6 +440,11 @@ class LogitBank:
         """Whether logits say what the soup of a recipe predicts: that of a single model, or an exact one."""
         return recipe.is_single or bool(self.exact and recipe.pull is None)
 
+    def with_body_of(self, recipe: Recipe) -> Recipe:
+        """The recipe whose soup gives the head of a recipe's soup what this is given: where soups are exact, and so
+        have one body, the first ingredient; so its features are computed once for all soups."""
+        return Recipe.uniform(self.ingredients.ids[:1]) if self.exact and recipe.pull is None else recipe
+
     @property
     def whole(self) -> LogitBank:
         """The bank of all images of the split, whatever part this one is about."""
@@ -563,6 +568,7 @@ class LogitBank:
             return None
         example = processes.decide(self.images.example)
         path = self.folder / "fronts" / f"{digest(ingredients.keys)}.json"
+        is_new = processes.decide(lambda: not path.exists())
 
         def find() -> SharedFront:
             subject = f"{self.manifest.key} {path.name}"
@@ -575,8 +581,10 @@ class LogitBank:
         shared = processes.decide(find)
         if shared.cut is None or example is None or not shared.pays(processes.device.type, dtype):
             return None
-        if processes.is_main:
-            logger.info("All ingredients are the same up to %s: soups run from there on.", shared.cut.module)
+        if processes.is_main and is_new and not self.exact:
+            logger.info(
+                "All ingredients are the same up to %s: soups on %r run from there on.", shared.cut.module, self.split
+            )
         behind = differing(models) | {*shared.cut.tensors}
         tensors = {name: value for name, value in models[0].by_name.items() if name not in behind}
         config = ingredients[0].config.to_dict()

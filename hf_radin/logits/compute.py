@@ -68,6 +68,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Banks of which this process said what is to compute: to distil, those of the search are opened again.
+_SAID: set[Path] = set()
+
 # How many ingredients are tried to see how models run fastest; each of them has to keep its predictions.
 MODELS_TRIED = 2
 
@@ -499,6 +502,9 @@ def _without_logits(folder: Path, ingredients: Ingredients) -> list[str]:
 
 
 def _log_beginning(task: _Task, models: int, missing: int) -> None:
+    if not missing and task.folder in _SAID:
+        return
+    _SAID.add(task.folder)
     logger.info(
         "Logits of %d checkpoints on the split %r of %s: %d to compute, on %s in %d process(es), in %s.",
         models,

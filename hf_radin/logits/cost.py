@@ -101,6 +101,11 @@ class Estimate:
         return 0 if self.exact else self.budget + 1
 
     @property
+    def head(self) -> int:
+        """Passes that say whether the best soup's head is better refitted; after a pilot heads are averaged."""
+        return int(self.pilot is None)
+
+    @property
     def logits(self) -> float:
         """Passes for logits; after a pilot about as many as they were in zoos of ours."""
         return self.ingredients if self.pilot is None else self.pilot.passes(self.ingredients)
@@ -142,9 +147,13 @@ class Estimate:
     @property
     def decodings(self) -> tuple[float, float]:
         """How often an image is decoded, for the logits and for soups: once if it is cached, else in each pass."""
-        gone = 1 - self.cached_bytes / self.pixel_bytes
         again = self.groups - 1 if self.pilot is None else 2 * self.groups
-        return 1 + again * gone, self.soups * gone
+        return 1 + again * self._gone, self.soups * self._gone
+
+    @property
+    def _gone(self) -> float:
+        """The share of the prepared images that are not cached."""
+        return 1 - self.cached_bytes / self.pixel_bytes
 
     @property
     def logits_seconds(self) -> float:
@@ -154,6 +163,11 @@ class Estimate:
     def soups_seconds(self) -> float:
         statistics = self.soups * self.statistics * self.probe.forward_seconds
         return self._together(self.decodings[1], self.soup_work) + statistics
+
+    @property
+    def head_seconds(self) -> float:
+        statistics = self.head * self.statistics * self.probe.forward_seconds
+        return self._together(self.head * self._gone, self.head) + statistics
 
     def _together(self, decodings: float, passes: float) -> float:
         """Seconds of decoding and running: with workers at the same time, else one after the other."""

@@ -42,6 +42,9 @@ STARTS, LINES = 5, 2
 # Decimals of a step of line search: far fewer than the last bits of logits change, far more than soups differ by.
 STEP_DIGITS = 4
 
+# Weights of a line search that are left out where as many images stay right: so small a share of the largest weight.
+DUST = 1e-3
+
 # How many subsets are scored at a time, and how many of all are returned.
 SCORED_AT_ONCE, KEPT = 1 << 15, 4096
 
@@ -317,7 +320,8 @@ def line_search(start: np.ndarray, step: Step) -> Candidates:
     """Improve a recipe by setting the weight of one ingredient after another to its very best value.
 
     Each round picks the ingredient whose best weight, with the others keeping their proportions, gets most images
-    right. The search ends when no ingredient gets more. All recipes on the way are candidates.
+    right. The search ends when no ingredient gets more. All recipes on the way are candidates, without weights that
+    are next to nothing if as many images stay right without them.
 
     Args:
         start: `(models,)`.
@@ -335,9 +339,16 @@ def line_search(start: np.ndarray, step: Step) -> Candidates:
         right, better = max(options, key=lambda option: option[0])  # the first of equals
         if right <= most:
             break
-        most, row = right, better
+        most, row = right, _without_dust(better, right, step)
         rows.append(row / row.sum())
     return Candidates(np.array(rows).reshape(-1, models), ("line",) * len(rows))
+
+
+def _without_dust(row: np.ndarray, right: int, step: Step) -> np.ndarray:
+    """A recipe `(models,)` without its next to nothing weights, if so many images stay right, and two are left."""
+    clean = np.where(row < DUST * row.max(), 0, row)
+    clean = clean / clean.sum()
+    return clean if np.count_nonzero(clean) > 1 and step(clean, clean)[1] >= right else row
 
 
 def best_step(

@@ -144,7 +144,9 @@ def distill(
     if not len(before.losses):  # its layers are averaged
         before = replace(before, losses=cooked.averaged_losses)
     best = best_single(bank, report)
-    report = replace(report, passes=_with_passes(report.passes, bank, cooked, len(ensemble.used) if source else 0))
+    teaching_passes = replace(course, epochs=_epochs(cooked)).passes(cut, halves=teaching is bank)
+    shown = bank.samples + (len(teaching) * (1 + len(ensemble.used)) if source else 0)
+    report = replace(report, passes=_with_tail(report.passes, (shown + teaching_passes * len(teaching)) / len(bank)))
     if not _is_taken(reporter, cooked, before, best):
         if teaching is bank:
             _suggest_more(len(bank))
@@ -439,18 +441,15 @@ def _is_taken(reporter: Reporter, cooked: CookedLayers[TaughtTail], before: Know
     return not reason
 
 
-def _with_passes(
-    passes: PassCounts | None, bank: LogitBank, cooked: CookedLayers[TaughtTail], teachers: int
-) -> PassCounts | None:
-    """What a soup took, with the passes that show it the splits once more, images held out too.
+def _epochs(cooked: CookedLayers[TaughtTail]) -> int:
+    """How often the layers were shown each image, which a budget of time may have made less of."""
+    return cooked.record.tail.epochs if cooked.record.tail else 0
 
-    Args:
-        teachers: how many ingredients ran over another split that teaches; 0 if none does.
-    """
-    if passes is None:
-        return None
-    other = (1 + teachers) * cooked.record.images if teachers else 0
-    return replace(passes, tail=passes.tail + (bank.samples + other) / len(bank))
+
+def _with_tail(passes: PassCounts | None, tail: float) -> PassCounts | None:
+    """What a soup took, with the passes of teaching its last layers: the splits shown once more, images held out too,
+    and the multiplications of the layers that learn."""
+    return None if passes is None else replace(passes, tail=passes.tail + tail)
 
 
 def _proved(reporter: Reporter, report: SearchReport, layers: FinalLayers, best: Measurement) -> Soup:

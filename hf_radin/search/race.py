@@ -348,7 +348,7 @@ class _Race:
         self.runners += runners  # only now: of a candidate that was interrupted nothing is known
         self._note()
         for runner in runners:
-            self._log(runner)
+            self._log(runner, int(runner.known.sum()))
             hear(self.measurement(runner))
             if runner.is_out and self.objective.needs_logits:  # these are a lot, and of no more use
                 runner.measured = self.measurement(runner)
@@ -391,6 +391,7 @@ class _Race:
             heads = [runner for runner in self.runners if runner.soup is first.soup and runner.measured is None]
             self._show(heads, np.ones(self.images, dtype=bool))
             self._note()
+            self._log(first, left)
             first.soup.forget()
 
     def _note(self) -> None:
@@ -401,18 +402,18 @@ class _Race:
             (self.shown / self.images, max([*single, *known], key=self.objective.metric.rank, default=0.0))
         )
 
-    def _log(self, runner: _Runner) -> None:
-        """Say what was found of a candidate."""
+    def _log(self, runner: _Runner, images: int) -> None:
+        """Say what was found of a candidate, which was shown so many images since that was said last."""
         entry, (value, error) = runner.entry, self.value(runner)
         estimate, metric = self._estimate(runner), self.objective.name
         values = {"soup/estimate": estimate, "soup/measured": value}
-        self.bank.processes.log(values, images=int(runner.known.sum()))
+        self.bank.processes.log(values, images=images)
         prediction = "" if entry.predicted is None else f", predicted {show_metric(metric, entry.predicted)}"
-        images = ""
+        part = ""
         if error:
             dropped = ", dropped" if runner.is_out else ""
             shown = f"{runner.known.sum():,} of {self.images:,} images"
-            images = f" by {shown} (\u00b1 {show_difference(metric, error)}){dropped}"
+            part = f" by {shown} (\u00b1 {show_difference(metric, error)}){dropped}"
         logger.info(
             "Soup of %d (%s): %sestimated %s%s, measured %s%s.",
             len(entry.recipe.used),
@@ -423,7 +424,7 @@ class _Race:
             show_metric(metric, estimate),
             prediction,
             show_metric(metric, value),
-            images,
+            part,
         )
 
     def value(self, runner: _Runner) -> tuple[float, float]:

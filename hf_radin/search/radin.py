@@ -63,6 +63,9 @@ ENTRANTS = 16
 # The last part of a search in which what is found suggests that there is more to be found.
 LATE = 1 / 3
 
+# Exact soups that are named in the log: all cost nothing, and there may be many.
+NAMED = 3
+
 # Why a soup can't be unmeasured, of a budget.
 UNMEASURED = (
     "unmeasured=True: soups are measured with a budget of {}. It goes with budget=0 (--budget 0), where the best "
@@ -102,7 +105,8 @@ def radin(
 
     Where the ingredients differ in their heads alone, as linear probes of one body do, a soup is in float32 the same
     function as its ensemble, up to rounding. Estimates are measurements then: soups take no pass, whatever the budget,
-    and the candidate of the best estimate is the best soup (`LogitBank.with_exactness`).
+    and the candidate of the best estimate is the best soup (`LogitBank.with_exactness`). One pass shows what the body
+    gives heads, beside the budget: as any soup, that is returned with a refitted head if that is better (`head`).
 
     Args:
         bank: logits of the ingredients on the split that chooses.
@@ -142,8 +146,8 @@ def radin(
             averaged, and the soup that is best in the end (or single model) is shown the split once more, beside the
             budget: it is returned with its head refitted to the ensemble of all and the labels if heads that did not
             see the image are better than that (see `Reporter`); not with `full`, nor after an interrupt. Where heads
-            can't be refitted they are averaged. `auto` averages them where soups are exact, too: a head that is
-            refitted takes a pass for the body's features, which `refit` and `head_split` ask for.
+            can't be refitted they are averaged. Where soups are exact, they have the features of one body, so that
+            `refit` refits the head of the best soup in the end, as `auto` does, and measures none with its own.
         head_split: another split of the same dataset that teaches the refitted head of the soup that is returned,
             unless it does so worse beyond chance: one with more images, say. It costs a pass of each teacher and
             of the soup over it, and one more of the soup over the split that chooses, beside the budget.
@@ -183,7 +187,7 @@ def radin(
     bank = search.with_exactness(bank, pulled_to)
     if budget is None and not bank.exact:
         _say_usual(search.budget, len(ids))
-    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank, head_split)
+    drawn, pilot, heads = search.draw(bank), None, search.find_heads(bank)
     if bank.is_pilot and search.budget.passes:
         check_report(bank, options)  # before the logits of further images
         wanted = {name for recipe in search.recipes for name in recipe.used} | {name for name in ids if name == start}
@@ -304,19 +308,16 @@ class _Search:
     def with_exactness(self, bank: LogitBank, start: Ingredient | None) -> LogitBank:
         """The bank, which says whether the soups of this search are exact.
 
-        Not where bodies are pulled to a start or heads are refitted. Nor, with a budget of 0, where a pilot's logits
-        are all there will be, or checkpoints of a published bank would have to be loaded.
+        Not where bodies are pulled to a start. Nor, with a budget of 0, where a pilot's logits are all there will be,
+        or checkpoints of a published bank would have to be loaded.
         """
         is_estimated = not self.budget.passes and (bank.is_pilot or bank.manifest.origin is not None)
-        if start is not None or self.head == "refit" or is_estimated:
+        if start is not None or is_estimated:
             return replace(bank, exact=False)
         return _with_exactness(bank)
 
-    def find_heads(self, bank: LogitBank, head_split: str | None) -> _Heads:
+    def find_heads(self, bank: LogitBank) -> _Heads:
         """The head that soups have refitted, and when.
-
-        Args:
-            head_split: whose images teach it, if the user names one.
 
         Raises:
             ValueError: if it is to be refitted, and can't be.
@@ -324,20 +325,19 @@ class _Search:
         hindrance = self._hindrance(bank)
         if self.head == "refit" and hindrance:
             raise ValueError(f"head='refit': {hindrance}. Average the heads: head='average' (--head average).")
-        # the average of heads that one body has in common is their ensemble; features would take a pass
-        if not self.budget.passes or (bank.exact and head_split is None):
-            if self.head == "auto" and not (hindrance or self.is_full):
+        if not self.budget.passes:
+            if self.head == "auto" and bank.exact:
                 logger.info(
-                    "Heads are averaged. Refitted ones, which learn the labels too, take passes: head='refit' "
-                    "(--head refit)."
+                    "With a budget of 0 heads are averaged: a refitted one, which may be better, takes a pass."
                 )
             return _Heads()
         kinds = "" if self.head == "refit" else _heads_of_their_own(bank)
         if kinds and (self.head == "average" or hindrance):
             _warn_of_averaging(kinds, hindrance if self.head == "auto" else "")
-        race = self.head == "refit" or bool(kinds)
+        # exact soups are known with their averaged heads, and have the features of one body
+        race = bool(kinds) or (self.head == "refit" and not bank.exact)
         # the paper's procedure ends with what was measured
-        if self.head == "average" or hindrance or (self.is_full and not race):
+        if self.head == "average" or hindrance or (self.is_full and self.head == "auto" and not race):
             return _Heads()
         if kinds:
             logger.info("%s. Both averaged and refitted ones enter.", kinds)
@@ -367,6 +367,11 @@ class _Search:
                 bank.split,
                 least,
                 "with one class, or without it" if bank.is_multi_label else "of one class",
+            )
+        if bank.exact and place is not None:
+            logger.info(
+                "One pass of the body that they share, beside the budget, shows in the end whether a refitted head is "
+                "better than the averaged one: head='average' (--head average) does without."
             )
         return _Heads(place, race and place is not None)
 
@@ -437,7 +442,14 @@ class _Search:
         for entry in entries:
             if not entry.recipe.is_single:
                 soups.setdefault(entry.recipe, entry.proposal)
-        return [_measure(bank, *soup, self.objective, on_block=lambda images: None) for soup in soups.items()]
+        known = [_measure(bank, *soup, self.objective, on_block=lambda images: None) for soup in soups.items()]
+        for measurement in sorted(known, key=self.objective.rank, reverse=True)[:NAMED]:
+            _say_measured(measurement, self.objective)
+        if (further := len(known) - NAMED) > 0:
+            logger.info(
+                "%s, exact too, %s no better.", counted(further, "further soup"), "is" if further == 1 else "are"
+            )
+        return known
 
     def _estimated(self, ranked: _Ranked, singles: list[Measurement]) -> list[Measurement]:
         """The candidate of the best estimate, if the user wants what is not measured; else none, as a line says."""
@@ -700,6 +712,7 @@ def greedy(
         for single in order[1:]:
             recipe = Recipe.uniform((*chosen.recipe.used, *single.recipe.used))
             soup = _measure(bank, recipe, "greedy", objective, bar.update)
+            _say_measured(soup, objective)
             measured.append(soup)
             rank, best = objective.rank(soup), objective.rank(chosen)
             if rank > best or (accept == ">=" and rank == best):
@@ -726,6 +739,7 @@ def uniform(
     _warn_of_averaging(_heads_of_their_own(bank))
     with progress_bar(total=len(bank), desc="Measuring the soup", unit="image") as bar:
         measured = _measure(bank, recipe, "uniform", reporter.objective, bar.update)
+    _say_measured(measured, reporter.objective)
     singles = single_measurements(bank, reporter.objective)
     return reporter.soup("uniform", [*singles, measured], SearchSettings(), measured)
 
@@ -916,11 +930,6 @@ def _measure(
         seconds, device = soup.took(len(bank))
     value = score_or_nan(metric, answers)
     bank.processes.log({"soup/estimate": estimate, "soup/measured": value}, images=len(bank))
-    shown = [show_metric(objective.name, figure) for figure in (estimate, value)]
-    if bank.exact:
-        logger.info("Soup of %d (%s): %s, exact.", len(recipe.used), proposal, shown[1])
-    else:
-        logger.info("Soup of %d: estimated %s, measured %s.", len(recipe.used), *shown)
     return Measurement(
         recipe,
         proposal,
@@ -934,3 +943,12 @@ def _measure(
         keeps=not objective.broken(answers) if objective.floors else None,
         exact=bank.exact or None,
     )
+
+
+def _say_measured(soup: Measurement, objective: Objective) -> None:
+    """Say what was measured of a soup."""
+    estimate, value = (show_metric(objective.name, figure) for figure in (soup.estimate, soup.known))
+    if soup.exact:
+        logger.info("Soup of %d (%s): %s, exact.", len(soup.recipe.used), soup.proposal, value)
+    else:
+        logger.info("Soup of %d: estimated %s, measured %s.", len(soup.recipe.used), estimate, value)

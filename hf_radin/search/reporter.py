@@ -51,6 +51,8 @@ from hf_radin.weights.start import find_start
 
 logger = logging.getLogger(__name__)
 
+# Says what else could be had: not to who asked for that already.
+HINTS = logging.getLogger(f"{__name__}.hints")
 
 # The probability of a difference by chance, above which it counts as none.
 CHANCE = 0.05
@@ -748,7 +750,7 @@ def _say_what_could_be_had(proof: _Proof) -> None:
     """Where the ensemble of all is ahead of the soup beyond chance, say that the soup could learn that."""
     lead = proof.lead
     if lead is not None and lead.advantage > 0 and lead.is_significant:
-        logger.info(
+        HINTS.info(
             "The ensemble of all is ahead of the soup on %r by %s, which is no chance (p = %.2g). The soup's last "
             "layers may learn that: hf-radin distill, or hf_radin.distill(bank, soup).",
             lead.split,

@@ -440,13 +440,21 @@ def _metadata(report: SearchReport, license: str | None) -> ModelCardData:
         library_name="transformers",
         license=license or _agreed_license(report.parents),
         metrics=sorted({_metric_type(name) for result in soup_results for name in result.metrics}) or None,
-        model_name=("Model soup" if report.is_average else "Best single model") if soup_results else None,
+        model_name=_model_name(report) if soup_results else None,
         pipeline_tag="image-classification",
         tags=(["model-soup", "merge"] if report.is_average else [])
         + (["distillation", "arxiv:1503.02531"] if report.is_distilled else [])
         + ["hf-radin", "arxiv:2401.17790"],
         eval_results=_eval_results(data, soup_results) if data else None,
     )
+
+
+def _model_name(report: SearchReport) -> str:
+    """What the head of the card calls the model whose results it lists."""
+    if report.is_average:
+        return "Model soup"
+    taught = "distilled last layers" if report.is_distilled else "a refitted head"
+    return f"Best single model with {taught}" if report.head else "Best single model"
 
 
 def _metric_type(name: str) -> str:

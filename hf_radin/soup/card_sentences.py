@@ -215,7 +215,8 @@ def spending(report: SearchReport) -> str:
     if report.passes is None or report.data is None:
         return ""
     passes = report.passes
-    text = f"{passes.logits:.3g} passes over {report.data.split} for logits, {passes.soups:.3g} for soups"
+    text = f"{passes.logits:.3g} passes over {report.data.split} for logits{_of_one_body(report)}, "
+    text += f"{passes.soups:.3g} for soups"
     if (report.budget or "0") != "0":
         left = "which is not touched: soups are exact" if report.is_exact else "baselines beside it"
         text += f" (a budget of {report.budget}, {left})"
@@ -228,8 +229,13 @@ def spending(report: SearchReport) -> str:
         text += f", {passes.head:.3g} to refit the head of the soup{is_taken}"
     if passes.tail:
         is_taken = "" if report.is_distilled else ", which are not taken"
-        text += f", {passes.tail:.3g} to distil its last layers{is_taken}"
+        text += f", {passes.tail:.3g} to distil its last layers, by multiplications{is_taken}"
     return text
+
+
+def _of_one_body(report: SearchReport) -> str:
+    """How passes for logits are counted where they took less than so many of one model; else nothing."""
+    return " (counted as if each ran alone; they share one body)" if report.is_exact else ""
 
 
 def costs(report: SearchReport) -> list[tuple[str, str, str]]:
@@ -237,7 +243,8 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
     passes, time = report.passes, report.time or TimeSpent()
     if passes is None:
         return []
-    rows = [(f"logits of {report.given} checkpoints", f"{passes.logits:.3g}", _clock(time.logits))]
+    row = f"logits of {report.given} checkpoints{_of_one_body(report)}"
+    rows = [(row, f"{passes.logits:.3g}", _clock(time.logits))]
     if passes.soups:
         rows.append(("measuring soups", f"{passes.soups:.3g}", _clock(time.soups)))
     if passes.probabilities:
@@ -248,7 +255,9 @@ def costs(report: SearchReport) -> list[tuple[str, str, str]]:
         rows.append((f"refitting the head of the soup{is_taken}", f"{passes.head:.3g}", ""))
     if passes.tail:
         is_taken = "" if report.is_distilled else ", which were not taken"
-        rows.append((f"distilling the last layers of the soup{is_taken}", f"{passes.tail:.3g}", ""))
+        rows.append(
+            (f"distilling the last layers of the soup, by multiplications{is_taken}", f"{passes.tail:.3g}", "")
+        )
     if passes.batchnorm:
         rows.append(("images for their BatchNorm statistics, as passes", f"{passes.batchnorm:.3g}", ""))
     if report.held_out:

@@ -93,7 +93,8 @@ class PassCounts:
         probabilities: to run soups once more for metrics of probabilities.
         batchnorm: images for BatchNorm statistics of soups.
         head: to refit the head of the soup once more, to all images.
-        tail: to show the soup the split once more, for the last layers that are distilled.
+        tail: to distil last layers: those that show the soup the split once more, and teaching, as many as it takes
+            multiplications.
     """
 
     logits: float

@@ -25,6 +25,7 @@ def test_linear_probes_share_all_but_their_heads(heads, capsys):
     assert main(["inspect", "--models", f"{heads}/*"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("All 3 share")]
     assert "of the weights: only classifier.bias and classifier.weight differ, the head: soups are exact" in line
+    assert "take no pass" in line and "up to" not in line
 
 
 def test_fine_tunes_of_everything_share_nothing(runs, capsys):
@@ -40,16 +41,27 @@ def test_branches_are_groups(start, tmp_path):
     folder = copies(start, tmp_path, {"a": ["classifier"], "b": ["classifier"], "c": last, "d": both})
     in_common = InCommon.of(gather(f"{folder}/*"))
     everything, *branches = in_common.groups
-    assert not in_common.is_exact and everything.models == (0, 1, 2, 3)
+    assert not in_common.is_exact and everything.models == (0, 1, 2, 3) and in_common.cut.endswith(".0")
     assert [common.models for common in branches] == [(0, 1), (0, 1, 2)]
     assert everything.share < branches[1].share < branches[0].share < 1
     assert [line.split(" share ")[0].count("/") > 0 for line in in_common.lines] == [False, True, True]
 
 
+def test_the_module_up_to_which_all_are_the_same_is_named(start, tmp_path):
+    last = ["vit.encoder.layer.1", "vit.layers.1", "classifier"]
+    folder = copies(start, tmp_path, {"a": last, "b": last})
+    (line,) = InCommon.of(gather(f"{folder}/*")).lines
+    names = {
+        f"{line.partition(', and are')[0]}, and are the same up to vit.{layers}.1."
+        for layers in ("layers", "encoder.layer")
+    }
+    assert line in names
+
+
 def test_a_tensor_beside_the_head_is_named_and_makes_it_no_head(start, tmp_path):
     folder = copies(start, tmp_path, {"a": ["vit.layernorm.bias"], "b": ["vit.layernorm.bias"]})
     (line,) = InCommon.of(gather(f"{folder}/*")).lines
-    assert line.endswith("only vit.layernorm.bias differs.") and "exact" not in line
+    assert line.endswith("the same up to vit.layernorm: only vit.layernorm.bias differs.") and "exact" not in line
 
 
 def test_what_is_not_here_is_not_downloaded_and_said(heads, tmp_path, hub):

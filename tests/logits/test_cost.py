@@ -22,6 +22,7 @@ from hf_radin.images.sample import Pilot
 from hf_radin.images.split import DataSource, count_rows, open_split
 from hf_radin.logits.bank_files import logits_path
 from hf_radin.logits.cost import Estimate, Probe
+from hf_radin.runtime.text import clock
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,22 @@ def test_what_models_have_in_common_counts_once():
     assert tails.soups_seconds == pytest.approx(50_000 * 3 * 1e-3 / 4)
     exact = replace(shared, exact=True)
     assert exact.soups == exact.soups_seconds == 0 and "exact, without a pass" in estimate_table(exact)
+
+
+def test_what_is_nearly_all_in_common_is_said_in_words():
+    probes = estimate_table(replace(LARGE, together=1.001, exact=True)).partition("memory and disk")[0]
+    assert "all but the heads runs once, decoded once" in probes and "100%" not in probes
+
+
+def test_a_pass_for_the_refitted_head_is_counted_but_not_after_a_pilot():
+    for exact in (True, False):
+        job = replace(LARGE, exact=exact)
+        assert job.head == 1 and job.head_seconds == pytest.approx(50_000 * 1e-3 / 4)
+        together = clock(job.logits_seconds + job.soups_seconds + job.head_seconds)
+        assert "50,000 images x 1 pass, whether" in estimate_table(job) and together in estimate_table(job)
+        assert replace(job, pixel_room=job.pixel_bytes // 2).head_seconds == pytest.approx(50_000 * 2e-3 / 4)
+    after = replace(LARGE, pilot=Pilot(0.1))
+    assert after.head == after.head_seconds == 0 and "averaged after a pilot" in estimate_table(after)
 
 
 def test_linear_probes_cost_one_body_and_no_soup(heads, digits, tmp_path):

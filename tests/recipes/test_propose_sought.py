@@ -107,6 +107,18 @@ def test_line_search_goes_up_and_finds_parts_that_no_subset_has(start):
     assert scores[-1] > -1e-3
 
 
+@pytest.mark.parametrize(("counts", "left"), [(False, {0, 1, 3}), (True, {0, 1, 2, 3})])
+def test_line_search_leaves_dust_out_unless_it_counts(counts, left):
+    def step(start: np.ndarray, end: np.ndarray) -> tuple[float, int]:
+        """The fourth model makes images right, and the dust of the third does if it counts."""
+        rows = np.array([(1 - share) * start + share * end for share in (0.0, 0.3)])
+        rights = 10 * (rows[:, 3] > 0) + 5 * counts * (rows[:, 2] > 0)
+        return (0.0, 0.3)[rights.argmax()], int(rights.max())
+
+    rows = line_search(np.array([0.5, 0.4999, 1e-4, 0]), step).weights
+    assert len(rows) == 1 and on_simplex(rows) and {*np.flatnonzero(rows[0])} == left
+
+
 def test_line_search_ends_at_once_where_nothing_is_better():
     assert line_search(TARGET, best_by_grid).weights.shape == (0, MODELS)
 

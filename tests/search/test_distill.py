@@ -59,6 +59,11 @@ def image_files(folder: Path, part: slice) -> Path:
     return folder
 
 
+def teaching(soup: Soup, bank: hf_radin.LogitBank, *, halves: bool = True) -> float:
+    """The passes over the images that taught a soup's last block, by the number of multiplications."""
+    return Course(soup.report.head.tail.epochs, 1e-3).passes(find_cut(bank, soup.recipe, "block"), halves=halves)
+
+
 def test_a_soup_becomes_better_on_images_that_took_no_part(own_heads_bank, tmp_path):
     before = hf_radin.uniform(own_heads_bank, test_split="test")
     soup = hf_radin.distill(own_heads_bank, before)
@@ -73,7 +78,8 @@ def test_a_soup_becomes_better_on_images_that_took_no_part(own_heads_bank, tmp_p
     assert np.mean(np.concatenate(predicted) == test.labels) == pytest.approx(soup.accuracy("soup", "test"), abs=0.005)
     assert [entry.split for entry in soup.report.against_best_single] == ["validation", "test"]
     assert soup.report.is_chosen(soup.measurements[-1]) and soup.measurements[-1].proposal == "distilled"
-    assert soup.report.passes.total == before.report.passes.total + 1
+    # it was shown the split once more, and teaching took as many passes as multiplications say
+    assert soup.report.passes.total == pytest.approx(before.report.passes.total + 1 + teaching(soup, own_heads_bank))
 
 
 def test_it_is_saved_told_and_cooked_again(own_heads_bank, tmp_path, caplog):
@@ -87,7 +93,8 @@ def test_it_is_saved_told_and_cooked_again(own_heads_bank, tmp_path, caplog):
     assert "Its last layers, from vit.layers.1 on, were distilled" in text and "| not distilled | test |" in text
     assert "their labels, which count for 50%, in 21 epochs at a rate of 0.001 from the seed 0 on" in text
     assert "Nothing was chosen" not in text
-    assert "distilling the last layers of the soup | 1 |" in text
+    row = f"distilling the last layers of the soup, by multiplications | {1 + teaching(soup, own_heads_bank):.3g} |"
+    assert row in text
     caplog.clear()
     assert average(tmp_path / "soup", tmp_path / "again", tmp_path / "cache") == 0
     assert weights(tmp_path / "again") == weights(tmp_path / "soup") and not warned(caplog)
@@ -140,7 +147,9 @@ def test_another_split_teaches_and_all_images_of_the_first_judge(own_heads, digi
     assert sum(predictions) == len(bank) + len(test)  # the soup sees both; of its teachers, the logits are there
     record = soup.report.head
     assert (record.split, record.images, record.labels) == ("test", 497, 0)
-    assert soup.report.passes.tail == pytest.approx(1 + 5 * 497 / 600)  # four teachers, and the soup on both
+    taught = teaching(soup, bank, halves=False)
+    # four teachers, and the soup on both; teaching by its multiplications
+    assert soup.report.passes.tail == pytest.approx(1 + (5 + taught) * 497 / 600) and taught > 1
     assert soup.accuracy("soup", "validation") > soup.accuracy("not distilled", "validation")
     with torch.inference_mode():
         predicted = [soup.model(**inputs).logits.argmax(1).numpy() for inputs in plain_inputs(bank)]
@@ -355,8 +364,13 @@ def test_other_images_than_those_that_chose_or_proved_are_refused(
 def test_the_command_ends_as_the_option_does(own_heads, digits, tmp_path, caplog, capsys):
     common = ["--models", f"{own_heads}/ft-*", "--dataset", str(digits), "--test-split", "test", "--method", "uniform"]
     common += ["--cache-dir", str(tmp_path / "cache")]
+    caplog.set_level("INFO", "hf_radin")
     assert main(["soup", *common, "--output", str(tmp_path / "one"), "--distill"]) == 0
+    lines = [message for message in caplog.messages if message.startswith("Logits of")]
+    assert len(lines) == 2 and "ahead of the soup" not in caplog.text
+    caplog.clear()
     assert main(["soup", *common, "--output", str(tmp_path / "plain")]) == 0
+    assert "ahead of the soup" in caplog.text  # who does not distil hears of it, in the same process too
     options = ["--output", str(tmp_path / "two"), "--cache-dir", str(tmp_path / "cache")]
     assert main(["distill", str(tmp_path / "plain" / "recipe.json"), *options]) == 0
     assert weights(tmp_path / "two") == weights(tmp_path / "one") != weights(tmp_path / "plain")
@@ -468,7 +482,8 @@ def test_images_without_labels_of_another_dataset_teach(own_heads_bank, tmp_path
     record = soup.report.head
     assert (record.images, record.split, record.labels, record.source.name) == (400, "train", 0.0, str(folder))
     assert soup.accuracy("soup", "validation") > before.accuracy("soup", "validation")
-    assert soup.report.passes.total == pytest.approx(before.report.passes.total + 1 + 5 * 400 / 600)
+    taught = teaching(soup, own_heads_bank, halves=False)
+    assert soup.report.passes.total == pytest.approx(before.report.passes.total + 1 + (5 + taught) * 400 / 600)
     soup.save_pretrained(tmp_path / "soup")
     assert f"says of 400 images of the split train of {folder.parent.name}/{folder.name}" in unescaped(
         tmp_path / "soup"

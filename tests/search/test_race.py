@@ -69,13 +69,16 @@ def fresh(bank):
     return bank
 
 
-def test_the_winner_is_measured_on_the_whole_split_and_the_budget_is_kept(bank):
+def test_the_winner_is_measured_on_the_whole_split_and_the_budget_is_kept(bank, caplog):
+    caplog.set_level("INFO", "hf_radin")
     for budget in (1, 1.5, 3):
+        caplog.clear()
         soup, raced = shown(bank, budget=budget)
         assert sum(entry.images for entry in raced) <= budget * 600
         won = next(entry for entry in soup.measurements if entry.recipe == soup.recipe)
         assert won.images == 600 and won.measured == soup.accuracy("soup", "validation")
         assert won.interval[0] < won.measured < won.interval[1]
+        assert any(line.endswith(f"measured {won.measured:.2%}.") for line in caplog.messages)  # and not of a part
         (uniform,) = (entry for entry in soup.measurements if entry.proposal == "uniform")
         images = uniform.images + sum(entry.images for entry in raced)
         assert soup.report.passes.soups == pytest.approx(images / 600)

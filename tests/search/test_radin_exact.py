@@ -20,14 +20,15 @@ from transformers import ViTForImageClassification
 import hf_radin
 from hf_radin.cli.in_common import InCommon
 from hf_radin.cli.tables import soup_table
-from hf_radin.recipes.recipe import Measurement, Recipe
+from hf_radin.layers.taught import refit_head
+from hf_radin.recipes.recipe import Measurement, Recipe, Teacher
 from hf_radin.search.measure import measured_soup
 from hf_radin.soup.card import render
 from hf_radin.soup.report import SearchReport
 
 SEARCHES = {
-    "radin": hf_radin.radin,
-    "in time": lambda bank, **options: hf_radin.radin(bank, budget="15m", **options),
+    "radin": lambda bank, **options: hf_radin.radin(bank, head="average", **options),
+    "in time": lambda bank, **options: hf_radin.radin(bank, budget="15m", head="average", **options),
     "of nothing": lambda bank, **options: hf_radin.radin(bank, budget=0, **options),
     "full": lambda bank, **options: hf_radin.radin(bank, measure="full", **options),
     "greedy": hf_radin.greedy,
@@ -98,7 +99,7 @@ def test_no_search_runs_a_model(linear, proof, predictions, model_calls, search)
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss"])
 def test_the_best_estimate_is_the_best_soup_and_no_worse_than_what_measuring_finds(linear, metric):
-    exact = hf_radin.radin(linear, metric=metric)
+    exact = hf_radin.radin(linear, metric=metric, head="average")
     sign = -1 if metric == "log_loss" else 1
     measured = hf_radin.radin(replace(linear, exact=False), metric=metric, budget=4, head="average")
     assert measured.report.passes.soups > 0 and not measured.report.is_exact
@@ -134,7 +135,7 @@ def test_a_floor_is_kept_by_what_is_exact(linear, predictions):
 
 
 def test_a_part_that_is_held_out_proves_it_without_a_pass(linear, predictions):
-    soup = hf_radin.radin(linear, hold_out=0.3)
+    soup = hf_radin.radin(linear, hold_out=0.3, head="average")
     results = {result.name: result for result in soup.report.results if result.split == soup.report.held_out}
     held_out = linear.divided(0.3, 0)[1]
     assert results["soup"].metrics["accuracy"] == held_out.score(soup.recipe)[0] and not predictions
@@ -150,23 +151,62 @@ def test_after_a_pilot_all_logits_are_computed_and_no_soup_runs(probes, digits, 
     assert not estimated.is_exact  # of a part of the images alone
 
 
-def test_heads_are_refitted_where_that_is_asked_for(linear, predictions, caplog):
+@pytest.fixture
+def unrefitted(linear, tmp_path) -> hf_radin.LogitBank:
+    """The same logits where no head was refitted yet."""
+    folder = tmp_path / "unrefitted" / "banks" / linear.folder.name
+    shutil.copytree(linear.folder, folder, ignore=shutil.ignore_patterns("soups", "features"))
+    return replace(linear, folder=folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "refit"}, {"head": "refit", "measure": "full"}])
+def test_the_soup_ends_with_a_refitted_head_for_one_pass_of_the_body(unrefitted, predictions, caplog, options):
     caplog.set_level(logging.INFO, logger="hf_radin")
-    exact = hf_radin.radin(linear, budget=2).report
-    assert exact.head is None and exact.heads == "auto" and not predictions
-    assert "Heads are averaged." in caplog.text and "(--head refit)" in caplog.text
-    caplog.clear()
-    hf_radin.radin(linear, budget=2, head="average")
-    assert "Heads are averaged." not in caplog.text
-    refitted = hf_radin.radin(linear, budget=2, head="refit").report
-    assert refitted.passes.soups > 0 and not refitted.is_exact and predictions
-    elsewhere = hf_radin.radin(linear, budget=2, head_split="train").report
-    assert elsewhere.is_exact and elsewhere.passes.soups == 0 < elsewhere.passes.head
+    soup = hf_radin.radin(unrefitted, **options)
+    report = soup.report
+    assert report.is_exact and report.has_refitted_head and sum(predictions) == len(unrefitted)
+    assert report.passes.head == 1 and report.passes.soups == 0 and report.passes.total == 6
+    assert "One pass of the body that they share, beside the budget" in caplog.text
+    averaged = hf_radin.radin(unrefitted, head="average").report
+    entries = {entry.teacher is None: entry.measured for entry in report.measurements if report.is_chosen(entry)}
+    assert entries.keys() == {False} and entries[False] > max(entry.measured for entry in averaged.measurements)
+    # what is reported is said by heads that did not see the image
+    assert soup.unseen.hits.mean() == entries[False]
+    text = " ".join(render(report).split())
+    assert "| refitting the head of the soup | 1 | |" in text and "with a refitted head, is another function" in text
 
 
-def test_distilled_layers_are_run_and_said_to_be(linear, proof, predictions):
+def test_what_the_body_gives_is_computed_once_for_all_soups(unrefitted, predictions):
+    first = hf_radin.radin(unrefitted)
+    assert predictions
+    predictions.clear()
+    other = hf_radin.radin(unrefitted, metric="log_loss", recipes=[Recipe.uniform(unrefitted.ingredients.ids[:2])])
+    assert other.recipe != first.recipe and other.report.passes.head == 1 and not predictions
+
+
+@pytest.mark.parametrize("names", [(0, 1), (0, 2, 4)])
+def test_the_head_is_that_of_the_soup_that_runs(unrefitted, names):
+    ids = unrefitted.ingredients.ids
+    recipe = Recipe.uniform([ids[place] for place in names])
+    teacher = Teacher(Recipe.uniform(ids), labels=True)
+    known, run = (refit_head(replace(unrefitted, exact=exact), recipe, teacher).head for exact in (True, False))
+    assert known.sha256 == run.sha256
+
+
+def test_a_head_is_averaged_where_that_is_asked_for_or_there_is_no_pass(linear, predictions, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    assert hf_radin.radin(linear, head="average").report.head is None and "pass of the body" not in caplog.text
+    assert hf_radin.radin(linear, budget=0).report.head is None and not predictions
+    assert "With a budget of 0 heads are averaged" in caplog.text
+    elsewhere = hf_radin.radin(linear, head_split="train").report
+    assert elsewhere.is_exact and elsewhere.passes.soups == 0 and elsewhere.passes.head > 5
+
+
+def test_distilled_layers_are_run_and_said_to_be(linear, proof, predictions, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
     soup = hf_radin.distill(linear, hf_radin.uniform(linear, test_split=proof))
     assert soup.report.is_distilled and soup.report.is_exact and sum(predictions) >= len(proof)
+    assert "the same up to" not in caplog.text  # no soup runs from there on
     for text in (" ".join(render(soup.report).split()), soup_table(soup)):
         assert "with an averaged head is the same function as the ensemble of its ingredients" in text
         assert "This one, with distilled last layers, is another function than the ensemble: it was run." in text
@@ -191,10 +231,21 @@ def test_it_is_said_in_plain_words_and_read_back(linear, caplog, tmp_path):
     card, printed = " ".join(render(soup.report).split()), soup_table(soup)
     assert sentence in card and ", exact |" in card and "soups took nothing of it" in card and "before" not in card
     assert sentence in printed and "0 for soups (a budget of 4, which is not touched: soups are exact)" in printed
+    assert "5 passes over validation for logits (counted as if each ran alone; they share one body)" in printed
+    assert "logits of 5 checkpoints (counted as if each ran alone; they share one body) | 5 |" in card
     assert "were off by" not in printed + card
     report = SearchReport.from_fields(soup.report.to_fields())
     assert report.is_exact and report.soups == soup.report.soups
     assert "exact" not in Measurement(Recipe.uniform(["a"]), "single", 0.5, 0.5, 2).to_dict()
+
+
+def test_the_log_names_the_best_three_and_counts_the_others(linear, caplog):
+    caplog.set_level(logging.INFO, logger="hf_radin")
+    soups = hf_radin.radin(linear, head="average").report.soups
+    best = sorted((entry.measured for entry in soups), reverse=True)[:3]
+    lines = [message for message in caplog.messages if ", exact." in message]
+    assert [line.split(": ")[1] for line in lines] == [f"{value:.2%}, exact." for value in best]
+    assert f"{len(soups) - 3} further soups, exact too, are no better." in caplog.messages
 
 
 def changed(probes: Path, folder: Path, change) -> Path:
@@ -411,6 +462,6 @@ def test_decisions_of_multi_label_probes_are_those_of_their_ensemble(start, tmp_
     decisions, known = really_measured(bank)
     assert bank.exact and (decisions == known).all()
     predictions.clear()
-    report = hf_radin.radin(bank, metrics=("accuracy", "log_loss")).report
+    report = hf_radin.radin(bank, metrics=("accuracy", "log_loss"), head="average").report
     assert report.is_exact and not predictions and report.metric == "f1"
     assert all(entry.measured == pytest.approx(entry.estimate) for entry in report.soups)

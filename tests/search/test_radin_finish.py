@@ -118,6 +118,7 @@ def test_a_single_model_that_no_soup_beats_has_its_head_refitted(bank, caplog):
     assert soup.report.is_chosen(soup.measurements[-1])
     assert soup.measurements[-1].proposal == "alone" and soup.report.head is not None
     assert any("which is returned, with a refitted head." in line for line in warned(caplog))
+    assert "\n- name: Best single model with a refitted head\n" in card.render(soup.report)
     assert soup.accuracy("soup", "validation") > soup.accuracy("best single", "validation")
 
 

@@ -220,6 +220,17 @@ def test_another_set_of_models_with_this_front_finds_it(vits, tmp_path):
     assert len([*bank.folder.glob("fronts/*.json")]) == 2
 
 
+def test_up_to_where_all_are_the_same_is_said_when_it_is_found(vits, tmp_path, caplog):
+    caplog.set_level("INFO", "hf_radin")
+    for _ in range(2):
+        bank = bank_of(vits, tmp_path)
+        assert bank.front() is not None
+    lines = [line for line in caplog.messages if "the same up to" in line]
+    assert lines == [
+        f"All ingredients are the same up to {bank.front().cut.module}: soups on 'validation' run from there on."
+    ]
+
+
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(vits, tmp_path, number):
     whole = values(bank_of(vits, tmp_path / "whole"))
