@@ -45,8 +45,8 @@ CHUNK = 1024
 HELD = 64 << 20
 
 # Steps to the least cross-entropy at most, how many of them are remembered, and what is no step any more: the nats
-# that it would gain, summed over the images. Chance leaves about half a nat to each unknown.
-STEPS, MEMORY, SMALL = 100, 16, 3e-4
+# that it would gain for each unknown. Chance leaves about half a nat to each.
+STEPS, MEMORY, SMALL = 100, 16, 5e-7
 
 # Lengths of a step that are tried, and the share of what the slope promises that it has to gain.
 LENGTHS, SUFFICIENT = tuple(0.5**halvings for halvings in range(40)), 1e-4
@@ -480,7 +480,7 @@ def least(
     for _ in range(STEPS):
         direction = curvature.direction(slope)
         promised = float((direction * slope).sum())  # twice what a parabola would gain
-        if promised <= 2 * SMALL:
+        if promised <= 2 * SMALL * unknown.numel():
             break
         for length in LENGTHS:
             step = -length * direction
