@@ -44,12 +44,9 @@ CHUNK = 1024
 # converted anew for each, a chunk at a time.
 HELD = 64 << 20
 
-# Steps to the least cross-entropy at most, how many of them are remembered, and what is no step any more: the nats
-# that it would gain for each unknown. Chance leaves about half a nat to each.
-STEPS, MEMORY, SMALL = 100, 16, 5e-7
-
-# Lengths of a step that are tried, and the share of what the slope promises that it has to gain.
-LENGTHS, SUFFICIENT = tuple(0.5**halvings for halvings in range(40)), 1e-4
+# Steps to the least cross-entropy at most, how many of them are remembered, and what is no step any more. The unknowns
+# are scaled so that images leave each of them a standard error of about 1.
+STEPS, MEMORY, SMALL = 100, 8, 1e-3
 
 # Shares of the labels in what a head is taught, if they have a part: those to choose from.
 SHARES = (0.1, 0.25, 0.5)
@@ -263,7 +260,7 @@ def refit(
 ) -> Refit:
     """Refit a head to a teacher.
 
-    It takes `(5 features^2 + 50 features x classes) x 8` bytes: 1 GB for 2,048 features and 1,000 classes.
+    It takes `(5 features^2 + 30 features x classes) x 8` bytes: 0.7 GB for 2,048 features and 1,000 classes.
 
     Args:
         lesson: what the head is taught. If labels are to have a part, their share is that of `SHARES` with which heads
@@ -341,8 +338,7 @@ def least_entropies(
     images and classes: those of the head that the model has, which has not seen the images. The penalty is given the
     same weight, that it may pull as hard as it did.
 
-    Of what is taught, a cross-entropy needs the sums over images alone. Other shares of the labels change its slope,
-    and not its curvature: each head begins where the one before came to, with what steps have shown by then.
+    Of what is taught, a cross-entropy needs the sums over images alone. Each head begins where the one before came to.
 
     Args:
         ridge: from the features of these images to what the head lacks.
@@ -350,6 +346,8 @@ def least_entropies(
         shares: that labels have in what is taught, one for each head.
         start: a head to begin from.
     """
+    import torch
+
     lessons = [lesson.at(share) for share in shares]
     counts = [float(taught.errors(lesson.layer, rows).squares) / len(start.weight) / len(rows) for taught in lessons]
     if not counts[0]:  # the teacher has no doubt at all, and the model says the same
@@ -357,19 +355,28 @@ def least_entropies(
     unknowns = _Unknowns.of(lesson, ridge, start, counts[0], len(rows))
     held = list(lesson.chunks(rows)) if lesson.is_held(rows) else None
 
-    def loss(wanted: Sums, pull: float, unknown: torch.Tensor) -> tuple[float, torch.Tensor]:
-        weight, bias = unknowns.head(unknown)
+    unknown, heads = unknowns.begun.clone().requires_grad_(), []
+
+    def loss(wanted: Sums, pull: float) -> torch.Tensor:
+        point = unknown.detach()
+        weight, bias = unknowns.head(point)
         sums = lesson.sums(weight, bias, lesson.chunks(rows) if held is None else held)
         entropy = sums.normalised - (wanted.crossed * weight).sum() - (wanted.classes * bias).sum()
-        change = unknown[:, :-1] * unknowns.scales
-        slopes = unknowns.slopes(sums.crossed - wanted.crossed, sums.classes - wanted.classes)
-        slopes[:, :-1] += pull * unknowns.scales * change
-        return float(entropy + pull * (change**2).sum() / 2), slopes
+        change = point[:, :-1] * unknowns.scales
+        unknown.grad = unknowns.slopes(sums.crossed - wanted.crossed, sums.classes - wanted.classes)
+        unknown.grad[:, :-1] += pull * unknowns.scales * change
+        return entropy + pull * (change**2).sum() / 2
 
-    unknown, curvature, heads = unknowns.begun, _Curvature(unknowns.begun), []
     for taught, count in zip(lessons, counts, strict=True):
-        unknown = least(partial(loss, taught.sums_of_wanted(rows), count * ridge.strength), unknown, curvature)
-        weight, bias = (tensor.cpu().numpy() for tensor in unknowns.head(unknown))
+        torch.optim.LBFGS(
+            [unknown],
+            max_iter=STEPS,
+            history_size=MEMORY,
+            tolerance_grad=SMALL,
+            tolerance_change=SMALL,
+            line_search_fn="strong_wolfe",
+        ).step(partial(loss, taught.sums_of_wanted(rows), count * ridge.strength))
+        weight, bias = (tensor.cpu().numpy() for tensor in unknowns.head(unknown.detach()))
         heads.append(LinearLayer(weight, None if start.bias is None else bias))
     return tuple(heads)
 
@@ -422,78 +429,6 @@ class _Unknowns:
 
         along = (crossed - classes[:, None] * self.mean) @ self.vectors
         return torch.cat([along, classes[:, None] * self.bias_scale], dim=1)
-
-
-class _Curvature:
-    """What steps have shown of a loss's curvature: L-BFGS, with matrices in the place of the recursion (Byrd, Nocedal
-    and Schnabel, Mathematical Programming 1994).
-
-    Args:
-        unknown: as the unknowns are, in shape, dtype and device.
-    """
-
-    def __init__(self, unknown: torch.Tensor):
-        self._count = 0
-        self._steps, self._changes = unknown.new_zeros(2, MEMORY, unknown.numel())
-        self._products = unknown.new_zeros(MEMORY, MEMORY)  # of steps with changes
-
-    def note(self, step: torch.Tensor, change: torch.Tensor) -> None:
-        """Add a step, and how it changed the slope. Where there is no room, the older half is forgotten."""
-        half = MEMORY // 2
-        if self._count == MEMORY:
-            for stored in (self._steps, self._changes):
-                stored[:half] = stored[half:]
-            self._products[:half, :half] = self._products[half:, half:].clone()
-            self._count = half
-        place = self._count
-        self._count += 1
-        self._steps[place], self._changes[place] = step.flatten(), change.flatten()
-        self._products[: self._count, place] = self._steps[: self._count] @ self._changes[place]
-
-    def direction(self, slope: torch.Tensor) -> torch.Tensor:
-        """The way from where the slope would be zero, if the loss were a parabola."""
-        import torch
-
-        if not self._count:
-            return slope
-        steps, changes = self._steps[: self._count], self._changes[: self._count]
-        upper, flat = self._products[: self._count, : self._count].triu(), slope.flatten()
-        scale = upper[-1, -1] / (changes[-1] ** 2).sum()
-        first = torch.linalg.solve_triangular(upper, (steps @ flat)[:, None], upper=True)[:, 0]
-        left = scale * (flat - changes.T @ first)
-        second = (upper.diagonal() * first - changes @ left)[:, None]
-        second = torch.linalg.solve_triangular(upper.T, second, upper=False)[:, 0]
-        return (left + steps.T @ second).view_as(slope)
-
-
-def least(
-    loss: Callable[[torch.Tensor], tuple[float, torch.Tensor]], unknown: torch.Tensor, curvature: _Curvature
-) -> torch.Tensor:
-    """The unknowns of the least loss, which is convex.
-
-    Args:
-        loss: and its slope, of unknowns.
-        unknown: to begin from.
-        curvature: that earlier steps have shown; those that are taken here are added.
-    """
-    value, slope = loss(unknown)
-    for _ in range(STEPS):
-        direction = curvature.direction(slope)
-        promised = float((direction * slope).sum())  # twice what a parabola would gain
-        if promised <= 2 * SMALL * unknown.numel():
-            break
-        for length in LENGTHS:
-            step = -length * direction
-            next_value, next_slope = loss(unknown + step)
-            if next_value <= value - SUFFICIENT * length * promised:
-                break
-        else:  # rounding hides what is left to gain
-            break
-        change = next_slope - slope
-        if float((step * change).sum()) > 0:
-            curvature.note(step, change)
-        unknown, value, slope = unknown + step, next_value, next_slope
-    return unknown
 
 
 def logits_of(layer: LinearLayer, features: np.ndarray, rows: np.ndarray) -> np.ndarray:

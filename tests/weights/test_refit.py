@@ -199,7 +199,7 @@ def test_where_the_head_begins_changes_nothing_of_what_it_learns():
 
 
 def test_heads_of_several_shares_are_those_of_each_share_alone():
-    """Though each begins where the one before came to, with the curvature that steps have shown by then."""
+    """Though each begins where the one before came to."""
     features, generator = drawn(300)
     labels, logits = classed(features, generator)
     lesson, rows = Lesson(features, logits, drawn_layer(generator), labels), np.arange(300)
