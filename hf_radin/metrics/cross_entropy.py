@@ -66,6 +66,22 @@ def compared(
     return -(wanted * logs), logs.exp() - wanted
 
 
+def normalised(logits: torch.Tensor, *, multi_label: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logarithms of what probabilities are normalised by, and the probabilities `(images, classes)`.
+
+    A cross-entropy is the logarithm, `(images, 1)` or multi-label `(images, classes)`, less the sum of wanted
+    probabilities times logits: over images, that sum needs nothing of each image that changes with a linear head.
+    """
+    import torch
+
+    if multi_label:
+        return -torch.nn.functional.logsigmoid(-logits), logits.sigmoid()
+    highest = logits.amax(1, keepdim=True)
+    powers = (logits - highest).exp_()  # one exponential for each, where logsumexp and softmax take two
+    sums = powers.sum(1, keepdim=True)
+    return highest + sums.log(), powers.div_(sums)
+
+
 def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Minus the logarithm of the probability that images are given for their labels, in nats: float64 `(images,)`.
 

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_radin.metrics.cross_entropy import compared, taught_probabilities
+from hf_radin.metrics.cross_entropy import compared, normalised, taught_probabilities
 from hf_radin.metrics.multi_label import decisions_of
 from hf_radin.weights.head import LinearLayer
 from hf_radin.weights.ridge import Moments, Ridge, fit
@@ -40,8 +40,8 @@ FOLDS = 5
 # Images that are added up at a time: what is summed in another order is rounded otherwise, so it is no option.
 CHUNK = 1024
 
-# Bytes of features and probabilities that are held as float64, since each of a hundred steps needs them again. What
-# takes more is converted anew for each, a chunk at a time.
+# Bytes of features that are held as float64, since each of a hundred steps needs them again. What takes more is
+# converted anew for each, a chunk at a time.
 HELD = 64 << 20
 
 # Steps to the least cross-entropy at most, how many of them are remembered, and what is no step any more. The unknowns
@@ -148,41 +148,51 @@ class Lesson:
 
     def errors(self, layer: LinearLayer, rows: np.ndarray) -> Errors:
         """How far the probabilities of a head are from those that are taught, on some images."""
-        weight = self._tensor(layer.weight)
-        bias = weight.new_zeros(len(weight)) if layer.bias is None else self._tensor(layer.bias)
-        return self.errors_of(weight, bias, self.chunks(rows))
+        weight, bias = self.tensors(layer)
 
-    def errors_of(self, weight: torch.Tensor, bias: torch.Tensor, chunks: Iterable[_Chunk]) -> Errors:
-        """The same of a head whose weights `(classes, features)` and biases `(classes,)` are on the device."""
+        def of_chunk(chunk: np.ndarray) -> Errors:
+            wanted = self.wanted(chunk)
+            logits = self._tensor(self.features[chunk]) @ weight.T + bias
+            entropies, errors = compared(logits, wanted, multi_label=self.multi_label)
+            return Errors(entropies.sum(), (errors**2).sum() + (wanted * (1 - wanted)).sum())
 
-        def of_chunk(chunk: _Chunk) -> Errors:
-            features, wanted = chunk.features, chunk.wanted
-            entropies, errors = compared(features @ weight.T + bias, wanted, multi_label=self.multi_label)
-            squares = (errors**2).sum() + (wanted * (1 - wanted)).sum()
-            return Errors(entropies.sum(), squares, errors.T @ features, errors.sum(0))
+        return reduce(add, map(of_chunk, _chunks(rows)))
+
+    def sums(self, weight: torch.Tensor, bias: torch.Tensor, chunks: Iterable[torch.Tensor]) -> Sums:
+        """Of the probabilities that a head with these weights and biases gives, on some images."""
+
+        def of_chunk(features: torch.Tensor) -> Sums:
+            logs, given = normalised(features @ weight.T + bias, multi_label=self.multi_label)
+            return Sums(given.T @ features, given.sum(0), logs.sum())
 
         return reduce(add, map(of_chunk, chunks))
 
-    def chunks(self, rows: np.ndarray) -> Iterator[_Chunk]:
-        """What some images, given by their rows, teach a cross-entropy: made as one goes through them."""
-        return (_Chunk(self._tensor(self.features[chunk]), self.wanted(chunk)) for chunk in _chunks(rows))
+    def sums_of_wanted(self, rows: np.ndarray) -> Sums:
+        """Of the probabilities that are taught, on some images."""
+
+        def of_chunk(chunk: np.ndarray) -> Sums:
+            wanted = self.wanted(chunk)
+            return Sums(wanted.T @ self._tensor(self.features[chunk]), wanted.sum(0))
+
+        return reduce(add, map(of_chunk, _chunks(rows)))
+
+    def chunks(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Features of images by their rows, float64 `(images, features)`: made as one goes through them."""
+        return (self._tensor(self.features[chunk]) for chunk in _chunks(rows))
 
     def is_held(self, rows: np.ndarray) -> bool:
         """Whether the chunks of some images are few enough to be held."""
-        return len(rows) * (self.features.shape[1] + self.teacher.shape[1]) * 8 <= self.memory
+        return len(rows) * self.features.shape[1] * 8 <= self.memory
+
+    def tensors(self, layer: LinearLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of a head and its biases, zeros if it has none."""
+        weight = self._tensor(layer.weight)
+        return weight, weight.new_zeros(len(weight)) if layer.bias is None else self._tensor(layer.bias)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device).double()
-
-
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Features of some images `(images, features)` and the probabilities that they teach `(images, classes)`."""
-
-    features: torch.Tensor
-    wanted: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,22 +202,31 @@ class Errors:
     Args:
         entropy: the cross-entropy, in nats.
         squares: squared errors as expected where the probabilities that are taught are the truth (the Brier score).
-        crossed: errors times features, `(classes, features)`: the slope of the entropy along the weights.
-        classes: errors, `(classes,)`: its slope along the biases.
     """
 
     entropy: torch.Tensor
     squares: torch.Tensor
-    crossed: torch.Tensor
-    classes: torch.Tensor
 
     def __add__(self, other: Errors) -> Errors:
-        return Errors(
-            self.entropy + other.entropy,
-            self.squares + other.squares,
-            self.crossed + other.crossed,
-            self.classes + other.classes,
-        )
+        return Errors(self.entropy + other.entropy, self.squares + other.squares)
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Of probabilities, over images; those of two sets add up.
+
+    Args:
+        crossed: probabilities times features, `(classes, features)`.
+        classes: probabilities, `(classes,)`.
+        normalised: the logarithms of what a head's logits are normalised by, in one number.
+    """
+
+    crossed: torch.Tensor
+    classes: torch.Tensor
+    normalised: torch.Tensor | float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.crossed + other.crossed, self.classes + other.classes, self.normalised + other.normalised)
 
 
 def draw_folds(contents: np.ndarray, *, seed: int = 0, folds: int = FOLDS) -> np.ndarray:
@@ -299,61 +318,117 @@ def _teach(lesson: Lesson, parts: Sequence[_Part], penalty: float | None) -> _Ta
     moments = reduce(add, (part.moments for part in parts))
     ridge = fit(moments, has_bias=lesson.layer.bias is not None, penalty=penalty)
     rows = np.concatenate([part.rows for part in parts])
-    heads = [lesson.layer + ridge.layer]
-    for share in (0.0, *SHARES) if lesson.labels is not None else (0.0,):
-        heads.append(least_entropy(lesson.at(share), ridge, rows, start=heads[-1]))
-    return _Taught(tuple(heads[2:] or heads), ridge.penalty)
+    first = lesson.layer + ridge.layer
+    if lesson.labels is None:
+        return _Taught((first, least_entropy(lesson, ridge, rows, start=first)), ridge.penalty)
+    return _Taught(least_entropies(lesson, ridge, rows, SHARES, start=first), ridge.penalty)
 
 
 def least_entropy(lesson: Lesson, ridge: Ridge, rows: np.ndarray, *, start: LinearLayer) -> LinearLayer:
-    """The head with the least cross-entropy to what is taught of some images, with the penalty of a ridge regression.
+    """The head with the least cross-entropy to what is taught of some images, as in `least_entropies`."""
+    return least_entropies(lesson, ridge, rows, (lesson.share,), start=start)[0]
 
-    The unknowns are those of the ridge regression, along the eigenvectors of the features' covariance and so scaled
-    that all matter alike. In a cross-entropy, squared errors of logits count as much as squared errors of
-    probabilities say, on average over images and classes: those of the head that the model has, which has not seen
-    the images. The penalty is given the same weight, that it may pull as hard as it did.
+
+def least_entropies(
+    lesson: Lesson, ridge: Ridge, rows: np.ndarray, shares: Sequence[float], *, start: LinearLayer
+) -> tuple[LinearLayer, ...]:
+    """The heads with the least cross-entropy to what is taught of some images, with the penalty of a ridge regression.
+
+    In a cross-entropy, squared errors of logits count as much as squared errors of probabilities say, on average over
+    images and classes: those of the head that the model has, which has not seen the images. The penalty is given the
+    same weight, that it may pull as hard as it did.
+
+    Of what is taught, a cross-entropy needs the sums over images alone. Each head begins where the one before came to.
 
     Args:
         ridge: from the features of these images to what the head lacks.
         rows: of the images that teach.
+        shares: that labels have in what is taught, one for each head.
         start: a head to begin from.
     """
     import torch
 
-    count = float(lesson.errors(lesson.layer, rows).squares) / start.weight.shape[0] / len(rows)
-    if not count:  # the teacher has no doubt at all, and the model says the same
-        return start
-    values, vectors, mean, weight, had = (
-        torch.from_numpy(array).to(lesson.device)
-        for array in (ridge.values, ridge.vectors, ridge.mean, start.weight, lesson.layer.weight)
-    )
-    bias = weight.new_zeros(len(weight)) if start.bias is None else torch.from_numpy(start.bias).to(lesson.device)
-    scales = (count * (values + ridge.strength).clamp(min=torch.finfo(torch.float64).tiny)).rsqrt()
-    bias_scale, pull = (count * len(rows)) ** -0.5, count * ridge.strength * scales**2
-    begun = weight - had
+    lessons = [lesson.at(share) for share in shares]
+    counts = [float(taught.errors(lesson.layer, rows).squares) / len(start.weight) / len(rows) for taught in lessons]
+    if not counts[0]:  # the teacher has no doubt at all, and the model says the same
+        return (start,) * len(shares)
+    unknowns = _Unknowns.of(lesson, ridge, start, counts[0], len(rows))
     held = list(lesson.chunks(rows)) if lesson.is_held(rows) else None
-    unknown, offset = ((begun @ vectors) / scales).requires_grad_(), torch.zeros_like(bias, requires_grad=True)
 
-    def reached() -> tuple[torch.Tensor, torch.Tensor]:
-        change = (unknown.detach() * scales) @ vectors.T - begun
-        return weight + change, bias + (offset.detach() * bias_scale - change @ mean)
+    unknown, heads = unknowns.begun.clone().requires_grad_(), []
 
-    def loss() -> torch.Tensor:
-        errors = lesson.errors_of(*reached(), lesson.chunks(rows) if held is None else held)
-        slopes = (errors.crossed - errors.classes[:, None] * mean) @ vectors * scales
-        unknown.grad, offset.grad = slopes + pull * unknown.detach(), errors.classes * bias_scale
-        return errors.entropy + (pull * unknown.detach() ** 2).sum() / 2
+    def loss(wanted: Sums, pull: float) -> torch.Tensor:
+        point = unknown.detach()
+        weight, bias = unknowns.head(point)
+        sums = lesson.sums(weight, bias, lesson.chunks(rows) if held is None else held)
+        entropy = sums.normalised - (wanted.crossed * weight).sum() - (wanted.classes * bias).sum()
+        change = point[:, :-1] * unknowns.scales
+        unknown.grad = unknowns.slopes(sums.crossed - wanted.crossed, sums.classes - wanted.classes)
+        unknown.grad[:, :-1] += pull * unknowns.scales * change
+        return entropy + pull * (change**2).sum() / 2
 
-    torch.optim.LBFGS(
-        [unknown] if start.bias is None else [unknown, offset],
-        max_iter=STEPS,
-        history_size=MEMORY,
-        tolerance_grad=SMALL,
-        tolerance_change=SMALL,
-        line_search_fn="strong_wolfe",
-    ).step(loss)
-    final = [tensor.cpu().numpy() for tensor in reached()]
-    return LinearLayer(final[0], None if start.bias is None else final[1])
+    for taught, count in zip(lessons, counts, strict=True):
+        torch.optim.LBFGS(
+            [unknown],
+            max_iter=STEPS,
+            history_size=MEMORY,
+            tolerance_grad=SMALL,
+            tolerance_change=SMALL,
+            line_search_fn="strong_wolfe",
+        ).step(partial(loss, taught.sums_of_wanted(rows), count * ridge.strength))
+        weight, bias = (tensor.cpu().numpy() for tensor in unknowns.head(unknown.detach()))
+        heads.append(LinearLayer(weight, None if start.bias is None else bias))
+    return tuple(heads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unknowns:
+    """Heads as float64 `(classes, features + 1)`: what they add to the weights of the model's head, along the
+    eigenvectors of the features' covariance and so scaled that all matter alike; in the last column the biases.
+
+    Args:
+        weight, bias: of the head to begin from.
+        change: what it adds to the weights of the model's head.
+        begun: the head to begin from.
+        scales: of all columns but the last, `(features,)`.
+        vectors: the eigenvectors times these, `(features, features)`.
+        mean: of the features, `(features,)`.
+        bias_scale: of the last column; zero if there are no biases.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    change: torch.Tensor
+    begun: torch.Tensor
+    scales: torch.Tensor
+    vectors: torch.Tensor
+    mean: torch.Tensor
+    bias_scale: float
+
+    @classmethod
+    def of(cls, lesson: Lesson, ridge: Ridge, start: LinearLayer, count: float, images: int) -> _Unknowns:
+        """Those of heads that so many images teach, where squared errors of logits count so much."""
+        import torch
+
+        (weight, bias), (had, _) = lesson.tensors(start), lesson.tensors(lesson.layer)
+        arrays = ridge.values, ridge.vectors, ridge.mean
+        values, vectors, mean = (torch.from_numpy(array).to(lesson.device) for array in arrays)
+        scales = (count * (values + ridge.strength).clamp(min=torch.finfo(torch.float64).tiny)).rsqrt()
+        begun = torch.cat([(weight - had) @ vectors / scales, torch.zeros_like(bias)[:, None]], dim=1)
+        bias_scale = 0.0 if start.bias is None else (count * images) ** -0.5
+        return cls(weight, bias, weight - had, begun, scales, vectors * scales, mean, bias_scale)
+
+    def head(self, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of a head `(classes, features)`, and its biases `(classes,)`."""
+        change = unknown[:, :-1] @ self.vectors.T - self.change
+        return self.weight + change, self.bias + (unknown[:, -1] * self.bias_scale - change @ self.mean)
+
+    def slopes(self, crossed: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Along the unknowns, of what has these slopes along weights and biases."""
+        import torch
+
+        along = (crossed - classes[:, None] * self.mean) @ self.vectors
+        return torch.cat([along, classes[:, None] * self.bias_scale], dim=1)
 
 
 def logits_of(layer: LinearLayer, features: np.ndarray, rows: np.ndarray) -> np.ndarray:

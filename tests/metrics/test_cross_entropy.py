@@ -9,6 +9,7 @@ from hf_radin.metrics.cross_entropy import (
     calibrated_losses,
     compared,
     log_losses,
+    normalised,
     probabilities,
     taught_probabilities,
 )
@@ -119,6 +120,17 @@ def test_errors_are_the_slope_of_the_cross_entropy(multi_label):
     other = teacher + 1.0  # a number for all classes
     is_same = torch.allclose(probabilities(other, multi_label=multi_label), wanted)
     assert is_same != multi_label
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_what_normalises_gives_probabilities_and_cross_entropies(multi_label):
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = 30 * torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    wanted = probabilities(teacher, multi_label=multi_label)
+    logs, given = normalised(logits, multi_label=multi_label)
+    torch.testing.assert_close(given, probabilities(logits, multi_label=multi_label))
+    entropies, _ = compared(logits, wanted, multi_label=multi_label)
+    torch.testing.assert_close(logs.sum(1) - (wanted * logits).sum(1), entropies.sum(1))
 
 
 def test_logits_without_doubt_have_finite_losses():

@@ -8,7 +8,7 @@ from shared.features import CLASSES, drawn, noisy_teacher
 from sklearn.linear_model import LogisticRegression
 
 from hf_radin.weights.head import LinearLayer
-from hf_radin.weights.refit import FOLDS, SHARES, Lesson, draw_folds, least_entropy, refit
+from hf_radin.weights.refit import FOLDS, SHARES, Lesson, draw_folds, least_entropies, least_entropy, refit
 from hf_radin.weights.ridge import fit
 
 
@@ -196,6 +196,18 @@ def test_where_the_head_begins_changes_nothing_of_what_it_learns():
     first, *others = (least_entropy(lesson, ridge, rows, start=start) for start in starts)
     for other in others:
         np.testing.assert_allclose(probabilities(other(features)), probabilities(first(features)), atol=1e-2)
+
+
+def test_heads_of_several_shares_are_those_of_each_share_alone():
+    """Though each begins where the one before came to."""
+    features, generator = drawn(300)
+    labels, logits = classed(features, generator)
+    lesson, rows = Lesson(features, logits, drawn_layer(generator), labels), np.arange(300)
+    ridge = fit(lesson.moments(rows), penalty=1e-2)
+    together = least_entropies(lesson, ridge, rows, SHARES, start=lesson.layer)
+    for share, layer in zip(SHARES, together, strict=True):
+        alone = least_entropy(lesson.at(share), ridge, rows, start=lesson.layer)
+        np.testing.assert_allclose(probabilities(layer(features)), probabilities(alone(features)), atol=1e-2)
 
 
 def classed(features: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
