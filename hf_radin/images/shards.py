@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +56,16 @@ def count_shards(rows: Dataset | IterableDataset) -> int:
     return int(rows.num_shards) if getattr(rows, "_ex_iterable", None) is not None and last is not None else 1
 
 
-def grouped(parts: Iterable[BlockRows], images: int) -> Iterator[list[BlockRows]]:
-    """Consecutive parts of blocks that have at most so many images together; a part that has more is alone."""
+def grouped(parts: Iterable[BlockRows], images: int, *, begin: Collection[Block] = ()) -> Iterator[list[BlockRows]]:
+    """Consecutive parts of blocks that have at most so many images together; a part that has more is alone.
+
+    Args:
+        begin: blocks that begin a group, however few images there are before.
+    """
     group: list[BlockRows] = []
     waiting = 0
     for part in parts:
-        if group and waiting + len(part.rows) > images:
+        if group and (part.block in begin or waiting + len(part.rows) > images):
             yield group
             group, waiting = [], 0
         group.append(part)

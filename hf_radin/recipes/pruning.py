@@ -200,7 +200,7 @@ def load_or_make(path: Path, subject: str, make: Callable[[], Pruned], *, top: i
     made = make()
     try:
         write_arrays(path, {name: getattr(made, name) for name in ARRAYS}, subject)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logger.warning("The pruned logits can't be cached, and are made again when they are needed again: %s", error)
     return made
 

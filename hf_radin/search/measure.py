@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_radin.images.pixels import join, select
+from hf_radin.images.pixels import Inputs, join, select
 from hf_radin.images.shards import Block, BlockRows, grouped
 from hf_radin.logits.bank import LogitBank
 from hf_radin.logits.bank_files import Pace, Spent, Target, write_part
@@ -256,19 +256,25 @@ class MeasuredSoup:
 
         Of a block few images may be missing: those of several blocks, up to as many as a block has, run together.
         """
-        images, processes = self.bank.images, passes.processes
-        blocks = filter(tally.is_wanted, images.blocks_of(processes.index, processes.count))
-        waiting: list[list[BlockRows]] = []
-        for group in grouped([BlockRows(block, tally.rows(block)) for block in blocks], images.size):
-            logits = None if run is None else run.known(group)
-            if logits is None:
-                waiting.append(group)
-            else:
+        images, processes, known = self.bank.images, passes.processes, set()
+        # none are listed where what the pixels are is not known here: they are decoded again as they are streamed
+        listed = filter(tally.is_wanted, images.blocks_of(processes.index, processes.count))
+        groups = list(grouped([BlockRows(block, tally.rows(block)) for block in listed], images.size))
+        for group in groups:
+            if run is not None and (logits := run.known(group)) is not None:
+                known |= {part.block for part in group}
                 yield from self._by_block(group, logits)
-        unknown = {part.block for group in waiting for part in group}
-        streamed = passes.stream(images, unknown.__contains__)
-        for group in waiting:
-            inputs = join([select(next(streamed)[1], part.rows) for part in group])
+        waiting: dict[Block, Inputs] = {}
+
+        def streamed() -> Iterator[BlockRows]:
+            for block, inputs in passes.stream(images, lambda block: tally.is_wanted(block) and block not in known):
+                part = BlockRows(block, tally.rows(block))
+                waiting[block] = select(inputs, part.rows)
+                yield part
+
+        # what runs together is the same whatever is known: the last bits of logits may depend on it
+        for group in grouped(streamed(), images.size, begin={group[0].block for group in groups}):
+            inputs = join([waiting.pop(part.block) for part in group])
             logits = passes.running.logits([self._model], inputs)[0] if run is None else run.logits(group, inputs)
             yield from self._by_block(group, logits)
 
