@@ -57,7 +57,7 @@ from hf_radin.runtime import liveness
 from hf_radin.runtime.files import digest, refuse_files
 from hf_radin.runtime.processes import Processes
 from hf_radin.runtime.schema import known_record, write_sealed
-from hf_radin.runtime.text import one_line
+from hf_radin.runtime.text import counted, one_line
 from hf_radin.sharing.digests import TensorDigests
 from hf_radin.sharing.replay import SharedModules
 from hf_radin.weights.batchnorm import IMAGES, Statistics, prepare_statistics, statistics_split
@@ -506,13 +506,13 @@ def _log_beginning(task: _Task, models: int, missing: int) -> None:
         return
     _SAID.add(task.folder)
     logger.info(
-        "Logits of %d checkpoints on the split %r of %s: %d to compute, on %s in %d process(es), in %s.",
+        "Logits of %d checkpoints on the split %r of %s: %d to compute, on %s in %s, in %s.",
         models,
         task.split.split,
         task.split.name,
         missing,
         task.processes.device.type,
-        task.processes.count,
+        counted(task.processes.count, "process"),
         task.folder,
     )
 

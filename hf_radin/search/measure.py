@@ -112,7 +112,8 @@ class MeasuredSoup:
     def look(self, images: np.ndarray, *, on_block: Callable[[int], object] = lambda samples: None) -> np.ndarray:
         """Show it images; `predictions` then has their classes too, -1 where a logit is not finite.
 
-        Each process takes its blocks; one sum of integers brings them together.
+        Each process takes its blocks; one sum of integers brings them together. Images of several of its blocks run
+        together: the last bits of their logits may depend on the number of processes.
 
         Args:
             images: bool `(samples,)`.

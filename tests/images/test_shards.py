@@ -84,3 +84,9 @@ def test_parts_of_blocks_come_together_up_to_so_many_images(counts, groups):
     together = list(grouped(iter(parts), 10))
     assert [len(group) for group in together] == groups
     assert [part.block for group in together for part in group] == [part.block for part in parts]
+
+
+def test_a_group_may_have_to_begin_with_a_block():
+    parts = [BlockRows((0, number), np.arange(2)) for number in range(5)]
+    groups = grouped(parts, 10, begin={(0, 0), (0, 3)})
+    assert [[part.block for part in group] for group in groups] == [[(0, 0), (0, 1), (0, 2)], [(0, 3), (0, 4)]]
